@@ -1,0 +1,145 @@
+package delegation
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/go-json-experiment/json/jsontext"
+)
+
+// maxDetails bounds the elements of one authorization_details array.
+const maxDetails = 32
+
+// Detail is one element of authorization_details (RFC 9396 §2) in canonical JSON (RFC 8785), so
+// that equal details are equal strings.
+type Detail struct {
+	canonical string
+	members   map[string]jsontext.Value
+}
+
+// ParseDetails reads an authorization_details array strictly: objects with a type, and the common
+// fields of RFC 9396 §2.2 in their common form.
+func ParseDetails(data []byte) ([]Detail, error) {
+	// The array is read as the member of an object, so that one strict reader serves both.
+	wrapped, err := objectMembers(slices.Concat([]byte(`{"a":`), data, []byte(`}`)))
+	if err != nil || len(wrapped) != 1 {
+		return nil, errors.New("authorization_details is not one strict JSON array")
+	}
+	elements, err := arrayElements(wrapped["a"])
+	if err != nil {
+		return nil, errors.New("authorization_details is not a JSON array")
+	}
+	if len(elements) == 0 || len(elements) > maxDetails {
+		return nil, fmt.Errorf("authorization_details has %d elements, want 1 to %d", len(elements), maxDetails)
+	}
+	details := make([]Detail, 0, len(elements))
+	for i, element := range elements {
+		d, err := parseDetail(element)
+		if err != nil {
+			return nil, fmt.Errorf("authorization_details[%d]: %w", i, err)
+		}
+		details = append(details, d)
+	}
+	return details, nil
+}
+
+func parseDetail(raw jsontext.Value) (Detail, error) {
+	members, err := objectMembers(raw)
+	if err != nil {
+		return Detail{}, err
+	}
+	if typ, err := stringMember(members, "type"); err != nil || typ == "" {
+		return Detail{}, errors.New("type is missing or not a string with content")
+	}
+	for name, value := range members {
+		if !isListField(name) {
+			continue
+		}
+		list, err := stringList(value)
+		if err != nil || len(list) == 0 {
+			return Detail{}, fmt.Errorf("%s is not a list of strings with content: leave it out instead", name)
+		}
+	}
+	canonical := raw.Clone()
+	if err := canonical.Canonicalize(); err != nil {
+		return Detail{}, errors.New("malformed JSON")
+	}
+	return Detail{canonical: string(canonical), members: members}, nil
+}
+
+// isListField names the common fields of RFC 9396 §2.2 that list alternatives: fewer is narrower.
+func isListField(name string) bool {
+	return name == "locations" || name == "actions" || name == "datatypes" || name == "privileges"
+}
+
+// Type is the element's type, never "".
+func (d Detail) Type() string { s, _ := stringMember(d.members, "type"); return s }
+
+// Text is a string field such as identifier, and whether it is there and a string.
+func (d Detail) Text(field string) (string, bool) {
+	s, err := stringMember(d.members, field)
+	return s, err == nil
+}
+
+// List is a list field such as actions; nil if it is absent.
+func (d Detail) List(field string) []string {
+	raw, present := d.members[field]
+	if !present {
+		return nil
+	}
+	list, _ := stringList(raw)
+	return list
+}
+
+// Fields are the names of the element's members, sorted.
+func (d Detail) Fields() []string {
+	names := make([]string, 0, len(d.members))
+	for name := range d.members {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return names
+}
+
+// Narrows says whether d allows nothing that wide does not: the same members, each list field a
+// subset, every other member equal. A member that only one of them has is never a narrowing: what
+// its absence means is known to the resource alone, and absent must not come to mean all.
+func (d Detail) Narrows(wide Detail) bool {
+	if !slices.Equal(d.Fields(), wide.Fields()) {
+		return false
+	}
+	for name, value := range d.members {
+		if isListField(name) {
+			for _, s := range d.List(name) {
+				if !slices.Contains(wide.List(name), s) {
+					return false
+				}
+			}
+			continue
+		}
+		if !equalJSON(value, wide.members[name]) {
+			return false
+		}
+	}
+	return true
+}
+
+func equalJSON(a, b jsontext.Value) bool {
+	a, b = a.Clone(), b.Clone()
+	return a.Canonicalize() == nil && b.Canonicalize() == nil && string(a) == string(b)
+}
+
+// NarrowsAny says whether d narrows at least one of the given details.
+func (d Detail) NarrowsAny(wide []Detail) bool { return slices.ContainsFunc(wide, d.Narrows) }
+
+// String is the canonical JSON.
+func (d Detail) String() string { return d.canonical }
+
+// MarshalJSON writes the canonical JSON. The zero Detail has none.
+func (d Detail) MarshalJSON() ([]byte, error) {
+	if d.canonical == "" {
+		return nil, errors.New("delegation: the zero Detail has no JSON form")
+	}
+	return []byte(d.canonical), nil
+}

@@ -1,0 +1,154 @@
+package delegation
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"strings"
+	"time"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
+)
+
+// ErrorDomain is the domain of google.rpc.ErrorInfo in every gRPC error that Deputy returns.
+const ErrorDomain = "deputy"
+
+// Error is the one error of Deputy's API. The wires carry reason, field, description and metadata;
+// the cause stays with the server, for its log and its ledger.
+type Error struct {
+	Reason      Reason
+	Field       string            // the parameter or configuration field at fault, or ""
+	Description string            // which rule was broken and what to do; never holds a credential
+	Metadata    map[string]string // facts for programs, such as the missing relation
+	RetryAfter  time.Duration     // how long to wait before another try; 0: not said
+
+	cause error
+}
+
+// Refuse makes an Error. The description is safe to send: pass nothing secret into it.
+func Refuse(reason Reason, field, format string, args ...any) *Error {
+	return &Error{Reason: reason, Field: field, Description: asciiText(fmt.Sprintf(format, args...))}
+}
+
+// Unavailable says that a dependency did not give a usable answer. The cause never reaches a wire.
+func Unavailable(dependency string, cause error) *Error {
+	e := Refuse(DependencyDown, "", "%s is not available, nothing was issued: try again", dependency)
+	e.RetryAfter = time.Second
+	return e.WithCause(cause)
+}
+
+// AsError finds the *Error in a chain of errors; anything else becomes an internal error that keeps
+// its cause to itself. It returns nil for nil.
+func AsError(err error) *Error {
+	var e *Error
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &e):
+		return e
+	}
+	return Refuse(Internal, "", "internal error: nothing was issued").WithCause(err)
+}
+
+// WithCause returns a copy that remembers err.
+func (e *Error) WithCause(err error) *Error {
+	c := *e
+	c.cause = err
+	return &c
+}
+
+// WithMetadata returns a copy with one more fact.
+func (e *Error) WithMetadata(key, value string) *Error {
+	c := *e
+	c.Metadata = maps.Clone(e.Metadata)
+	if c.Metadata == nil {
+		c.Metadata = make(map[string]string, 1)
+	}
+	c.Metadata[key] = value
+	return &c
+}
+
+// Error is what the wire may see.
+func (e *Error) Error() string {
+	if e.Field == "" {
+		return fmt.Sprintf("%s: %s", e.Reason, e.Description)
+	}
+	return fmt.Sprintf("%s: %s: %s", e.Reason, e.Field, e.Description)
+}
+
+// Unwrap gives the cause to the server's log.
+func (e *Error) Unwrap() error { return e.cause }
+
+// Temporary says whether the same request may succeed later.
+func (e *Error) Temporary() bool { return e.Reason == DependencyDown || e.Reason == RateLimited }
+
+// Keys under which ErrorInfo carries what is not metadata of the caller's.
+const (
+	metaField = "field"
+	metaOAuth = "error"
+)
+
+// GRPCStatus is the gRPC form: code, description, ErrorInfo and, where known, RetryInfo.
+func (e *Error) GRPCStatus() *status.Status {
+	wire := e.Reason.Wire()
+	info := &errdetails.ErrorInfo{Reason: string(e.Reason), Domain: ErrorDomain, Metadata: map[string]string{metaOAuth: wire.OAuth}}
+	maps.Copy(info.Metadata, e.Metadata)
+	if e.Field != "" {
+		info.Metadata[metaField] = e.Field
+	}
+	st := status.New(wire.GRPC, e.Description)
+	if detailed, err := st.WithDetails(info); err == nil {
+		st = detailed
+	}
+	if e.RetryAfter > 0 {
+		if detailed, err := st.WithDetails(&errdetails.RetryInfo{RetryDelay: durationpb.New(e.RetryAfter)}); err == nil {
+			st = detailed
+		}
+	}
+	return st
+}
+
+// FromStatus rebuilds the Error that a Deputy server sent. Other gRPC errors become DependencyDown
+// where gRPC says that the server could not be reached in time, Internal otherwise.
+func FromStatus(err error) *Error {
+	if err == nil {
+		return nil
+	}
+	st := status.Convert(err)
+	e := &Error{Reason: Internal, Description: st.Message(), cause: err}
+	if code := st.Code(); code == codes.Unavailable || code == codes.DeadlineExceeded {
+		e.Reason = DependencyDown
+	}
+	for _, detail := range st.Details() {
+		switch d := detail.(type) {
+		case *errdetails.ErrorInfo:
+			if d.GetDomain() != ErrorDomain {
+				continue
+			}
+			e.Reason, e.Field = Reason(d.GetReason()), d.GetMetadata()[metaField]
+			e.Metadata = maps.Clone(d.GetMetadata())
+			delete(e.Metadata, metaField)
+			delete(e.Metadata, metaOAuth)
+		case *errdetails.RetryInfo:
+			e.RetryAfter = d.GetRetryDelay().AsDuration()
+		}
+	}
+	return e
+}
+
+// asciiText keeps a description within what RFC 6749 §5.2 allows for error_description, so that it
+// is inert in headers, logs and terminals too.
+func asciiText(s string) string {
+	return strings.Map(func(r rune) rune {
+		switch {
+		case r == '"' || r == '\\':
+			return '\''
+		case r < 0x20 || r > 0x7e:
+			return '.'
+		}
+		return r
+	}, s)
+}

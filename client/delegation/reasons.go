@@ -1,0 +1,160 @@
+package delegation
+
+import (
+	"net/http"
+
+	"google.golang.org/grpc/codes"
+)
+
+// Reason says why something was refused. The set is closed: each reason has one meaning, one OAuth
+// error code, one gRPC code and one HTTP status. Ledger entries and metrics carry reasons too.
+type Reason string
+
+// What is wrong with the request's form.
+const (
+	ParameterMissing     Reason = "parameter_missing"
+	ParameterInvalid     Reason = "parameter_invalid"
+	ParameterRepeated    Reason = "parameter_repeated"    // a single-valued parameter came twice (RFC 6749 §3.2)
+	ParameterUnsupported Reason = "parameter_unsupported" // known, but not honoured here
+	ParameterConflict    Reason = "parameter_conflict"    // two parameters that exclude each other
+	GrantUnsupported     Reason = "grant_unsupported"
+	MethodNotAllowed     Reason = "method_not_allowed"
+	MediaTypeUnsupported Reason = "media_type_unsupported"
+	RequestTooLarge      Reason = "request_too_large"
+	IdempotencyConflict  Reason = "idempotency_conflict" // the key was used for other input
+	GrantGone            Reason = "grant_gone"           // the key's grant was voided, expired or erased
+)
+
+// Who asks.
+const (
+	ClientUnauthenticated Reason = "client_unauthenticated" // no credential, or one that fails for any reason
+	AssertionReplayed     Reason = "assertion_replayed"
+	CallerNotActor        Reason = "caller_not_actor" // the subject token is not the caller's to hand on
+	AccessDenied          Reason = "access_denied"    // Deputy's own access control
+	NotFound              Reason = "not_found"        // nothing there, or nothing that this caller may see
+)
+
+// What was presented.
+const (
+	SubjectTokenInvalid  Reason = "subject_token_invalid"
+	ActorTokenInvalid    Reason = "actor_token_invalid"
+	TokenTypeUnsupported Reason = "token_type_unsupported"
+	ProofRequired        Reason = "proof_required" // the token is bound to a key that was not proven
+	TokenRevoked         Reason = "token_revoked"
+	TokenSpent           Reason = "token_spent" // a token with uses 1 was exchanged already
+	ForeignActorChain    Reason = "foreign_actor_chain"
+	RootTooLong          Reason = "root_lifetime_too_long"
+	ActorUnconfirmed     Reason = "actor_unconfirmed" // actor_confirmation is not a registered key of that actor
+	ActorInChain         Reason = "actor_in_chain"
+	ActorNotAllowed      Reason = "actor_not_allowed" // may_act does not name the actor
+)
+
+// What is wider than the parent.
+const (
+	ScopeExceedsParent    Reason = "scope_exceeds_parent"
+	AudienceExceedsParent Reason = "audience_exceeds_parent"
+	AudienceMissing       Reason = "audience_missing"
+	AudienceNotSingle     Reason = "audience_not_single" // several audiences need scopes mapped to each
+	DetailsExceedParent   Reason = "details_exceed_parent"
+	DetailsUnknownType    Reason = "details_unknown_type"
+	LifetimeExceedsParent Reason = "lifetime_exceeds_parent"
+	DepthExhausted        Reason = "depth_exhausted"
+	DepthExceedsParent    Reason = "depth_exceeds_parent"
+)
+
+// What OpenFGA said no to.
+const (
+	EdgeNotPermitted     Reason = "delegation_not_permitted"
+	ScopeNotPermitted    Reason = "scope_not_permitted"
+	AudienceNotPermitted Reason = "audience_not_permitted"
+	DetailsNotPermitted  Reason = "details_not_permitted"
+	TooManyChecks        Reason = "too_many_checks"
+)
+
+// What was in the way.
+const (
+	RateLimited    Reason = "rate_limited"
+	DependencyDown Reason = "unavailable" // a dependency did not answer: nothing was issued, try again
+	Internal       Reason = "internal"
+)
+
+// Wire is a reason's place on both wires.
+type Wire struct {
+	OAuth string     // error code of RFC 6749 §5.2, 8693 §2.2.2, 8707 §2, 9396 §5
+	GRPC  codes.Code // status code
+	HTTP  int        // status code
+}
+
+var (
+	badRequest = Wire{"invalid_request", codes.InvalidArgument, http.StatusBadRequest}
+	forbidden  = Wire{"invalid_request", codes.PermissionDenied, http.StatusBadRequest}
+	badTarget  = Wire{"invalid_target", codes.PermissionDenied, http.StatusBadRequest}
+	badScope   = Wire{"invalid_scope", codes.PermissionDenied, http.StatusBadRequest}
+	badDetails = Wire{"invalid_authorization_details", codes.PermissionDenied, http.StatusBadRequest}
+	badClient  = Wire{"invalid_client", codes.Unauthenticated, http.StatusUnauthorized}
+)
+
+// wires is the registry. A bad subject or actor token is invalid_request, never invalid_grant:
+// RFC 8693 §2.2.2 says MUST.
+var wires = map[Reason]Wire{
+	ParameterMissing:     badRequest,
+	ParameterInvalid:     badRequest,
+	ParameterRepeated:    badRequest,
+	ParameterUnsupported: badRequest,
+	ParameterConflict:    badRequest,
+	GrantUnsupported:     {"unsupported_grant_type", codes.InvalidArgument, http.StatusBadRequest},
+	MethodNotAllowed:     {"invalid_request", codes.Unimplemented, http.StatusMethodNotAllowed},
+	MediaTypeUnsupported: {"invalid_request", codes.InvalidArgument, http.StatusUnsupportedMediaType},
+	RequestTooLarge:      {"invalid_request", codes.InvalidArgument, http.StatusRequestEntityTooLarge},
+	IdempotencyConflict:  badRequest,
+	GrantGone:            {"invalid_request", codes.FailedPrecondition, http.StatusBadRequest},
+
+	ClientUnauthenticated: badClient,
+	AssertionReplayed:     badClient,
+	CallerNotActor:        forbidden,
+	AccessDenied:          {"access_denied", codes.PermissionDenied, http.StatusForbidden},
+	NotFound:              {"invalid_request", codes.NotFound, http.StatusNotFound},
+
+	SubjectTokenInvalid:  badRequest,
+	ActorTokenInvalid:    badRequest,
+	TokenTypeUnsupported: badRequest,
+	ProofRequired:        forbidden,
+	TokenRevoked:         forbidden,
+	TokenSpent:           forbidden,
+	ForeignActorChain:    forbidden,
+	RootTooLong:          forbidden,
+	ActorUnconfirmed:     forbidden,
+	ActorInChain:         forbidden,
+	ActorNotAllowed:      forbidden,
+
+	ScopeExceedsParent:    badScope,
+	AudienceExceedsParent: badTarget,
+	AudienceMissing:       {"invalid_target", codes.InvalidArgument, http.StatusBadRequest},
+	AudienceNotSingle:     {"invalid_target", codes.InvalidArgument, http.StatusBadRequest},
+	DetailsExceedParent:   badDetails,
+	DetailsUnknownType:    {"invalid_authorization_details", codes.InvalidArgument, http.StatusBadRequest},
+	LifetimeExceedsParent: forbidden,
+	DepthExhausted:        forbidden,
+	DepthExceedsParent:    forbidden,
+
+	EdgeNotPermitted:     forbidden,
+	ScopeNotPermitted:    badScope,
+	AudienceNotPermitted: badTarget,
+	DetailsNotPermitted:  badDetails,
+	TooManyChecks:        badRequest,
+
+	RateLimited:    {"temporarily_unavailable", codes.ResourceExhausted, http.StatusTooManyRequests},
+	DependencyDown: {"temporarily_unavailable", codes.Unavailable, http.StatusServiceUnavailable},
+	Internal:       {"server_error", codes.Internal, http.StatusInternalServerError},
+}
+
+// Wire is the reason's place on both wires; a reason that is not registered is an internal error.
+func (r Reason) Wire() Wire {
+	if w, known := wires[r]; known {
+		return w
+	}
+	return wires[Internal]
+}
+
+// Known says whether the reason is registered.
+func (r Reason) Known() bool { _, known := wires[r]; return known }
