@@ -1,0 +1,75 @@
+# Two Go modules: the root (server, SDK, CLI) and server/embedded, which links OpenFGA.
+SHELL       := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
+MODULES    := . server/embedded
+GO_TOOL    := go tool -modfile=$(CURDIR)/tools/go.mod
+BUF        := tools/node_modules/.bin/buf
+GO_FILES    = $$(git ls-files -co --exclude-standard --deduplicate '*.go')
+E2E_NODE   := $(patsubst %/package-lock.json,%,$(wildcard server/embedded/e2e/node/package-lock.json))
+TEST_FLAGS := -race -timeout 20m
+FUZZTIME   ?= 30s
+
+# $(call each-module,COMMAND) runs COMMAND in every module, and stops at the first failure.
+each-module = for dir in $(MODULES); do (cd $$dir && $(1)) || exit; done
+
+.DEFAULT_GOAL := help
+.PHONY: help run test deps lint format generate generate-check breaking bench campaign fuzz clean
+
+help: ## list the targets
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
+
+run: ## build and start the embedded default; ARGS="..." are passed on
+	@tools/build-embedded bin/deputy-embedded
+	@exec bin/deputy-embedded $(ARGS)
+
+test: deps ## everything, with the race detector; installs or names what is missing
+	$(call each-module,go test $(TEST_FLAGS) ./...)
+
+deps: $(if $(E2E_NODE),$(E2E_NODE)/node_modules/.package-lock.json) ## what the tests need besides Go
+	@tools/install-test-deps
+
+lint: $(BUF) ## formatting, vet, staticcheck, protobuf style
+	@unformatted=$$(gofmt -l $(GO_FILES)); \
+	if [[ -n $$unformatted ]]; then echo "not gofmt'ed:"; echo "$$unformatted"; exit 1; fi
+	$(call each-module,go vet ./...)
+	$(call each-module,$(GO_TOOL) staticcheck ./...)
+	$(BUF) lint
+	$(BUF) format --diff --exit-code
+
+format: $(BUF) ## gofmt and buf format, in place
+	gofmt -w $(GO_FILES)
+	$(BUF) format --write
+
+generate: $(BUF) ## gen/ from proto/
+	$(BUF) generate
+
+generate-check: generate ## fails if gen/ is not what proto/ says
+	git diff --exit-code -- proto gen
+	@untracked=$$(git ls-files --others --exclude-standard -- gen); \
+	if [[ -n $$untracked ]]; then echo "generated but not committed:"; echo "$$untracked"; exit 1; fi
+
+breaking: $(BUF) ## the API against the last release
+	@tag=$$(git describe --tags --abbrev=0 2>/dev/null || true); \
+	if [[ -z $$tag ]]; then echo "No release yet: nothing that the API could break."; \
+	else $(BUF) breaking --against ".git#tag=$$tag"; fi
+
+bench: deps ## benchmarks with allocations
+	$(call each-module,go test -run '^$$' -bench . -benchmem -timeout 60m ./...)
+
+campaign: deps ## the tests with all rounds; DEPUTY_SEED=n chooses the random numbers
+	@echo "DEPUTY_SEED=$${DEPUTY_SEED:-1}"
+	$(call each-module,DEPUTY_CAMPAIGN=full go test -race -count=1 -timeout 120m ./...)
+
+fuzz: ## every fuzz target for FUZZTIME (default 30s)
+	@tools/fuzz $(FUZZTIME)
+
+clean: ## what was built or installed here; not the data in deputy-data
+	rm -rf bin tools/node_modules server/embedded/e2e/node/node_modules
+
+# npm writes .package-lock.json last, so a broken install is repeated.
+%/node_modules/.package-lock.json: %/package-lock.json
+	@tools/install-test-deps
+	cd $* && npm ci --no-audit --no-fund
+
+$(BUF): tools/node_modules/.package-lock.json ;
