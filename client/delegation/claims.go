@@ -217,10 +217,11 @@ func (c Claims) Check() error {
 	case c.Delegation.Uses < 0 || c.Delegation.Uses > 1:
 		return errors.New("uses must be 0 or 1")
 	}
-	actor, seq := 0, uint64(0)
-	for i, hop := range hops {
+	// The first hop's actor is the first of the chain, unless the root token brought actors along.
+	actor, seq := max(hops[0].Actor, 0), uint64(0)
+	for _, hop := range hops {
 		grows := hop.Actor - actor
-		if hop.ID == "" || hop.Seq <= seq || grows < 0 || grows > 1 || i == 0 && hop.Actor != 0 {
+		if hop.ID == "" || hop.Seq <= seq || grows < 0 || grows > 1 {
 			return errors.New("hops must rise in number and visit each actor in order")
 		}
 		actor, seq = hop.Actor, hop.Seq

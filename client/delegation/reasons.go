@@ -14,6 +14,9 @@ type Reason string
 const (
 	ParameterMissing     Reason = "parameter_missing"
 	ParameterInvalid     Reason = "parameter_invalid"
+	ScopeMalformed       Reason = "scope_malformed"
+	TargetMalformed      Reason = "target_malformed"
+	DetailsMalformed     Reason = "details_malformed"
 	ParameterRepeated    Reason = "parameter_repeated"    // a single-valued parameter came twice (RFC 6749 §3.2)
 	ParameterUnsupported Reason = "parameter_unsupported" // known, but not honoured here
 	ParameterConflict    Reason = "parameter_conflict"    // two parameters that exclude each other
@@ -99,6 +102,9 @@ var (
 var wires = map[Reason]Wire{
 	ParameterMissing:     badRequest,
 	ParameterInvalid:     badRequest,
+	ScopeMalformed:       {"invalid_scope", codes.InvalidArgument, http.StatusBadRequest},
+	TargetMalformed:      {"invalid_target", codes.InvalidArgument, http.StatusBadRequest},
+	DetailsMalformed:     {"invalid_authorization_details", codes.InvalidArgument, http.StatusBadRequest},
 	ParameterRepeated:    badRequest,
 	ParameterUnsupported: badRequest,
 	ParameterConflict:    badRequest,
