@@ -1,0 +1,209 @@
+// Package guard is what Deputy asks Redis on every request: may this caller go on at this rate,
+// and was this assertion seen before?
+//
+// It owns the keys under "{tenant}:rate:" and "{tenant}:replay:" and nothing else. Both answers are
+// shared by every instance on the same Redis. Neither is the truth: what is remembered here may be
+// lost at any time, and the row that decides about a replay is the ledger's. So guard only ever
+// says no early. When Redis errs, is slow or answers nonsense, it says no too (unavailable).
+//
+// It must not know tokens, policy or the ledger.
+package guard
+
+import (
+	"context"
+	"crypto/sha256"
+	_ "embed"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+	"github.com/redis/go-redis/v9"
+	"github.com/redis/go-redis/v9/maintnotifications"
+
+	"deputy.example/deputy/client/delegation"
+)
+
+const (
+	defaultTimeout = 500 * time.Millisecond
+	dependency     = "Redis"
+)
+
+// Config is what a Guard works with.
+type Config struct {
+	// Client reaches Redis; required. Make it with Dial, or set what Dial sets: without
+	// ContextTimeoutEnabled, Timeout would not bound a call to a Redis that hangs.
+	Client redis.UniversalClient
+	// Timeout bounds each call. Default 500 ms.
+	Timeout time.Duration
+	// Now is the clock that turns a use's Until into a time to live. Rates are measured by the
+	// clock of Redis, which all instances share. Default time.Now.
+	Now func() time.Time
+	// Registerer gets the metric deputy_guard_seconds. Default: no metrics.
+	Registerer prometheus.Registerer
+}
+
+// Guard limits rates and refuses replays early. It is safe for concurrent use.
+type Guard struct {
+	client  redis.UniversalClient
+	timeout time.Duration
+	now     func() time.Time
+	seconds *prometheus.HistogramVec
+}
+
+// New makes a Guard. It does not talk to Redis yet; Ready does.
+func New(c Config) *Guard {
+	g := &Guard{client: c.Client, timeout: c.Timeout, now: c.Now}
+	if g.timeout <= 0 {
+		g.timeout = defaultTimeout
+	}
+	if g.now == nil {
+		g.now = time.Now
+	}
+	g.seconds = promauto.With(c.Registerer).NewHistogramVec(prometheus.HistogramOpts{
+		Name:    "deputy_guard_seconds",
+		Help:    "Time of a question to Redis by call (admit, note, ready) and outcome (ok, refused, unavailable).",
+		Buckets: prometheus.ExponentialBuckets(0.0001, 2.5, 10),
+	}, []string{"call", "outcome"})
+	return g
+}
+
+// Dial makes a client from redis://, rediss:// or unix:// with the options that let every call fail
+// within its context's deadline. It connects on first use. The caller closes it.
+func Dial(url string) (redis.UniversalClient, error) {
+	o, err := redis.ParseURL(url)
+	if err != nil {
+		// The parser's own words may repeat the URL, and that holds a password.
+		return nil, errors.New("the Redis URL must be redis://[user:password@]host:port/db, with rediss for TLS, or unix://")
+	}
+	o.ContextTimeoutEnabled = true
+	o.DialTimeout, o.DialerRetries = defaultTimeout, 1
+	o.ReadTimeout, o.WriteTimeout = time.Second, time.Second // for calls without a deadline
+	// A repeated SET NX would meet its own first try and report a replay that was none.
+	o.MaxRetries = -1
+	o.DisableIdentity = true
+	o.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
+	return redis.NewClient(o), nil
+}
+
+// Limit is a token bucket: Rate per second on average, Burst at once. Both must be at least 1.
+type Limit struct{ Rate, Burst int }
+
+// admit is the generic cell rate algorithm. The key holds the theoretical arrival time.
+//
+//go:embed admit.lua
+var admitSource string
+
+var admit = redis.NewScript(admitSource)
+
+// Admit takes cost from the caller's bucket. It refuses with rate_limited and the time after which
+// the same cost will be admitted, if nobody takes it before; with request_too_large if the
+// cost exceeds the burst, since then no waiting would help; and with unavailable.
+func (g *Guard) Admit(ctx context.Context, tenant string, caller delegation.Principal, cost int, l Limit) (err error) {
+	defer g.observe("admit", time.Now(), &err)
+	if l.Rate < 1 || l.Burst < 1 || cost < 1 {
+		return delegation.Refuse(delegation.Internal, "", "a rate of %d, burst of %d and cost of %d admit nothing", l.Rate, l.Burst, cost)
+	}
+	if cost > l.Burst {
+		return delegation.Refuse(delegation.RequestTooLarge, "", "%d items at once exceed the caller's limit of %d", cost, l.Burst)
+	}
+	ctx, cancel := context.WithTimeout(ctx, g.timeout)
+	defer cancel()
+	wait, err := admit.Run(ctx, g.client, []string{key(tenant, "rate", string(caller))}, l.Rate, l.Burst, cost).Int64()
+	switch {
+	case err != nil:
+		return delegation.Unavailable(dependency, err)
+	case wait < 0:
+		return delegation.Unavailable(dependency, fmt.Errorf("rate limit answered %d", wait))
+	case wait > 0:
+		refusal := delegation.Refuse(delegation.RateLimited, "", "the caller's limit of %d per second is used up", l.Rate)
+		refusal.RetryAfter = time.Duration(wait) * time.Microsecond
+		return refusal
+	}
+	return nil
+}
+
+// Use names a credential that may be used once: an assertion or a proof, identified by its issuer,
+// the key that signed it and its jti. Until is when it stops being acceptable by itself.
+type Use struct {
+	Issuer, Key, ID string
+	Until           time.Time
+}
+
+// Note remembers the uses until their time has passed and refuses with assertion_replayed if any
+// was noted before. It is for credentials that are new in every request, also in a retried one:
+// a token with uses 1 goes to the ledger only, which knows an idempotent retry from a second use.
+func (g *Guard) Note(ctx context.Context, tenant string, uses []Use) (err error) {
+	defer g.observe("note", time.Now(), &err)
+	if len(uses) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, g.timeout)
+	defer cancel()
+	pipe := g.client.Pipeline()
+	noted := make([]*redis.StatusCmd, len(uses))
+	for i, u := range uses {
+		ttl := u.Until.Sub(g.now())
+		if ttl < time.Millisecond {
+			return delegation.Refuse(delegation.ClientUnauthenticated, "", "the assertion has expired")
+		}
+		noted[i] = pipe.SetArgs(ctx, key(tenant, "replay", u.digest()), 1, redis.SetArgs{Mode: "NX", TTL: ttl})
+	}
+	if _, err := pipe.Exec(ctx); err != nil && !errors.Is(err, redis.Nil) {
+		return delegation.Unavailable(dependency, err)
+	}
+	replayed := false
+	for _, n := range noted { // Exec reports only the first error
+		switch answer, err := n.Result(); {
+		case errors.Is(err, redis.Nil):
+			replayed = true
+		case err != nil:
+			return delegation.Unavailable(dependency, err)
+		case answer != "OK":
+			return delegation.Unavailable(dependency, fmt.Errorf("SET NX answered %q", answer))
+		}
+	}
+	if replayed {
+		return delegation.Refuse(delegation.AssertionReplayed, "", "the assertion was used before: make a new one for every request")
+	}
+	return nil
+}
+
+// Ready says whether Redis answers.
+func (g *Guard) Ready(ctx context.Context) (err error) {
+	defer g.observe("ready", time.Now(), &err)
+	ctx, cancel := context.WithTimeout(ctx, g.timeout)
+	defer cancel()
+	if err := g.client.Ping(ctx).Err(); err != nil {
+		return delegation.Unavailable(dependency, err)
+	}
+	return nil
+}
+
+// key makes all keys of a tenant fall into one slot of a Redis cluster.
+func key(tenant, kind, name string) string { return "{" + tenant + "}:" + kind + ":" + name }
+
+// digest gives different triples different digests: each part goes in after its length.
+func (u Use) digest() string {
+	var b []byte
+	for _, part := range []string{u.Issuer, u.Key, u.ID} {
+		b = binary.AppendUvarint(b, uint64(len(part)))
+		b = append(b, part...)
+	}
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:])
+}
+
+func (g *Guard) observe(call string, start time.Time, err *error) {
+	outcome := "ok"
+	if e := delegation.AsError(*err); e != nil {
+		outcome = "refused"
+		if e.Reason == delegation.DependencyDown {
+			outcome = "unavailable"
+		}
+	}
+	g.seconds.WithLabelValues(call, outcome).Observe(time.Since(start).Seconds())
+}
