@@ -1,0 +1,161 @@
+package exchange
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/oklog/ulid/v2"
+	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
+	"go.opentelemetry.io/otel/trace/noop"
+	xrate "golang.org/x/time/rate"
+
+	"deputy.example/deputy/client/delegation"
+	"deputy.example/deputy/server/internal/guard"
+	"deputy.example/deputy/server/internal/ledger"
+	"deputy.example/deputy/server/internal/policy"
+	"deputy.example/deputy/server/internal/token"
+)
+
+// Tenant is one section of the configuration at work: its own issuer address, trust, keys,
+// relationships and limits. Nothing of one tenant is visible through another.
+type Tenant struct {
+	Name   string
+	Issuer string // the iss of its tokens, and the audience that authenticates a caller
+	Trust  *token.Trust
+	Keys   *token.Keyset
+	Policy *policy.Checker
+	Limits Limits
+	// CallerRate bounds what one caller may ask for, in children; every child of a batch counts.
+	CallerRate guard.Limit
+	// AcceptJSONSTS lets the HTTP token endpoint take a flat JSON object in place of a form.
+	AcceptJSONSTS bool
+}
+
+// Config is what an Engine works with. Ledger and Guard are shared by all tenants and stay the
+// caller's to close.
+type Config struct {
+	Tenants []Tenant
+	Ledger  *ledger.Ledger
+	Guard   *guard.Guard
+
+	// Deadline bounds one call altogether, so that a dependency that hangs becomes a typed answer.
+	// Default 1.8 seconds.
+	Deadline time.Duration
+
+	Logger         *slog.Logger          // default: discard
+	Registerer     prometheus.Registerer // default: none
+	TracerProvider trace.TracerProvider  // default: none
+	Now            func() time.Time      // default time.Now
+	Rand           io.Reader             // default crypto/rand
+}
+
+// Engine decides, records and mints. It is safe for concurrent use and holds no goroutines.
+type Engine struct {
+	config   Config
+	tenants  map[string]*Tenant
+	byIssuer map[string]*Tenant
+	tracer   trace.Tracer
+	metrics  *metrics
+	strange  xrate.Sometimes // samples the log of refusals that come before a caller is known
+	randLock sync.Mutex      // Config.Rand need not be safe for concurrent use
+}
+
+// New checks that the tenants are told apart by name and by issuer.
+func New(config Config) (*Engine, error) {
+	if config.Ledger == nil || config.Guard == nil {
+		return nil, errors.New("exchange: a ledger and a guard are required")
+	}
+	if config.Deadline == 0 {
+		config.Deadline = 1800 * time.Millisecond
+	}
+	if config.Logger == nil {
+		config.Logger = slog.New(slog.DiscardHandler)
+	}
+	if config.TracerProvider == nil {
+		config.TracerProvider = noop.NewTracerProvider()
+	}
+	if config.Now == nil {
+		config.Now = time.Now
+	}
+	if config.Rand == nil {
+		config.Rand = rand.Reader
+	}
+	e := &Engine{
+		config:   config,
+		tenants:  make(map[string]*Tenant),
+		byIssuer: make(map[string]*Tenant),
+		tracer:   config.TracerProvider.Tracer("deputy.example/deputy/server/internal/exchange"),
+		metrics:  newMetrics(config.Registerer),
+		strange:  xrate.Sometimes{First: 20, Interval: time.Second},
+	}
+	for i := range config.Tenants {
+		t := &config.Tenants[i]
+		t.Limits = t.Limits.withDefaults()
+		if t.Name == "" || t.Issuer == "" || t.Trust == nil || t.Keys == nil || t.Policy == nil {
+			return nil, fmt.Errorf("exchange: tenant %q lacks a part", t.Name)
+		}
+		if e.tenants[t.Name] != nil || e.byIssuer[t.Issuer] != nil {
+			return nil, fmt.Errorf("exchange: tenant %q or its issuer stands twice", t.Name)
+		}
+		e.tenants[t.Name], e.byIssuer[t.Issuer] = t, t
+	}
+	return e, nil
+}
+
+// Tenants are the tenants as configured, in order.
+func (e *Engine) Tenants() []Tenant { return e.config.Tenants }
+
+// tenant finds the tenant that a call belongs to: the one that its door names or, where the door
+// names none, the one whose issuer the credential is addressed to. The credential is then verified
+// by that tenant's rules, so a wrong guess can only fail.
+func (e *Engine) tenant(named, credential string) (*Tenant, error) {
+	if named != "" {
+		if t := e.tenants[named]; t != nil {
+			return t, nil
+		}
+		return nil, unauthenticated(fmt.Errorf("no tenant %q", named))
+	}
+	unverified, err := delegation.Parse(credential)
+	if err != nil {
+		return nil, unauthenticated(err)
+	}
+	claims, err := unverified.Registered()
+	if err != nil {
+		return nil, unauthenticated(err)
+	}
+	for _, audience := range claims.Audience {
+		if t := e.byIssuer[audience]; t != nil {
+			return t, nil
+		}
+	}
+	return nil, unauthenticated(errors.New("the credential is not addressed to a tenant"))
+}
+
+// unauthenticated is the one answer to every failed authentication, whatever the cause.
+func unauthenticated(cause error) *delegation.Error {
+	return delegation.Refuse(delegation.ClientUnauthenticated, "",
+		"the caller could not be authenticated: send a private_key_jwt assertion or a workload JWT whose audience is the tenant's issuer").WithCause(cause)
+}
+
+// newID makes a ULID: sortable by time, 80 random bits.
+func (e *Engine) newID(now time.Time) (string, error) {
+	e.randLock.Lock()
+	defer e.randLock.Unlock()
+	id, err := ulid.New(ulid.Timestamp(now), e.config.Rand)
+	if err != nil {
+		return "", delegation.Refuse(delegation.Internal, "", "no randomness").WithCause(err)
+	}
+	return id.String(), nil
+}
+
+// within bounds a call by the engine's deadline, or by the caller's where that is nearer.
+func (e *Engine) within(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctx, e.config.Deadline)
+}

@@ -1,0 +1,243 @@
+package exchange
+
+import (
+	"cmp"
+	"net/url"
+	"slices"
+	"time"
+
+	"deputy.example/deputy/client/delegation"
+)
+
+// Limits bound what one tenant issues. Zero fields take the defaults of withDefaults.
+type Limits struct {
+	MaxLifetime     time.Duration // of a derived token; default 15 minutes
+	DefaultLifetime time.Duration // where a request names none; default 5 minutes, never above MaxLifetime
+	MaxDepth        int           // hops of a chain; default 8, at most delegation.MaxChainDepth
+	MaxBatch        int           // children of one BatchExchange; default and ceiling 100
+	// ActorMayRecur lets an actor that is in the chain already become the actor again. It gains
+	// nothing: each hop still narrows the one before it.
+	ActorMayRecur bool
+	// ScopeTargets says at which audiences a scope means something. A token for several audiences is
+	// issued only where each of its scopes is mapped to each of them: RFC 8693 §2.1.1 makes the two a
+	// Cartesian product.
+	ScopeTargets map[string][]string
+}
+
+func (l Limits) withDefaults() Limits {
+	l.MaxLifetime = cmp.Or(l.MaxLifetime, 15*time.Minute)
+	l.DefaultLifetime = min(cmp.Or(l.DefaultLifetime, 5*time.Minute), l.MaxLifetime)
+	l.MaxDepth = min(cmp.Or(l.MaxDepth, 8), delegation.MaxChainDepth)
+	l.MaxBatch = min(cmp.Or(l.MaxBatch, 100), 100)
+	return l
+}
+
+// parent is what a plan may start from: a root token's ceiling or a derived token's claims. Nothing
+// else of the subject token has a say.
+type parent struct {
+	issuer, id string // the token's identity; id is "" for a root token without a jti
+	root       string
+	txn        string // "" for a root token: the child starts a chain
+	subject    delegation.Principal
+	actors     delegation.Chain
+	hops       []delegation.Hop
+	scopes     delegation.Scopes
+	audiences  []string
+	details    []delegation.Detail
+	issuedAt   time.Time // of a root token; zero if it did not say
+	expiresAt  time.Time
+	depthLeft  int
+	uses       int
+	mayAct     *delegation.Principal
+}
+
+func (p parent) isRoot() bool { return len(p.hops) == 0 }
+
+// wish is a Child in its parsed form.
+type wish struct {
+	scopes    delegation.Scopes
+	audiences []string // resources and audiences, each once
+	details   []delegation.Detail
+	lifetime  time.Duration // 0: not said
+	maxDepth  int           // -1: not said
+	uses      int           // 0: not said
+	tokenType string
+}
+
+// actor is who the child is for.
+type actor struct {
+	principal delegation.Principal
+	key       string // thumbprint of the key that the child is bound to, or ""
+	proof     string // how the actor was proven, for the record
+}
+
+// parseWish checks the form of everything that a child asks for. It knows no parent.
+func parseWish(c Child) (wish, error) {
+	w := wish{maxDepth: -1, tokenType: delegation.TokenTypeAccessToken}
+	switch c.RequestedTokenType {
+	case "", delegation.TokenTypeAccessToken:
+	case delegation.TokenTypeJWT:
+		w.tokenType = c.RequestedTokenType
+	default:
+		return wish{}, delegation.Refuse(delegation.TokenTypeUnsupported, "requested_token_type", "only access_token and jwt are issued")
+	}
+	var err error
+	if c.Scope != nil {
+		if w.scopes, err = delegation.ParseScopes(*c.Scope); err != nil {
+			return wish{}, delegation.Refuse(delegation.ScopeMalformed, "scope", "%v", err)
+		}
+	}
+	if w.audiences, err = targets(c.Resource, c.Audience); err != nil {
+		return wish{}, err
+	}
+	if c.AuthorizationDetails != nil {
+		if w.details, err = delegation.ParseDetails([]byte(*c.AuthorizationDetails)); err != nil {
+			return wish{}, delegation.Refuse(delegation.DetailsMalformed, "authorization_details", "%v", err)
+		}
+	}
+	if c.RequestedLifetime != nil {
+		if w.lifetime = *c.RequestedLifetime; w.lifetime < time.Second || w.lifetime%time.Second != 0 {
+			return wish{}, delegation.Refuse(delegation.ParameterInvalid, "requested_lifetime", "must be a whole, positive number of seconds")
+		}
+	}
+	if c.MaxDepth != nil {
+		if *c.MaxDepth > delegation.MaxChainDepth {
+			return wish{}, delegation.Refuse(delegation.ParameterInvalid, "max_depth", "must be 0 to %d", delegation.MaxChainDepth)
+		}
+		w.maxDepth = int(*c.MaxDepth)
+	}
+	if c.Uses != nil {
+		if *c.Uses != 1 {
+			return wish{}, delegation.Refuse(delegation.ParameterInvalid, "uses", "only 1 has a meaning: leave it out for no limit of its own")
+		}
+		w.uses = 1
+	}
+	return w, nil
+}
+
+// targets joins resource (RFC 8707 §2: an absolute URI without fragment) and audience.
+func targets(resources, audiences []string) ([]string, error) {
+	const most = 16
+	if len(resources)+len(audiences) > most {
+		return nil, delegation.Refuse(delegation.ParameterInvalid, "audience", "more than %d targets", most)
+	}
+	for _, r := range resources {
+		if u, err := url.Parse(r); err != nil || !u.IsAbs() || u.Host == "" && u.Opaque == "" || u.Fragment != "" || u.RawFragment != "" || slices.Contains([]byte(r), '#') {
+			return nil, delegation.Refuse(delegation.TargetMalformed, "resource", "must be an absolute URI without fragment (RFC 8707 section 2)")
+		}
+	}
+	all := slices.Concat(resources, audiences)
+	if slices.ContainsFunc(all, func(s string) bool { return s == "" || len(s) > 512 }) {
+		return nil, delegation.Refuse(delegation.TargetMalformed, "audience", "must have 1 to 512 bytes")
+	}
+	slices.Sort(all)
+	return slices.Compact(all), nil
+}
+
+// claims is step 4, the plan: the child's exact claims, or the refusal that names what was asked
+// beyond the parent. It is a pure function; id and txn are fresh names, of which txn is used only
+// where a chain starts. The last hop's number stays 0 until the ledger gives it.
+func (p parent) claims(a actor, w wish, l Limits, tenantIssuer, id, txn string, now time.Time) (delegation.Claims, error) {
+	expires, err := p.expiry(w, l, now)
+	if err != nil {
+		return delegation.Claims{}, err
+	}
+	depthLeft, err := p.depth(w, l)
+	if err != nil {
+		return delegation.Claims{}, err
+	}
+	if err := p.covers(w, l); err != nil {
+		return delegation.Claims{}, err
+	}
+	actors := p.actors
+	if a.principal != p.actors.Current() {
+		actors = p.actors.Extend(a.principal)
+	}
+	c := delegation.Claims{
+		Issuer: tenantIssuer, Subject: p.subject, ClientID: a.principal,
+		Audience: w.audiences, Scope: w.scopes, Details: w.details,
+		IssuedAt: now.Unix(), NotBefore: now.Unix(), ExpiresAt: expires,
+		ID: id, Txn: cmp.Or(p.txn, txn), Act: actors,
+		Delegation: delegation.Delegation{
+			Root:      p.root,
+			Hops:      append(slices.Clone(p.hops), delegation.Hop{ID: id, Actor: len(actors) - 1, Key: a.key}),
+			DepthLeft: depthLeft,
+			Uses:      max(p.uses, w.uses),
+		},
+	}
+	if a.key != "" {
+		c.Confirmation = &delegation.Confirmation{JKT: a.key}
+	}
+	return c, nil
+}
+
+// expiry is I3: never after the parent, never beyond the tenant's maximum.
+func (p parent) expiry(w wish, l Limits, now time.Time) (int64, error) {
+	left := p.expiresAt.Sub(now.Truncate(time.Second)).Truncate(time.Second)
+	if left < time.Second {
+		return 0, delegation.Refuse(delegation.SubjectTokenInvalid, "subject_token", "it has expired")
+	}
+	most := min(left, l.MaxLifetime)
+	if w.lifetime > most {
+		return 0, delegation.Refuse(delegation.LifetimeExceedsParent, "requested_lifetime",
+			"%d seconds are more than the %d that the parent and the tenant allow", w.lifetime/time.Second, most/time.Second)
+	}
+	lifetime := min(cmp.Or(w.lifetime, l.DefaultLifetime), most)
+	return now.Truncate(time.Second).Add(lifetime).Unix(), nil
+}
+
+// depth is the falling part of I4: every hop, self-narrowing too, costs one.
+func (p parent) depth(w wish, l Limits) (int, error) {
+	left := min(p.depthLeft, l.MaxDepth-len(p.hops)) - 1
+	if left < 0 {
+		return 0, delegation.Refuse(delegation.DepthExhausted, "subject_token", "the chain may not grow any further")
+	}
+	if w.maxDepth > left {
+		return 0, delegation.Refuse(delegation.DepthExceedsParent, "max_depth", "%d further hops are more than the %d that remain", w.maxDepth, left)
+	}
+	if w.maxDepth >= 0 {
+		left = w.maxDepth
+	}
+	return left, nil
+}
+
+// covers is I1, I2 and I5: what is asked beyond the parent is refused, not silently dropped.
+func (p parent) covers(w wish, l Limits) error {
+	if beyond := w.scopes.Without(p.scopes); len(beyond) > 0 {
+		return delegation.Refuse(delegation.ScopeExceedsParent, "scope", "the subject token does not hold %s", beyond).
+			WithMetadata("scope", beyond.String())
+	}
+	if len(w.audiences) == 0 {
+		return delegation.Refuse(delegation.AudienceMissing, "audience", "name at least one audience or resource")
+	}
+	for _, audience := range w.audiences {
+		if !slices.Contains(p.audiences, audience) {
+			return delegation.Refuse(delegation.AudienceExceedsParent, "audience", "the subject token is not for %s", audience).
+				WithMetadata("audience", audience)
+		}
+	}
+	if len(w.audiences) > 1 {
+		if err := eachScopeEverywhere(w, l); err != nil {
+			return err
+		}
+	}
+	for i, detail := range w.details {
+		if !detail.NarrowsAny(p.details) {
+			return delegation.Refuse(delegation.DetailsExceedParent, "authorization_details",
+				"element %d narrows none of the subject token's", i)
+		}
+	}
+	return nil
+}
+
+func eachScopeEverywhere(w wish, l Limits) error {
+	for _, scope := range w.scopes {
+		for _, audience := range w.audiences {
+			if !slices.Contains(l.ScopeTargets[scope], audience) {
+				return delegation.Refuse(delegation.AudienceNotSingle, "audience",
+					"a token for several audiences needs scope %s mapped to %s: ask for one token per audience", scope, audience)
+			}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,180 @@
+package exchange
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"time"
+
+	"go.opentelemetry.io/otel/trace"
+
+	"deputy.example/deputy/client/delegation"
+	"deputy.example/deputy/server/internal/ledger"
+)
+
+// record is step 6: every decision about this call goes into one ledger batch, refusals too. The
+// ledger refuses, in the transaction, a grant that a revocation hits meanwhile or whose credential
+// was used before; its word is final. What was not decided (a dependency did not answer) leaves no
+// entry.
+func (w *walk) record(ctx context.Context) error {
+	var recorded []*child
+	var drafts []*ledger.Draft
+	for _, c := range w.children {
+		if !c.alive() && c.outcome.Err.Temporary() {
+			continue
+		}
+		recorded = append(recorded, c)
+		drafts = append(drafts, w.draft(ctx, c))
+	}
+	if len(drafts) == 0 {
+		return nil
+	}
+	results := w.config.Ledger.AppendAll(ctx, w.tenant.Name, drafts, w.callerUses())
+	for i, result := range results {
+		c := recorded[i]
+		if result.Err != nil && (c.alive() || delegation.AsError(result.Err).Temporary()) {
+			c.fail(result.Err) // a refusal that could not be recorded is not an answer either
+			continue
+		}
+		if c.alive() {
+			if err := w.settle(c, result.Receipt); err != nil {
+				c.fail(err)
+			}
+		}
+	}
+	return nil
+}
+
+// settle turns what the ledger keeps into the grant that is answered. After a retry these are the
+// claims of the first time.
+func (w *walk) settle(c *child, r ledger.Receipt) error {
+	if w.call.ValidateOnly {
+		c.outcome.Grant = w.grant(c, r.Seq)
+		return nil
+	}
+	claims, err := delegation.DecodeClaims(r.Claims)
+	if err != nil {
+		return delegation.Refuse(delegation.Internal, "", "internal error: nothing was issued").WithCause(fmt.Errorf("claims of entry %d: %w", r.Seq, err))
+	}
+	c.claims, c.payload = claims, r.Claims
+	c.outcome.Grant = w.grant(c, r.Seq)
+	return nil
+}
+
+func (w *walk) grant(c *child, entry uint64) *Grant {
+	return &Grant{
+		IssuedTokenType: c.wish.tokenType,
+		ExpiresIn:       max(time.Unix(c.claims.ExpiresAt, 0).Sub(w.now).Truncate(time.Second), 0),
+		Claims:          c.claims,
+		Entry:           entry,
+	}
+}
+
+// draft is the entry for one child, whatever became of it.
+func (w *walk) draft(ctx context.Context, c *child) *ledger.Draft {
+	d := &ledger.Draft{
+		Kind: ledger.KindGrant, Outcome: ledger.OutcomeGranted,
+		Parent: w.parent.id, Txn: w.parent.txn, Root: w.parent.root,
+		Subject: w.parent.subject, Caller: w.caller.Principal,
+		Actor: c.actor.principal, Actors: w.parent.actors, HolderKey: c.actor.key, ActorProof: c.actor.proof,
+		ModelID: c.decision.ModelID, Peer: w.call.Peer, TraceID: traceID(ctx),
+		Scopes: c.wish.scopes, Audiences: c.wish.audiences, Details: c.wish.details,
+	}
+	if w.parent.isRoot() {
+		d.Parent = "" // a root token has no entry
+	}
+	if w.call.ValidateOnly {
+		d.Kind = ledger.KindCheck
+	}
+	if !c.alive() {
+		if d.Kind == ledger.KindGrant {
+			d.Kind = ledger.KindRefusal
+		}
+		d.Outcome, d.Reason, d.Detail = ledger.OutcomeRefused, c.outcome.Err.Reason, c.outcome.Err.Description
+		if missing := c.decision.Missing; missing != nil {
+			d.Detail = "missing: " + missing.Relation.String()
+		}
+		return d
+	}
+	d.Txn, d.Actors, d.Expiry = c.claims.Txn, c.claims.Act, time.Unix(c.claims.ExpiresAt, 0)
+	if d.Kind == ledger.KindCheck {
+		return d
+	}
+	d.ID = c.claims.ID
+	d.Lineage = w.parent.lineage(w.caller.Principal)
+	d.Lineage.Txn, d.Lineage.Actors = c.claims.Txn, c.claims.Act
+	if c.actor.key != "" {
+		d.Lineage.Keys = []string{c.actor.key}
+	}
+	d.Claims = func(seq uint64) ([]byte, error) { return numbered(c.claims, seq) }
+	if w.parent.uses > 0 {
+		d.Uses = []ledger.SingleUse{{Issuer: w.parent.issuer, ID: w.parent.id, Until: w.parent.expiresAt, Reason: delegation.TokenSpent}}
+	}
+	if w.call.IdempotencyKey != "" {
+		d.Idempotency = &ledger.Idempotency{Key: w.itemKey(c), Fingerprint: w.fingerprint(c), Until: d.Expiry}
+	}
+	return d
+}
+
+// numbered is the child's claims once the ledger has given its number.
+func numbered(c delegation.Claims, seq uint64) ([]byte, error) {
+	hops := append([]delegation.Hop(nil), c.Delegation.Hops...)
+	hops[len(hops)-1].Seq = seq
+	c.Delegation.Hops = hops
+	if err := c.Check(); err != nil {
+		return nil, err
+	}
+	return c.MarshalJSON()
+}
+
+func (w *walk) callerUses() []ledger.SingleUse {
+	if w.caller.Use == nil {
+		return nil
+	}
+	u := w.caller.Use
+	return []ledger.SingleUse{{Issuer: u.Issuer, Key: u.Key, ID: u.ID, Until: u.Until, Reason: delegation.AssertionReplayed}}
+}
+
+func (w *walk) itemKey(c *child) string {
+	if w.call.Batch {
+		return fmt.Sprintf("%s/%d", w.call.IdempotencyKey, c.index)
+	}
+	return w.call.IdempotencyKey
+}
+
+// fingerprint covers the planned input: the parent's identity, the new actor and its key, and every
+// requested value. Credentials are not in it, they differ on a retry.
+func (w *walk) fingerprint(c *child) [32]byte {
+	h := sha256.New()
+	field := func(values ...string) {
+		var size [8]byte
+		binary.BigEndian.PutUint64(size[:], uint64(len(values)))
+		h.Write(size[:])
+		for _, v := range values {
+			binary.BigEndian.PutUint64(size[:], uint64(len(v)))
+			h.Write(size[:])
+			h.Write([]byte(v))
+		}
+	}
+	field("deputy/fingerprint/v1")
+	field(w.parent.issuer, w.parent.id, w.parent.root)
+	field(string(c.actor.principal), c.actor.key)
+	field(c.wish.scopes...)
+	field(c.wish.audiences...)
+	details := make([]string, len(c.wish.details))
+	for i, d := range c.wish.details {
+		details[i] = d.String()
+	}
+	field(details...)
+	field(c.wish.tokenType, c.wish.lifetime.String(), fmt.Sprint(c.wish.maxDepth), fmt.Sprint(c.wish.uses))
+	return [32]byte(h.Sum(nil))
+}
+
+// traceID is the W3C trace id of the call, or "".
+func traceID(ctx context.Context) string {
+	if id := trace.SpanContextFromContext(ctx).TraceID(); id.IsValid() {
+		return id.String()
+	}
+	return ""
+}

@@ -1,0 +1,59 @@
+package exchange
+
+import (
+	"cmp"
+	"slices"
+
+	"deputy.example/deputy/client/delegation"
+)
+
+// route says who the child is for, or why the caller may not ask for it. The path follows from the
+// tokens and the caller, never from which parameters happen to be there:
+//
+//   - hand down: the caller is the current actor and names another;
+//   - self-narrowing: the caller is the current actor and names nobody, or itself;
+//   - step in: the caller is the new actor itself, and the subject token is a root token or names it
+//     in may_act.
+//
+// named is nil where the request names nobody; then the caller is meant.
+func (p parent) route(caller delegation.Principal, named *actor, l Limits) (actor, error) {
+	next := actor{principal: caller, proof: "caller"}
+	if named != nil {
+		next = *named
+	}
+	current := p.actors.Current()
+	switch {
+	case current != "" && caller == current && next.principal == current:
+		return p.selfNarrow(next)
+	case current != "" && caller == current:
+		// Hand down: the holder decides.
+	case caller != next.principal:
+		return actor{}, delegation.Refuse(delegation.CallerNotActor, "subject_token", "only its current actor may hand it to another")
+	case current != "" && (p.mayAct == nil || *p.mayAct != next.principal):
+		return actor{}, delegation.Refuse(delegation.CallerNotActor, "subject_token", "the caller is not its current actor and may_act does not name it")
+	}
+	if p.mayAct != nil && p.isRoot() && *p.mayAct != next.principal {
+		return actor{}, delegation.Refuse(delegation.ActorNotAllowed, "subject_token", "its may_act names another actor")
+	}
+	if p.actors.Contains(next.principal) && !l.ActorMayRecur {
+		return actor{}, delegation.Refuse(delegation.ActorInChain, "actor_token", "the actor is in the chain already")
+	}
+	if next.key != "" && slices.ContainsFunc(p.hops, func(h delegation.Hop) bool { return h.Key == next.key }) {
+		return actor{}, delegation.Refuse(delegation.ActorUnconfirmed, "actor_confirmation", "the key belongs to an ancestor")
+	}
+	return next, nil
+}
+
+// selfNarrow keeps the actor and its key: a bound token stays bound to the same key, or becomes
+// bound, but never loses its binding.
+func (p parent) selfNarrow(next actor) (actor, error) {
+	held := ""
+	if len(p.hops) > 0 {
+		held = p.hops[len(p.hops)-1].Key
+	}
+	if held != "" && next.key != "" && next.key != held {
+		return actor{}, delegation.Refuse(delegation.ActorUnconfirmed, "actor_confirmation", "self-narrowing keeps the key of the subject token")
+	}
+	next.key = cmp.Or(held, next.key)
+	return next, nil
+}

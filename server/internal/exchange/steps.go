@@ -1,0 +1,379 @@
+package exchange
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"deputy.example/deputy/client/delegation"
+	"deputy.example/deputy/server/internal/guard"
+	"deputy.example/deputy/server/internal/ledger"
+	"deputy.example/deputy/server/internal/policy"
+	"deputy.example/deputy/server/internal/token"
+)
+
+// front is step 1: which tenant, which caller. Nothing is decided and nothing recorded before both
+// are known.
+func (w *walk) front(ctx context.Context) error {
+	if len(w.children) == 0 {
+		return delegation.Refuse(delegation.ParameterMissing, "children", "ask for at least one child")
+	}
+	first := w.children[0]
+	tenant, caller, named, err := w.authenticate(ctx, w.call.Tenant, w.call.Credentials, &actorToken{first.ActorToken, first.ActorTokenType})
+	if err != nil {
+		return err
+	}
+	w.tenant, w.caller = tenant, caller
+	first.named = named
+	return nil
+}
+
+// actorToken is an actor_token with its type.
+type actorToken struct{ raw, tokenType string }
+
+// authenticate finds tenant and caller. Client authentication comes first; without it an actor token
+// of caller audience authenticates, and is returned so that it need not be verified again. fallback
+// is nil where no actor token can be.
+func (e *Engine) authenticate(ctx context.Context, door string, c Credentials, fallback *actorToken) (*Tenant, token.Caller, *token.Actor, error) {
+	switch {
+	case c.Assertion != "" && c.Bearer != "":
+		return nil, token.Caller{}, nil, delegation.Refuse(delegation.ParameterConflict, "client_assertion",
+			"the authorization metadata authenticates the caller too: send one of them")
+	case c.Assertion == "" && (c.AssertionType != "" || c.ClientID != ""):
+		return nil, token.Caller{}, nil, delegation.Refuse(delegation.ParameterMissing, "client_assertion",
+			"client_assertion_type and client_id need a client_assertion")
+	case c.Assertion != "" && c.AssertionType != delegation.ClientAssertionTypeJWTBearer:
+		return nil, token.Caller{}, nil, delegation.Refuse(delegation.ParameterInvalid, "client_assertion_type",
+			"must be %s", delegation.ClientAssertionTypeJWTBearer)
+	}
+	credential := c.Assertion + c.Bearer // one of them is empty
+	if credential == "" && fallback != nil {
+		return e.authenticateActor(ctx, door, *fallback)
+	}
+	tenant, err := e.tenant(door, credential)
+	if err != nil {
+		return nil, token.Caller{}, nil, err
+	}
+	verify := tenant.Trust.Caller
+	if c.Bearer != "" {
+		verify = tenant.Trust.Bearer
+	}
+	caller, err := verify(ctx, credential)
+	if err != nil {
+		return nil, token.Caller{}, nil, err
+	}
+	if c.ClientID != "" && c.ClientID != string(caller.Principal) {
+		return nil, token.Caller{}, nil, unauthenticated(errors.New("client_id is not the assertion's subject"))
+	}
+	return tenant, caller, nil, nil
+}
+
+// authenticateActor takes an actor token of caller audience for the caller. One of actor audience
+// only names: whoever was handed it must not become the actor.
+func (e *Engine) authenticateActor(ctx context.Context, door string, t actorToken) (*Tenant, token.Caller, *token.Actor, error) {
+	if t.raw == "" {
+		return nil, token.Caller{}, nil, unauthenticated(errors.New("no credential"))
+	}
+	tenant, err := e.tenant(door, t.raw)
+	if err != nil {
+		return nil, token.Caller{}, nil, err
+	}
+	named, err := tenant.Trust.Actor(ctx, t.raw, t.tokenType)
+	if err != nil {
+		var refusal *delegation.Error
+		if errors.As(err, &refusal) && refusal.Temporary() {
+			return nil, token.Caller{}, nil, refusal
+		}
+		return nil, token.Caller{}, nil, unauthenticated(err)
+	}
+	if !named.Authenticates {
+		return nil, token.Caller{}, nil, unauthenticated(errors.New("an actor token of actor audience authenticates nobody"))
+	}
+	caller := token.Caller{Principal: named.Principal, Key: named.Key, Method: named.Method}
+	return tenant, caller, &named, nil
+}
+
+// admit is step 2: is the caller within its rate, is its credential fresh? Redis is asked early and
+// cheaply here; the row that decides on replay is written in step 6.
+func (w *walk) admit(ctx context.Context) error {
+	if err := w.config.Guard.Admit(ctx, w.tenant.Name, w.caller.Principal, len(w.children), w.tenant.CallerRate); err != nil {
+		return err
+	}
+	return w.noteUse(ctx, w.tenant, w.caller)
+}
+
+func (e *Engine) noteUse(ctx context.Context, tenant *Tenant, caller token.Caller) error {
+	if caller.Use == nil {
+		return nil
+	}
+	u := *caller.Use
+	return e.config.Guard.Note(ctx, tenant.Name, []guard.Use{{Issuer: u.Issuer, Key: u.Key, ID: u.ID, Until: u.Until}})
+}
+
+// verify is step 3: the subject token once, then each child's actor.
+func (w *walk) verify(ctx context.Context) error {
+	if err := w.checkCall(); err != nil {
+		return err
+	}
+	if w.call.SubjectToken == "" || w.call.SubjectTokenType == "" {
+		return delegation.Refuse(delegation.ParameterMissing, "subject_token", "subject_token and subject_token_type are required")
+	}
+	subject, err := w.tenant.Trust.Subject(ctx, w.call.SubjectToken, w.call.SubjectTokenType)
+	if err != nil {
+		return err
+	}
+	if w.parent, err = parentOf(subject, w.tenant.Limits); err != nil {
+		return err
+	}
+	revoked, err := w.config.Ledger.Revocations(ctx, w.tenant.Name, false)
+	if err != nil {
+		return err
+	}
+	if _, hit := revoked.Hit(w.parent.lineage(w.caller.Principal)); hit {
+		return delegation.Refuse(delegation.TokenRevoked, "subject_token", "it, or something it descends from, was revoked")
+	}
+	for _, c := range w.children {
+		if err := w.nameActor(ctx, c); err != nil {
+			c.fail(err)
+		}
+	}
+	return nil
+}
+
+// checkCall holds the rules between the parameters of the whole call.
+func (w *walk) checkCall() error {
+	key := w.call.IdempotencyKey
+	switch {
+	case len(w.children) > w.tenant.Limits.MaxBatch:
+		return delegation.Refuse(delegation.ParameterInvalid, "children", "at most %d children in one batch", w.tenant.Limits.MaxBatch)
+	case key != "" && w.call.ValidateOnly:
+		return delegation.Refuse(delegation.ParameterConflict, "idempotency_key", "validate_only issues nothing that could be repeated")
+	case len(key) > 128 || slices.ContainsFunc([]byte(key), func(b byte) bool { return b < 0x21 || b > 0x7e }):
+		return delegation.Refuse(delegation.ParameterInvalid, "idempotency_key", "must be at most 128 visible ASCII characters")
+	}
+	return nil
+}
+
+// parentOf says what a subject token allows: a derived token exactly what it says, a root token what
+// its issuer's mapping grants.
+func parentOf(s token.Subject, l Limits) (parent, error) {
+	switch {
+	case s.Derived != nil:
+		c := *s.Derived
+		if c.Confirmation != nil {
+			return parent{}, delegation.Refuse(delegation.ProofRequired, "subject_token", "it is bound to a key, and no proof of that key was sent")
+		}
+		p := parent{
+			issuer: c.Issuer, id: c.ID, root: c.Delegation.Root, txn: c.Txn,
+			subject: c.Subject, actors: c.Act, hops: c.Delegation.Hops,
+			scopes: c.Scope, audiences: c.Audience, details: c.Details,
+			expiresAt: time.Unix(c.ExpiresAt, 0), depthLeft: c.Delegation.DepthLeft, uses: c.Delegation.Uses,
+		}
+		if c.MayAct != nil {
+			p.mayAct = &c.MayAct.Sub
+		}
+		return p, nil
+	case s.Root != nil:
+		r := *s.Root
+		return parent{
+			issuer: r.Issuer, id: r.ID, root: r.Digest,
+			subject: r.Principal, actors: r.Actors,
+			scopes: r.Scopes, audiences: r.Audiences, details: r.Details,
+			issuedAt: r.IssuedAt, expiresAt: r.ExpiresAt, depthLeft: l.MaxDepth, mayAct: r.MayAct,
+		}, nil
+	}
+	return parent{}, delegation.Refuse(delegation.SubjectTokenInvalid, "subject_token", "it says nothing")
+}
+
+func (p parent) lineage(caller delegation.Principal) delegation.Lineage {
+	return delegation.Lineage{
+		Root: p.root, RootIssuedAt: p.issuedAt, Txn: p.txn,
+		Subject: p.subject, Actors: p.actors, Hops: p.hops, Caller: caller,
+	}
+}
+
+// nameActor settles who a child is for.
+func (w *walk) nameActor(ctx context.Context, c *child) error {
+	var named *actor
+	switch {
+	case c.ActorToken == "" && c.ActorTokenType != "":
+		return delegation.Refuse(delegation.ParameterConflict, "actor_token_type", "must not be sent without actor_token (RFC 8693 section 2.1)")
+	case c.ActorToken != "" && c.RequestedActor != "":
+		return delegation.Refuse(delegation.ParameterConflict, "requested_actor", "actor_token names the actor already")
+	case c.RequestedActor == "" && c.ActorConfirmation != "":
+		return delegation.Refuse(delegation.ParameterConflict, "actor_confirmation", "goes with requested_actor")
+	case c.ActorToken != "":
+		byToken, err := w.actorByToken(ctx, c)
+		if err != nil {
+			return err
+		}
+		named = &byToken
+	case c.RequestedActor != "":
+		byKey, err := w.actorByKey(c)
+		if err != nil {
+			return err
+		}
+		named = &byKey
+	}
+	var err error
+	c.actor, err = w.parent.route(w.caller.Principal, named, w.tenant.Limits)
+	return err
+}
+
+func (w *walk) actorByToken(ctx context.Context, c *child) (actor, error) {
+	if c.ActorTokenType == "" {
+		return actor{}, delegation.Refuse(delegation.ParameterMissing, "actor_token_type", "is required with actor_token (RFC 8693 section 2.1)")
+	}
+	if c.named == nil {
+		verified, err := w.tenant.Trust.Actor(ctx, c.ActorToken, c.ActorTokenType)
+		if err != nil {
+			return actor{}, err
+		}
+		c.named = &verified
+	}
+	if c.named.Authenticates && c.named.Principal != w.caller.Principal {
+		return actor{}, delegation.Refuse(delegation.ActorTokenInvalid, "actor_token",
+			"it authenticates another caller: ask that actor for a token whose audience is %s", delegation.ActorAudience(w.tenant.Issuer))
+	}
+	return actor{principal: c.named.Principal, key: c.named.Key, proof: c.named.Method}, nil
+}
+
+func (w *walk) actorByKey(c *child) (actor, error) {
+	principal, err := delegation.ParsePrincipal(c.RequestedActor)
+	if err != nil {
+		return actor{}, delegation.Refuse(delegation.ParameterInvalid, "requested_actor", "%v", err)
+	}
+	if c.ActorConfirmation == "" {
+		return actor{}, delegation.Refuse(delegation.ParameterMissing, "actor_confirmation", "requested_actor needs the thumbprint of one of that actor's registered keys")
+	}
+	if !w.tenant.Trust.Registered(principal, c.ActorConfirmation) {
+		return actor{}, delegation.Refuse(delegation.ActorUnconfirmed, "actor_confirmation", "is not a registered key of the requested actor")
+	}
+	return actor{principal: principal, key: c.ActorConfirmation, proof: "registered_key"}, nil
+}
+
+// plan is step 4. See parent.claims, which is pure.
+func (w *walk) plan(context.Context) error {
+	for _, c := range w.children {
+		if c.alive() {
+			if err := w.planChild(c); err != nil {
+				c.fail(err)
+			}
+		}
+	}
+	return nil
+}
+
+func (w *walk) planChild(c *child) error {
+	var err error
+	if c.wish, err = parseWish(c.Child); err != nil {
+		return err
+	}
+	id, err := w.newID(w.now)
+	if err != nil {
+		return err
+	}
+	txn := ""
+	if w.parent.txn == "" {
+		if txn, err = w.newID(w.now); err != nil {
+			return err
+		}
+	}
+	c.claims, err = w.parent.claims(c.actor, c.wish, w.tenant.Limits, w.tenant.Issuer, id, txn, w.now)
+	return err
+}
+
+// authorize is step 5: one question for each child, all in as few requests as OpenFGA allows. Human
+// approval will be asked for here, after policy and before the record.
+func (w *walk) authorize(ctx context.Context) error {
+	var asking []*child
+	var questions []policy.Question
+	for _, c := range w.children {
+		if c.alive() {
+			asking = append(asking, c)
+			questions = append(questions, question(c.claims))
+		}
+	}
+	if len(questions) == 0 {
+		return nil
+	}
+	answers := w.tenant.Policy.AskAll(ctx, questions)
+	if len(answers) != len(questions) {
+		return delegation.Unavailable("policy", fmt.Errorf("%d answers to %d questions", len(answers), len(questions)))
+	}
+	for i, answer := range answers {
+		c := asking[i]
+		c.decision = answer.Decision
+		switch {
+		case answer.Err != nil:
+			c.fail(answer.Err)
+		case !answer.Decision.Allowed:
+			c.fail(w.notPermitted(c))
+		}
+	}
+	return nil
+}
+
+// question asks for every edge of the chain, so that a consent that was withdrawn cuts everything
+// below it, and for all that the child would hold.
+func question(c delegation.Claims) policy.Question {
+	q := policy.Question{Subject: c.Subject, Actor: c.Act.Current(), Scopes: c.Scope, Audiences: c.Audience, Details: c.Details}
+	from := c.Subject
+	for _, to := range c.Act {
+		q.Edges = append(q.Edges, policy.Edge{From: from, To: to})
+		from = to
+	}
+	return q
+}
+
+// notPermitted says on the wire what is missing, and for whom only where the caller knows of that
+// principal anyway: itself, or someone named by a token that it presented.
+func (w *walk) notPermitted(c *child) *delegation.Error {
+	missing := c.decision.Missing
+	if missing == nil {
+		return delegation.Unavailable("policy", errors.New("a refusal without a missing relation"))
+	}
+	field := map[delegation.Reason]string{
+		delegation.EdgeNotPermitted: "actor_token", delegation.ScopeNotPermitted: "scope",
+		delegation.AudienceNotPermitted: "audience", delegation.DetailsNotPermitted: "authorization_details",
+	}[missing.Reason]
+	who := delegation.Principal(missing.User)
+	known := who == w.caller.Principal || who == w.parent.subject || w.parent.actors.Contains(who) ||
+		c.named != nil && who == c.named.Principal
+	if !known {
+		return delegation.Refuse(missing.Reason, field, "a relation that this needs is missing; the ledger says which")
+	}
+	return delegation.Refuse(missing.Reason, field, "%s has no relation %s to %s", missing.User, missing.Relation.Relation, missing.Object).
+		WithMetadata("user", missing.User).WithMetadata("relation", missing.Relation.Relation).WithMetadata("object", missing.Object)
+}
+
+// mint is step 7: sign exactly what the ledger keeps. A signature that fails leaves a void entry
+// behind, so that the record never claims a token that does not exist.
+func (w *walk) mint(ctx context.Context) error {
+	for _, c := range w.children {
+		if !c.alive() || c.outcome.Grant == nil || w.call.ValidateOnly {
+			continue
+		}
+		signed, err := w.tenant.Keys.Sign(c.payload)
+		if err != nil {
+			w.void(ctx, c)
+			c.fail(delegation.Refuse(delegation.Internal, "", "the token could not be signed: nothing was issued").WithCause(err))
+			continue
+		}
+		c.outcome.Grant.AccessToken = signed
+	}
+	return nil
+}
+
+func (w *walk) void(ctx context.Context, c *child) {
+	_, err := w.config.Ledger.Append(ctx, w.tenant.Name, &ledger.Draft{
+		Kind: ledger.KindVoid, Voids: c.outcome.Grant.Entry, Caller: w.caller.Principal,
+		Reason: delegation.Internal, Peer: w.call.Peer, TraceID: traceID(ctx),
+	})
+	if err != nil {
+		// The grant stays in the ledger without a token: harmless, the reverse would not be.
+		w.config.Logger.ErrorContext(ctx, "a failed signature could not be voided", "entry", c.outcome.Grant.Entry, "cause", err)
+	}
+}

@@ -1,0 +1,146 @@
+package exchange
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/trace"
+
+	"deputy.example/deputy/client/delegation"
+	"deputy.example/deputy/server/internal/policy"
+	"deputy.example/deputy/server/internal/token"
+)
+
+// walk is one Call on its way through the seven steps.
+type walk struct {
+	*Engine
+	call     Call
+	tenant   *Tenant
+	caller   token.Caller
+	parent   parent
+	now      time.Time // one instant for the whole call
+	children []*child
+}
+
+// child is one derived token in the making. The first error ends it; later steps pass it over.
+type child struct {
+	Child
+	index    int
+	named    *token.Actor // the verified actor token, if there is one
+	actor    actor
+	wish     wish
+	claims   delegation.Claims
+	decision policy.Decision
+	payload  []byte // the claims as the ledger keeps them
+	outcome  Outcome
+}
+
+func (c *child) alive() bool { return c.outcome.Err == nil }
+
+func (c *child) fail(err error) { c.outcome.Err = delegation.AsError(err) }
+
+// Exchange takes one call through the seven steps. The error is a *delegation.Error and means that
+// the call failed as a whole, before its caller was known or admitted; otherwise there is one
+// Outcome for each child, in order. No token is in an Outcome whose ledger entry is not durable.
+func (e *Engine) Exchange(ctx context.Context, call Call) ([]Outcome, error) {
+	ctx, cancel := e.within(ctx)
+	defer cancel()
+	w := &walk{Engine: e, call: call, now: e.config.Now()}
+	for i, c := range call.Children {
+		w.children = append(w.children, &child{Child: c, index: i})
+	}
+	for _, step := range []struct {
+		name string
+		do   func(context.Context) error
+	}{
+		{"front", w.front},
+		{"admit", w.admit},
+	} {
+		if err := w.step(ctx, step.name, step.do); err != nil {
+			return nil, w.turnAway(ctx, err)
+		}
+	}
+	// From here on the caller is known, and whatever is refused is recorded.
+	for _, step := range []struct {
+		name string
+		do   func(context.Context) error
+	}{
+		{"verify", w.verify},
+		{"plan", w.plan},
+		{"authorize", w.authorize},
+	} {
+		if err := w.step(ctx, step.name, step.do); err != nil {
+			w.failAll(err)
+		}
+	}
+	_ = w.step(ctx, "record", w.record)
+	_ = w.step(ctx, "mint", w.mint)
+	return w.outcomes(ctx), nil
+}
+
+// step runs one step in a span and a timer of its own. A panic below is a refusal, not a grant.
+func (w *walk) step(ctx context.Context, name string, do func(context.Context) error) (err error) {
+	ctx, span := w.tracer.Start(ctx, "exchange."+name)
+	began := time.Now()
+	defer func() {
+		if caught := recover(); caught != nil {
+			err = delegation.Refuse(delegation.Internal, "", "internal error: nothing was issued")
+			w.config.Logger.ErrorContext(ctx, "panic in an exchange", "step", name)
+			w.failAll(err)
+		}
+		if err != nil {
+			span.SetStatus(codes.Error, string(delegation.AsError(err).Reason))
+		}
+		w.metrics.step(name, began)
+		span.End()
+	}()
+	return do(ctx)
+}
+
+func (w *walk) failAll(err error) {
+	for _, c := range w.children {
+		if c.alive() {
+			c.outcome.Grant = nil
+			c.fail(err)
+		}
+	}
+}
+
+// turnAway ends a call whose caller is not known or not admitted: counted, and sampled in the log.
+// No stranger writes into a tenant's ledger.
+func (e *Engine) turnAway(ctx context.Context, err error) *delegation.Error {
+	refusal := delegation.AsError(err)
+	e.metrics.strange.WithLabelValues(string(refusal.Reason)).Inc()
+	e.strange.Do(func() {
+		e.config.Logger.WarnContext(ctx, "turned away", "reason", refusal.Reason, "field", refusal.Field, "cause", refusal.Unwrap())
+	})
+	return refusal
+}
+
+// outcomes closes the books: every child has exactly one of a grant and an error.
+func (w *walk) outcomes(ctx context.Context) []Outcome {
+	all := make([]Outcome, len(w.children))
+	for i, c := range w.children {
+		if c.alive() && c.outcome.Grant == nil {
+			c.fail(delegation.Refuse(delegation.Internal, "", "internal error: nothing was issued"))
+		}
+		reason := "granted"
+		if !c.alive() {
+			reason = string(c.outcome.Err.Reason)
+			c.outcome.Grant = nil
+			level := slog.LevelInfo
+			if c.outcome.Err.Reason == delegation.Internal || c.outcome.Err.Reason == delegation.DependencyDown {
+				level = slog.LevelError
+			}
+			w.config.Logger.Log(ctx, level, "refused", "tenant", w.tenant.Name, "caller", w.caller.Principal,
+				"reason", reason, "field", c.outcome.Err.Field, "cause", c.outcome.Err.Unwrap())
+		}
+		w.metrics.outcomes.WithLabelValues(w.tenant.Name, reason).Inc()
+		all[i] = c.outcome
+	}
+	trace.SpanFromContext(ctx).SetAttributes(attribute.String("deputy.tenant", w.tenant.Name))
+	return all
+}
