@@ -242,6 +242,31 @@ func TestCallersDeadlineCounts(t *testing.T) {
 	}
 }
 
+// TestTimeoutNeedsDial shows what Dial's options are for: a client without them hangs on for as
+// long as its own read timeout.
+func TestTimeoutNeedsDial(t *testing.T) {
+	r := testservers.NewRedis(t)
+	careless := redis.NewClient(&redis.Options{Addr: r.Addr, ReadTimeout: time.Second, MaxRetries: -1})
+	defer careless.Close()
+	took := func(client redis.UniversalClient) time.Duration {
+		g := guard.New(guard.Config{Client: client, Timeout: 50 * time.Millisecond})
+		wantRecovery(t, g)
+		r.Pause()
+		defer r.Resume()
+		start := time.Now()
+		if e := delegation.AsError(g.Ready(t.Context())); e == nil || e.Reason != delegation.DependencyDown {
+			t.Errorf("got %v, want unavailable", e)
+		}
+		return time.Since(start)
+	}
+	if d := took(dial(t, r.Addr)); d > 500*time.Millisecond {
+		t.Errorf("with Dial's options: %v", d)
+	}
+	if d := took(careless); d < 900*time.Millisecond {
+		t.Errorf("without them: %v, so the check above shows nothing", d)
+	}
+}
+
 func TestDialTellsNoPassword(t *testing.T) {
 	const password = "hunter2"
 	for _, url := range []string{"://:" + password + "@host", "http://:" + password + "@host", "redis://:" + password + "@host:port:1/x"} {
