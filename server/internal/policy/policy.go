@@ -1,0 +1,261 @@
+// Package policy asks OpenFGA the one question of an exchange: may this be? It owns what is asked (which relationships stand
+// behind the edges of a chain, a scope, an audience, an authorization detail), how it is asked (one bounded BatchCheck, a
+// pinned model, no stale answers, a deadline) and what an answer means: yes only where every single check was answered with
+// an explicit yes.
+//
+// It must not know of tokens, of the ledger or of who is told what: the exchange decides how much of a [Decision] the wire
+// may see. docs/policy.md describes the model and the questions for operators.
+package policy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"regexp"
+	"time"
+
+	openfga "github.com/openfga/go-sdk"
+	"github.com/openfga/go-sdk/telemetry"
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
+	"deputy.example/deputy/client/delegation"
+)
+
+// Defaults of Config.
+const (
+	DefaultTimeout = time.Second
+	// DefaultMaxChecks is OpenFGA's own default limit for one BatchCheck.
+	DefaultMaxChecks = 50
+)
+
+// callsAtOnce bounds what one AskAll puts on the server at the same time.
+const callsAtOnce = 4
+
+// Config says which OpenFGA store and model answers for one tenant.
+type Config struct {
+	URL     string // of OpenFGA's HTTP API, for instance https://openfga.internal:8080
+	StoreID string
+	// ModelID pins the authorization model. It is never "the latest": a model that someone writes must not change what is
+	// granted before someone has configured it.
+	ModelID string
+	Token   string // preshared key that OpenFGA asks for, or "". Sent as it is: use https where there is one
+	// Transport carries the requests; nil: one of its own, with connections that are kept. The embedded default puts an
+	// OpenFGA here that runs in the same process.
+	Transport http.RoundTripper
+	Timeout   time.Duration // bounds one Ask, AskAll, Has or Ready altogether; default DefaultTimeout
+	MaxChecks int           // bounds one question and one request to OpenFGA, whose own limit must not be lower; default DefaultMaxChecks
+	Mapping   Mapping
+	// Registerer takes the metrics; nil: none. With several checkers wrap it in a label for each.
+	Registerer prometheus.Registerer
+}
+
+// Checker asks the questions of one tenant. It keeps no decision: what OpenFGA acknowledged before a question counts in it.
+type Checker struct {
+	store, model string
+	timeout      time.Duration
+	maxChecks    int
+	rules        rules
+	api          *openfga.APIClient
+	closeIdle    func()
+	metrics      metrics
+}
+
+// openFGAID is how OpenFGA writes the ids of stores and models.
+var openFGAID = regexp.MustCompile(`^[0-9A-HJKMNP-TV-Z]{26}$`)
+
+// New checks the configuration and reports every mistake in it at once. It does not connect: see [Checker.Ready].
+func New(config Config) (*Checker, error) {
+	rules, errMapping := config.Mapping.compile()
+	errs := []error{errMapping}
+	if u, err := url.Parse(config.URL); err != nil || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Scheme != "http" && u.Scheme != "https" {
+		errs = append(errs, errors.New("url must be an http or https address without credentials and query"))
+	}
+	if !openFGAID.MatchString(config.StoreID) {
+		errs = append(errs, fmt.Errorf("store %q is not the id of an OpenFGA store", config.StoreID))
+	}
+	if !openFGAID.MatchString(config.ModelID) {
+		errs = append(errs, fmt.Errorf("model %q is not the id of an OpenFGA model: it must be pinned", config.ModelID))
+	}
+	if config.Timeout < 0 || config.MaxChecks < 0 {
+		errs = append(errs, errors.New("timeout and max_checks must not be negative"))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, fmt.Errorf("policy: %w", err)
+	}
+	c := &Checker{
+		store: config.StoreID, model: config.ModelID,
+		timeout: config.Timeout, maxChecks: config.MaxChecks,
+		rules:     rules,
+		closeIdle: func() {},
+	}
+	if c.timeout == 0 {
+		c.timeout = DefaultTimeout
+	}
+	if c.maxChecks == 0 {
+		c.maxChecks = DefaultMaxChecks
+	}
+	transport := config.Transport
+	if transport == nil {
+		own := newTransport()
+		transport, c.closeIdle = own, own.CloseIdleConnections
+	}
+	headers := make(map[string]string, 1)
+	if config.Token != "" {
+		headers["Authorization"] = "Bearer " + config.Token
+	}
+	sdk, err := openfga.NewConfiguration(openfga.Configuration{
+		ApiUrl:         config.URL,
+		DefaultHeaders: headers,
+		UserAgent:      "deputy",
+		HTTPClient: &http.Client{
+			Transport:     boundedTransport{transport},
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		},
+		// The SDK sleeps between tries without looking at the deadline. The caller retries, if anyone.
+		RetryParams: &openfga.RetryParams{MaxRetry: 0, MinWaitInMs: 1},
+		Telemetry:   &telemetry.Configuration{Metrics: &telemetry.MetricsConfiguration{}},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("policy: %w", err)
+	}
+	c.api = openfga.NewAPIClient(sdk)
+	if c.metrics, err = newMetrics(config.Registerer); err != nil {
+		return nil, fmt.Errorf("policy: %w", err)
+	}
+	return c, nil
+}
+
+// newTransport keeps as many connections as requests usually run at once; the standard library's default of two would make
+// every third request open one.
+func newTransport() *http.Transport {
+	return &http.Transport{
+		Proxy:               http.ProxyFromEnvironment,
+		MaxIdleConns:        64,
+		MaxIdleConnsPerHost: 64,
+		IdleConnTimeout:     90 * time.Second,
+		TLSHandshakeTimeout: 10 * time.Second,
+		ForceAttemptHTTP2:   true,
+	}
+}
+
+// Close lets go of idle connections. Questions that are under way end as usual.
+func (c *Checker) Close() { c.closeIdle() }
+
+// Ask puts one question. The error is a *delegation.Error and says that there is no decision: TooManyChecks,
+// DetailsUnknownType, AudienceMissing, AudienceNotSingle or a name that OpenFGA cannot hold (the request's fault),
+// DependencyDown (OpenFGA gave no usable answer in time), Internal (the caller's fault). A Decision that comes with an error
+// is the zero one, which allows nothing.
+func (c *Checker) Ask(ctx context.Context, q Question) (Decision, error) {
+	answer := c.AskAll(ctx, []Question{q})[0]
+	return answer.Decision, answer.Err
+}
+
+// Answer is what Ask returns, for one of many questions.
+type Answer struct {
+	Decision Decision
+	Err      error // a *delegation.Error, or nil
+}
+
+// AskAll puts many questions in as few requests as OpenFGA's limit allows, each relation once. Answers stand in the order of
+// the questions. Each question is answered by itself: neither a refusal of one nor a check of one that OpenFGA could not
+// evaluate touches the others.
+func (c *Checker) AskAll(ctx context.Context, questions []Question) []Answer {
+	answers := make([]Answer, len(questions))
+	plans := make([][]Missing, len(questions))
+	index := make(map[Relation]int)
+	var relations []Relation
+	for i, q := range questions {
+		checks, refused := c.rules.expand(q, c.maxChecks)
+		if refused != nil {
+			answers[i].Err = refused
+			continue
+		}
+		plans[i] = checks
+		for _, check := range checks {
+			if _, there := index[check.Relation]; !there {
+				index[check.Relation] = len(relations)
+				relations = append(relations, check.Relation)
+			}
+		}
+	}
+	results := c.checkAll(ctx, relations)
+	for i, checks := range plans {
+		if checks == nil {
+			continue
+		}
+		answers[i] = c.answer(checks, func(r Relation) result { return results[index[r]] })
+	}
+	return answers
+}
+
+// answer decides one question. An unusable result anywhere leaves it undecided even where another check said no, so that the
+// relation that is named does not depend on what happened to fail.
+func (c *Checker) answer(checks []Missing, of func(Relation) result) Answer {
+	d := Decision{Allowed: true, ModelID: c.model, Checks: len(checks)}
+	for i := range checks {
+		switch r := of(checks[i].Relation); {
+		case r.verdict == unanswered:
+			return Answer{Err: delegation.Unavailable("OpenFGA", r.cause)}
+		case r.verdict == missing && d.Missing == nil:
+			d.Allowed, d.Missing = false, &checks[i]
+		}
+	}
+	return Answer{Decision: d}
+}
+
+// Has asks for one relation, for Deputy's own access control: is this caller an auditor? The error is a *delegation.Error;
+// with an error the answer is no.
+func (c *Checker) Has(ctx context.Context, r Relation) (bool, error) {
+	if err := r.check(); err != nil {
+		return false, delegation.Refuse(delegation.Internal, "", "internal error: nothing was decided").WithCause(err)
+	}
+	result := c.checkAll(ctx, []Relation{r})[0]
+	if result.verdict == unanswered {
+		return false, delegation.Unavailable("OpenFGA", result.cause)
+	}
+	return result.verdict == held, nil
+}
+
+// checkAll returns a result for each relation. It never returns an error: a relation that was not answered says so itself.
+func (c *Checker) checkAll(ctx context.Context, relations []Relation) []result {
+	results := make([]result, len(relations))
+	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	if len(relations) <= c.maxChecks {
+		c.batchCheck(ctx, relations, results)
+		return results
+	}
+	var calls errgroup.Group
+	calls.SetLimit(callsAtOnce)
+	for from := 0; from < len(relations); from += c.maxChecks {
+		to := min(from+c.maxChecks, len(relations))
+		calls.Go(func() error { c.batchCheck(ctx, relations[from:to], results[from:to]); return nil })
+	}
+	_ = calls.Wait() // no call returns an error, see above
+	return results
+}
+
+// Ready says whether questions can be answered: OpenFGA is there, the store exists, the pinned model exists in it and has
+// every type and relation that the mapping names.
+func (c *Checker) Ready(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	if _, _, err := c.api.OpenFgaApi.GetStore(ctx, c.store).Execute(); err != nil {
+		return fmt.Errorf("OpenFGA store %s: %w", c.store, err)
+	}
+	answer, _, err := c.api.OpenFgaApi.ReadAuthorizationModel(ctx, c.store, c.model).Execute()
+	if err != nil {
+		return fmt.Errorf("OpenFGA model %s: %w", c.model, err)
+	}
+	model := answer.GetAuthorizationModel()
+	if model.Id != c.model {
+		return fmt.Errorf("OpenFGA model %s: the server answered with another one", c.model)
+	}
+	if err := c.rules.fit(model); err != nil {
+		return fmt.Errorf("OpenFGA model %s: %w", c.model, err)
+	}
+	return nil
+}

@@ -1,0 +1,171 @@
+package policy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+	openfga "github.com/openfga/go-sdk"
+)
+
+// maxResponse bounds what is read of one answer, in bytes. Fifty results with an error text each stay far below it, and so
+// does the largest model that OpenFGA stores (256 KiB) as JSON.
+const maxResponse = 1 << 20
+
+// verdict is OpenFGA's answer to one check. Its zero value is "none", so that whatever is not filled in refuses.
+type verdict uint8
+
+const (
+	unanswered verdict = iota
+	missing
+	held
+)
+
+// result is a verdict; cause says why there is none.
+type result struct {
+	verdict verdict
+	cause   error
+}
+
+// batchRequest is the body of BatchCheck. The SDK's own types for it encode through a map for every check.
+type batchRequest struct {
+	Checks      []batchItem `json:"checks"`
+	ModelID     string      `json:"authorization_model_id"`
+	Consistency string      `json:"consistency"`
+}
+
+type batchItem struct {
+	Tuple         tupleKey `json:"tuple_key"`
+	CorrelationID string   `json:"correlation_id"`
+}
+
+type tupleKey struct {
+	User     string `json:"user"`
+	Relation string `json:"relation"`
+	Object   string `json:"object"`
+}
+
+type batchResponse struct {
+	Result map[string]batchResult `json:"result"`
+}
+
+// batchResult is the outcome of one check: exactly one of the two members.
+type batchResult struct {
+	Allowed *bool          `json:"allowed"`
+	Error   jsontext.Value `json:"error"`
+}
+
+// batchCheck asks for all relations in one request and fills in one result for each. An answer is used as a whole or not at
+// all, except for errors of single checks, which leave just their own result unanswered.
+func (c *Checker) batchCheck(ctx context.Context, relations []Relation, results []result) {
+	if len(relations) == 0 {
+		return
+	}
+	began := time.Now()
+	body, err := c.post(ctx, relations)
+	if err == nil {
+		err = decodeBatch(body, results)
+	}
+	if err != nil {
+		for i := range results {
+			results[i] = result{cause: err}
+		}
+	}
+	c.metrics.observe(len(relations), time.Since(began), err)
+}
+
+func (c *Checker) post(ctx context.Context, relations []Relation) ([]byte, error) {
+	request := batchRequest{
+		Checks:      make([]batchItem, len(relations)),
+		ModelID:     c.model,
+		Consistency: string(openfga.CONSISTENCYPREFERENCE_HIGHER_CONSISTENCY),
+	}
+	for i, r := range relations {
+		request.Checks[i] = batchItem{tupleKey(r), strconv.Itoa(i)}
+	}
+	body, err := json.Marshal(request)
+	if err != nil {
+		return nil, err
+	}
+	// Execute hands out the raw answer: the SDK's typed decoder takes the last of two equal keys, and keys in any case.
+	response, err := c.api.GetAPIExecutor().Execute(ctx,
+		openfga.NewAPIExecutorRequestBuilder("BatchCheck", http.MethodPost, "/stores/{store_id}/batch-check").
+			WithPathParameter("store_id", c.store).
+			WithBody(body).
+			Build())
+	switch {
+	case err != nil:
+		return nil, err
+	case response == nil:
+		return nil, errors.New("OpenFGA: no answer")
+	case response.StatusCode != http.StatusOK:
+		return nil, fmt.Errorf("OpenFGA: HTTP status %d", response.StatusCode)
+	}
+	return response.Body, nil
+}
+
+// decodeBatch reads the answer to len(results) checks strictly: one JSON object without duplicate keys, exactly the
+// correlation ids that were sent, an explicit answer to each.
+func decodeBatch(body []byte, results []result) error {
+	var response batchResponse
+	if err := json.Unmarshal(body, &response); err != nil {
+		return fmt.Errorf("OpenFGA: the answer is not what BatchCheck returns: %w", err)
+	}
+	if len(response.Result) != len(results) {
+		return fmt.Errorf("OpenFGA: %d answers to %d checks", len(response.Result), len(results))
+	}
+	for i := range results {
+		r, there := response.Result[strconv.Itoa(i)]
+		switch {
+		case !there:
+			return fmt.Errorf("OpenFGA: check %d is not answered, another one is that was not put", i)
+		case r.Error != nil:
+			results[i] = result{cause: fmt.Errorf("OpenFGA: check %d failed: %.500s", i, r.Error)}
+		case r.Allowed == nil:
+			results[i] = result{cause: fmt.Errorf("OpenFGA: check %d has neither an answer nor an error", i)}
+		case *r.Allowed:
+			results[i] = result{verdict: held}
+		default:
+			results[i] = result{verdict: missing}
+		}
+	}
+	return nil
+}
+
+// boundedTransport limits what anyone reads of an answer, before the SDK reads all of it.
+type boundedTransport struct{ next http.RoundTripper }
+
+func (t boundedTransport) RoundTrip(r *http.Request) (*http.Response, error) {
+	response, err := t.next.RoundTrip(r)
+	if err != nil || response == nil || response.Body == nil {
+		return response, err // http.Client turns a nil answer into an error
+	}
+	response.Body = &boundedBody{ReadCloser: response.Body, left: maxResponse}
+	return response, nil
+}
+
+type boundedBody struct {
+	io.ReadCloser
+	left int
+}
+
+var errTooLong = fmt.Errorf("OpenFGA: the answer is longer than %d bytes", maxResponse)
+
+// Read fails at the bound instead of ending there: a cut-off answer must not look like a whole one.
+func (b *boundedBody) Read(p []byte) (int, error) {
+	if b.left <= 0 {
+		return 0, errTooLong
+	}
+	if len(p) > b.left {
+		p = p[:b.left]
+	}
+	n, err := b.ReadCloser.Read(p)
+	b.left -= n
+	return n, err
+}
