@@ -102,7 +102,18 @@ func (c Claims) MarshalJSON() ([]byte, error) {
 // an unknown member of delegation, cnf or may_act is an error, because ignoring a restriction
 // widens the token. Unknown members at the top level carry no restriction and are ignored
 // (RFC 7519 §4). The result satisfies Check.
-func (u *Unverified) Claims() (Claims, error) {
+func (u *Unverified) Claims() (Claims, error) { return u.claims() }
+
+// DecodeClaims reads claims from the bytes that MarshalJSON wrote, as strictly as from a token.
+func DecodeClaims(payload []byte) (Claims, error) {
+	members, err := objectMembers(payload)
+	if err != nil {
+		return Claims{}, err
+	}
+	return (&Unverified{Payload: payload, members: members}).claims()
+}
+
+func (u *Unverified) claims() (Claims, error) {
 	r, err := u.Registered()
 	if err != nil {
 		return Claims{}, err
