@@ -1,0 +1,103 @@
+package token
+
+import (
+	"context"
+	"time"
+
+	"deputy.example/deputy/client/delegation"
+)
+
+// maxAssertionAge is the longest that a client assertion may have existed, or have left to live, by
+// a clock that is right to within the skew.
+const maxAssertionAge = 5 * time.Minute
+
+// Caller is the principal that authenticated a request with a client assertion.
+type Caller struct {
+	Principal delegation.Principal
+	Key       string // thumbprint of the key that signed
+	Method    Method
+	Use       Use // must be new, or the assertion is a replay
+}
+
+// Use identifies an assertion that may serve once.
+type Use struct {
+	Issuer string    // the client
+	Key    string    // thumbprint of the key that signed
+	ID     string    // jti
+	Until  time.Time // when the assertion expires, and its use may be forgotten
+}
+
+// Caller authenticates a client by its assertion (private_key_jwt, RFC 7523 §3): iss and sub are the
+// client, aud is exactly the tenant's issuer, jti is there, and exp is at most five minutes ahead. It
+// notes no use: that is for whoever records the request.
+//
+// Whatever is wrong, the answer is one and the same ClientUnauthenticated; what it was is the error's
+// cause. A client that is not registered costs as much work as one that is.
+func (t *Trust) Caller(ctx context.Context, assertion string) (Caller, error) {
+	p, err := t.read(assertion)
+	if err != nil {
+		return Caller{}, unauthenticated(err)
+	}
+	c, key, err := t.callerKey(ctx, p)
+	if forged := t.verify(key, p.Unverified); err == nil {
+		err = forged
+	}
+	if err == nil {
+		err = t.authenticates(p)
+	}
+	if err != nil {
+		return Caller{}, unauthenticated(err)
+	}
+	return Caller{
+		Principal: c.principal, Key: key.thumbprint, Method: MethodPrivateKeyJWT,
+		Use: Use{Issuer: p.claims.Issuer, Key: key.thumbprint, ID: p.claims.ID, Until: time.Unix(p.claims.ExpiresAt, 0)},
+	}, nil
+}
+
+func unauthenticated(cause error) error {
+	return delegation.Refuse(delegation.ClientUnauthenticated, "", "client authentication failed").WithCause(cause)
+}
+
+// callerKey returns the client and its key. Where there is none, it returns an error and a decoy to
+// verify with, chosen by what the assertion says of its algorithm and not by who is registered.
+func (t *Trust) callerKey(ctx context.Context, p presented) (*client, *publicKey, error) {
+	decoy, known := t.decoys[p.Header.Algorithm]
+	if !known {
+		return nil, t.decoys["ES256"], broken("its algorithm is not one that signs with a key pair")
+	}
+	c, known := t.clients[p.claims.Issuer]
+	if !known {
+		return nil, decoy, broken("no such client")
+	}
+	key, err := c.keys.key(ctx, p.Header.KeyID)
+	if err != nil {
+		return nil, decoy, err
+	}
+	if key.algorithm.String() != p.Header.Algorithm {
+		return nil, decoy, broken("its algorithm is not the one of its key")
+	}
+	return c, key, nil
+}
+
+func (t *Trust) authenticates(p presented) error {
+	if !t.typFits(typRule{typAbsent, typJWT, typClientAuth}, p.Header.Type) {
+		return broken("its typ is not that of a client assertion")
+	}
+	if err := t.timely(p.claims, t.skew); err != nil {
+		return err
+	}
+	now := t.now()
+	switch r := p.claims; {
+	case r.Subject != r.Issuer:
+		return broken("its sub is not its iss")
+	case !t.addressed(p, t.issuer):
+		return broken("its aud is not exactly this tenant's issuer")
+	case r.ID == "":
+		return broken("it has no jti")
+	case time.Unix(r.ExpiresAt, 0).After(now.Add(maxAssertionAge + t.skew)):
+		return broken("it expires too late")
+	case r.IssuedAt != 0 && time.Unix(r.IssuedAt, 0).Before(now.Add(-maxAssertionAge-t.skew)):
+		return broken("it was issued too long ago")
+	}
+	return nil
+}

@@ -1,0 +1,293 @@
+package token
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"os"
+	"slices"
+	"strings"
+	"time"
+	"unicode"
+
+	"github.com/lestrrat-go/jwx/v2/jwa"
+
+	"deputy.example/deputy/client/delegation"
+)
+
+// TrustConfig is what one tenant accepts. The yaml names are those that errors speak of.
+type TrustConfig struct {
+	// Issuer is the tenant's own issuer address, without a trailing slash. Credentials addressed to it
+	// authenticate a caller; those addressed to delegation.ActorAudience of it only name an actor.
+	Issuer string
+	// Keys sign the tenant's tokens and verify them.
+	Keys *Keyset
+	// TrustedIssuers whose tokens start a chain, or name an actor.
+	TrustedIssuers []TrustedIssuer
+	// Clients that authenticate with a key of their own.
+	Clients []Client
+	// Skew is how far in the future nbf and iat may lie; default 5 s, at most 60 s. exp has none.
+	Skew time.Duration
+	// AllowInsecureLoopback permits http:// addresses on this machine, for development.
+	AllowInsecureLoopback bool
+
+	Transport http.RoundTripper // for keys that are fetched; nil: direct, or through the environment's proxy
+	Now       func() time.Time  // nil: time.Now
+	Logger    *slog.Logger      // nil: no log
+}
+
+// TrustedIssuer says which tokens of one issuer are believed, and how far.
+type TrustedIssuer struct {
+	// Issuer is compared with iss byte by byte. Required.
+	Issuer string `yaml:"issuer"`
+	// Keys is where the issuer's keys come from. Required.
+	Keys KeySource `yaml:"keys"`
+	// Algorithms that its keys may have: ES256, ES384, ES512, EdDSA, RS256, RS384, RS512, PS256, PS384,
+	// PS512. Required. A published key that names no algorithm is used only if exactly one of these fits it.
+	Algorithms []string `yaml:"algorithms"`
+	// Principal makes principals of its tokens. Required.
+	Principal Mapping `yaml:"principal"`
+	// SharedPrincipals accepts that another issuer or client, which must say so too, is able to yield
+	// the same principals. Danger: either can then speak for the other's.
+	SharedPrincipals bool `yaml:"shared_principals"`
+	// Audiences that make a token of this issuer acceptable as a subject token: its aud must hold one of
+	// them. Required, except that an issuer of workloads may have none: then none of its tokens is a subject.
+	Audiences []string `yaml:"audiences"`
+	// UntypedAccessTokens also takes access tokens whose typ is JWT or absent. Danger: where the issuer
+	// gives its ID tokens an acceptable audience, they pass for access tokens.
+	UntypedAccessTokens bool `yaml:"untyped_access_tokens"`
+	// IDTokens accepts ID tokens as subject tokens.
+	IDTokens bool `yaml:"id_tokens"`
+	// MaxLifetime is the longest exp − iat of a root token; default 1 h.
+	MaxLifetime time.Duration `yaml:"max_lifetime"`
+	// Skew of this issuer's clock, at most 60 s; 0 means the tenant's.
+	Skew time.Duration `yaml:"skew"`
+	// RootGrants is the ceiling of what a root token of this issuer may hand on; default nothing.
+	RootGrants RootGrants `yaml:"root_grants"`
+	// ImportAct accepts root tokens that carry act already, and names their actors: each act.sub becomes
+	// a principal of this type and prefix. Absent: such tokens are refused.
+	ImportAct *Mapping `yaml:"import_act"`
+	// Workloads accepts its tokens as actor_token: addressed to the tenant's issuer they authenticate
+	// their principal, addressed to the actor audience they name it.
+	Workloads bool `yaml:"workloads"`
+}
+
+// KeySource is where keys come from: exactly one of its fields is set.
+type KeySource struct {
+	File      string `yaml:"file"`      // a JWK Set in a file, read again every 45 s
+	JWKS      string `yaml:"jwks"`      // a JWK Set in the configuration itself
+	JWKSURL   string `yaml:"jwks_url"`  // a JWK Set to fetch; trusted issuers only
+	Discovery bool   `yaml:"discovery"` // through the issuer's metadata; trusted issuers only
+}
+
+// Client authenticates with assertions it signs itself (RFC 7523): iss and sub are its ID.
+type Client struct {
+	ID               delegation.Principal `yaml:"id"`
+	Keys             KeySource            `yaml:"keys"` // file or jwks
+	Algorithms       []string             `yaml:"algorithms"`
+	SharedPrincipals bool                 `yaml:"shared_principals"`
+}
+
+// RootGrants is the ceiling of a root token: what its claims say, and a fixed list in addition.
+// Absent claims give nothing; malformed ones refuse the token.
+type RootGrants struct {
+	ScopesClaim    string   `yaml:"scopes_claim"` // a string of scope tokens or a list of them
+	Scopes         []string `yaml:"scopes"`
+	AudiencesClaim string   `yaml:"audiences_claim"` // a string or a list of strings
+	Audiences      []string `yaml:"audiences"`
+	DetailsClaim   string   `yaml:"details_claim"` // an authorization_details array (RFC 9396)
+	Details        string   `yaml:"details"`       // such an array, as JSON text
+}
+
+const (
+	defaultSkew        = 5 * time.Second
+	maxSkew            = time.Minute
+	defaultMaxLifetime = time.Hour
+)
+
+// fault is an error of the configuration at the given field.
+func fault(path, format string, args ...any) error {
+	return delegation.Refuse(delegation.ParameterInvalid, path, format, args...)
+}
+
+// builder turns configuration into the parts of a Trust.
+type builder struct {
+	TrustConfig
+	fetcher *fetcher
+	realms  []realm
+}
+
+func (b *builder) tenant() error {
+	if err := checkIssuer(b.Issuer, b.AllowInsecureLoopback); err != nil {
+		return fault("issuer", "%v", err)
+	}
+	switch {
+	case strings.HasSuffix(b.Issuer, "/"), strings.HasSuffix(b.Issuer, delegation.ActorAudience("")):
+		// Otherwise what names an actor for one tenant could authenticate a caller to another.
+		return fault("issuer", "must end neither in / nor in %s", delegation.ActorAudience(""))
+	case b.Keys == nil:
+		return fault("signing_keys", "missing")
+	case b.Skew < 0 || b.Skew > maxSkew:
+		return fault("skew", "must be within 0 and %v", maxSkew)
+	}
+	return nil
+}
+
+// checkIssuer is RFC 8414 §2: an https URL without query and fragment.
+func checkIssuer(issuer string, insecureLoopback bool) error {
+	if err := checkAddress(issuer, insecureLoopback); err != nil {
+		return err
+	}
+	if u, err := url.Parse(issuer); err != nil || u.RawQuery != "" || u.ForceQuery || strings.HasSuffix(issuer, "#") {
+		return errors.New("must have neither a query nor a fragment")
+	}
+	return nil
+}
+
+func (b *builder) issuer(path string, c TrustedIssuer) (*issuer, error) {
+	if c.Issuer == "" || strings.ContainsFunc(c.Issuer, func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) }) {
+		return nil, fault(path+".issuer", "must be the exact iss of its tokens")
+	}
+	if c.Issuer == b.Issuer {
+		return nil, fault(path+".issuer", "is this tenant itself, which trusts its own tokens already")
+	}
+	i := &issuer{TrustedIssuer: c, skew: c.Skew}
+	if i.skew == 0 {
+		i.skew = b.Skew
+	}
+	if c.Skew < 0 || c.Skew > maxSkew {
+		return nil, fault(path+".skew", "must be within 0 and %v", maxSkew)
+	}
+	if i.MaxLifetime == 0 {
+		i.MaxLifetime = defaultMaxLifetime
+	}
+	if i.MaxLifetime < 0 {
+		return nil, fault(path+".max_lifetime", "must be positive")
+	}
+	if err := b.audiences(path+".audiences", c); err != nil {
+		return nil, err
+	}
+	own, err := c.Principal.realm(path+".principal", c.Issuer, c.SharedPrincipals)
+	if err != nil {
+		return nil, err
+	}
+	b.realms = append(b.realms, own)
+	if c.ImportAct != nil {
+		if c.ImportAct.claim() != subjectClaim {
+			return nil, fault(path+".import_act.claim", "cannot be chosen: an actor is named by act.sub")
+		}
+		imported, err := c.ImportAct.realm(path+".import_act", c.Issuer, c.SharedPrincipals)
+		if err != nil {
+			return nil, err
+		}
+		b.realms = append(b.realms, imported)
+	}
+	if err := i.compileGrants(path + ".root_grants"); err != nil {
+		return nil, err
+	}
+	i.keys, err = b.source(path, c.Issuer, c.Keys, c.Algorithms)
+	return i, err
+}
+
+func (b *builder) audiences(path string, c TrustedIssuer) error {
+	if len(c.Audiences) == 0 && !c.Workloads {
+		return fault(path, "missing: say which aud makes a token of this issuer acceptable")
+	}
+	for _, audience := range c.Audiences {
+		if audience == "" {
+			return fault(path, "must not hold an empty audience")
+		}
+		if c.Workloads && (audience == b.Issuer || audience == delegation.ActorAudience(b.Issuer)) {
+			// Otherwise an agent that was handed a subject token could authenticate as the subject.
+			return fault(path, "must not hold the tenant's own audiences where workloads is set")
+		}
+	}
+	return nil
+}
+
+func (b *builder) client(path string, c Client) (*client, error) {
+	if _, err := delegation.ParsePrincipal(string(c.ID)); err != nil {
+		return nil, fault(path+".id", "%v", err)
+	}
+	if c.Keys.JWKSURL != "" || c.Keys.Discovery {
+		return nil, fault(path+".keys", "a client's keys are registered here, by file or jwks, never fetched")
+	}
+	b.realms = append(b.realms, realm{path: path + ".id", origin: path, start: string(c.ID), shared: c.SharedPrincipals})
+	keys, err := b.source(path, string(c.ID), c.Keys, c.Algorithms)
+	return &client{principal: c.ID, keys: keys}, err
+}
+
+// source checks everything that can be checked without the network: a start never waits for an issuer.
+func (b *builder) source(path, name string, from KeySource, algorithmNames []string) (*source, error) {
+	s := &source{name: name, timing: defaultTiming, now: b.Now, logger: b.Logger}
+	if len(algorithmNames) == 0 {
+		return nil, fault(path+".algorithms", "missing: name the algorithms of the keys, such as ES256")
+	}
+	for _, algorithmName := range algorithmNames {
+		algorithm, err := parseAlgorithm(algorithmName)
+		if err != nil {
+			return nil, fault(path+".algorithms", "%v", err)
+		}
+		if slices.Contains(s.algorithms, algorithm) {
+			return nil, fault(path+".algorithms", "names %s twice", algorithm)
+		}
+		s.algorithms = append(s.algorithms, algorithm)
+	}
+	path += ".keys"
+	set := 0
+	for _, given := range []bool{from.File != "", from.JWKS != "", from.JWKSURL != "", from.Discovery} {
+		if given {
+			set++
+		}
+	}
+	if set != 1 {
+		return nil, fault(path, "want exactly one of file, jwks, jwks_url and discovery")
+	}
+	switch {
+	case from.Discovery:
+		if err := checkIssuer(name, b.AllowInsecureLoopback); err != nil {
+			return nil, fault(path+".discovery", "the issuer %v", err)
+		}
+		s.load = func(ctx context.Context) ([]byte, error) { return b.fetcher.discover(ctx, name) }
+		return s, nil
+	case from.JWKSURL != "":
+		if err := checkAddress(from.JWKSURL, b.AllowInsecureLoopback); err != nil {
+			return nil, fault(path+".jwks_url", "%v", err)
+		}
+		s.load = func(ctx context.Context) ([]byte, error) { return b.fetcher.get(ctx, from.JWKSURL) }
+		return s, nil
+	case from.File != "":
+		s.load = func(context.Context) ([]byte, error) { return readFile(from.File) }
+		return s, s.loadNow(path+".file", s.load)
+	}
+	return s, s.loadNow(path+".jwks", func(context.Context) ([]byte, error) { return []byte(from.JWKS), nil })
+}
+
+// loadNow fills a source from this machine and insists on a usable key, as no later load could.
+func (s *source) loadNow(path string, load func(context.Context) ([]byte, error)) error {
+	began := s.now()
+	data, err := load(context.Background())
+	if err != nil {
+		return fault(path, "%v", err)
+	}
+	ring, ignored, err := parseJWKS(data, s.algorithms)
+	if err != nil {
+		return fault(path, "%v", err)
+	}
+	if len(ring.byID) == 0 || len(ignored) > 0 {
+		return fault(path, "want usable keys only, have %d; not usable: %s", len(ring.byID), strings.Join(ignored, "; "))
+	}
+	s.current.Store(&snapshot{keyring: ring, at: began})
+	return nil
+}
+
+func readFile(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return readBounded(f)
+}

@@ -1,0 +1,268 @@
+package token
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/lestrrat-go/jwx/v2/jwa"
+	"github.com/lestrrat-go/jwx/v2/jwk"
+	"github.com/lestrrat-go/jwx/v2/jws"
+
+	"deputy.example/deputy/client/delegation"
+)
+
+// KeyFile names one signing key.
+type KeyFile struct {
+	// Path of the private key: PKCS#8 in PEM, or one private JWK.
+	Path string `yaml:"path"`
+	// Algorithm of the key, always given: ES256, EdDSA or RS256.
+	Algorithm string `yaml:"algorithm"`
+}
+
+// KeysetConfig names a tenant's signing keys.
+type KeysetConfig struct {
+	// Keys, the first of which signs. The others are published and still verify: to rotate, put the
+	// new key last, wait until verifiers have fetched it, put it first, and drop the old one when its
+	// last token has expired.
+	Keys []KeyFile
+	// Create makes the first key's file, readable by its owner only, if it does not exist. It is for
+	// development: a key that appears by itself on each of two machines signs what the other refuses.
+	Create bool
+}
+
+// Keyset signs a tenant's tokens and publishes the keys that verify them. It never changes and is
+// safe for concurrent use.
+type Keyset struct {
+	active *signingKey
+	public *keyring
+	jwks   []byte
+}
+
+type signingKey struct {
+	*publicKey
+	private crypto.Signer
+	signer  jws.Signer
+	header  string // the encoded JOSE header, the same for every token, with the dot behind it
+}
+
+// OpenKeyset reads and tries every key. Errors name the field, such as signing_keys[0].algorithm.
+func OpenKeyset(config KeysetConfig) (*Keyset, error) {
+	if len(config.Keys) == 0 {
+		return nil, fault("signing_keys", "name at least one signing key")
+	}
+	k := &Keyset{public: &keyring{byID: make(map[string]*publicKey)}}
+	var published []jwk.Key
+	for i, file := range config.Keys {
+		path := fmt.Sprintf("signing_keys[%d]", i)
+		algorithm := jwa.SignatureAlgorithm(file.Algorithm)
+		if algorithm != jwa.ES256 && algorithm != jwa.EdDSA && algorithm != jwa.RS256 {
+			return nil, fault(path+".algorithm", "must be ES256, EdDSA or RS256")
+		}
+		if i == 0 && config.Create {
+			if err := createKey(file.Path, algorithm); err != nil {
+				return nil, fault(path+".path", "cannot create the key: %v", err)
+			}
+		}
+		key, err := openKey(file.Path, algorithm)
+		if err != nil {
+			return nil, fault(path+".path", "%v", err)
+		}
+		if k.public.find(key.id) != nil {
+			return nil, fault(path+".path", "holds the same key as an earlier entry")
+		}
+		k.public.byID[key.id] = key.publicKey
+		if k.active == nil {
+			k.active = key
+		}
+		entry, err := key.publicJWK()
+		if err != nil {
+			return nil, fault(path+".path", "%v", err)
+		}
+		published = append(published, entry)
+	}
+	var err error
+	k.jwks, err = json.Marshal(map[string]any{"keys": published})
+	return k, err
+}
+
+// Sign makes a token of the claims, which must be one JSON object: header exactly alg, kid and typ,
+// signed by the active key. It refuses to make a token that no verifier would read because it is
+// longer than delegation.MaxTokenBytes.
+func (k *Keyset) Sign(claims []byte) (string, error) { return k.active.sign(claims) }
+
+// JWKS is the published JWK Set (RFC 7517 §5), public keys only. Callers must not change it.
+func (k *Keyset) JWKS() []byte { return k.jwks }
+
+func (s *signingKey) sign(claims []byte) (string, error) {
+	unsigned := make([]byte, 0, len(s.header)+base64.RawURLEncoding.EncodedLen(len(claims))+512)
+	unsigned = append(unsigned, s.header...)
+	unsigned = base64.RawURLEncoding.AppendEncode(unsigned, claims)
+	signature, err := s.signer.Sign(unsigned, s.private)
+	if err != nil {
+		return "", fmt.Errorf("sign: %w", err)
+	}
+	token := base64.RawURLEncoding.AppendEncode(append(unsigned, '.'), signature)
+	if len(token) > delegation.MaxTokenBytes {
+		return "", fmt.Errorf("sign: the token would be %d bytes long, more than %d", len(token), delegation.MaxTokenBytes)
+	}
+	return string(token), nil
+}
+
+func newSigningKey(algorithm jwa.SignatureAlgorithm, private crypto.Signer) (*signingKey, error) {
+	public, err := newPublicKey("", algorithm, private.Public())
+	if err != nil {
+		return nil, err
+	}
+	signer, err := jws.NewSigner(algorithm)
+	if err != nil {
+		return nil, err
+	}
+	header := fmt.Sprintf(`{"alg":%q,"kid":%q,"typ":%q}`, algorithm, public.id, delegation.HeaderTypeAccessToken)
+	key := &signingKey{publicKey: public, private: private, signer: signer, header: base64.RawURLEncoding.EncodeToString([]byte(header)) + "."}
+
+	// A JWK can hold a private part that does not belong to its public part: find out now.
+	probe, err := key.sign([]byte(`{}`))
+	if err != nil {
+		return nil, err
+	}
+	u, err := delegation.Parse(probe)
+	if err != nil {
+		return nil, err
+	}
+	if key.verify(u) != nil {
+		return nil, errors.New("the private and the public part of the key do not belong together")
+	}
+	return key, nil
+}
+
+func (s *signingKey) publicJWK() (jwk.Key, error) {
+	key, err := jwk.FromRaw(s.material)
+	if err != nil {
+		return nil, err
+	}
+	for name, value := range map[string]any{jwk.KeyIDKey: s.id, jwk.AlgorithmKey: s.algorithm, jwk.KeyUsageKey: jwk.ForSignature} {
+		if err := key.Set(name, value); err != nil {
+			return nil, err
+		}
+	}
+	return key, nil
+}
+
+// openKey reads a private key. Its errors never hold what the file holds.
+func openKey(path string, algorithm jwa.SignatureAlgorithm) (*signingKey, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	private, err := parsePrivateKey(data, algorithm)
+	if err != nil {
+		return nil, err
+	}
+	return newSigningKey(algorithm, private)
+}
+
+func parsePrivateKey(data []byte, algorithm jwa.SignatureAlgorithm) (crypto.Signer, error) {
+	var raw any
+	if trimmed := bytes.TrimSpace(data); len(trimmed) > 0 && trimmed[0] == '{' {
+		key, err := jwk.ParseKey(trimmed)
+		if err != nil {
+			return nil, errors.New("not a JWK")
+		}
+		if name := key.Algorithm().String(); name != "" && name != algorithm.String() {
+			return nil, fmt.Errorf("the JWK's alg is not %s", algorithm)
+		}
+		if err := key.Raw(&raw); err != nil {
+			return nil, errors.New("not a usable JWK")
+		}
+	} else {
+		block, rest := pem.Decode(data)
+		if block == nil || block.Type != "PRIVATE KEY" || len(bytes.TrimSpace(rest)) > 0 {
+			return nil, errors.New("neither one PKCS#8 private key in PEM nor one JWK")
+		}
+		var err error
+		if raw, err = x509.ParsePKCS8PrivateKey(block.Bytes); err != nil {
+			return nil, errors.New("not a PKCS#8 private key")
+		}
+	}
+	switch private := raw.(type) {
+	case *ecdsa.PrivateKey:
+		return private, nil
+	case ed25519.PrivateKey:
+		return private, nil
+	case *rsa.PrivateKey:
+		if err := private.Validate(); err != nil {
+			return nil, errors.New("not a consistent RSA key")
+		}
+		private.Precompute()
+		return private, nil
+	}
+	return nil, errors.New("not a private key of a supported kind")
+}
+
+// createKey writes a new key unless the file exists. The name appears only when the content is
+// durable, and never replaces a key that another process put there meanwhile: a crash or a race
+// leaves one whole key.
+func createKey(path string, algorithm jwa.SignatureAlgorithm) error {
+	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	private, err := generateKey(algorithm)
+	if err != nil {
+		return err
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(private)
+	if err != nil {
+		return err
+	}
+	// CreateTemp makes the file with mode 0600.
+	temp, err := os.CreateTemp(filepath.Dir(path), ".signing-key-*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(temp.Name())
+	defer temp.Close()
+	if err := pem.Encode(temp, &pem.Block{Type: "PRIVATE KEY", Bytes: der}); err != nil {
+		return err
+	}
+	if err := temp.Sync(); err != nil {
+		return err
+	}
+	if err := os.Link(temp.Name(), path); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+func syncDir(path string) error {
+	dir, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return dir.Sync()
+}
+
+func generateKey(algorithm jwa.SignatureAlgorithm) (crypto.Signer, error) {
+	switch algorithm {
+	case jwa.EdDSA:
+		_, private, err := ed25519.GenerateKey(rand.Reader)
+		return private, err
+	case jwa.RS256:
+		return rsa.GenerateKey(rand.Reader, 3072)
+	}
+	return ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+}

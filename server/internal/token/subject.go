@@ -1,0 +1,278 @@
+package token
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/binary"
+	"slices"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+
+	"deputy.example/deputy/client/delegation"
+)
+
+// Subject is a verified subject token: exactly one of its fields is set.
+type Subject struct {
+	// Derived are the claims of a token that this tenant signed. A Confirmation in them is not proven.
+	Derived *delegation.Claims
+	// Root is a token of a trusted issuer.
+	Root *Root
+}
+
+// Root is a verified token of a trusted issuer, and the ceiling of what may be derived from it.
+type Root struct {
+	Issuer    string
+	ID        string // jti, or ""
+	Digest    string // the token's identity in delegation.root; never depends on its signature's bytes
+	Principal delegation.Principal
+	IssuedAt  time.Time
+	ExpiresAt time.Time
+	Scopes    delegation.Scopes
+	Audiences []string
+	Details   []delegation.Detail
+	MayAct    *delegation.MayAct // who may become the actor, or nil: it did not say
+	Actors    delegation.Chain   // of an imported act, oldest first; nil unless the issuer is configured to import
+}
+
+// Subject verifies a subject token that was presented with the given token type URN. Errors are
+// SubjectTokenInvalid with the broken rule, or TokenTypeUnsupported, ProofRequired,
+// ForeignActorChain, RootTooLong or DependencyDown.
+func (t *Trust) Subject(ctx context.Context, raw, tokenType string) (Subject, error) {
+	if err := checkTokenType(subjectSlot, tokenType); err != nil {
+		return Subject{}, err
+	}
+	p, err := t.read(raw)
+	if err != nil {
+		return Subject{}, subjectSlot.refuse(err)
+	}
+	if p.claims.Issuer == t.issuer {
+		claims, err := t.derived(p, tokenType)
+		if err != nil {
+			return Subject{}, subjectSlot.refuse(err)
+		}
+		return Subject{Derived: &claims}, nil
+	}
+	root, err := t.root(ctx, p, tokenType)
+	if err != nil {
+		return Subject{}, subjectSlot.refuse(err)
+	}
+	return Subject{Root: root}, nil
+}
+
+func (t *Trust) derived(p presented, tokenType string) (delegation.Claims, error) {
+	if tokenType == delegation.TokenTypeIDToken {
+		return delegation.Claims{}, broken("a derived token is an access token, not an ID token")
+	}
+	return t.own(p)
+}
+
+func (t *Trust) root(ctx context.Context, p presented, tokenType string) (*Root, error) {
+	i, trusted := t.issuers[p.claims.Issuer]
+	if !trusted {
+		return nil, broken("its issuer is not trusted here")
+	}
+	if !t.typFits(i.typesFor(tokenType), p.Header.Type) {
+		return nil, broken("its typ does not fit the token type it was presented with")
+	}
+	if _, err := t.signedBy(ctx, i.keys, p); err != nil {
+		return nil, err
+	}
+	if err := t.timely(p.claims, i.skew); err != nil {
+		return nil, err
+	}
+	if !t.intended(p.claims.Audience, i.Audiences) {
+		return nil, broken("it is meant for another audience")
+	}
+	if err := i.shortLived(p.claims); err != nil {
+		return nil, err
+	}
+	if _, bound := p.Claim("cnf"); bound {
+		return nil, errBound(subjectSlot)
+	}
+	root := &Root{
+		Issuer: i.Issuer, ID: p.claims.ID, Digest: digestOf(p),
+		IssuedAt: time.Unix(p.claims.IssuedAt, 0), ExpiresAt: time.Unix(p.claims.ExpiresAt, 0),
+	}
+	var err error
+	if root.Principal, err = i.Principal.of(p); err != nil {
+		return nil, err
+	}
+	if root.Actors, err = i.actors(p); err != nil {
+		return nil, err
+	}
+	if root.MayAct, err = t.mayAct(p); err != nil {
+		return nil, err
+	}
+	return root, i.grant(root, p)
+}
+
+// errBound refuses a foreign token that is bound to a key: it is never treated as a bearer token.
+func errBound(s slot) error {
+	return delegation.Refuse(delegation.ProofRequired, string(s), "the token is bound to a key, and no proof of that key is accepted here")
+}
+
+func (i *issuer) shortLived(r delegation.Registered) error {
+	if r.IssuedAt == 0 {
+		return delegation.Refuse(delegation.RootTooLong, string(subjectSlot), "the token does not say when it was issued, so its lifetime is unknown")
+	}
+	if time.Duration(r.ExpiresAt-r.IssuedAt) > i.MaxLifetime/time.Second {
+		return delegation.Refuse(delegation.RootTooLong, string(subjectSlot), "the token lives longer than the %v that its issuer is allowed", i.MaxLifetime)
+	}
+	return nil
+}
+
+// digestOf identifies a root token. With a jti it is RootDigest. Without one it covers what was
+// signed, never the signature: of one signing input there are many valid signatures.
+func digestOf(p presented) string {
+	if p.claims.ID != "" {
+		return RootDigest(p.claims.Issuer, p.claims.ID)
+	}
+	sum := sha256.Sum256([]byte("jws\x00" + p.SigningInput))
+	return base64.RawURLEncoding.EncodeToString(sum[:])
+}
+
+// RootDigest is the identity of the root token that the issuer gave this jti: unpadded base64url of
+// SHA-256 over "jti", a zero byte, the issuer's length as eight bytes, the issuer and the jti.
+func RootDigest(issuer, jti string) string {
+	data := binary.BigEndian.AppendUint64([]byte("jti\x00"), uint64(len(issuer)))
+	sum := sha256.Sum256(append(append(data, issuer...), jti...))
+	return base64.RawURLEncoding.EncodeToString(sum[:])
+}
+
+// mayAct reads a root's may_act (RFC 8693 §4.4), which must name an actor in this tenant's own terms:
+// sub is a canonical principal, and iss, if there, this tenant.
+func (t *Trust) mayAct(p presented) (*delegation.MayAct, error) {
+	raw, present := p.Claim("may_act")
+	if !present {
+		return nil, nil
+	}
+	var claim struct {
+		Sub *string `json:"sub"`
+		Iss *string `json:"iss"`
+	}
+	if jsontext.Value(raw).Kind() != '{' || json.Unmarshal(raw, &claim, json.RejectUnknownMembers(true)) != nil || claim.Sub == nil {
+		return nil, broken("its may_act holds something other than sub and perhaps iss")
+	}
+	if claim.Iss != nil && *claim.Iss != t.issuer {
+		return nil, broken("its may_act names an actor of another issuer")
+	}
+	sub, err := delegation.ParsePrincipal(*claim.Sub)
+	if err != nil {
+		return nil, broken("the sub of its may_act is not a principal")
+	}
+	return &delegation.MayAct{Sub: sub}, nil
+}
+
+// actors imports a foreign act, or refuses it. Each act object holds sub, perhaps the iss of the
+// token itself, and perhaps the act before it.
+func (i *issuer) actors(p presented) (delegation.Chain, error) {
+	raw, present := p.Claim("act")
+	if !present {
+		return nil, nil
+	}
+	if i.ImportAct == nil {
+		return nil, errForeignAct("the token names actors already, which its issuer is not configured to hand in")
+	}
+	var chain delegation.Chain
+	for raw != nil {
+		var act struct {
+			Sub string         `json:"sub"`
+			Iss *string        `json:"iss"`
+			Act jsontext.Value `json:"act"`
+		}
+		if jsontext.Value(raw).Kind() != '{' || json.Unmarshal(raw, &act, json.RejectUnknownMembers(true)) != nil {
+			return nil, errForeignAct("the token's act holds something other than sub, iss and act")
+		}
+		if act.Iss != nil && *act.Iss != i.Issuer {
+			return nil, errForeignAct("the token's act names an actor of another issuer")
+		}
+		actor, err := i.ImportAct.principal(act.Sub)
+		if err != nil || len(chain) == delegation.MaxChainDepth {
+			return nil, errForeignAct("the token's act cannot be turned into a chain of principals")
+		}
+		chain = append(chain, actor)
+		raw = act.Act
+	}
+	slices.Reverse(chain)
+	return chain, nil
+}
+
+func errForeignAct(rule string) error {
+	return delegation.Refuse(delegation.ForeignActorChain, string(subjectSlot), "%s", rule)
+}
+
+// compileGrants checks the fixed part of the ceiling.
+func (i *issuer) compileGrants(path string) error {
+	var err error
+	if i.scopes, err = delegation.NewScopes(i.RootGrants.Scopes...); err != nil {
+		return fault(path+".scopes", "%v", err)
+	}
+	if slices.Contains(i.RootGrants.Audiences, "") {
+		return fault(path+".audiences", "must not hold an empty audience")
+	}
+	if i.RootGrants.Details != "" {
+		if i.details, err = delegation.ParseDetails([]byte(i.RootGrants.Details)); err != nil {
+			return fault(path+".details", "%v", err)
+		}
+	}
+	return nil
+}
+
+// grant fills in the ceiling: what the configured claims say, and the fixed part.
+func (i *issuer) grant(root *Root, p presented) error {
+	g := i.RootGrants
+	scopes := slices.Clone(i.scopes)
+	if _, present := granted(p, g.ScopesClaim); present {
+		claimed, err := scopesClaim(p, g.ScopesClaim)
+		if err != nil {
+			return broken("the claim that holds its scopes is malformed")
+		}
+		scopes = append(scopes, claimed...)
+	}
+	var err error
+	if root.Scopes, err = delegation.NewScopes(scopes...); err != nil {
+		return broken("the claim that holds its scopes is malformed")
+	}
+	root.Audiences = slices.Clone(g.Audiences)
+	if _, present := granted(p, g.AudiencesClaim); present {
+		claimed, err := p.StringsClaim(g.AudiencesClaim)
+		if err != nil || slices.Contains(claimed, "") {
+			return broken("the claim that holds its audiences is malformed")
+		}
+		root.Audiences = append(root.Audiences, claimed...)
+	}
+	slices.Sort(root.Audiences)
+	root.Audiences = slices.Compact(root.Audiences)
+	root.Details = slices.Clone(i.details)
+	if raw, present := granted(p, g.DetailsClaim); present {
+		claimed, err := delegation.ParseDetails(raw)
+		if err != nil {
+			return broken("the claim that holds its authorization details is malformed")
+		}
+		root.Details = append(root.Details, claimed...)
+	}
+	return nil
+}
+
+// granted is the claim of that name, unless no name is configured: a member may well be called "".
+func granted(p presented, name string) ([]byte, bool) {
+	if name == "" {
+		return nil, false
+	}
+	return p.Claim(name)
+}
+
+// scopesClaim reads RFC 8693 §4.2's string, or the list of strings that many issuers write instead.
+func scopesClaim(p presented, name string) (delegation.Scopes, error) {
+	if text, err := p.StringClaim(name); err == nil {
+		return delegation.ParseScopes(text)
+	}
+	list, err := p.StringsClaim(name)
+	if err != nil {
+		return nil, err
+	}
+	return delegation.NewScopes(list...)
+}

@@ -1,0 +1,175 @@
+package token
+
+import (
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/rsa"
+	"fmt"
+	"log/slog"
+	"math/big"
+	"sync"
+	"time"
+
+	"github.com/lestrrat-go/jwx/v2/jwa"
+
+	"deputy.example/deputy/client/delegation"
+)
+
+// Trust is what one tenant accepts: its own tokens, its trusted issuers' and its clients'. It is safe
+// for concurrent use. Every method refuses what it cannot verify; nothing it returns beside an error
+// means anything.
+type Trust struct {
+	issuer  string
+	keys    *Keyset
+	issuers map[string]*issuer
+	clients map[string]*client
+	skew    time.Duration
+	now     func() time.Time
+	decoys  map[string]*publicKey // by algorithm: what a caller without a key is verified with
+
+	// The protections that tests switch off to show that each of them bears weight.
+	parse    func(string) (*delegation.Unverified, error)
+	verify   func(*publicKey, *delegation.Unverified) error
+	typFits  func(rule typRule, typ string) bool
+	intended func(audiences, acceptable []string) bool
+}
+
+// issuer is a TrustedIssuer whose configuration was checked.
+type issuer struct {
+	TrustedIssuer
+	keys    *source
+	skew    time.Duration
+	scopes  delegation.Scopes   // fixed part of the ceiling
+	details []delegation.Detail // fixed part of the ceiling
+}
+
+type client struct {
+	principal delegation.Principal
+	keys      *source
+}
+
+// NewTrust checks the whole configuration and reads what is on this machine; it fetches nothing. Its
+// errors are *delegation.Error with the field at fault, such as trusted_issuers[1].principal.
+func NewTrust(config TrustConfig) (*Trust, error) {
+	b := &builder{TrustConfig: config, fetcher: newFetcher(config.Transport, config.AllowInsecureLoopback)}
+	if b.Skew == 0 {
+		b.Skew = defaultSkew
+	}
+	if b.Now == nil {
+		b.Now = time.Now
+	}
+	if b.Logger == nil {
+		b.Logger = slog.New(slog.DiscardHandler)
+	}
+	if err := b.tenant(); err != nil {
+		return nil, err
+	}
+	t := &Trust{
+		issuer: b.Issuer, keys: b.Keys, skew: b.Skew, now: b.Now,
+		issuers: make(map[string]*issuer), clients: make(map[string]*client),
+		parse: delegation.Parse, verify: (*publicKey).verify, typFits: typRule.fits, intended: isIntended,
+	}
+	for n, c := range b.TrustedIssuers {
+		path := fmt.Sprintf("trusted_issuers[%d]", n)
+		i, err := b.issuer(path, c)
+		if err != nil {
+			return nil, err
+		}
+		if t.issuers[c.Issuer] != nil {
+			return nil, fault(path+".issuer", "is there twice")
+		}
+		t.issuers[c.Issuer] = i
+	}
+	for n, c := range b.Clients {
+		path := fmt.Sprintf("clients[%d]", n)
+		cl, err := b.client(path, c)
+		if err != nil {
+			return nil, err
+		}
+		if t.clients[string(c.ID)] != nil || t.issuers[string(c.ID)] != nil {
+			return nil, fault(path+".id", "is there twice")
+		}
+		t.clients[string(c.ID)] = cl
+	}
+	if err := checkDisjoint(b.realms); err != nil {
+		return nil, err
+	}
+	var err error
+	t.decoys, err = newDecoys()
+	return t, err
+}
+
+// Run keeps the keys of all sources fresh until ctx ends, and then returns nil. Without it tokens are
+// verified all the same, but requests wait for the keys.
+func (t *Trust) Run(ctx context.Context) error {
+	var running sync.WaitGroup
+	for _, s := range t.sources() {
+		running.Go(func() { s.run(ctx) })
+	}
+	running.Wait()
+	return nil
+}
+
+func (t *Trust) sources() []*source {
+	var all []*source
+	for _, i := range t.issuers {
+		all = append(all, i.keys)
+	}
+	for _, c := range t.clients {
+		all = append(all, c.keys)
+	}
+	return all
+}
+
+// Registered says whether the configuration registers a key with this RFC 7638 thumbprint for the
+// principal.
+func (t *Trust) Registered(p delegation.Principal, thumbprint string) bool {
+	c, known := t.clients[string(p)]
+	return known && thumbprint != "" && c.keys.registered(thumbprint)
+}
+
+// Peek reads, without believing a word, whom a token says it is from and for. A front that serves
+// several tenants chooses with it whose Trust to ask, and decides nothing else.
+func Peek(raw string) (issuer string, audiences []string, err error) {
+	u, err := delegation.Parse(raw)
+	if err != nil {
+		return "", nil, err
+	}
+	r, err := u.Registered()
+	return r.Issuer, r.Audience, err
+}
+
+// newDecoys makes a key that nobody holds for each algorithm. The RSA modulus is no product of two
+// primes, which costs a verifier the same.
+func newDecoys() (map[string]*publicKey, error) {
+	ed, _, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	modulus := make([]byte, minRSABits/8)
+	if _, err := rand.Read(modulus); err != nil {
+		return nil, err
+	}
+	modulus[0] |= 0x80
+	modulus[len(modulus)-1] |= 1
+	decoys := make(map[string]*publicKey)
+	for _, algorithm := range knownAlgorithms() {
+		var material crypto.PublicKey = &rsa.PublicKey{N: new(big.Int).SetBytes(modulus), E: 65537}
+		if algorithm == jwa.EdDSA {
+			material = ed
+		} else if curve := curveOf(algorithm); curve != nil {
+			ec, err := ecdsa.GenerateKey(curve, rand.Reader)
+			if err != nil {
+				return nil, err
+			}
+			material = ec.Public()
+		}
+		if decoys[algorithm.String()], err = newPublicKey("", algorithm, material); err != nil {
+			return nil, err
+		}
+	}
+	return decoys, nil
+}

@@ -1,0 +1,173 @@
+package token
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"deputy.example/deputy/client/delegation"
+)
+
+// broken is a rule that a token breaks, in words that may be sent to whoever presented it: they hold
+// no part of the token.
+type broken string
+
+func (b broken) Error() string { return string(b) }
+
+// slot is the parameter that a token was presented in. It decides how a refusal is named.
+type slot string
+
+const (
+	subjectSlot slot = "subject_token"
+	actorSlot   slot = "actor_token"
+	anySlot     slot = "token"
+)
+
+// refuse names the broken rule. An error that has its reason already keeps it.
+func (s slot) refuse(err error) error {
+	if typed, ok := errors.AsType[*delegation.Error](err); ok {
+		return typed
+	}
+	reason := delegation.SubjectTokenInvalid
+	if s == actorSlot {
+		reason = delegation.ActorTokenInvalid
+	}
+	if rule, ok := errors.AsType[broken](err); ok {
+		return delegation.Refuse(reason, string(s), "the token is refused: %s", rule)
+	}
+	return delegation.Refuse(reason, string(s), "the token is refused").WithCause(err)
+}
+
+// presented is a token whose form is right. Nothing in it is believed yet.
+type presented struct {
+	*delegation.Unverified
+	claims delegation.Registered
+}
+
+func (t *Trust) read(raw string) (presented, error) {
+	u, err := t.parse(raw)
+	if err != nil {
+		return presented{}, broken(err.Error())
+	}
+	claims, err := u.Registered()
+	if err != nil {
+		return presented{}, broken(err.Error())
+	}
+	return presented{Unverified: u, claims: claims}, nil
+}
+
+// signedBy checks the signature with the key that the token names among those of its source.
+func (t *Trust) signedBy(ctx context.Context, keys *source, p presented) (*publicKey, error) {
+	key, err := keys.key(ctx, p.Header.KeyID)
+	if err != nil {
+		return nil, err
+	}
+	return key, t.verify(key, p.Unverified)
+}
+
+// timely is RFC 7519 §4.1.4 to 4.1.6: exp without leeway, nbf and iat with the skew of their issuer.
+func (t *Trust) timely(r delegation.Registered, skew time.Duration) error {
+	now := t.now()
+	latest := now.Add(skew).Unix()
+	switch {
+	case !now.Before(time.Unix(r.ExpiresAt, 0)):
+		return broken("it has expired")
+	case r.NotBefore > latest:
+		return broken("it is not valid yet")
+	case r.IssuedAt > latest:
+		return broken("it was issued in the future")
+	case r.IssuedAt >= r.ExpiresAt:
+		return broken("it expired when it was issued")
+	}
+	return nil
+}
+
+// isIntended says whether one of the audiences is acceptable. No audience never is.
+func isIntended(audiences, acceptable []string) bool {
+	return slices.ContainsFunc(audiences, func(a string) bool { return slices.Contains(acceptable, a) })
+}
+
+// typRule is a set of acceptable "typ" header values, lower-cased; "" is the absent one.
+type typRule []string
+
+func (rule typRule) fits(typ string) bool { return slices.Contains(rule, typ) }
+
+// Header types beside at+jwt.
+const (
+	typAbsent     = ""
+	typJWT        = "jwt"
+	typJOSE       = "jose"                      // SPIFFE JWT-SVIDs may say so
+	typClientAuth = "client-authentication+jwt" // RFC 7523bis
+)
+
+// typesFor says which typ an issuer's token may have in a slot of the given token type, so that a
+// token made for one purpose never serves another (RFC 8725 §3.11).
+func (i *issuer) typesFor(tokenType string) typRule {
+	access := typRule{delegation.HeaderTypeAccessToken}
+	if i.UntypedAccessTokens {
+		access = append(access, typJWT, typAbsent)
+	}
+	var id typRule
+	if i.IDTokens {
+		id = typRule{typJWT, typAbsent}
+	}
+	switch tokenType {
+	case delegation.TokenTypeAccessToken:
+		return access
+	case delegation.TokenTypeIDToken:
+		return id
+	case delegation.TokenTypeJWT:
+		return append(access, id...)
+	}
+	return nil
+}
+
+// checkTokenType refuses the token types that no rule here is about.
+func checkTokenType(s slot, tokenType string) error {
+	switch tokenType {
+	case delegation.TokenTypeAccessToken, delegation.TokenTypeIDToken, delegation.TokenTypeJWT:
+		return nil
+	}
+	return delegation.Refuse(delegation.TokenTypeUnsupported, string(s)+"_type",
+		"want %s, %s or %s", delegation.TokenTypeAccessToken, delegation.TokenTypeIDToken, delegation.TokenTypeJWT)
+}
+
+// Own verifies one of the tenant's own tokens, for introspection: signature, time and that its claims
+// agree with themselves. Whether it was revoked, whether it is meant for whoever holds it and whether
+// a bound one was proven (Claims.Confirmation) is not asked here.
+func (t *Trust) Own(raw string) (delegation.Claims, error) {
+	p, err := t.read(raw)
+	if err != nil {
+		return delegation.Claims{}, anySlot.refuse(err)
+	}
+	claims, err := t.own(p)
+	if err != nil {
+		return delegation.Claims{}, anySlot.refuse(err)
+	}
+	return claims, nil
+}
+
+func (t *Trust) own(p presented) (delegation.Claims, error) {
+	if p.claims.Issuer != t.issuer {
+		return delegation.Claims{}, broken("its issuer is not this one")
+	}
+	if !t.typFits(typRule{delegation.HeaderTypeAccessToken}, p.Header.Type) {
+		return delegation.Claims{}, broken("its typ is not at+jwt")
+	}
+	key := t.keys.public.find(p.Header.KeyID)
+	if key == nil || p.Header.KeyID == "" {
+		return delegation.Claims{}, errUnknownKey
+	}
+	if err := t.verify(key, p.Unverified); err != nil {
+		return delegation.Claims{}, err
+	}
+	if err := t.timely(p.claims, t.skew); err != nil {
+		return delegation.Claims{}, err
+	}
+	claims, err := p.Claims()
+	if err != nil { // signed by us and yet not ours: the cause would repeat claims
+		return delegation.Claims{}, broken("its claims are not those of a derived token")
+	}
+	return claims, nil
+}
