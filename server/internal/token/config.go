@@ -12,8 +12,6 @@ import (
 	"time"
 	"unicode"
 
-	"github.com/lestrrat-go/jwx/v2/jwa"
-
 	"deputy.example/deputy/client/delegation"
 )
 
