@@ -18,7 +18,8 @@ import (
 type Mapping struct {
 	// Delegator names the relation "may hand authority to" on the type of every actor.
 	Delegator EdgeRule `yaml:"delegator"`
-	// Scope names the object that stands for a scope: <type>:<scope>. Default scope, holder.
+	// Scope names the object that stands for a scope: <type>:<scope>. Default scope, holder; but where Scopes maps single
+	// scopes and this is left out, those are all the scopes there are and any other is refused.
 	Scope ObjectRule `yaml:"scope"`
 	// Resource names the object that stands for an audience: <type>:<audience>. Default resource, accessor.
 	Resource ObjectRule `yaml:"resource"`
@@ -77,10 +78,11 @@ const (
 
 // rules is a Mapping with its defaults filled in, checked, and its templates taken apart.
 type rules struct {
-	delegator       string
-	scope, resource ObjectRule
-	scopes          map[string]scopeRule
-	details         map[string]detailRule
+	delegator string
+	scope     ObjectRule // zero where only mapped scopes exist
+	resource  ObjectRule
+	scopes    map[string]scopeRule
+	details   map[string]detailRule
 }
 
 type scopeRule struct {
@@ -98,7 +100,6 @@ type detailRule struct {
 func (m Mapping) compile() (rules, error) {
 	r := rules{
 		delegator: m.Delegator.Relation,
-		scope:     m.Scope.or(defaultScopeType, defaultScopeRelation),
 		resource:  m.Resource.or(defaultResourceType, defaultResourceRelation),
 		scopes:    make(map[string]scopeRule, len(m.Scopes)),
 		details:   make(map[string]detailRule, len(m.Details)),
@@ -108,8 +109,11 @@ func (m Mapping) compile() (rules, error) {
 	}
 	errs := []error{
 		checkRelation("delegator.relation", r.delegator),
-		checkType("scope.type", r.scope.Type), checkRelation("scope.relation", r.scope.Relation),
 		checkType("resource.type", r.resource.Type), checkRelation("resource.relation", r.resource.Relation),
+	}
+	if m.Scope != (ObjectRule{}) || len(m.Scopes) == 0 {
+		r.scope = m.Scope.or(defaultScopeType, defaultScopeRelation)
+		errs = append(errs, checkType("scope.type", r.scope.Type), checkRelation("scope.relation", r.scope.Relation))
 	}
 	if r.scope == r.resource {
 		errs = append(errs, errors.New("mapping scope and resource: both name the same objects, so holding a scope would open an audience"))
@@ -244,7 +248,9 @@ func (r *rules) fit(model openfga.AuthorizationModel) error {
 	if !delegated {
 		errs = append(errs, fmt.Errorf("mapping delegator: the model has no type with a relation %s", r.delegator))
 	}
-	need("scope", r.scope.Type, r.scope.Relation)
+	if r.scope != (ObjectRule{}) {
+		need("scope", r.scope.Type, r.scope.Relation)
+	}
 	need("resource", r.resource.Type, r.resource.Relation)
 	for _, name := range slices.Sorted(maps.Keys(r.scopes)) {
 		need("scopes."+name, r.scopes[name].object.typ(), r.scopes[name].relation)

@@ -143,6 +143,10 @@ func (r *rules) expandScope(x *expansion, q Question, scope string) {
 		ask(own.object.fill(""), own.relation, "")
 		return
 	}
+	if !mapped && r.scope == (ObjectRule{}) {
+		x.refuse(delegation.ScopeNotPermitted, "scope", "scope %s is not mapped to a relation", scope)
+		return
+	}
 	object := r.scope.Type + ":" + delegation.EncodeID(scope)
 	if !mapped {
 		ask(object, r.scope.Relation, "")

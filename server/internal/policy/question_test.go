@@ -94,6 +94,19 @@ func TestMappedQuestion(t *testing.T) {
 	}
 }
 
+// Where single scopes are mapped and no rule for the others is given, there are no others. With neither, the shipped model's
+// rule holds; that the same scope is asked for then is the negative control.
+func TestOnlyMappedScopes(t *testing.T) {
+	q := policy.Question{Subject: "agent:p", Actor: "agent:p", Scopes: delegation.Scopes{"other"}, Audiences: []string{"a"}}
+	yes := &policytest.Fake{Judge: func(policy.Relation) (bool, bool) { return true, true }}
+	if d, err := ask(t, yes, policy.Mapping{Scopes: documents.Scopes}, q); err == nil || err.Reason != delegation.ScopeNotPermitted || d.Allowed {
+		t.Errorf("an unmapped scope: %+v, %v", d, err)
+	}
+	if d, err := ask(t, yes, policy.Mapping{}, q); err != nil || !d.Allowed || d.Checks != 2 {
+		t.Errorf("the shipped rule: %+v, %v", d, err)
+	}
+}
+
 // Missing says which party lacks what, in every dimension.
 func TestMissingNamesPartyAndDimension(t *testing.T) {
 	q := policy.Question{

@@ -1,0 +1,184 @@
+package embedded
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+
+	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
+	"github.com/oklog/ulid/v2"
+	openfgav1 "github.com/openfga/api/proto/openfga/v1"
+	httpmiddleware "github.com/openfga/openfga/pkg/middleware/http"
+	openfgaserver "github.com/openfga/openfga/pkg/server"
+	openfgaerrors "github.com/openfga/openfga/pkg/server/errors"
+	"github.com/openfga/openfga/pkg/storage"
+	"github.com/openfga/openfga/pkg/storage/memory"
+	"github.com/openfga/openfga/pkg/typesystem"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protojson"
+
+	"deputy.example/deputy/server/internal/policy"
+)
+
+// FGA is a whole OpenFGA server inside the process, on a datastore in memory. It answers OpenFGA's HTTP API in two ways:
+// as an [http.RoundTripper], so that the policy checker asks it without a TCP port, and as an [http.Handler], so that it can
+// also be put on one. Stores and tuples are gone with the process; whoever starts it writes them again.
+//
+// None of OpenFGA's check caches is switched on and neither is its weighted-graph resolver, so an answer reflects every write
+// that was acknowledged before the question, whatever consistency the question asks for.
+type FGA struct {
+	server    *openfgaserver.Server
+	datastore storage.OpenFGADatastore
+	handler   http.Handler
+}
+
+// NewFGA starts an empty server. Close it after the last request.
+func NewFGA(ctx context.Context) (*FGA, error) { return newFGA(ctx) }
+
+// newFGA takes more of OpenFGA's own options; only the negative control of the freshness test has any.
+func newFGA(ctx context.Context, options ...openfgaserver.OpenFGAServiceV1Option) (*FGA, error) {
+	datastore := memory.New()
+	server, err := openfgaserver.NewServerWithOpts(append([]openfgaserver.OpenFGAServiceV1Option{
+		openfgaserver.WithDatastore(datastore),
+	}, options...)...)
+	if err != nil {
+		return nil, fmt.Errorf("embedded OpenFGA: %w", err)
+	}
+	// The stand-alone server's error handler, so that errors have the same JSON here as there.
+	mux := runtime.NewServeMux(runtime.WithErrorHandler(func(ctx context.Context, _ *runtime.ServeMux, _ runtime.Marshaler, w http.ResponseWriter, r *http.Request, err error) {
+		code := openfgaerrors.ConvertToEncodedErrorCode(status.Convert(err))
+		httpmiddleware.CustomHTTPErrorHandler(ctx, w, r, openfgaerrors.NewEncodedError(code, err.Error()))
+	}))
+	if err := openfgav1.RegisterOpenFGAServiceHandlerServer(ctx, mux, server); err != nil {
+		server.Close()
+		return nil, fmt.Errorf("embedded OpenFGA: %w", err)
+	}
+	return &FGA{server: server, datastore: datastore, handler: mux}, nil
+}
+
+// Close ends the server's background work and frees its data.
+func (f *FGA) Close() { f.server.Close() }
+
+// ServeHTTP answers OpenFGA's HTTP API.
+func (f *FGA) ServeHTTP(w http.ResponseWriter, r *http.Request) { f.handler.ServeHTTP(w, r) }
+
+// RoundTrip answers OpenFGA's HTTP API without a connection; host and scheme of the request do not matter. A panic inside
+// OpenFGA is an error of this one request, as it would be if OpenFGA had a process of its own.
+func (f *FGA) RoundTrip(r *http.Request) (_ *http.Response, err error) {
+	if r.Body == nil {
+		r = r.Clone(r.Context())
+		r.Body = http.NoBody
+	}
+	defer r.Body.Close()
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("embedded OpenFGA: panic: %v", p)
+		}
+	}()
+	if err := r.Context().Err(); err != nil {
+		return nil, err
+	}
+	w := responseBuffer{header: make(http.Header), code: http.StatusOK}
+	f.handler.ServeHTTP(&w, r)
+	return &http.Response{
+		Status:        fmt.Sprintf("%d %s", w.code, http.StatusText(w.code)),
+		StatusCode:    w.code,
+		Proto:         "HTTP/1.1",
+		ProtoMajor:    1,
+		ProtoMinor:    1,
+		Header:        w.header,
+		Body:          io.NopCloser(&w.body),
+		ContentLength: int64(w.body.Len()),
+		Request:       r,
+	}, nil
+}
+
+// responseBuffer is the http.ResponseWriter behind RoundTrip.
+type responseBuffer struct {
+	header http.Header
+	code   int
+	body   bytes.Buffer
+}
+
+func (w *responseBuffer) Header() http.Header         { return w.header }
+func (w *responseBuffer) WriteHeader(code int)        { w.code = code }
+func (w *responseBuffer) Write(b []byte) (int, error) { return w.body.Write(b) }
+
+// CreateStore makes an empty store and returns its id. The id follows from the name, so that a tenant's store keeps its id
+// across restarts of the embedded default although its content does not survive them.
+func (f *FGA) CreateStore(ctx context.Context, name string) (string, error) {
+	id := contentID("store", []byte(name))
+	if _, err := f.datastore.CreateStore(ctx, &openfgav1.Store{Id: id, Name: name}); err != nil {
+		return "", fmt.Errorf("create store %s: %w", name, err)
+	}
+	return id, nil
+}
+
+// WriteModel validates a model in OpenFGA's JSON form, makes it the store's latest and returns its id. The id follows from
+// the bytes: ledger entries written before and after a restart name the same model by the same id, and a changed model by
+// another.
+func (f *FGA) WriteModel(ctx context.Context, store string, modelJSON []byte) (string, error) {
+	var model openfgav1.AuthorizationModel
+	if err := protojson.Unmarshal(modelJSON, &model); err != nil {
+		return "", fmt.Errorf("write model: %w", err)
+	}
+	model.Id = contentID("model", modelJSON)
+	if _, err := typesystem.NewAndValidate(ctx, &model); err != nil {
+		return "", fmt.Errorf("write model: %w", err)
+	}
+	if err := f.datastore.WriteAuthorizationModel(ctx, store, &model); err != nil {
+		return "", fmt.Errorf("write model: %w", err)
+	}
+	return model.Id, nil
+}
+
+// contentID is a ULID in form only: it says nothing about time.
+func contentID(kind string, content []byte) string {
+	h := sha256.New()
+	fmt.Fprintf(h, "deputy-embedded-%s\x00", kind)
+	h.Write(content)
+	return ulid.ULID(h.Sum(nil)[:16]).String()
+}
+
+// tuplesPerWrite is OpenFGA's default limit for one Write.
+const tuplesPerWrite = 100
+
+// WriteTuples adds relationships. One that is there already is left alone.
+func (f *FGA) WriteTuples(ctx context.Context, store string, tuples ...policy.Relation) error {
+	for chunk := range slices.Chunk(tuples, tuplesPerWrite) {
+		keys := make([]*openfgav1.TupleKey, len(chunk))
+		for i, t := range chunk {
+			keys[i] = &openfgav1.TupleKey{User: t.User, Relation: t.Relation, Object: t.Object}
+		}
+		_, err := f.server.Write(ctx, &openfgav1.WriteRequest{
+			StoreId: store,
+			Writes:  &openfgav1.WriteRequestWrites{TupleKeys: keys, OnDuplicate: "ignore"},
+		})
+		if err != nil {
+			return fmt.Errorf("write tuples: %w", err)
+		}
+	}
+	return nil
+}
+
+// DeleteTuples removes relationships. One that is not there is an error, because the caller believed otherwise.
+func (f *FGA) DeleteTuples(ctx context.Context, store string, tuples ...policy.Relation) error {
+	for chunk := range slices.Chunk(tuples, tuplesPerWrite) {
+		keys := make([]*openfgav1.TupleKeyWithoutCondition, len(chunk))
+		for i, t := range chunk {
+			keys[i] = &openfgav1.TupleKeyWithoutCondition{User: t.User, Relation: t.Relation, Object: t.Object}
+		}
+		_, err := f.server.Write(ctx, &openfgav1.WriteRequest{
+			StoreId: store,
+			Deletes: &openfgav1.WriteRequestDeletes{TupleKeys: keys},
+		})
+		if err != nil {
+			return fmt.Errorf("delete tuples: %w", err)
+		}
+	}
+	return nil
+}
