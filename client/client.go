@@ -1,0 +1,230 @@
+package client
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"encoding/base32"
+	"errors"
+	"fmt"
+	"io"
+	mathrand "math/rand/v2"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/credentials/local"
+	"google.golang.org/grpc/keepalive"
+
+	"deputy.example/deputy/client/delegation"
+	deputyv1 "deputy.example/deputy/gen/deputy/v1"
+)
+
+// Transport says how the connection to Deputy is protected.
+type Transport int
+
+const (
+	// TLS is the default: TLS 1.2 or later, the server's certificate verified.
+	TLS Transport = iota
+	// PlaintextLoopback sends without TLS, and only to this machine: a connection that ends at any
+	// other address is refused before a credential is sent over it.
+	PlaintextLoopback
+	// PlaintextTrustedNetwork sends credentials and tokens without TLS to any address. Only for a
+	// network that encrypts and authenticates by itself, such as a service mesh.
+	PlaintextTrustedNetwork
+)
+
+// Config says where Deputy is and who calls.
+type Config struct {
+	// Address of Deputy's gRPC listener in gRPC's target syntax, for instance
+	// "deputy.example:443". Required.
+	Address string
+	// Transport protects the connection. Default: TLS.
+	Transport Transport
+	// TLSConfig holds roots or a client certificate for TLS. Default: the system's roots.
+	// InsecureSkipVerify is refused.
+	TLSConfig *tls.Config
+	// Credential authenticates the caller. Nil is right only where each request carries an actor
+	// token of caller audience.
+	Credential Credential
+	// Timeout bounds one attempt; the context bounds them all. Default: 5 s.
+	Timeout time.Duration
+	// Attempts is how often a call is tried while Deputy answers "unavailable" or not at all.
+	// Default: 4. Every attempt has the same idempotency key and a credential of its own.
+	Attempts int
+	// DialOptions are applied last, for instance otelgrpc's stats handler.
+	DialOptions []grpc.DialOption
+	// Now is the clock that a token's expiry is computed with. Default: time.Now.
+	Now func() time.Time
+	// Rand gives the bytes of generated idempotency keys. Default: crypto/rand.Reader.
+	Rand io.Reader
+}
+
+// Client calls Deputy over one gRPC connection, which it opens when it is first needed and again
+// when it was lost. It is safe for concurrent use.
+type Client struct {
+	conn     *grpc.ClientConn
+	tokens   deputyv1.TokenExchangeServiceClient
+	audit    deputyv1.AuditServiceClient
+	timeout  time.Duration
+	attempts int
+	now      func() time.Time
+	rand     io.Reader
+}
+
+// New checks the configuration and makes a Client. It does not connect: a server that is down is
+// an error of the first call, not of New.
+func New(cfg Config) (*Client, error) {
+	if cfg.Address == "" {
+		return nil, errors.New("deputy client: Address is missing")
+	}
+	if cfg.Timeout < 0 || cfg.Attempts < 0 {
+		return nil, errors.New("deputy client: Timeout and Attempts must not be negative")
+	}
+	options, err := dialOptions(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("deputy client: %w", err)
+	}
+	conn, err := grpc.NewClient(cfg.Address, options...)
+	if err != nil {
+		return nil, fmt.Errorf("deputy client: %w", err)
+	}
+	return newClient(cfg, conn, deputyv1.NewTokenExchangeServiceClient(conn), deputyv1.NewAuditServiceClient(conn)), nil
+}
+
+func newClient(cfg Config, conn *grpc.ClientConn, tokens deputyv1.TokenExchangeServiceClient, audit deputyv1.AuditServiceClient) *Client {
+	c := &Client{
+		conn: conn, tokens: tokens, audit: audit,
+		timeout: cfg.Timeout, attempts: cfg.Attempts, now: cfg.Now, rand: cfg.Rand,
+	}
+	if c.timeout == 0 {
+		c.timeout = 5 * time.Second
+	}
+	if c.attempts == 0 {
+		c.attempts = 4
+	}
+	if c.now == nil {
+		c.now = time.Now
+	}
+	if c.rand == nil {
+		c.rand = rand.Reader
+	}
+	return c
+}
+
+// Close ends the connection; calls that are under way fail.
+func (c *Client) Close() error { return c.conn.Close() }
+
+func dialOptions(cfg Config) ([]grpc.DialOption, error) {
+	options := []grpc.DialOption{
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 5 * time.Second},
+			MinConnectTimeout: 3 * time.Second,
+		}),
+		// A peer that stopped acknowledging is noticed within 10 s of what was sent to it. An idle
+		// connection is left alone: servers that expect no pings close connections that send them.
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
+		// Service configuration from DNS could switch on retries with the same assertion.
+		grpc.WithDisableServiceConfig(),
+	}
+	perRPC := credentials.PerRPCCredentials(cfg.Credential)
+	switch cfg.Transport {
+	case TLS:
+		tlsConfig := &tls.Config{MinVersion: tls.VersionTLS12}
+		if cfg.TLSConfig != nil {
+			tlsConfig = cfg.TLSConfig.Clone()
+			tlsConfig.MinVersion = max(tlsConfig.MinVersion, tls.VersionTLS12)
+		}
+		if tlsConfig.InsecureSkipVerify {
+			return nil, errors.New("TLSConfig.InsecureSkipVerify would hand credentials to anyone who answers")
+		}
+		options = append(options, grpc.WithTransportCredentials(credentials.NewTLS(tlsConfig)))
+	case PlaintextLoopback:
+		// local refuses in its handshake every peer that is not on this machine, whatever the name
+		// in Address resolved to.
+		options = append(options, grpc.WithTransportCredentials(local.NewCredentials()), grpc.WithNoProxy())
+		perRPC = plaintextCredential{cfg.Credential}
+	case PlaintextTrustedNetwork:
+		options = append(options, grpc.WithTransportCredentials(insecure.NewCredentials()))
+		perRPC = plaintextCredential{cfg.Credential}
+	default:
+		return nil, fmt.Errorf("Transport %d is unknown", cfg.Transport)
+	}
+	if cfg.TLSConfig != nil && cfg.Transport != TLS {
+		return nil, errors.New("TLSConfig is set, and Transport says not to use TLS")
+	}
+	if cfg.Credential != nil {
+		options = append(options, grpc.WithPerRPCCredentials(perRPC))
+	}
+	return append(options, cfg.DialOptions...), nil
+}
+
+// call makes one call, again while Deputy is unavailable. Every method that comes here may be
+// repeated: reads by nature, exchanges by their idempotency key.
+func call[Request, Response any](ctx context.Context, c *Client,
+	method func(context.Context, *Request, ...grpc.CallOption) (*Response, error), request *Request,
+) (*Response, error) {
+	for attempt := 1; ; attempt++ {
+		response, err := callOnce(ctx, c.timeout, method, request)
+		if err == nil {
+			return response, nil
+		}
+		if ctx.Err() != nil {
+			return nil, givenUp(ctx)
+		}
+		refusal := delegation.FromStatus(err)
+		if refusal.Reason != delegation.DependencyDown || attempt >= c.attempts {
+			return nil, refusal
+		}
+		if !pause(ctx, retryDelay(attempt, refusal.RetryAfter)) {
+			return nil, refusal
+		}
+	}
+}
+
+func callOnce[Request, Response any](ctx context.Context, timeout time.Duration,
+	method func(context.Context, *Request, ...grpc.CallOption) (*Response, error), request *Request,
+) (*Response, error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	return method(ctx, request)
+}
+
+// givenUp is what the caller's own context ended. The grant may exist: a repetition with the same
+// idempotency key returns it.
+func givenUp(ctx context.Context) *delegation.Error {
+	return delegation.Refuse(delegation.DependencyDown, "", "the call was given up before Deputy answered").WithCause(context.Cause(ctx))
+}
+
+// retryDelay doubles from 100 ms to 2 s, is never shorter than what the server asked for, and
+// carries jitter so that clients which failed together do not come back together.
+func retryDelay(attempt int, asked time.Duration) time.Duration {
+	step := min(100*time.Millisecond<<min(attempt-1, 10), 2*time.Second)
+	return max(step/2, asked) + mathrand.N(step/2+1)
+}
+
+// pause waits, and returns false at once where the context would end first.
+func pause(ctx context.Context, d time.Duration) bool {
+	if deadline, bounded := ctx.Deadline(); bounded && time.Until(deadline) <= d {
+		return false
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// newKey makes an identifier nobody has used: 130 random bits in letters and digits.
+func newKey(random io.Reader) (string, error) {
+	raw := make([]byte, 17)
+	if _, err := io.ReadFull(random, raw); err != nil {
+		return "", fmt.Errorf("reading random bytes: %w", err)
+	}
+	return base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(raw)[:26], nil
+}

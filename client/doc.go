@@ -1,0 +1,17 @@
+// Package client is the Go SDK of Deputy.
+//
+// An orchestrator that hands work to a sub-agent makes a [Client] and calls [Client.Exchange]: it
+// trades the token it holds for a narrower one that names the sub-agent. A sub-agent that calls a
+// tool many times keeps a [TokenSource]. The tool, a resource server, makes a [Verifier] and puts
+// [Verifier.Handler] or the gRPC interceptors in front of what it serves.
+//
+// Credentials come from [NewAssertion] or [WorkloadFile] and are asked for anew on every attempt of
+// every call. They are never sent without TLS, except to this machine or where [Config] says that
+// the network itself is trusted.
+//
+// What Deputy refuses comes back as *[delegation.Error]; what a Verifier refuses as *[AccessError].
+// Tokens travel in a [Secret], which prints as "[redacted]" whatever it is printed with.
+//
+// The package owns transport, retries, credentials and offline verification. It must not know how
+// the server decides, and it takes its vocabulary from package delegation.
+package client

@@ -1,0 +1,147 @@
+package client
+
+// The one file that knows jwx, so that it can be replaced in a day. What jwx parses here are keys
+// from configured places; tokens pass delegation.Parse instead.
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rsa"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/lestrrat-go/jwx/v2/jwa"
+	"github.com/lestrrat-go/jwx/v2/jwk"
+	"github.com/lestrrat-go/jwx/v2/jws"
+)
+
+const (
+	maxKeys    = 100
+	minRSABits = 2048
+)
+
+// verificationKey is a public key and the one algorithm that it verifies.
+type verificationKey struct {
+	algorithm string
+	public    crypto.PublicKey
+	verifier  jws.Verifier
+}
+
+func (k verificationKey) verify(signingInput string, signature []byte) error {
+	return k.verifier.Verify([]byte(signingInput), signature, k.public)
+}
+
+// parseKeys reads a JWK Set (RFC 7517 §5). A key that cannot verify here (another key type, no kid,
+// no alg, an alg that its type does not have, a private or symmetric key, another use) is passed
+// over: a token that names it is refused. Two usable keys with one kid are an error.
+func parseKeys(document []byte) (map[string]verificationKey, error) {
+	var set struct {
+		Keys []json.RawMessage `json:"keys"`
+	}
+	if err := json.Unmarshal(document, &set); err != nil {
+		return nil, errors.New("not a JWK Set")
+	}
+	if len(set.Keys) > maxKeys {
+		return nil, fmt.Errorf("more than %d keys", maxKeys)
+	}
+	keys := make(map[string]verificationKey, len(set.Keys))
+	for _, raw := range set.Keys {
+		key, err := jwk.ParseKey(raw)
+		if err != nil || key.KeyID() == "" {
+			continue
+		}
+		usable, err := newVerificationKey(key)
+		if err != nil {
+			continue
+		}
+		if _, twice := keys[key.KeyID()]; twice {
+			return nil, errors.New("two keys with one kid")
+		}
+		keys[key.KeyID()] = usable
+	}
+	if len(keys) == 0 {
+		return nil, errors.New("no usable key")
+	}
+	return keys, nil
+}
+
+func newVerificationKey(key jwk.Key) (verificationKey, error) {
+	if private, err := jwk.IsPrivateKey(key); err != nil || private {
+		return verificationKey{}, errors.New("not a public key")
+	}
+	if use := key.KeyUsage(); use != "" && use != string(jwk.ForSignature) {
+		return verificationKey{}, errors.New("not for signatures")
+	}
+	var public crypto.PublicKey
+	if err := key.Raw(&public); err != nil {
+		return verificationKey{}, err
+	}
+	algorithm, err := algorithmOf(public)
+	if err != nil {
+		return verificationKey{}, err
+	}
+	if key.Algorithm().String() != algorithm {
+		return verificationKey{}, fmt.Errorf("alg is not %s", algorithm)
+	}
+	verifier, err := jws.NewVerifier(jwa.SignatureAlgorithm(algorithm))
+	return verificationKey{algorithm: algorithm, public: public, verifier: verifier}, err
+}
+
+// algorithmOf is the one algorithm that each kind of key is used with: ES256, EdDSA or RS256.
+func algorithmOf(public crypto.PublicKey) (string, error) {
+	switch key := public.(type) {
+	case *ecdsa.PublicKey:
+		if key.Curve == elliptic.P256() {
+			return jwa.ES256.String(), nil
+		}
+	case ed25519.PublicKey:
+		return jwa.EdDSA.String(), nil
+	case *rsa.PublicKey:
+		if key.N.BitLen() >= minRSABits {
+			return jwa.RS256.String(), nil
+		}
+	}
+	return "", fmt.Errorf("want a P-256, Ed25519 or RSA key of at least %d bits", minRSABits)
+}
+
+// parsePrivateKey reads one private key: a JWK, or PEM in PKCS #8, PKCS #1 or SEC 1.
+func parsePrivateKey(document []byte) (crypto.Signer, string, error) {
+	key, err := jwk.ParseKey(document)
+	if err != nil {
+		if key, err = jwk.ParseKey(document, jwk.WithPEM(true)); err != nil {
+			return nil, "", errors.New("neither a private JWK nor a private key in PEM")
+		}
+	}
+	var raw any
+	if err := key.Raw(&raw); err != nil {
+		return nil, "", errors.New("not a usable key")
+	}
+	signer, private := raw.(crypto.Signer)
+	if !private {
+		return nil, "", errors.New("not a private key")
+	}
+	return signer, key.KeyID(), nil
+}
+
+// thumbprint is the RFC 7638 SHA-256 thumbprint.
+func thumbprint(public crypto.PublicKey) (string, error) {
+	key, err := jwk.FromRaw(public)
+	if err != nil {
+		return "", err
+	}
+	sum, err := key.Thumbprint(crypto.SHA256)
+	return base64.RawURLEncoding.EncodeToString(sum), err
+}
+
+// sign makes a JWS signature (RFC 7515 §5.1) with a key held here or elsewhere.
+func sign(algorithm string, signer crypto.Signer, signingInput string) ([]byte, error) {
+	s, err := jws.NewSigner(jwa.SignatureAlgorithm(algorithm))
+	if err != nil {
+		return nil, err
+	}
+	return s.Sign([]byte(signingInput), signer)
+}

@@ -1,0 +1,176 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"sync"
+	"time"
+)
+
+const (
+	keysRefreshAfter = 30 * time.Second // then the set is fetched again, while the old one serves
+	strangerPause    = 30 * time.Second // between fetches that a kid nobody knows may cause
+	failurePause     = time.Second      // between a failed fetch and the next
+	fetchTimeout     = 3 * time.Second
+	maxKeySetBytes   = 256 << 10
+)
+
+var (
+	errUnknownKey = errors.New("the token names a key that its issuer does not publish")
+	errNoKeys     = errors.New("the issuer's keys cannot be had")
+)
+
+// keySource holds one issuer's keys. It fetches when it is asked and at no other time, so it needs
+// no closing; keys older than maxAge are not used, whatever the reason that no newer ones came.
+type keySource struct {
+	address string
+	client  *http.Client
+	maxAge  time.Duration
+	now     func() time.Time
+
+	mu        sync.Mutex
+	keys      map[string]verificationKey
+	asOf      time.Time // when the fetch that brought keys began; zero: never
+	triedAt   time.Time // when the newest fetch began
+	strangers time.Time // when a fetch was last caused by an unknown kid
+	fixed     bool      // keys were given, nothing is fetched
+
+	fetching flight[map[string]verificationKey]
+}
+
+func newKeySource(address string, transport http.RoundTripper, maxAge time.Duration, now func() time.Time) (*keySource, error) {
+	if err := checkKeysAddress(address); err != nil {
+		return nil, err
+	}
+	return &keySource{
+		address: address, maxAge: maxAge, now: now,
+		client: &http.Client{
+			Transport: transport,
+			Timeout:   fetchTimeout,
+			// A redirect would let whoever answers here choose where keys come from.
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		},
+	}, nil
+}
+
+// checkKeysAddress wants https, or http to this machine: keys that anybody on the way could replace
+// verify nothing.
+func checkKeysAddress(address string) error {
+	u, err := url.Parse(address)
+	switch {
+	case err != nil || u.Host == "" || u.User != nil || u.Fragment != "":
+		return errors.New("the address of the keys is not an absolute URL")
+	case u.Scheme == "https" || u.Scheme == "http" && isLoopbackHost(u.Hostname()):
+		return nil
+	}
+	return errors.New("the address of the keys must be https, or http on a loopback address")
+}
+
+func isLoopbackHost(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
+}
+
+// key returns the key with the given kid as of at most maxAge ago.
+func (s *keySource) key(ctx context.Context, kid string) (verificationKey, error) {
+	if kid == "" {
+		return verificationKey{}, errUnknownKey
+	}
+	keys, err := s.current(ctx)
+	if err != nil {
+		return verificationKey{}, err
+	}
+	if key, known := keys[kid]; known {
+		return key, nil
+	}
+	if !s.mayAskForStranger() {
+		return verificationKey{}, errUnknownKey
+	}
+	keys, err = s.fetching.do(ctx, s.fetch)
+	if err != nil {
+		return verificationKey{}, err
+	}
+	if key, known := keys[kid]; known {
+		return key, nil
+	}
+	return verificationKey{}, errUnknownKey
+}
+
+func (s *keySource) current(ctx context.Context) (map[string]verificationKey, error) {
+	s.mu.Lock()
+	now := s.now()
+	keys, age := s.keys, now.Sub(s.asOf)
+	usable := s.fixed || keys != nil && age <= s.maxAge
+	paused := now.Sub(s.triedAt) < failurePause
+	s.mu.Unlock()
+	switch {
+	case usable && !s.fixed && age >= keysRefreshAfter && !paused:
+		s.fetching.start(ctx, s.fetch)
+		return keys, nil
+	case usable:
+		return keys, nil
+	case paused && !s.fetching.underWay():
+		return nil, errNoKeys
+	}
+	return s.fetching.do(ctx, s.fetch)
+}
+
+// mayAskForStranger rations fetches that anybody with a made-up token could cause.
+func (s *keySource) mayAskForStranger() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := s.now()
+	if s.fixed || now.Sub(s.strangers) < strangerPause {
+		return false
+	}
+	s.strangers = now
+	return true
+}
+
+func (s *keySource) fetch(ctx context.Context) (map[string]verificationKey, error) {
+	began := s.now()
+	s.mu.Lock()
+	s.triedAt = began
+	s.mu.Unlock()
+	keys, err := s.download(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errNoKeys, err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.keys, s.asOf = keys, began
+	return keys, nil
+}
+
+func (s *keySource) download(ctx context.Context) (map[string]verificationKey, error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, s.address, nil)
+	if err != nil {
+		return nil, err
+	}
+	request.Header.Set("Accept", "application/jwk-set+json, application/json")
+	response, err := s.client.Do(request)
+	if err != nil {
+		return nil, err
+	}
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("%s answered %d", s.address, response.StatusCode)
+	}
+	document, err := io.ReadAll(io.LimitReader(response.Body, maxKeySetBytes+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(document) > maxKeySetBytes {
+		return nil, fmt.Errorf("%s answered with more than %d bytes", s.address, maxKeySetBytes)
+	}
+	keys, err := parseKeys(document)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", s.address, err)
+	}
+	return keys, nil
+}
