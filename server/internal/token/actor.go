@@ -11,14 +11,11 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// Method says how a principal was proven; ledger entries record it.
-type Method string
-
-// The ways to prove who one is.
+// The ways in which a principal is proven, as ledger entries record them.
 const (
-	MethodPrivateKeyJWT Method = "private_key_jwt" // an assertion that the client signed for this request (RFC 7523)
-	MethodWorkloadJWT   Method = "workload_jwt"    // a trusted issuer's token about a workload
-	MethodActorJWT      Method = "actor_jwt"       // a client's own statement that only names it
+	MethodPrivateKeyJWT = "private_key_jwt" // an assertion that the client signed for this request (RFC 7523)
+	MethodWorkloadJWT   = "workload_jwt"    // a trusted issuer's token about a workload
+	MethodActorJWT      = "actor_jwt"       // a client's own statement that only names it
 )
 
 // maxActorLifetime bounds how long a client's own actor credential may still live.
@@ -32,7 +29,7 @@ type Actor struct {
 	// nothing about who presents it.
 	Authenticates bool
 	Key           string // thumbprint of the key that the actor's tokens shall be bound to (cnf.jkt), or ""
-	Method        Method
+	Method        string // MethodWorkloadJWT or MethodActorJWT
 }
 
 // Actor verifies an actor token that was presented with the given token type URN. Errors are

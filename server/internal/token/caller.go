@@ -2,6 +2,7 @@ package token
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"deputy.example/deputy/client/delegation"
@@ -11,12 +12,12 @@ import (
 // a clock that is right to within the skew.
 const maxAssertionAge = 5 * time.Minute
 
-// Caller is the principal that authenticated a request with a client assertion.
+// Caller is the principal that authenticated a request.
 type Caller struct {
 	Principal delegation.Principal
-	Key       string // thumbprint of the key that signed
-	Method    Method
-	Use       Use // must be new, or the assertion is a replay
+	Key       string // thumbprint of the client's key that signed; "" for a workload
+	Method    string // MethodPrivateKeyJWT or MethodWorkloadJWT
+	Use       *Use   // must be new, or the assertion is a replay; nil: reusable until it expires
 }
 
 // Use identifies an assertion that may serve once.
@@ -38,6 +39,34 @@ func (t *Trust) Caller(ctx context.Context, assertion string) (Caller, error) {
 	if err != nil {
 		return Caller{}, unauthenticated(err)
 	}
+	return t.client(ctx, p)
+}
+
+// Bearer authenticates by what came as "authorization: Bearer" metadata: a client assertion, exactly
+// as Caller takes it, or a workload's JWT of caller audience. Errors are Caller's, or DependencyDown
+// where a workload issuer's keys cannot be had.
+func (t *Trust) Bearer(ctx context.Context, credential string) (Caller, error) {
+	p, err := t.read(credential)
+	if err != nil {
+		return Caller{}, unauthenticated(err)
+	}
+	i, known := t.issuers[p.claims.Issuer]
+	if !known || !i.Workloads {
+		return t.client(ctx, p)
+	}
+	a, err := t.workload(ctx, i, p, delegation.TokenTypeJWT)
+	switch down, typed := errors.AsType[*delegation.Error](err); {
+	case typed && down.Reason == delegation.DependencyDown:
+		return Caller{}, down
+	case err != nil:
+		return Caller{}, unauthenticated(err)
+	case !a.Authenticates:
+		return Caller{}, unauthenticated(broken("it only names an actor"))
+	}
+	return Caller{Principal: a.Principal, Method: a.Method}, nil
+}
+
+func (t *Trust) client(ctx context.Context, p presented) (Caller, error) {
 	c, key, err := t.callerKey(ctx, p)
 	if forged := t.verify(key, p.Unverified); err == nil {
 		err = forged
@@ -50,12 +79,13 @@ func (t *Trust) Caller(ctx context.Context, assertion string) (Caller, error) {
 	}
 	return Caller{
 		Principal: c.principal, Key: key.thumbprint, Method: MethodPrivateKeyJWT,
-		Use: Use{Issuer: p.claims.Issuer, Key: key.thumbprint, ID: p.claims.ID, Until: time.Unix(p.claims.ExpiresAt, 0)},
+		Use: &Use{Issuer: p.claims.Issuer, Key: key.thumbprint, ID: p.claims.ID, Until: time.Unix(p.claims.ExpiresAt, 0)},
 	}, nil
 }
 
 func unauthenticated(cause error) error {
-	return delegation.Refuse(delegation.ClientUnauthenticated, "", "client authentication failed").WithCause(cause)
+	return delegation.Refuse(delegation.ClientUnauthenticated, "",
+		"the caller could not be authenticated: send a private_key_jwt assertion or a workload JWT whose audience is the tenant's issuer").WithCause(cause)
 }
 
 // callerKey returns the client and its key. Where there is none, it returns an error and a decoy to

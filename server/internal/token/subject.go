@@ -33,8 +33,8 @@ type Root struct {
 	Scopes    delegation.Scopes
 	Audiences []string
 	Details   []delegation.Detail
-	MayAct    *delegation.MayAct // who may become the actor, or nil: it did not say
-	Actors    delegation.Chain   // of an imported act, oldest first; nil unless the issuer is configured to import
+	MayAct    *delegation.Principal // who may become the actor, or nil: it did not say
+	Actors    delegation.Chain      // of an imported act, oldest first; nil unless the issuer is configured to import
 }
 
 // Subject verifies a subject token that was presented with the given token type URN. Errors are
@@ -144,7 +144,7 @@ func RootDigest(issuer, jti string) string {
 
 // mayAct reads a root's may_act (RFC 8693 §4.4), which must name an actor in this tenant's own terms:
 // sub is a canonical principal, and iss, if there, this tenant.
-func (t *Trust) mayAct(p presented) (*delegation.MayAct, error) {
+func (t *Trust) mayAct(p presented) (*delegation.Principal, error) {
 	raw, present := p.Claim("may_act")
 	if !present {
 		return nil, nil
@@ -163,7 +163,7 @@ func (t *Trust) mayAct(p presented) (*delegation.MayAct, error) {
 	if err != nil {
 		return nil, broken("the sub of its may_act is not a principal")
 	}
-	return &delegation.MayAct{Sub: sub}, nil
+	return &sub, nil
 }
 
 // actors imports a foreign act, or refuses it. Each act object holds sub, perhaps the iss of the

@@ -131,17 +131,6 @@ func (t *Trust) Registered(p delegation.Principal, thumbprint string) bool {
 	return known && thumbprint != "" && c.keys.registered(thumbprint)
 }
 
-// Peek reads, without believing a word, whom a token says it is from and for. A front that serves
-// several tenants chooses with it whose Trust to ask, and decides nothing else.
-func Peek(raw string) (issuer string, audiences []string, err error) {
-	u, err := delegation.Parse(raw)
-	if err != nil {
-		return "", nil, err
-	}
-	r, err := u.Registered()
-	return r.Issuer, r.Audience, err
-}
-
 // newDecoys makes a key that nobody holds for each algorithm. The RSA modulus is no product of two
 // primes, which costs a verifier the same.
 func newDecoys() (map[string]*publicKey, error) {
