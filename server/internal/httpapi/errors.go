@@ -1,0 +1,73 @@
+package httpapi
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"deputy.example/deputy/client/delegation"
+)
+
+// errorBody is RFC 6749 §5.2 with three members of Deputy's.
+type errorBody struct {
+	Error       string            `json:"error"`
+	Description string            `json:"error_description"`
+	Reason      delegation.Reason `json:"reason"`
+	Field       string            `json:"field,omitempty"`
+	Metadata    map[string]string `json:"metadata,omitempty"`
+}
+
+// writeError is the HTTP form of a delegation.Error. The cause stays here.
+func writeError(w http.ResponseWriter, r *http.Request, ep *endpoint, err error) {
+	refusal := delegation.AsError(err)
+	wire := refusal.Reason.Wire()
+	header := w.Header()
+	switch wire.HTTP {
+	case http.StatusUnauthorized:
+		header.Set("WWW-Authenticate", challenge(r, ep.tenant.Issuer))
+	case http.StatusMethodNotAllowed:
+		header.Set("Allow", strings.Join(ep.methods, ", "))
+	}
+	if refusal.RetryAfter > 0 {
+		// Rounded up: a client that comes back on the second must not come too early.
+		seconds := (refusal.RetryAfter + time.Second - 1) / time.Second
+		header.Set("Retry-After", strconv.FormatInt(int64(seconds), 10))
+	}
+	writeJSON(w, wire.HTTP, errorBody{
+		Error: wire.OAuth, Description: refusal.Description, Reason: refusal.Reason,
+		Field: refusal.Field, Metadata: refusal.Metadata,
+	})
+}
+
+// challenge names the scheme that the client tried, as RFC 6749 §5.2 demands, or Bearer: a client
+// assertion is one by RFC 7521, though it travels in the form.
+func challenge(r *http.Request, issuer string) string {
+	scheme := "Bearer"
+	tried, _, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+	for _, known := range []string{"Basic", "DPoP", "Digest", "Negotiate", "HOBA", "Mutual", "PrivateToken"} {
+		if strings.EqualFold(tried, known) {
+			scheme = known
+		}
+	}
+	return fmt.Sprintf("%s realm=%q", scheme, issuer)
+}
+
+// writeJSON sends a body that no cache keeps. RFC 6749 §5.1 asks for Pragma too.
+func writeJSON(w http.ResponseWriter, status int, body any) {
+	encoded, err := json.Marshal(body)
+	if err != nil {
+		// Nothing that is sent from here holds a value that JSON cannot express; a broken one must
+		// not go out as success.
+		status, encoded = http.StatusInternalServerError, []byte(`{"error":"server_error","error_description":"internal error","reason":"internal"}`)
+	}
+	header := w.Header()
+	header.Set("Content-Type", "application/json")
+	header.Set("Cache-Control", "no-store")
+	header.Set("Pragma", "no-cache")
+	header.Set("Content-Length", strconv.Itoa(len(encoded)))
+	w.WriteHeader(status)
+	_, _ = w.Write(encoded) // the client is gone: the access log has the status
+}

@@ -1,0 +1,199 @@
+package httpapi
+
+import (
+	"errors"
+	"io"
+	"mime"
+	"net/http"
+	"strings"
+	"unicode/utf8"
+
+	"deputy.example/deputy/client/delegation"
+)
+
+// arity says what a parameter's name is worth. Names that have none are not known and are ignored
+// (RFC 6749 §3.2).
+type arity int
+
+const (
+	single      arity = iota + 1 // at most once (RFC 6749 §3.2)
+	repeatable                   // any number (RFC 8693 §2.1: audience, resource)
+	unsupported                  // known, with a meaning that is not honoured here: refused, never ignored
+)
+
+// parameters holds the known parameters that came with a value. A value is never "": a parameter
+// without a value counts as omitted (RFC 6749 §3.2).
+type parameters map[string][]string
+
+// text is a single-valued parameter, or "".
+func (p parameters) text(name string) string {
+	if values := p[name]; len(values) > 0 {
+		return values[0]
+	}
+	return ""
+}
+
+// optional is a single-valued parameter, or nil.
+func (p parameters) optional(name string) *string {
+	if values := p[name]; len(values) > 0 {
+		return &values[0]
+	}
+	return nil
+}
+
+// add takes one pair. The first value of a name decides nothing that a second one could change:
+// a repeated single-valued parameter is refused even where one of the values is empty.
+func (p parameters) add(known map[string]arity, seen map[string]bool, name, value string) error {
+	kind := known[name]
+	switch {
+	case kind == 0:
+		return nil
+	case kind != repeatable && seen[name]:
+		return delegation.Refuse(delegation.ParameterRepeated, name, "it must not be sent more than once")
+	}
+	seen[name] = true
+	if value != "" {
+		p[name] = append(p[name], value)
+	}
+	return nil
+}
+
+// refuseUnsupported names the first parameter, in the order of the alphabet, that is not honoured.
+func (p parameters) refuseUnsupported(known map[string]arity) error {
+	first := ""
+	for name := range p {
+		if known[name] == unsupported && (first == "" || name < first) {
+			first = name
+		}
+	}
+	if first == "" {
+		return nil
+	}
+	return delegation.Refuse(delegation.ParameterUnsupported, first, "it is not supported here and must not be sent")
+}
+
+// parseForm reads an application/x-www-form-urlencoded body. There is one reading of every body that
+// it accepts: '&' alone separates, '%' is always followed by two hexadecimal digits, the decoded
+// text is UTF-8. Bytes that an encoder never leaves as they are (controls, space, ';', anything
+// beyond ASCII) are refused because parsers elsewhere disagree about them. No more than
+// maxParameters names, known or not.
+func parseForm(body string, known map[string]arity) (parameters, error) {
+	for i := range len(body) {
+		if c := body[i]; c <= ' ' || c > '~' || c == ';' {
+			return nil, delegation.Refuse(delegation.ParameterInvalid, "", "the form holds the byte 0x%02x, which must be percent-encoded", c)
+		}
+	}
+	p, seen, count := make(parameters), make(map[string]bool), 0
+	for body != "" {
+		var pair string
+		pair, body, _ = strings.Cut(body, "&")
+		if pair == "" {
+			continue
+		}
+		if count++; count > maxParameters {
+			return nil, delegation.Refuse(delegation.RequestTooLarge, "", "the form has more than %d parameters", maxParameters)
+		}
+		rawName, rawValue, _ := strings.Cut(pair, "=")
+		name, nameOK := decodeForm(rawName)
+		value, valueOK := decodeForm(rawValue)
+		if !nameOK || !valueOK || name == "" {
+			return nil, delegation.Refuse(delegation.ParameterInvalid, fieldName(name, known), "parameter %d of the form is not name=value in strict percent-encoding of UTF-8", count)
+		}
+		if err := p.add(known, seen, name, value); err != nil {
+			return nil, err
+		}
+	}
+	return p, nil
+}
+
+// fieldName repeats a name from the wire only where it is one of ours.
+func fieldName(name string, known map[string]arity) string {
+	if known[name] == 0 {
+		return ""
+	}
+	return name
+}
+
+// decodeForm undoes percent-encoding and '+' for space.
+func decodeForm(s string) (string, bool) {
+	if !strings.ContainsAny(s, "%+") {
+		return s, true
+	}
+	out := make([]byte, 0, len(s))
+	for i := 0; i < len(s); i++ {
+		switch c := s[i]; c {
+		case '+':
+			out = append(out, ' ')
+		case '%':
+			if i+2 >= len(s) {
+				return "", false
+			}
+			hi, lo := hexDigit(s[i+1]), hexDigit(s[i+2])
+			if hi < 0 || lo < 0 {
+				return "", false
+			}
+			out = append(out, byte(hi<<4|lo))
+			i += 2
+		default:
+			out = append(out, c)
+		}
+	}
+	return string(out), utf8.Valid(out)
+}
+
+func hexDigit(c byte) int {
+	switch {
+	case '0' <= c && c <= '9':
+		return int(c - '0')
+	case 'a' <= c && c <= 'f':
+		return int(c-'a') + 10
+	case 'A' <= c && c <= 'F':
+		return int(c-'A') + 10
+	}
+	return -1
+}
+
+// Media types of request bodies.
+const (
+	mediaForm = "application/x-www-form-urlencoded"
+	mediaJSON = "application/json"
+)
+
+// requestMediaType reads Content-Type: exactly one, with no parameter but a charset of UTF-8.
+func requestMediaType(r *http.Request) (string, error) {
+	unreadable := delegation.Refuse(delegation.MediaTypeUnsupported, "Content-Type", "send %s, in UTF-8 and without a content encoding", mediaForm)
+	values := r.Header.Values("Content-Type")
+	if len(values) != 1 {
+		return "", unreadable
+	}
+	media, params, err := mime.ParseMediaType(values[0])
+	if err != nil {
+		return "", unreadable
+	}
+	charset, given := params["charset"]
+	if given && !strings.EqualFold(charset, "utf-8") || len(params) > 1 || len(params) == 1 && !given {
+		return "", unreadable
+	}
+	for _, coding := range r.Header.Values("Content-Encoding") {
+		if !strings.EqualFold(coding, "identity") {
+			return "", unreadable
+		}
+	}
+	return media, nil
+}
+
+// readBody reads at most maxBodyBytes, and not even those where the client says that more will come.
+func readBody(w http.ResponseWriter, r *http.Request) (string, error) {
+	tooLarge := delegation.Refuse(delegation.RequestTooLarge, "", "the body is longer than %d bytes", maxBodyBytes)
+	if r.ContentLength > maxBodyBytes {
+		return "", tooLarge
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBodyBytes))
+	if err != nil {
+		if tooLong := new(http.MaxBytesError); errors.As(err, &tooLong) {
+			return "", tooLarge
+		}
+		return "", delegation.Refuse(delegation.ParameterInvalid, "", "the body could not be read to its end").WithCause(err)
+	}
+	return string(body), nil
+}

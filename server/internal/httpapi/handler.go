@@ -1,0 +1,153 @@
+package httpapi
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/http"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"time"
+
+	"go.opentelemetry.io/otel/attribute"
+	otelcodes "go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/trace"
+
+	"deputy.example/deputy/client/delegation"
+)
+
+// handler routes, and does for every request what no endpoint may forget: trace, deadline, panic,
+// error, log.
+type handler struct {
+	endpoints map[string]*endpoint // by exact escaped path; never changed after New
+	timeout   time.Duration
+	logger    *slog.Logger
+	tracer    trace.Tracer
+	now       func() time.Time
+}
+
+// endpoint is one address of one tenant. serve writes the answer or returns an error, never both.
+type endpoint struct {
+	tenant  *Tenant
+	route   string
+	methods []string
+	gates   []gate // passed in order before serve
+	serve   func(http.ResponseWriter, *http.Request) error
+}
+
+// gate is one thing that HTTP alone decides. Gates have names so that tests can take one out and see
+// what it had kept away.
+type gate struct {
+	name  string
+	check func(*http.Request) error
+}
+
+// ServeHTTP answers one request.
+func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	began := h.now()
+	ep, found := h.endpoints[r.URL.EscapedPath()]
+	if !found {
+		ep = &endpoint{route: "unknown", tenant: &Tenant{}, serve: notThere}
+	}
+	ctx := propagation.TraceContext{}.Extract(r.Context(), propagation.HeaderCarrier(r.Header))
+	ctx, span := h.tracer.Start(ctx, "HTTP "+ep.route, trace.WithSpanKind(trace.SpanKindServer))
+	defer span.End()
+	ctx, cancel := context.WithTimeout(ctx, h.timeout)
+	defer cancel()
+
+	out := &answer{ResponseWriter: w, status: http.StatusOK}
+	out.Header().Set("X-Content-Type-Options", "nosniff")
+	out.Header().Set("Cache-Control", "no-store")
+	err := h.dispatch(ep, out, r.WithContext(ctx))
+	if err != nil && !out.wrote {
+		writeError(out, r, ep, err)
+	}
+	h.record(ctx, span, r, ep, out.status, err, h.now().Sub(began))
+}
+
+// dispatch runs the gates and the endpoint. A panic becomes an internal error that says nothing.
+func (h *handler) dispatch(ep *endpoint, w http.ResponseWriter, r *http.Request) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			// The panic's value may repeat what was being read, so only the stack is logged: it
+			// holds no text of the request.
+			h.logger.ErrorContext(r.Context(), "panic", "route", ep.route, "stack", string(debug.Stack()))
+			err = delegation.Refuse(delegation.Internal, "", "internal error: nothing was issued")
+		}
+	}()
+	if ep.methods != nil && !slices.Contains(ep.methods, r.Method) {
+		return delegation.Refuse(delegation.MethodNotAllowed, "", "use %s", strings.Join(ep.methods, " or "))
+	}
+	for _, g := range ep.gates {
+		if err := g.check(r); err != nil {
+			return err
+		}
+	}
+	return ep.serve(w, r)
+}
+
+func notThere(http.ResponseWriter, *http.Request) error {
+	return delegation.Refuse(delegation.NotFound, "", "there is nothing at this address")
+}
+
+// record writes the access log and closes the span. Neither sees query, headers or body.
+func (h *handler) record(ctx context.Context, span trace.Span, r *http.Request, ep *endpoint, status int, err error, took time.Duration) {
+	method := knownMethod(r.Method)
+	span.SetAttributes(
+		attribute.String("http.request.method", method),
+		attribute.String("http.route", ep.route),
+		attribute.Int("http.response.status_code", status))
+	level, reason := slog.LevelInfo, ""
+	attrs := []slog.Attr{
+		slog.String("method", method), slog.String("route", ep.route), slog.String("tenant", ep.tenant.Name),
+		slog.Int("status", status), slog.Duration("took", took),
+	}
+	if id := span.SpanContext().TraceID(); id.IsValid() {
+		attrs = append(attrs, slog.String("trace_id", id.String()))
+	}
+	if refusal := delegation.AsError(err); refusal != nil {
+		reason = string(refusal.Reason)
+		attrs = append(attrs, slog.String("reason", reason))
+		if refusal.Reason == delegation.Internal {
+			level = slog.LevelError
+			span.SetStatus(otelcodes.Error, reason)
+			if cause := errors.Unwrap(refusal); cause != nil {
+				attrs = append(attrs, slog.String("cause", cause.Error()))
+			}
+		}
+	}
+	h.logger.LogAttrs(ctx, level, "http request", attrs...)
+}
+
+// knownMethod keeps what a stranger can write into logs and traces to a closed set.
+func knownMethod(m string) string {
+	switch m {
+	case http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete, http.MethodOptions:
+		return m
+	}
+	return "other"
+}
+
+// answer remembers what became of a response.
+type answer struct {
+	http.ResponseWriter
+	status int
+	wrote  bool
+}
+
+func (a *answer) WriteHeader(status int) {
+	if !a.wrote {
+		a.status, a.wrote = status, true
+	}
+	a.ResponseWriter.WriteHeader(status)
+}
+
+func (a *answer) Write(p []byte) (int, error) {
+	a.wrote = true
+	return a.ResponseWriter.Write(p)
+}
+
+// Unwrap lets http.ResponseController reach the connection.
+func (a *answer) Unwrap() http.ResponseWriter { return a.ResponseWriter }

@@ -1,0 +1,163 @@
+// Package httpapi is the HTTP front: OAuth 2.0 Token Exchange (RFC 8693), introspection (RFC 7662),
+// server metadata (RFC 8414) and keys, for every tenant under its issuer's path; and, on a handler
+// of its own, health, readiness and metrics.
+//
+// It owns what HTTP alone decides: methods, media types, the strict reading of forms, status codes
+// and headers. It turns a form into an [exchange.Call] and an outcome into JSON. It must not know how
+// a caller is authenticated, what a token allows or where anything is kept, and it must not decide
+// what the gRPC front would have to decide again.
+package httpapi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"go.opentelemetry.io/otel/trace"
+	"go.opentelemetry.io/otel/trace/noop"
+
+	"deputy.example/deputy/server/internal/exchange"
+)
+
+// Engine is what this front needs of exchange.Engine. It is an interface so that the door-specific
+// and the conformance tests can script the outcomes.
+type Engine interface {
+	Exchange(context.Context, exchange.Call) ([]exchange.Outcome, error)
+	Introspect(context.Context, exchange.Inquiry) (exchange.Introspection, error)
+}
+
+// Tenant is what this front tells the world about one tenant.
+type Tenant struct {
+	Name string
+	// Issuer is an absolute http or https URL without query and fragment. Its path is where the
+	// tenant's endpoints are: none for https://deputy.example, /t/acme for
+	// https://deputy.example/t/acme.
+	Issuer string
+	// JWKS returns the current public keys as a JSON Web Key Set.
+	JWKS func() []byte
+	// AssertionAlgorithms are the JWS algorithms of client assertions that the tenant accepts.
+	AssertionAlgorithms []string
+	// DetailTypes are the types of authorization_details that the tenant knows (RFC 9396 §10).
+	DetailTypes []string
+	// AcceptJSONSTS lets the token endpoint take a flat JSON object of RFC 8693's parameters, as
+	// grpc-go's STS credential sends it.
+	AcceptJSONSTS bool
+}
+
+// Config is what New needs.
+type Config struct {
+	Engine  Engine
+	Tenants []Tenant
+	// Timeout bounds one request in the handler. Default: 10 s.
+	Timeout        time.Duration
+	Logger         *slog.Logger         // nil: discard
+	TracerProvider trace.TracerProvider // nil: no traces
+	Now            func() time.Time     // nil: time.Now
+}
+
+// The bounds of a request. A token is at most 8 KiB, so the body has room for a subject, an actor
+// and an assertion, and for generous details.
+const (
+	maxBodyBytes   = 64 << 10
+	maxParameters  = 128
+	maxHeaderBytes = 16 << 10
+)
+
+// New returns the handler for all tenants. It refuses tenants whose addresses cannot be told apart.
+func New(c Config) (http.Handler, error) {
+	if c.Engine == nil {
+		return nil, errors.New("httpapi: an engine is required")
+	}
+	h := &handler{
+		endpoints: make(map[string]*endpoint),
+		timeout:   c.Timeout,
+		logger:    c.Logger,
+		now:       c.Now,
+	}
+	if h.timeout <= 0 {
+		h.timeout = 10 * time.Second
+	}
+	if h.logger == nil {
+		h.logger = slog.New(slog.DiscardHandler)
+	}
+	if h.now == nil {
+		h.now = time.Now
+	}
+	tracers := c.TracerProvider
+	if tracers == nil {
+		tracers = noop.NewTracerProvider()
+	}
+	h.tracer = tracers.Tracer("deputy.example/deputy/server/internal/httpapi")
+	for _, t := range c.Tenants {
+		if err := h.addTenant(c.Engine, t); err != nil {
+			return nil, fmt.Errorf("httpapi: tenant %q: %w", t.Name, err)
+		}
+	}
+	return h, nil
+}
+
+// NewServer returns a server for the handler whose every phase has a deadline and every size a
+// bound. It serves nothing before its Serve is called.
+func NewServer(h http.Handler, logger *slog.Logger) *http.Server {
+	s := &http.Server{
+		Handler:           h,
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       10 * time.Second,
+		WriteTimeout:      20 * time.Second,
+		IdleTimeout:       60 * time.Second,
+		MaxHeaderBytes:    maxHeaderBytes,
+	}
+	if logger != nil {
+		s.ErrorLog = slog.NewLogLogger(logger.Handler(), slog.LevelWarn)
+	}
+	return s
+}
+
+// addTenant registers the tenant's endpoints by their exact paths. There is no pattern matching, no
+// cleaning and no redirect: a path either is an endpoint, byte for byte, or it is not there.
+func (h *handler) addTenant(e Engine, t Tenant) error {
+	base, err := basePath(t.Issuer)
+	if err != nil {
+		return err
+	}
+	if t.Name == "" || t.JWKS == nil {
+		return errors.New("a name and a key set are required")
+	}
+	tenant := &t
+	document, err := metadataDocument(tenant)
+	if err != nil {
+		return err
+	}
+	for path, ep := range map[string]*endpoint{
+		base + pathToken:      tokenEndpoint(e, tenant),
+		base + pathIntrospect: introspectEndpoint(e, tenant),
+		base + pathJWKS:       jwksEndpoint(tenant),
+		pathMetadata + base:   metadataEndpoint(document),
+	} {
+		if other, taken := h.endpoints[path]; taken {
+			return fmt.Errorf("the path %s is tenant %q's already: issuers must differ in their paths", path, other.tenant.Name)
+		}
+		ep.route, ep.tenant = path, tenant
+		h.endpoints[path] = ep
+	}
+	return nil
+}
+
+// basePath is the issuer's path without its terminating slash (RFC 8414 §3.1).
+func basePath(issuer string) (string, error) {
+	u, err := url.Parse(issuer)
+	switch {
+	case err != nil:
+		return "", errors.New("the issuer is not a URL")
+	case u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || u.User != nil:
+		return "", fmt.Errorf("the issuer %q is not an absolute http or https URL without user information", issuer)
+	case strings.ContainsAny(issuer, "?#"):
+		return "", fmt.Errorf("the issuer %q has a query or a fragment (RFC 8414 §2)", issuer)
+	}
+	return strings.TrimSuffix(u.EscapedPath(), "/"), nil
+}

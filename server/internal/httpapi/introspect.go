@@ -1,0 +1,94 @@
+package httpapi
+
+import (
+	"encoding/json"
+	"net/http"
+	"strings"
+
+	"deputy.example/deputy/client/delegation"
+	"deputy.example/deputy/server/internal/exchange"
+)
+
+const pathIntrospect = "/oauth2/introspect"
+
+// introspectParameters is every parameter that the introspection endpoint knows (RFC 7662 §2.1).
+// token_type_hint may be ignored, and is: Deputy issues one type of token.
+var introspectParameters = map[string]arity{
+	"token":                 single,
+	"token_type_hint":       single,
+	"client_assertion_type": single,
+	"client_assertion":      single,
+	"client_id":             single,
+
+	"client_secret": unsupported,
+	"username":      unsupported,
+	"password":      unsupported,
+}
+
+func introspectEndpoint(e Engine, t *Tenant) *endpoint {
+	return &endpoint{
+		methods: []string{http.MethodPost},
+		gates:   []gate{{"query", refuseQuery}, {"proof", refuseProof}},
+		serve: func(w http.ResponseWriter, r *http.Request) error {
+			bearer, err := bearerCredential(r)
+			if err != nil {
+				return err
+			}
+			p, err := readParameters(w, r, introspectParameters, false)
+			if err != nil {
+				return err
+			}
+			if err := p.refuseUnsupported(introspectParameters); err != nil {
+				return err
+			}
+			inquiry := exchange.Inquiry{Tenant: t.Name, Credentials: credentials(p), Token: p.text("token"), Peer: r.RemoteAddr}
+			if bearer != "" && inquiry.Credentials != (exchange.Credentials{}) {
+				return delegation.Refuse(delegation.ParameterConflict, "client_assertion", "authenticate once: in the form or in the Authorization header")
+			}
+			inquiry.Credentials.Bearer = bearer
+			found, err := e.Introspect(r.Context(), inquiry)
+			if err != nil {
+				return err
+			}
+			answer, err := introspectionResponse(found)
+			if err != nil {
+				return err
+			}
+			writeJSON(w, http.StatusOK, answer)
+			return nil
+		},
+	}
+}
+
+// bearerCredential returns the one credential of the Authorization header (RFC 6750 §2.1), or "" if
+// there is no such header. The scheme's name is case-insensitive (RFC 9110 §11.1).
+func bearerCredential(r *http.Request) (string, error) {
+	values := r.Header.Values("Authorization")
+	if len(values) == 0 {
+		return "", nil
+	}
+	scheme, credential, _ := strings.Cut(values[0], " ")
+	if len(values) > 1 || !strings.EqualFold(scheme, "Bearer") || credential == "" || strings.ContainsAny(credential, " \t,") {
+		return "", delegation.Refuse(delegation.ClientUnauthenticated, "Authorization", "send one Authorization header of scheme Bearer, or client_assertion in the form")
+	}
+	return credential, nil
+}
+
+// introspectionResponse is RFC 7662 §2.2: the claims as they stand in the token, act nested, and
+// active beside them. A token that is not active gets one member and no explanation.
+func introspectionResponse(found exchange.Introspection) (any, error) {
+	if found.Claims == nil {
+		return map[string]bool{"active": false}, nil
+	}
+	claims, err := json.Marshal(found.Claims)
+	if err != nil {
+		return nil, err
+	}
+	members := make(map[string]json.RawMessage)
+	if err := json.Unmarshal(claims, &members); err != nil {
+		return nil, err
+	}
+	members["active"] = json.RawMessage("true")
+	members["token_type"] = json.RawMessage(`"` + tokenType(*found.Claims) + `"`)
+	return members, nil
+}

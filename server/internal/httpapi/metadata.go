@@ -1,0 +1,83 @@
+package httpapi
+
+import (
+	"encoding/json"
+	"net/http"
+	"strconv"
+	"strings"
+
+	"deputy.example/deputy/client/delegation"
+)
+
+const (
+	pathJWKS     = "/oauth2/jwks"
+	pathMetadata = "/.well-known/oauth-authorization-server"
+)
+
+// publicCaching is how long anyone may keep keys and metadata. A removed key must be refused within
+// a minute, so whoever reads through a cache has time left to read.
+const publicCaching = "public, max-age=30"
+
+// metadata is the document of RFC 8414 §2. What is not there is not offered.
+type metadata struct {
+	Issuer        string `json:"issuer"`
+	TokenEndpoint string `json:"token_endpoint"`
+	JWKS          string `json:"jwks_uri"`
+	Introspection string `json:"introspection_endpoint"`
+
+	GrantTypes []string `json:"grant_types_supported"`
+	// ResponseTypes is REQUIRED by §2 while §3.2 asks to leave empty lists out. There is no
+	// authorization endpoint, and clients look for the member.
+	ResponseTypes []string `json:"response_types_supported"`
+	DetailTypes   []string `json:"authorization_details_types_supported,omitempty"`
+
+	TokenAuth            []string `json:"token_endpoint_auth_methods_supported"`
+	TokenAlgorithms      []string `json:"token_endpoint_auth_signing_alg_values_supported"`
+	IntrospectAuth       []string `json:"introspection_endpoint_auth_methods_supported"`
+	IntrospectAlgorithms []string `json:"introspection_endpoint_auth_signing_alg_values_supported"`
+}
+
+// metadataDocument is made once: nothing in it changes while the server runs.
+func metadataDocument(t *Tenant) ([]byte, error) {
+	base := strings.TrimSuffix(t.Issuer, "/")
+	return json.Marshal(metadata{
+		Issuer:               t.Issuer,
+		TokenEndpoint:        base + pathToken,
+		JWKS:                 base + pathJWKS,
+		Introspection:        base + pathIntrospect,
+		GrantTypes:           []string{delegation.GrantTypeTokenExchange},
+		ResponseTypes:        []string{},
+		DetailTypes:          t.DetailTypes,
+		TokenAuth:            []string{"private_key_jwt"},
+		TokenAlgorithms:      t.AssertionAlgorithms,
+		IntrospectAuth:       []string{"private_key_jwt", "Bearer"},
+		IntrospectAlgorithms: t.AssertionAlgorithms,
+	})
+}
+
+func metadataEndpoint(document []byte) *endpoint {
+	return publicEndpoint("application/json", func() []byte { return document })
+}
+
+func jwksEndpoint(t *Tenant) *endpoint {
+	return publicEndpoint("application/jwk-set+json", t.JWKS)
+}
+
+// publicEndpoint serves a document that anyone may read, by GET or HEAD, whatever the query says.
+func publicEndpoint(mediaType string, document func() []byte) *endpoint {
+	return &endpoint{
+		methods: []string{http.MethodGet, http.MethodHead},
+		serve: func(w http.ResponseWriter, r *http.Request) error {
+			body := document()
+			if len(body) == 0 {
+				return delegation.Refuse(delegation.Internal, "", "the document is not there")
+			}
+			header := w.Header()
+			header.Set("Content-Type", mediaType)
+			header.Set("Cache-Control", publicCaching)
+			header.Set("Content-Length", strconv.Itoa(len(body)))
+			_, _ = w.Write(body) // the client is gone: nothing is left to say
+			return nil
+		},
+	}
+}

@@ -1,0 +1,161 @@
+// Package rpc is the gRPC front: the services of deputy.v1 and the standard health service.
+//
+// It owns what gRPC alone decides: limits of connections and messages, which metadata may carry a
+// credential, status codes. It turns a message into an [exchange.Call] and an outcome into a message.
+// It must not know how a caller is authenticated, what a token allows or where anything is kept, and
+// it must not decide what the HTTP front would have to decide again.
+package rpc
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"time"
+
+	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc"
+	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/trace"
+	"go.opentelemetry.io/otel/trace/noop"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/reflection"
+
+	deputyv1 "deputy.example/deputy/gen/deputy/v1"
+	"deputy.example/deputy/server/internal/exchange"
+	"deputy.example/deputy/server/internal/ledger"
+)
+
+// Engine is what this front needs of exchange.Engine. It is an interface so that the door-specific
+// and the conformance tests can script the outcomes.
+type Engine interface {
+	Exchange(context.Context, exchange.Call) ([]exchange.Outcome, error)
+	Introspect(context.Context, exchange.Inquiry) (exchange.Introspection, error)
+	Chain(context.Context, exchange.Inquiry) ([]*ledger.Entry, error)
+}
+
+// Config is what New needs.
+type Config struct {
+	Engine Engine
+	// TLS are the server's transport credentials; nil: none, for a loopback address or behind a
+	// proxy that ends TLS.
+	TLS credentials.TransportCredentials
+	// Timeout bounds one unary call, or the client's deadline does where it is nearer. Default: 10 s.
+	Timeout time.Duration
+	// MaxConnectionAge makes clients reconnect, so that load spreads to new instances. Default: 30 min.
+	MaxConnectionAge time.Duration
+	// Reflection tells anyone who connects which services and messages there are.
+	Reflection     bool
+	Logger         *slog.Logger         // nil: discard
+	TracerProvider trace.TracerProvider // nil: no traces
+	Now            func() time.Time     // nil: time.Now
+}
+
+// The bounds of what a stranger can make this process hold. A batch of 100 children, each with an
+// actor token of 8 KiB, fits a message; metadata has room for one token.
+const (
+	maxMessageBytes  = 1 << 20
+	maxMetadataBytes = 16 << 10
+	maxStreams       = 256
+	connectDeadline  = 10 * time.Second
+	drainGrace       = 20 * time.Second
+)
+
+// Server serves deputy.v1. Its methods are safe for concurrent use.
+type Server struct {
+	grpc   *grpc.Server
+	health *health.Server
+}
+
+// New registers all services. The server serves nothing before Serve is called, and its health is
+// "not serving" until SetServing.
+func New(c Config) (*Server, error) {
+	if c.Engine == nil {
+		return nil, errors.New("rpc: an engine is required")
+	}
+	if c.Timeout <= 0 {
+		c.Timeout = 10 * time.Second
+	}
+	if c.MaxConnectionAge <= 0 {
+		c.MaxConnectionAge = 30 * time.Minute
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.TracerProvider == nil {
+		c.TracerProvider = noop.NewTracerProvider()
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	i := interceptor{timeout: c.Timeout, logger: c.Logger, now: c.Now}
+	options := []grpc.ServerOption{
+		grpc.MaxRecvMsgSize(maxMessageBytes),
+		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.MaxHeaderListSize(maxMetadataBytes),
+		grpc.ConnectionTimeout(connectDeadline),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{
+			MaxConnectionIdle:     15 * time.Minute,
+			MaxConnectionAge:      c.MaxConnectionAge,
+			MaxConnectionAgeGrace: drainGrace,
+			Time:                  time.Minute,
+			Timeout:               20 * time.Second,
+		}),
+		// Trace context comes in; baggage, which anyone may fill, does not.
+		grpc.StatsHandler(otelgrpc.NewServerHandler(
+			otelgrpc.WithTracerProvider(c.TracerProvider),
+			otelgrpc.WithPropagators(propagation.TraceContext{}))),
+		grpc.ChainUnaryInterceptor(i.unary),
+		grpc.ChainStreamInterceptor(i.stream),
+	}
+	if c.TLS != nil {
+		options = append(options, grpc.Creds(c.TLS))
+	}
+	s := &Server{grpc: grpc.NewServer(options...), health: health.NewServer()}
+	s.register(c)
+	s.SetServing(false)
+	return s, nil
+}
+
+// register is the one place where a service becomes reachable. Every method of every service passes
+// through the interceptors, which see it by its full name.
+func (s *Server) register(c Config) {
+	deputyv1.RegisterTokenExchangeServiceServer(s.grpc, &exchangeService{engine: c.Engine})
+	deputyv1.RegisterAuditServiceServer(s.grpc, &auditService{engine: c.Engine})
+	healthpb.RegisterHealthServer(s.grpc, s.health)
+	if c.Reflection {
+		reflection.Register(s.grpc)
+	}
+}
+
+// Serve accepts connections until Drain or Stop. It closes the listener.
+func (s *Server) Serve(l net.Listener) error { return s.grpc.Serve(l) }
+
+// SetServing sets what the health service says of the whole server and of each service.
+func (s *Server) SetServing(serving bool) {
+	state := healthpb.HealthCheckResponse_NOT_SERVING
+	if serving {
+		state = healthpb.HealthCheckResponse_SERVING
+	}
+	for _, service := range []string{
+		"", deputyv1.TokenExchangeService_ServiceDesc.ServiceName, deputyv1.AuditService_ServiceDesc.ServiceName,
+	} {
+		s.health.SetServingStatus(service, state)
+	}
+}
+
+// Drain tells health watchers, takes no new calls, waits for those that run, and cuts off what is
+// left when the context ends. Serve returns nil afterwards.
+func (s *Server) Drain(ctx context.Context) {
+	s.health.Shutdown()
+	cut := context.AfterFunc(ctx, s.grpc.Stop)
+	s.grpc.GracefulStop()
+	cut()
+}
+
+// Stop cuts off everything at once.
+func (s *Server) Stop() { s.grpc.Stop() }
