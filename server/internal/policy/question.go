@@ -144,7 +144,7 @@ func (r *rules) expandScope(x *expansion, q Question, scope string) {
 		return
 	}
 	if !mapped && r.scope == (ObjectRule{}) {
-		x.refuse(delegation.ScopeNotPermitted, "scope", "scope %s is not mapped to a relation", scope)
+		x.refuse(delegation.ScopeNotPermitted, "scope", "scope %.64s is not mapped to a relation", scope)
 		return
 	}
 	object := r.scope.Type + ":" + delegation.EncodeID(scope)
@@ -171,12 +171,12 @@ func (r *rules) expandDetail(x *expansion, q Question, d delegation.Detail) {
 	const field = "authorization_details"
 	rule, known := r.details[d.Type()]
 	if !known {
-		x.refuse(delegation.DetailsUnknownType, field, "type %s is not mapped to a relation", d.Type())
+		x.refuse(delegation.DetailsUnknownType, field, "type %.64s is not mapped to a relation", d.Type())
 		return
 	}
 	for _, name := range d.Fields() {
 		if !rule.known[name] {
-			x.refuse(delegation.DetailsUnknownType, field, "type %s has no field %s that could be checked", d.Type(), name)
+			x.refuse(delegation.DetailsUnknownType, field, "type %s has no field %.64s that could be checked", d.Type(), name)
 			return
 		}
 	}
@@ -196,7 +196,7 @@ func (r *rules) expandDetail(x *expansion, q Question, d delegation.Detail) {
 	for _, action := range actions {
 		relation, mapped := rule.relations[action]
 		if !mapped {
-			x.refuse(delegation.DetailsUnknownType, field, "type %s has no action %s", d.Type(), action)
+			x.refuse(delegation.DetailsUnknownType, field, "type %s has no action %.64s", d.Type(), action)
 			return
 		}
 		x.both(q, Missing{Relation: Relation{Relation: relation, Object: rule.object.fill(value)},
@@ -247,7 +247,7 @@ func (x *expansion) add(m Missing) {
 		}
 	}
 	if err := m.Relation.check(); err != nil {
-		x.refuse(m.Reason, "", "%s cannot be asked for: %v", m.Value, err)
+		x.refuse(m.Reason, "", "%.64s cannot be asked for: %v", m.Value, err)
 		return
 	}
 	if len(x.checks) == x.most {
