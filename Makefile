@@ -70,6 +70,6 @@ clean: ## what was built or installed here; not the data in deputy-data
 # npm writes .package-lock.json last, so a broken install is repeated.
 %/node_modules/.package-lock.json: %/package-lock.json
 	@tools/install-test-deps
-	cd $* && npm ci --no-audit --no-fund
+	cd $* && npm ci --ignore-scripts --no-audit --no-fund
 
 $(BUF): tools/node_modules/.package-lock.json ;
