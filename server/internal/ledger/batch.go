@@ -1,0 +1,375 @@
+package ledger
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"time"
+
+	"deputy.example/deputy/client/delegation"
+)
+
+// batch is one transaction in the making. Its steps are those of docs/ledger.md:
+//
+//  1. lock the head;
+//  2. catch up with the revocations of other instances;
+//  3. refuse each grant that a revocation hits;
+//  4. settle idempotency keys and single uses by what is there, under the lock;
+//  5. write with contiguous numbers, advance the head, commit.
+//
+// A crash before the end of step 5 leaves nothing; after it, everything.
+type batch struct {
+	s     *sequencer
+	items []*item
+	facts facts
+	w     writes
+	now   time.Time
+
+	outcomes []outcome // what to tell items[i], once committed
+}
+
+type outcome struct {
+	receipt Receipt
+	err     error
+}
+
+var errWentBack = errors.New("the ledger is older than what this process saw in it: was a backup restored? Restart deputyd if that was intended")
+
+// errUnresolved leaves open whether the batch was recorded; without a token it harms nobody.
+var errUnresolved = errors.New("nobody could find out in time whether the batch was committed")
+
+// commit runs the batch and tells every item how it ended.
+func (s *sequencer) commit(items []*item) {
+	b := &batch{s: s, items: items, outcomes: make([]outcome, len(items))}
+	ctx, cancel := context.WithTimeout(context.Background(), s.ledger.config.Timeout)
+	defer cancel()
+	err := b.run(ctx)
+	s.ledger.metrics.committed(len(items), err)
+	if err != nil {
+		s.ledger.config.Logger.Error("ledger: batch failed", "tenant", s.tenant, "drafts", len(items), "error", err)
+	}
+	for i, it := range items {
+		if err != nil {
+			it.err = unavailable(err)
+		} else {
+			it.receipt, it.err = b.outcomes[i].receipt, b.outcomes[i].err
+		}
+		close(it.done)
+	}
+}
+
+func (b *batch) run(ctx context.Context) error {
+	config := b.s.ledger.config
+	attempt, cancel := context.WithTimeout(ctx, config.attempt())
+	defer cancel()
+	b.now = floor(config.Now())
+	q := b.questions()
+	tx, found, err := b.s.ledger.store.begin(attempt, b.s.tenant, q)
+	if err != nil {
+		return err
+	}
+	b.facts = found
+	err = b.catchUp(q)
+	if err == nil {
+		err = b.decide()
+	}
+	if err != nil || b.w.empty() {
+		tx.rollback()
+		return err
+	}
+	err = tx.commit(attempt, &b.w)
+	if errors.Is(err, errUnknown) {
+		err = b.resolve(ctx, err)
+	}
+	if err != nil {
+		return err
+	}
+	// Only now: a revocation that was not committed must not be in force.
+	b.s.seen = b.w.head.seq
+	for _, e := range b.w.entries {
+		if e.Revocation != nil {
+			b.s.live.set.Apply(*e.Revocation)
+		}
+	}
+	return nil
+}
+
+// catchUp brings the revocation set up to the head that the transaction holds.
+func (b *batch) catchUp(q questions) error {
+	if b.facts.head.seq < b.s.seen {
+		return errWentBack
+	}
+	b.s.seen = b.facts.head.seq
+	return b.s.live.complete(q, b.facts.head.revocation, b.facts.revocations)
+}
+
+// resolve finds out what became of a commit whose answer was lost. Nothing else of this tenant is
+// appended here meanwhile, and the items wait for the answer.
+func (b *batch) resolve(ctx context.Context, unknown error) error {
+	for {
+		committed, err := b.s.ledger.store.settle(ctx, b.s.tenant, b.w.evidence())
+		switch {
+		case err == nil && committed:
+			return nil
+		case err == nil:
+			return fmt.Errorf("not committed: %w", unknown)
+		}
+		again := time.NewTimer(20 * time.Millisecond)
+		select {
+		case <-again.C:
+		case <-ctx.Done():
+			again.Stop()
+			return fmt.Errorf("%w: %w: %w", errUnresolved, unknown, err)
+		}
+	}
+}
+
+// questions collects what the items make necessary to know.
+func (b *batch) questions() questions {
+	q := b.s.live.question(b.now)
+	for _, it := range b.items {
+		for _, u := range it.uses {
+			q.uses = append(q.uses, u.digest())
+		}
+		d := it.draft
+		if d == nil {
+			continue
+		}
+		if d.ID != "" {
+			q.ids = append(q.ids, d.ID)
+		}
+		if d.Idempotency != nil {
+			q.keys = append(q.keys, keyDigest(d.Caller, d.Idempotency.Key))
+		}
+		if d.Voids > 0 {
+			q.voids = append(q.voids, d.Voids)
+		}
+	}
+	return q
+}
+
+// decide turns items into writes and outcomes, in order.
+func (b *batch) decide() error {
+	config := b.s.ledger.config
+	mark := make([]byte, 16)
+	if _, err := io.ReadFull(config.Rand, mark); err != nil {
+		return fmt.Errorf("draw a batch mark: %w", err)
+	}
+	// Time never runs backwards within a tenant, whichever instance's clock it comes from.
+	at := max(micros(b.now), b.facts.head.time)
+	b.w = writes{tenant: b.s.tenant, batch: mark, expired: micros(b.now.Add(-config.Skew)), head: b.facts.head}
+	b.w.head.time = at
+	for i, it := range b.items {
+		replayed := b.use(it.uses)
+		if it.draft == nil {
+			if replayed != nil {
+				b.outcomes[i].err = replayed
+			}
+			continue
+		}
+		b.outcomes[i] = b.record(it.draft, replayed)
+	}
+	return nil
+}
+
+// use notes the single uses that are new, and returns the refusal for one that is not.
+func (b *batch) use(uses []SingleUse) (replayed *delegation.Error) {
+	if b.s.ledger.off.singleUse {
+		return nil
+	}
+	for _, u := range uses {
+		name := u.digest()
+		if b.facts.used[name] {
+			if replayed == nil {
+				replayed = replay(u.Reason)
+			}
+			continue
+		}
+		b.facts.used[name] = true
+		b.w.uses = append(b.w.uses, useRow{digest: name, until: micros(u.Until)})
+	}
+	return replayed
+}
+
+func replay(reason delegation.Reason) *delegation.Error {
+	switch reason {
+	case "", delegation.AssertionReplayed:
+		return delegation.Refuse(delegation.AssertionReplayed, "", "this credential was used before: present a new one")
+	case delegation.TokenSpent:
+		return delegation.Refuse(reason, "subject_token", "this token allows one exchange and has had it")
+	}
+	return delegation.Refuse(reason, "", "what may be used once was used before: present a new one")
+}
+
+var (
+	errRevoked = delegation.Refuse(delegation.TokenRevoked, "subject_token",
+		"something in this token's chain was revoked: nothing can be derived from it any more")
+	errConflict = delegation.Refuse(delegation.IdempotencyConflict, "idempotency_key",
+		"this key was used for another request: choose a new one")
+	errGone = delegation.Refuse(delegation.GrantGone, "idempotency_key",
+		"the grant of this key has expired or was taken back: choose a new key")
+)
+
+// record decides about one draft.
+func (b *batch) record(d *Draft, replayed *delegation.Error) outcome {
+	if d.ID != "" && b.facts.ids[d.ID] {
+		return outcome{err: malformed(fmt.Errorf("entry %q was recorded before", d.ID))}
+	}
+	if d.Voids > 0 && !b.facts.grants[d.Voids] {
+		return outcome{err: malformed(fmt.Errorf("number %d is no grant of this tenant", d.Voids))}
+	}
+	if replayed != nil && (d.Kind == KindGrant || d.Kind == KindCheck) {
+		return b.refuse(d, replayed)
+	}
+	if d.Kind != KindGrant {
+		return b.append(d.entry(b.s.tenant), d, nil)
+	}
+	if d.Idempotency != nil && !b.s.ledger.off.idempotency {
+		if stored, taken := b.facts.keys[keyDigest(d.Caller, d.Idempotency.Key)]; taken {
+			return b.repeat(d, stored)
+		}
+	}
+	if b.hit(d.lineage()) {
+		return b.refuse(d, errRevoked)
+	}
+	return b.append(d.entry(b.s.tenant), d, nil)
+}
+
+// repeat answers a retry with the grant that its key names. The retry's own lineage counts as well
+// as the stored grant's: the one has the caller of today, the other the hop of the grant itself.
+func (b *batch) repeat(d *Draft, stored storedKey) outcome {
+	if stored.fingerprint != d.Idempotency.Fingerprint {
+		return b.refuse(d, errConflict)
+	}
+	if stored.claims == nil {
+		return b.refuse(d, errGone)
+	}
+	granted, err := claimsLineage(stored.claims)
+	if err != nil {
+		return outcome{err: malformed(fmt.Errorf("claims of entry %d: %w", stored.seq, err))}
+	}
+	granted.Caller, granted.Keys = d.Caller, d.lineage().Keys
+	if b.hit(granted) || b.hit(d.lineage()) {
+		return b.refuse(d, errRevoked)
+	}
+	return outcome{receipt: Receipt{Seq: stored.seq, Time: stored.time, Claims: slices.Clone(stored.claims), Existing: true}}
+}
+
+// claimsLineage reads from stored claims what a revocation can name. They are what this ledger
+// recorded, so only their meaning is read, not their form.
+func claimsLineage(canonical []byte) (delegation.Lineage, error) {
+	var claims struct {
+		Subject    delegation.Principal `json:"sub"`
+		Txn        string               `json:"txn"`
+		Act        delegation.Chain     `json:"act"`
+		Delegation struct {
+			Root string           `json:"root"`
+			Hops []delegation.Hop `json:"hops"`
+		} `json:"delegation"`
+	}
+	if err := json.Unmarshal(canonical, &claims); err != nil {
+		return delegation.Lineage{}, err
+	}
+	if len(claims.Delegation.Hops) == 0 {
+		return delegation.Lineage{}, errors.New("they have no hops")
+	}
+	return delegation.Lineage{
+		Root: claims.Delegation.Root, Txn: claims.Txn, Subject: claims.Subject, Actors: claims.Act, Hops: claims.Delegation.Hops,
+	}, nil
+}
+
+func (b *batch) hit(l delegation.Lineage) bool {
+	if b.s.ledger.off.revocations {
+		return false
+	}
+	_, hit := b.s.live.set.Hit(l)
+	return hit
+}
+
+// refuse records the refusal in the draft's place.
+func (b *batch) refuse(d *Draft, refusal *delegation.Error) outcome {
+	e := d.entry(b.s.tenant)
+	e.refuse(refusal)
+	return b.append(e, d, refusal)
+}
+
+// append gives the entry the next number. If its claims cannot be made, the number stays free and
+// nothing of the entry is written.
+func (b *batch) append(e *Entry, d *Draft, refusal *delegation.Error) outcome {
+	e.Seq = b.w.head.seq + 1
+	e.Time = fromMicros(b.w.head.time)
+	if e.Revocation != nil {
+		e.Revocation.Seq, e.Revocation.Prev, e.Revocation.At = e.Seq, b.w.head.revocation, e.Time
+	}
+	if e.Kind == KindGrant {
+		var err error
+		if e.Claims, err = makeClaims(d, e.Seq); err != nil {
+			return outcome{err: malformed(fmt.Errorf("claims: %w", err))}
+		}
+	}
+	if err := e.seal(b.s.ledger.config.Rand); err != nil {
+		return outcome{err: malformed(err)}
+	}
+	b.w.head.seq = e.Seq
+	b.w.entries = append(b.w.entries, e)
+	if e.ID != "" {
+		b.facts.ids[e.ID] = true
+	}
+	switch {
+	case e.Revocation != nil:
+		b.w.head.revocation = e.Seq
+	case e.Kind == KindVoid:
+		b.void(e.Voids)
+	case e.Kind == KindGrant:
+		b.grant(e, d)
+	}
+	o := outcome{receipt: Receipt{Seq: e.Seq, Time: e.Time, Claims: e.Claims}}
+	if refusal != nil {
+		o.err = refusal
+	}
+	return o
+}
+
+// grant keeps what a retry will ask for.
+func (b *batch) grant(e *Entry, d *Draft) {
+	b.w.claims = append(b.w.claims, claimsRow{seq: e.Seq, until: micros(e.Expiry), value: e.Claims})
+	if d.Idempotency == nil || b.s.ledger.off.idempotency {
+		return
+	}
+	name := keyDigest(d.Caller, d.Idempotency.Key)
+	b.facts.keys[name] = storedKey{fingerprint: d.Idempotency.Fingerprint, seq: e.Seq, time: e.Time, claims: e.Claims}
+	b.w.keys = append(b.w.keys, keyRow{
+		digest: name, fingerprint: d.Idempotency.Fingerprint, seq: e.Seq, until: micros(d.Idempotency.Until),
+	})
+}
+
+// void makes sure that nobody gets the grant again, also not later in this batch.
+func (b *batch) void(seq uint64) {
+	b.w.voids = append(b.w.voids, seq)
+	for name, stored := range b.facts.keys {
+		if stored.seq == seq {
+			stored.claims = nil
+			b.facts.keys[name] = stored
+		}
+	}
+}
+
+// makeClaims survives a panic of the caller's function, which would otherwise take strangers along.
+func makeClaims(d *Draft, seq uint64) (claims []byte, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("panic: %v", p)
+		}
+	}()
+	claims, err = d.Claims(seq)
+	switch {
+	case err != nil:
+		return nil, err
+	case len(claims) == 0 || len(claims) > maxClaims:
+		return nil, fmt.Errorf("%d bytes are not between 1 and %d", len(claims), maxClaims)
+	}
+	return claims, nil
+}

@@ -1,0 +1,20 @@
+package ledger
+
+import "context"
+
+// Protection names what a negative control switches off.
+type Protection func(*protections)
+
+var (
+	NoRevocationCheck Protection = func(p *protections) { p.revocations = true }
+	NoSingleUse       Protection = func(p *protections) { p.singleUse = true }
+	NoIdempotency     Protection = func(p *protections) { p.idempotency = true }
+)
+
+// SwitchOff must be called before the ledger is used.
+func (l *Ledger) SwitchOff(p Protection) { p(&l.off) }
+
+// OpenWithSeam opens a ledger whose statements fail where the seam says so.
+func OpenWithSeam(ctx context.Context, dsn string, config Config, s func(point string) error) (*Ledger, error) {
+	return open(ctx, dsn, config, s)
+}

@@ -1,0 +1,222 @@
+// Package ledger is Deputy's durable truth: the record of every grant, refusal, check, void and
+// revocation, numbered without gaps within each tenant, in SQLite or PostgreSQL.
+//
+// It owns the order of things. An entry's number is its place in the order of commits, across all
+// instances on one database, and a grant is recorded only if no revocation before it hits the
+// grant's lineage, its idempotency key is free and its single uses are new: all decided inside the
+// transaction that appends, under the lock of the tenant's head. It also owns the canonical bytes
+// that will be proven to outsiders (docs/ledger.md).
+//
+// It must not know of tokens, signatures, policy or Redis: claims are bytes to it, except for the
+// few members that say what a revocation can hit. Nothing secret reaches it, so nothing secret can
+// be read from it.
+package ledger
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"deputy.example/deputy/client/delegation"
+)
+
+// ErrNotFound is returned where the tenant has no such entry.
+var ErrNotFound = errors.New("ledger: no such entry")
+
+// Config is everything that may be left at its zero value.
+type Config struct {
+	Now        func() time.Time      // nil: time.Now
+	Rand       io.Reader             // salts and batch marks; nil: crypto/rand.Reader
+	Logger     *slog.Logger          // nil: discards
+	Registerer prometheus.Registerer // nil: no metrics
+
+	// Skew is how far other clocks may be ahead: of issuers of root tokens, and of instances on the
+	// same database. Default 30 s.
+	Skew time.Duration
+	// Timeout bounds one transaction including the time to find out what became of it; Append
+	// answers within this and a quarter of a second. Default 1.5 s.
+	Timeout  time.Duration
+	MaxBatch int // drafts in one transaction. Default 256
+	MaxQueue int // drafts of one tenant that wait; more are refused as unavailable. Default 4096
+}
+
+func (c Config) withDefaults() Config {
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Rand == nil {
+		c.Rand = rand.Reader
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Skew <= 0 {
+		c.Skew = 30 * time.Second
+	}
+	if c.Timeout <= 0 {
+		c.Timeout = 1500 * time.Millisecond
+	}
+	if c.MaxBatch <= 0 {
+		c.MaxBatch = 256
+	}
+	if c.MaxQueue <= 0 {
+		c.MaxQueue = 4096
+	}
+	return c
+}
+
+// attempt is the part of Timeout for the transaction itself; the rest is for finding out.
+func (c Config) attempt() time.Duration { return c.Timeout * 2 / 3 }
+
+// Ledger is one instance's access to the ledger. It is safe for concurrent use; any number of
+// instances may share a database.
+type Ledger struct {
+	config  Config
+	store   store
+	metrics *metrics
+	off     protections
+
+	mu      sync.Mutex
+	tenants map[string]*sequencer
+	closed  bool
+	turns   sync.WaitGroup // goroutines of sequencers and readers
+}
+
+// protections are switched off by tests only, which then see their checks fail.
+type protections struct{ revocations, singleUse, idempotency bool }
+
+// Open connects to a migrated database: "sqlite:///var/lib/deputy/ledger.db" or
+// "postgres://user@host/database". It refuses a schema that is not the one this program was built
+// for, and settings under which a commit could be lost.
+func Open(ctx context.Context, dsn string, config Config) (*Ledger, error) {
+	return open(ctx, dsn, config, nil)
+}
+
+func open(ctx context.Context, dsn string, config Config, s seam) (*Ledger, error) {
+	config = config.withDefaults()
+	m, err := newMetrics(config.Registerer)
+	if err != nil {
+		return nil, fmt.Errorf("ledger: register metrics: %w", err)
+	}
+	l := &Ledger{config: config, metrics: m, tenants: make(map[string]*sequencer)}
+	switch {
+	case isSQLite(dsn):
+		l.store, err = openSQLite(ctx, dsn, config, s)
+	case isPostgres(dsn):
+		l.store, err = openPostgres(ctx, dsn, config, s)
+	default:
+		err = errDSN
+	}
+	if err != nil {
+		return nil, fmt.Errorf("ledger: %w", err)
+	}
+	return l, nil
+}
+
+var errDSN = errors.New("the address of the database must begin with sqlite:/// or postgres://")
+
+func isSQLite(dsn string) bool { return strings.HasPrefix(dsn, "sqlite:") }
+
+func isPostgres(dsn string) bool {
+	return strings.HasPrefix(dsn, "postgres://") || strings.HasPrefix(dsn, "postgresql://")
+}
+
+// Close refuses further drafts, waits until those that are queued are decided, and disconnects.
+func (l *Ledger) Close() error {
+	l.mu.Lock()
+	l.closed = true
+	l.mu.Unlock()
+	l.turns.Wait()
+	return l.store.close()
+}
+
+// Ready says whether the database answers.
+func (l *Ledger) Ready(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, l.config.attempt())
+	defer cancel()
+	if err := l.store.ready(ctx); err != nil {
+		return unavailable(err)
+	}
+	return nil
+}
+
+// Append records the draft and returns once it is durable. An error is always a *delegation.Error:
+// with Receipt.Seq set, the transaction refused the grant and recorded that refusal; without, the
+// entry was not recorded, or (reason unavailable) nobody could find out in time. Only a nil error
+// allows a token to be signed.
+//
+// When ctx ends while the draft is queued, the draft is withdrawn. After that Append waits for the
+// outcome whatever becomes of ctx, so that nobody is told a guess.
+func (l *Ledger) Append(ctx context.Context, tenant string, d *Draft) (Receipt, error) {
+	if err := d.check(tenant); err != nil {
+		return Receipt{}, malformed(err)
+	}
+	start := l.config.Now()
+	it := &item{draft: d, uses: d.Uses, done: make(chan struct{})}
+	receipt, err := l.submit(ctx, tenant, it)
+	l.metrics.appended(d.Kind, l.config.Now().Sub(start), err)
+	return receipt, err
+}
+
+// Spend notes single uses without an entry. If one of them was used before, the error has its
+// reason; the new ones among them are noted all the same.
+func (l *Ledger) Spend(ctx context.Context, tenant string, uses []SingleUse) error {
+	if err := checkUses(uses); err != nil {
+		return malformed(err)
+	}
+	if tenant == "" || !storable(tenant) {
+		return malformed(errTenant)
+	}
+	if len(uses) == 0 {
+		return nil
+	}
+	_, err := l.submit(ctx, tenant, &item{uses: uses, done: make(chan struct{})})
+	return err
+}
+
+// malformed is a mistake of the calling code, not of its caller.
+func malformed(err error) error {
+	return delegation.Refuse(delegation.Internal, "", "internal error: nothing was issued").
+		WithCause(fmt.Errorf("ledger: malformed draft: %w", err))
+}
+
+func unavailable(err error) error { return delegation.Unavailable("ledger", err) }
+
+var errTenant = errors.New("the tenant is empty or cannot be stored")
+
+var errClosed = errors.New("ledger: closed")
+
+// sequencer returns the tenant's, which exists from the tenant's first use on: tenants are sections
+// of the configuration, so there are few.
+func (l *Ledger) sequencer(tenant string) (*sequencer, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return nil, errClosed
+	}
+	s := l.tenants[tenant]
+	if s == nil {
+		s = &sequencer{ledger: l, tenant: tenant, live: newRevocations(l, tenant)}
+		l.tenants[tenant] = s
+	}
+	return s, nil
+}
+
+// spawn runs f in a goroutine that Close waits for, unless the ledger is closed.
+func (l *Ledger) spawn(f func()) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return false
+	}
+	l.turns.Go(f)
+	return true
+}

@@ -1,0 +1,70 @@
+package ledger
+
+import (
+	"context"
+	"database/sql"
+	"embed"
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"github.com/pressly/goose/v3"
+	"github.com/pressly/goose/v3/lock"
+)
+
+//go:embed migrations
+var migrations embed.FS
+
+// schemaVersion is the migration that this program was built for.
+const schemaVersion = 1
+
+// sqlVersion reads how far a database was migrated.
+const sqlVersion = `SELECT coalesce(max(version_id), 0) FROM goose_db_version WHERE is_applied`
+
+// Migrate creates the schema or brings it up to date. It is safe to run again, and to run while
+// instances of the version before are serving.
+func Migrate(ctx context.Context, dsn string) error {
+	var err error
+	switch {
+	case isSQLite(dsn):
+		err = migrateSQLite(ctx, dsn)
+	case isPostgres(dsn):
+		err = migratePostgres(ctx, dsn)
+	default:
+		err = errDSN
+	}
+	if err != nil {
+		return fmt.Errorf("ledger: migrate: %w", err)
+	}
+	return nil
+}
+
+func migrate(ctx context.Context, dialect goose.Dialect, db *sql.DB, folder string, locker lock.SessionLocker) error {
+	files, err := fs.Sub(migrations, "migrations/"+folder)
+	if err != nil {
+		return err
+	}
+	options := []goose.ProviderOption{goose.WithDisableGlobalRegistry(true)}
+	if locker != nil {
+		options = append(options, goose.WithSessionLocker(locker))
+	}
+	provider, err := goose.NewProvider(dialect, db, files, options...)
+	if err != nil {
+		return err
+	}
+	_, err = provider.Up(ctx)
+	return err
+}
+
+// checkVersion says what to do about a schema of another version.
+func checkVersion(version int64) error {
+	switch {
+	case version < schemaVersion:
+		return fmt.Errorf("the database has schema version %d, this program needs %d: run \"deputyd migrate\"", version, schemaVersion)
+	case version > schemaVersion:
+		return fmt.Errorf("the database has schema version %d, this program knows %d: it was migrated by a newer deputyd; run that one (\"deputyd migrate\" never goes back)", version, schemaVersion)
+	}
+	return nil
+}
+
+var errUnmigrated = errors.New("the database has no schema yet: run \"deputyd migrate\"")

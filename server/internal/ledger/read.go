@@ -1,0 +1,163 @@
+package ledger
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"deputy.example/deputy/client/delegation"
+)
+
+// Entry returns the entry with the given jti, whatever its kind: a refusal may have one too.
+func (l *Ledger) Entry(ctx context.Context, tenant, jti string) (*Entry, error) {
+	return l.one(ctx, tenant, `e.tenant = $1 AND e.jti = $2 AND e.jti <> ''`, jti)
+}
+
+// EntryAt returns the entry with the given number.
+func (l *Ledger) EntryAt(ctx context.Context, tenant string, seq uint64) (*Entry, error) {
+	return l.one(ctx, tenant, `e.tenant = $1 AND e.seq = $2`, int64(seq))
+}
+
+// Entries returns up to limit entries with numbers above after, in order.
+func (l *Ledger) Entries(ctx context.Context, tenant string, after uint64, limit int) ([]*Entry, error) {
+	return l.entries(ctx, `e.tenant = $1 AND e.seq > $2 ORDER BY e.seq LIMIT $3`, tenant, int64(after), int64(limit))
+}
+
+// Chain returns the grants that led to the token with the given jti, from the exchange of the root
+// token to the token itself.
+func (l *Ledger) Chain(ctx context.Context, tenant, jti string) ([]*Entry, error) {
+	const up = `e.tenant = $1 AND e.seq IN (WITH RECURSIVE up(seq, parent, depth) AS (
+		SELECT seq, parent, 1 FROM entries WHERE tenant = $1 AND jti = $2 AND jti <> '' AND kind = 'grant'
+		UNION ALL
+		SELECT p.seq, p.parent, up.depth + 1 FROM up JOIN entries p
+			ON p.tenant = $1 AND p.jti = up.parent AND p.jti <> '' AND p.kind = 'grant'
+			WHERE up.parent <> '' AND up.depth < $3)
+		SELECT seq FROM up) ORDER BY e.seq`
+	chain, err := l.entries(ctx, up, tenant, jti, int64(delegation.MaxChainDepth))
+	switch {
+	case err != nil:
+		return nil, err
+	case len(chain) == 0:
+		return nil, ErrNotFound
+	case chain[0].Parent != "":
+		return nil, fmt.Errorf("ledger: the chain of entry %d lacks its beginning", chain[len(chain)-1].Seq)
+	}
+	return chain, nil
+}
+
+// Stored is what an idempotency key names.
+type Stored struct {
+	Fingerprint [32]byte
+	Seq         uint64
+	Time        time.Time
+	Claims      []byte // nil: the grant has expired or was taken back
+}
+
+// Lookup tells what an idempotency key of the caller's names at the moment, or ErrNotFound. It may
+// save work; what decides is the look-up in Append's transaction.
+func (l *Ledger) Lookup(ctx context.Context, tenant string, caller delegation.Principal, key string) (*Stored, error) {
+	name := keyDigest(caller, key)
+	var found *Stored
+	err := l.view(ctx, func(ctx context.Context, db querier) error {
+		keys, err := lookUpKey(ctx, db, tenant, name[:], micros(l.config.Now()))
+		if err == nil && keys != nil {
+			found = &Stored{Fingerprint: keys.fingerprint, Seq: keys.seq, Time: keys.time, Claims: keys.claims}
+		}
+		return err
+	})
+	if err == nil && found == nil {
+		err = ErrNotFound
+	}
+	return found, err
+}
+
+// sqlKeys selects idempotency keys with what they name; a condition on the digest follows.
+const sqlKeys = `SELECT k.digest, k.fingerprint, k.seq, e.time, c.value FROM idempotency_keys k
+	JOIN entries e ON e.tenant = k.tenant AND e.seq = k.seq
+	LEFT JOIN claims c ON c.tenant = k.tenant AND c.seq = k.seq AND c.until > $3
+	WHERE k.tenant = $1 AND k.digest `
+
+func lookUpKey(ctx context.Context, db querier, tenant string, name []byte, now int64) (*storedKey, error) {
+	found, err := db.query(ctx, sqlKeys+`= $2`, tenant, name, now)
+	if err != nil {
+		return nil, err
+	}
+	keys := map[digest]storedKey{}
+	if err := scanKeys(found, keys); err != nil {
+		return nil, err
+	}
+	if key, taken := keys[digest(name)]; taken {
+		return &key, nil
+	}
+	return nil, nil
+}
+
+func scanKeys(r rows, into map[digest]storedKey) error {
+	defer r.Close()
+	for r.Next() {
+		var name, fingerprint, claims []byte
+		var seq, at int64
+		if err := r.Scan(&name, &fingerprint, &seq, &at, &claims); err != nil {
+			return err
+		}
+		if len(name) != len(digest{}) || len(fingerprint) != len(digest{}) {
+			return fmt.Errorf("the idempotency key of entry %d is damaged", seq)
+		}
+		into[digest(name)] = storedKey{fingerprint: digest(fingerprint), seq: uint64(seq), time: fromMicros(at), claims: claims}
+	}
+	return r.Err()
+}
+
+// view bounds a read and gives its errors their form.
+func (l *Ledger) view(ctx context.Context, f func(context.Context, querier) error) error {
+	ctx, cancel := context.WithTimeout(ctx, l.config.attempt())
+	defer cancel()
+	err := l.store.view(ctx, func(db querier) error { return f(ctx, db) })
+	if err == nil || errors.Is(err, ErrNotFound) {
+		return err
+	}
+	return unavailable(err)
+}
+
+func (l *Ledger) one(ctx context.Context, tenant, where string, arg any) (*Entry, error) {
+	found, err := l.entries(ctx, where, tenant, arg)
+	if err != nil {
+		return nil, err
+	}
+	if len(found) == 0 {
+		return nil, ErrNotFound
+	}
+	return found[0], nil
+}
+
+func (l *Ledger) entries(ctx context.Context, where string, args ...any) (list []*Entry, err error) {
+	err = l.view(ctx, func(ctx context.Context, db querier) error {
+		list, err = scanEntries(ctx, db, where, args...)
+		return err
+	})
+	return list, err
+}
+
+func scanEntries(ctx context.Context, db querier, where string, args ...any) ([]*Entry, error) {
+	found, err := db.query(ctx, sqlEntries+where, args...)
+	if err != nil {
+		return nil, err
+	}
+	defer found.Close()
+	var list []*Entry
+	for found.Next() {
+		var r record
+		var claims []byte
+		fields := r.fields()
+		if err := found.Scan(append(fields[:], &claims)...); err != nil {
+			return nil, err
+		}
+		e, err := r.entry(claims)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, e)
+	}
+	return list, found.Err()
+}

@@ -1,0 +1,142 @@
+package ledger
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"time"
+)
+
+// sequencer commits one tenant's drafts in groups: a batch is whatever was queued while the
+// previous one was being committed. A goroutine exists while there is something to commit.
+type sequencer struct {
+	ledger *Ledger
+	tenant string
+	live   *revocations
+
+	mu      sync.Mutex // guards what follows; never held over I/O
+	queue   []*item
+	running bool
+
+	seen uint64 // highest number that a batch of ours saw; belongs to the running turn
+}
+
+// item is a draft, or single uses alone, on its way through the queue.
+type item struct {
+	draft *Draft // nil: single uses alone
+	uses  []SingleUse
+
+	// Written by the turn before it closes done, read after.
+	receipt Receipt
+	err     error
+	done    chan struct{}
+}
+
+// grace is how long after the turn's own deadline a caller waits for a turn that does not end, as
+// on a disk that hangs.
+const grace = 250 * time.Millisecond
+
+// submit queues the item and waits for its outcome.
+func (l *Ledger) submit(ctx context.Context, tenant string, it *item) (Receipt, error) {
+	s, err := l.sequencer(tenant)
+	if err == nil {
+		err = s.enqueue(it)
+	}
+	if err != nil {
+		return Receipt{}, unavailable(err)
+	}
+	deadline := time.NewTimer(l.config.Timeout + grace)
+	defer deadline.Stop()
+	select {
+	case <-it.done:
+		return it.receipt, it.err
+	case <-ctx.Done():
+		if s.withdraw(it) {
+			return Receipt{}, unavailable(ctx.Err())
+		}
+	case <-deadline.C:
+		s.withdraw(it)
+		return Receipt{}, unavailable(errTooLong)
+	}
+	select {
+	case <-it.done:
+		return it.receipt, it.err
+	case <-deadline.C:
+		return Receipt{}, unavailable(errTooLong)
+	}
+}
+
+var (
+	errQueueFull = errors.New("ledger: too many drafts are waiting")
+	errTooLong   = errors.New("ledger: the database did not answer in time")
+)
+
+func (s *sequencer) enqueue(it *item) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.queue) >= s.ledger.config.MaxQueue {
+		return errQueueFull
+	}
+	if !s.running && !s.ledger.spawn(s.turns) {
+		return errClosed
+	}
+	s.running = true
+	s.queue = append(s.queue, it)
+	s.ledger.metrics.queued.Inc()
+	return nil
+}
+
+// withdraw takes the item back, unless a batch has it.
+func (s *sequencer) withdraw(it *item) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	i := slices.Index(s.queue, it)
+	if i < 0 {
+		return false
+	}
+	s.queue = slices.Delete(s.queue, i, i+1)
+	s.ledger.metrics.queued.Dec()
+	return true
+}
+
+// turns commits batches until nothing is queued.
+func (s *sequencer) turns() {
+	for {
+		items := s.take()
+		if items == nil {
+			return
+		}
+		s.commit(items)
+	}
+}
+
+// take removes the next batch from the queue, in order. Revocations go first and by themselves:
+// whatever waited beside them is then checked against them like against any other.
+func (s *sequencer) take() []*item {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.queue) == 0 {
+		s.running = false
+		return nil
+	}
+	most := s.ledger.config.MaxBatch
+	var batch, rest []*item
+	if slices.ContainsFunc(s.queue, (*item).revokes) {
+		for _, it := range s.queue {
+			if it.revokes() && len(batch) < most {
+				batch = append(batch, it)
+			} else {
+				rest = append(rest, it)
+			}
+		}
+	} else {
+		n := min(most, len(s.queue))
+		batch, rest = s.queue[:n:n], slices.Clone(s.queue[n:])
+	}
+	s.queue = rest
+	s.ledger.metrics.queued.Sub(float64(len(batch)))
+	return batch
+}
+
+func (it *item) revokes() bool { return it.draft != nil && it.draft.Kind == KindRevocation }

@@ -1,0 +1,415 @@
+package ledger
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/pressly/goose/v3"
+	_ "modernc.org/sqlite" // the driver "sqlite"
+)
+
+// sqliteStore has one connection that writes and a few that read. The file's write lock, which
+// BEGIN IMMEDIATE takes, is the lock of every tenant's head.
+type sqliteStore struct {
+	readers *sql.DB
+	writers *sql.DB
+	seam    seam
+
+	turn   chan struct{} // holds one token: whoever has it uses writer
+	writer *sqliteWriter // nil until needed, and after a failure
+}
+
+// sqliteWriter is the writing connection with its prepared statements.
+type sqliteWriter struct {
+	conn     *sql.Conn
+	prepared map[string]*sql.Stmt
+}
+
+func sqlitePath(dsn string) (string, error) {
+	u, err := url.Parse(dsn)
+	if err != nil || u.Host != "" || u.RawQuery != "" || u.Path == "" {
+		return "", errors.New("the address of an SQLite database must be sqlite:/// and the absolute path of its file")
+	}
+	return u.Path, nil
+}
+
+// sqliteDB opens a pool whose every connection is in WAL mode with synchronous=FULL.
+func sqliteDB(dsn, mode string, busy time.Duration, pragmas ...string) (*sql.DB, error) {
+	path, err := sqlitePath(dsn)
+	if err != nil {
+		return nil, err
+	}
+	q := url.Values{"mode": {mode}, "_txlock": {"immediate"}}
+	q["_pragma"] = append([]string{"busy_timeout(" + strconv.FormatInt(busy.Milliseconds(), 10) + ")",
+		"journal_mode(WAL)", "synchronous(FULL)"}, pragmas...)
+	file := url.URL{Scheme: "file", OmitHost: true, Path: path, RawQuery: q.Encode()}
+	return sql.Open("sqlite", file.String())
+}
+
+func migrateSQLite(ctx context.Context, dsn string) error {
+	path, err := sqlitePath(dsn)
+	if err != nil {
+		return err
+	}
+	// The file holds personal data. SQLite gives its WAL the same permissions.
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return err
+	}
+	if err := f.Close(); err != nil {
+		return err
+	}
+	db, err := sqliteDB(dsn, "rw", 10*time.Second)
+	if err != nil {
+		return err
+	}
+	db.SetMaxOpenConns(1)
+	return errors.Join(migrate(ctx, goose.DialectSQLite3, db, "sqlite", nil), db.Close())
+}
+
+func openSQLite(ctx context.Context, dsn string, config Config, s seam) (store, error) {
+	path, err := sqlitePath(dsn)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
+		return nil, errUnmigrated
+	}
+	st := &sqliteStore{seam: s, turn: make(chan struct{}, 1)}
+	if st.writers, err = sqliteDB(dsn, "rw", config.attempt()); err != nil {
+		return nil, err
+	}
+	if st.readers, err = sqliteDB(dsn, "rw", config.attempt(), "query_only(1)"); err != nil {
+		return nil, err
+	}
+	st.writers.SetMaxOpenConns(1)
+	st.readers.SetMaxOpenConns(4)
+	st.readers.SetMaxIdleConns(4)
+	st.turn <- struct{}{}
+	if err := st.check(ctx); err != nil {
+		return nil, errors.Join(err, st.close())
+	}
+	return st, nil
+}
+
+// check asserts schema and durability.
+func (st *sqliteStore) check(ctx context.Context) error {
+	var version int64
+	if err := st.writers.QueryRowContext(ctx, sqlVersion).Scan(&version); err != nil {
+		if strings.Contains(err.Error(), "no such table") {
+			return errUnmigrated
+		}
+		return err
+	}
+	if err := checkVersion(version); err != nil {
+		return err
+	}
+	var journal string
+	var synchronous int
+	if err := st.writers.QueryRowContext(ctx, `PRAGMA journal_mode`).Scan(&journal); err != nil {
+		return err
+	}
+	if err := st.writers.QueryRowContext(ctx, `PRAGMA synchronous`).Scan(&synchronous); err != nil {
+		return err
+	}
+	if journal != "wal" || synchronous != 2 {
+		return fmt.Errorf("SQLite uses journal_mode=%s and synchronous=%d, but only wal and 2 (FULL) keep what was committed: put the file on a local disk that supports WAL", journal, synchronous)
+	}
+	return nil
+}
+
+func (st *sqliteStore) ready(ctx context.Context) error {
+	var version int64
+	if err := st.readers.QueryRowContext(ctx, sqlVersion).Scan(&version); err != nil {
+		return err
+	}
+	return checkVersion(version)
+}
+
+func (st *sqliteStore) close() error {
+	<-st.turn // no transaction runs, and none can begin
+	st.discard()
+	return errors.Join(st.readers.Close(), st.writers.Close())
+}
+
+// sqlQuerier adapts the functions of database/sql.
+type sqlQuerier func(ctx context.Context, sql string, args ...any) (*sql.Rows, error)
+
+func (q sqlQuerier) query(ctx context.Context, sql string, args ...any) (rows, error) {
+	r, err := q(ctx, sql, args...)
+	if err != nil {
+		return nil, err
+	}
+	return sqlRows{r}, nil
+}
+
+type sqlRows struct{ *sql.Rows }
+
+func (r sqlRows) Close() { _ = r.Rows.Close() } // Err has said what there was to say
+
+func (st *sqliteStore) view(ctx context.Context, f func(querier) error) error {
+	conn, err := st.readers.Conn(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if _, err := conn.ExecContext(ctx, `BEGIN DEFERRED`); err != nil {
+		return err
+	}
+	defer conn.ExecContext(context.WithoutCancel(ctx), `ROLLBACK`)
+	return f(sqlQuerier(conn.QueryContext))
+}
+
+// sqliteTx is a transaction on the writing connection. Its statements take no cancellable context:
+// they run in this process and have all locks they need, and an interrupted COMMIT would leave its
+// outcome open. Submit does not wait for a disk that hangs.
+type sqliteTx struct {
+	st *sqliteStore
+	w  *sqliteWriter
+}
+
+func (st *sqliteStore) start(ctx context.Context) (*sqliteTx, error) {
+	select {
+	case <-st.turn:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	tx := &sqliteTx{st: st}
+	if st.writer == nil {
+		conn, err := st.writers.Conn(ctx)
+		if err != nil {
+			st.turn <- struct{}{}
+			return nil, err
+		}
+		st.writer = &sqliteWriter{conn: conn, prepared: make(map[string]*sql.Stmt)}
+	}
+	tx.w = st.writer
+	if err := tx.exec("begin", `BEGIN IMMEDIATE`); err != nil {
+		tx.rollback()
+		return nil, err
+	}
+	return tx, nil
+}
+
+// discard closes the writing connection, which also ends a transaction that is open on it.
+func (st *sqliteStore) discard() {
+	if st.writer == nil {
+		return
+	}
+	for _, stmt := range st.writer.prepared {
+		_ = stmt.Close()
+	}
+	_ = st.writer.conn.Raw(func(any) error { return driver.ErrBadConn }) // keeps it out of the pool
+	_ = st.writer.conn.Close()
+	st.writer = nil
+}
+
+func (tx *sqliteTx) stmt(sql string) (*sql.Stmt, error) {
+	if stmt := tx.w.prepared[sql]; stmt != nil {
+		return stmt, nil
+	}
+	stmt, err := tx.w.conn.PrepareContext(context.Background(), sql)
+	if err != nil {
+		return nil, err
+	}
+	tx.w.prepared[sql] = stmt
+	return stmt, nil
+}
+
+func (tx *sqliteTx) exec(point, sql string, args ...any) error {
+	if err := tx.st.seam.at("before " + point); err != nil {
+		return err
+	}
+	stmt, err := tx.stmt(sql)
+	if err != nil {
+		return err
+	}
+	if _, err := stmt.ExecContext(context.Background(), args...); err != nil {
+		return err
+	}
+	return tx.st.seam.at("after " + point)
+}
+
+func (tx *sqliteTx) query(_ context.Context, sql string, args ...any) (rows, error) {
+	stmt, err := tx.stmt(sql)
+	if err != nil {
+		return nil, err
+	}
+	r, err := stmt.QueryContext(context.Background(), args...)
+	if err != nil {
+		return nil, err
+	}
+	return sqlRows{r}, nil
+}
+
+func (tx *sqliteTx) rollback() {
+	if _, err := tx.w.conn.ExecContext(context.Background(), `ROLLBACK`); err != nil {
+		tx.st.discard()
+	}
+	tx.st.turn <- struct{}{}
+}
+
+func (st *sqliteStore) begin(ctx context.Context, tenant string, q questions) (transaction, facts, error) {
+	tx, err := st.start(ctx)
+	if err != nil {
+		return nil, facts{}, err
+	}
+	found, err := tx.answer(tenant, q)
+	if err != nil {
+		tx.rollback()
+		return nil, facts{}, err
+	}
+	return tx, found, nil
+}
+
+// answer asks point by point: a prepared look-up in the same process takes microseconds.
+func (tx *sqliteTx) answer(tenant string, q questions) (facts, error) {
+	ctx := context.Background()
+	found := newFacts()
+	if err := tx.exec("new head", sqlNewHead, tenant); err != nil {
+		return found, err
+	}
+	var head, revocation, at int64
+	if _, err := tx.one(sqlLockRow, []any{tenant}, &head, &at, &revocation); err != nil {
+		return found, err
+	}
+	found.head.seq, found.head.time = uint64(head), at
+	revoked, err := tx.query(ctx, sqlRevocations, tenant, int64(q.revokedAfter), q.revokedUntil)
+	if err != nil {
+		return found, err
+	}
+	if found.head.revocation, found.revocations, err = scanRevocations(revoked); err != nil {
+		return found, err
+	}
+	for _, name := range q.uses {
+		if found.used[name], err = tx.exists(`SELECT 1 FROM single_uses WHERE tenant = $1 AND digest = $2`, tenant, name[:]); err != nil {
+			return found, err
+		}
+	}
+	for _, id := range q.ids {
+		if found.ids[id], err = tx.exists(`SELECT 1 FROM entries WHERE tenant = $1 AND jti = $2 AND jti <> ''`, tenant, id); err != nil {
+			return found, err
+		}
+	}
+	for _, seq := range q.voids {
+		if found.grants[seq], err = tx.exists(`SELECT 1 FROM entries WHERE tenant = $1 AND seq = $2 AND kind = 'grant'`, tenant, int64(seq)); err != nil {
+			return found, err
+		}
+	}
+	for _, name := range q.keys {
+		key, err := lookUpKey(ctx, tx, tenant, name[:], q.now)
+		if err != nil {
+			return found, err
+		}
+		if key != nil {
+			found.keys[name] = *key
+		}
+	}
+	return found, nil
+}
+
+// one reads at most one row.
+func (tx *sqliteTx) one(sql string, args []any, into ...any) (found bool, err error) {
+	r, err := tx.query(context.Background(), sql, args...)
+	if err != nil {
+		return false, err
+	}
+	defer r.Close()
+	if r.Next() {
+		found, err = true, r.Scan(into...)
+	}
+	return found, errors.Join(err, r.Err())
+}
+
+func (tx *sqliteTx) exists(sql string, args ...any) (bool, error) {
+	var one int
+	return tx.one(sql, args, &one)
+}
+
+func (tx *sqliteTx) commit(_ context.Context, w *writes) error {
+	if err := tx.write(w); err != nil {
+		tx.rollback()
+		return err
+	}
+	if err := tx.exec("commit", `COMMIT`); err != nil {
+		// Whether SQLite still has the transaction depends on where it failed.
+		tx.rollback()
+		return fmt.Errorf("%w: %w", errUnknown, err)
+	}
+	tx.st.turn <- struct{}{}
+	return nil
+}
+
+var sqliteInsert = `INSERT INTO entries (` + entryColumns + `) VALUES (?` + strings.Repeat(`, ?`, columns-1) + `)`
+
+func (tx *sqliteTx) write(w *writes) error {
+	for _, e := range w.entries {
+		r, err := e.record()
+		if err != nil {
+			return err
+		}
+		fields := r.fields()
+		if err := tx.exec("insert entry", sqliteInsert, fields[:]...); err != nil {
+			return err
+		}
+	}
+	for _, c := range w.claims {
+		if err := tx.exec("insert claims", `INSERT INTO claims (tenant, seq, until, value) VALUES (?, ?, ?, ?)`,
+			w.tenant, int64(c.seq), c.until, c.value); err != nil {
+			return err
+		}
+	}
+	for _, u := range w.uses {
+		if err := tx.exec("insert single use", `INSERT INTO single_uses (tenant, digest, until, batch) VALUES (?, ?, ?, ?)`,
+			w.tenant, u.digest[:], u.until, w.batch); err != nil {
+			return err
+		}
+	}
+	for _, k := range w.keys {
+		if err := tx.exec("insert idempotency key", `INSERT INTO idempotency_keys (tenant, digest, fingerprint, seq, until) VALUES (?, ?, ?, ?, ?)`,
+			w.tenant, k.digest[:], k.fingerprint[:], int64(k.seq), k.until); err != nil {
+			return err
+		}
+	}
+	for _, seq := range w.voids {
+		if err := tx.exec("void", `DELETE FROM claims WHERE tenant = ? AND seq = ?`, w.tenant, int64(seq)); err != nil {
+			return err
+		}
+	}
+	for _, p := range w.prunings() {
+		if err := tx.exec("prune", p.sql, w.tenant, w.expired, p.most); err != nil {
+			return err
+		}
+	}
+	return tx.exec("advance head", sqlHead, w.tenant, int64(w.head.seq), w.head.time, int64(w.head.revocation))
+}
+
+func (st *sqliteStore) settle(ctx context.Context, tenant string, e evidence) (bool, error) {
+	tx, err := st.start(ctx)
+	if err != nil {
+		return false, err
+	}
+	sql, args := e.query(tenant)
+	var n int
+	_, err = tx.one(sql, args, &n)
+	if err == nil {
+		err = tx.exec("settle", sqlTouch, tenant)
+	}
+	if err == nil {
+		err = tx.exec("commit settlement", `COMMIT`)
+	}
+	if err != nil {
+		tx.rollback()
+		return false, err
+	}
+	tx.st.turn <- struct{}{}
+	return n > 0, nil
+}

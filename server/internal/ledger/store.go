@@ -1,0 +1,361 @@
+package ledger
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"deputy.example/deputy/client/delegation"
+)
+
+// store is one SQL dialect. Both give the same guarantees, which ledgertest's suite asks of both:
+// begin holds the tenant's head until the transaction ends, and what commit wrote is durable.
+type store interface {
+	// begin opens a transaction, locks the tenant's head (making one for a new tenant) and then, in
+	// statements of their own that see all that was committed before, answers the questions.
+	begin(ctx context.Context, tenant string, q questions) (transaction, facts, error)
+
+	// settle finds out, under the lock of the head, whether the transaction that wrote the
+	// evidence was committed. It answers after a commit of its own, which is durable only if
+	// everything before it is.
+	settle(ctx context.Context, tenant string, e evidence) (committed bool, err error)
+
+	// view runs f on one snapshot.
+	view(ctx context.Context, f func(querier) error) error
+
+	ready(ctx context.Context) error
+	close() error
+}
+
+type transaction interface {
+	// commit writes and commits. An error that is errUnknown leaves open whether it did; after any
+	// other error nothing was written. Either way the transaction is over.
+	commit(ctx context.Context, w *writes) error
+	// rollback ends the transaction without a trace.
+	rollback()
+}
+
+// errUnknown is the outcome of a COMMIT whose answer was lost.
+var errUnknown = errors.New("the outcome of the commit is unknown")
+
+// querier runs one statement. Both dialects take $1, $2, … as parameters.
+type querier interface {
+	query(ctx context.Context, sql string, args ...any) (rows, error)
+}
+
+type rows interface {
+	Next() bool
+	Scan(...any) error
+	Err() error
+	Close()
+}
+
+// head is a tenant's row in heads.
+type head struct {
+	seq        uint64
+	time       int64 // of the newest entry, microseconds
+	revocation uint64
+}
+
+type digest = [sha256.Size]byte
+
+// questions are what a batch has to know before it can decide.
+type questions struct {
+	revokedAfter uint64   // revocations with a higher number …
+	revokedUntil int64    // … that end after this or never; the newest in any case
+	uses         []digest // which of these are used?
+	keys         []digest // which of these idempotency keys are taken?
+	ids          []string // which of these entries exist?
+	voids        []uint64 // which of these are grants?
+	now          int64    // claims that ended before this are not given out
+}
+
+type facts struct {
+	head        head
+	revocations []delegation.Revocation
+	used        map[digest]bool
+	keys        map[digest]storedKey
+	ids         map[string]bool
+	grants      map[uint64]bool
+}
+
+func newFacts() facts {
+	return facts{used: map[digest]bool{}, keys: map[digest]storedKey{}, ids: map[string]bool{}, grants: map[uint64]bool{}}
+}
+
+// storedKey is an idempotency key with the grant that it names.
+type storedKey struct {
+	fingerprint [32]byte
+	seq         uint64
+	time        time.Time
+	claims      []byte // nil: expired, voided or erased
+}
+
+// writes are all that one transaction writes.
+type writes struct {
+	tenant  string
+	batch   []byte // tells this transaction's single-use rows from another's
+	expired int64  // what ended before this may be pruned
+	head    head
+	entries []*Entry
+	claims  []claimsRow
+	uses    []useRow
+	keys    []keyRow
+	voids   []uint64
+}
+
+type claimsRow struct {
+	seq   uint64
+	until int64
+	value []byte
+}
+
+type useRow struct {
+	digest digest
+	until  int64
+}
+
+type keyRow struct {
+	digest, fingerprint digest
+	seq                 uint64
+	until               int64
+}
+
+func (w *writes) empty() bool { return len(w.entries) == 0 && len(w.uses) == 0 }
+
+// evidence identifies a transaction by one row that no other transaction can have written.
+type evidence struct {
+	seq   uint64 // with leaf: of its first entry; salts make the leaf unique
+	leaf  []byte
+	use   []byte // with batch: digest of its first single use, if it wrote no entry
+	batch []byte
+}
+
+func (w *writes) evidence() evidence {
+	if len(w.entries) > 0 {
+		return evidence{seq: w.entries[0].Seq, leaf: w.entries[0].Leaf[:]}
+	}
+	return evidence{use: w.uses[0].digest[:], batch: w.batch}
+}
+
+func (e evidence) query(tenant string) (sql string, args []any) {
+	if e.leaf != nil {
+		return `SELECT count(*) FROM entries WHERE tenant = $1 AND seq = $2 AND leaf = $3`, []any{tenant, int64(e.seq), e.leaf}
+	}
+	return `SELECT count(*) FROM single_uses WHERE tenant = $1 AND digest = $2 AND batch = $3`, []any{tenant, e.use, e.batch}
+}
+
+// nameDigest is a fixed-size name for parts of any length. Length prefixes keep different parts
+// from giving the same name.
+func nameDigest(parts ...string) digest {
+	b := make([]byte, 0, 512)
+	for _, p := range parts {
+		b = append(binary.BigEndian.AppendUint32(b, uint32(len(p))), p...)
+	}
+	return sha256.Sum256(b)
+}
+
+func (u SingleUse) digest() digest { return nameDigest("use", u.Issuer, u.Key, u.ID) }
+
+func keyDigest(caller delegation.Principal, key string) digest {
+	return nameDigest("idempotency", string(caller), key)
+}
+
+// seam is where tests make statements fail: it is asked before and after each one. The zero value
+// lets everything pass.
+type seam func(point string) error
+
+func (s seam) at(point string) error {
+	if s == nil {
+		return nil
+	}
+	return s(point)
+}
+
+// Statements that are the same in both dialects.
+const (
+	sqlLockRow = `SELECT seq, time, revocation FROM heads WHERE tenant = $1`
+	sqlNewHead = `INSERT INTO heads (tenant, seq, time, revocation) VALUES ($1, 0, 0, 0) ON CONFLICT DO NOTHING`
+	sqlHead    = `UPDATE heads SET seq = $2, time = $3, revocation = $4 WHERE tenant = $1`
+	sqlTouch   = `UPDATE heads SET seq = seq WHERE tenant = $1`
+
+	// One statement, so that the head's number and the rows are of one snapshot.
+	sqlRevocations = `SELECT h.revocation, coalesce(e.seq, 0), coalesce(e.prev, 0), coalesce(e.time, 0), coalesce(e.until, 0),
+		coalesce(e.target_kind, ''), coalesce(e.target_id, ''), coalesce(e.target_principal, ''), coalesce(e.target_subject, '')
+		FROM heads h LEFT JOIN entries e ON e.tenant = h.tenant AND e.kind = 'revocation' AND e.seq > $2
+		AND (e.until = 0 OR e.until > $3 OR e.seq = h.revocation)
+		WHERE h.tenant = $1 ORDER BY e.seq`
+
+	sqlPruneUses = `DELETE FROM single_uses WHERE tenant = $1 AND digest IN
+		(SELECT digest FROM single_uses WHERE tenant = $1 AND until < $2 ORDER BY until LIMIT $3)`
+	sqlPruneKeys = `DELETE FROM idempotency_keys WHERE tenant = $1 AND digest IN
+		(SELECT digest FROM idempotency_keys WHERE tenant = $1 AND until < $2 ORDER BY until LIMIT $3)`
+	// Claims are pruned in the order of their numbers, which needs no index: what expired waits at
+	// most for the longest life of a token.
+	sqlPruneClaims = `DELETE FROM claims WHERE tenant = $1 AND until < $2 AND seq IN
+		(SELECT seq FROM claims WHERE tenant = $1 ORDER BY seq LIMIT $3)`
+)
+
+// pruning removes at most so many rows of one kind.
+type pruning struct {
+	sql  string
+	most int64
+}
+
+// prunings of a transaction remove up to twice as many rows as it adds: enough always to keep up,
+// and a bounded price.
+func (w *writes) prunings() []pruning {
+	var list []pruning
+	for _, p := range []struct {
+		sql   string
+		added int
+	}{{sqlPruneUses, len(w.uses)}, {sqlPruneKeys, len(w.keys)}, {sqlPruneClaims, len(w.claims)}} {
+		if p.added > 0 {
+			list = append(list, pruning{p.sql, 2 * int64(p.added)})
+		}
+	}
+	return list
+}
+
+// scanRevocations reads what sqlRevocations selects.
+func scanRevocations(r rows) (newest uint64, list []delegation.Revocation, err error) {
+	defer r.Close()
+	for r.Next() {
+		var head, seq, prev, at, until int64
+		var kind, id, principal, subject string
+		if err := r.Scan(&head, &seq, &prev, &at, &until, &kind, &id, &principal, &subject); err != nil {
+			return 0, nil, err
+		}
+		newest = uint64(head)
+		if seq == 0 {
+			continue // the head without a revocation
+		}
+		v := delegation.Revocation{
+			Seq: uint64(seq), Prev: uint64(prev), At: fromMicros(at), Until: fromMicros(until),
+			Target: joinTarget(kind, id, principal, subject),
+		}
+		// A live revocation that lost its target would revive what it hit.
+		if err := checkTarget(v); err != nil {
+			return 0, nil, fmt.Errorf("revocation %d is damaged or was erased while it was live: %w", seq, err)
+		}
+		list = append(list, v)
+	}
+	return newest, list, r.Err()
+}
+
+func joinTarget(kind, id, principal, subject string) delegation.Target {
+	return delegation.Target{Kind: delegation.TargetKind(kind), ID: id + principal, Subject: delegation.Principal(subject)}
+}
+
+// entryColumns are the columns of entries in the order of record.fields.
+const entryColumns = `tenant, seq, kind, time, jti, parent, txn, root, holder_key, outcome, reason, scopes, audiences, ` +
+	`expiry, model_id, trace_id, voids, prev, target_kind, target_id, until, subject, actor, caller, actors, peer, detail, ` +
+	`details, actor_proof, target_principal, target_subject, digests, salts, leaf`
+
+// sqlEntries selects entries (e) with their claims (c); a condition follows.
+var sqlEntries = `SELECT e.` + strings.ReplaceAll(entryColumns, ", ", ", e.") + `, c.value FROM entries e
+	LEFT JOIN claims c ON c.tenant = e.tenant AND c.seq = e.seq WHERE `
+
+// record is a row of entries in the types that both databases store.
+type record struct {
+	tenant                             string
+	seq                                int64
+	kind                               string
+	time                               int64
+	jti, parent, txn, root, holderKey  string
+	outcome, reason, scopes, audiences string
+	expiry                             int64
+	modelID, traceID                   string
+	voids, prev                        int64
+	targetKind, targetID               string
+	until                              int64
+	subject, actor, caller, actors     string
+	peer, detail, details, actorProof  string
+	targetPrincipal, targetSubject     string
+	digests, salts, leaf               []byte
+}
+
+// columns is how many fields a record has.
+const columns = 34
+
+// fields point at the record's parts: to be read into, or to be written from.
+func (r *record) fields() [columns]any {
+	return [columns]any{
+		&r.tenant, &r.seq, &r.kind, &r.time, &r.jti, &r.parent, &r.txn, &r.root, &r.holderKey, &r.outcome, &r.reason,
+		&r.scopes, &r.audiences, &r.expiry, &r.modelID, &r.traceID, &r.voids, &r.prev, &r.targetKind, &r.targetID,
+		&r.until, &r.subject, &r.actor, &r.caller, &r.actors, &r.peer, &r.detail, &r.details, &r.actorProof,
+		&r.targetPrincipal, &r.targetSubject, &r.digests, &r.salts, &r.leaf,
+	}
+}
+
+func (e *Entry) record() (*record, error) {
+	r := &record{
+		tenant: e.Tenant, seq: int64(e.Seq), kind: string(e.Kind), time: micros(e.Time), jti: e.ID, parent: e.Parent,
+		txn: e.Txn, root: e.Root, holderKey: e.HolderKey, outcome: string(e.Outcome), reason: string(e.Reason),
+		scopes: e.Scopes.String(), audiences: "[]", expiry: micros(e.Expiry), modelID: e.ModelID, traceID: e.TraceID,
+		voids: int64(e.Voids), subject: string(e.Subject), actor: string(e.Actor), caller: string(e.Caller),
+		actors: joinChain(e.Actors), peer: e.Peer, detail: e.Detail, details: joinDetails(e.Details),
+		actorProof: e.ActorProof, digests: e.digests.bytes(), salts: e.salts.bytes(), leaf: e.Leaf[:],
+	}
+	if len(e.Audiences) > 0 {
+		raw, err := json.Marshal(e.Audiences)
+		if err != nil {
+			return nil, err
+		}
+		r.audiences = string(raw)
+	}
+	if v := e.Revocation; v != nil {
+		r.prev, r.targetKind, r.until = int64(v.Prev), string(v.Target.Kind), micros(v.Until)
+		r.targetID, r.targetPrincipal = splitTarget(v.Target)
+		r.targetSubject = string(v.Target.Subject)
+	}
+	return r, nil
+}
+
+func (r *record) entry(claims []byte) (*Entry, error) {
+	e := &Entry{
+		Tenant: r.tenant, Seq: uint64(r.seq), Kind: Kind(r.kind), Time: fromMicros(r.time), ID: r.jti, Parent: r.parent,
+		Txn: r.txn, Root: r.root, HolderKey: r.holderKey, Outcome: Outcome(r.outcome), Reason: delegation.Reason(r.reason),
+		Expiry: fromMicros(r.expiry), ModelID: r.modelID, TraceID: r.traceID, Voids: uint64(r.voids),
+		Subject: delegation.Principal(r.subject), Actor: delegation.Principal(r.actor), Caller: delegation.Principal(r.caller),
+		Actors: splitChain(r.actors), Peer: r.peer, Detail: r.detail, ActorProof: r.actorProof, Claims: claims,
+	}
+	var err error
+	damaged := func(column string, err error) (*Entry, error) {
+		return nil, fmt.Errorf("entry %d: column %s is damaged: %w", r.seq, column, err)
+	}
+	if r.scopes != "" {
+		if e.Scopes, err = delegation.ParseScopes(r.scopes); err != nil {
+			return damaged("scopes", err)
+		}
+	}
+	if err := json.Unmarshal([]byte(r.audiences), &e.Audiences); err != nil {
+		return damaged("audiences", err)
+	}
+	if r.details != "" {
+		if e.Details, err = delegation.ParseDetails([]byte(r.details)); err != nil {
+			return damaged("details", err)
+		}
+	}
+	if e.digests, err = parseSealed(r.digests); err != nil {
+		return damaged("digests", err)
+	}
+	if e.salts, err = parseSealed(r.salts); err != nil {
+		return damaged("salts", err)
+	}
+	if copy(e.Leaf[:], r.leaf) != len(e.Leaf) || len(r.leaf) != len(e.Leaf) {
+		return damaged("leaf", errors.New("it is not a SHA-256"))
+	}
+	if e.Kind == KindRevocation {
+		e.Revocation = &delegation.Revocation{
+			Seq: e.Seq, Prev: uint64(r.prev), At: e.Time, Until: fromMicros(r.until),
+			Target: joinTarget(r.targetKind, r.targetID, r.targetPrincipal, r.targetSubject),
+		}
+	}
+	return e, nil
+}

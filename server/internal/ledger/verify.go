@@ -1,0 +1,94 @@
+package ledger
+
+import (
+	"context"
+	"errors"
+	"fmt"
+)
+
+// page is how many entries Verify holds at a time.
+const page = 500
+
+// Verify goes over everything that the tenant has recorded, in one snapshot, and returns all that
+// is wrong: numbers with gaps, time that runs backwards, entries that don't give their leaf or their
+// digests, revocations that don't lead one to the next, a head that is not the last entry's, and
+// idempotency keys or stored claims that are not those of a grant.
+func (l *Ledger) Verify(ctx context.Context, tenant string) error {
+	var findings []error
+	err := l.store.view(ctx, func(db querier) error {
+		var err error
+		findings, err = verify(ctx, db, tenant)
+		return err
+	})
+	return errors.Join(append(findings, err)...)
+}
+
+func verify(ctx context.Context, db querier, tenant string) (findings []error, err error) {
+	wrong := func(format string, args ...any) { findings = append(findings, fmt.Errorf(format, args...)) }
+	var last head
+	for {
+		list, err := scanEntries(ctx, db, `e.tenant = $1 AND e.seq > $2 ORDER BY e.seq LIMIT $3`, tenant, int64(last.seq), int64(page))
+		if err != nil {
+			return findings, err
+		}
+		if len(list) == 0 {
+			break
+		}
+		for _, e := range list {
+			if e.Seq != last.seq+1 {
+				wrong("entry %d follows entry %d", e.Seq, last.seq)
+			}
+			if at := micros(e.Time); at < last.time {
+				wrong("entry %d is older than the one before it", e.Seq)
+			} else {
+				last.time = at
+			}
+			last.seq = e.Seq
+			if err := e.Verify(); err != nil {
+				findings = append(findings, err)
+			}
+			if e.Revocation != nil {
+				if e.Revocation.Prev != last.revocation {
+					wrong("revocation %d says it follows %d, but %d does", e.Seq, e.Revocation.Prev, last.revocation)
+				}
+				last.revocation = e.Seq
+			}
+		}
+	}
+	counts := []struct{ sql, what string }{
+		{`SELECT count(*) FROM heads WHERE tenant = $1 AND (seq <> $2 OR time < $3 OR revocation <> $4)`, "head that is not the last entry's"},
+		{`SELECT count(*) FROM idempotency_keys k LEFT JOIN entries e ON e.tenant = k.tenant AND e.seq = k.seq AND e.kind = 'grant'
+			WHERE k.tenant = $1 AND e.seq IS NULL`, "idempotency keys that name no grant"},
+		{`SELECT count(*) FROM (SELECT seq FROM idempotency_keys WHERE tenant = $1 GROUP BY seq HAVING count(*) > 1) s`, "grants that several idempotency keys name"},
+		{`SELECT count(*) FROM claims c LEFT JOIN entries e ON e.tenant = c.tenant AND e.seq = c.seq AND e.kind = 'grant'
+			WHERE c.tenant = $1 AND e.seq IS NULL`, "claims that belong to no grant"},
+		{`SELECT count(*) FROM claims c JOIN entries v ON v.tenant = c.tenant AND v.voids = c.seq AND v.kind = 'void'
+			WHERE c.tenant = $1`, "claims of grants that were voided"},
+	}
+	for i, c := range counts {
+		args := []any{tenant}
+		if i == 0 {
+			args = append(args, int64(last.seq), last.time, int64(last.revocation))
+		}
+		n, err := count(ctx, db, c.sql, args...)
+		if err != nil {
+			return findings, err
+		}
+		if n > 0 {
+			wrong("%d %s", n, c.what)
+		}
+	}
+	return findings, nil
+}
+
+func count(ctx context.Context, db querier, sql string, args ...any) (n int64, err error) {
+	r, err := db.query(ctx, sql, args...)
+	if err != nil {
+		return 0, err
+	}
+	defer r.Close()
+	if r.Next() {
+		err = r.Scan(&n)
+	}
+	return n, errors.Join(err, r.Err())
+}
