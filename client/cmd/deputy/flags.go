@@ -1,0 +1,145 @@
+package main
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"deputy.example/deputy/client"
+	"deputy.example/deputy/client/delegation"
+)
+
+// issuerFlags say whose tokens are to be believed.
+type issuerFlags struct {
+	Issuer string `env:"DEPUTY_ISSUER" placeholder:"URL" help:"Issuer of the Deputy tenant, byte for byte."`
+	JWKS   string `name:"jwks" env:"DEPUTY_JWKS" placeholder:"URL|FILE" help:"Where the issuer's keys are. Default: the issuer followed by /oauth2/jwks."`
+}
+
+// verifier checks tokens as the resource server of the given name would.
+func (f issuerFlags) verifier(audience string, now func() time.Time) (*client.Verifier, error) {
+	if f.Issuer == "" {
+		return nil, usage("say whose token it should be with --issuer or DEPUTY_ISSUER: the token's own word proves nothing")
+	}
+	cfg := client.VerifierConfig{Issuer: f.Issuer, Audience: audience, Now: now}
+	if strings.Contains(f.JWKS, "://") {
+		cfg.JWKSURL = f.JWKS
+	} else if f.JWKS != "" {
+		document, err := os.ReadFile(f.JWKS)
+		if err != nil {
+			return nil, usage("--jwks: %v", err)
+		}
+		cfg.JWKS = document
+	}
+	v, err := client.NewVerifier(cfg)
+	if err != nil {
+		return nil, usage("%v", err)
+	}
+	return v, nil
+}
+
+// serverFlags say where Deputy is and who calls.
+type serverFlags struct {
+	Addr          string        `env:"DEPUTY_ADDR" default:"127.0.0.1:9090" placeholder:"HOST:PORT" help:"Deputy's gRPC address (${default})."`
+	Plaintext     bool          `env:"DEPUTY_PLAINTEXT" help:"Connect without TLS; to this machine only."`
+	CAFile        string        `name:"ca-file" env:"DEPUTY_CA_FILE" placeholder:"FILE" help:"PEM roots for Deputy's certificate. Default: the system's."`
+	ClientID      string        `env:"DEPUTY_CLIENT_ID" placeholder:"ID" help:"Call as this client, with --key."`
+	Key           string        `env:"DEPUTY_KEY" placeholder:"FILE" help:"Private key of the client: JWK or PEM."`
+	WorkloadToken string        `name:"workload-token-file" env:"DEPUTY_WORKLOAD_TOKEN_FILE" placeholder:"FILE" help:"Call with this workload JWT instead of a key."`
+	Timeout       time.Duration `default:"15s" placeholder:"DURATION" help:"Give up after this long (${default})."`
+}
+
+// authenticated says whether the flags name a credential.
+func (f serverFlags) authenticated() bool {
+	return f.ClientID != "" || f.Key != "" || f.WorkloadToken != ""
+}
+
+func (f serverFlags) credential(issuer string) (client.Credential, error) {
+	switch {
+	case f.WorkloadToken != "" && f.Key != "":
+		return nil, usage("--workload-token-file and --key are two callers: name one")
+	case f.WorkloadToken != "":
+		return client.WorkloadFile(f.WorkloadToken), nil
+	case f.Key == "" && f.ClientID == "":
+		return nil, nil
+	case f.Key == "" || f.ClientID == "" || issuer == "":
+		return nil, usage("to call as a client, all of --client-id, --key and --issuer are needed")
+	}
+	key, err := client.LoadKey(f.Key)
+	if err != nil {
+		return nil, usage("--key: %v", err)
+	}
+	return client.NewAssertion(client.AssertionConfig{Issuer: issuer, ClientID: f.ClientID, Key: key})
+}
+
+func (f serverFlags) connect(issuer string) (*client.Client, error) {
+	credential, err := f.credential(issuer)
+	if err != nil {
+		return nil, err
+	}
+	cfg := client.Config{Address: f.Addr, Credential: credential}
+	if f.Plaintext {
+		cfg.Transport = client.PlaintextLoopback
+	}
+	if f.CAFile != "" {
+		pem, err := os.ReadFile(f.CAFile)
+		if err != nil {
+			return nil, usage("--ca-file: %v", err)
+		}
+		cfg.TLSConfig = &tls.Config{RootCAs: x509.NewCertPool(), MinVersion: tls.VersionTLS12}
+		if !cfg.TLSConfig.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, usage("--ca-file: %s holds no certificate in PEM", f.CAFile)
+		}
+	}
+	c, err := client.New(cfg)
+	if err != nil {
+		return nil, usage("%v", err)
+	}
+	return c, nil
+}
+
+// readToken reads a token from a file, or from standard input for "-".
+func (a *app) readToken(from string) (string, error) {
+	var in io.Reader = a.stdin
+	if from != "-" {
+		f, err := os.Open(from)
+		if err != nil {
+			return "", usage("%v", err)
+		}
+		defer f.Close()
+		in = f
+	}
+	content, err := io.ReadAll(io.LimitReader(in, 2*delegation.MaxTokenBytes))
+	if err != nil {
+		return "", fmt.Errorf("reading the token: %w", err)
+	}
+	token := strings.TrimSpace(string(content))
+	if token == "" {
+		return "", usage("there is no token in %s", source(from))
+	}
+	return token, nil
+}
+
+func source(from string) string {
+	if from == "-" {
+		return "standard input"
+	}
+	return from
+}
+
+// tokenArgument reads the token of decode and chain: an argument, "-", or else the environment.
+func (a *app) tokenArgument(argument string) (string, error) {
+	switch argument {
+	case "":
+		if token := os.Getenv("DEPUTY_TOKEN"); token != "" {
+			return token, nil
+		}
+		return "", usage("there is no token: pass it on standard input with -, or in DEPUTY_TOKEN")
+	case "-":
+		return a.readToken("-")
+	}
+	return argument, nil
+}

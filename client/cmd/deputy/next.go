@@ -1,0 +1,61 @@
+package main
+
+import (
+	"deputy.example/deputy/client"
+	"deputy.example/deputy/client/delegation"
+)
+
+// nextForReason says what a person can do about a refusal.
+func nextForReason(e *delegation.Error) string {
+	switch e.Reason {
+	case delegation.ClientUnauthenticated:
+		return "check --client-id, --key and that --issuer is the tenant's issuer byte for byte; or name a fresh --workload-token-file"
+	case delegation.AssertionReplayed:
+		return "run the command again: every try signs a new assertion"
+	case delegation.CallerNotActor:
+		return "call as the current actor of the subject token: deputy decode names it"
+	case delegation.SubjectTokenInvalid, delegation.ActorTokenInvalid:
+		return "deputy decode says what is wrong with a token; one that has expired has to be fetched anew"
+	case delegation.ScopeExceedsParent, delegation.AudienceExceedsParent, delegation.DetailsExceedParent,
+		delegation.LifetimeExceedsParent, delegation.DepthExceedsParent:
+		return "ask for no more than the subject token has: deputy decode shows it"
+	case delegation.AudienceMissing, delegation.AudienceNotSingle:
+		return "name one --audience or --resource"
+	case delegation.DepthExhausted:
+		return "this chain may not grow: exchange one of its ancestors instead"
+	case delegation.EdgeNotPermitted, delegation.ScopeNotPermitted, delegation.AudienceNotPermitted, delegation.DetailsNotPermitted:
+		return missingRelation(e)
+	case delegation.TokenRevoked:
+		return "the chain was revoked: start again from a root token"
+	case delegation.ProofRequired:
+		return "the token is bound to a key, and this version takes no proof of it: exchange a token without cnf"
+	case delegation.ActorUnconfirmed:
+		return "--actor-confirmation must be the RFC 7638 thumbprint of a key that is registered for that agent"
+	case delegation.IdempotencyConflict:
+		return "use a new --idempotency-key for a new request"
+	case delegation.NotFound:
+		return "check the jti; a chain is shown to its subject, its actors and auditors only"
+	case delegation.DependencyDown:
+		return "is deputyd running at --addr, and is --plaintext right for it? nothing that you hold has changed"
+	case delegation.RateLimited:
+		return "wait a moment and try again"
+	}
+	return ""
+}
+
+// missingRelation names the relation where the server told it.
+func missingRelation(e *delegation.Error) string {
+	for _, key := range []string{"missing_relation", "relation"} {
+		if relation := e.Metadata[key]; relation != "" {
+			return "whoever manages OpenFGA can grant it: " + relation
+		}
+	}
+	return "whoever manages OpenFGA can grant the relation; the ledger entry names it"
+}
+
+func nextForAccess(e *client.AccessError) string {
+	if e.Code == client.AccessUnavailable {
+		return "can the issuer's keys be fetched from here? --jwks names another address or a file"
+	}
+	return "deputy decode --unverified shows what it claims, unproven; --issuer and --jwks say whose token it should be"
+}

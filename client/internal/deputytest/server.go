@@ -1,0 +1,367 @@
+// Package deputytest is a small Deputy for tests and examples of the SDK and the CLI: it speaks the
+// real API over a real connection and signs real tokens, but decides by itself, with no policy, no
+// ledger and no database. The server's own tests say what Deputy does; this says what its wire
+// looks like.
+package deputytest
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"deputy.example/deputy/client/delegation"
+	deputyv1 "deputy.example/deputy/gen/deputy/v1"
+)
+
+// KeyID is the kid of the server's key.
+const KeyID = "test-1"
+
+// Server is one tenant's Deputy on loopback ports.
+type Server struct {
+	Issuer  string // the HTTP address; keys are at Issuer/oauth2/jwks
+	Address string // the gRPC address
+
+	deputyv1.UnimplementedTokenExchangeServiceServer
+	deputyv1.UnimplementedAuditServiceServer
+
+	key  *ecdsa.PrivateKey
+	grpc *grpc.Server
+	http *httptest.Server
+
+	mu        sync.Mutex
+	fail      []error
+	bearers   []string
+	keys      []string
+	seen      map[string]bool
+	stored    map[string]*deputyv1.ExchangeResponse
+	grants    map[string]*deputyv1.ChainEntry
+	lineages  map[string]delegation.Claims
+	lastEntry uint64
+}
+
+// Start makes a server; like httptest.NewServer it panics where there are no ports.
+func Start() *Server {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		panic(err)
+	}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		panic(err)
+	}
+	s := &Server{
+		Address: listener.Addr().String(), key: key, grpc: grpc.NewServer(), lastEntry: 40,
+		seen: make(map[string]bool), stored: make(map[string]*deputyv1.ExchangeResponse),
+		grants: make(map[string]*deputyv1.ChainEntry), lineages: make(map[string]delegation.Claims),
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /oauth2/jwks", func(w http.ResponseWriter, _ *http.Request) { w.Write(s.JWKS()) })
+	s.http = httptest.NewServer(mux)
+	s.Issuer = s.http.URL
+	deputyv1.RegisterTokenExchangeServiceServer(s.grpc, s)
+	deputyv1.RegisterAuditServiceServer(s.grpc, s)
+	go s.grpc.Serve(listener)
+	return s
+}
+
+// Close stops the server and its goroutines.
+func (s *Server) Close() {
+	s.grpc.Stop()
+	s.http.Close()
+}
+
+// FailNext makes the next calls end with the given errors, one each.
+func (s *Server) FailNext(errs ...error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.fail = append(s.fail, errs...)
+}
+
+// Bearers are the credentials that calls came with, in their order.
+func (s *Server) Bearers() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.bearers)
+}
+
+// IdempotencyKeys are the keys that exchanges came with, in their order.
+func (s *Server) IdempotencyKeys() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.keys)
+}
+
+// JWKS is the server's key set.
+func (s *Server) JWKS() []byte {
+	point, err := s.key.PublicKey.Bytes()
+	if err != nil {
+		panic(err)
+	}
+	b64 := base64.RawURLEncoding.EncodeToString
+	return fmt.Appendf(nil, `{"keys":[{"kty":"EC","crv":"P-256","alg":"ES256","use":"sig","kid":%q,"x":%q,"y":%q}]}`,
+		KeyID, b64(point[1:33]), b64(point[33:]))
+}
+
+// Header is what the server signs under.
+func Header() map[string]any {
+	return map[string]any{"alg": "ES256", "typ": delegation.HeaderTypeAccessToken, "kid": KeyID}
+}
+
+// Sign makes a token of any header and claims, with the server's key.
+func (s *Server) Sign(header, claims any) string {
+	input := segment(header) + "." + segment(claims)
+	digest := sha256.Sum256([]byte(input))
+	r, ss, err := ecdsa.Sign(rand.Reader, s.key, digest[:])
+	if err != nil {
+		panic(err)
+	}
+	signature := make([]byte, 64)
+	r.FillBytes(signature[:32])
+	ss.FillBytes(signature[32:])
+	return input + "." + base64.RawURLEncoding.EncodeToString(signature)
+}
+
+// Token signs claims as Deputy does.
+func (s *Server) Token(c delegation.Claims) string { return s.Sign(Header(), c) }
+
+func segment(v any) string {
+	raw, err := json.Marshal(v)
+	if err != nil {
+		panic(err)
+	}
+	return base64.RawURLEncoding.EncodeToString(raw)
+}
+
+// RootToken is what a foreign provider would have issued to a user.
+func (s *Server) RootToken(subject string) string {
+	return s.Sign(map[string]any{"alg": "ES256", "kid": KeyID}, map[string]any{
+		"iss": "https://idp.example", "sub": subject, "aud": "planner", "scope": "calendar.read calendar.write mail.read",
+		"iat": time.Now().Unix(), "exp": time.Now().Add(time.Hour).Unix(), "jti": "root-1",
+	})
+}
+
+// Claims are those of a token two hops deep: user:alice, agent:planner, agent:researcher.
+func (s *Server) Claims(now time.Time) delegation.Claims {
+	at := now.Unix()
+	return delegation.Claims{
+		Issuer: s.Issuer, Subject: "user:alice", ClientID: "agent:researcher", Audience: []string{"https://calendar.example"},
+		Scope: delegation.Scopes{"calendar.read"}, IssuedAt: at, NotBefore: at, ExpiresAt: at + 300, ID: "jti-2", Txn: "txn-1",
+		Act: delegation.Chain{"agent:planner", "agent:researcher"},
+		Delegation: delegation.Delegation{Root: "9f2c", DepthLeft: 2, Hops: []delegation.Hop{
+			{ID: "jti-1", Seq: 41, Actor: 0}, {ID: "jti-2", Seq: 57, Actor: 1},
+		}},
+	}
+}
+
+// enter notes the caller's credential and ends the call where a test wants it to end.
+func (s *Server) enter(ctx context.Context) error {
+	bearer := strings.Join(metadata.ValueFromIncomingContext(ctx, "authorization"), ",")
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.bearers = append(s.bearers, bearer)
+	if len(s.fail) > 0 {
+		err := s.fail[0]
+		s.fail = s.fail[1:]
+		return err
+	}
+	return s.authenticate(strings.TrimPrefix(bearer, "Bearer "))
+}
+
+func (s *Server) authenticate(assertion string) error {
+	u, err := delegation.Parse(assertion)
+	if err != nil {
+		return delegation.Refuse(delegation.ClientUnauthenticated, "", "the caller is not authenticated")
+	}
+	r, err := u.Registered()
+	switch {
+	case err != nil || !slices.Equal(r.Audience, []string{s.Issuer}) || time.Until(time.Unix(r.ExpiresAt, 0)) > time.Minute:
+		return delegation.Refuse(delegation.ClientUnauthenticated, "", "the caller is not authenticated")
+	case s.seen[r.ID]:
+		return delegation.Refuse(delegation.AssertionReplayed, "", "the assertion was used before")
+	}
+	s.seen[r.ID] = true
+	return nil
+}
+
+// Exchange implements deputyv1.TokenExchangeServiceServer.
+func (s *Server) Exchange(ctx context.Context, r *deputyv1.ExchangeRequest) (*deputyv1.ExchangeResponse, error) {
+	if err := s.enter(ctx); err != nil {
+		s.mu.Lock()
+		s.keys = append(s.keys, r.GetIdempotencyKey())
+		s.mu.Unlock()
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.keys = append(s.keys, r.GetIdempotencyKey())
+	if response, again := s.stored[r.GetIdempotencyKey()]; again {
+		return response, nil
+	}
+	response, refusal := s.derive(r.GetSubjectToken(), r.GetChild(), r.GetValidateOnly())
+	if refusal != nil {
+		return nil, refusal
+	}
+	s.stored[r.GetIdempotencyKey()] = response
+	return response, nil
+}
+
+// BatchExchange implements deputyv1.TokenExchangeServiceServer.
+func (s *Server) BatchExchange(ctx context.Context, r *deputyv1.BatchExchangeRequest) (*deputyv1.BatchExchangeResponse, error) {
+	if err := s.enter(ctx); err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	response := &deputyv1.BatchExchangeResponse{}
+	for _, child := range r.GetChildren() {
+		grant, e := s.derive(r.GetSubjectToken(), child, r.GetValidateOnly())
+		outcome := &deputyv1.BatchOutcome{Outcome: &deputyv1.BatchOutcome_Grant{Grant: grant}}
+		if e != nil {
+			outcome.Outcome = &deputyv1.BatchOutcome_Refusal{Refusal: &deputyv1.Refusal{
+				Error: e.Reason.Wire().OAuth, Reason: string(e.Reason), Description: e.Description, Field: e.Field, Metadata: e.Metadata,
+			}}
+		}
+		response.Outcomes = append(response.Outcomes, outcome)
+	}
+	return response, nil
+}
+
+// derive makes a child of the parent, under the lock.
+func (s *Server) derive(parent string, child *deputyv1.Child, validateOnly bool) (*deputyv1.ExchangeResponse, *delegation.Error) {
+	c, allowed, err := s.parent(parent)
+	if err != nil {
+		return nil, delegation.Refuse(delegation.SubjectTokenInvalid, "subject_token", "the subject token is not valid")
+	}
+	if child.GetScope() != "" {
+		if c.Scope, err = delegation.ParseScopes(child.GetScope()); err != nil {
+			return nil, delegation.Refuse(delegation.ScopeMalformed, "scope", "%v", err)
+		}
+	} else {
+		c.Scope = nil
+	}
+	if wider := c.Scope.Without(allowed); len(wider) > 0 {
+		return nil, delegation.Refuse(delegation.ScopeExceedsParent, "scope", "the subject token does not allow %s", wider)
+	}
+	c.Audience = slices.Concat(child.GetResource(), child.GetAudience())
+	if len(c.Audience) == 0 {
+		return nil, delegation.Refuse(delegation.AudienceMissing, "audience", "name an audience or a resource")
+	}
+	if actor := child.GetRequestedActor(); actor != "" {
+		c.Act = c.Act.Extend(delegation.Principal(actor))
+	} else if len(c.Act) == 0 {
+		c.Act = delegation.Chain{"agent:planner"}
+	}
+	c.ClientID = c.Act.Current()
+	c.Confirmation = nil
+	key := child.GetActorConfirmation()
+	if key != "" {
+		c.Confirmation = &delegation.Confirmation{JKT: key}
+	}
+	lifetime := 5 * time.Minute
+	if child.GetRequestedLifetime() != nil {
+		lifetime = child.GetRequestedLifetime().AsDuration()
+	}
+	now := time.Now()
+	c.IssuedAt, c.NotBefore, c.ExpiresAt = now.Unix(), now.Unix(), now.Add(lifetime).Unix()
+	s.lastEntry++
+	c.ID = fmt.Sprintf("jti-%d", s.lastEntry)
+	c.Delegation.Hops = append(slices.Clone(c.Delegation.Hops), delegation.Hop{ID: c.ID, Seq: s.lastEntry, Actor: len(c.Act) - 1, Key: key})
+	c.Delegation.DepthLeft--
+	if child.MaxDepth != nil {
+		c.Delegation.DepthLeft = int(child.GetMaxDepth())
+	}
+	response := &deputyv1.ExchangeResponse{
+		IssuedTokenType: delegation.TokenTypeAccessToken, TokenType: "Bearer", ExpiresIn: int64(lifetime / time.Second),
+		Scope: c.Scope.String(), AuthorizationDetails: child.GetAuthorizationDetails(), Jti: c.ID, Txn: c.Txn, Entry: s.lastEntry,
+	}
+	if !validateOnly {
+		response.AccessToken = s.Token(c)
+		s.lineages[c.ID] = c
+		s.grants[c.ID] = &deputyv1.ChainEntry{
+			Jti: c.ID, Entry: s.lastEntry, Time: timestamppb.New(now), Actor: string(c.ClientID), Caller: string(c.Act[0]),
+			Scope: c.Scope, Audience: c.Audience, ExpiresAt: timestamppb.New(time.Unix(c.ExpiresAt, 0)), ActorProof: "registered_key", Key: key,
+		}
+	}
+	return response, nil
+}
+
+// parent reads a subject token: one of the server's own, or any other as the root of a new chain.
+func (s *Server) parent(token string) (delegation.Claims, delegation.Scopes, error) {
+	u, err := delegation.Parse(token)
+	if err != nil {
+		return delegation.Claims{}, nil, err
+	}
+	if issuer, _ := u.StringClaim("iss"); issuer == s.Issuer {
+		c, err := u.Claims()
+		return c, c.Scope, err
+	}
+	r, err := u.Registered()
+	if err != nil {
+		return delegation.Claims{}, nil, err
+	}
+	scope, err := u.StringClaim("scope")
+	if err != nil {
+		return delegation.Claims{}, nil, err
+	}
+	allowed, err := delegation.ParseScopes(scope)
+	return delegation.Claims{
+		Issuer: s.Issuer, Subject: delegation.Principal("user:" + delegation.EncodeID(r.Subject)), Txn: "txn-1",
+		Delegation: delegation.Delegation{Root: "9f2c", DepthLeft: 4},
+	}, allowed, err
+}
+
+// Introspect implements deputyv1.TokenExchangeServiceServer.
+func (s *Server) Introspect(ctx context.Context, r *deputyv1.IntrospectRequest) (*deputyv1.IntrospectResponse, error) {
+	if err := s.enter(ctx); err != nil {
+		return nil, err
+	}
+	c, scopes, err := s.parent(r.GetToken())
+	if err != nil || c.ID == "" {
+		return &deputyv1.IntrospectResponse{}, nil
+	}
+	response := &deputyv1.IntrospectResponse{
+		Active: true, Scope: scopes.String(), ClientId: string(c.ClientID), TokenType: "Bearer", Exp: c.ExpiresAt, Iat: c.IssuedAt,
+		Nbf: c.NotBefore, Sub: string(c.Subject), Aud: c.Audience, Iss: c.Issuer, Jti: c.ID, Txn: c.Txn, DepthLeft: uint32(c.Delegation.DepthLeft),
+	}
+	for _, actor := range slices.Backward(c.Act) {
+		response.Act = append(response.Act, string(actor))
+	}
+	for _, hop := range c.Delegation.Hops {
+		response.Hops = append(response.Hops, &deputyv1.Hop{Jti: hop.ID, Entry: hop.Seq, Actor: string(c.Act[hop.Actor]), Key: hop.Key})
+	}
+	return response, nil
+}
+
+// GetChain implements deputyv1.AuditServiceServer.
+func (s *Server) GetChain(ctx context.Context, r *deputyv1.GetChainRequest) (*deputyv1.GetChainResponse, error) {
+	if err := s.enter(ctx); err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c, known := s.lineages[r.GetJti()]
+	if !known {
+		return nil, delegation.Refuse(delegation.NotFound, "jti", "no such grant, or none that you may see")
+	}
+	response := &deputyv1.GetChainResponse{Root: c.Delegation.Root, Txn: c.Txn, Subject: string(c.Subject)}
+	for _, hop := range c.Delegation.Hops {
+		response.Entries = append(response.Entries, s.grants[hop.ID])
+	}
+	return response, nil
+}
