@@ -1,0 +1,356 @@
+package server
+
+import (
+	"fmt"
+	"net"
+	"net/url"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"deputy.example/deputy/client/delegation"
+	"deputy.example/deputy/server/internal/token"
+)
+
+// check finds what is wrong with the configuration by itself, all of it. Fields that were left out
+// get their defaults here, in this one place.
+func (c *Config) check() problems {
+	var p problems
+	c.Listen.check(&p)
+	c.Database.check(&p)
+	c.Redis.check(&p)
+	c.Telemetry.check(&p)
+	if len(c.Tenants) == 0 {
+		p.add("tenants", "is missing: describe at least one tenant")
+	}
+	for i := range c.Tenants {
+		c.Tenants[i].check(&p, tenantPath(i))
+	}
+	c.checkApart(&p)
+	return p
+}
+
+func tenantPath(i int) string { return fmt.Sprintf("tenants[%d]", i) }
+
+func (l *Listen) check(p *problems) {
+	for _, listener := range []struct {
+		path    string
+		at      *Listener
+		address string
+	}{
+		{"listen.grpc", &l.GRPC, "127.0.0.1:9090"},
+		{"listen.http", &l.HTTP, "127.0.0.1:8080"},
+		{"listen.ops", &l.Ops, "127.0.0.1:9091"},
+	} {
+		if listener.at.Address == "" {
+			listener.at.Address = listener.address
+		}
+		listener.at.check(p, listener.path)
+	}
+	for _, pair := range [][2]*Listener{{&l.GRPC, &l.HTTP}, {&l.GRPC, &l.Ops}, {&l.HTTP, &l.Ops}} {
+		if pair[0].Address == pair[1].Address && !strings.HasSuffix(pair[1].Address, ":0") {
+			p.add("listen", "uses %s for two listeners: give each its own port", pair[1].Address)
+		}
+	}
+	between(p, "listen.drain_notice", &l.DrainNotice, 0, 0, time.Minute)
+	between(p, "listen.drain_timeout", &l.DrainTimeout, 10*time.Second, time.Millisecond, 5*time.Minute)
+}
+
+func (l *Listener) check(p *problems, path string) {
+	host, port, err := net.SplitHostPort(l.Address)
+	switch {
+	case err != nil || port == "":
+		p.add(path+".address", "must be host:port, such as 127.0.0.1:9090")
+	case l.TLS == nil && !l.InsecurePlaintext && !isLoopback(host):
+		p.add(path+".address", "would carry credentials in plaintext to other machines: add tls, listen on 127.0.0.1, or set insecure_plaintext where something in front encrypts")
+	}
+	if l.TLS != nil {
+		required(p, path+".tls.cert_file", l.TLS.CertFile, "name the PEM file of the certificate")
+		required(p, path+".tls.key_file", l.TLS.KeyFile, "name the PEM file of its key")
+		if l.InsecurePlaintext {
+			p.add(path+".insecure_plaintext", "contradicts tls: remove one of the two")
+		}
+	}
+}
+
+func (d *Database) check(p *problems) {
+	const path = "database.dsn"
+	u, err := url.Parse(d.DSN)
+	switch {
+	case d.DSN == "":
+		p.add(path, "is missing: write postgres://user@host/database?sslmode=verify-full, or sqlite:///path/of/file.db")
+	case err != nil || !slices.Contains([]string{"postgres", "postgresql", "sqlite"}, u.Scheme):
+		p.add(path, "must begin with postgres:// or sqlite:///")
+	case holdsPassword(u) || u.Query().Has("password"):
+		p.add(path, "holds a password: put it into a file and name that in password_file")
+	case u.Scheme == "sqlite" && d.PasswordFile != "":
+		p.add("database.password_file", "has no meaning for sqlite: remove it")
+	}
+}
+
+func (r *Redis) check(p *problems) {
+	const path = "redis.url"
+	u, err := url.Parse(r.URL)
+	switch {
+	case r.URL == "":
+		p.add(path, "is missing: write redis://host:6379/0, or rediss:// for TLS")
+	case err != nil || !slices.Contains([]string{"redis", "rediss", "unix"}, u.Scheme):
+		p.add(path, "must begin with redis://, rediss:// or unix://")
+	case holdsPassword(u) || u.Query().Has("password"):
+		p.add(path, "holds a password: put it into a file and name that in password_file")
+	}
+	between(p, "redis.timeout", &r.Timeout, 500*time.Millisecond, 10*time.Millisecond, time.Second)
+}
+
+func holdsPassword(u *url.URL) bool { _, has := u.User.Password(); return has }
+
+func (t *Telemetry) check(p *problems) {
+	if t.OTLPEndpoint != "" {
+		if u, err := url.Parse(t.OTLPEndpoint); err != nil || u.Host == "" || u.User != nil || u.Scheme != "http" && u.Scheme != "https" {
+			p.add("telemetry.otlp_endpoint", "must be https://host:port, or http://host:port for a collector that speaks plaintext")
+		}
+	}
+	oneOf(p, "telemetry.log_level", &t.LogLevel, "info", "debug", "warn", "error")
+	oneOf(p, "telemetry.log_format", &t.LogFormat, "json", "text")
+}
+
+var tenantName = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
+
+func (t *Tenant) check(p *problems, path string) {
+	if !tenantName.MatchString(t.Name) {
+		p.add(path+".name", "must be 1 to 63 lower-case letters, digits and dashes, such as acme")
+	}
+	t.checkIssuer(p, path)
+	if len(t.SigningKeys) == 0 {
+		p.add(path+".signing_keys", `is missing: make a key with "deputyd keys create" and name its file and algorithm`)
+	}
+	for i, key := range t.SigningKeys {
+		at := fmt.Sprintf("%s.signing_keys[%d]", path, i)
+		required(p, at+".path", key.Path, "name the file of the private key")
+		required(p, at+".algorithm", key.Algorithm, "write ES256, EdDSA or RS256")
+	}
+	for i, issuer := range t.TrustedIssuers {
+		checkTrustedIssuer(p, fmt.Sprintf("%s.trusted_issuers[%d]", path, i), issuer)
+	}
+	for i, client := range t.Clients {
+		at := fmt.Sprintf("%s.clients[%d]", path, i)
+		required(p, at+".id", string(client.ID), "write the client's principal, such as agent:planner")
+		requiredKeys(p, at, client.Keys, client.Algorithms, "write file: with the path of the client's JWK Set")
+	}
+	t.Policy.check(p, path+".policy")
+	t.Limits.check(p, path+".limits")
+}
+
+func (t *Tenant) checkIssuer(p *problems, path string) {
+	at := path + ".issuer"
+	u, err := url.Parse(t.Issuer)
+	switch {
+	case t.Issuer == "":
+		p.add(at, "is missing: write the address under which clients reach this tenant, such as https://deputy.example/t/acme")
+		return
+	case err != nil || u.Host == "" || u.User != nil || u.Scheme != "https" && u.Scheme != "http":
+		p.add(at, "must be an https address without credentials")
+	case strings.ContainsAny(t.Issuer, "?#"):
+		p.add(at, "must have neither query nor fragment (RFC 8414 section 2)")
+	case strings.HasSuffix(t.Issuer, "/"):
+		p.add(at, "must not end in a slash: write %s", strings.TrimRight(t.Issuer, "/"))
+	case u.Scheme == "http" && !isLoopback(u.Hostname()):
+		p.add(at, "must be https: plain http is for addresses of this machine, in development")
+	case u.Scheme == "http" && !t.AllowInsecureLoopback:
+		p.add(at, "must be https, unless allow_insecure_loopback is set for development")
+	case t.Default && u.Path != "":
+		p.add(at, "must have no path in the default tenant: write %s://%s, or remove default", u.Scheme, u.Host)
+	case !t.Default && u.Path == "":
+		p.add(at, "has no path, which only the default tenant may have: add a path such as /t/%s, or set default", t.Name)
+	}
+}
+
+func checkTrustedIssuer(p *problems, path string, i token.TrustedIssuer) {
+	required(p, path+".issuer", i.Issuer, "write the exact iss of its tokens")
+	required(p, path+".principal.type", i.Principal.Type, "say what its subjects are, such as user or agent")
+	requiredKeys(p, path, i.Keys, i.Algorithms, "write discovery: true, jwks_url: or file:")
+	if len(i.Audiences) == 0 && !i.Workloads {
+		p.add(path+".audiences", "is missing: list the aud values that make a token of this issuer acceptable as a subject token, or set workloads if it only names actors")
+	}
+	// Zero is not said and takes the default; a root token that lives for days outlives every cut-off.
+	if i.MaxLifetime < 0 || i.MaxLifetime > maxRootLifetime {
+		p.add(path+".max_lifetime", "must be between 1s and %v", maxRootLifetime)
+	}
+}
+
+const maxRootLifetime = 24 * time.Hour
+
+func requiredKeys(p *problems, path string, keys token.KeySource, algorithms []string, sources string) {
+	if keys == (token.KeySource{}) {
+		p.add(path+".keys", "is missing: %s", sources)
+	}
+	if len(algorithms) == 0 {
+		p.add(path+".algorithms", "is missing: list the algorithms of its keys, such as ES256")
+	}
+}
+
+var openFGAID = regexp.MustCompile(`^[0-9A-HJKMNP-TV-Z]{26}$`)
+
+func (f *Policy) check(p *problems, path string) {
+	u, err := url.Parse(f.URL)
+	switch {
+	case f.URL == "":
+		p.add(path+".url", "is missing: write the address of OpenFGA's HTTP API, such as https://openfga.internal:8080")
+	case err != nil || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Scheme != "https" && u.Scheme != "http":
+		p.add(path+".url", "must be an https address without credentials and query; a preshared key goes into token_file")
+	case u.Scheme == "http" && !isLoopback(u.Hostname()) && !f.InsecurePlaintext:
+		p.add(path+".url", "must be https: over plain http anyone on the way can answer in OpenFGA's place; set insecure_plaintext where something else protects it")
+	}
+	for _, id := range []struct{ key, value, hint string }{
+		{"store", f.Store, "write the id that OpenFGA gave when the store was created"},
+		{"model", f.Model, "write the id that OpenFGA gave when the model was written; it is always pinned"},
+	} {
+		if !openFGAID.MatchString(id.value) {
+			p.add(path+"."+id.key, "must be an OpenFGA id of 26 characters: %s", id.hint)
+		}
+	}
+	between(p, path+".timeout", &f.Timeout, time.Second, 10*time.Millisecond, 1500*time.Millisecond)
+	between(p, path+".max_checks", &f.MaxChecks, 50, 1, 500)
+}
+
+func (l *Limits) check(p *problems, path string) {
+	between(p, path+".max_lifetime", &l.MaxLifetime, 15*time.Minute, time.Second, 24*time.Hour)
+	between(p, path+".default_lifetime", &l.DefaultLifetime, min(5*time.Minute, l.MaxLifetime), time.Second, l.MaxLifetime)
+	between(p, path+".max_depth", &l.MaxDepth, 8, 1, delegation.MaxChainDepth)
+	between(p, path+".max_batch", &l.MaxBatch, 100, 1, 100)
+	const most = 100_000
+	between(p, path+".caller_rate", &l.CallerRate, 100, 1, most)
+	between(p, path+".caller_burst", &l.CallerBurst, max(2*l.CallerRate, l.MaxBatch), l.MaxBatch, 2*most)
+	for scope, targets := range l.ScopeTargets {
+		if _, err := delegation.NewScopes(scope); err != nil {
+			p.add(path+".scope_targets."+scope, "is not a scope (RFC 6749 section 3.3)")
+		}
+		if len(targets) == 0 || slices.Contains(targets, "") {
+			p.add(path+".scope_targets."+scope, "must list audiences, none of them empty")
+		}
+	}
+}
+
+// checkApart finds what two tenants must not have in common.
+func (c *Config) checkApart(p *problems) {
+	for i, t := range c.Tenants {
+		for j, other := range c.Tenants[:i] {
+			path := tenantPath(i)
+			if t.Name != "" && t.Name == other.Name {
+				p.add(path+".name", "is the name of %s too: names must differ", tenantPath(j))
+			}
+			if t.Default && other.Default {
+				p.add(path+".default", "is set for %s too: one tenant at most is the default", tenantPath(j))
+			}
+			switch {
+			case t.Issuer == "":
+			case t.Issuer == other.Issuer:
+				p.add(path+".issuer", "is the issuer of %s too: addresses must differ", tenantPath(j))
+			case pathOf(t.Issuer) == pathOf(other.Issuer):
+				p.add(path+".issuer", "has the same path as that of %s: endpoints are told apart by path", tenantPath(j))
+			}
+			checkTrustApart(p, i, t, j, other)
+		}
+		for k, trusted := range t.TrustedIssuers {
+			if n := slices.IndexFunc(c.Tenants, func(o Tenant) bool { return o.Issuer != "" && o.Issuer == trusted.Issuer }); n >= 0 {
+				p.add(fmt.Sprintf("%s.trusted_issuers[%d].issuer", tenantPath(i), k),
+					"is the address of %s: a tenant trusts its own tokens already, and nobody else's", tenantPath(n))
+			}
+		}
+	}
+}
+
+// checkTrustApart is I7 between tenants: an issuer belongs to one tenant. Principals are the tenant's,
+// so two tenants may both have a user:alice; but not where one OpenFGA store answers for both, since
+// there they would be one.
+func checkTrustApart(p *problems, i int, t Tenant, j int, other Tenant) {
+	for k, a := range t.TrustedIssuers {
+		if n := slices.IndexFunc(other.TrustedIssuers, func(b token.TrustedIssuer) bool { return a.Issuer != "" && a.Issuer == b.Issuer }); n >= 0 {
+			p.add(fmt.Sprintf("%s.trusted_issuers[%d].issuer", tenantPath(i), k),
+				"is trusted by %s.trusted_issuers[%d] too: an issuer belongs to one tenant", tenantPath(j), n)
+		}
+	}
+	if t.Policy.Store == "" || t.Policy.Store != other.Policy.Store || t.Policy.URL != other.Policy.URL {
+		return
+	}
+	for _, a := range t.realms(i) {
+		for _, b := range other.realms(j) {
+			if !(a.shared && b.shared) && (a.covers(b) || b.covers(a)) {
+				p.add(a.path, "can yield the same principals as %s, and both tenants ask one OpenFGA store: use another type, prefix or store, or set shared_principals on both", b.path)
+			}
+		}
+	}
+}
+
+// realm is the set of principals that a credential can name: one, or all that begin with start.
+type realm struct {
+	path   string
+	start  string
+	open   bool
+	shared bool
+}
+
+func (a realm) covers(b realm) bool {
+	return a.start == b.start || a.open && strings.HasPrefix(b.start, a.start)
+}
+
+func (t *Tenant) realms(n int) []realm {
+	var all []realm
+	add := func(path string, m token.Mapping, shared bool) {
+		if m.Type != "" {
+			all = append(all, realm{path, m.Type + ":" + delegation.EncodeID(m.Prefix), true, shared})
+		}
+	}
+	for k, i := range t.TrustedIssuers {
+		at := fmt.Sprintf("%s.trusted_issuers[%d]", tenantPath(n), k)
+		add(at+".principal", i.Principal, i.SharedPrincipals)
+		if i.ImportAct != nil {
+			add(at+".import_act", *i.ImportAct, i.SharedPrincipals)
+		}
+	}
+	for k, c := range t.Clients {
+		if c.ID != "" {
+			all = append(all, realm{fmt.Sprintf("%s.clients[%d].id", tenantPath(n), k), string(c.ID), false, c.SharedPrincipals})
+		}
+	}
+	return all
+}
+
+func required(p *problems, path, value, hint string) {
+	if value == "" {
+		p.add(path, "is missing: %s", hint)
+	}
+}
+
+func oneOf(p *problems, path string, value *string, byDefault string, others ...string) {
+	switch {
+	case *value == "":
+		*value = byDefault
+	case *value != byDefault && !slices.Contains(others, *value):
+		p.add(path, "must be %s or %s", byDefault, strings.Join(others, " or "))
+	}
+}
+
+// between fills in a default for zero, which nobody can mean, and bounds everything else.
+func between[T int | time.Duration](p *problems, path string, value *T, byDefault, least, most T) {
+	if *value == 0 {
+		*value = byDefault
+	}
+	if *value < least || *value > most {
+		p.add(path, "must be between %v and %v", least, most)
+	}
+}
+
+func pathOf(address string) string {
+	u, err := url.Parse(address)
+	if err != nil {
+		return address
+	}
+	return u.EscapedPath()
+}
+
+func isLoopback(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
+}

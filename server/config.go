@@ -1,0 +1,269 @@
+// Package server puts Deputy's server together: it reads the configuration, opens what it names,
+// hands each part to the packages below and serves until told to stop.
+//
+// It owns the configuration file, the order of starting and draining, readiness and what leaves the
+// process as log, metric or trace. It must not know how a token is verified, what policy asks or what
+// an exchange decides: those packages have a Config and a New each, and this one only calls them.
+package server
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"deputy.example/deputy/server/internal/policy"
+	"deputy.example/deputy/server/internal/token"
+)
+
+// Config is the whole configuration. In a file it is YAML with exactly the keys that the yaml tags
+// name. Secrets stand in files of their own that it refers to, never in it; relative paths start at
+// the working directory.
+type Config struct {
+	Listen    Listen    `yaml:"listen"`
+	Database  Database  `yaml:"database"`
+	Redis     Redis     `yaml:"redis"`
+	Telemetry Telemetry `yaml:"telemetry"`
+	// Tenants share the process, the database and Redis, and nothing else. Required, at least one.
+	Tenants []Tenant `yaml:"tenants"`
+
+	lines *document // where things stand in the file; nil for a Config that was made in Go
+}
+
+// Listen says where Deputy is reached, and how it leaves.
+type Listen struct {
+	// GRPC serves the gRPC API. Default 127.0.0.1:9090.
+	GRPC Listener `yaml:"grpc"`
+	// HTTP serves the OAuth endpoints of all tenants. Default 127.0.0.1:8080.
+	HTTP Listener `yaml:"http"`
+	// Ops serves /healthz, /readyz and /metrics. Default 127.0.0.1:9091. Danger: it authenticates
+	// nobody; let only the orchestrator and the monitoring reach it.
+	Ops Listener `yaml:"ops"`
+	// DrainNotice is how long Deputy goes on serving after it has said that it is not ready any more:
+	// the time that a load balancer needs to hear it. Default none, at most 1m.
+	DrainNotice time.Duration `yaml:"drain_notice"`
+	// DrainTimeout is how long requests under way may take after that before they are cut off.
+	// Default 10s, at most 5m.
+	DrainTimeout time.Duration `yaml:"drain_timeout"`
+}
+
+// Listener is one address that is listened on.
+type Listener struct {
+	// Address is host:port. Port 0 takes a free one.
+	Address string `yaml:"address"`
+	// TLS encrypts the connections. Default none.
+	TLS *TLS `yaml:"tls"`
+	// InsecurePlaintext allows connections without TLS from other machines. Default false. Danger: a
+	// bearer token on a plain connection belongs to everyone on the way. Set it only where something
+	// in front, such as a service mesh, encrypts.
+	InsecurePlaintext bool `yaml:"insecure_plaintext"`
+}
+
+// TLS names a certificate, read once at start: renew it with a rolling restart.
+type TLS struct {
+	CertFile string `yaml:"cert_file"` // PEM, with intermediates. Required.
+	KeyFile  string `yaml:"key_file"`  // PEM. Required. Danger: readable by Deputy alone.
+}
+
+// Database is where the ledger is.
+type Database struct {
+	// DSN is postgres://user@host/database?sslmode=verify-full or sqlite:///path/of/file.db. Required.
+	// SQLite is for one instance on one machine; several instances need PostgreSQL. Danger: without
+	// sslmode=verify-full anyone on the way to PostgreSQL can read and change the ledger.
+	DSN string `yaml:"dsn"`
+	// PasswordFile holds the password of the DSN's user. Default none.
+	PasswordFile string `yaml:"password_file"`
+}
+
+// Redis limits rates and refuses replays early. It holds no truth: it may be lost at any time.
+type Redis struct {
+	// URL is redis://[user@]host:port/db, rediss:// with TLS, or unix://. Required. Danger: whoever
+	// can write there can lift rate limits, or refuse service.
+	URL string `yaml:"url"`
+	// PasswordFile holds the password. Default none.
+	PasswordFile string `yaml:"password_file"`
+	// Timeout bounds each question; slower is down, and requests are refused. Default 500ms, 10ms to 1s.
+	Timeout time.Duration `yaml:"timeout"`
+}
+
+// Telemetry says what leaves the process besides answers. Credentials are taken out of all of it.
+type Telemetry struct {
+	// OTLPEndpoint takes traces by OTLP over gRPC: https://collector:4317, or http:// for one that
+	// speaks plaintext. Default none: traces are made, so that ledger entries have trace ids, and go
+	// nowhere. Danger: traces tell who asked for what when.
+	OTLPEndpoint string `yaml:"otlp_endpoint"`
+	// LogLevel is debug, info, warn or error. Default info.
+	LogLevel string `yaml:"log_level"`
+	// LogFormat is json or text. Default json.
+	LogFormat string `yaml:"log_format"`
+}
+
+// Tenant is one world: its own issuer address, keys, trust, relationships and limits.
+type Tenant struct {
+	// Name is what log, metrics and ledger call the tenant: lower-case letters, digits and dashes.
+	// Required. Danger: ledger entries are found by it, so a renamed tenant starts an empty ledger.
+	Name string `yaml:"name"`
+	// Issuer is the iss of the tenant's tokens and the audience that authenticates a caller: https,
+	// no query, fragment or trailing slash. Its path is where the tenant's endpoints are. Required.
+	// Danger: every verifier holds it; a change makes all tokens that are out unverifiable.
+	Issuer string `yaml:"issuer"`
+	// Default is true for the one tenant whose issuer has no path, so that its endpoints are at the
+	// root. All others have a path, such as /t/acme. Default false.
+	Default bool `yaml:"default"`
+	// SigningKeys sign the tenant's tokens: the first does, all verify and are published. Required.
+	// Make them with "deputyd keys create".
+	SigningKeys []token.KeyFile `yaml:"signing_keys"`
+	// TrustedIssuers are whose tokens start chains or name actors. Default none: nothing can start.
+	TrustedIssuers []token.TrustedIssuer `yaml:"trusted_issuers"`
+	// Clients authenticate with keys registered here (private_key_jwt). Default none.
+	Clients []token.Client `yaml:"clients"`
+	// Skew is how far in the future nbf and iat may lie. Default 5s, at most 1m. exp has no leeway.
+	Skew time.Duration `yaml:"skew"`
+	// AllowInsecureLoopback permits http:// for issuer addresses and keys on this machine, for
+	// development. Default false. Danger: whatever listens on that port decides whom Deputy believes.
+	AllowInsecureLoopback bool   `yaml:"allow_insecure_loopback"`
+	Policy                Policy `yaml:"policy"`
+	Limits                Limits `yaml:"limits"`
+	// AcceptJSONSTS lets the token endpoint take a JSON object of RFC 8693's string members too, which
+	// is what grpc-go's STS credential sends. Default false: OAuth asks for a form.
+	AcceptJSONSTS bool `yaml:"accept_json_sts"`
+}
+
+// Policy says which OpenFGA store and model decide for the tenant.
+type Policy struct {
+	// URL of OpenFGA's HTTP API. Required; https unless on this machine or with insecure_plaintext.
+	URL string `yaml:"url"`
+	// Store is the id of the store. Required. Danger: whoever can write there decides who may what.
+	Store string `yaml:"store"`
+	// Model is the id of the authorization model, always pinned. Required.
+	Model string `yaml:"model"`
+	// TokenFile holds OpenFGA's preshared key. Default none.
+	TokenFile string `yaml:"token_file"`
+	// InsecurePlaintext allows http:// to another machine. Default false. Danger: whoever is on the
+	// way answers in OpenFGA's place.
+	InsecurePlaintext bool `yaml:"insecure_plaintext"`
+	// Timeout bounds the question of one exchange; slower is down. Default 1s, 10ms to 1s500ms.
+	Timeout time.Duration `yaml:"timeout"`
+	// MaxChecks bounds the checks of one exchange and of one BatchCheck. Default 50, OpenFGA's own
+	// limit: raise that one first. At most 500.
+	MaxChecks int `yaml:"max_checks"`
+	// Mapping puts an own model in place of the shipped one. Default: the shipped model.
+	Mapping policy.Mapping `yaml:"mapping"`
+}
+
+// Limits bound what the tenant issues, and how fast.
+type Limits struct {
+	// MaxLifetime of a derived token. Default 15m, 1s to 24h. Danger: a longer life is a longer theft.
+	MaxLifetime time.Duration `yaml:"max_lifetime"`
+	// DefaultLifetime where a request names none. Default 5m or max_lifetime, whichever is shorter.
+	DefaultLifetime time.Duration `yaml:"default_lifetime"`
+	// MaxDepth is the number of hops of a chain. Default 8, at most 32.
+	MaxDepth int `yaml:"max_depth"`
+	// MaxBatch is the number of children of one BatchExchange. Default and at most 100.
+	MaxBatch int `yaml:"max_batch"`
+	// ActorMayRecur lets an actor that is in the chain already act again. Default false. It gains
+	// nothing by it, but chains become harder to read.
+	ActorMayRecur bool `yaml:"actor_may_recur"`
+	// ScopeTargets lists the audiences at which a scope means something. Only scopes that are listed
+	// may stand in a token for several audiences. Default none: one audience per token.
+	ScopeTargets map[string][]string `yaml:"scope_targets"`
+	// CallerRate is how many children one caller may ask for per second, on average. Default 100, at
+	// most 100000.
+	CallerRate int `yaml:"caller_rate"`
+	// CallerBurst is how many at once. Default twice caller_rate, never below max_batch.
+	CallerBurst int `yaml:"caller_burst"`
+}
+
+// maxConfigBytes is far more than any configuration needs.
+const maxConfigBytes = 1 << 20
+
+// Load reads the configuration in a file and checks all of it that can be checked without the
+// network, with the files that it names. The error lists every mistake, each with its line, its path
+// and what to write instead.
+func Load(path string) (Config, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return Config{}, err
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, maxConfigBytes+1))
+	if err != nil {
+		return Config{}, err
+	}
+	if len(text) > maxConfigBytes {
+		return Config{}, fmt.Errorf("%s is longer than %d bytes", path, maxConfigBytes)
+	}
+	config, found := parse(text)
+	_, unopened := config.open(Options{})
+	if err := config.locate(found, unopened).err(); err != nil {
+		return Config{}, fmt.Errorf("%s:\n%w", path, err)
+	}
+	return config, nil
+}
+
+// parse reads a configuration and checks all that is in it, without a look at any other file.
+func parse(text []byte) (Config, problems) {
+	d := &document{lines: make(map[string]int)}
+	config := Config{lines: d}
+	d.decode(text, &config)
+	if d.unreadable {
+		return config, d.problems
+	}
+	return config, append(d.problems, config.check()...)
+}
+
+// locate puts mistakes into the order of the file and keeps one for each place: what cannot be read
+// need not be called missing too, and what is unopened only for that reason need not be named at all.
+func (c *Config) locate(found, unopened problems) problems {
+	var kept problems
+	keep := func(p problem, hides func(k problem) bool) {
+		if p.line == 0 && c.lines != nil {
+			p.line = c.lines.line(p.path)
+		}
+		if !slices.ContainsFunc(kept, hides) {
+			kept = append(kept, p)
+		}
+	}
+	for _, p := range found {
+		keep(p, func(k problem) bool { return within(p.path, k.path) })
+	}
+	for _, p := range unopened {
+		keep(p, func(k problem) bool { return within(p.path, k.path) || within(k.path, p.path) })
+	}
+	slices.SortStableFunc(kept, func(a, b problem) int { return a.line - b.line })
+	return kept
+}
+
+// within says whether path is at or below other.
+func within(path, other string) bool {
+	rest, below := strings.CutPrefix(path, other)
+	return below && other != "" && (rest == "" || rest[0] == '.' || rest[0] == '[')
+}
+
+// Validate checks a Config that was made in Go as Load checks a file.
+func (c *Config) Validate() error {
+	_, unopened := c.open(Options{})
+	return c.locate(c.check(), unopened).err()
+}
+
+// secret reads a secret from its file. One line feed at the end does not belong to it.
+func secret(path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	const most = 64 << 10
+	text, err := io.ReadAll(io.LimitReader(f, most+1))
+	if err != nil {
+		return "", err
+	}
+	value := strings.TrimSuffix(strings.TrimSuffix(string(text), "\n"), "\r")
+	if value == "" || len(text) > most || strings.ContainsAny(value, "\r\n\x00") {
+		return "", errors.New("must hold the secret on one line, and nothing else")
+	}
+	return value, nil
+}

@@ -1,0 +1,79 @@
+package server
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"net"
+
+	"google.golang.org/grpc/credentials"
+
+	"deputy.example/deputy/server/internal/exchange"
+	"deputy.example/deputy/server/internal/httpapi"
+	"deputy.example/deputy/server/internal/rpc"
+)
+
+// fronts makes the two doors to the engine and the one for operators.
+func (s *Server) fronts(config Config, parts opened, engine *exchange.Engine, o Options) error {
+	door := rpc.Config{Engine: engine, Logger: o.Logger, TracerProvider: o.TracerProvider, Now: o.Now}
+	if parts.grpc != nil {
+		door.TLS = credentials.NewTLS(parts.grpc)
+	}
+	var err error
+	if s.rpc, err = rpc.New(door); err != nil {
+		return err
+	}
+	s.owns(closer(func() error { s.rpc.Stop(); return nil }))
+
+	var tenants []httpapi.Tenant
+	for i := range config.Tenants {
+		tenants = append(tenants, config.Tenants[i].front(parts.tenants[i].Keys))
+	}
+	oauth, err := httpapi.New(httpapi.Config{
+		Engine: engine, Tenants: tenants, Logger: o.Logger, TracerProvider: o.TracerProvider, Now: o.Now,
+	})
+	if err != nil {
+		return err
+	}
+	s.http = httpapi.NewServer(oauth, o.Logger)
+	s.ops = httpapi.NewServer(httpapi.Ops(s.readiness.checks(), o.Registry), o.Logger)
+	return nil
+}
+
+// bind listens on what Options do not bring. From here on clients can connect; they wait until Run.
+func (s *Server) bind(ctx context.Context, parts opened, o Options) error {
+	for _, door := range []struct {
+		name    string
+		at      *net.Listener
+		brought net.Listener
+		address string
+		tls     *tls.Config // gRPC does its own
+	}{
+		{"grpc", &s.listeners.grpc, o.GRPC, s.listen.GRPC.Address, nil},
+		{"http", &s.listeners.http, o.HTTP, s.listen.HTTP.Address, parts.http},
+		{"ops", &s.listeners.ops, o.Ops, s.listen.Ops.Address, parts.ops},
+	} {
+		*door.at = door.brought
+		if door.brought == nil {
+			l, err := new(net.ListenConfig).Listen(ctx, "tcp", door.address)
+			if err != nil {
+				return fmt.Errorf("listen.%s: %w", door.name, err)
+			}
+			s.owns(l)
+			*door.at = l
+		}
+		if door.tls != nil {
+			*door.at = tls.NewListener(*door.at, door.tls)
+		}
+	}
+	return nil
+}
+
+// GRPCAddr is where the gRPC API is reached, with the port that was taken.
+func (s *Server) GRPCAddr() string { return s.listeners.grpc.Addr().String() }
+
+// HTTPAddr is where the OAuth endpoints are reached.
+func (s *Server) HTTPAddr() string { return s.listeners.http.Addr().String() }
+
+// OpsAddr is where health, readiness and metrics are reached.
+func (s *Server) OpsAddr() string { return s.listeners.ops.Addr().String() }

@@ -1,0 +1,207 @@
+package server
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"maps"
+	"net/url"
+	"slices"
+	"strings"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"deputy.example/deputy/client/delegation"
+	"deputy.example/deputy/server/internal/exchange"
+	"deputy.example/deputy/server/internal/guard"
+	"deputy.example/deputy/server/internal/httpapi"
+	"deputy.example/deputy/server/internal/policy"
+	"deputy.example/deputy/server/internal/token"
+)
+
+// opened is what a configuration names on this machine, read and tried. Nothing in it runs yet, and
+// nothing has been connected.
+type opened struct {
+	database, redis string // addresses with their passwords: never in a log or an error
+	grpc, http, ops *tls.Config
+	tenants         []exchange.Tenant
+}
+
+// open reads every file that the configuration names and makes all parts that need no connection. It
+// goes on after a mistake, to find the others; its result is of use only if there was none.
+func (c *Config) open(o Options) (opened, problems) {
+	var p problems
+	parts := opened{
+		database: withPassword(&p, "database.password_file", c.Database.DSN, c.Database.PasswordFile),
+		redis:    withPassword(&p, "redis.password_file", c.Redis.URL, c.Redis.PasswordFile),
+		grpc:     c.Listen.GRPC.TLS.open(&p, "listen.grpc.tls"),
+		http:     c.Listen.HTTP.TLS.open(&p, "listen.http.tls"),
+		ops:      c.Listen.Ops.TLS.open(&p, "listen.ops.tls"),
+	}
+	for i := range c.Tenants {
+		parts.tenants = append(parts.tenants, c.Tenants[i].open(&p, tenantPath(i), o))
+	}
+	return parts, p
+}
+
+func withPassword(p *problems, path, address, file string) string {
+	if file == "" {
+		return address
+	}
+	u, err := url.Parse(address)
+	if err != nil {
+		return "" // found wrong already
+	}
+	password, err := secret(file)
+	if err != nil {
+		p.add(path, "%v", err)
+		return ""
+	}
+	u.User = url.UserPassword(u.User.Username(), password)
+	return u.String()
+}
+
+func (t *TLS) open(p *problems, path string) *tls.Config {
+	if t == nil {
+		return nil
+	}
+	certificate, err := tls.LoadX509KeyPair(t.CertFile, t.KeyFile)
+	if err != nil {
+		p.add(path, "the certificate cannot be used: %v", err)
+		return nil
+	}
+	return &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{certificate}}
+}
+
+func (t *Tenant) open(p *problems, path string, o Options) exchange.Tenant {
+	tenant := exchange.Tenant{
+		Name: t.Name, Issuer: t.Issuer,
+		Limits: exchange.Limits{
+			MaxLifetime: t.Limits.MaxLifetime, DefaultLifetime: t.Limits.DefaultLifetime,
+			MaxDepth: t.Limits.MaxDepth, MaxBatch: t.Limits.MaxBatch,
+			ActorMayRecur: t.Limits.ActorMayRecur, ScopeTargets: t.Limits.ScopeTargets,
+		},
+		CallerRate:    guard.Limit{Rate: t.Limits.CallerRate, Burst: t.Limits.CallerBurst},
+		AcceptJSONSTS: t.AcceptJSONSTS,
+		Keys:          t.openKeys(p, path, o),
+	}
+	tenant.Trust = t.openTrust(p, path, tenant.Keys, o)
+	tenant.Policy = t.Policy.open(p, path+".policy", t.Name, o)
+	return tenant
+}
+
+// openKeys tries each key by itself first, as an error names only the first that is wrong.
+func (t *Tenant) openKeys(p *problems, path string, o Options) *token.Keyset {
+	before := len(*p)
+	for i, file := range t.SigningKeys {
+		_, err := token.OpenKeyset(token.KeysetConfig{Keys: []token.KeyFile{file}, Create: o.CreateKeys && i == 0})
+		p.fault(path, i, err)
+	}
+	if len(*p) > before || len(t.SigningKeys) == 0 {
+		return &token.Keyset{} // stands in while the trust is tried; never used
+	}
+	keys, err := token.OpenKeyset(token.KeysetConfig{Keys: t.SigningKeys})
+	p.fault(path, 0, err)
+	return keys
+}
+
+// openTrust tries each issuer and client by itself, for the same reason, and then all together.
+func (t *Tenant) openTrust(p *problems, path string, keys *token.Keyset, o Options) *token.Trust {
+	config := token.TrustConfig{
+		Issuer: t.Issuer, Keys: keys, Skew: t.Skew, AllowInsecureLoopback: t.AllowInsecureLoopback,
+		Transport: o.KeyTransport, Now: o.Now, Logger: o.Logger,
+	}
+	before := len(*p)
+	if _, err := token.NewTrust(config); err != nil {
+		p.fault(path, 0, err)
+		return nil
+	}
+	for i, issuer := range t.TrustedIssuers {
+		alone := config
+		alone.TrustedIssuers = []token.TrustedIssuer{issuer}
+		_, err := token.NewTrust(alone)
+		p.fault(path, i, err)
+	}
+	for i, client := range t.Clients {
+		alone := config
+		alone.Clients = []token.Client{client}
+		_, err := token.NewTrust(alone)
+		p.fault(path, i, err)
+	}
+	if len(*p) > before {
+		return nil
+	}
+	config.TrustedIssuers, config.Clients = t.TrustedIssuers, t.Clients
+	trust, err := token.NewTrust(config)
+	p.fault(path, 0, err)
+	return trust
+}
+
+// fault takes over an error of package token, which names the field at fault below the tenant. The
+// element was tried alone, as number 0, and is number i.
+func (p *problems) fault(path string, i int, err error) {
+	if err == nil {
+		return
+	}
+	fault := delegation.AsError(err)
+	p.add(path+"."+strings.Replace(fault.Field, "[0]", fmt.Sprintf("[%d]", i), 1), "%s", fault.Description)
+}
+
+func (f *Policy) open(p *problems, path, tenant string, o Options) *policy.Checker {
+	config := policy.Config{
+		URL: f.URL, StoreID: f.Store, ModelID: f.Model, Transport: o.PolicyTransport,
+		Timeout: f.Timeout, MaxChecks: f.MaxChecks, Mapping: f.Mapping,
+	}
+	if f.TokenFile != "" {
+		var err error
+		if config.Token, err = secret(f.TokenFile); err != nil {
+			p.add(path+".token_file", "%v", err)
+		}
+	}
+	if o.Registry != nil {
+		config.Registerer = prometheus.WrapRegistererWith(prometheus.Labels{"tenant": tenant}, o.Registry)
+	}
+	checker, err := policy.New(config)
+	for _, mistake := range parts(err) {
+		// What is wrong with the mapping begins with its path; the rest has been found before.
+		text, aboutMapping := strings.CutPrefix(mistake.Error(), "mapping ")
+		at, message, _ := strings.Cut(text, ": ")
+		switch {
+		case !aboutMapping:
+			p.add(path, "%s", text)
+		case strings.Contains(at, " "):
+			p.add(path+".mapping", "%s", text)
+		default:
+			p.add(path+".mapping."+at, "%s", message)
+		}
+	}
+	return checker
+}
+
+// parts takes apart what errors.Join put together.
+func parts(err error) []error {
+	for e := err; e != nil; e = errors.Unwrap(e) {
+		if joined, ok := e.(interface{ Unwrap() []error }); ok {
+			return joined.Unwrap()
+		}
+	}
+	if err == nil {
+		return nil
+	}
+	return []error{err}
+}
+
+// front is what the HTTP front tells the world about the tenant.
+func (t *Tenant) front(keys *token.Keyset) httpapi.Tenant {
+	var algorithms []string
+	for _, c := range t.Clients {
+		algorithms = append(algorithms, c.Algorithms...)
+	}
+	slices.Sort(algorithms)
+	return httpapi.Tenant{
+		Name: t.Name, Issuer: t.Issuer, JWKS: keys.JWKS,
+		AssertionAlgorithms: slices.Compact(algorithms),
+		DetailTypes:         slices.Sorted(maps.Keys(t.Policy.Mapping.Details)),
+		AcceptJSONSTS:       t.AcceptJSONSTS,
+	}
+}

@@ -1,0 +1,178 @@
+package server
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
+	"golang.org/x/sync/errgroup"
+
+	"deputy.example/deputy/server/internal/exchange"
+	"deputy.example/deputy/server/internal/guard"
+	"deputy.example/deputy/server/internal/ledger"
+	"deputy.example/deputy/server/internal/rpc"
+)
+
+// Options put parts in place of those that New would make. The zero value is production.
+type Options struct {
+	PolicyTransport http.RoundTripper // reaches OpenFGA; nil: the network
+	KeyTransport    http.RoundTripper // reaches the keys of trusted issuers; nil: the network
+	// CreateKeys makes each tenant's first signing key if its file does not exist. For development:
+	// two instances would each make their own.
+	CreateKeys bool
+	// GRPC, HTTP and Ops are listeners in place of the configured addresses. New takes them over.
+	GRPC, HTTP, Ops net.Listener
+
+	Logger         *slog.Logger         // nil: as configured, to standard error
+	Registry       *prometheus.Registry // nil: a new one with what Go and the process tell
+	TracerProvider trace.TracerProvider // nil: as configured. It stays the caller's to shut down.
+	Now            func() time.Time     // nil: time.Now
+}
+
+// Server is one instance of Deputy: opened by New, it accepts connections, and serves once it Runs.
+type Server struct {
+	listen    Listen
+	logger    *slog.Logger
+	readiness *readiness
+	tenants   []exchange.Tenant
+	rpc       *rpc.Server
+	http, ops *http.Server
+	listeners struct{ grpc, http, ops net.Listener }
+	opened    []io.Closer // in order
+}
+
+// New checks the configuration, opens the ledger, which must be migrated, and listens. OpenFGA, Redis
+// and trusted issuers need not be there yet: readiness tells.
+func New(ctx context.Context, config Config, o Options) (_ *Server, err error) {
+	s := &Server{}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.Close())
+		}
+	}()
+	for _, l := range []net.Listener{o.GRPC, o.HTTP, o.Ops} {
+		s.owns(l)
+	}
+	if err := config.locate(config.check(), nil).err(); err != nil {
+		return nil, fmt.Errorf("configuration:\n%w", err)
+	}
+	if err := s.observe(ctx, config.Telemetry, &o); err != nil {
+		return nil, err
+	}
+	parts, unopened := config.open(o)
+	if err := config.locate(nil, unopened).err(); err != nil {
+		return nil, fmt.Errorf("configuration:\n%w", err)
+	}
+	s.listen, s.logger, s.tenants = config.Listen, o.Logger, parts.tenants
+	for _, t := range parts.tenants {
+		s.owns(closer(func() error { t.Policy.Close(); return nil }))
+	}
+	records, err := ledger.Open(ctx, parts.database, ledger.Config{Logger: o.Logger, Registerer: o.Registry, Now: o.Now})
+	if err != nil {
+		return nil, err
+	}
+	s.owns(records)
+	redis, err := guard.Dial(parts.redis)
+	if err != nil {
+		return nil, err
+	}
+	s.owns(redis)
+	limiter := guard.New(guard.Config{Client: redis, Timeout: config.Redis.Timeout, Now: o.Now, Registerer: o.Registry})
+	engine, err := exchange.New(exchange.Config{
+		Tenants: parts.tenants, Ledger: records, Guard: limiter,
+		Logger: o.Logger, Registerer: o.Registry, TracerProvider: o.TracerProvider, Now: o.Now,
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.readiness = newReadiness(records, limiter, parts.tenants)
+	if err := s.fronts(config, parts, engine, o); err != nil {
+		return nil, err
+	}
+	return s, s.bind(ctx, parts, o)
+}
+
+// Run serves until ctx ends or a component fails, drains, and closes everything, the ledger last. The
+// error names the component. A Server runs once.
+func (s *Server) Run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	run := func(name string, component func() error) {
+		group.Go(func() error {
+			if err := component(); ctx.Err() == nil { // none may end before it is told to
+				return fmt.Errorf("%s: %w", name, cmp.Or(err, errEnded))
+			}
+			return nil
+		})
+	}
+	run("gRPC server", func() error { return s.rpc.Serve(s.listeners.grpc) })
+	run("HTTP server", func() error { return s.http.Serve(s.listeners.http) })
+	run("ops server", func() error { return s.ops.Serve(s.listeners.ops) })
+	for _, t := range s.tenants {
+		run("keys of tenant "+t.Name, func() error { return t.Trust.Run(ctx) })
+	}
+	group.Go(func() error {
+		s.readiness.watch(ctx, s.rpc.SetServing)
+		s.drain()
+		return nil
+	})
+	s.logger.Info("serving", "grpc", s.GRPCAddr(), "http", s.HTTPAddr(), "ops", s.OpsAddr(), "tenants", len(s.tenants))
+	err := group.Wait()
+	s.logger.Info("stopped", "error", err)
+	return errors.Join(err, s.Close())
+}
+
+var errEnded = errors.New("it ended by itself")
+
+// drain lets load balancers know, then takes nothing new and waits for what runs; readiness can be
+// asked for until the end.
+func (s *Server) drain() {
+	s.logger.Info("draining", "notice", s.listen.DrainNotice, "timeout", s.listen.DrainTimeout)
+	time.Sleep(s.listen.DrainNotice)
+	ctx, cancel := context.WithTimeout(context.Background(), s.listen.DrainTimeout)
+	defer cancel()
+	var draining sync.WaitGroup
+	draining.Go(func() { s.rpc.Drain(ctx) })
+	draining.Go(func() { shutdown(ctx, s.http) })
+	draining.Wait()
+	shutdown(ctx, s.ops)
+}
+
+// shutdown waits for the requests that run, and cuts them off when ctx ends.
+func shutdown(ctx context.Context, h *http.Server) {
+	if h.Shutdown(ctx) != nil {
+		_ = h.Close() // its connections are lost anyway
+	}
+}
+
+// owns takes over what Close shall close.
+func (s *Server) owns(c io.Closer) {
+	if c != nil {
+		s.opened = append(s.opened, c)
+	}
+}
+
+type closer func() error
+
+func (c closer) Close() error { return c() }
+
+// Close releases what New opened, the newest first. It is for a Server that never Runs; Run does it.
+func (s *Server) Close() error {
+	var errs []error
+	for _, c := range slices.Backward(s.opened) {
+		if err := c.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+			errs = append(errs, err)
+		}
+	}
+	s.opened = nil
+	return errors.Join(errs...)
+}
