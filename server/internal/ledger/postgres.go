@@ -3,12 +3,407 @@ package ledger
 import (
 	"context"
 	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/pgx/v5/stdlib"
+	"github.com/pressly/goose/v3"
+	"github.com/pressly/goose/v3/lock"
 )
 
-func openPostgres(ctx context.Context, dsn string, config Config, s seam) (store, error) {
-	return nil, errors.New("PostgreSQL is not built in yet")
+// postgresStore appends in two round trips, each a pipeline: one locks the head and looks up, one
+// writes and commits.
+type postgresStore struct {
+	pool    *pgxpool.Pool
+	attempt time.Duration
+	seam    seam
 }
 
 func migratePostgres(ctx context.Context, dsn string) error {
-	return errors.New("PostgreSQL is not built in yet")
+	config, err := pgx.ParseConfig(dsn)
+	if err != nil {
+		return errors.New("the address of the PostgreSQL database is malformed") // pgx repeats passwords
+	}
+	db := stdlib.OpenDB(*config)
+	locker, err := lock.NewPostgresSessionLocker()
+	if err != nil {
+		return errors.Join(err, db.Close())
+	}
+	return errors.Join(migrate(ctx, goose.DialectPostgres, db, "postgres", locker), db.Close())
+}
+
+func openPostgres(ctx context.Context, dsn string, config Config, s seam) (store, error) {
+	pc, err := pgxpool.ParseConfig(dsn)
+	if err != nil {
+		return nil, errors.New("the address of the PostgreSQL database is malformed")
+	}
+	params := pc.ConnConfig.RuntimeParams
+	// Whoever stops in the middle of a transaction must not keep the tenant's head from others.
+	params["lock_timeout"] = milliseconds(config.attempt())
+	params["idle_in_transaction_session_timeout"] = milliseconds(2 * config.Timeout)
+	// No statement_timeout: it would also end a COMMIT's wait for the synchronous standby, and
+	// PostgreSQL then reports success. Contexts bound every statement from this side.
+	params["statement_timeout"] = "0"
+	if pc.ConnConfig.ConnectTimeout == 0 || pc.ConnConfig.ConnectTimeout > config.attempt() {
+		pc.ConnConfig.ConnectTimeout = config.attempt()
+	}
+	pc.AfterConnect = assertDurable
+	pool, err := pgxpool.NewWithConfig(ctx, pc)
+	if err != nil {
+		return nil, err
+	}
+	st := &postgresStore{pool: pool, attempt: config.attempt(), seam: s}
+	if err := st.ready(ctx); err != nil {
+		pool.Close()
+		return nil, err
+	}
+	return st, nil
+}
+
+func milliseconds(d time.Duration) string { return strconv.FormatInt(d.Milliseconds(), 10) }
+
+// assertDurable looks at every new connection, because a role's or a database's setting can change
+// while we run.
+func assertDurable(ctx context.Context, conn *pgx.Conn) error {
+	for setting, allowed := range map[string]string{"synchronous_commit": "on remote_apply", "fsync": "on", "full_page_writes": "on"} {
+		var value string
+		if err := conn.QueryRow(ctx, `SELECT current_setting($1)`, setting).Scan(&value); err != nil {
+			return err
+		}
+		if !strings.Contains(" "+allowed+" ", " "+value+" ") {
+			return fmt.Errorf("PostgreSQL has %s=%s, under which it can lose what it committed: set it to on", setting, value)
+		}
+	}
+	return nil
+}
+
+func (st *postgresStore) ready(ctx context.Context) error {
+	var version int64
+	err := st.pool.QueryRow(ctx, sqlVersion).Scan(&version)
+	var pe *pgconn.PgError
+	switch {
+	case errors.As(err, &pe) && pe.Code == "42P01": // undefined_table
+		return errUnmigrated
+	case err != nil:
+		return err
+	}
+	return checkVersion(version)
+}
+
+func (st *postgresStore) close() error {
+	st.pool.Close()
+	return nil
+}
+
+// pgQuerier adapts pgx.
+type pgQuerier func(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+
+func (q pgQuerier) query(ctx context.Context, sql string, args ...any) (rows, error) {
+	return q(ctx, sql, args...)
+}
+
+func (st *postgresStore) query(ctx context.Context, sql string, args ...any) (rows, error) {
+	return st.pool.Query(ctx, sql, args...)
+}
+
+func (st *postgresStore) view(ctx context.Context, f func(querier) error) error {
+	return pgx.BeginTxFunc(ctx, st.pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly},
+		func(tx pgx.Tx) error { return f(pgQuerier(tx.Query)) })
+}
+
+// postgresTx is a transaction on a connection of its own.
+type postgresTx struct {
+	st   *postgresStore
+	conn *pgxpool.Conn
+}
+
+// pipeline collects statements for one round trip.
+type pipeline struct {
+	seam  seam
+	batch pgx.Batch
+	cut   error // the seam's: nothing behind it is sent
+}
+
+func (p *pipeline) add(point, sql string, args ...any) *pgx.QueuedQuery {
+	if p.cut == nil {
+		p.cut = p.seam.at("before " + point)
+	}
+	if p.cut != nil {
+		return &pgx.QueuedQuery{} // goes nowhere
+	}
+	q := p.batch.Queue(sql, args...)
+	p.cut = p.seam.at("after " + point)
+	return q
+}
+
+func (p *pipeline) send(ctx context.Context, conn *pgxpool.Conn) error {
+	if err := conn.SendBatch(ctx, &p.batch).Close(); err != nil {
+		return err
+	}
+	return p.cut
+}
+
+// lockHead is a statement of its own: what follows in the pipeline takes its snapshot when the lock
+// is held, and so sees all that was committed under it.
+func (p *pipeline) lockHead(tenant string, h *head) {
+	p.add("begin", `BEGIN ISOLATION LEVEL READ COMMITTED`)
+	p.add("lock head", sqlLockRow+` FOR UPDATE`, tenant).QueryRow(func(row pgx.Row) error {
+		var seq, revocation int64
+		if err := row.Scan(&seq, &h.time, &revocation); err != nil {
+			return err
+		}
+		h.seq = uint64(seq)
+		return nil
+	})
+}
+
+func (st *postgresStore) begin(ctx context.Context, tenant string, q questions) (transaction, facts, error) {
+	conn, err := st.pool.Acquire(ctx)
+	if err != nil {
+		return nil, facts{}, err
+	}
+	tx := &postgresTx{st: st, conn: conn}
+	found, err := tx.answer(ctx, tenant, q)
+	if errors.Is(err, pgx.ErrNoRows) { // a new tenant
+		if _, err = conn.Exec(ctx, `ROLLBACK`); err == nil {
+			_, err = conn.Exec(ctx, sqlNewHead, tenant)
+		}
+		if err == nil {
+			found, err = tx.answer(ctx, tenant, q)
+		}
+	}
+	if err != nil {
+		tx.rollback()
+		return nil, facts{}, err
+	}
+	return tx, found, nil
+}
+
+func (tx *postgresTx) answer(ctx context.Context, tenant string, q questions) (facts, error) {
+	found := newFacts()
+	p := &pipeline{seam: tx.st.seam}
+	p.lockHead(tenant, &found.head)
+	p.add("read revocations", sqlRevocations, tenant, int64(q.revokedAfter), q.revokedUntil).Query(func(r pgx.Rows) (err error) {
+		found.head.revocation, found.revocations, err = scanRevocations(r)
+		return err
+	})
+	if len(q.uses) > 0 {
+		p.add("look up single uses", `SELECT digest FROM single_uses WHERE tenant = $1 AND digest = ANY($2)`, tenant, slicesOf(q.uses)).
+			Query(func(r pgx.Rows) error {
+				return each(r, func(name []byte) { found.used[digest(name)] = true })
+			})
+	}
+	if len(q.ids) > 0 {
+		p.add("look up ids", `SELECT jti FROM entries WHERE tenant = $1 AND jti = ANY($2) AND jti <> ''`, tenant, q.ids).
+			Query(func(r pgx.Rows) error {
+				return each(r, func(id string) { found.ids[id] = true })
+			})
+	}
+	if len(q.voids) > 0 {
+		p.add("look up grants", `SELECT seq FROM entries WHERE tenant = $1 AND seq = ANY($2) AND kind = 'grant'`, tenant, numbersOf(q.voids)).
+			Query(func(r pgx.Rows) error {
+				return each(r, func(seq int64) { found.grants[uint64(seq)] = true })
+			})
+	}
+	if len(q.keys) > 0 {
+		p.add("look up idempotency keys", sqlKeys+`= ANY($2)`, tenant, slicesOf(q.keys), q.now).
+			Query(func(r pgx.Rows) error { return scanKeys(r, found.keys) })
+	}
+	return found, p.send(ctx, tx.conn)
+}
+
+// each scans rows of one column.
+func each[T any](r pgx.Rows, f func(T)) error {
+	var v T
+	_, err := pgx.ForEachRow(r, []any{&v}, func() error { f(v); return nil })
+	return err
+}
+
+func slicesOf(names []digest) [][]byte {
+	list := make([][]byte, len(names))
+	for i := range names {
+		list[i] = names[i][:]
+	}
+	return list
+}
+
+func numbersOf(seqs []uint64) []int64 {
+	list := make([]int64, len(seqs))
+	for i, seq := range seqs {
+		list[i] = int64(seq)
+	}
+	return list
+}
+
+// rollback gives the connection back, or closes it if it does not answer at once: the server then
+// rolls back by itself.
+func (tx *postgresTx) rollback() {
+	defer tx.conn.Release()
+	if tx.conn.Conn().IsClosed() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), tx.st.attempt/4)
+	defer cancel()
+	if _, err := tx.conn.Exec(ctx, `ROLLBACK`); err != nil {
+		tx.hangUp()
+	}
+}
+
+// hangUp closes the connection without waiting for the server's goodbye.
+func (tx *postgresTx) hangUp() {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	_ = tx.conn.Conn().Close(ctx)
+}
+
+func (tx *postgresTx) commit(ctx context.Context, w *writes) error {
+	p := &pipeline{seam: tx.st.seam}
+	if err := p.write(w); err != nil {
+		tx.rollback()
+		return err
+	}
+	if p.cut != nil { // a test's connection breaks before COMMIT is sent
+		_ = p.send(ctx, tx.conn)
+		tx.hangUp()
+		tx.conn.Release()
+		return p.cut
+	}
+	committed := false
+	p.add("commit", `COMMIT`).Exec(func(tag pgconn.CommandTag) error {
+		committed = tag.String() == "COMMIT"
+		return nil
+	})
+	err := p.send(ctx, tx.conn)
+	if err == nil && committed {
+		tx.conn.Release()
+		return nil
+	}
+	// An ERROR is the server's word that a statement failed, and the pipeline ends with the first
+	// one. Anything else, also FATAL, may have come after the commit.
+	var pe *pgconn.PgError
+	if errors.As(err, &pe) && pe.SeverityUnlocalized == "ERROR" || err == nil {
+		tx.rollback()
+		return errors.Join(err, errors.New("PostgreSQL rolled back"))
+	}
+	tx.hangUp()
+	tx.conn.Release()
+	return fmt.Errorf("%w: %w", errUnknown, err)
+}
+
+// pgInsert inserts any number of entries: one array for each column.
+var pgInsert = func() string {
+	var arrays strings.Builder
+	for i, field := range new(record).fields() {
+		typ := "bigint"
+		switch field.(type) {
+		case *string:
+			typ = "text"
+		case *[]byte:
+			typ = "bytea"
+		}
+		fmt.Fprintf(&arrays, ", $%d::%s[]", i+1, typ)
+	}
+	return `INSERT INTO entries (` + entryColumns + `) SELECT * FROM unnest(` + arrays.String()[2:] + `)`
+}()
+
+func (p *pipeline) write(w *writes) error {
+	if len(w.entries) > 0 {
+		columns, err := transpose(w.entries)
+		if err != nil {
+			return err
+		}
+		p.add("insert entries", pgInsert, columns...)
+	}
+	if n := len(w.claims); n > 0 {
+		seqs, untils, values := make([]int64, n), make([]int64, n), make([][]byte, n)
+		for i, c := range w.claims {
+			seqs[i], untils[i], values[i] = int64(c.seq), c.until, c.value
+		}
+		p.add("insert claims", `INSERT INTO claims (tenant, seq, until, value)
+			SELECT $1::text, * FROM unnest($2::bigint[], $3::bigint[], $4::bytea[])`, w.tenant, seqs, untils, values)
+	}
+	if n := len(w.uses); n > 0 {
+		names, untils := make([][]byte, n), make([]int64, n)
+		for i := range w.uses {
+			names[i], untils[i] = w.uses[i].digest[:], w.uses[i].until
+		}
+		p.add("insert single uses", `INSERT INTO single_uses (tenant, digest, until, batch)
+			SELECT $1::text, u.digest, u.until, $4::bytea FROM unnest($2::bytea[], $3::bigint[]) u(digest, until)`, w.tenant, names, untils, w.batch)
+	}
+	if n := len(w.keys); n > 0 {
+		names, fingerprints, seqs, untils := make([][]byte, n), make([][]byte, n), make([]int64, n), make([]int64, n)
+		for i := range w.keys {
+			k := &w.keys[i]
+			names[i], fingerprints[i], seqs[i], untils[i] = k.digest[:], k.fingerprint[:], int64(k.seq), k.until
+		}
+		p.add("insert idempotency keys", `INSERT INTO idempotency_keys (tenant, digest, fingerprint, seq, until)
+			SELECT $1::text, * FROM unnest($2::bytea[], $3::bytea[], $4::bigint[], $5::bigint[])`, w.tenant, names, fingerprints, seqs, untils)
+	}
+	if len(w.voids) > 0 {
+		p.add("void", `DELETE FROM claims WHERE tenant = $1 AND seq = ANY($2)`, w.tenant, numbersOf(w.voids))
+	}
+	for _, prune := range w.prunings() {
+		p.add("prune", prune.sql, w.tenant, w.expired, prune.most)
+	}
+	p.add("advance head", sqlHead, w.tenant, int64(w.head.seq), w.head.time, int64(w.head.revocation))
+	return nil
+}
+
+// transpose turns entries into one slice for each column.
+func transpose(entries []*Entry) ([]any, error) {
+	slices := make([]any, columns)
+	for n, e := range entries {
+		r, err := e.record()
+		if err != nil {
+			return nil, err
+		}
+		for i, field := range r.fields() {
+			switch v := field.(type) {
+			case *string:
+				slices[i] = put(slices[i], n, len(entries), *v)
+			case *int64:
+				slices[i] = put(slices[i], n, len(entries), *v)
+			case *[]byte:
+				slices[i] = put(slices[i], n, len(entries), *v)
+			}
+		}
+	}
+	return slices, nil
+}
+
+// put sets element n of the column, which is made with its first element.
+func put[T any](column any, n, size int, v T) any {
+	list, made := column.([]T)
+	if !made {
+		list = make([]T, size)
+		column = list
+	}
+	list[n] = v
+	return column
+}
+
+func (st *postgresStore) settle(ctx context.Context, tenant string, e evidence) (bool, error) {
+	conn, err := st.pool.Acquire(ctx)
+	if err != nil {
+		return false, err
+	}
+	tx := &postgresTx{st: st, conn: conn}
+	var n int
+	p := &pipeline{seam: st.seam}
+	p.lockHead(tenant, &head{})
+	sql, args := e.query(tenant)
+	p.add("settle", sql, args...).QueryRow(func(row pgx.Row) error { return row.Scan(&n) })
+	p.add("touch head", sqlTouch, tenant)
+	p.add("commit settlement", `COMMIT`)
+	if err := p.send(ctx, conn); err != nil {
+		tx.rollback()
+		return false, err
+	}
+	conn.Release()
+	return n > 0, nil
 }

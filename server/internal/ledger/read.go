@@ -2,7 +2,6 @@ package ledger
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -57,19 +56,17 @@ type Stored struct {
 // Lookup tells what an idempotency key of the caller's names at the moment, or ErrNotFound. It may
 // save work; what decides is the look-up in Append's transaction.
 func (l *Ledger) Lookup(ctx context.Context, tenant string, caller delegation.Principal, key string) (*Stored, error) {
+	ctx, cancel := context.WithTimeout(ctx, l.config.attempt())
+	defer cancel()
 	name := keyDigest(caller, key)
-	var found *Stored
-	err := l.view(ctx, func(ctx context.Context, db querier) error {
-		keys, err := lookUpKey(ctx, db, tenant, name[:], micros(l.config.Now()))
-		if err == nil && keys != nil {
-			found = &Stored{Fingerprint: keys.fingerprint, Seq: keys.seq, Time: keys.time, Claims: keys.claims}
-		}
-		return err
-	})
-	if err == nil && found == nil {
-		err = ErrNotFound
+	k, err := lookUpKey(ctx, l.store, tenant, name[:], micros(l.config.Now()))
+	switch {
+	case err != nil:
+		return nil, unavailable(err)
+	case k == nil:
+		return nil, ErrNotFound
 	}
-	return found, err
+	return &Stored{Fingerprint: k.fingerprint, Seq: k.seq, Time: k.time, Claims: k.claims}, nil
 }
 
 // sqlKeys selects idempotency keys with what they name; a condition on the digest follows.
@@ -109,17 +106,6 @@ func scanKeys(r rows, into map[digest]storedKey) error {
 	return r.Err()
 }
 
-// view bounds a read and gives its errors their form.
-func (l *Ledger) view(ctx context.Context, f func(context.Context, querier) error) error {
-	ctx, cancel := context.WithTimeout(ctx, l.config.attempt())
-	defer cancel()
-	err := l.store.view(ctx, func(db querier) error { return f(ctx, db) })
-	if err == nil || errors.Is(err, ErrNotFound) {
-		return err
-	}
-	return unavailable(err)
-}
-
 func (l *Ledger) one(ctx context.Context, tenant, where string, arg any) (*Entry, error) {
 	found, err := l.entries(ctx, where, tenant, arg)
 	if err != nil {
@@ -131,12 +117,14 @@ func (l *Ledger) one(ctx context.Context, tenant, where string, arg any) (*Entry
 	return found[0], nil
 }
 
-func (l *Ledger) entries(ctx context.Context, where string, args ...any) (list []*Entry, err error) {
-	err = l.view(ctx, func(ctx context.Context, db querier) error {
-		list, err = scanEntries(ctx, db, where, args...)
-		return err
-	})
-	return list, err
+func (l *Ledger) entries(ctx context.Context, where string, args ...any) ([]*Entry, error) {
+	ctx, cancel := context.WithTimeout(ctx, l.config.attempt())
+	defer cancel()
+	list, err := scanEntries(ctx, l.store, where, args...)
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	return list, nil
 }
 
 func scanEntries(ctx context.Context, db querier, where string, args ...any) ([]*Entry, error) {

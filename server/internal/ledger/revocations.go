@@ -109,16 +109,11 @@ func (r *revocations) catchUp() error {
 	ctx, cancel := context.WithTimeout(context.Background(), config.attempt())
 	defer cancel()
 	q := r.question(config.Now())
-	var newest uint64
-	var list []delegation.Revocation
-	err := r.ledger.store.view(ctx, func(db querier) error {
-		found, err := db.query(ctx, sqlRevocations, r.tenant, int64(q.revokedAfter), q.revokedUntil)
-		if err != nil {
-			return err
-		}
-		newest, list, err = scanRevocations(found)
+	found, err := r.ledger.store.query(ctx, sqlRevocations, r.tenant, int64(q.revokedAfter), q.revokedUntil)
+	if err != nil {
 		return err
-	})
+	}
+	newest, list, err := scanRevocations(found)
 	if err != nil {
 		return err
 	}

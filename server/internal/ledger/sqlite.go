@@ -155,6 +155,10 @@ type sqlRows struct{ *sql.Rows }
 
 func (r sqlRows) Close() { _ = r.Rows.Close() } // Err has said what there was to say
 
+func (st *sqliteStore) query(ctx context.Context, sql string, args ...any) (rows, error) {
+	return sqlQuerier(st.readers.QueryContext).query(ctx, sql, args...)
+}
+
 func (st *sqliteStore) view(ctx context.Context, f func(querier) error) error {
 	conn, err := st.readers.Conn(ctx)
 	if err != nil {

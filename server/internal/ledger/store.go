@@ -16,6 +16,8 @@ import (
 // store is one SQL dialect. Both give the same guarantees, which ledgertest's suite asks of both:
 // begin holds the tenant's head until the transaction ends, and what commit wrote is durable.
 type store interface {
+	querier // one statement, one snapshot
+
 	// begin opens a transaction, locks the tenant's head (making one for a new tenant) and then, in
 	// statements of their own that see all that was committed before, answers the questions.
 	begin(ctx context.Context, tenant string, q questions) (transaction, facts, error)
@@ -25,7 +27,7 @@ type store interface {
 	// everything before it is.
 	settle(ctx context.Context, tenant string, e evidence) (committed bool, err error)
 
-	// view runs f on one snapshot.
+	// view runs all of f's statements on one snapshot.
 	view(ctx context.Context, f func(querier) error) error
 
 	ready(ctx context.Context) error

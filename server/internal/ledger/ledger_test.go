@@ -1,0 +1,105 @@
+package ledger_test
+
+import (
+	"context"
+	"database/sql"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+
+	"deputy.example/deputy/client/delegation"
+	"deputy.example/deputy/server/internal/ledger"
+	"deputy.example/deputy/server/internal/ledger/ledgertest"
+	"deputy.example/deputy/server/internal/testservers"
+)
+
+const tenant = "acme"
+
+// databases make an empty, migrated database of either kind.
+var databases = map[string]func(testing.TB) string{
+	"sqlite":   func(t testing.TB) string { return migrated(t, "sqlite://"+filepath.Join(t.TempDir(), "ledger.db")) },
+	"postgres": func(t testing.TB) string { return migrated(t, testservers.Postgres(t)) },
+}
+
+func migrated(t testing.TB, dsn string) string {
+	t.Helper()
+	if err := ledger.Migrate(t.Context(), dsn); err != nil {
+		t.Fatal(err)
+	}
+	return dsn
+}
+
+// onBoth runs the test on both databases.
+func onBoth(t *testing.T, test func(t *testing.T, dsn string)) {
+	for name, database := range databases {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			test(t, database(t))
+		})
+	}
+}
+
+func opened(t testing.TB, dsn string, config ledger.Config) *ledger.Ledger {
+	t.Helper()
+	return openedWith(t, dsn, config, nil)
+}
+
+func openedWith(t testing.TB, dsn string, config ledger.Config, seam func(string) error) *ledger.Ledger {
+	t.Helper()
+	l, err := ledger.OpenWithSeam(t.Context(), dsn, config, seam)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return l
+}
+
+func checked(t testing.TB, l *ledger.Ledger) {
+	t.Helper()
+	if err := ledgertest.Check(context.WithoutCancel(t.Context()), l, tenant); err != nil {
+		t.Error(err)
+	}
+}
+
+func reason(err error) delegation.Reason {
+	if err == nil {
+		return ""
+	}
+	return delegation.AsError(err).Reason
+}
+
+// execute changes a database behind the ledger's back.
+func execute(t testing.TB, dsn, statement string) {
+	t.Helper()
+	if path, ok := strings.CutPrefix(dsn, "sqlite://"); ok {
+		db, err := sql.Open("sqlite", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer db.Close()
+		if _, err := db.Exec(statement); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	conn, err := pgx.Connect(t.Context(), dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(t.Context())
+	if _, err := conn.Exec(t.Context(), statement); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestSuite(t *testing.T) {
+	for name, database := range databases {
+		t.Run(name, func(t *testing.T) { ledgertest.Suite(t, database) })
+	}
+}
