@@ -53,6 +53,18 @@ type parent struct {
 
 func (p parent) isRoot() bool { return len(p.hops) == 0 }
 
+// chainWith is the chain once next acts: it grows by next unless next acts already (I4). There is no
+// such chain while it is not known who next is.
+func (p parent) chainWith(next delegation.Principal) delegation.Chain {
+	switch next {
+	case "":
+		return nil
+	case p.actors.Current():
+		return p.actors
+	}
+	return p.actors.Extend(next)
+}
+
 // wish is a Child in its parsed form.
 type wish struct {
 	scopes    delegation.Scopes
@@ -149,10 +161,7 @@ func (p parent) claims(a actor, w wish, l Limits, tenantIssuer, id, txn string, 
 	if err := p.covers(w, l); err != nil {
 		return delegation.Claims{}, err
 	}
-	actors := p.actors
-	if a.principal != p.actors.Current() {
-		actors = p.actors.Extend(a.principal)
-	}
+	actors := p.chainWith(a.principal)
 	c := delegation.Claims{
 		Issuer: tenantIssuer, Subject: p.subject, ClientID: a.principal,
 		Audience: w.audiences, Scope: w.scopes, Details: w.details,

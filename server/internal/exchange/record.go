@@ -33,7 +33,7 @@ func (w *walk) record(ctx context.Context) error {
 	results := w.config.Ledger.AppendAll(ctx, w.tenant.Name, drafts, w.callerUses())
 	for i, result := range results {
 		c := recorded[i]
-		if result.Err != nil && (c.alive() || delegation.AsError(result.Err).Temporary()) {
+		if result.Err != nil && (c.alive() || result.Receipt.Seq == 0) {
 			c.fail(result.Err) // a refusal that could not be recorded is not an answer either
 			continue
 		}
@@ -74,10 +74,10 @@ func (w *walk) grant(c *child, entry uint64) *Grant {
 // draft is the entry for one child, whatever became of it.
 func (w *walk) draft(ctx context.Context, c *child) *ledger.Draft {
 	d := &ledger.Draft{
-		Kind: ledger.KindGrant, Outcome: ledger.OutcomeGranted,
+		Kind: ledger.KindGrant, Outcome: ledger.Granted,
 		Parent: w.parent.id, Txn: w.parent.txn, Root: w.parent.root,
 		Subject: w.parent.subject, Caller: w.caller.Principal,
-		Actor: c.actor.principal, Actors: w.parent.actors, HolderKey: c.actor.key, ActorProof: c.actor.proof,
+		Actor: c.actor.principal, Actors: w.parent.chainWith(c.actor.principal), HolderKey: c.actor.key, ActorProof: c.actor.proof,
 		ModelID: c.decision.ModelID, Peer: w.call.Peer, TraceID: traceID(ctx),
 		Scopes: c.wish.scopes, Audiences: c.wish.audiences, Details: c.wish.details,
 	}
@@ -91,13 +91,13 @@ func (w *walk) draft(ctx context.Context, c *child) *ledger.Draft {
 		if d.Kind == ledger.KindGrant {
 			d.Kind = ledger.KindRefusal
 		}
-		d.Outcome, d.Reason, d.Detail = ledger.OutcomeRefused, c.outcome.Err.Reason, c.outcome.Err.Description
+		d.Outcome, d.Reason, d.Detail = ledger.Refused, c.outcome.Err.Reason, c.outcome.Err.Description
 		if missing := c.decision.Missing; missing != nil {
 			d.Detail = "missing: " + missing.Relation.String()
 		}
 		return d
 	}
-	d.Txn, d.Actors, d.Expiry = c.claims.Txn, c.claims.Act, time.Unix(c.claims.ExpiresAt, 0)
+	d.Txn, d.Expiry = c.claims.Txn, time.Unix(c.claims.ExpiresAt, 0)
 	if d.Kind == ledger.KindCheck {
 		return d
 	}

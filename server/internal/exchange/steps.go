@@ -217,9 +217,15 @@ func (w *walk) nameActor(ctx context.Context, c *child) error {
 		}
 		named = &byKey
 	}
-	var err error
-	c.actor, err = w.parent.route(w.caller.Principal, named, w.tenant.Limits)
-	return err
+	if named != nil {
+		c.actor = *named // for the record, should the route be refused
+	}
+	next, err := w.parent.route(w.caller.Principal, named, w.tenant.Limits)
+	if err != nil {
+		return err
+	}
+	c.actor = next
+	return nil
 }
 
 func (w *walk) actorByToken(ctx context.Context, c *child) (actor, error) {
@@ -237,7 +243,7 @@ func (w *walk) actorByToken(ctx context.Context, c *child) (actor, error) {
 		return actor{}, delegation.Refuse(delegation.ActorTokenInvalid, "actor_token",
 			"it authenticates another caller: ask that actor for a token whose audience is %s", delegation.ActorAudience(w.tenant.Issuer))
 	}
-	return actor{principal: c.named.Principal, key: c.named.Key, proof: c.named.Method}, nil
+	return actor{principal: c.named.Principal, key: c.named.Key, proof: string(c.named.Method)}, nil
 }
 
 func (w *walk) actorByKey(c *child) (actor, error) {

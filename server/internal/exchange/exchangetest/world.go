@@ -1,0 +1,357 @@
+// Package exchangetest builds small worlds for tests of the exchange and of the doors in front of it:
+// a real engine with a real ledger, real Redis, real keys and signatures, one or more tenants, and a
+// stand-in for OpenFGA that a test can make slow, wrong or dead.
+package exchangetest
+
+import (
+	"bytes"
+	"context"
+	"log/slog"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
+
+	"deputy.example/deputy/client/delegation"
+	"deputy.example/deputy/server/internal/exchange"
+	"deputy.example/deputy/server/internal/guard"
+	"deputy.example/deputy/server/internal/ledger"
+	"deputy.example/deputy/server/internal/policy"
+	"deputy.example/deputy/server/internal/testservers"
+	"deputy.example/deputy/server/internal/token"
+)
+
+// Names that every tenant of a World knows.
+const (
+	Alice      = delegation.Principal("user:alice")
+	Planner    = delegation.Principal("agent:planner")
+	Researcher = delegation.Principal("agent:researcher")
+	Writer     = delegation.Principal("agent:writer")
+	Calendar   = "https://calendar.example"
+	Mail       = "https://mail.example"
+)
+
+// Config says what differs from the ordinary world. The zero value is one tenant named default on a
+// fresh SQLite file.
+type Config struct {
+	DSN            string   // of a migrated or empty database
+	RedisURL       string   // default: a fresh real server's
+	Tenants        []string // default: default
+	Limits         exchange.Limits
+	CallerRate     guard.Limit
+	AcceptJSONSTS  bool
+	Deadline       time.Duration
+	Agents         []delegation.Principal // beyond planner, researcher and writer
+	Mapping        policy.Mapping
+	Registerer     prometheus.Registerer
+	TracerProvider trace.TracerProvider
+}
+
+// World is the whole arrangement.
+type World struct {
+	Engine  *exchange.Engine
+	Ledger  *ledger.Ledger
+	Tenants map[string]*Tenant
+	Log     *Log
+
+	config Config
+	clock  *Clock
+	ids    atomic.Int64
+}
+
+// Tenant is one tenant and its people.
+type Tenant struct {
+	Name, Issuer string
+	IDP          *Signer // of root tokens for users
+	Workloads    *Signer // of workload JWTs for agents
+	Clients      map[delegation.Principal]*Signer
+	FGA          *FGA
+	Trust        *token.Trust
+	Keys         *token.Keyset
+
+	world *World
+}
+
+// Clock is a clock that a test moves; it also passes by itself, as the real one does.
+type Clock struct{ ahead atomic.Int64 }
+
+// Now is the clock's time.
+func (c *Clock) Now() time.Time { return time.Now().Add(time.Duration(c.ahead.Load())) }
+
+// Advance moves the clock.
+func (c *Clock) Advance(d time.Duration) { c.ahead.Add(int64(d)) }
+
+// Log keeps what was logged.
+type Log struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (l *Log) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *Log) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
+// New builds a World that ends with the test.
+func New(t testing.TB, c Config) *World {
+	t.Helper()
+	if c.DSN == "" {
+		c.DSN = "sqlite://" + filepath.Join(t.TempDir(), "ledger.db")
+	}
+	if c.RedisURL == "" {
+		c.RedisURL = "redis://" + testservers.Redis(t)
+	}
+	if len(c.Tenants) == 0 {
+		c.Tenants = []string{"default"}
+	}
+	if c.CallerRate == (guard.Limit{}) {
+		c.CallerRate = guard.Limit{Rate: 1_000_000, Burst: 1_000_000}
+	}
+	if err := ledger.Migrate(t.Context(), c.DSN); err != nil {
+		t.Fatal(err)
+	}
+	w := &World{config: c, clock: &Clock{}, Log: &Log{}, Tenants: make(map[string]*Tenant)}
+	for _, name := range c.Tenants {
+		w.Tenants[name] = w.newTenant(t, name)
+	}
+	w.open(t)
+	return w
+}
+
+// Peer is a second instance of the same deployment: its own engine and ledger handle, the same
+// database, Redis, keys and people.
+func (w *World) Peer(t testing.TB) *World {
+	t.Helper()
+	peer := &World{config: w.config, clock: w.clock, Log: w.Log, Tenants: w.Tenants}
+	peer.ids.Store(1 << 32)
+	peer.open(t)
+	return peer
+}
+
+// Clock moves all instances' time.
+func (w *World) Clock() *Clock { return w.clock }
+
+// Tenant is the only or first tenant.
+func (w *World) Tenant() *Tenant { return w.Tenants[w.config.Tenants[0]] }
+
+func (w *World) open(t testing.TB) {
+	t.Helper()
+	logger := slog.New(slog.NewTextHandler(w.Log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	l, err := ledger.Open(t.Context(), w.config.DSN, ledger.Config{Now: w.clock.Now, Logger: logger})
+	if err != nil {
+		t.Fatal(err)
+	}
+	redis, err := guard.Dial(w.config.RedisURL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := exchange.Config{
+		Ledger: l, Guard: guard.New(guard.Config{Client: redis}), Deadline: w.config.Deadline,
+		Logger: logger, Registerer: w.config.Registerer, TracerProvider: w.config.TracerProvider, Now: w.clock.Now,
+	}
+	var checkers []*policy.Checker
+	for _, name := range w.config.Tenants {
+		tenant := w.Tenants[name]
+		checker, err := policy.New(policy.Config{
+			URL: "http://openfga.invalid", StoreID: "01ARZ3NDEKTSV4RRFFQ69G5FAV", ModelID: "01ARZ3NDEKTSV4RRFFQ69G5FAW",
+			Transport: tenant.FGA, Mapping: w.config.Mapping,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		checkers = append(checkers, checker)
+		config.Tenants = append(config.Tenants, exchange.Tenant{
+			Name: name, Issuer: tenant.Issuer, Trust: tenant.Trust, Keys: tenant.Keys, Policy: checker,
+			Limits: w.config.Limits, CallerRate: w.config.CallerRate, AcceptJSONSTS: w.config.AcceptJSONSTS,
+		})
+	}
+	if w.Engine, err = exchange.New(config); err != nil {
+		t.Fatal(err)
+	}
+	w.Ledger = l
+	t.Cleanup(func() {
+		for _, c := range checkers {
+			c.Close()
+		}
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+		if err := redis.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func (w *World) newTenant(t testing.TB, name string) *Tenant {
+	t.Helper()
+	issuer := "https://deputy.example"
+	if name != "default" {
+		issuer += "/t/" + name
+	}
+	tenant := &Tenant{
+		Name: name, Issuer: issuer, world: w, FGA: &FGA{},
+		IDP:       NewSigner(t, "https://idp."+name+".example"),
+		Workloads: NewSigner(t, "https://workloads."+name+".example"),
+		Clients:   make(map[delegation.Principal]*Signer),
+	}
+	var clients []token.Client
+	for _, agent := range append([]delegation.Principal{Planner, Researcher, Writer}, w.config.Agents...) {
+		signer := NewSigner(t, string(agent))
+		tenant.Clients[agent] = signer
+		clients = append(clients, token.Client{ID: agent, Keys: token.KeySource{JWKS: signer.JWKS()}, Algorithms: []string{"ES256"}})
+	}
+	keys, err := token.OpenKeyset(token.KeysetConfig{
+		Keys: []token.KeyFile{{Path: filepath.Join(t.TempDir(), "signing.pem"), Algorithm: "ES256"}}, Create: true,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	trust, err := token.NewTrust(token.TrustConfig{
+		Issuer: issuer, Keys: keys, Clients: clients, Now: w.clock.Now,
+		TrustedIssuers: []token.TrustedIssuer{
+			{
+				Issuer: tenant.IDP.Issuer, Keys: token.KeySource{JWKS: tenant.IDP.JWKS()}, Algorithms: []string{"ES256"},
+				Principal: token.Mapping{Type: "user"}, Audiences: []string{"deputy"}, IDTokens: true, MaxLifetime: 10 * time.Hour,
+				RootGrants: token.RootGrants{ScopesClaim: "scope", AudiencesClaim: "targets", DetailsClaim: "authorization_details"},
+			},
+			{
+				Issuer: tenant.Workloads.Issuer, Keys: token.KeySource{JWKS: tenant.Workloads.JWKS()}, Algorithms: []string{"ES256"},
+				Principal: token.Mapping{Type: "agent", Prefix: "wl/"}, Workloads: true,
+			},
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tenant.Keys, tenant.Trust = keys, trust
+	tenant.populate()
+	return tenant
+}
+
+// populate writes the relationships that most tests start from: alice delegates to the planner, each
+// agent to the others, and everybody holds a handful of scopes at two resources.
+func (n *Tenant) populate() {
+	people := []delegation.Principal{Alice}
+	for agent := range n.Clients {
+		people = append(people, agent)
+	}
+	for _, p := range people {
+		for _, scope := range []string{"calendar.read", "calendar.write", "mail.read"} {
+			n.FGA.Allow(string(p), "holder", "scope:"+scope)
+			for _, audience := range []string{Calendar, Mail} {
+				n.FGA.Allow(string(p), "holder", "scope:"+scope+"|"+delegation.EncodeID(audience))
+			}
+		}
+		for _, audience := range []string{Calendar, Mail} {
+			n.FGA.Allow(string(p), "accessor", "resource:"+delegation.EncodeID(audience))
+		}
+		for agent := range n.Clients {
+			n.FGA.Allow(string(p), "delegator", string(agent))
+		}
+	}
+}
+
+// fresh makes a jti that nobody used.
+func (w *World) fresh() string { return "id-" + strconv.FormatInt(w.ids.Add(1), 10) }
+
+// Root is a root token for alice that allows every scope and resource of the world for an hour;
+// claims override or, being nil, remove.
+func (n *Tenant) Root(t testing.TB, claims map[string]any) string {
+	t.Helper()
+	now := n.world.clock.Now().Unix()
+	all := map[string]any{
+		"sub": "alice", "aud": "deputy", "iat": now, "exp": now + 3600, "jti": n.world.fresh(),
+		"scope": "calendar.read calendar.write mail.read", "targets": []string{Calendar, Mail},
+	}
+	for name, value := range claims {
+		all[name] = value
+	}
+	return n.IDP.Sign(t, "at+jwt", all)
+}
+
+// Assertion authenticates an agent for one call.
+func (n *Tenant) Assertion(t testing.TB, agent delegation.Principal) string {
+	t.Helper()
+	return n.statement(t, agent, n.Issuer)
+}
+
+// ActorToken names an agent and authenticates nobody.
+func (n *Tenant) ActorToken(t testing.TB, agent delegation.Principal) string {
+	t.Helper()
+	return n.statement(t, agent, delegation.ActorAudience(n.Issuer))
+}
+
+func (n *Tenant) statement(t testing.TB, agent delegation.Principal, audience string) string {
+	t.Helper()
+	now := n.world.clock.Now().Unix()
+	return n.Clients[agent].Sign(t, "JWT", map[string]any{
+		"sub": string(agent), "aud": audience, "iat": now, "exp": now + 60, "jti": n.world.fresh(),
+	})
+}
+
+// Workload is a workload JWT about agent:wl/<name>.
+func (n *Tenant) Workload(t testing.TB, name, audience string) string {
+	t.Helper()
+	now := n.world.clock.Now().Unix()
+	return n.Workloads.Sign(t, "JWT", map[string]any{"sub": name, "aud": audience, "iat": now, "exp": now + 600})
+}
+
+// Credentials authenticate an agent for one call.
+func (n *Tenant) Credentials(t testing.TB, agent delegation.Principal) exchange.Credentials {
+	t.Helper()
+	return exchange.Credentials{AssertionType: delegation.ClientAssertionTypeJWTBearer, Assertion: n.Assertion(t, agent)}
+}
+
+// Call is an exchange of parent by caller, for one child that reads the calendar for the given actor.
+// With actor "" or the caller itself nobody is named.
+func (n *Tenant) Call(t testing.TB, parent string, caller, actor delegation.Principal) exchange.Call {
+	t.Helper()
+	scope := "calendar.read"
+	c := exchange.Child{Audience: []string{Calendar}, Scope: &scope}
+	if actor != "" && actor != caller {
+		c.ActorToken, c.ActorTokenType = n.ActorToken(t, actor), delegation.TokenTypeJWT
+	}
+	return exchange.Call{
+		Tenant: n.Name, Credentials: n.Credentials(t, caller), SubjectToken: parent,
+		SubjectTokenType: delegation.TokenTypeAccessToken, Children: []exchange.Child{c}, Peer: "192.0.2.1:1234",
+	}
+}
+
+// One makes a call with one child and flattens its two kinds of failure.
+func (w *World) One(ctx context.Context, call exchange.Call) (*exchange.Grant, *delegation.Error) {
+	outcomes, err := w.Engine.Exchange(ctx, call)
+	if err != nil {
+		return nil, delegation.AsError(err)
+	}
+	return outcomes[0].Grant, outcomes[0].Err
+}
+
+// Chain makes a chain: the first agent steps in with a root token for alice, each further one is
+// handed the token before it. It returns the grants, first to last.
+func (w *World) Chain(t testing.TB, n *Tenant, agents ...delegation.Principal) []*exchange.Grant {
+	t.Helper()
+	parent := n.Root(t, nil)
+	var grants []*exchange.Grant
+	for i, agent := range agents {
+		caller := agents[max(i-1, 0)]
+		grant, err := w.One(t.Context(), n.Call(t, parent, caller, agent))
+		if err != nil {
+			t.Fatalf("hop %d to %s: %v (cause: %v)", i, agent, err, err.Unwrap())
+		}
+		grants = append(grants, grant)
+		parent = grant.AccessToken
+	}
+	return grants
+}
