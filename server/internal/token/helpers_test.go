@@ -37,13 +37,22 @@ const (
 	api          = "https://api.example" // the audience that the identity provider's tokens have
 )
 
-// clock is a clock that only the test moves.
+// clock is a clock that only the test moves, or, live, the one of a synctest bubble.
 type clock struct {
-	mu sync.Mutex
-	at time.Time
+	mu   sync.Mutex
+	at   time.Time
+	live bool
 }
 
-func (c *clock) now() time.Time          { c.mu.Lock(); defer c.mu.Unlock(); return c.at }
+func (c *clock) now() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.live {
+		return time.Now()
+	}
+	return c.at
+}
+
 func (c *clock) advance(d time.Duration) { c.mu.Lock(); defer c.mu.Unlock(); c.at = c.at.Add(d) }
 
 // testKey signs with the standard library alone, so that no test asks jwx to agree with itself.
@@ -182,6 +191,20 @@ func hs256(secret []byte, unsigned string) string {
 	return unsigned + "." + segment(mac.Sum(nil))
 }
 
+// logBuffer holds what was logged.
+type logBuffer struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (b *logBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.Write(p)
+}
+
+func (b *logBuffer) String() string { b.mu.Lock(); defer b.mu.Unlock(); return b.text.String() }
+
 // world is one tenant with an identity provider, a workload issuer and a client.
 type world struct {
 	*Trust
@@ -191,7 +214,7 @@ type world struct {
 	spire    testKey
 	agent    testKey // of the client agent:planner
 	config   TrustConfig
-	log      *bytes.Buffer
+	log      *logBuffer
 	ownClaim delegation.Claims
 }
 
@@ -202,7 +225,7 @@ func newWorld(tb testing.TB, change ...func(*TrustConfig)) *world {
 		idp:   newTestKey(tb, "ES256", "idp-1"),
 		spire: newTestKey(tb, "EdDSA", "spire-1"),
 		agent: newTestKey(tb, "ES256", "agent-1"),
-		log:   &bytes.Buffer{},
+		log:   &logBuffer{},
 	}
 	w.keys = newKeyset(tb, "ES256")
 	w.config = TrustConfig{

@@ -79,11 +79,11 @@ func (s *source) key(ctx context.Context, kid string) (*publicKey, error) {
 	if s.load == nil {
 		return nil, errUnknownKey
 	}
-	err := s.reloadFor(ctx, now, key != nil)
+	err := s.reloadFor(ctx, now, key != nil && s.believable(held))
 	held = s.current.Load()
 	key = held.find(kid)
 	switch {
-	case held == nil || s.now().Sub(held.at) >= s.timing.keep:
+	case !s.believable(held):
 		return nil, unavailableKeys(err)
 	case key != nil:
 		return key, nil
@@ -91,6 +91,11 @@ func (s *source) key(ctx context.Context, kid string) (*publicKey, error) {
 		return nil, unavailableKeys(err)
 	}
 	return nil, errUnknownKey
+}
+
+// believable says whether keys may be used while loading fails.
+func (s *source) believable(held *snapshot) bool {
+	return held != nil && (s.load == nil || s.now().Sub(held.at) < s.timing.keep)
 }
 
 func (held *snapshot) find(kid string) *publicKey {
@@ -107,8 +112,8 @@ func unavailableKeys(cause error) error {
 	return delegation.Unavailable("the source of the token issuer's keys", cause)
 }
 
-// reloadFor gives a request newer keys if it may have them. Who holds a key of a source that is
-// failing does not wait: the last good keys serve until they are too old.
+// reloadFor gives a request newer keys if it may have them. Who holds a usable key of a source that
+// is failing does not wait: the last good keys serve until they are too old.
 func (s *source) reloadFor(ctx context.Context, now time.Time, holdsKey bool) error {
 	s.mu.Lock()
 	failed := s.failed
@@ -178,8 +183,8 @@ func (s *source) land(f *flight, loaded *snapshot, err error) {
 		s.current.Store(loaded)
 	}
 	s.mu.Unlock()
+	defer close(f.done)
 	f.err = err
-	close(f.done)
 	switch { // a failing source is logged once, not every few seconds
 	case err != nil && before == nil:
 		s.logger.Warn("keys cannot be loaded; the last good ones serve", "source", s.name, "for", s.timing.keep, "error", err)
@@ -214,7 +219,7 @@ func (s *source) run(ctx context.Context) {
 // registered says whether a key with this thumbprint is in hand and may still be used.
 func (s *source) registered(thumbprint string) bool {
 	held := s.current.Load()
-	if held == nil || s.load != nil && s.now().Sub(held.at) >= s.timing.keep {
+	if !s.believable(held) {
 		return false
 	}
 	for _, key := range held.byID {
