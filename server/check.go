@@ -34,6 +34,7 @@ func (c *Config) check() problems {
 func tenantPath(i int) string { return fmt.Sprintf("tenants[%d]", i) }
 
 func (l *Listen) check(p *problems) {
+	taken := make(map[string]string)
 	for _, listener := range []struct {
 		path    string
 		at      *Listener
@@ -47,11 +48,10 @@ func (l *Listen) check(p *problems) {
 			listener.at.Address = listener.address
 		}
 		listener.at.check(p, listener.path)
-	}
-	for _, pair := range [][2]*Listener{{&l.GRPC, &l.HTTP}, {&l.GRPC, &l.Ops}, {&l.HTTP, &l.Ops}} {
-		if pair[0].Address == pair[1].Address && !strings.HasSuffix(pair[1].Address, ":0") {
-			p.add("listen", "uses %s for two listeners: give each its own port", pair[1].Address)
+		if other, taken := taken[listener.at.Address]; taken && !strings.HasSuffix(listener.at.Address, ":0") {
+			p.add(listener.path+".address", "is that of %s too: give each its own port", other)
 		}
+		taken[listener.at.Address] = listener.path
 	}
 	between(p, "listen.drain_notice", &l.DrainNotice, 0, 0, time.Minute)
 	between(p, "listen.drain_timeout", &l.DrainTimeout, 10*time.Second, time.Millisecond, 5*time.Minute)
@@ -84,8 +84,12 @@ func (d *Database) check(p *problems) {
 		p.add(path, "must begin with postgres:// or sqlite:///")
 	case holdsPassword(u) || u.Query().Has("password"):
 		p.add(path, "holds a password: put it into a file and name that in password_file")
+	case u.Scheme == "sqlite" && (u.Host != "" || u.Path == "" || u.RawQuery != ""):
+		p.add(path, "must be sqlite:/// and the absolute path of the file, without options")
 	case u.Scheme == "sqlite" && d.PasswordFile != "":
 		p.add("database.password_file", "has no meaning for sqlite: remove it")
+	case u.Scheme != "sqlite" && !isLoopback(u.Hostname()) && u.Query().Get("sslmode") != "verify-full" && !d.InsecurePlaintext:
+		p.add(path, "must say sslmode=verify-full for a server on another machine; set insecure_plaintext where something else protects the connection")
 	}
 }
 
@@ -99,6 +103,8 @@ func (r *Redis) check(p *problems) {
 		p.add(path, "must begin with redis://, rediss:// or unix://")
 	case holdsPassword(u) || u.Query().Has("password"):
 		p.add(path, "holds a password: put it into a file and name that in password_file")
+	case u.Scheme == "redis" && !isLoopback(u.Hostname()) && !r.InsecurePlaintext:
+		p.add(path, "must be rediss:// for a server on another machine; set insecure_plaintext where something else protects the connection")
 	}
 	between(p, "redis.timeout", &r.Timeout, 500*time.Millisecond, 10*time.Millisecond, time.Second)
 }
@@ -162,7 +168,7 @@ func (t *Tenant) checkIssuer(p *problems, path string) {
 	case t.Default && u.Path != "":
 		p.add(at, "must have no path in the default tenant: write %s://%s, or remove default", u.Scheme, u.Host)
 	case !t.Default && u.Path == "":
-		p.add(at, "has no path, which only the default tenant may have: add a path such as /t/%s, or set default", t.Name)
+		p.add(at, "has no path, which only the default tenant may have: add one such as /t/acme, or set default")
 	}
 }
 
@@ -175,7 +181,7 @@ func checkTrustedIssuer(p *problems, path string, i token.TrustedIssuer) {
 	}
 	// Zero is not said and takes the default; a root token that lives for days outlives every cut-off.
 	if i.MaxLifetime < 0 || i.MaxLifetime > maxRootLifetime {
-		p.add(path+".max_lifetime", "must be between 1s and %v", maxRootLifetime)
+		p.add(path+".max_lifetime", "must be between 1s and %s", short(maxRootLifetime))
 	}
 }
 
@@ -338,8 +344,22 @@ func between[T int | time.Duration](p *problems, path string, value *T, byDefaul
 		*value = byDefault
 	}
 	if *value < least || *value > most {
-		p.add(path, "must be between %v and %v", least, most)
+		p.add(path, "must be between %s and %s", short(least), short(most))
+		*value = byDefault // what is checked against it shall not look wrong for this alone
 	}
+}
+
+// short writes 15m0s as 15m.
+func short(v any) string {
+	text := fmt.Sprint(v)
+	if _, isDuration := v.(time.Duration); isDuration {
+		for _, nothing := range []string{"m0s", "h0m"} {
+			if strings.HasSuffix(text, nothing) {
+				text = text[:len(text)-2]
+			}
+		}
+	}
+	return text
 }
 
 func pathOf(address string) string {

@@ -71,11 +71,13 @@ type TLS struct {
 // Database is where the ledger is.
 type Database struct {
 	// DSN is postgres://user@host/database?sslmode=verify-full or sqlite:///path/of/file.db. Required.
-	// SQLite is for one instance on one machine; several instances need PostgreSQL. Danger: without
-	// sslmode=verify-full anyone on the way to PostgreSQL can read and change the ledger.
+	// SQLite is for one instance on one machine; several instances need PostgreSQL.
 	DSN string `yaml:"dsn"`
 	// PasswordFile holds the password of the DSN's user. Default none.
 	PasswordFile string `yaml:"password_file"`
+	// InsecurePlaintext allows PostgreSQL on another machine without sslmode=verify-full. Default
+	// false. Danger: anyone on the way can read the ledger and answer in its place.
+	InsecurePlaintext bool `yaml:"insecure_plaintext"`
 }
 
 // Redis limits rates and refuses replays early. It holds no truth: it may be lost at any time.
@@ -85,6 +87,8 @@ type Redis struct {
 	URL string `yaml:"url"`
 	// PasswordFile holds the password. Default none.
 	PasswordFile string `yaml:"password_file"`
+	// InsecurePlaintext allows redis:// to another machine. Default false.
+	InsecurePlaintext bool `yaml:"insecure_plaintext"`
 	// Timeout bounds each question; slower is down, and requests are refused. Default 500ms, 10ms to 1s.
 	Timeout time.Duration `yaml:"timeout"`
 }
@@ -221,7 +225,7 @@ func (c *Config) locate(found, unopened problems) problems {
 	var kept problems
 	keep := func(p problem, hides func(k problem) bool) {
 		if p.line == 0 && c.lines != nil {
-			p.line = c.lines.line(p.path)
+			p.line = max(c.lines.line(p.path), 1) // a missing section belongs at the top
 		}
 		if !slices.ContainsFunc(kept, hides) {
 			kept = append(kept, p)

@@ -114,7 +114,7 @@ func (t *Tenant) openTrust(p *problems, path string, keys *token.Keyset, o Optio
 	before := len(*p)
 	if _, err := token.NewTrust(config); err != nil {
 		p.fault(path, 0, err)
-		return nil
+		config.Issuer, config.Skew = "https://unusable.invalid", 0 // the others are tried all the same
 	}
 	for i, issuer := range t.TrustedIssuers {
 		alone := config
@@ -178,12 +178,17 @@ func (f *Policy) open(p *problems, path, tenant string, o Options) *policy.Check
 	return checker
 }
 
-// parts takes apart what errors.Join put together.
+// parts takes apart what errors.Join put together, at any depth.
 func parts(err error) []error {
-	for e := err; e != nil; e = errors.Unwrap(e) {
-		if joined, ok := e.(interface{ Unwrap() []error }); ok {
-			return joined.Unwrap()
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		var all []error
+		for _, e := range joined.Unwrap() {
+			all = append(all, parts(e)...)
 		}
+		return all
+	}
+	if inner := errors.Unwrap(err); inner != nil {
+		return parts(inner)
 	}
 	if err == nil {
 		return nil
