@@ -51,8 +51,11 @@ func (r *Redis) passTime() {
 	}
 }
 
-// URL is the address in the form that guard.Dial takes. It holds the password.
-func (r *Redis) URL() string { return "redis://:" + r.password + "@" + r.server.Addr() }
+// URL is the address without the password.
+func (r *Redis) URL() string { return "redis://" + r.server.Addr() }
+
+// Password is what the server asks every client for.
+func (r *Redis) Password() string { return r.password }
 
 // Close ends the server and all connections to it.
 func (r *Redis) Close() {

@@ -13,7 +13,7 @@ import (
 func TestRedisServesTheGuard(t *testing.T) {
 	guardtest.Run(t, func(t *testing.T) redis.UniversalClient {
 		r := startRedis(t)
-		client, err := guard.Dial(r.URL())
+		client, err := guard.Dial("redis://:" + r.Password() + "@" + r.server.Addr())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -24,7 +24,7 @@ func TestRedisServesTheGuard(t *testing.T) {
 
 func TestRedisAsksForItsPassword(t *testing.T) {
 	r := startRedis(t)
-	client, err := guard.Dial("redis://" + r.server.Addr())
+	client, err := guard.Dial(r.URL())
 	if err != nil {
 		t.Fatal(err)
 	}

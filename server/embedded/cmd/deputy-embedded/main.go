@@ -1,0 +1,97 @@
+// Command deputy-embedded runs Deputy with everything that it depends on in one process: OpenFGA with a
+// small demo world, Redis, an SQLite ledger and a development issuer. It plays the demo once and serves
+// until it is interrupted.
+//
+// It is for trying Deputy out. Its development issuer gives tokens to every program on the machine.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+
+	"golang.org/x/sync/errgroup"
+
+	"deputy.example/deputy/server/embedded"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	// A second Ctrl-C does not wait for the drain.
+	context.AfterFunc(ctx, stop)
+	if err := run(ctx, os.Args[1:], os.Stdout, os.Stderr); err != nil {
+		fmt.Fprintln(os.Stderr, "deputy-embedded:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	config := embedded.Config{CLI: cli()}
+	flags := flag.NewFlagSet("deputy-embedded", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	flags.StringVar(&config.Dir, "data", "deputy-data", "`folder` of ledger and keys; created if it is not there")
+	flags.StringVar(&config.GRPC, "grpc", "127.0.0.1:9090", "loopback `address` of the gRPC API")
+	flags.StringVar(&config.HTTP, "http", "127.0.0.1:8080", "loopback `address` of the OAuth endpoints, and the issuer's name")
+	flags.StringVar(&config.Ops, "ops", "127.0.0.1:9091", "loopback `address` of health and metrics")
+	flags.StringVar(&config.Dev, "dev", "127.0.0.1:8081", "loopback `address` of the development issuer and OpenFGA")
+	demo := flags.Bool("demo", true, "play the demo chain before serving")
+	verbose := flags.Bool("verbose", false, "log everything, not only what needs attention")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	if flags.NArg() > 0 {
+		return fmt.Errorf("%q is not a flag: see --help", flags.Arg(0))
+	}
+	level := slog.LevelError
+	if *verbose {
+		level = slog.LevelDebug
+	}
+	config.Logger = slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
+
+	e, err := embedded.New(ctx, config)
+	if err != nil {
+		return err
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return e.Run(ctx) })
+	if *demo {
+		group.Go(func() error {
+			if err := e.Demo(ctx, stdout); ctx.Err() == nil {
+				return err
+			}
+			return nil // interrupted: no fault of the demo's
+		})
+	}
+	return group.Wait()
+}
+
+// cli finds the command line where make run puts it: beside this program.
+func cli() string {
+	self, err := os.Executable()
+	if err != nil {
+		return "deputy"
+	}
+	beside := filepath.Join(filepath.Dir(self), "deputy")
+	if _, err := os.Stat(beside); err != nil {
+		return "deputy"
+	}
+	here, err := os.Getwd()
+	if err != nil {
+		return beside
+	}
+	relative, err := filepath.Rel(here, beside)
+	switch {
+	case err != nil || len(relative) > len(beside):
+		return beside
+	case filepath.Base(relative) == relative:
+		return "./" + relative // a bare name would be looked for in PATH
+	}
+	return relative
+}

@@ -1,0 +1,207 @@
+package embedded
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"time"
+
+	"deputy.example/deputy/client"
+	"deputy.example/deputy/client/delegation"
+)
+
+// Demo plays the demo chain once against the running Deputy, over its public gRPC API and with the SDK,
+// and tells the story on w. The tokens are left in Dir/demo, readable by their owner only.
+func (e *Embedded) Demo(ctx context.Context, w io.Writer) error {
+	d := &demo{Embedded: e, narrator: narrator{w: w, now: time.Now}, transport: &http.Transport{}}
+	defer d.transport.CloseIdleConnections()
+	for _, scene := range []func(context.Context) error{
+		d.signIn, d.stepIn, d.handDown, d.verify, d.escalate, d.record, d.next,
+	} {
+		if err := scene(ctx); err != nil {
+			return fmt.Errorf("demo: %w", err)
+		}
+	}
+	return d.err
+}
+
+// demo is one run of the story and what the scenes hand to each other.
+type demo struct {
+	*Embedded
+	narrator
+	transport                     *http.Transport
+	root                          string // alice's own token
+	plannerToken, researcherToken *client.Token
+}
+
+func (d *demo) signIn(ctx context.Context) error {
+	d.scene("alice signs in", "Her token comes from the development issuer. It is the root of the chain and allows more than any agent needs.")
+	var err error
+	if d.root, err = d.fetchToken(ctx, "people", url.Values{"user": {alice.ID()}}); err != nil {
+		return err
+	}
+	if err := d.claims(d.root); err != nil {
+		return err
+	}
+	return d.keep("alice.jwt", d.root)
+}
+
+// fetchToken asks the development issuer as any program on this machine may.
+func (d *demo) fetchToken(ctx context.Context, from string, form url.Values) (string, error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, d.devAddress()+"/"+from+"/token", bytes.NewBufferString(form.Encode()))
+	if err != nil {
+		return "", err
+	}
+	request.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	response, err := (&http.Client{Transport: d.transport}).Do(request)
+	if err != nil {
+		return "", err
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(response.Body, 2*delegation.MaxTokenBytes))
+	if err != nil {
+		return "", err
+	}
+	if response.StatusCode != http.StatusOK {
+		return "", fmt.Errorf("development issuer: %s: %s", response.Status, body)
+	}
+	return string(bytes.TrimSpace(body)), nil
+}
+
+func (d *demo) stepIn(ctx context.Context) error {
+	d.scene("agent:planner steps in", "It trades alice's token for one that says: planner acts for alice, at the calendar only, without her mail and her money.")
+	return d.as(planner, func(c *client.Client) error {
+		var err error
+		d.plannerToken, err = c.Exchange(ctx, client.ExchangeRequest{
+			SubjectToken: client.NewSecret(d.root),
+			Child:        client.Child{Scopes: delegation.Scopes{"calendar.read", "calendar.write"}, Audience: []string{calendarAudience}},
+		})
+		if err != nil {
+			return err
+		}
+		return d.granted("planner", d.plannerToken)
+	})
+}
+
+func (d *demo) handDown(ctx context.Context) error {
+	d.scene("agent:planner hands part of it to agent:researcher", "The researcher may read the calendar for half an hour, and may not hand that on. It names itself with a workload token of\n"+
+		"audience "+delegation.ActorAudience(d.Issuer())+", with which the planner could not pretend to be it.")
+	name, err := d.fetchToken(ctx, "workloads", url.Values{"agent": {researcher.ID()}, "audience": {"actor"}})
+	if err != nil {
+		return err
+	}
+	noFurther := 0
+	return d.as(planner, func(c *client.Client) error {
+		d.researcherToken, err = c.Exchange(ctx, client.ExchangeRequest{
+			SubjectToken: d.plannerToken.AccessToken,
+			Child: client.Child{
+				ActorToken: client.NewSecret(name),
+				Scopes:     delegation.Scopes{"calendar.read"}, Audience: []string{calendarAudience},
+				Lifetime: 30 * time.Minute, MaxDepth: &noFurther,
+			},
+		})
+		if err != nil {
+			return err
+		}
+		return d.granted("researcher", d.researcherToken)
+	})
+}
+
+// granted shows a derived token and keeps it.
+func (d *demo) granted(name string, token *client.Token) error {
+	if err := d.claims(token.AccessToken.Reveal()); err != nil {
+		return err
+	}
+	return d.keep(name+".jwt", token.AccessToken.Reveal())
+}
+
+func (d *demo) verify(ctx context.Context) error {
+	d.scene("The calendar server receives the researcher's token", "It checks the token by itself, with the keys that Deputy publishes, and can ask Deputy whether it is still in force.")
+	verifier, err := client.NewVerifier(client.VerifierConfig{Issuer: d.Issuer(), Audience: calendarAudience, HTTPTransport: d.transport})
+	if err != nil {
+		return err
+	}
+	accepted, err := verifier.Verify(ctx, d.researcherToken.AccessToken.Reveal())
+	if err != nil {
+		return err
+	}
+	d.good("verified offline: %s acts for %s, may %s", accepted.Actor(), accepted.Subject(), accepted.Claims.Scope)
+	return d.as(calendarServer, func(c *client.Client) error {
+		answer, err := c.Introspect(ctx, d.researcherToken.AccessToken)
+		if err != nil {
+			return err
+		}
+		if !answer.Active {
+			return errors.New("introspection says that the researcher's token is not active")
+		}
+		d.good("introspection: active until %s, hop %d of its chain", answer.Expiry.Format(time.TimeOnly), len(answer.Hops))
+		return nil
+	})
+}
+
+// escalate asks for too much, in the two ways there are.
+func (d *demo) escalate(ctx context.Context) error {
+	d.scene("Two that ask for more are refused", "Narrowing is not a filter: what is asked beyond the limit is refused, and the refusal stands in the ledger.")
+	err := d.refused(ctx, planner, d.root, "payments.send", delegation.ScopeNotPermitted,
+		"agent:planner asks alice's token for payments.send, which alice holds")
+	if err != nil {
+		return err
+	}
+	return d.refused(ctx, planner, d.plannerToken.AccessToken.Reveal(), "mail.read", delegation.ScopeExceedsParent,
+		"agent:planner asks its own token for mail.read, which alice and planner both hold")
+}
+
+func (d *demo) refused(ctx context.Context, who delegation.Principal, subject, scope string, want delegation.Reason, attempt string) error {
+	return d.as(who, func(c *client.Client) error {
+		_, err := c.Exchange(ctx, client.ExchangeRequest{
+			SubjectToken: client.NewSecret(subject),
+			Child:        client.Child{Scopes: delegation.Scopes{scope}, Audience: []string{calendarAudience}},
+		})
+		var refusal *delegation.Error
+		if !errors.As(err, &refusal) || refusal.Reason != want {
+			return fmt.Errorf("%s: got %v, want a refusal with reason %s", attempt, err, want)
+		}
+		d.bad("%s", attempt)
+		d.line("    %s, %s: %s", refusal.Reason.Wire().OAuth, refusal.Reason, refusal.Description)
+		return nil
+	})
+}
+
+func (d *demo) record(ctx context.Context) error {
+	d.scene("What the ledger has recorded", "")
+	return d.as(planner, func(c *client.Client) error {
+		record, err := c.Chain(ctx, d.researcherToken.JTI)
+		if err != nil {
+			return err
+		}
+		d.chain(record)
+		return nil
+	})
+}
+
+// as connects as one of the clients.
+func (d *demo) as(who delegation.Principal, call func(*client.Client) error) error {
+	key, err := client.LoadKey(d.clientKeyPath(who))
+	if err != nil {
+		return err
+	}
+	credential, err := client.NewAssertion(client.AssertionConfig{Issuer: d.Issuer(), ClientID: string(who), Key: key})
+	if err != nil {
+		return err
+	}
+	c, err := client.New(client.Config{Address: d.config.GRPC, Transport: client.PlaintextLoopback, Credential: credential})
+	if err != nil {
+		return err
+	}
+	return errors.Join(call(c), c.Close())
+}
+
+// keep leaves a file for the commands that follow.
+func (d *demo) keep(name, content string) error {
+	return os.WriteFile(d.path("demo", name), []byte(content), 0o600)
+}

@@ -1,0 +1,296 @@
+package embedded
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"deputy.example/deputy/client/delegation"
+	fgamodels "deputy.example/deputy/fga-models"
+	"deputy.example/deputy/server"
+	"deputy.example/deputy/server/internal/ledger"
+	"deputy.example/deputy/server/internal/token"
+)
+
+// Config says where the embedded default keeps its data and where it listens. All addresses must be
+// loopback addresses, because the development issuer behind one of them gives tokens to whoever asks;
+// port 0 takes a free one.
+type Config struct {
+	// Dir holds the ledger, all keys and the demo's tokens; created on the first run. Default deputy-data.
+	Dir string
+	// GRPC, HTTP and Ops are Deputy's own listeners. Default 127.0.0.1:9090, :8080 and :9091. The HTTP
+	// address is the tenant's issuer address, so another one makes all earlier tokens foreign.
+	GRPC, HTTP, Ops string
+	// Dev serves the development issuer, and OpenFGA under /openfga. Default 127.0.0.1:8081.
+	Dev string
+	// CLI is how a shell calls the command line of client/cmd/deputy, for the commands that the demo prints.
+	// Default deputy.
+	CLI string
+	// Logger gets what Deputy logs; nil discards it.
+	Logger *slog.Logger
+}
+
+// Embedded is Deputy with everything that it depends on, in one process.
+type Embedded struct {
+	config Config // with the addresses that are really listened on
+	fga    *FGA
+	store  string // id of the demo world in OpenFGA
+	model  string
+	redis  *Redis
+	issuer *DevIssuer
+	keys   map[delegation.Principal]*keyFile // of the clients
+
+	deputy    *server.Server
+	dev       *http.Server
+	listeners struct{ grpc, http, ops, dev net.Listener }
+	closers   []func() error // in order of opening
+}
+
+// tenantName is what the one tenant is called in ledger and log.
+const tenantName = "demo"
+
+// New creates what is not there yet, writes the demo world into OpenFGA and listens. Run serves; Close
+// is for what never Runs.
+func New(ctx context.Context, config Config) (_ *Embedded, err error) {
+	config.Dir = cmp.Or(config.Dir, "deputy-data")
+	config.CLI = cmp.Or(config.CLI, "deputy")
+	if config.Logger == nil {
+		config.Logger = slog.New(slog.DiscardHandler)
+	}
+	e := &Embedded{config: config, keys: make(map[delegation.Principal]*keyFile)}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, e.Close())
+		}
+	}()
+	if err := e.listen(); err != nil {
+		return nil, err
+	}
+	if err := e.openData(); err != nil {
+		return nil, fmt.Errorf("data directory: %w", err)
+	}
+	if err := e.openDependencies(ctx); err != nil {
+		return nil, err
+	}
+	settings, err := e.settings()
+	if err != nil {
+		return nil, err
+	}
+	if err := ledger.Migrate(ctx, settings.Database.DSN); err != nil {
+		return nil, err
+	}
+	e.deputy, err = server.New(ctx, settings, server.Options{
+		PolicyTransport: e.fga, CreateKeys: true, Logger: config.Logger,
+		GRPC: e.listeners.grpc, HTTP: e.listeners.http, Ops: e.listeners.ops,
+	})
+	if err != nil {
+		return nil, err
+	}
+	e.owns(e.deputy.Close)
+	e.dev = &http.Server{
+		Handler: e.devHandler(), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second,
+		ErrorLog: slog.NewLogLogger(config.Logger.Handler(), slog.LevelWarn),
+	}
+	return e, nil
+}
+
+// owns takes over what Close shall close.
+func (e *Embedded) owns(closer func() error) { e.closers = append(e.closers, closer) }
+
+// listen opens all addresses before anything else is done, so that one that is taken is the first thing
+// to be said.
+func (e *Embedded) listen() error {
+	for _, l := range []struct {
+		name      string
+		address   *string
+		byDefault string
+		into      *net.Listener
+	}{
+		{"grpc", &e.config.GRPC, "127.0.0.1:9090", &e.listeners.grpc},
+		{"http", &e.config.HTTP, "127.0.0.1:8080", &e.listeners.http},
+		{"ops", &e.config.Ops, "127.0.0.1:9091", &e.listeners.ops},
+		{"dev", &e.config.Dev, "127.0.0.1:8081", &e.listeners.dev},
+	} {
+		address := cmp.Or(*l.address, l.byDefault)
+		if !isLoopback(address) {
+			return fmt.Errorf("--%s %s is not a loopback address: the embedded default gives tokens to whoever asks", l.name, address)
+		}
+		listener, err := net.Listen("tcp", address)
+		switch {
+		case errors.Is(err, syscall.EADDRINUSE):
+			return fmt.Errorf("%s is in use by another program, perhaps another Deputy: end that, or choose an address with --%s", address, l.name)
+		case err != nil:
+			return fmt.Errorf("--%s: %w", l.name, err)
+		}
+		e.owns(closedOnce(listener))
+		*l.into, *l.address = listener, listener.Addr().String()
+	}
+	return nil
+}
+
+// closedOnce closes a listener that a server may have closed before.
+func closedOnce(l net.Listener) func() error {
+	return func() error {
+		if err := l.Close(); !errors.Is(err, net.ErrClosed) {
+			return err
+		}
+		return nil
+	}
+}
+
+// Run serves until ctx ends, drains, and closes everything. What Deputy depends on goes last.
+func (e *Embedded) Run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error {
+		if err := e.dev.Serve(e.listeners.dev); !errors.Is(err, http.ErrServerClosed) {
+			return fmt.Errorf("development issuer: %w", err)
+		}
+		return nil
+	})
+	group.Go(func() error {
+		defer e.dev.Close()
+		return e.deputy.Run(ctx)
+	})
+	return errors.Join(group.Wait(), e.Close())
+}
+
+// Close releases what New opened, the newest first.
+func (e *Embedded) Close() error {
+	var errs []error
+	for _, closer := range slices.Backward(e.closers) {
+		errs = append(errs, closer())
+	}
+	e.closers = nil
+	return errors.Join(errs...)
+}
+
+// openData makes the data directory and the clients' keys that are not in it yet.
+func (e *Embedded) openData() error {
+	for _, dir := range []string{"", "keys", "clients", "demo"} {
+		if err := os.MkdirAll(e.path(dir), 0o700); err != nil {
+			return err
+		}
+	}
+	for _, client := range []delegation.Principal{planner, researcher, calendarServer} {
+		key, err := openKeyFile(e.clientKeyPath(client))
+		if err != nil {
+			return err
+		}
+		e.keys[client] = key
+	}
+	return nil
+}
+
+// path is a place in the data directory.
+func (e *Embedded) path(parts ...string) string {
+	return filepath.Join(append([]string{e.config.Dir}, parts...)...)
+}
+
+func (e *Embedded) clientKeyPath(client delegation.Principal) string {
+	return e.path("clients", client.Type()+"-"+client.ID()+".pem")
+}
+
+// Issuer is the iss of the tokens that Deputy signs here.
+func (e *Embedded) Issuer() string { return "http://" + e.config.HTTP }
+
+func (e *Embedded) devAddress() string { return "http://" + e.config.Dev }
+
+// openDependencies starts what Deputy depends on and fills OpenFGA with the demo world, which it forgets
+// whenever the process ends.
+func (e *Embedded) openDependencies(ctx context.Context) error {
+	var err error
+	if e.redis, err = NewRedis(); err != nil {
+		return err
+	}
+	e.owns(func() error { e.redis.Close(); return nil })
+	if e.fga, err = NewFGA(ctx); err != nil {
+		return err
+	}
+	e.owns(func() error { e.fga.Close(); return nil })
+	if e.store, err = e.fga.CreateStore(ctx, tenantName); err != nil {
+		return err
+	}
+	if e.model, err = e.fga.WriteModel(ctx, e.store, fgamodels.DeputyJSON); err != nil {
+		return err
+	}
+	if err := e.fga.WriteTuples(ctx, e.store, worldTuples()...); err != nil {
+		return err
+	}
+	e.issuer, err = NewDevIssuer(DevIssuerConfig{
+		Dir: e.path("issuer"), Address: e.devAddress(), Deputy: e.Issuer(),
+		People:    map[string]delegation.Scopes{alice.ID(): aliceScopes},
+		Audiences: []string{calendarAudience, mailAudience},
+		Workloads: []string{planner.ID(), researcher.ID()},
+	})
+	return err
+}
+
+// settings is the configuration that an operator would write for the same servers.
+func (e *Embedded) settings() (server.Config, error) {
+	database, err := filepath.Abs(e.path("ledger.db"))
+	if err != nil {
+		return server.Config{}, err
+	}
+	password := e.path("keys", "redis-password") // another one in every run
+	if err := os.WriteFile(password, []byte(e.redis.Password()), 0o600); err != nil {
+		return server.Config{}, err
+	}
+	tenant := server.Tenant{
+		Name: tenantName, Default: true, Issuer: e.Issuer(), AllowInsecureLoopback: true,
+		SigningKeys: []token.KeyFile{{Path: e.path("keys", "signing.pem"), Algorithm: "ES256"}},
+		Policy:      server.Policy{URL: e.devAddress(), Store: e.store, Model: e.model},
+		// Long enough to try things out with the demo's tokens.
+		Limits: server.Limits{MaxLifetime: personLifetime, DefaultLifetime: personLifetime},
+		TrustedIssuers: []token.TrustedIssuer{
+			{
+				Issuer: e.issuer.PeopleIssuer(), Keys: token.KeySource{Discovery: true}, Algorithms: []string{"ES256"},
+				Principal: token.Mapping{Type: "user"}, Audiences: []string{e.Issuer()}, MaxLifetime: personLifetime,
+				RootGrants: token.RootGrants{ScopesClaim: "scope", AudiencesClaim: TargetsClaim},
+			},
+			{
+				Issuer: e.issuer.WorkloadIssuer(), Keys: token.KeySource{Discovery: true}, Algorithms: []string{"ES256"},
+				Principal: token.Mapping{Type: "agent"}, Workloads: true,
+				// An agent may show its workload token or sign with its registered key, whichever is handier.
+				SharedPrincipals: true,
+			},
+		},
+	}
+	for client, key := range e.keys {
+		jwks, err := key.jwks()
+		if err != nil {
+			return server.Config{}, err
+		}
+		tenant.Clients = append(tenant.Clients, token.Client{
+			ID: client, Keys: token.KeySource{JWKS: string(jwks)}, Algorithms: []string{"ES256"}, SharedPrincipals: true,
+		})
+	}
+	return server.Config{
+		Listen: server.Listen{
+			GRPC: server.Listener{Address: e.config.GRPC}, HTTP: server.Listener{Address: e.config.HTTP}, Ops: server.Listener{Address: e.config.Ops},
+		},
+		Database: server.Database{DSN: (&url.URL{Scheme: "sqlite", Path: database}).String()},
+		Redis:    server.Redis{URL: e.redis.URL(), PasswordFile: password},
+		Tenants:  []server.Tenant{tenant},
+	}, nil
+}
+
+// devHandler is the development issuer, and OpenFGA's API so that relationships can be changed while
+// Deputy serves.
+func (e *Embedded) devHandler() http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("/", e.issuer.Handler())
+	mux.Handle("/openfga/", http.StripPrefix("/openfga", e.fga))
+	return LoopbackOnly(mux)
+}

@@ -1,0 +1,94 @@
+package embedded
+
+import (
+	"context"
+	"fmt"
+	"regexp"
+	"strings"
+
+	"deputy.example/deputy/client/delegation"
+)
+
+// step is a command for the reader to paste into a shell, after those before it.
+type step struct {
+	about   string // "": goes with the one before
+	command string
+	refused bool // Deputy says no, and the command ends with exit code 1
+}
+
+// next leaves what the commands need and prints them.
+func (d *demo) next(context.Context) error {
+	if err := d.keep("env", d.environment()); err != nil {
+		return err
+	}
+	d.line("")
+	d.line("Deputy is serving: gRPC on %s, HTTP on %s.", d.config.GRPC, d.Issuer())
+	d.line("What to try next, in another shell:")
+	for _, s := range d.steps() {
+		if s.about != "" {
+			d.line("")
+			d.line("  # %s", s.about)
+		}
+		d.line("  %s", s.command)
+	}
+	d.line("")
+	d.line("The development issuer and OpenFGA on %s give tokens and permissions to every program on this machine.", d.devAddress())
+	d.line("They are for trying Deputy out: real identities belong to an OpenID provider, and deputyd has no such issuer.")
+	d.line("Data and keys stay in %s. Ctrl-C ends.", d.config.Dir)
+	return nil
+}
+
+// environment makes the command line act as agent:planner.
+func (d *demo) environment() string {
+	var b strings.Builder
+	for _, v := range [][2]string{
+		{"DEPUTY_ISSUER", d.Issuer()}, {"DEPUTY_ADDR", d.config.GRPC}, {"DEPUTY_PLAINTEXT", "true"},
+		{"DEPUTY_CLIENT_ID", string(planner)}, {"DEPUTY_KEY", d.clientKeyPath(planner)},
+	} {
+		fmt.Fprintf(&b, "export %s=%s\n", v[0], quoted(v[1]))
+	}
+	return b.String()
+}
+
+func (d *demo) steps() []step {
+	deputy := d.config.CLI
+	file := func(name string) string { return quoted(d.path("demo", name)) }
+	people, workloads := d.devAddress()+"/people/token", d.devAddress()+"/workloads/token"
+	handDown := fmt.Sprintf(`curl -sf -d agent=researcher -d audience=actor %s |
+    %s exchange --subject-token-file %s --actor-token-file - --scope calendar.read --audience %s`,
+		workloads, deputy, file("planner.jwt"), calendarAudience)
+	relate := func(change string) string {
+		return fmt.Sprintf(`curl -sf %s/openfga/stores/%s/write \
+    -d '{"%s":{"tuple_keys":[{"user":"%s","relation":"delegator","object":"%s"}]}}'`,
+			d.devAddress(), d.store, change, planner, researcher)
+	}
+	return []step{
+		{about: "be agent:planner", command: ". " + file("env")},
+		{about: "verify and explain the researcher's token, and draw its chain", command: fmt.Sprintf("%s decode - < %s", deputy, file("researcher.jwt"))},
+		{command: fmt.Sprintf("%s chain - < %s", deputy, file("researcher.jwt"))},
+		{about: "sign alice in again, and step in for her mail", command: fmt.Sprintf("curl -sf -d user=alice %s > %s", people, file("alice.jwt"))},
+		{command: fmt.Sprintf("%s exchange --subject-token-file %s --scope mail.read --audience %s", deputy, file("alice.jwt"), mailAudience)},
+		{about: "hand the calendar to the researcher once more", command: handDown},
+		{about: "withdraw the planner's consent to the researcher: the same exchange is refused; allow it again", command: relate("deletes")},
+		{command: handDown, refused: true},
+		{command: relate("writes")},
+		{about: "any OAuth client can do it: RFC 8693 over HTTP, authenticated by a workload token", command: fmt.Sprintf(
+			`curl -sf %s/oauth2/token -d scope=calendar.read -d audience=%s \
+    -d grant_type=%s \
+    -d subject_token_type=%s -d subject_token="$(cat %s)" \
+    -d actor_token_type=%s -d actor_token="$(curl -sf -d agent=planner -d audience=caller %s)"`,
+			d.Issuer(), calendarAudience, delegation.GrantTypeTokenExchange,
+			delegation.TokenTypeAccessToken, file("alice.jwt"), delegation.TokenTypeJWT, workloads)},
+		{command: fmt.Sprintf("curl -sf %s/.well-known/oauth-authorization-server", d.Issuer())},
+	}
+}
+
+var plainWord = regexp.MustCompile(`^[A-Za-z0-9_./:@%+=,-]+$`)
+
+// quoted makes one word of s for a POSIX shell.
+func quoted(s string) string {
+	if plainWord.MatchString(s) {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}
