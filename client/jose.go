@@ -95,7 +95,8 @@ func newVerificationKey(key jwk.Key) (verificationKey, error) {
 func algorithmOf(public crypto.PublicKey) (string, error) {
 	switch key := public.(type) {
 	case *ecdsa.PublicKey:
-		if key.Curve == elliptic.P256() {
+		// jwx takes any two numbers for a point; ECDH checks that they are one.
+		if _, err := key.ECDH(); err == nil && key.Curve == elliptic.P256() {
 			return jwa.ES256.String(), nil
 		}
 	case ed25519.PublicKey:

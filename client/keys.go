@@ -14,7 +14,7 @@ import (
 
 const (
 	keysRefreshAfter = 30 * time.Second // then the set is fetched again, while the old one serves
-	strangerPause    = 30 * time.Second // between fetches that a kid nobody knows may cause
+	strangerPause    = 30 * time.Second // rations fetches for unknown kids
 	failurePause     = time.Second      // between a failed fetch and the next
 	fetchTimeout     = 3 * time.Second
 	maxKeySetBytes   = 256 << 10
@@ -31,6 +31,7 @@ type keySource struct {
 	address string
 	client  *http.Client
 	maxAge  time.Duration
+	pause   time.Duration // between fetches that a kid nobody knows may cause
 	now     func() time.Time
 
 	mu        sync.Mutex
@@ -48,7 +49,7 @@ func newKeySource(address string, transport http.RoundTripper, maxAge time.Durat
 		return nil, err
 	}
 	return &keySource{
-		address: address, maxAge: maxAge, now: now,
+		address: address, maxAge: maxAge, pause: strangerPause, now: now,
 		client: &http.Client{
 			Transport: transport,
 			Timeout:   fetchTimeout,
@@ -125,7 +126,7 @@ func (s *keySource) mayAskForStranger() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := s.now()
-	if s.fixed || now.Sub(s.strangers) < strangerPause {
+	if s.fixed || now.Sub(s.strangers) < s.pause {
 		return false
 	}
 	s.strangers = now

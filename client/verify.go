@@ -54,11 +54,17 @@ type Verifier struct {
 	audience string
 	keys     *keySource
 	now      func() time.Time
+
+	envelope  []rule[*delegation.Unverified]
+	admission []rule[*delegation.Claims]
 }
 
 // NewVerifier checks the configuration. It fetches nothing yet.
 func NewVerifier(cfg VerifierConfig) (*Verifier, error) {
-	v := &Verifier{issuer: cfg.Issuer, audience: cfg.Audience, now: cfg.Now}
+	v := &Verifier{
+		issuer: cfg.Issuer, audience: cfg.Audience, now: cfg.Now,
+		envelope: envelopeRules(), admission: admissionRules(),
+	}
 	if v.now == nil {
 		v.now = time.Now
 	}
@@ -158,11 +164,10 @@ func (v *Verifier) authenticate(ctx context.Context, token string) (*delegation.
 	if err != nil {
 		return nil, denied(AccessInvalidToken, "the token is malformed").because(err)
 	}
-	if u.Header.Type != delegation.HeaderTypeAccessToken {
-		return nil, denied(AccessInvalidToken, "the token is not an access token: its typ is not at+jwt")
-	}
-	if issuer, err := u.StringClaim("iss"); err != nil || issuer != v.issuer {
-		return nil, denied(AccessInvalidToken, "the token is from another issuer").because(err)
+	for _, rule := range v.envelope {
+		if rule.broken(v, u) {
+			return nil, denied(AccessInvalidToken, "%s", rule.text)
+		}
 	}
 	key, err := v.keys.key(ctx, u.Header.KeyID)
 	switch {
@@ -183,21 +188,53 @@ func (v *Verifier) authenticate(ctx context.Context, token string) (*delegation.
 	return &claims, nil
 }
 
-// admit decides whether authentic claims are good here and now. Revocations, once the verifier
-// learns of them, and proofs of cnf belong here.
+// admit decides whether authentic claims are good here and now.
 func (v *Verifier) admit(c *delegation.Claims) error {
-	now := v.now()
-	switch {
-	case !slices.Contains(c.Audience, v.audience):
-		return denied(AccessInvalidToken, "the token is for another audience")
-	case !now.Before(time.Unix(c.ExpiresAt, 0)):
-		return denied(AccessInvalidToken, "the token has expired")
-	case now.Add(futureSkew).Before(time.Unix(c.NotBefore, 0)):
-		return denied(AccessInvalidToken, "the token is not valid yet")
-	case c.Confirmation != nil:
-		return denied(AccessInvalidToken, "the token is bound to a key, and this server takes no proof of it")
+	for _, rule := range v.admission {
+		if rule.broken(v, c) {
+			return denied(AccessInvalidToken, "%s", rule.text)
+		}
 	}
 	return nil
+}
+
+// rule is one thing that a token must not do. Rules are a table so that tests can take away each
+// one and see that nothing else would have held.
+type rule[T any] struct {
+	text   string
+	broken func(*Verifier, T) bool
+}
+
+// envelopeRules hold before any key is fetched.
+func envelopeRules() []rule[*delegation.Unverified] {
+	return []rule[*delegation.Unverified]{
+		{"the token is not an access token: its typ is not at+jwt", func(_ *Verifier, u *delegation.Unverified) bool {
+			return u.Header.Type != delegation.HeaderTypeAccessToken
+		}},
+		{"the token is from another issuer", func(v *Verifier, u *delegation.Unverified) bool {
+			issuer, err := u.StringClaim("iss")
+			return err != nil || issuer != v.issuer
+		}},
+	}
+}
+
+// admissionRules hold for authentic claims. Revocations, once the verifier learns of them, and
+// proofs of cnf belong here.
+func admissionRules() []rule[*delegation.Claims] {
+	return []rule[*delegation.Claims]{
+		{"the token is for another audience", func(v *Verifier, c *delegation.Claims) bool {
+			return !slices.Contains(c.Audience, v.audience)
+		}},
+		{"the token has expired", func(v *Verifier, c *delegation.Claims) bool {
+			return !v.now().Before(time.Unix(c.ExpiresAt, 0))
+		}},
+		{"the token is not valid yet", func(v *Verifier, c *delegation.Claims) bool {
+			return v.now().Add(futureSkew).Before(time.Unix(c.NotBefore, 0))
+		}},
+		{"the token is bound to a key, and this server takes no proof of it", func(_ *Verifier, c *delegation.Claims) bool {
+			return c.Confirmation != nil
+		}},
+	}
 }
 
 // require refuses a delegation that lacks one of the scopes.

@@ -43,14 +43,13 @@ func nextForReason(e *delegation.Error) string {
 	return ""
 }
 
-// missingRelation names the relation where the server told it.
+// missingRelation names the relation where the server told it: only where the caller may know.
 func missingRelation(e *delegation.Error) string {
-	for _, key := range []string{"missing_relation", "relation"} {
-		if relation := e.Metadata[key]; relation != "" {
-			return "whoever manages OpenFGA can grant it: " + relation
-		}
+	user, relation, object := e.Metadata["user"], e.Metadata["relation"], e.Metadata["object"]
+	if user == "" || relation == "" || object == "" {
+		return "whoever manages OpenFGA can grant the relation; the ledger entry names it"
 	}
-	return "whoever manages OpenFGA can grant the relation; the ledger entry names it"
+	return "whoever manages OpenFGA can grant it: (" + user + ", " + relation + ", " + object + ")"
 }
 
 func nextForAccess(e *client.AccessError) string {

@@ -1,0 +1,180 @@
+package client_test
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log"
+	"net/http"
+	"net/http/httptest"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"deputy.example/deputy/client"
+	"deputy.example/deputy/client/delegation"
+	"deputy.example/deputy/client/internal/deputytest"
+)
+
+// newPlanner connects to a Deputy as the client "planner". In a program the key comes from
+// client.LoadKey, and TLS is the default.
+func newPlanner(deputy *deputytest.Server) *client.Client {
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		log.Fatal(err)
+	}
+	key, err := client.NewKey(private, "planner-1")
+	if err != nil {
+		log.Fatal(err)
+	}
+	credential, err := client.NewAssertion(client.AssertionConfig{Issuer: deputy.Issuer, ClientID: "planner", Key: key})
+	if err != nil {
+		log.Fatal(err)
+	}
+	c, err := client.New(client.Config{Address: deputy.Address, Transport: client.PlaintextLoopback, Credential: credential})
+	if err != nil {
+		log.Fatal(err)
+	}
+	return c
+}
+
+func Example() {
+	deputy := deputytest.Start()
+	defer deputy.Close()
+	ctx := context.Background()
+	planner := newPlanner(deputy)
+	defer planner.Close()
+
+	// The planner takes what alice lets it do, and hands the researcher less.
+	own, err := planner.Exchange(ctx, client.ExchangeRequest{
+		SubjectToken: client.NewSecret(deputy.RootToken("alice")),
+		Child: client.Child{
+			Scopes:   delegation.Scopes{"calendar.read", "calendar.write"},
+			Audience: []string{"https://calendar.example"},
+		},
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	token, err := planner.Exchange(ctx, client.ExchangeRequest{
+		SubjectToken: own.AccessToken,
+		Child: client.Child{
+			RequestedActor: "agent:researcher",
+			Scopes:         delegation.Scopes{"calendar.read"},
+			Audience:       []string{"https://calendar.example"},
+			Lifetime:       5 * time.Minute,
+		},
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+
+	// The calendar checks what the researcher presents.
+	calendar, err := client.NewVerifier(client.VerifierConfig{Issuer: deputy.Issuer, Audience: "https://calendar.example"})
+	if err != nil {
+		log.Fatal(err)
+	}
+	d, err := calendar.Verify(ctx, token.AccessToken.Reveal())
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(d.Actor(), "acts for", d.Subject(), "through", d.Chain())
+	fmt.Println("may", d.Claims.Scope)
+	fmt.Println("token:", token.AccessToken)
+	// Output:
+	// agent:researcher acts for user:alice through [agent:planner agent:researcher]
+	// may calendar.read
+	// token: [redacted]
+}
+
+func ExampleClient_Exchange_refused() {
+	deputy := deputytest.Start()
+	defer deputy.Close()
+	planner := newPlanner(deputy)
+	defer planner.Close()
+
+	_, err := planner.Exchange(context.Background(), client.ExchangeRequest{
+		SubjectToken: client.NewSecret(deputy.RootToken("alice")),
+		Child:        client.Child{Scopes: delegation.Scopes{"admin"}, Audience: []string{"https://calendar.example"}},
+	})
+	if refusal, ok := errors.AsType[*delegation.Error](err); ok {
+		fmt.Println(refusal.Reason, "in", refusal.Field)
+	}
+	// Output: scope_exceeds_parent in scope
+}
+
+func ExampleClient_TokenSource() {
+	deputy := deputytest.Start()
+	defer deputy.Close()
+	planner := newPlanner(deputy)
+	defer planner.Close()
+
+	source := planner.TokenSource(func(context.Context) (client.ExchangeRequest, error) {
+		return client.ExchangeRequest{
+			SubjectToken: client.NewSecret(deputy.RootToken("alice")),
+			Child:        client.Child{Scopes: delegation.Scopes{"calendar.read"}, Audience: []string{"https://calendar.example"}},
+		}, nil
+	})
+	first, err := source.Token(context.Background())
+	if err != nil {
+		log.Fatal(err)
+	}
+	second, err := source.Token(context.Background())
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(first.JTI == second.JTI)
+	// Output: true
+}
+
+func ExampleVerifier_Handler() {
+	deputy := deputytest.Start()
+	defer deputy.Close()
+	verifier, err := client.NewVerifier(client.VerifierConfig{Issuer: deputy.Issuer, Audience: "https://calendar.example"})
+	if err != nil {
+		log.Fatal(err)
+	}
+	events := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if d, ok := client.FromContext(r.Context()); ok {
+			fmt.Fprintf(w, "events of %s", d.Subject())
+		}
+	})
+	handler := verifier.Handler(events, "calendar.read")
+
+	w := httptest.NewRecorder()
+	r := httptest.NewRequest(http.MethodGet, "/events", nil)
+	handler.ServeHTTP(w, r)
+	fmt.Println(w.Code, w.Header().Get("WWW-Authenticate"))
+
+	w = httptest.NewRecorder()
+	r.Header.Set("Authorization", "Bearer "+deputy.Token(deputy.Claims(time.Now())))
+	handler.ServeHTTP(w, r)
+	fmt.Println(w.Code, w.Body)
+	// Output:
+	// 401 Bearer realm="https://calendar.example"
+	// 200 events of user:alice
+}
+
+func ExampleVerifier_UnaryServerInterceptor() {
+	verifier, err := client.NewVerifier(client.VerifierConfig{
+		Issuer:   "https://deputy.example/t/acme",
+		Audience: "https://calendar.example",
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	methods := client.Methods{
+		Scopes: map[string]delegation.Scopes{"/calendar.v1.Calendar/List": {"calendar.read"}},
+		Public: []string{"/grpc.health.v1.Health/Check"},
+	}
+	server := grpc.NewServer(
+		grpc.ChainUnaryInterceptor(verifier.UnaryServerInterceptor(methods)),
+		grpc.ChainStreamInterceptor(verifier.StreamServerInterceptor(methods)),
+	)
+	defer server.Stop()
+	fmt.Println(len(server.GetServiceInfo()))
+	// Output: 0
+}
