@@ -2,7 +2,6 @@ package ledger
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -32,8 +31,8 @@ type batch struct {
 }
 
 type outcome struct {
-	receipt Receipt
-	err     error
+	results []Result
+	err     error // of single uses alone
 }
 
 var errWentBack = errors.New("the ledger is older than what this process saw in it: was a backup restored? Restart deputyd if that was intended")
@@ -55,7 +54,7 @@ func (s *sequencer) commit(items []*item) {
 		if err != nil {
 			it.err = unavailable(err)
 		} else {
-			it.receipt, it.err = b.outcomes[i].receipt, b.outcomes[i].err
+			it.results, it.err = b.outcomes[i].results, b.outcomes[i].err
 		}
 		close(it.done)
 	}
@@ -134,21 +133,26 @@ func (b *batch) questions() questions {
 		for _, u := range it.uses {
 			q.uses = append(q.uses, u.digest())
 		}
-		d := it.draft
-		if d == nil {
-			continue
-		}
-		if d.ID != "" {
-			q.ids = append(q.ids, d.ID)
-		}
-		if d.Idempotency != nil {
-			q.keys = append(q.keys, keyDigest(d.Caller, d.Idempotency.Key))
-		}
-		if d.Voids > 0 {
-			q.voids = append(q.voids, d.Voids)
+		for _, d := range it.drafts {
+			q.add(d)
 		}
 	}
 	return q
+}
+
+func (q *questions) add(d *Draft) {
+	for _, u := range d.Uses {
+		q.uses = append(q.uses, u.digest())
+	}
+	if d.ID != "" {
+		q.ids = append(q.ids, d.ID)
+	}
+	if d.Idempotency != nil {
+		q.keys = append(q.keys, keyDigest(d.Caller, d.Idempotency.Key))
+	}
+	if d.Voids > 0 {
+		q.voids = append(q.voids, d.Voids)
+	}
 }
 
 // decide turns items into writes and outcomes, in order.
@@ -164,13 +168,12 @@ func (b *batch) decide() error {
 	b.w.head.time = at
 	for i, it := range b.items {
 		replayed := b.use(it.uses)
-		if it.draft == nil {
-			if replayed != nil {
-				b.outcomes[i].err = replayed
-			}
-			continue
+		if len(it.drafts) == 0 && replayed != nil {
+			b.outcomes[i].err = replayed
 		}
-		b.outcomes[i] = b.record(it.draft, replayed)
+		for _, d := range it.drafts {
+			b.outcomes[i].results = append(b.outcomes[i].results, b.record(d, replayed))
+		}
 	}
 	return nil
 }
@@ -214,12 +217,12 @@ var (
 )
 
 // record decides about one draft.
-func (b *batch) record(d *Draft, replayed *delegation.Error) outcome {
+func (b *batch) record(d *Draft, replayed *delegation.Error) Result {
 	if d.ID != "" && b.facts.ids[d.ID] {
-		return outcome{err: malformed(fmt.Errorf("entry %q was recorded before", d.ID))}
+		return Result{Err: malformed(fmt.Errorf("entry %q was recorded before", d.ID))}
 	}
 	if d.Voids > 0 && !b.facts.grants[d.Voids] {
-		return outcome{err: malformed(fmt.Errorf("number %d is no grant of this tenant", d.Voids))}
+		return Result{Err: malformed(fmt.Errorf("number %d is no grant of this tenant", d.Voids))}
 	}
 	if replayed != nil && (d.Kind == KindGrant || d.Kind == KindCheck) {
 		return b.refuse(d, replayed)
@@ -235,50 +238,32 @@ func (b *batch) record(d *Draft, replayed *delegation.Error) outcome {
 	if b.hit(d.lineage()) {
 		return b.refuse(d, errRevoked)
 	}
+	// Only now, so that neither a retry nor a refusal spends what the grant is there to spend.
+	if spent := b.use(d.Uses); spent != nil {
+		return b.refuse(d, spent)
+	}
 	return b.append(d.entry(b.s.tenant), d, nil)
 }
 
 // repeat answers a retry with the grant that its key names. The retry's own lineage counts as well
 // as the stored grant's: the one has the caller of today, the other the hop of the grant itself.
-func (b *batch) repeat(d *Draft, stored storedKey) outcome {
+func (b *batch) repeat(d *Draft, stored storedKey) Result {
 	if stored.fingerprint != d.Idempotency.Fingerprint {
 		return b.refuse(d, errConflict)
 	}
 	if stored.claims == nil {
 		return b.refuse(d, errGone)
 	}
-	granted, err := claimsLineage(stored.claims)
+	claims, err := delegation.DecodeClaims(stored.claims)
 	if err != nil {
-		return outcome{err: malformed(fmt.Errorf("claims of entry %d: %w", stored.seq, err))}
+		return Result{Err: malformed(fmt.Errorf("claims of entry %d: %w", stored.seq, err))}
 	}
+	granted := claims.Lineage()
 	granted.Caller, granted.Keys = d.Caller, d.lineage().Keys
 	if b.hit(granted) || b.hit(d.lineage()) {
 		return b.refuse(d, errRevoked)
 	}
-	return outcome{receipt: Receipt{Seq: stored.seq, Time: stored.time, Claims: slices.Clone(stored.claims), Existing: true}}
-}
-
-// claimsLineage reads from stored claims what a revocation can name. They are what this ledger
-// recorded, so only their meaning is read, not their form.
-func claimsLineage(canonical []byte) (delegation.Lineage, error) {
-	var claims struct {
-		Subject    delegation.Principal `json:"sub"`
-		Txn        string               `json:"txn"`
-		Act        delegation.Chain     `json:"act"`
-		Delegation struct {
-			Root string           `json:"root"`
-			Hops []delegation.Hop `json:"hops"`
-		} `json:"delegation"`
-	}
-	if err := json.Unmarshal(canonical, &claims); err != nil {
-		return delegation.Lineage{}, err
-	}
-	if len(claims.Delegation.Hops) == 0 {
-		return delegation.Lineage{}, errors.New("they have no hops")
-	}
-	return delegation.Lineage{
-		Root: claims.Delegation.Root, Txn: claims.Txn, Subject: claims.Subject, Actors: claims.Act, Hops: claims.Delegation.Hops,
-	}, nil
+	return Result{Receipt: Receipt{Seq: stored.seq, Time: stored.time, Claims: slices.Clone(stored.claims), Existing: true}}
 }
 
 func (b *batch) hit(l delegation.Lineage) bool {
@@ -290,7 +275,7 @@ func (b *batch) hit(l delegation.Lineage) bool {
 }
 
 // refuse records the refusal in the draft's place.
-func (b *batch) refuse(d *Draft, refusal *delegation.Error) outcome {
+func (b *batch) refuse(d *Draft, refusal *delegation.Error) Result {
 	e := d.entry(b.s.tenant)
 	e.refuse(refusal)
 	return b.append(e, d, refusal)
@@ -298,7 +283,7 @@ func (b *batch) refuse(d *Draft, refusal *delegation.Error) outcome {
 
 // append gives the entry the next number. If its claims cannot be made, the number stays free and
 // nothing of the entry is written.
-func (b *batch) append(e *Entry, d *Draft, refusal *delegation.Error) outcome {
+func (b *batch) append(e *Entry, d *Draft, refusal *delegation.Error) Result {
 	e.Seq = b.w.head.seq + 1
 	e.Time = fromMicros(b.w.head.time)
 	if e.Revocation != nil {
@@ -307,11 +292,11 @@ func (b *batch) append(e *Entry, d *Draft, refusal *delegation.Error) outcome {
 	if e.Kind == KindGrant {
 		var err error
 		if e.Claims, err = makeClaims(d, e.Seq); err != nil {
-			return outcome{err: malformed(fmt.Errorf("claims: %w", err))}
+			return Result{Err: malformed(fmt.Errorf("claims: %w", err))}
 		}
 	}
 	if err := e.seal(b.s.ledger.config.Rand); err != nil {
-		return outcome{err: malformed(err)}
+		return Result{Err: malformed(err)}
 	}
 	b.w.head.seq = e.Seq
 	b.w.entries = append(b.w.entries, e)
@@ -326,11 +311,11 @@ func (b *batch) append(e *Entry, d *Draft, refusal *delegation.Error) outcome {
 	case e.Kind == KindGrant:
 		b.grant(e, d)
 	}
-	o := outcome{receipt: Receipt{Seq: e.Seq, Time: e.Time, Claims: e.Claims}}
+	r := Result{Receipt: Receipt{Seq: e.Seq, Time: e.Time, Claims: e.Claims}}
 	if refusal != nil {
-		o.err = refusal
+		r.Err = refusal
 	}
-	return o
+	return r
 }
 
 // grant keeps what a retry will ask for.

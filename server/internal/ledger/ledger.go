@@ -148,22 +148,62 @@ func (l *Ledger) Ready(ctx context.Context) error {
 	return nil
 }
 
-// Append records the draft and returns once it is durable. An error is always a *delegation.Error:
-// with Receipt.Seq set, the transaction refused the grant and recorded that refusal; without, the
-// entry was not recorded, or (reason unavailable) nobody could find out in time. Only a nil error
-// allows a token to be signed.
+// Result is what became of one draft.
+type Result struct {
+	Receipt Receipt
+	Err     error
+}
+
+// AppendAll records the drafts of one call in one transaction and returns once it is durable, with a
+// Result for each draft. An error is always a *delegation.Error: with Receipt.Seq set, the
+// transaction refused the grant and recorded that refusal; without, the entry was not recorded, or
+// (reason unavailable) nobody could find out in time. Only a nil error allows a token to be signed.
 //
-// When ctx ends while the draft is queued, the draft is withdrawn. After that Append waits for the
+// uses are single-use credentials of the whole call: they are noted whatever becomes of the drafts,
+// and if one of them was used before, every grant and check of the call becomes a refusal. A draft
+// that is malformed, which is a mistake of the calling code, fails the whole call.
+//
+// When ctx ends while the drafts are queued, they are withdrawn. After that AppendAll waits for the
 // outcome whatever becomes of ctx, so that nobody is told a guess.
-func (l *Ledger) Append(ctx context.Context, tenant string, d *Draft) (Receipt, error) {
-	if err := d.check(tenant); err != nil {
-		return Receipt{}, malformed(err)
+func (l *Ledger) AppendAll(ctx context.Context, tenant string, drafts []*Draft, uses []SingleUse) []Result {
+	results := make([]Result, len(drafts))
+	fail := func(err error) []Result {
+		for i := range results {
+			results[i] = Result{Err: err}
+		}
+		return results
 	}
-	start := l.config.Now()
-	it := &item{draft: d, uses: d.Uses, done: make(chan struct{})}
-	receipt, err := l.submit(ctx, tenant, it)
-	l.metrics.appended(d.Kind, l.config.Now().Sub(start), err)
-	return receipt, err
+	if len(drafts) == 0 {
+		return results
+	}
+	for _, d := range drafts {
+		if err := d.check(tenant); err != nil {
+			return fail(malformed(err))
+		}
+		if (d.Kind == KindRevocation) != (drafts[0].Kind == KindRevocation) {
+			return fail(malformed(errors.New("revocations share a call with revocations only")))
+		}
+	}
+	if err := checkUses(uses); err != nil {
+		return fail(malformed(err))
+	}
+	start := time.Now()
+	decided, err := l.submit(ctx, tenant, &item{drafts: drafts, uses: uses, done: make(chan struct{})})
+	if err != nil {
+		fail(err)
+	} else {
+		results = decided
+	}
+	for i, d := range drafts {
+		l.metrics.appended(d.Kind, time.Since(start), results[i].Err)
+	}
+	return results
+}
+
+// Append is AppendAll for one draft.
+func (l *Ledger) Append(ctx context.Context, tenant string, d *Draft, uses ...SingleUse) (Receipt, error) {
+	r := l.AppendAll(ctx, tenant, []*Draft{d}, uses)[0]
+	return r.Receipt, r.Err
 }
 
 // Spend notes single uses without an entry. If one of them was used before, the error has its

@@ -22,13 +22,14 @@ type sequencer struct {
 	seen uint64 // highest number that a batch of ours saw; belongs to the running turn
 }
 
-// item is a draft, or single uses alone, on its way through the queue.
+// item is the drafts of one call, or single uses alone, on its way through the queue. It is never
+// split over two transactions.
 type item struct {
-	draft *Draft // nil: single uses alone
-	uses  []SingleUse
+	drafts []*Draft    // none: single uses alone
+	uses   []SingleUse // shared by all drafts
 
 	// Written by the turn before it closes done, read after.
-	receipt Receipt
+	results []Result // of each draft; nil if err is set
 	err     error
 	done    chan struct{}
 }
@@ -38,32 +39,32 @@ type item struct {
 const grace = 250 * time.Millisecond
 
 // submit queues the item and waits for its outcome.
-func (l *Ledger) submit(ctx context.Context, tenant string, it *item) (Receipt, error) {
+func (l *Ledger) submit(ctx context.Context, tenant string, it *item) ([]Result, error) {
 	s, err := l.sequencer(tenant)
 	if err == nil {
 		err = s.enqueue(it)
 	}
 	if err != nil {
-		return Receipt{}, unavailable(err)
+		return nil, unavailable(err)
 	}
 	deadline := time.NewTimer(l.config.Timeout + grace)
 	defer deadline.Stop()
 	select {
 	case <-it.done:
-		return it.receipt, it.err
+		return it.results, it.err
 	case <-ctx.Done():
 		if s.withdraw(it) {
-			return Receipt{}, unavailable(ctx.Err())
+			return nil, unavailable(ctx.Err())
 		}
 	case <-deadline.C:
 		s.withdraw(it)
-		return Receipt{}, unavailable(errTooLong)
+		return nil, unavailable(errTooLong)
 	}
 	select {
 	case <-it.done:
-		return it.receipt, it.err
+		return it.results, it.err
 	case <-deadline.C:
-		return Receipt{}, unavailable(errTooLong)
+		return nil, unavailable(errTooLong)
 	}
 }
 
@@ -131,7 +132,10 @@ func (s *sequencer) take() []*item {
 			}
 		}
 	} else {
-		n := min(most, len(s.queue))
+		n := 1 // the first item goes, however large it is
+		for drafts := len(s.queue[0].drafts); n < len(s.queue) && drafts < most; n++ {
+			drafts += max(1, len(s.queue[n].drafts))
+		}
 		batch, rest = s.queue[:n:n], slices.Clone(s.queue[n:])
 	}
 	s.queue = rest
@@ -139,4 +143,4 @@ func (s *sequencer) take() []*item {
 	return batch
 }
 
-func (it *item) revokes() bool { return it.draft != nil && it.draft.Kind == KindRevocation }
+func (it *item) revokes() bool { return len(it.drafts) > 0 && it.drafts[0].Kind == KindRevocation }

@@ -57,21 +57,22 @@ func (b *bench) open() *ledger.Ledger {
 }
 
 // append records a draft that must succeed.
-func (b *bench) append(l *ledger.Ledger, d *ledger.Draft) ledger.Receipt {
+func (b *bench) append(l *ledger.Ledger, d *ledger.Draft, uses ...ledger.SingleUse) ledger.Receipt {
 	b.Helper()
-	r, err := l.Append(b.Context(), tenant, d)
-	if err != nil {
-		b.Fatalf("%s %s: %v", d.Kind, d.ID, err)
+	r := l.AppendAll(b.Context(), tenant, []*ledger.Draft{d}, uses)[0]
+	if r.Err != nil {
+		b.Fatalf("%s %s: %v", d.Kind, d.ID, r.Err)
 	}
-	return r
+	return r.Receipt
 }
 
 // refused records a draft that must come back with the reason, as an entry of its own.
-func (b *bench) refused(l *ledger.Ledger, d *ledger.Draft, want delegation.Reason) ledger.Receipt {
+func (b *bench) refused(l *ledger.Ledger, d *ledger.Draft, want delegation.Reason, uses ...ledger.SingleUse) ledger.Receipt {
 	b.Helper()
-	r, err := l.Append(b.Context(), tenant, d)
-	if got := reason(err); got != want {
-		b.Fatalf("%s %s: reason %q (%v), want %q", d.Kind, d.ID, got, err, want)
+	result := l.AppendAll(b.Context(), tenant, []*ledger.Draft{d}, uses)[0]
+	r := result.Receipt
+	if got := reason(result.Err); got != want {
+		b.Fatalf("%s %s: reason %q (%v), want %q", d.Kind, d.ID, got, result.Err, want)
 	}
 	if r.Claims != nil || r.Existing {
 		b.Fatal("a refusal came with a grant")
@@ -345,26 +346,39 @@ func coldSet(b *bench) {
 
 func singleUse(b *bench) {
 	l, other := b.open(), b.open()
-	grant := func(uses ...ledger.SingleUse) *ledger.Draft {
+	grant := func(spends ...ledger.SingleUse) *ledger.Draft {
 		d := Grant(b.Now(), "user:alice", "agent:planner")
-		d.Uses = uses
+		d.Uses = spends
 		return d
 	}
-	b.append(l, grant(b.use("1")))
-	b.refused(l, grant(b.use("1")), delegation.AssertionReplayed)
-	b.refused(other, grant(b.use("1"), b.use("2")), delegation.AssertionReplayed)
-	b.refused(l, grant(b.use("2")), delegation.AssertionReplayed) // the refusal before noted it
+	b.append(l, grant(), b.use("1"))
+	b.refused(l, grant(), delegation.AssertionReplayed, b.use("1"))
+	b.refused(other, grant(), delegation.AssertionReplayed, b.use("1"), b.use("2"))
+	b.refused(l, grant(), delegation.AssertionReplayed, b.use("2")) // the refusal before noted it
 
 	spent := b.use("3")
 	spent.Reason = delegation.TokenSpent
-	b.append(l, grant(spent))
+	b.refused(l, grant(spent), delegation.AssertionReplayed, b.use("1"))
+	b.append(l, grant(spent)) // the refusal before did not spend it
 	b.refused(other, grant(spent), delegation.TokenSpent)
 
-	refusal := &ledger.Draft{Kind: ledger.KindRefusal, Caller: "agent:a", Reason: delegation.EdgeNotPermitted, Uses: []ledger.SingleUse{b.use("4")}}
-	b.append(l, refusal)
-	b.append(l, refusal) // stays the refusal that it is
-	b.refused(l, grant(b.use("4")), delegation.AssertionReplayed)
-	b.refused(l, &ledger.Draft{Kind: ledger.KindCheck, Outcome: ledger.Granted, Caller: "agent:a", Uses: []ledger.SingleUse{b.use("4")}}, delegation.AssertionReplayed)
+	refusal := &ledger.Draft{Kind: ledger.KindRefusal, Caller: "agent:a", Reason: delegation.EdgeNotPermitted}
+	b.append(l, refusal, b.use("4"))
+	b.append(l, refusal, b.use("4")) // stays the refusal that it is
+	b.refused(l, grant(), delegation.AssertionReplayed, b.use("4"))
+	b.refused(l, &ledger.Draft{Kind: ledger.KindCheck, Outcome: ledger.Granted, Caller: "agent:a"}, delegation.AssertionReplayed, b.use("4"))
+
+	// One call with several drafts: its credential serves all of them or none, what a draft spends
+	// serves that draft.
+	several := l.AppendAll(b.Context(), tenant, []*ledger.Draft{grant(), grant(spent), grant()}, []ledger.SingleUse{b.use("8")})
+	if several[0].Err != nil || reason(several[1].Err) != delegation.TokenSpent || several[2].Err != nil || several[2].Receipt.Seq != several[0].Receipt.Seq+2 {
+		b.Errorf("three drafts of one call: %+v", several)
+	}
+	for i, r := range other.AppendAll(b.Context(), tenant, []*ledger.Draft{grant(), grant()}, []ledger.SingleUse{b.use("8")}) {
+		if reason(r.Err) != delegation.AssertionReplayed || r.Receipt.Seq == 0 {
+			b.Errorf("draft %d of a replayed call: %+v", i, r)
+		}
+	}
 
 	if err := l.Spend(b.Context(), tenant, []ledger.SingleUse{b.use("5"), b.use("6")}); err != nil {
 		b.Fatal(err)
@@ -419,8 +433,11 @@ func prunes(b *bench) {
 
 func idempotency(b *bench) {
 	l, other := b.open(), b.open()
+	spends := b.use("parent")
 	draft := func(fingerprint byte) *ledger.Draft {
-		return b.keyed(Grant(b.Now(), "user:alice", "agent:planner"), "key-1", fingerprint)
+		d := b.keyed(Grant(b.Now(), "user:alice", "agent:planner"), "key-1", fingerprint)
+		d.Uses = []ledger.SingleUse{spends}
+		return d
 	}
 	first := b.append(l, draft(1))
 	if _, err := l.Lookup(b.Context(), tenant, "agent:planner", "key-2"); !errors.Is(err, ledger.ErrNotFound) {
@@ -431,19 +448,19 @@ func idempotency(b *bench) {
 		b.Errorf("Lookup = %+v, %v", stored, err)
 	}
 	for _, instance := range []*ledger.Ledger{l, other} {
-		retry := draft(1)
-		retry.Uses = []ledger.SingleUse{b.use(rand.Text())}
-		again := b.append(instance, retry)
+		// The first try spent its parent; its retry is not a second use.
+		retry, fresh := draft(1), b.use(rand.Text())
+		again := b.append(instance, retry, fresh)
 		if !again.Existing || again.Seq != first.Seq || !again.Time.Equal(first.Time) || string(again.Claims) != string(first.Claims) {
 			b.Errorf("retry: %+v, want %+v", again, first)
 		}
-		if err := instance.Spend(b.Context(), tenant, retry.Uses); reason(err) != delegation.AssertionReplayed {
+		if err := instance.Spend(b.Context(), tenant, []ledger.SingleUse{fresh}); reason(err) != delegation.AssertionReplayed {
 			b.Errorf("the retry's own assertion was not noted: %v", err)
 		}
 	}
 	b.refused(l, draft(2), delegation.IdempotencyConflict)
 	stranger := draft(1)
-	stranger.Caller = "agent:stranger"
+	stranger.Caller, stranger.Uses = "agent:stranger", nil
 	if r := b.append(l, stranger); r.Existing {
 		b.Error("another caller's key gave this caller's grant")
 	}
