@@ -21,6 +21,7 @@ help: ## list the targets
 
 run: ## build and start the embedded default; ARGS="..." are passed on
 	@tools/build-embedded bin/deputy-embedded
+	@go build -o bin/deputy ./client/cmd/deputy # for the commands that the demo prints
 	@exec bin/deputy-embedded $(ARGS)
 
 test: deps ## everything, with the race detector; installs or names what is missing
