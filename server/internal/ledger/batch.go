@@ -167,7 +167,8 @@ func (b *batch) decide() error {
 	b.w = writes{tenant: b.s.tenant, batch: mark, expired: micros(b.now.Add(-config.Skew)), head: b.facts.head}
 	b.w.head.time = at
 	for i, it := range b.items {
-		replayed := b.use(it.uses)
+		replayed := b.spent(it.uses)
+		b.spend(it.uses)
 		if len(it.drafts) == 0 && replayed != nil {
 			b.outcomes[i].err = replayed
 		}
@@ -178,23 +179,25 @@ func (b *batch) decide() error {
 	return nil
 }
 
-// use notes the single uses that are new, and returns the refusal for one that is not.
-func (b *batch) use(uses []SingleUse) (replayed *delegation.Error) {
-	if b.s.ledger.off.singleUse {
-		return nil
+// spent returns the refusal for the first of the single uses that is not new.
+func (b *batch) spent(uses []SingleUse) *delegation.Error {
+	for _, u := range uses {
+		if b.facts.used[u.digest()] && !b.s.ledger.off.singleUse {
+			return replay(u.Reason)
+		}
 	}
+	return nil
+}
+
+// spend notes those of the single uses that are new.
+func (b *batch) spend(uses []SingleUse) {
 	for _, u := range uses {
 		name := u.digest()
-		if b.facts.used[name] {
-			if replayed == nil {
-				replayed = replay(u.Reason)
-			}
-			continue
+		if !b.facts.used[name] {
+			b.facts.used[name] = true
+			b.w.uses = append(b.w.uses, useRow{digest: name, until: micros(u.Until)})
 		}
-		b.facts.used[name] = true
-		b.w.uses = append(b.w.uses, useRow{digest: name, until: micros(u.Until)})
 	}
-	return replayed
 }
 
 func replay(reason delegation.Reason) *delegation.Error {
@@ -238,11 +241,15 @@ func (b *batch) record(d *Draft, replayed *delegation.Error) Result {
 	if b.hit(d.lineage()) {
 		return b.refuse(d, errRevoked)
 	}
-	// Only now, so that neither a retry nor a refusal spends what the grant is there to spend.
-	if spent := b.use(d.Uses); spent != nil {
+	// After the retries: they must not find spent what their first try spent.
+	if spent := b.spent(d.Uses); spent != nil {
 		return b.refuse(d, spent)
 	}
-	return b.append(d.entry(b.s.tenant), d, nil)
+	r := b.append(d.entry(b.s.tenant), d, nil)
+	if r.Err == nil {
+		b.spend(d.Uses)
+	}
+	return r
 }
 
 // repeat answers a retry with the grant that its key names. The retry's own lineage counts as well

@@ -18,3 +18,14 @@ func (l *Ledger) SwitchOff(p Protection) { p(&l.off) }
 func OpenWithSeam(ctx context.Context, dsn string, config Config, s func(point string) error) (*Ledger, error) {
 	return open(ctx, dsn, config, s)
 }
+
+// Queued counts the tenant's drafts that wait for a turn.
+func (l *Ledger) Queued(tenant string) int {
+	s, err := l.sequencer(tenant)
+	if err != nil {
+		return 0
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.queue)
+}

@@ -8,7 +8,6 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"slices"
 	"time"
 
@@ -48,12 +47,16 @@ func finish(d *ledger.Draft, now time.Time, hops []delegation.Hop) *ledger.Draft
 	d.Expiry = now.Add(Life)
 	d.ModelID, d.Peer, d.TraceID, d.ActorProof = "01MODEL", "192.0.2.7:4711", "4bf92f3577b34da6a3ce929d0e0e4736", "actor_token"
 	d.Claims = func(seq uint64) ([]byte, error) {
-		return json.Marshal(delegation.Claims{
+		c := delegation.Claims{
 			Issuer: "https://deputy.example", Subject: d.Subject, ClientID: d.Actor, Audience: d.Audiences, Scope: d.Scopes,
 			IssuedAt: now.Unix(), NotBefore: now.Unix(), ExpiresAt: d.Expiry.Unix(), ID: d.ID, Txn: d.Txn, Act: d.Actors,
 			Delegation: delegation.Delegation{Root: d.Root, DepthLeft: 8, Hops: append(slices.Clone(hops),
 				delegation.Hop{ID: d.ID, Seq: seq, Actor: len(d.Actors) - 1, Key: d.HolderKey})},
-		})
+		}
+		if d.HolderKey != "" {
+			c.Confirmation = &delegation.Confirmation{JKT: d.HolderKey}
+		}
+		return c.MarshalJSON()
 	}
 	return d
 }
@@ -68,22 +71,9 @@ func Revocation(kind delegation.TargetKind, id string) *ledger.Draft {
 
 // Decode reads claims that Grant or Child made; claims in a test are what the test made them.
 func Decode(canonical []byte) delegation.Claims {
-	var wire struct {
-		Sub        delegation.Principal `json:"sub"`
-		Exp        int64                `json:"exp"`
-		Jti        string               `json:"jti"`
-		Txn        string               `json:"txn"`
-		Act        delegation.Chain     `json:"act"`
-		Delegation struct {
-			Root string           `json:"root"`
-			Hops []delegation.Hop `json:"hops"`
-		} `json:"delegation"`
-	}
-	if err := json.Unmarshal(canonical, &wire); err != nil {
+	claims, err := delegation.DecodeClaims(canonical)
+	if err != nil {
 		panic(err)
 	}
-	return delegation.Claims{
-		Subject: wire.Sub, ExpiresAt: wire.Exp, ID: wire.Jti, Txn: wire.Txn, Act: wire.Act,
-		Delegation: delegation.Delegation{Root: wire.Delegation.Root, Hops: wire.Delegation.Hops},
-	}
+	return claims
 }
