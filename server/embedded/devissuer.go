@@ -24,8 +24,8 @@ import (
 // /workloads, because an issuer names one type of principal.
 type DevIssuer struct {
 	config    DevIssuerConfig
-	people    *keyFile
-	workloads *keyFile
+	people    *KeyFile
+	workloads *KeyFile
 }
 
 // DevIssuerConfig says what a DevIssuer signs for whom.
@@ -64,9 +64,9 @@ func NewDevIssuer(config DevIssuerConfig) (*DevIssuer, error) {
 		return nil, fmt.Errorf("development issuer: %w", err)
 	}
 	i := &DevIssuer{config: config}
-	for name, key := range map[string]**keyFile{"people.pem": &i.people, "workloads.pem": &i.workloads} {
+	for name, key := range map[string]**KeyFile{"people.pem": &i.people, "workloads.pem": &i.workloads} {
 		var err error
-		if *key, err = openKeyFile(filepath.Join(config.Dir, name)); err != nil {
+		if *key, err = OpenKeyFile(filepath.Join(config.Dir, name)); err != nil {
 			return nil, fmt.Errorf("development issuer: %w", err)
 		}
 	}
@@ -85,7 +85,7 @@ func (i *DevIssuer) AccessToken(person string) (string, error) {
 	if !known {
 		return "", fmt.Errorf("nobody here is called %q: there are %s", person, strings.Join(slices.Sorted(maps.Keys(i.config.People)), ", "))
 	}
-	return i.people.sign(delegation.HeaderTypeAccessToken, i.claims(i.PeopleIssuer(), person, i.config.Deputy, personLifetime, map[string]any{
+	return i.people.Sign(delegation.HeaderTypeAccessToken, i.claims(i.PeopleIssuer(), person, i.config.Deputy, personLifetime, map[string]any{
 		"client_id":  "demo-application",
 		"scope":      scopes.String(),
 		TargetsClaim: i.config.Audiences,
@@ -103,7 +103,7 @@ func (i *DevIssuer) WorkloadToken(workload string, naming bool) (string, error) 
 	if naming {
 		audience = delegation.ActorAudience(audience)
 	}
-	return i.workloads.sign("JWT", i.claims(i.WorkloadIssuer(), workload, audience, workloadLifetime, nil))
+	return i.workloads.Sign("JWT", i.claims(i.WorkloadIssuer(), workload, audience, workloadLifetime, nil))
 }
 
 func (i *DevIssuer) claims(issuer, subject, audience string, lifetime time.Duration, more map[string]any) map[string]any {
@@ -124,7 +124,7 @@ func (i *DevIssuer) claims(issuer, subject, audience string, lifetime time.Durat
 // Put it behind [LoopbackOnly].
 func (i *DevIssuer) Handler() http.Handler {
 	mux := http.NewServeMux()
-	for issuer, key := range map[string]*keyFile{i.PeopleIssuer(): i.people, i.WorkloadIssuer(): i.workloads} {
+	for issuer, key := range map[string]*KeyFile{i.PeopleIssuer(): i.people, i.WorkloadIssuer(): i.workloads} {
 		path := strings.TrimPrefix(issuer, i.config.Address)
 		mux.HandleFunc("GET "+path+"/.well-known/openid-configuration", func(w http.ResponseWriter, _ *http.Request) {
 			writeJSON(w, i.metadata(issuer))

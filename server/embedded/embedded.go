@@ -20,7 +20,6 @@ import (
 	"deputy.example/deputy/client/delegation"
 	fgamodels "deputy.example/deputy/fga-models"
 	"deputy.example/deputy/server"
-	"deputy.example/deputy/server/internal/ledger"
 	"deputy.example/deputy/server/internal/token"
 )
 
@@ -50,7 +49,7 @@ type Embedded struct {
 	model  string
 	redis  *Redis
 	issuer *DevIssuer
-	keys   map[delegation.Principal]*keyFile // of the clients
+	keys   map[delegation.Principal]*KeyFile // of the clients
 
 	deputy    *server.Server
 	dev       *http.Server
@@ -69,7 +68,7 @@ func New(ctx context.Context, config Config) (_ *Embedded, err error) {
 	if config.Logger == nil {
 		config.Logger = slog.New(slog.DiscardHandler)
 	}
-	e := &Embedded{config: config, keys: make(map[delegation.Principal]*keyFile)}
+	e := &Embedded{config: config, keys: make(map[delegation.Principal]*KeyFile)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, e.Close())
@@ -88,7 +87,7 @@ func New(ctx context.Context, config Config) (_ *Embedded, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := ledger.Migrate(ctx, settings.Database.DSN); err != nil {
+	if err := server.Migrate(ctx, settings.Database); err != nil {
 		return nil, err
 	}
 	e.deputy, err = server.New(ctx, settings, server.Options{
@@ -184,7 +183,7 @@ func (e *Embedded) openData() error {
 		}
 	}
 	for _, client := range []delegation.Principal{planner, researcher, calendarServer} {
-		key, err := openKeyFile(e.clientKeyPath(client))
+		key, err := OpenKeyFile(e.clientKeyPath(client))
 		if err != nil {
 			return err
 		}
@@ -268,7 +267,7 @@ func (e *Embedded) settings() (server.Config, error) {
 		},
 	}
 	for client, key := range e.keys {
-		jwks, err := key.jwks()
+		jwks, err := key.JWKS()
 		if err != nil {
 			return server.Config{}, err
 		}

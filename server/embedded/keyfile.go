@@ -16,12 +16,15 @@ import (
 	"path/filepath"
 )
 
-// keyFile is an ES256 key pair that is kept in a file of mode 0600.
-type keyFile struct {
+// KeyFile is an ES256 key pair that is kept in a file of mode 0600, for development.
+type KeyFile struct {
 	private *ecdsa.PrivateKey
-	id      string // kid, and RFC 7638 thumbprint
+	id      string
 	public  jwk
 }
+
+// ID is the key's kid, which is its RFC 7638 thumbprint.
+func (k *KeyFile) ID() string { return k.id }
 
 // jwk is a P-256 public key in RFC 7517's form.
 type jwk struct {
@@ -34,8 +37,8 @@ type jwk struct {
 	Use       string `json:"use"`
 }
 
-// openKeyFile reads the key, and makes it first if there is none.
-func openKeyFile(path string) (*keyFile, error) {
+// OpenKeyFile reads the key, and makes it first if there is none.
+func OpenKeyFile(path string) (*KeyFile, error) {
 	if err := createKeyFile(path); err != nil {
 		return nil, err
 	}
@@ -58,7 +61,7 @@ func openKeyFile(path string) (*keyFile, error) {
 	return newKeyFile(private)
 }
 
-func newKeyFile(private *ecdsa.PrivateKey) (*keyFile, error) {
+func newKeyFile(private *ecdsa.PrivateKey) (*KeyFile, error) {
 	point, err := private.PublicKey.Bytes() // 0x04, X, Y
 	if err != nil {
 		return nil, err
@@ -66,7 +69,7 @@ func newKeyFile(private *ecdsa.PrivateKey) (*keyFile, error) {
 	x, y := base64.RawURLEncoding.EncodeToString(point[1:33]), base64.RawURLEncoding.EncodeToString(point[33:])
 	sum := sha256.Sum256(fmt.Appendf(nil, `{"crv":"P-256","kty":"EC","x":%q,"y":%q}`, x, y))
 	id := base64.RawURLEncoding.EncodeToString(sum[:])
-	return &keyFile{private: private, id: id, public: jwk{
+	return &KeyFile{private: private, id: id, public: jwk{
 		KeyType: "EC", Curve: "P-256", X: x, Y: y, ID: id, Algorithm: "ES256", Use: "sig",
 	}}, nil
 }
@@ -103,11 +106,11 @@ func createKeyFile(path string) error {
 	return nil
 }
 
-// jwks is the public half as a JWK Set (RFC 7517 §5).
-func (k *keyFile) jwks() ([]byte, error) { return json.Marshal(map[string][]jwk{"keys": {k.public}}) }
+// JWKS is the public half as a JWK Set (RFC 7517 §5).
+func (k *KeyFile) JWKS() ([]byte, error) { return json.Marshal(map[string][]jwk{"keys": {k.public}}) }
 
-// sign makes a compact JWS (RFC 7515 §3.1) of the claims.
-func (k *keyFile) sign(typ string, claims map[string]any) (string, error) {
+// Sign makes a compact JWS (RFC 7515 §3.1) of the claims.
+func (k *KeyFile) Sign(typ string, claims map[string]any) (string, error) {
 	header, err := json.Marshal(map[string]string{"alg": "ES256", "kid": k.id, "typ": typ})
 	if err != nil {
 		return "", err
