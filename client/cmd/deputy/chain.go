@@ -179,7 +179,7 @@ func (a *app) drawLink(rail styled, l link) {
 			p.line("%sless   %s", rail, l.Dropped)
 		}
 		p.line("%swhere  %s", rail, strings.Join(l.Audience, ", "))
-		p.line("%suntil  %s, %s in all", rail, a.when(l.Expiry), span(l.Expiry.Sub(l.Time).Round(time.Second)))
+		p.line("%suntil  %s", rail, a.when(l.Expiry))
 	}
 	if l.Key != "" {
 		p.line("%sbound  to the key %s", rail, l.Key)

@@ -27,10 +27,12 @@ func newPrinter(w io.Writer, terminal bool) *printer {
 // styled is text of this program's own making, the only text that may hold escape sequences.
 type styled string
 
-// line writes one line. Arguments are made inert, unless they are styled.
+// line writes one line. Arguments are made inert, unless they are styled or plain numbers.
 func (p *printer) line(format string, args ...any) {
 	for i, arg := range args {
-		if _, own := arg.(styled); !own {
+		switch arg.(type) {
+		case styled, int, uint64:
+		default:
 			args[i] = inert(fmt.Sprint(arg))
 		}
 	}
