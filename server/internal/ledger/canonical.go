@@ -143,25 +143,24 @@ func joinDetails(details []delegation.Detail) string {
 // seal draws a salt for each personal field that is there, and computes digests and leaf.
 func (e *Entry) seal(rand io.Reader) error {
 	values := e.values()
-	var random [personalFields][sha256.Size]byte
 	present := 0
 	for _, v := range values {
 		if v != "" {
 			present++
 		}
 	}
-	for i := range present {
-		if _, err := io.ReadFull(rand, random[i][:]); err != nil {
-			return fmt.Errorf("draw a salt: %w", err)
-		}
+	var random [personalFields * sha256.Size]byte
+	if _, err := io.ReadFull(rand, random[:present*sha256.Size]); err != nil {
+		return fmt.Errorf("draw salts: %w", err)
 	}
 	e.digests, e.salts = sealed{}, sealed{}
+	salts := random[:]
 	for f, v := range values {
 		if v == "" {
 			continue
 		}
-		present--
-		salt := random[present]
+		salt := [sha256.Size]byte(salts)
+		salts = salts[sha256.Size:]
 		e.salts.set(personal(f), salt)
 		e.digests.set(personal(f), saltedDigest(salt, v))
 	}

@@ -29,3 +29,6 @@ func (l *Ledger) Queued(tenant string) int {
 	defer s.mu.Unlock()
 	return len(s.queue)
 }
+
+// Salt is the salt of a personal field, by its number in the canonical form.
+func (e *Entry) Salt(field int) [32]byte { return e.salts.sum[field] }
