@@ -41,7 +41,7 @@ func newPublicKey(id string, algorithm jwa.SignatureAlgorithm, material crypto.P
 	if err := checkMaterial(algorithm, material); err != nil {
 		return nil, err
 	}
-	verifier, err := jws.NewVerifier(algorithm)
+	verifier, err := verifierOf(algorithm)
 	if err != nil {
 		return nil, err
 	}
@@ -64,6 +64,31 @@ func (k *publicKey) verify(u *delegation.Unverified) error {
 		return broken("its signature does not verify")
 	}
 	return nil
+}
+
+func verifierOf(algorithm jwa.SignatureAlgorithm) (jws.Verifier, error) {
+	switch algorithm {
+	case jwa.PS256:
+		return pssVerifier{crypto.SHA256}, nil
+	case jwa.PS384:
+		return pssVerifier{crypto.SHA384}, nil
+	case jwa.PS512:
+		return pssVerifier{crypto.SHA512}, nil
+	}
+	return jws.NewVerifier(algorithm)
+}
+
+// pssVerifier insists on a salt as long as the hash, as RFC 7518 §3.5 does; jwx takes any length.
+type pssVerifier struct{ hash crypto.Hash }
+
+func (v pssVerifier) Verify(signingInput, signature []byte, key any) error {
+	material, ok := key.(*rsa.PublicKey)
+	if !ok {
+		return errors.New("not an RSA key")
+	}
+	h := v.hash.New()
+	h.Write(signingInput)
+	return rsa.VerifyPSS(material, v.hash, h.Sum(nil), signature, &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash})
 }
 
 func thumbprintOf(material crypto.PublicKey) (string, error) {

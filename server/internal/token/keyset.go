@@ -262,7 +262,7 @@ func generateKey(algorithm jwa.SignatureAlgorithm) (crypto.Signer, error) {
 		_, private, err := ed25519.GenerateKey(rand.Reader)
 		return private, err
 	case jwa.RS256:
-		return rsa.GenerateKey(rand.Reader, 3072)
+		return rsa.GenerateKey(rand.Reader, minRSABits)
 	}
 	return ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 }
