@@ -84,7 +84,7 @@ func (d *Database) check(p *problems) {
 		p.add(path, "must begin with postgres:// or sqlite:///")
 	case holdsPassword(u) || u.Query().Has("password"):
 		p.add(path, "holds a password: put it into a file and name that in password_file")
-	case u.Scheme == "sqlite" && (u.Host != "" || u.Path == "" || u.RawQuery != ""):
+	case u.Scheme == "sqlite" && (u.Host != "" || u.Path == "" || strings.HasPrefix(u.Path, "//") || u.RawQuery != ""):
 		p.add(path, "must be sqlite:/// and the absolute path of the file, without options")
 	case u.Scheme == "sqlite" && d.PasswordFile != "":
 		p.add("database.password_file", "has no meaning for sqlite: remove it")

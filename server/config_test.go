@@ -125,7 +125,7 @@ func jwks(t testing.TB, public any, id string) []byte {
 
 // good is a small configuration that loads. Each test spoils it in its own way.
 const good = `database:
-  dsn: sqlite:///DIR/ledger.db
+  dsn: sqlite://DIR/ledger.db
 redis:
   url: redis://127.0.0.1:6379
 tenants:

@@ -34,6 +34,8 @@ func NewLogger(t Telemetry, to io.Writer) *slog.Logger {
 func (s *Server) observe(ctx context.Context, t Telemetry, o *Options) error {
 	if o.Logger == nil {
 		o.Logger = NewLogger(t, os.Stderr)
+	} else {
+		o.Logger = slog.New(redactor{o.Logger.Handler()})
 	}
 	if o.Registry == nil {
 		o.Registry = newRegistry()

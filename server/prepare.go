@@ -1,0 +1,36 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"deputy.example/deputy/server/internal/ledger"
+	"deputy.example/deputy/server/internal/token"
+)
+
+// Migrate prepares the database, or brings it up to date.
+func Migrate(ctx context.Context, d Database) error {
+	var p problems
+	d.check(&p)
+	address := withPassword(&p, "database.password_file", d.DSN, d.PasswordFile)
+	if err := p.err(); err != nil {
+		return err
+	}
+	return ledger.Migrate(ctx, address)
+}
+
+// CreateKey makes a signing key in a new file with mode 0600. It never replaces a file.
+func CreateKey(path, algorithm string) error {
+	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+		if err == nil {
+			err = fs.ErrExist
+		}
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	// Should the file appear between the two, it is kept too: only the message would be missing.
+	_, err := token.OpenKeyset(token.KeysetConfig{Keys: []token.KeyFile{{Path: path, Algorithm: algorithm}}, Create: true})
+	return err
+}
