@@ -29,7 +29,7 @@ type wycheproofGroup struct {
 // pass everything that looks at header, key and signature and nothing that looks at claims: the
 // invalid ones are refused, and the valid ones, as the negative control, are not.
 func TestWycheproof(t *testing.T) {
-	document, err := os.ReadFile("testdata/wycheproof/json_web_signature_test.json")
+	document, err := os.ReadFile("delegation/testdata/wycheproof/json_web_signature_test.json")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -103,7 +103,7 @@ func (f serverFlags) connect(issuer string) (*client.Client, error) {
 
 // readToken reads a token from a file, or from standard input for "-".
 func (a *app) readToken(from string) (string, error) {
-	var in io.Reader = a.stdin
+	in := a.stdin
 	if from != "-" {
 		f, err := os.Open(from)
 		if err != nil {

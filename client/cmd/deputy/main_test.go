@@ -105,8 +105,8 @@ func TestTerminal(t *testing.T) {
 	if code != 0 || strings.Count(stdout, "\n") != 1 || strings.Contains(stdout, "\x1b") {
 		t.Errorf("%d: %q", code, stdout)
 	}
-	for _, want := range []string{"\x1b[1;32mISSUED\x1b[0m as grant jti-41", "may    calendar.read", "where  calendar", "(in 1h30m)"} {
-		if !strings.Contains(stderr, want) && !strings.Contains(stderr, strings.Replace(want, "1h30m", "1h29m", 1)) {
+	for _, want := range []string{"\x1b[1;32mISSUED\x1b[0m as grant jti-41", "may    calendar.read", "where  calendar", "(in 1h"} {
+		if !strings.Contains(stderr, want) {
 			t.Errorf("no %q in\n%s", want, stderr)
 		}
 	}
