@@ -1,8 +1,10 @@
 package delegation
 
 import (
-	"slices"
+	"encoding/binary"
+	"hash/maphash"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -59,58 +61,94 @@ type Lineage struct {
 }
 
 // RevocationSet is the live revocations of one tenant. Exchange, introspection and verifiers all ask
-// the same Hit. It is safe for concurrent use; the zero value is the empty set.
+// the same Hit. It is safe for concurrent use; make it with NewRevocationSet.
+//
+// It keeps 128 bits of each target, hashed with seeds of its own: a million live revocations fit into
+// 100 MB. Two targets that collide, which nobody can bring about, would refuse too much, not too little.
 type RevocationSet struct {
+	skew    time.Duration
+	seeds   [2]maphash.Seed
+	version atomic.Uint64 // grows with every change that can turn a no into a yes or back
+
 	mu   sync.RWMutex
-	skew time.Duration
 	last uint64
-	by   map[Target]Revocation // for each target the latest revocation
+	by   map[targetHash]mark // for each target the latest revocation
+}
+
+type targetHash [2]uint64
+
+// mark is what Hit needs of a revocation; times in seconds since 1970.
+type mark struct {
+	seq   uint64
+	at    int64
+	until int64 // 0: never
 }
 
 // NewRevocationSet makes an empty set. skew is how far a root token's issuer's clock may be ahead:
 // a cut-off also refuses a root that says it was issued up to skew after it.
 func NewRevocationSet(skew time.Duration) *RevocationSet {
-	return &RevocationSet{skew: skew, by: make(map[Target]Revocation)}
+	return &RevocationSet{
+		skew: skew, seeds: [2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()},
+		by: make(map[targetHash]mark),
+	}
+}
+
+func (s *RevocationSet) hash(t Target) targetHash {
+	// The id's length keeps its border apart; kinds are a closed set.
+	var room [160]byte
+	name := append(room[:0], t.Kind...)
+	name = binary.BigEndian.AppendUint32(name, uint32(len(t.ID)))
+	name = append(append(name, t.ID...), t.Subject...)
+	return targetHash{maphash.Bytes(s.seeds[0], name), maphash.Bytes(s.seeds[1], name)}
 }
 
 // Apply adds revocations in the order of their numbers; those already applied are passed over.
 func (s *RevocationSet) Apply(revocations ...Revocation) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.by == nil {
-		s.by = make(map[Target]Revocation)
-	}
 	for _, r := range revocations {
 		if r.Seq <= s.last {
 			continue
 		}
 		s.last = r.Seq
+		s.version.Add(1)
 		if r.Target.Kind != Resume {
-			s.by[r.Target] = latest(s.by[r.Target], r)
+			s.put(r.Target, markOf(r))
 			continue
 		}
-		suspend := Target{Kind: BanSuspend, ID: r.Target.ID}
+		// The suspension becomes a cut-off with the suspension's own number.
+		suspend := s.hash(Target{Kind: BanSuspend, ID: r.Target.ID})
 		if ban, suspended := s.by[suspend]; suspended {
 			delete(s.by, suspend)
-			ban.Target.Kind = CutAgent
-			s.by[ban.Target] = latest(s.by[ban.Target], ban)
+			s.put(Target{Kind: CutAgent, ID: r.Target.ID}, mark{seq: ban.seq, at: ban.at, until: markOf(r).until})
 		}
 	}
 }
 
-// latest keeps the higher number and the longer life: a later, shorter-lived revocation of the same
+func markOf(r Revocation) mark {
+	m := mark{seq: r.Seq, at: r.At.Unix()}
+	if r.At.Nanosecond() > 0 {
+		m.at++
+	}
+	if !r.Until.IsZero() {
+		m.until = r.Until.Unix() + 1
+	}
+	return m
+}
+
+// put keeps the higher number and the longer life: a later, shorter-lived revocation of the same
 // target must not end an earlier, longer one.
-func latest(a, b Revocation) Revocation {
-	if a.Seq == 0 {
-		return b
+func (s *RevocationSet) put(t Target, m mark) {
+	h := s.hash(t)
+	if old, there := s.by[h]; there {
+		if old.seq > m.seq {
+			old, m = m, old
+		}
+		if m.until != 0 && (old.until == 0 || old.until > m.until) {
+			m.until = old.until
+		}
 	}
-	if a.Seq > b.Seq {
-		a, b = b, a
-	}
-	if !b.Until.IsZero() && (a.Until.IsZero() || a.Until.After(b.Until)) {
-		b.Until = a.Until
-	}
-	return b
+	s.by[h] = m
 }
 
 // Last is the number of the newest revocation applied.
@@ -119,6 +157,10 @@ func (s *RevocationSet) Last() uint64 {
 	defer s.mu.RUnlock()
 	return s.last
 }
+
+// Version changes whenever an answer of Hit may have changed. An answer that was remembered together
+// with the version from before it was asked for holds while the version is the same.
+func (s *RevocationSet) Version() uint64 { return s.version.Load() }
 
 // Len counts the live targets.
 func (s *RevocationSet) Len() int {
@@ -131,60 +173,90 @@ func (s *RevocationSet) Len() int {
 func (s *RevocationSet) Expire(now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for target, r := range s.by {
-		if !r.Until.IsZero() && !now.Before(r.Until) {
-			delete(s.by, target)
+	for h, m := range s.by {
+		if m.until != 0 && now.Unix() >= m.until {
+			delete(s.by, h)
 		}
 	}
 }
 
-// Hit returns a revocation that kills the lineage, if there is one. Every name in the lineage is
-// asked for: no shorter path exists, and a lineage without a root digest is dead by itself.
+// Hit returns the target and number of a revocation that kills the lineage, if there is one. Every
+// name in the lineage is asked for: no shorter path exists, and a lineage without a root digest is
+// dead by itself.
 func (s *RevocationSet) Hit(l Lineage) (Revocation, bool) {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
 	if l.Root == "" {
 		return Revocation{}, true
 	}
-	for _, target := range bansOn(l) {
-		if r, banned := s.by[target]; banned {
-			return r, true
-		}
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if len(s.by) == 0 {
+		return Revocation{}, false
+	}
+	if r, hit := s.banned(l); hit {
+		return r, true
 	}
 	return s.cutOff(l)
 }
 
-func bansOn(l Lineage) []Target {
-	bans := []Target{{Kind: BanRoot, ID: l.Root}, {Kind: BanChain, ID: l.Txn}}
+// find returns the revocation of a target that is hit by it as soon as it is there (numberless), or
+// that is older than it.
+func (s *RevocationSet) find(t Target, dead func(mark) bool) (Revocation, bool) {
+	m, there := s.by[s.hash(t)]
+	if !there || !dead(m) {
+		return Revocation{}, false
+	}
+	return Revocation{Seq: m.seq, Target: t}, true
+}
+
+func whatever(mark) bool { return true }
+
+func (s *RevocationSet) banned(l Lineage) (Revocation, bool) {
+	if r, hit := s.find(Target{Kind: BanRoot, ID: l.Root}, whatever); hit {
+		return r, true
+	}
+	if r, hit := s.find(Target{Kind: BanChain, ID: l.Txn}, whatever); hit {
+		return r, true
+	}
 	for _, hop := range l.Hops {
-		bans = append(bans, Target{Kind: BanToken, ID: hop.ID})
-		if hop.Key != "" {
-			bans = append(bans, Target{Kind: BanKey, ID: hop.Key})
+		if r, hit := s.find(Target{Kind: BanToken, ID: hop.ID}, whatever); hit {
+			return r, true
+		}
+		if hop.Key == "" {
+			continue
+		}
+		if r, hit := s.find(Target{Kind: BanKey, ID: hop.Key}, whatever); hit {
+			return r, true
 		}
 	}
 	for _, key := range l.Keys {
-		bans = append(bans, Target{Kind: BanKey, ID: key})
+		if r, hit := s.find(Target{Kind: BanKey, ID: key}, whatever); hit {
+			return r, true
+		}
 	}
-	for _, p := range slices.Concat(l.Actors, Chain{l.Subject, l.Caller}) {
-		bans = append(bans, Target{Kind: BanSuspend, ID: string(p)})
+	for _, p := range l.Actors {
+		if r, hit := s.find(Target{Kind: BanSuspend, ID: string(p)}, whatever); hit {
+			return r, true
+		}
 	}
-	return bans
+	for _, p := range [...]Principal{l.Subject, l.Caller} {
+		if r, hit := s.find(Target{Kind: BanSuspend, ID: string(p)}, whatever); hit {
+			return r, true
+		}
+	}
+	return Revocation{}, false
 }
 
 // cutOff compares numbers. What names the subject or the tenant is compared at the first hop, what
-// names an actor at each of that actor's hops.
+// names an actor at each of that actor's hops. A root token has no number: its time is compared.
 func (s *RevocationSet) cutOff(l Lineage) (Revocation, bool) {
-	origin := []Target{
-		{Kind: CutTenant},
-		{Kind: CutSubject, ID: string(l.Subject)},
-		{Kind: CutAgent, ID: string(l.Subject)},
-	}
-	for _, target := range origin {
-		r, cut := s.by[target]
-		if !cut {
-			continue
+	origin := func(m mark) bool {
+		if len(l.Hops) > 0 {
+			return l.Hops[0].Seq < m.seq
 		}
-		if len(l.Hops) > 0 && l.Hops[0].Seq < r.Seq || len(l.Hops) == 0 && !l.RootIssuedAt.After(r.At.Add(s.skew)) {
+		return !l.RootIssuedAt.After(time.Unix(m.at, 0).Add(s.skew))
+	}
+	for _, t := range [...]Target{{Kind: CutTenant}, {Kind: CutSubject, ID: string(l.Subject)}, {Kind: CutAgent, ID: string(l.Subject)}} {
+		if r, hit := s.find(t, origin); hit {
 			return r, true
 		}
 	}
@@ -192,11 +264,13 @@ func (s *RevocationSet) cutOff(l Lineage) (Revocation, bool) {
 		if hop.Actor < 0 || hop.Actor >= len(l.Actors) {
 			return Revocation{}, true
 		}
+		older := func(m mark) bool { return hop.Seq < m.seq }
 		actor := string(l.Actors[hop.Actor])
-		for _, target := range []Target{{Kind: CutAgent, ID: actor}, {Kind: CutAgentSubject, ID: actor, Subject: l.Subject}} {
-			if r, cut := s.by[target]; cut && hop.Seq < r.Seq {
-				return r, true
-			}
+		if r, hit := s.find(Target{Kind: CutAgent, ID: actor}, older); hit {
+			return r, true
+		}
+		if r, hit := s.find(Target{Kind: CutAgentSubject, ID: actor, Subject: l.Subject}, older); hit {
+			return r, true
 		}
 	}
 	return Revocation{}, false
