@@ -57,7 +57,7 @@ func splitFields(b []byte) ([][]byte, error) {
 func TestCanonicalIsFrozen(t *testing.T) {
 	const golden = "testdata/canonical-v1.txt"
 	now := time.Date(2026, 11, 22, 1, 2, 3, 456789000, time.UTC)
-	l := opened(t, databases["sqlite"](t), ledger.Config{Now: func() time.Time { return now }, Rand: &counting{}})
+	l := opened(t, databases["sqlite"](t), ledger.Config{Timeout: patient.Timeout, Now: func() time.Time { return now }, Rand: &counting{}})
 	details, err := delegation.ParseDetails([]byte(`[{"type":"document","actions":["read"]}]`))
 	if err != nil {
 		t.Fatal(err)

@@ -32,7 +32,8 @@ const (
 )
 
 // Draft is an entry that asks to be recorded. The ledger adds number and time, and may turn a grant
-// or check into a refusal. It reads a draft until Append has returned and changes nothing in it.
+// or check into a refusal. It changes nothing in a draft, and may go on reading one after Append has
+// answered unavailable: make a new draft for another try.
 type Draft struct {
 	Kind    Kind
 	ID      string // jti; mandatory for grants, never used twice in a tenant

@@ -67,7 +67,7 @@ func everything() *ledger.Draft {
 func TestEveryStatementFails(t *testing.T) {
 	onBoth(t, func(t *testing.T, dsn string) {
 		f := &faults{}
-		l := openedWith(t, dsn, ledger.Config{}, f.at)
+		l := openedWith(t, dsn, patient, f.at)
 		if _, err := l.Append(t.Context(), tenant, everything()); err != nil {
 			t.Fatal(err)
 		}
@@ -147,7 +147,7 @@ func TestUnresolvedCommit(t *testing.T) {
 func TestLostCommitOfSpend(t *testing.T) {
 	onBoth(t, func(t *testing.T, dsn string) {
 		f := &faults{}
-		l := openedWith(t, dsn, ledger.Config{}, f.at)
+		l := openedWith(t, dsn, patient, f.at)
 		uses := everything().Uses
 		f.set(once("after commit"))
 		if err := l.Spend(t.Context(), tenant, uses); err != nil {
@@ -171,9 +171,9 @@ func TestLostCommitOfSpend(t *testing.T) {
 // TestLostCommitAmongOthers lets another instance append between the commit and the question about it.
 func TestLostCommitAmongOthers(t *testing.T) {
 	onBoth(t, func(t *testing.T, dsn string) {
-		other := opened(t, dsn, ledger.Config{})
+		other := opened(t, dsn, patient)
 		f := &faults{}
-		l := openedWith(t, dsn, ledger.Config{}, f.at)
+		l := openedWith(t, dsn, patient, f.at)
 		for _, lost := range []string{"before commit", "after commit"} {
 			d := everything()
 			fired := false
@@ -204,7 +204,7 @@ func TestLostCommitAmongOthers(t *testing.T) {
 func TestRevocationNotCommitted(t *testing.T) {
 	onBoth(t, func(t *testing.T, dsn string) {
 		f := &faults{}
-		l := openedWith(t, dsn, ledger.Config{}, f.at)
+		l := openedWith(t, dsn, patient, f.at)
 		parent, err := l.Append(t.Context(), tenant, everything())
 		if err != nil {
 			t.Fatal(err)
@@ -248,7 +248,7 @@ func TestCheckFinds(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			onBoth(t, func(t *testing.T, dsn string) {
-				l := opened(t, dsn, ledger.Config{})
+				l := opened(t, dsn, patient)
 				for _, d := range []*ledger.Draft{everything(), everything(),
 					ledgertest.Revocation(delegation.BanChain, "x"), ledgertest.Revocation(delegation.BanSuspend, "agent:x")} {
 					if _, err := l.Append(t.Context(), tenant, d); err != nil {
@@ -268,7 +268,7 @@ func TestCheckFinds(t *testing.T) {
 // TestWentBack restores an older state beneath a running process.
 func TestWentBack(t *testing.T) {
 	onBoth(t, func(t *testing.T, dsn string) {
-		l := opened(t, dsn, ledger.Config{})
+		l := opened(t, dsn, patient)
 		if _, err := l.Append(t.Context(), tenant, everything()); err != nil {
 			t.Fatal(err)
 		}
@@ -289,7 +289,7 @@ func TestWentBack(t *testing.T) {
 // TestErasure erases personal fields: leaf and proofs stay, and what is left still verifies.
 func TestErasure(t *testing.T) {
 	onBoth(t, func(t *testing.T, dsn string) {
-		l := opened(t, dsn, ledger.Config{})
+		l := opened(t, dsn, patient)
 		d := everything()
 		d.Detail = "about alice"
 		if _, err := l.Append(t.Context(), tenant, d); err != nil {
@@ -325,7 +325,7 @@ func TestErasure(t *testing.T) {
 			t.Fatal(err)
 		}
 		execute(t, dsn, `UPDATE entries SET target_principal = '' WHERE kind = 'revocation'`)
-		if _, err := opened(t, dsn, ledger.Config{}).Revocations(t.Context(), tenant, true); reason(err) != delegation.DependencyDown {
+		if _, err := opened(t, dsn, patient).Revocations(t.Context(), tenant, true); reason(err) != delegation.DependencyDown {
 			t.Errorf("a revocation without target: %v, want unavailable", err)
 		}
 	})
@@ -334,7 +334,7 @@ func TestErasure(t *testing.T) {
 // TestNothingPersonalIsPlain looks for what the draft says about people in everything that stays.
 func TestNothingPersonalIsPlain(t *testing.T) {
 	onBoth(t, func(t *testing.T, dsn string) {
-		l := opened(t, dsn, ledger.Config{})
+		l := opened(t, dsn, patient)
 		d := ledgertest.Grant(time.Now(), "user:personal", "agent:personal")
 		d.Detail, d.Peer, d.ActorProof = "personal", "personal", "personal"
 		if _, err := l.Append(t.Context(), tenant, d); err != nil {

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -16,6 +17,9 @@ import (
 )
 
 const tenant = "acme"
+
+// patient is for tests that ask what happens and not how soon, on a machine that may be busy.
+var patient = ledger.Config{Timeout: 20 * time.Second}
 
 // databases make an empty, migrated database of either kind.
 var databases = map[string]func(testing.TB) string{

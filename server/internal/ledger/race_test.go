@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"deputy.example/deputy/client/delegation"
 	"deputy.example/deputy/server/internal/ledger"
 	"deputy.example/deputy/server/internal/ledger/ledgertest"
@@ -20,8 +22,7 @@ func instances(t *testing.T, dsn string, n int, off ledger.Protection) []*ledger
 	t.Helper()
 	list := make([]*ledger.Ledger, n)
 	for i := range list {
-		// Generous: these tests ask for order, not for speed on a loaded machine.
-		list[i] = opened(t, dsn, ledger.Config{Timeout: 20 * time.Second})
+		list[i] = opened(t, dsn, patient)
 		if off != nil {
 			list[i].SwitchOff(off)
 		}
@@ -100,7 +101,7 @@ func (g *gate) at(point string) error {
 var interleavings = map[string]func(t *testing.T, dsn string, off ledger.Protection) (*ledger.Ledger, error){
 	"in the same batch": func(t *testing.T, dsn string, off ledger.Protection) (*ledger.Ledger, error) {
 		g := newGate()
-		l := openedWith(t, dsn, ledger.Config{}, g.at)
+		l := openedWith(t, dsn, patient, g.at)
 		if off != nil {
 			l.SwitchOff(off)
 		}
@@ -138,7 +139,7 @@ var interleavings = map[string]func(t *testing.T, dsn string, off ledger.Protect
 	},
 	"by the other instance while the draft waits": func(t *testing.T, dsn string, off ledger.Protection) (*ledger.Ledger, error) {
 		g := newGate()
-		l, other := openedWith(t, dsn, ledger.Config{}, g.at), opened(t, dsn, ledger.Config{})
+		l, other := openedWith(t, dsn, patient, g.at), opened(t, dsn, patient)
 		if off != nil {
 			l.SwitchOff(off)
 		}
@@ -314,7 +315,7 @@ func TestFreshReads(t *testing.T) {
 // TestQueueIsBounded holds the turn and fills the queue.
 func TestQueueIsBounded(t *testing.T) {
 	g := newGate()
-	l := openedWith(t, databases["sqlite"](t), ledger.Config{MaxQueue: 2}, g.at)
+	l := openedWith(t, databases["sqlite"](t), ledger.Config{Timeout: patient.Timeout, MaxQueue: 2}, g.at)
 	g.armed.Store(true)
 	results := make(chan error, 3)
 	for i := range 3 {
@@ -333,6 +334,56 @@ func TestQueueIsBounded(t *testing.T) {
 	for range 3 {
 		if err := <-results; err != nil {
 			t.Error(err)
+		}
+	}
+	checked(t, l)
+}
+
+// TestBatches: what was queued while the turn was held is committed together, within the bound, and
+// calls with several drafts stay whole.
+func TestBatches(t *testing.T) {
+	g := newGate()
+	registry := prometheus.NewRegistry()
+	l := openedWith(t, databases["sqlite"](t), ledger.Config{Timeout: patient.Timeout, MaxBatch: 4, Registerer: registry}, g.at)
+	g.armed.Store(true)
+	results := make(chan error, 8)
+	send := func(drafts ...*ledger.Draft) {
+		for _, r := range l.AppendAll(t.Context(), tenant, drafts, nil) {
+			results <- r.Err
+		}
+	}
+	go send(everything())
+	<-g.waiting
+	for i, drafts := range [][]*ledger.Draft{
+		{everything(), everything(), everything()}, // with the next one: the bound
+		{everything()},
+		{everything(), everything(), everything()}, // a batch of its own
+	} {
+		go send(drafts...)
+		for l.Queued(tenant) <= i {
+			runtime.Gosched()
+		}
+	}
+	close(g.open)
+	for range 8 {
+		if err := <-results; err != nil {
+			t.Error(err)
+		}
+	}
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, family := range families {
+		switch family.GetName() {
+		case "deputy_ledger_batch_size":
+			if n := family.GetMetric()[0].GetHistogram().GetSampleCount(); n != 3 {
+				t.Errorf("%d transactions, want 3", n)
+			}
+		case "deputy_ledger_queue_depth":
+			if n := family.GetMetric()[0].GetGauge().GetValue(); n != 0 {
+				t.Errorf("%v drafts are said to wait", n)
+			}
 		}
 	}
 	checked(t, l)

@@ -44,7 +44,7 @@ type bench struct {
 // open opens one more instance on the same database.
 func (b *bench) open() *ledger.Ledger {
 	b.Helper()
-	l, err := ledger.Open(b.Context(), b.dsn, ledger.Config{Now: b.Now})
+	l, err := ledger.Open(b.Context(), b.dsn, ledger.Config{Now: b.Now, Timeout: 20 * time.Second})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -609,7 +609,7 @@ func closed(b *bench) {
 
 func restarts(b *bench) {
 	for n := uint64(1); n <= 3; n++ {
-		l, err := ledger.Open(b.Context(), b.dsn, ledger.Config{Now: b.Now})
+		l, err := ledger.Open(b.Context(), b.dsn, ledger.Config{Now: b.Now, Timeout: 20 * time.Second})
 		if err != nil {
 			b.Fatal(err)
 		}
