@@ -1,0 +1,54 @@
+package client
+
+import (
+	"encoding/base64"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"deputy.example/deputy/client/delegation"
+	"deputy.example/deputy/client/internal/deputytest"
+)
+
+// FuzzVerify switches the signature check off, so that inputs get as far as forgeries never do, and
+// looks for what form and claims alone let through.
+func FuzzVerify(f *testing.F) {
+	now := time.Unix(1_800_000_000, 0)
+	v := &Verifier{
+		issuer: "https://deputy.example", audience: calendar, now: func() time.Time { return now },
+		envelope: envelopeRules(), admission: admissionRules(),
+		keys: &keySource{fixed: true, now: time.Now, keys: map[string]verificationKey{
+			deputytest.KeyID: {algorithm: "ES256", verifier: yes{}},
+		}},
+	}
+	claims := (&deputytest.Server{Issuer: v.issuer}).Claims(now)
+	signature := base64.RawURLEncoding.EncodeToString(make([]byte, 64))
+	good := segment(deputytest.Header()) + "." + segment(claims) + "." + signature
+	bound := claims
+	bound.Confirmation = &delegation.Confirmation{JKT: "thumb"}
+	for _, seed := range []string{
+		good, good + "=", "..", algHeader("none") + "." + segment(claims) + ".",
+		segment(deputytest.Header()) + "." + segment(bound) + "." + signature,
+		segment(deputytest.Header()) + ".e30." + signature,
+	} {
+		f.Add(seed)
+	}
+	if _, err := v.Verify(f.Context(), good); err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, token string) {
+		d, err := v.Verify(t.Context(), token)
+		if err != nil {
+			if len(token) > 40 && strings.Contains(err.Error(), token) {
+				t.Errorf("the error repeats the token: %v", err)
+			}
+			return
+		}
+		c := d.Claims
+		if c.Issuer != v.issuer || !slices.Contains(c.Audience, calendar) || c.ExpiresAt <= now.Unix() ||
+			c.NotBefore > now.Unix()+10 || c.Confirmation != nil || c.Check() != nil || len(token) > delegation.MaxTokenBytes {
+			t.Errorf("accepted: %+v", c)
+		}
+	})
+}
