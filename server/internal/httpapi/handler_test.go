@@ -231,6 +231,17 @@ func TestIssuerWithTrailingSlash(t *testing.T) {
 	}
 }
 
+// Without registered clients nobody can send an assertion, so none is offered.
+func TestMetadataWithoutClients(t *testing.T) {
+	h := newHandler(t, Config{Engine: granting(t), Tenants: []Tenant{{Name: "a", Issuer: rootIssuer, JWKS: func() []byte { return nil }}}})
+	_, got := answerTo(t, h, httptest.NewRequest(http.MethodGet, "/.well-known/oauth-authorization-server", nil))
+	if !reflect.DeepEqual(got["token_endpoint_auth_methods_supported"], []any{"none"}) ||
+		!reflect.DeepEqual(got["introspection_endpoint_auth_methods_supported"], []any{"Bearer"}) ||
+		got["token_endpoint_auth_signing_alg_values_supported"] != nil {
+		t.Error(got)
+	}
+}
+
 func TestJWKS(t *testing.T) {
 	h := newHandler(t, Config{Engine: granting(t)})
 	for _, method := range []string{http.MethodGet, http.MethodHead} {

@@ -32,14 +32,20 @@ type metadata struct {
 	DetailTypes   []string `json:"authorization_details_types_supported,omitempty"`
 
 	TokenAuth            []string `json:"token_endpoint_auth_methods_supported"`
-	TokenAlgorithms      []string `json:"token_endpoint_auth_signing_alg_values_supported"`
+	TokenAlgorithms      []string `json:"token_endpoint_auth_signing_alg_values_supported,omitempty"`
 	IntrospectAuth       []string `json:"introspection_endpoint_auth_methods_supported"`
-	IntrospectAlgorithms []string `json:"introspection_endpoint_auth_signing_alg_values_supported"`
+	IntrospectAlgorithms []string `json:"introspection_endpoint_auth_signing_alg_values_supported,omitempty"`
 }
 
 // metadataDocument is made once: nothing in it changes while the server runs.
 func metadataDocument(t *Tenant) ([]byte, error) {
 	base := strings.TrimSuffix(t.Issuer, "/")
+	// Where no client has a key, an actor token or a workload JWT is the only way to authenticate.
+	// The method must be named even so: left out, it would mean client_secret_basic (§2).
+	tokenAuth, introspectAuth := []string{"none"}, []string{"Bearer"}
+	if len(t.AssertionAlgorithms) > 0 {
+		tokenAuth, introspectAuth = []string{"private_key_jwt"}, []string{"private_key_jwt", "Bearer"}
+	}
 	return json.Marshal(metadata{
 		Issuer:               t.Issuer,
 		TokenEndpoint:        base + pathToken,
@@ -48,9 +54,9 @@ func metadataDocument(t *Tenant) ([]byte, error) {
 		GrantTypes:           []string{delegation.GrantTypeTokenExchange},
 		ResponseTypes:        []string{},
 		DetailTypes:          t.DetailTypes,
-		TokenAuth:            []string{"private_key_jwt"},
+		TokenAuth:            tokenAuth,
 		TokenAlgorithms:      t.AssertionAlgorithms,
-		IntrospectAuth:       []string{"private_key_jwt", "Bearer"},
+		IntrospectAuth:       introspectAuth,
 		IntrospectAlgorithms: t.AssertionAlgorithms,
 	})
 }
