@@ -22,7 +22,8 @@ type ExchangeRequest struct {
 	// Child is what to derive.
 	Child Child
 	// IdempotencyKey makes repetitions return the same grant: same key, caller and content.
-	// Default: a new one for each call, which serves the call's own retries only.
+	// Default: a new one for each call, which serves the call's own retries only. With
+	// ValidateOnly there is nothing to repeat, and Deputy refuses a key.
 	IdempotencyKey string
 	// ValidateOnly decides and records a check, but issues nothing.
 	ValidateOnly bool
@@ -80,7 +81,7 @@ func (c *Client) Exchange(ctx context.Context, request ExchangeRequest) (*Token,
 	if err != nil {
 		return nil, err
 	}
-	key, err := c.idempotencyKey(request.IdempotencyKey)
+	key, err := c.idempotencyKey(request.IdempotencyKey, request.ValidateOnly)
 	if err != nil {
 		return nil, err
 	}
@@ -136,7 +137,7 @@ func (c *Client) BatchExchange(ctx context.Context, request BatchRequest) ([]Out
 		return nil, delegation.Refuse(delegation.ParameterMissing, "subject_token", "the token to exchange is missing")
 	}
 	var err error
-	if message.IdempotencyKey, err = c.idempotencyKey(request.IdempotencyKey); err != nil {
+	if message.IdempotencyKey, err = c.idempotencyKey(request.IdempotencyKey, request.ValidateOnly); err != nil {
 		return nil, err
 	}
 	asked := c.now()
@@ -227,8 +228,9 @@ func tokenType(given, otherwise string) string {
 	return given
 }
 
-func (c *Client) idempotencyKey(given string) (string, error) {
-	if given != "" {
+// idempotencyKey makes one up where a retry could otherwise grant twice.
+func (c *Client) idempotencyKey(given string, validateOnly bool) (string, error) {
+	if given != "" || validateOnly {
 		return given, nil
 	}
 	key, err := newKey(c.rand)

@@ -229,6 +229,21 @@ func TestExchangeDoesNotRetryRefusals(t *testing.T) {
 	}
 }
 
+func TestValidateOnly(t *testing.T) {
+	s := startDeputy(t)
+	c := connect(t, s, plannerAssertion(t, s.Issuer))
+	request := toCalendar(s.RootToken("alice"))
+	request.ValidateOnly = true
+	token, err := c.Exchange(t.Context(), request)
+	if err != nil || !token.AccessToken.IsZero() || token.Scope.String() != "calendar.read" || token.Entry == 0 {
+		t.Errorf("%+v, %v", token, err)
+	}
+	request.IdempotencyKey = "once"
+	if _, err := c.Exchange(t.Context(), request); reason(t, err) != delegation.ParameterConflict {
+		t.Errorf("a key with nothing to repeat: %v", err)
+	}
+}
+
 // stubExchanges is a server without a network, for time that does not pass by itself.
 type stubExchanges struct {
 	deputyv1.TokenExchangeServiceClient

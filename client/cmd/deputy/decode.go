@@ -146,7 +146,7 @@ func actsFor(c delegation.Claims) string {
 		for i, actor := range c.Act[:earlier] {
 			names[i] = string(actor)
 		}
-		text += ", who delegated to " + strings.Join(names, ", who delegated to ")
+		text += ", through " + strings.Join(names, ", then ")
 	}
 	return text
 }

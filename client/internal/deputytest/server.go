@@ -210,6 +210,9 @@ func (s *Server) Exchange(ctx context.Context, r *deputyv1.ExchangeRequest) (*de
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.keys = append(s.keys, r.GetIdempotencyKey())
+	if r.GetValidateOnly() && r.GetIdempotencyKey() != "" {
+		return nil, delegation.Refuse(delegation.ParameterConflict, "idempotency_key", "validate_only issues nothing that could be repeated")
+	}
 	if response, again := s.stored[r.GetIdempotencyKey()]; again {
 		return response, nil
 	}
@@ -217,7 +220,9 @@ func (s *Server) Exchange(ctx context.Context, r *deputyv1.ExchangeRequest) (*de
 	if refusal != nil {
 		return nil, refusal
 	}
-	s.stored[r.GetIdempotencyKey()] = response
+	if r.GetIdempotencyKey() != "" {
+		s.stored[r.GetIdempotencyKey()] = response
+	}
 	return response, nil
 }
 
