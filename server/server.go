@@ -118,7 +118,13 @@ func (s *Server) Run(ctx context.Context) error {
 	run("HTTP server", func() error { return s.http.Serve(s.listeners.http) })
 	run("ops server", func() error { return s.ops.Serve(s.listeners.ops) })
 	for _, t := range s.tenants {
-		run("keys of tenant "+t.Name, func() error { return t.Trust.Run(ctx) })
+		run("keys of tenant "+t.Name, func() error {
+			err := t.Trust.Run(ctx)
+			if err == nil {
+				<-ctx.Done() // it has nothing to do where no key can change
+			}
+			return err
+		})
 	}
 	group.Go(func() error {
 		s.readiness.watch(ctx, s.rpc.SetServing)

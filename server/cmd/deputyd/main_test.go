@@ -1,0 +1,101 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestExitCodesAndStreams(t *testing.T) {
+	dir := t.TempDir()
+	bad := filepath.Join(dir, "bad.yaml")
+	if err := os.WriteFile(bad, []byte("listen: {grcp: x}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	key, ledger := filepath.Join(dir, "key.pem"), "sqlite://"+filepath.Join(dir, "ledger.db")
+	for _, c := range []struct {
+		args           string
+		code           int
+		stdout, stderr string
+	}{
+		{"--help", 0, "Commands:", ""},
+		{"keys create --help", 0, "--algorithm", ""},
+		{"version", 0, "deputyd ", ""},
+		{"", 2, "", "expected one of"},
+		{"serve", 2, "", "--config=FILE"},
+		{"serve --config x --verbose", 2, "", "unknown flag"},
+		{"migrate", 2, "", "--config=FILE or --dsn=ADDRESS"},
+		{"migrate --config x --dsn y", 2, "", "can't be used together"},
+		{"keys create --out x --algorithm HS256", 2, "", "must be one of"},
+		{"serve --config " + bad, 1, "", "line 1: listen.grcp: is not a key"},
+		{"config check --config " + bad, 1, "", "line 1: tenants: is missing"},
+		{"config check --config " + dir + "/none.yaml", 1, "", "no such file"},
+		{"migrate --dsn mysql://db", 1, "", "database.dsn: must begin with"},
+		{"migrate --dsn postgres://a:canary@localhost/b", 1, "", "holds a password"},
+		{"migrate --dsn " + ledger, 0, "", ""},
+		{"migrate --dsn " + ledger, 0, "", ""}, // again
+		{"keys create --algorithm ES256 --out " + key, 0, "", ""},
+		{"keys create --algorithm ES256 --out " + key, 1, "", "file already exists"},
+	} {
+		var stdout, stderr bytes.Buffer
+		code := run(t.Context(), strings.Fields(c.args), &stdout, &stderr)
+		if code != c.code || !strings.Contains(stdout.String(), c.stdout) || !strings.Contains(stderr.String(), c.stderr) {
+			t.Errorf("deputyd %s: code %d, want %d\nstdout: %s\nstderr: %s", c.args, code, c.code, &stdout, &stderr)
+		}
+		if code == 0 && stderr.Len() > 0 || code != 0 && stdout.Len() > 0 && c.code == 1 {
+			t.Errorf("deputyd %s: wrong stream\nstdout: %s\nstderr: %s", c.args, &stdout, &stderr)
+		}
+		if strings.Contains(stderr.String(), "canary") {
+			t.Errorf("deputyd %s repeats a password", c.args)
+		}
+	}
+}
+
+func TestServeUntilTheSignal(t *testing.T) {
+	dir := t.TempDir()
+	key := filepath.Join(dir, "key.pem")
+	config := filepath.Join(dir, "deputy.yaml")
+	text := strings.ReplaceAll(`listen:
+  grpc: {address: 127.0.0.1:0}
+  http: {address: 127.0.0.1:0}
+  ops: {address: 127.0.0.1:0}
+database: {dsn: "sqlite://DIR/ledger.db"}
+redis: {url: "redis://127.0.0.1:1"}
+tenants:
+  - name: acme
+    issuer: https://deputy.example
+    default: true
+    signing_keys: [{path: DIR/key.pem, algorithm: EdDSA}]
+    policy: {url: "http://127.0.0.1:1", store: 01ARZ3NDEKTSV4RRFFQ69G5FAV, model: 01BX5ZZKBKACTAV9WEVGEMMVRZ}
+`, "DIR", dir)
+	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	deputyd := func(ctx context.Context, args ...string) (int, string) {
+		var stdout, stderr bytes.Buffer
+		code := run(ctx, args, &stdout, &stderr)
+		return code, stdout.String() + stderr.String()
+	}
+	if code, said := deputyd(t.Context(), "keys", "create", "--out", key, "--algorithm", "EdDSA"); code != 0 {
+		t.Fatal(said)
+	}
+	if code, said := deputyd(t.Context(), "config", "check", "--config", config); code != 0 || !strings.Contains(said, "nothing is wrong") {
+		t.Fatal(code, said)
+	}
+	if code, said := deputyd(t.Context(), "serve", "--config", config); code != 1 || !strings.Contains(said, "deputyd migrate") {
+		t.Errorf("an unmigrated database: %d %s", code, said)
+	}
+	if code, said := deputyd(t.Context(), "migrate", "--config", config); code != 0 {
+		t.Fatal(said)
+	}
+	// Redis and OpenFGA are not there: it starts all the same, and the signal ends it without an error.
+	ctx, signal := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer signal()
+	if code, said := deputyd(ctx, "serve", "--config", config); code != 0 {
+		t.Errorf("serve: %d %s", code, said)
+	}
+}
