@@ -316,7 +316,7 @@ func TestTraceAndLog(t *testing.T) {
 	}
 	for _, span := range spans.Ended() {
 		for _, attr := range span.Attributes() {
-			log.WriteString(attr.Value.Emit())
+			log.WriteString(attr.Value.String())
 		}
 		log.WriteString(span.Name())
 	}

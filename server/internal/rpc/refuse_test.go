@@ -1,0 +1,112 @@
+package rpc
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"testing"
+
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+
+	"deputy.example/deputy/client/delegation"
+	deputyv1 "deputy.example/deputy/gen/deputy/v1"
+)
+
+// Which metadata may carry a credential, for every method.
+func TestMetadata(t *testing.T) {
+	client := &deputyv1.ClientAuthentication{ClientAssertion: "a"}
+	type row struct {
+		name   string
+		pairs  []string
+		client *deputyv1.ClientAuthentication
+		reason delegation.Reason // "": accepted
+	}
+	rows := []row{
+		{name: "nothing"},
+		{name: "metadata that mean nothing here", pairs: []string{"x-request-id", "x"}},
+		{name: "bearer", pairs: []string{"authorization", "Bearer x"}},
+		{name: "bearer in another case", pairs: []string{"Authorization", "BEARER x"}},
+		{name: "in the request", client: client},
+		{name: "twice", pairs: []string{"authorization", "Bearer x", "authorization", "Bearer x"}, reason: delegation.ParameterRepeated},
+		{name: "another scheme", pairs: []string{"authorization", "Basic eDp5"}, reason: delegation.ClientUnauthenticated},
+		{name: "no scheme", pairs: []string{"authorization", "x"}, reason: delegation.ClientUnauthenticated},
+		{name: "no credential", pairs: []string{"authorization", "Bearer "}, reason: delegation.ClientUnauthenticated},
+		{name: "empty", pairs: []string{"authorization", ""}, reason: delegation.ClientUnauthenticated},
+		{name: "two in one", pairs: []string{"authorization", "Bearer x, Bearer y"}, reason: delegation.ClientUnauthenticated},
+		{name: "both", pairs: []string{"authorization", "Bearer x"}, client: client, reason: delegation.ParameterConflict},
+		{name: "both, one of them empty", pairs: []string{"authorization", "Bearer x"}, client: &deputyv1.ClientAuthentication{}, reason: delegation.ParameterConflict},
+	}
+	for _, key := range foreignCredentials {
+		rows = append(rows, row{name: key, pairs: []string{key, "x"}, reason: delegation.ParameterUnsupported})
+	}
+	engine := granting()
+	tokens, audit := stubs(t, engine)
+	methods := map[string]func(context.Context, *deputyv1.ClientAuthentication) error{
+		"Exchange": func(ctx context.Context, c *deputyv1.ClientAuthentication) error {
+			_, err := tokens.Exchange(ctx, &deputyv1.ExchangeRequest{Client: c})
+			return err
+		},
+		"BatchExchange": func(ctx context.Context, c *deputyv1.ClientAuthentication) error {
+			_, err := tokens.BatchExchange(ctx, &deputyv1.BatchExchangeRequest{Client: c, Children: []*deputyv1.Child{{}}})
+			return err
+		},
+		"Introspect": func(ctx context.Context, c *deputyv1.ClientAuthentication) error {
+			_, err := tokens.Introspect(ctx, &deputyv1.IntrospectRequest{Client: c})
+			return err
+		},
+		"GetChain": func(ctx context.Context, c *deputyv1.ClientAuthentication) error {
+			_, err := audit.GetChain(ctx, &deputyv1.GetChainRequest{Client: c})
+			return err
+		},
+	}
+	for _, r := range rows {
+		for name, call := range methods {
+			before := engine.asked()
+			err := call(with(t.Context(), r.pairs...), r.client)
+			if r.reason == "" {
+				if err != nil || engine.asked() != before+1 {
+					t.Errorf("%s, %s: %v", name, r.name, err)
+				}
+				continue
+			}
+			if e := delegation.FromStatus(err); e == nil || e.Reason != r.reason || engine.asked() != before {
+				t.Errorf("%s, %s: %v, want %s", name, r.name, err, r.reason)
+			}
+		}
+	}
+}
+
+// A field without a name here may ask for a narrower token: it is refused, wherever it stands. The
+// same message without it is accepted, which shows that the refusal is about the field.
+func TestUnknownFields(t *testing.T) {
+	engine := granting()
+	tokens, audit := stubs(t, engine)
+	unknown := protowire.AppendVarint(protowire.AppendTag(nil, 2000, protowire.VarintType), 1)
+	child, client := &deputyv1.Child{}, &deputyv1.ClientAuthentication{ClientAssertion: "a"}
+	single := &deputyv1.ExchangeRequest{Child: child, Client: client}
+	batch := &deputyv1.BatchExchangeRequest{Children: []*deputyv1.Child{{}, child}, Client: client}
+	introspect, chain := &deputyv1.IntrospectRequest{Client: client}, &deputyv1.GetChainRequest{Client: client}
+	call := map[proto.Message]func() error{
+		single:     func() error { _, err := tokens.Exchange(t.Context(), single); return err },
+		batch:      func() error { _, err := tokens.BatchExchange(t.Context(), batch); return err },
+		introspect: func() error { _, err := tokens.Introspect(t.Context(), introspect); return err },
+		chain:      func() error { _, err := audit.GetChain(t.Context(), chain); return err },
+	}
+	all := slices.Collect(maps.Keys(call))
+	for where, callers := range map[proto.Message][]proto.Message{
+		single: {single}, batch: {batch}, introspect: {introspect}, chain: {chain}, child: {single, batch}, client: all,
+	} {
+		for _, through := range callers {
+			if err := call[through](); err != nil {
+				t.Fatal(err)
+			}
+			where.ProtoReflect().SetUnknown(unknown)
+			err := call[through]()
+			where.ProtoReflect().SetUnknown(nil)
+			if e := delegation.FromStatus(err); e == nil || e.Reason != delegation.ParameterUnsupported {
+				t.Errorf("%T in %T: %v", where, through, err)
+			}
+		}
+	}
+}
