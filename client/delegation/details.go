@@ -1,9 +1,13 @@
 package delegation
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
+	"strconv"
+	"strings"
 
 	"github.com/go-json-experiment/json/jsontext"
 )
@@ -15,7 +19,8 @@ const maxDetails = 32
 // that equal details are equal strings.
 type Detail struct {
 	canonical string
-	members   map[string]jsontext.Value
+	members   map[string]jsontext.Value // canonical too
+	lists     map[string][]string       // the list fields, sorted
 }
 
 // ParseDetails reads an authorization_details array strictly: objects with a type, and the common
@@ -52,6 +57,7 @@ func parseDetail(raw jsontext.Value) (Detail, error) {
 	if typ, err := stringMember(members, "type"); err != nil || typ == "" {
 		return Detail{}, errors.New("type is missing or not a string with content")
 	}
+	lists := make(map[string][]string)
 	for name, value := range members {
 		if !isListField(name) {
 			continue
@@ -60,12 +66,55 @@ func parseDetail(raw jsontext.Value) (Detail, error) {
 		if err != nil || len(list) == 0 {
 			return Detail{}, fmt.Errorf("%s is not a list of strings with content: leave it out instead", name)
 		}
+		slices.Sort(list)
+		lists[name] = list
+	}
+	if err := checkNumbers(raw); err != nil {
+		return Detail{}, err
 	}
 	canonical := raw.Clone()
 	if err := canonical.Canonicalize(); err != nil {
 		return Detail{}, errors.New("malformed JSON")
 	}
-	return Detail{canonical: string(canonical), members: members}, nil
+	if len(canonical) > MaxTokenBytes { // short numbers such as 1e20 grow
+		return Detail{}, fmt.Errorf("it is longer than %d bytes", MaxTokenBytes)
+	}
+	if members, err = objectMembers(canonical); err != nil {
+		return Detail{}, err
+	}
+	return Detail{canonical: string(canonical), members: members, lists: lists}, nil
+}
+
+// checkNumbers refuses numbers that RFC 8785 would round: the element would say something else than
+// it did, another account for instance.
+func checkNumbers(raw jsontext.Value) error {
+	dec := jsontext.NewDecoder(bytes.NewReader(raw))
+	for {
+		token, err := dec.ReadToken()
+		if err != nil {
+			return nil // the end: raw is well-formed
+		}
+		if token.Kind() == '0' && !isExact(token.String()) {
+			return errors.New("a number has more digits than readers agree on: write it as a string")
+		}
+	}
+}
+
+// isExact says whether every reader takes the number for the same double. Fifteen significant digits
+// always are, and so are integers up to 2^53.
+func isExact(number string) bool {
+	f, err := strconv.ParseFloat(number, 64)
+	mantissa, _, _ := strings.Cut(strings.ToLower(number), "e")
+	digits := strings.Trim(strings.NewReplacer("-", "", ".", "").Replace(mantissa), "0")
+	const smallest = 0x1p-1022 // below it doubles lose digits
+	switch {
+	case err != nil || digits != "" && math.Abs(f) < smallest:
+		return false
+	case len(digits) <= 15:
+		return true
+	}
+	n, err := strconv.ParseInt(number, 10, 64)
+	return err == nil && -1<<53 <= n && n <= 1<<53
 }
 
 // isListField names the common fields of RFC 9396 §2.2 that list alternatives: fewer is narrower.
@@ -82,15 +131,8 @@ func (d Detail) Text(field string) (string, bool) {
 	return s, err == nil
 }
 
-// List is a list field such as actions; nil if it is absent.
-func (d Detail) List(field string) []string {
-	raw, present := d.members[field]
-	if !present {
-		return nil
-	}
-	list, _ := stringList(raw)
-	return list
-}
+// List is a list field such as actions, sorted; nil if it is absent. Callers must not change it.
+func (d Detail) List(field string) []string { return d.lists[field] }
 
 // Fields are the names of the element's members, sorted.
 func (d Detail) Fields() []string {
@@ -106,28 +148,36 @@ func (d Detail) Fields() []string {
 // subset, every other member equal. A member that only one of them has is never a narrowing: what
 // its absence means is known to the resource alone, and absent must not come to mean all.
 func (d Detail) Narrows(wide Detail) bool {
-	if !slices.Equal(d.Fields(), wide.Fields()) {
+	if len(d.members) != len(wide.members) {
 		return false
 	}
 	for name, value := range d.members {
-		if isListField(name) {
-			for _, s := range d.List(name) {
-				if !slices.Contains(wide.List(name), s) {
-					return false
-				}
+		allowed, present := wide.members[name]
+		switch {
+		case !present:
+			return false
+		case isListField(name):
+			if !isSubset(d.lists[name], wide.lists[name]) {
+				return false
 			}
-			continue
-		}
-		if !equalJSON(value, wide.members[name]) {
+		case !bytes.Equal(value, allowed):
 			return false
 		}
 	}
 	return true
 }
 
-func equalJSON(a, b jsontext.Value) bool {
-	a, b = a.Clone(), b.Clone()
-	return a.Canonicalize() == nil && b.Canonicalize() == nil && string(a) == string(b)
+// isSubset compares sorted lists, which may be as long as a caller likes: both are walked once.
+func isSubset(list, of []string) bool {
+	for _, s := range list {
+		for len(of) > 0 && of[0] < s {
+			of = of[1:]
+		}
+		if len(of) == 0 || of[0] != s {
+			return false
+		}
+	}
+	return true
 }
 
 // NarrowsAny says whether d narrows at least one of the given details.
