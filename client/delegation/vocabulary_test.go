@@ -232,7 +232,7 @@ func TestDetailsAreReadStrictly(t *testing.T) {
 	for _, bad := range []string{
 		``, `null`, `{}`, `[]`, `[1]`, `[null]`, `[[]]`, `[{}]`, `[{"type":""}]`, `[{"type":1}]`, `[{"type":null}]`, `[{"Type":"x"}]`,
 		`[{"type":"x","type":"y"}]`, `[{"type":"x","a":{"b":1,"b":2}}]`, `[{"type":"x","actions":"read"}]`, `[{"type":"x","actions":[]}]`,
-		`[{"type":"x","actions":null}]`, `[{"type":"x","actions":[1]}]`, `[{"type":"x","locations":{}}]`, `[{"type":"x"}] `+"x", `[{"type":"x"}],"b":[]`,
+		`[{"type":"x","actions":null}]`, `[{"type":"x","actions":[1]}]`, `[{"type":"x","locations":{}}]`, `[{"type":"x"}] ` + "x", `[{"type":"x"}],"b":[]`,
 		`[{"type":"x"}],"a":[{"type":"y"}]`, `[{"type":"x"}]}`, `[{"type":"x"}`, `[{"type":"\ud800"}]`, `[{"type":"x"},]`,
 		`[` + strings.Repeat(`{"type":"x"},`, 32) + `{"type":"x"}]`, `[{"type":"x","a":` + strings.Repeat("[", 100) + strings.Repeat("]", 100) + `}]`,
 	} {
