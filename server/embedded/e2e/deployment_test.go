@@ -54,6 +54,7 @@ type plan struct {
 	tls       bool   // on the HTTP listener
 	tenant    string // more lines of the tenant's section, as YAML without indentation
 	issuers   string // more trusted issuers, likewise
+	people    string // one more line about the issuer of people
 }
 
 func deploy(t testing.TB, p plan) *deployment {
@@ -140,13 +141,14 @@ func (d *deployment) configuration(grpc, http, ops string) (file string) {
         principal: {type: user}
         audiences: [%q]
         root_grants: {scopes_claim: scope, audiences_claim: %s}
+        %s
       - issuer: %q
         keys: {discovery: true}
         algorithms: [ES256]
         principal: {type: agent}
         workloads: true
         shared_principals: true
-`, d.identities.PeopleIssuer(), d.issuer, embedded.TargetsClaim, d.identities.WorkloadIssuer())
+`, d.identities.PeopleIssuer(), d.issuer, embedded.TargetsClaim, d.plan.people, d.identities.WorkloadIssuer())
 	b.WriteString(indented("      ", d.plan.issuers))
 	b.WriteString("    clients:\n")
 	for who := range d.keys {
@@ -350,14 +352,21 @@ func handDown(parent, name client.Secret) client.ExchangeRequest {
 	return request
 }
 
-// verifier is the calendar server's, with the keys that the instance publishes.
-func (d *deployment) verifier(i *instance) *client.Verifier {
+// jwks are the keys that the instance publishes.
+func (d *deployment) jwks(i *instance) []byte {
 	d.t.Helper()
-	code, jwks, err := i.ask("http://" + i.http + "/oauth2/jwks")
+	scheme := map[bool]string{false: "http://", true: "https://"}[d.plan.tls]
+	code, jwks, err := i.ask(scheme + i.http + "/oauth2/jwks")
 	if err != nil || code != http.StatusOK {
 		d.t.Fatalf("jwks: %d %v", code, err)
 	}
-	v, err := client.NewVerifier(client.VerifierConfig{Issuer: d.issuer, Audience: calendarAudience, JWKS: []byte(jwks)})
+	return []byte(jwks)
+}
+
+// verifier is the calendar server's.
+func (d *deployment) verifier(i *instance) *client.Verifier {
+	d.t.Helper()
+	v, err := client.NewVerifier(client.VerifierConfig{Issuer: d.issuer, Audience: calendarAudience, JWKS: d.jwks(i)})
 	check(d.t, err)
 	return v
 }
