@@ -51,7 +51,10 @@ func (s *Server) observe(ctx context.Context, t Telemetry, o *Options) error {
 		const patience = 5 * time.Second
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
-		return traces.Shutdown(ctx) // sends what is left
+		if err := traces.Shutdown(ctx); err != nil { // sends what is left
+			o.Logger.Warn("traces are lost: the collector did not take the last ones in time", "error", err)
+		}
+		return nil
 	}))
 	o.TracerProvider = traces
 	return nil
