@@ -123,6 +123,9 @@ func TestConfigurationRules(t *testing.T) {
 		{"RSA key of 1024 bits", idpChange(func(i *TrustedIssuer) {
 			i.Algorithms, i.Keys = []string{"RS256"}, set(map[string]any{"kty": "RSA", "alg": "RS256", "e": "AQAB", "n": "_" + strings.Repeat("w", 170)})
 		}), "trusted_issuers[0].keys.jwks", "fits 0"},
+		{"RSA key with exponent 1", idpChange(func(i *TrustedIssuer) {
+			i.Algorithms, i.Keys = []string{"RS256"}, set(rs.jwk(t, map[string]any{"e": "AQ"}))
+		}), "trusted_issuers[0].keys.jwks", "fits 0"},
 		{"Ed25519 key cut short", idpChange(func(i *TrustedIssuer) {
 			i.Algorithms, i.Keys = []string{"EdDSA"}, set(map[string]any{"kty": "OKP", "crv": "Ed25519", "x": "AAAA"})
 		}), "trusted_issuers[0].keys.jwks", "have 0"},

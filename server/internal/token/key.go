@@ -142,6 +142,9 @@ func checkMaterial(algorithm jwa.SignatureAlgorithm, material crypto.PublicKey) 
 		if bits := material.N.BitLen(); bits < minRSABits || bits > maxRSABits {
 			return fmt.Errorf("an RSA key of %d bits is outside %d to %d", bits, minRSABits, maxRSABits)
 		}
+		if material.E < 3 || material.E%2 == 0 {
+			return errors.New("the exponent of the RSA key is not an odd number above 2")
+		}
 		return nil
 	}
 	return errors.New("the kind of key is not supported")
