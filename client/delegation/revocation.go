@@ -52,6 +52,7 @@ type Revocation struct {
 type Lineage struct {
 	Root         string
 	RootIssuedAt time.Time // of a root token that is being exchanged; zero: it did not say
+	RootActors   Chain     // that such a root token brought along
 	Txn          string
 	Subject      Principal
 	Actors       Chain // including the actor of a grant that is about to be made
@@ -198,6 +199,17 @@ func (s *RevocationSet) Hit(l Lineage) (Revocation, bool) {
 	return s.cutOff(l)
 }
 
+// HitCaller returns a revocation that keeps a caller from authenticating: it is suspended, or the key
+// that it authenticated with ("" if there was none) is banned.
+func (s *RevocationSet) HitCaller(caller Principal, key string) (Revocation, bool) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if r, suspended := s.find(Target{Kind: BanSuspend, ID: string(caller)}, whatever); suspended || key == "" {
+		return r, suspended
+	}
+	return s.find(Target{Kind: BanKey, ID: key}, whatever)
+}
+
 // find returns the revocation of a target that is hit by it as soon as it is there (numberless), or
 // that is older than it.
 func (s *RevocationSet) find(t Target, dead func(mark) bool) (Revocation, bool) {
@@ -246,8 +258,9 @@ func (s *RevocationSet) banned(l Lineage) (Revocation, bool) {
 	return Revocation{}, false
 }
 
-// cutOff compares numbers. What names the subject or the tenant is compared at the first hop, what
-// names an actor at each of that actor's hops. A root token has no number: its time is compared.
+// cutOff compares numbers. What names the subject, the tenant or an actor that came with the root token
+// is compared at the first hop, what names another actor at each of that actor's hops. A root token has
+// no number: its time is compared.
 func (s *RevocationSet) cutOff(l Lineage) (Revocation, bool) {
 	origin := func(m mark) bool {
 		if len(l.Hops) > 0 {
@@ -257,6 +270,18 @@ func (s *RevocationSet) cutOff(l Lineage) (Revocation, bool) {
 	}
 	for _, t := range [...]Target{{Kind: CutTenant}, {Kind: CutSubject, ID: string(l.Subject)}, {Kind: CutAgent, ID: string(l.Subject)}} {
 		if r, hit := s.find(t, origin); hit {
+			return r, true
+		}
+	}
+	brought := l.RootActors
+	if len(l.Hops) > 0 {
+		brought = l.Actors[:min(max(l.Hops[0].Actor, 0), len(l.Actors))]
+	}
+	for _, p := range brought {
+		if r, hit := s.find(Target{Kind: CutAgent, ID: string(p)}, origin); hit {
+			return r, true
+		}
+		if r, hit := s.find(Target{Kind: CutAgentSubject, ID: string(p), Subject: l.Subject}, origin); hit {
 			return r, true
 		}
 	}

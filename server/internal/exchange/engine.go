@@ -3,6 +3,7 @@ package exchange
 import (
 	"context"
 	"crypto/rand"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -36,6 +37,8 @@ type Tenant struct {
 	CallerRate guard.Limit
 	// AcceptJSONSTS lets the HTTP token endpoint take a flat JSON object in place of a form.
 	AcceptJSONSTS bool
+
+	frame int // length of a signed token beside its encoded claims
 }
 
 // Config is what an Engine works with. Ledger and Guard are shared by all tenants and stay the
@@ -65,6 +68,15 @@ type Engine struct {
 	metrics  *metrics
 	strange  xrate.Sometimes // samples the log of refusals that come before a caller is known
 	randLock sync.Mutex      // Config.Rand need not be safe for concurrent use
+
+	// What tests replace: a signer that fails, and the protections that they switch off.
+	sign func(*token.Keyset, []byte) (string, error)
+	off  protections
+}
+
+// protections are switched off by tests only, which then see their attacks succeed.
+type protections struct {
+	callerRules, actorAudience, otherCaller, binding, policy, replay, uses, idempotency, revocation bool
 }
 
 // New checks that the tenants are told apart by name and by issuer.
@@ -94,6 +106,7 @@ func New(config Config) (*Engine, error) {
 		tracer:   config.TracerProvider.Tracer("deputy.example/deputy/server/internal/exchange"),
 		metrics:  newMetrics(config.Registerer),
 		strange:  xrate.Sometimes{First: 20, Interval: time.Second},
+		sign:     (*token.Keyset).Sign,
 	}
 	for i := range config.Tenants {
 		t := &config.Tenants[i]
@@ -104,6 +117,11 @@ func New(config Config) (*Engine, error) {
 		if e.tenants[t.Name] != nil || e.byIssuer[t.Issuer] != nil {
 			return nil, fmt.Errorf("exchange: tenant %q or its issuer stands twice", t.Name)
 		}
+		probe, err := t.Keys.Sign([]byte(`{}`))
+		if err != nil {
+			return nil, fmt.Errorf("exchange: tenant %q: %w", t.Name, err)
+		}
+		t.frame = len(probe) - base64.RawURLEncoding.EncodedLen(len(`{}`))
 		e.tenants[t.Name], e.byIssuer[t.Issuer] = t, t
 	}
 	return e, nil

@@ -16,22 +16,18 @@ import (
 func (e *Engine) Introspect(ctx context.Context, q Inquiry) (Introspection, error) {
 	ctx, cancel := e.within(ctx)
 	defer cancel()
-	tenant, _, err := e.admitInquiry(ctx, q)
+	by, err := e.admitInquiry(ctx, q)
 	if err != nil {
 		return Introspection{}, err
 	}
 	if q.Token == "" {
 		return Introspection{}, delegation.Refuse(delegation.ParameterMissing, "token", "is required (RFC 7662 section 2.1)")
 	}
-	claims, err := tenant.Trust.Own(q.Token)
+	claims, err := by.tenant.Trust.Own(q.Token)
 	if err != nil {
 		return Introspection{}, nil
 	}
-	revoked, err := e.config.Ledger.Revocations(ctx, tenant.Name, true)
-	if err != nil {
-		return Introspection{}, err
-	}
-	if _, hit := revoked.Hit(claims.Lineage()); hit {
+	if _, hit := by.revoked.Hit(claims.Lineage()); hit {
 		return Introspection{}, nil
 	}
 	return Introspection{Claims: &claims}, nil
@@ -42,10 +38,11 @@ func (e *Engine) Introspect(ctx context.Context, q Inquiry) (Introspection, erro
 func (e *Engine) Chain(ctx context.Context, q Inquiry) ([]*ledger.Entry, error) {
 	ctx, cancel := e.within(ctx)
 	defer cancel()
-	tenant, caller, err := e.admitInquiry(ctx, q)
+	by, err := e.admitInquiry(ctx, q)
 	if err != nil {
 		return nil, err
 	}
+	tenant, caller := by.tenant, by.caller
 	nothing := delegation.Refuse(delegation.NotFound, "jti", "no such grant, or none that you may see")
 	entries, err := e.config.Ledger.Chain(ctx, tenant.Name, q.ID)
 	if err != nil && !errors.Is(err, ledger.ErrNotFound) {
@@ -69,26 +66,44 @@ func (e *Engine) Chain(ctx context.Context, q Inquiry) ([]*ledger.Entry, error) 
 	return entries, nil
 }
 
-// admitInquiry authenticates and admits whoever asks a question. A single-use assertion is spent
-// durably here, as an exchange spends it in its entry.
-func (e *Engine) admitInquiry(ctx context.Context, q Inquiry) (*Tenant, token.Caller, error) {
-	tenant, caller, _, err := e.authenticate(ctx, q.Tenant, q.Credentials, nil)
+// inquirer is who asks a question, with the revocations of now.
+type inquirer struct {
+	tenant  *Tenant
+	caller  token.Caller
+	revoked *delegation.RevocationSet
+}
+
+func (e *Engine) admitInquiry(ctx context.Context, q Inquiry) (inquirer, error) {
+	by, err := e.inquirer(ctx, q)
 	if err != nil {
-		return nil, token.Caller{}, e.turnAway(ctx, err)
+		return inquirer{}, e.turnAway(ctx, err)
 	}
-	if err := e.config.Guard.Admit(ctx, tenant.Name, caller.Principal, 1, tenant.CallerRate); err != nil {
-		return nil, token.Caller{}, e.turnAway(ctx, err)
+	return by, nil
+}
+
+// inquirer authenticates and admits whoever asks. A single-use assertion is spent durably here, as an
+// exchange spends it in its entry.
+func (e *Engine) inquirer(ctx context.Context, q Inquiry) (by inquirer, err error) {
+	if by.tenant, by.caller, _, err = e.authenticate(ctx, q.Tenant, q.Credentials, nil); err != nil {
+		return by, err
 	}
-	if caller.Use == nil {
-		return tenant, caller, nil
+	if err := e.config.Guard.Admit(ctx, by.tenant.Name, by.caller.Principal, 1, by.tenant.CallerRate); err != nil {
+		return by, err
 	}
-	if err := e.noteUse(ctx, tenant, caller); err != nil {
-		return nil, token.Caller{}, e.turnAway(ctx, err)
+	if err := e.noteUse(ctx, by.tenant, by.caller); err != nil {
+		return by, err
 	}
-	u := *caller.Use
-	spent := ledger.SingleUse{Issuer: u.Issuer, Key: u.Key, ID: u.ID, Until: u.Until, Reason: delegation.AssertionReplayed}
-	if err := e.config.Ledger.Spend(ctx, tenant.Name, []ledger.SingleUse{spent}); err != nil {
-		return nil, token.Caller{}, e.turnAway(ctx, err)
+	if u := by.caller.Use; u != nil {
+		spent := ledger.SingleUse{Issuer: u.Issuer, Key: u.Key, ID: u.ID, Until: u.Until, Reason: delegation.AssertionReplayed}
+		if err := e.config.Ledger.Spend(ctx, by.tenant.Name, []ledger.SingleUse{spent}); err != nil {
+			return by, err
+		}
 	}
-	return tenant, caller, nil
+	if by.revoked, err = e.config.Ledger.Revocations(ctx, by.tenant.Name, true); err != nil {
+		return by, err
+	}
+	if _, hit := by.revoked.HitCaller(by.caller.Principal, by.caller.Key); hit {
+		return by, unauthenticated(errors.New("the caller is suspended, or its key is banned"))
+	}
+	return by, nil
 }

@@ -4,7 +4,10 @@ import (
 	"cmp"
 	"net/url"
 	"slices"
+	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"deputy.example/deputy/client/delegation"
 )
@@ -83,7 +86,8 @@ type actor struct {
 	proof     string // how the actor was proven, for the record
 }
 
-// parseWish checks the form of everything that a child asks for. It knows no parent.
+// parseWish checks the form of everything that a child asks for, and that the ledger can keep it: a
+// refusal is recorded too. It knows no parent.
 func parseWish(c Child) (wish, error) {
 	w := wish{maxDepth: -1, tokenType: delegation.TokenTypeAccessToken}
 	switch c.RequestedTokenType {
@@ -95,6 +99,9 @@ func parseWish(c Child) (wish, error) {
 	}
 	var err error
 	if c.Scope != nil {
+		if len(*c.Scope) > delegation.MaxTokenBytes {
+			return wish{}, delegation.Refuse(delegation.ScopeMalformed, "scope", "is longer than any token")
+		}
 		if w.scopes, err = delegation.ParseScopes(*c.Scope); err != nil {
 			return wish{}, delegation.Refuse(delegation.ScopeMalformed, "scope", "%v", err)
 		}
@@ -105,6 +112,13 @@ func parseWish(c Child) (wish, error) {
 	if c.AuthorizationDetails != nil {
 		if w.details, err = delegation.ParseDetails([]byte(*c.AuthorizationDetails)); err != nil {
 			return wish{}, delegation.Refuse(delegation.DetailsMalformed, "authorization_details", "%v", err)
+		}
+		size := 0
+		for _, detail := range w.details {
+			size += len(detail.String())
+		}
+		if size > delegation.MaxTokenBytes {
+			return wish{}, delegation.Refuse(delegation.DetailsMalformed, "authorization_details", "is longer than any token")
 		}
 	}
 	if c.RequestedLifetime != nil {
@@ -139,8 +153,10 @@ func targets(resources, audiences []string) ([]string, error) {
 		}
 	}
 	all := slices.Concat(resources, audiences)
-	if slices.ContainsFunc(all, func(s string) bool { return s == "" || len(s) > 512 }) {
-		return nil, delegation.Refuse(delegation.TargetMalformed, "audience", "must have 1 to 512 bytes")
+	if slices.ContainsFunc(all, func(s string) bool {
+		return s == "" || len(s) > 512 || !utf8.ValidString(s) || strings.ContainsFunc(s, unicode.IsControl)
+	}) {
+		return nil, delegation.Refuse(delegation.TargetMalformed, "audience", "must have 1 to 512 bytes of UTF-8 without control characters")
 	}
 	slices.Sort(all)
 	return slices.Compact(all), nil
@@ -162,6 +178,9 @@ func (p parent) claims(a actor, w wish, l Limits, tenantIssuer, id, txn string, 
 		return delegation.Claims{}, err
 	}
 	actors := p.chainWith(a.principal)
+	if len(actors) > delegation.MaxChainDepth { // of which most came with the root token
+		return delegation.Claims{}, delegation.Refuse(delegation.DepthExhausted, "subject_token", "a chain has at most %d actors", delegation.MaxChainDepth)
+	}
 	c := delegation.Claims{
 		Issuer: tenantIssuer, Subject: p.subject, ClientID: a.principal,
 		Audience: w.audiences, Scope: w.scopes, Details: w.details,
@@ -213,8 +232,9 @@ func (p parent) depth(w wish, l Limits) (int, error) {
 // covers is I1, I2 and I5: what is asked beyond the parent is refused, not silently dropped.
 func (p parent) covers(w wish, l Limits) error {
 	if beyond := w.scopes.Without(p.scopes); len(beyond) > 0 {
-		return delegation.Refuse(delegation.ScopeExceedsParent, "scope", "the subject token does not hold %s", beyond).
-			WithMetadata("scope", beyond.String())
+		named := few(beyond)
+		return delegation.Refuse(delegation.ScopeExceedsParent, "scope", "the subject token does not hold %s", named).
+			WithMetadata("scope", named)
 	}
 	if len(w.audiences) == 0 {
 		return delegation.Refuse(delegation.AudienceMissing, "audience", "name at least one audience or resource")
@@ -230,6 +250,10 @@ func (p parent) covers(w wish, l Limits) error {
 			return err
 		}
 	}
+	if len(w.audiences) > 1 && len(w.details) > 0 {
+		return delegation.Refuse(delegation.AudienceNotSingle, "audience",
+			"authorization_details are not mapped to audiences: ask for one token per audience")
+	}
 	for i, detail := range w.details {
 		if !detail.NarrowsAny(p.details) {
 			return delegation.Refuse(delegation.DetailsExceedParent, "authorization_details",
@@ -239,12 +263,25 @@ func (p parent) covers(w wish, l Limits) error {
 	return nil
 }
 
+// few names as many scopes as an error may repeat: it has to fit into a trailer.
+func few(scopes delegation.Scopes) string {
+	const most = 512
+	text := scopes[0][:min(len(scopes[0]), most)]
+	for _, scope := range scopes[1:] {
+		if len(text)+1+len(scope) > most {
+			break
+		}
+		text += " " + scope
+	}
+	return text
+}
+
 func eachScopeEverywhere(w wish, l Limits) error {
 	for _, scope := range w.scopes {
 		for _, audience := range w.audiences {
 			if !slices.Contains(l.ScopeTargets[scope], audience) {
 				return delegation.Refuse(delegation.AudienceNotSingle, "audience",
-					"a token for several audiences needs scope %s mapped to %s: ask for one token per audience", scope, audience)
+					"a token for several audiences needs scope %.128s mapped to %s: ask for one token per audience", scope, audience)
 			}
 		}
 	}

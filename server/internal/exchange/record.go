@@ -38,7 +38,9 @@ func (w *walk) record(ctx context.Context) error {
 			continue
 		}
 		if c.alive() {
+			c.retried = result.Receipt.Existing
 			if err := w.settle(c, result.Receipt); err != nil {
+				w.void(ctx, c, result.Receipt.Seq)
 				c.fail(err)
 			}
 		}
@@ -102,16 +104,13 @@ func (w *walk) draft(ctx context.Context, c *child) *ledger.Draft {
 		return d
 	}
 	d.ID = c.claims.ID
-	d.Lineage = w.parent.lineage(w.caller.Principal)
-	d.Lineage.Txn, d.Lineage.Actors = c.claims.Txn, c.claims.Act
-	if c.actor.key != "" {
-		d.Lineage.Keys = []string{c.actor.key}
-	}
+	d.Lineage = w.lineage(c)
+	d.Lineage.Txn = c.claims.Txn
 	d.Claims = func(seq uint64) ([]byte, error) { return numbered(c.claims, seq) }
-	if w.parent.uses > 0 {
+	if w.parent.uses > 0 && !w.off.uses {
 		d.Uses = []ledger.SingleUse{{Issuer: w.parent.issuer, ID: w.parent.id, Until: w.parent.expiresAt, Reason: delegation.TokenSpent}}
 	}
-	if w.call.IdempotencyKey != "" {
+	if w.call.IdempotencyKey != "" && !w.off.idempotency {
 		d.Idempotency = &ledger.Idempotency{Key: w.itemKey(c), Fingerprint: w.fingerprint(c), Until: d.Expiry}
 	}
 	return d
@@ -129,7 +128,7 @@ func numbered(c delegation.Claims, seq uint64) ([]byte, error) {
 }
 
 func (w *walk) callerUses() []ledger.SingleUse {
-	if w.caller.Use == nil {
+	if w.caller.Use == nil || w.off.replay {
 		return nil
 	}
 	u := w.caller.Use

@@ -2,8 +2,10 @@ package exchange
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"time"
 
@@ -88,7 +90,7 @@ func (e *Engine) authenticateActor(ctx context.Context, door string, t actorToke
 		}
 		return nil, token.Caller{}, nil, unauthenticated(err)
 	}
-	if !named.Authenticates {
+	if !named.Authenticates && !e.off.actorAudience {
 		return nil, token.Caller{}, nil, unauthenticated(errors.New("an actor token of actor audience authenticates nobody"))
 	}
 	caller := token.Caller{Principal: named.Principal, Key: named.Key, Method: named.Method}
@@ -124,19 +126,25 @@ func (w *walk) verify(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if subject.Derived != nil && subject.Derived.Confirmation != nil && !w.off.binding {
+		return delegation.Refuse(delegation.ProofRequired, "subject_token", "it is bound to a key, and no proof of that key was sent")
+	}
 	if w.parent, err = parentOf(subject, w.tenant.Limits); err != nil {
 		return err
 	}
-	revoked, err := w.config.Ledger.Revocations(ctx, w.tenant.Name, false)
+	// A grant is checked again in step 6; a check is not, so here it needs what is known everywhere.
+	revoked, err := w.config.Ledger.Revocations(ctx, w.tenant.Name, w.call.ValidateOnly)
 	if err != nil {
 		return err
 	}
-	if _, hit := revoked.Hit(w.parent.lineage(w.caller.Principal)); hit {
-		return delegation.Refuse(delegation.TokenRevoked, "subject_token", "it, or something it descends from, was revoked")
+	if _, hit := revoked.Hit(w.parent.lineage(w.caller)); hit && !w.off.revocation {
+		return delegation.Refuse(delegation.TokenRevoked, "subject_token", "it, something it descends from, or its caller was revoked")
 	}
 	for _, c := range w.children {
 		if err := w.nameActor(ctx, c); err != nil {
 			c.fail(err)
+		} else if _, hit := revoked.Hit(w.lineage(c)); hit && !w.off.revocation {
+			c.fail(delegation.Refuse(delegation.TokenRevoked, "actor_token", "the actor, or its key, was revoked"))
 		}
 	}
 	return nil
@@ -162,9 +170,6 @@ func parentOf(s token.Subject, l Limits) (parent, error) {
 	switch {
 	case s.Derived != nil:
 		c := *s.Derived
-		if c.Confirmation != nil {
-			return parent{}, delegation.Refuse(delegation.ProofRequired, "subject_token", "it is bound to a key, and no proof of that key was sent")
-		}
 		p := parent{
 			issuer: c.Issuer, id: c.ID, root: c.Delegation.Root, txn: c.Txn,
 			subject: c.Subject, actors: c.Act, hops: c.Delegation.Hops,
@@ -187,11 +192,30 @@ func parentOf(s token.Subject, l Limits) (parent, error) {
 	return parent{}, delegation.Refuse(delegation.SubjectTokenInvalid, "subject_token", "it says nothing")
 }
 
-func (p parent) lineage(caller delegation.Principal) delegation.Lineage {
-	return delegation.Lineage{
+// lineage is what a revocation can name of the parent and of who asks, the key that it signed its
+// assertion with included: whoever stole that key is stopped by a ban on it.
+func (p parent) lineage(caller token.Caller) delegation.Lineage {
+	l := delegation.Lineage{
 		Root: p.root, RootIssuedAt: p.issuedAt, Txn: p.txn,
-		Subject: p.subject, Actors: p.actors, Hops: p.hops, Caller: caller,
+		Subject: p.subject, Actors: p.actors, Hops: p.hops, Caller: caller.Principal,
 	}
+	if p.isRoot() {
+		l.RootActors = p.actors
+	}
+	if caller.Key != "" {
+		l.Keys = []string{caller.Key}
+	}
+	return l
+}
+
+// lineage is the parent's with the child's actor and its key.
+func (w *walk) lineage(c *child) delegation.Lineage {
+	l := w.parent.lineage(w.caller)
+	l.Actors = w.parent.chainWith(c.actor.principal)
+	if c.actor.key != "" {
+		l.Keys = append(l.Keys, c.actor.key)
+	}
+	return l
 }
 
 // nameActor settles who a child is for.
@@ -221,8 +245,18 @@ func (w *walk) nameActor(ctx context.Context, c *child) error {
 		c.actor = *named // for the record, should the route be refused
 	}
 	next, err := w.parent.route(w.caller.Principal, named, w.tenant.Limits)
-	if err != nil {
+	switch {
+	case err != nil && !w.off.callerRules:
 		return err
+	case err != nil && named == nil:
+		next = actor{principal: w.caller.Principal}
+	case err != nil:
+		next = *named
+	}
+	if next.key != "" && slices.ContainsFunc(w.parent.actors, func(p delegation.Principal) bool {
+		return p != next.principal && w.tenant.Trust.Registered(p, next.key)
+	}) {
+		return delegation.Refuse(delegation.ActorUnconfirmed, "actor_confirmation", "the key is registered for an ancestor")
 	}
 	c.actor = next
 	return nil
@@ -239,7 +273,7 @@ func (w *walk) actorByToken(ctx context.Context, c *child) (actor, error) {
 		}
 		c.named = &verified
 	}
-	if c.named.Authenticates && c.named.Principal != w.caller.Principal {
+	if c.named.Authenticates && c.named.Principal != w.caller.Principal && !w.off.otherCaller {
 		return actor{}, delegation.Refuse(delegation.ActorTokenInvalid, "actor_token",
 			"it authenticates another caller: ask that actor for a token whose audience is %s", delegation.ActorAudience(w.tenant.Issuer))
 	}
@@ -287,8 +321,23 @@ func (w *walk) planChild(c *child) error {
 			return err
 		}
 	}
-	c.claims, err = w.parent.claims(c.actor, c.wish, w.tenant.Limits, w.tenant.Issuer, id, txn, w.now)
-	return err
+	if c.claims, err = w.parent.claims(c.actor, c.wish, w.tenant.Limits, w.tenant.Issuer, id, txn, w.now); err != nil {
+		return err
+	}
+	return w.tenant.fits(c.claims)
+}
+
+// fits refuses what could be recorded and signed, and then be read by no verifier.
+func (t *Tenant) fits(c delegation.Claims) error {
+	payload, err := numbered(c, math.MaxInt64)
+	if err != nil {
+		return err
+	}
+	if size := t.frame + base64.RawURLEncoding.EncodedLen(len(payload)); size > delegation.MaxTokenBytes {
+		return delegation.Refuse(delegation.RequestTooLarge, "",
+			"the token would have %d bytes, more than %d: ask for fewer scopes, audiences or details", size, delegation.MaxTokenBytes)
+	}
+	return nil
 }
 
 // authorize is step 5: one question for each child, all in as few requests as OpenFGA allows. Human
@@ -315,7 +364,7 @@ func (w *walk) authorize(ctx context.Context) error {
 		switch {
 		case answer.Err != nil:
 			c.fail(answer.Err)
-		case !answer.Decision.Allowed:
+		case !answer.Decision.Allowed && !w.off.policy:
 			c.fail(w.notPermitted(c))
 		}
 	}
@@ -362,9 +411,9 @@ func (w *walk) mint(ctx context.Context) error {
 		if !c.alive() || c.outcome.Grant == nil || w.call.ValidateOnly {
 			continue
 		}
-		signed, err := w.tenant.Keys.Sign(c.payload)
+		signed, err := w.sign(w.tenant.Keys, c.payload)
 		if err != nil {
-			w.void(ctx, c)
+			w.void(ctx, c, c.outcome.Grant.Entry)
 			c.fail(delegation.Refuse(delegation.Internal, "", "the token could not be signed: nothing was issued").WithCause(err))
 			continue
 		}
@@ -373,13 +422,18 @@ func (w *walk) mint(ctx context.Context) error {
 	return nil
 }
 
-func (w *walk) void(ctx context.Context, c *child) {
-	_, err := w.config.Ledger.Append(ctx, w.tenant.Name, &ledger.Draft{
-		Kind: ledger.KindVoid, Voids: c.outcome.Grant.Entry, Caller: w.caller.Principal,
+// void takes back a grant whose token nobody got, also when the caller has hung up. Of a retry that is
+// not known: the first answer may have carried the token, so the entry stands.
+func (w *walk) void(ctx context.Context, c *child, entry uint64) {
+	if c.retried {
+		return
+	}
+	_, err := w.config.Ledger.Append(context.WithoutCancel(ctx), w.tenant.Name, &ledger.Draft{
+		Kind: ledger.KindVoid, Voids: entry, Caller: w.caller.Principal,
 		Reason: delegation.Internal, Peer: w.call.Peer, TraceID: traceID(ctx),
 	})
 	if err != nil {
 		// The grant stays in the ledger without a token: harmless, the reverse would not be.
-		w.config.Logger.ErrorContext(ctx, "a failed signature could not be voided", "entry", c.outcome.Grant.Entry, "cause", err)
+		w.config.Logger.ErrorContext(ctx, "a failed signature could not be voided", "entry", entry, "cause", err)
 	}
 }

@@ -35,6 +35,7 @@ type child struct {
 	claims   delegation.Claims
 	decision policy.Decision
 	payload  []byte // the claims as the ledger keeps them
+	retried  bool   // the grant was made by an earlier call with the same idempotency key
 	outcome  Outcome
 }
 

@@ -48,6 +48,8 @@ type Config struct {
 	Deadline       time.Duration
 	Agents         []delegation.Principal // beyond planner, researcher and writer
 	Mapping        policy.Mapping
+	ImportAct      *token.Mapping // of the OpenID provider
+	Clients        []token.Client // beyond the agents
 	Registerer     prometheus.Registerer
 	TracerProvider trace.TracerProvider
 }
@@ -212,6 +214,7 @@ func (w *World) newTenant(t testing.TB, name string) *Tenant {
 		tenant.Clients[agent] = signer
 		clients = append(clients, token.Client{ID: agent, Keys: token.KeySource{JWKS: signer.JWKS()}, Algorithms: []string{"ES256"}})
 	}
+	clients = append(clients, w.config.Clients...)
 	keys, err := token.OpenKeyset(token.KeysetConfig{
 		Keys: []token.KeyFile{{Path: filepath.Join(t.TempDir(), "signing.pem"), Algorithm: "ES256"}}, Create: true,
 	})
@@ -225,6 +228,7 @@ func (w *World) newTenant(t testing.TB, name string) *Tenant {
 				Issuer: tenant.IDP.Issuer, Keys: token.KeySource{JWKS: tenant.IDP.JWKS()}, Algorithms: []string{"ES256"},
 				Principal: token.Mapping{Type: "user"}, Audiences: []string{"deputy"}, IDTokens: true, MaxLifetime: 10 * time.Hour,
 				RootGrants: token.RootGrants{ScopesClaim: "scope", AudiencesClaim: "targets", DetailsClaim: "authorization_details"},
+				ImportAct:  w.config.ImportAct,
 			},
 			{
 				Issuer: tenant.Workloads.Issuer, Keys: token.KeySource{JWKS: tenant.Workloads.JWKS()}, Algorithms: []string{"ES256"},

@@ -1,0 +1,425 @@
+package exchange_test
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"deputy.example/deputy/client/delegation"
+	"deputy.example/deputy/server/internal/exchange"
+	"deputy.example/deputy/server/internal/exchange/exchangetest"
+	"deputy.example/deputy/server/internal/ledger"
+	"deputy.example/deputy/server/internal/policy"
+	"deputy.example/deputy/server/internal/token"
+)
+
+// This file attacks the exchange: each test is one thing that an adversary would try.
+
+func ptr[T any](v T) *T { return &v }
+
+// newest is the tenant's last ledger entry.
+func newest(t testing.TB, w *exchangetest.World) *ledger.Entry {
+	t.Helper()
+	all, err := w.Ledger.Entries(t.Context(), "default", 0, 10_000)
+	if err != nil || len(all) == 0 {
+		t.Fatalf("entries: %d, %v", len(all), err)
+	}
+	return all[len(all)-1]
+}
+
+// A value that no database could store must end as a refusal with an entry, not as an internal error
+// without one; and it must not take the other children of its batch along.
+func TestWhatCannotBeStoredIsRefusedAndRecorded(t *testing.T) {
+	w := exchangetest.New(t, exchangetest.Config{})
+	n := w.Tenant()
+	parent := w.Chain(t, n, planner)[0].AccessToken
+	for name, c := range map[string]struct {
+		change func(*exchange.Child)
+		want   delegation.Reason
+	}{
+		"audience that is not UTF-8": {func(c *exchange.Child) { c.Audience = []string{"\xff"} }, delegation.TargetMalformed},
+		"audience with a NUL":        {func(c *exchange.Child) { c.Audience = []string{"a\x00b"} }, delegation.TargetMalformed},
+		"audience with a line break": {func(c *exchange.Child) { c.Audience = []string{"a\nb"} }, delegation.TargetMalformed},
+		"resource that is not UTF-8": {func(c *exchange.Child) { c.Resource = []string{"https://a.example/\xff"} }, delegation.TargetMalformed},
+		"one very long scope":        {func(c *exchange.Child) { c.Scope = ptr(strings.Repeat("s", 9000)) }, delegation.ScopeMalformed},
+		"many long scopes":           {func(c *exchange.Child) { c.Scope = ptr(manyScopes(100, 100)) }, delegation.ScopeMalformed},
+		"very long details": {func(c *exchange.Child) {
+			c.AuthorizationDetails = ptr(`[{"type":"` + strings.Repeat("t", 9000) + `"}]`)
+		}, delegation.DetailsMalformed},
+		"details that grow when they are made canonical": {func(c *exchange.Child) {
+			c.AuthorizationDetails = ptr(`[{"type":"t","n":[` + strings.Repeat("1e20,", 1500) + `1]}]`)
+		}, delegation.DetailsMalformed},
+	} {
+		t.Run(name, func(t *testing.T) {
+			call := n.Call(t, parent, planner, "")
+			bad := call.Children[0]
+			c.change(&bad)
+			call.Batch, call.Children = true, []exchange.Child{call.Children[0], bad}
+			outcomes, err := w.Engine.Exchange(t.Context(), call)
+			if err != nil || outcomes[0].Err != nil || outcomes[1].Err == nil || outcomes[1].Err.Reason != c.want {
+				t.Fatalf("want a grant and %s, got %+v, %v", c.want, outcomes, err)
+			}
+			if e := newest(t, w); e.Kind != ledger.KindRefusal || e.Reason != c.want {
+				t.Errorf("the refusal is not in the ledger: %+v", e)
+			}
+		})
+	}
+}
+
+func manyScopes(count, length int) string {
+	all := make([]string, count)
+	for i := range all {
+		all[i] = fmt.Sprintf("%0*d", length, i)
+	}
+	return strings.Join(all, " ")
+}
+
+// Whoever stole a client's key must be stopped by a ban on that key.
+func TestBannedKeyAuthenticatesNobody(t *testing.T) {
+	w := exchangetest.New(t, exchangetest.Config{})
+	n := w.Tenant()
+	grant := w.Chain(t, n, planner)[0]
+	revoke(t, w, delegation.Target{Kind: delegation.BanKey, ID: n.Clients[planner].KeyID})
+	if _, err := w.One(t.Context(), n.Call(t, n.Root(t, nil), planner, "")); err == nil || err.Reason != delegation.TokenRevoked {
+		t.Errorf("exchange with a banned key: %v", err)
+	}
+	if e := newest(t, w); e.Kind != ledger.KindRefusal || e.Reason != delegation.TokenRevoked {
+		t.Errorf("entry = %+v", e)
+	}
+	_, err := w.Engine.Chain(t.Context(), exchange.Inquiry{Tenant: "default", Credentials: n.Credentials(t, planner), ID: grant.Claims.ID})
+	if e := delegation.AsError(err); e == nil || e.Reason != delegation.ClientUnauthenticated {
+		t.Errorf("chain with a banned key: %v", err)
+	}
+	if _, err := w.One(t.Context(), n.Call(t, n.Root(t, nil), researcher, "")); err != nil {
+		t.Errorf("another key is hit too: %v", err)
+	}
+}
+
+func TestSuspendedAgentLearnsNothing(t *testing.T) {
+	w := exchangetest.New(t, exchangetest.Config{})
+	n := w.Tenant()
+	grant := w.Chain(t, n, planner)[0]
+	revoke(t, w, delegation.Target{Kind: delegation.BanSuspend, ID: string(researcher)})
+	q := exchange.Inquiry{Tenant: "default", Credentials: n.Credentials(t, researcher), Token: grant.AccessToken}
+	if got, err := w.Engine.Introspect(t.Context(), q); delegation.AsError(err) == nil || delegation.AsError(err).Reason != delegation.ClientUnauthenticated || got.Claims != nil {
+		t.Errorf("introspection by a suspended agent: %+v, %v", got, err)
+	}
+}
+
+// A token that would be too long for any verifier is refused by name, before anything is recorded as
+// granted.
+func TestChildThatNoVerifierWouldRead(t *testing.T) {
+	w := exchangetest.New(t, exchangetest.Config{})
+	n := w.Tenant()
+	scope := manyScopes(23, 249)
+	for s := range strings.SplitSeq(scope, " ") {
+		n.FGA.Allow(string(alice), "holder", "scope:"+s)
+		n.FGA.Allow(string(planner), "holder", "scope:"+s)
+	}
+	root := n.Root(t, map[string]any{"scope": scope, "targets": calendar})
+	call := n.Call(t, root, planner, "")
+	call.Children[0].Scope = &scope
+	if _, err := w.One(t.Context(), call); err == nil || err.Reason != delegation.RequestTooLarge {
+		t.Fatalf("a child of more than %d bytes: %v", delegation.MaxTokenBytes, err)
+	}
+	if e := newest(t, w); e.Kind != ledger.KindRefusal || e.Seq != 1 {
+		t.Errorf("entry = %+v", e)
+	}
+	// One scope less each time: what is granted can always be read.
+	for scopes := strings.Split(scope, " "); len(scopes) > 18; scopes = scopes[1:] {
+		call := n.Call(t, root, planner, "")
+		call.Children[0].Scope = ptr(strings.Join(scopes, " "))
+		grant, err := w.One(t.Context(), call)
+		if err == nil {
+			if _, err := delegation.Parse(grant.AccessToken); err != nil {
+				t.Errorf("%d scopes: %v", len(scopes), err)
+			}
+			return
+		}
+		if err.Reason != delegation.RequestTooLarge {
+			t.Errorf("%d scopes: %v", len(scopes), err)
+		}
+	}
+	t.Error("nothing was short enough")
+}
+
+// A foreign chain that is as long as a chain may be cannot grow, and leaves no grant without a token.
+func TestImportedChainAtTheCeiling(t *testing.T) {
+	w := exchangetest.New(t, exchangetest.Config{ImportAct: &token.Mapping{Type: "agent", Prefix: "far/"}})
+	n := w.Tenant()
+	for length, want := range map[int]delegation.Reason{delegation.MaxChainDepth - 1: "", delegation.MaxChainDepth: delegation.DepthExhausted} {
+		var act map[string]any
+		from := alice
+		for i := range length {
+			inner := act
+			act = map[string]any{"sub": fmt.Sprint(i)}
+			if inner != nil {
+				act["act"] = inner
+			}
+			to := delegation.Principal(fmt.Sprint("agent:far/", i))
+			n.FGA.Allow(string(from), "delegator", string(to))
+			from = to
+		}
+		n.FGA.Allow(string(from), "delegator", string(planner))
+		call := n.Call(t, n.Root(t, map[string]any{"act": act, "may_act": map[string]any{"sub": planner}}), planner, "")
+		grant, err := w.One(t.Context(), call)
+		if want == "" && (err != nil || len(grant.Claims.Act) != length+1) || want != "" && (err == nil || err.Reason != want) {
+			t.Errorf("%d imported actors: want %q, got %v", length, want, err)
+		}
+		if e := newest(t, w); want != "" && e.Kind != ledger.KindRefusal {
+			t.Errorf("%d imported actors: entry = %+v", length, e)
+		}
+	}
+}
+
+// A cut-off of an agent also cuts what was handed on through it before it came here.
+func TestCutOffReachesImportedActors(t *testing.T) {
+	w := exchangetest.New(t, exchangetest.Config{ImportAct: &token.Mapping{Type: "agent", Prefix: "far/"}})
+	n := w.Tenant()
+	n.FGA.Allow(string(alice), "delegator", "agent:far/x")
+	n.FGA.Allow("agent:far/x", "delegator", string(planner))
+	root := n.Root(t, map[string]any{"act": map[string]any{"sub": "x"}, "may_act": map[string]any{"sub": planner}})
+	grant, err := w.One(t.Context(), n.Call(t, root, planner, ""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	revoke(t, w, delegation.Target{Kind: delegation.CutAgent, ID: "agent:far/x"})
+	if _, err := w.One(t.Context(), n.Call(t, grant.AccessToken, planner, "")); err == nil || err.Reason != delegation.TokenRevoked {
+		t.Errorf("derived before the cut-off: %v", err)
+	}
+	if _, err := w.One(t.Context(), n.Call(t, root, planner, "")); err == nil || err.Reason != delegation.TokenRevoked {
+		t.Errorf("the root token of before the cut-off: %v", err)
+	}
+	w.Clock().Advance(2 * time.Minute)
+	root = n.Root(t, map[string]any{"act": map[string]any{"sub": "x"}, "may_act": map[string]any{"sub": planner}})
+	if _, err := w.One(t.Context(), n.Call(t, root, planner, "")); err != nil {
+		t.Errorf("a root token of after the cut-off: %v", err)
+	}
+}
+
+// Numbers that a reader may round are different numbers to the next reader.
+func TestNumbersInDetailsKeepTheirValue(t *testing.T) {
+	for _, number := range []string{"9007199254740993", "123456789012345678901", "0.12345678901234567", "1e400", "-1e400", "1e-400", "1.5e-320", "1.0000000000000000001"} {
+		if d, err := delegation.ParseDetails([]byte(`[{"type":"pay","account":` + number + `}]`)); err == nil {
+			t.Errorf("%s became %s", number, d[0])
+		}
+	}
+	for _, number := range []string{"0", "-0", "0.0", "1", "9007199254740992", "-9007199254740991", "10.50", "1e3", "1E+20", "123456789012345", "0.1", "1.5e-300", "100000000000000000000"} {
+		if _, err := delegation.ParseDetails([]byte(`[{"type":"pay","nested":[{"amount":` + number + `}]}]`)); err != nil {
+			t.Errorf("%s: %v", number, err)
+		}
+	}
+}
+
+// What a caller sends must not cost more than a moment, however it is built.
+func TestNarrowingIsCheapWhateverIsAsked(t *testing.T) {
+	list := func(n int) string {
+		return `["` + strings.Repeat(`a","`, n) + `a"]`
+	}
+	var wide, narrow []string
+	for range 32 {
+		wide = append(wide, `{"type":"t","actions":["`+strings.Join(strings.Split(strings.Repeat("b", 40), ""), `","`)+`","a"],"x":1}`)
+		narrow = append(narrow, `{"type":"t","actions":`+list(450)+`,"x":2}`)
+	}
+	parse := func(of []string) []delegation.Detail {
+		d, err := delegation.ParseDetails([]byte("[" + strings.Join(of, ",") + "]"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	parent, child := parse(wide), parse(narrow)
+	began := time.Now()
+	for _, d := range child {
+		if d.NarrowsAny(parent) {
+			t.Fatal("it narrows")
+		}
+	}
+	if took := time.Since(began); took > time.Second {
+		t.Errorf("32 elements against 32: %v", took)
+	}
+}
+
+// validate_only promises what an exchange would do now, on any instance.
+func TestValidateOnlySeesRevocations(t *testing.T) {
+	w := exchangetest.New(t, exchangetest.Config{})
+	idle := w.Peer(t)
+	n := w.Tenant()
+	parent := w.Chain(t, n, planner)[0]
+	check := func() *delegation.Error {
+		call := n.Call(t, parent.AccessToken, planner, researcher)
+		call.ValidateOnly = true
+		_, err := idle.One(t.Context(), call)
+		return err
+	}
+	if err := check(); err != nil {
+		t.Fatal(err)
+	}
+	revoke(t, w, delegation.Target{Kind: delegation.BanSuspend, ID: string(researcher)})
+	if err := check(); err == nil || err.Reason != delegation.TokenRevoked {
+		t.Errorf("for a suspended actor: %v", err)
+	}
+	revoke(t, w, delegation.Target{Kind: delegation.BanToken, ID: parent.Claims.ID})
+	if err := check(); err == nil || err.Reason != delegation.TokenRevoked {
+		t.Errorf("from a revoked parent: %v", err)
+	}
+}
+
+// Nothing maps authorization_details to audiences, so a token with both has one audience.
+func TestDetailsAreForOneAudience(t *testing.T) {
+	const one = `[{"type":"event","identifier":"1","actions":["read"]}]`
+	w := exchangetest.New(t, exchangetest.Config{
+		Limits: exchange.Limits{ScopeTargets: map[string][]string{"calendar.read": {calendar, mail}}},
+		Mapping: policy.Mapping{Details: map[string]policy.DetailRule{
+			"event": {Object: "event:{identifier}", Relations: map[string]string{"read": "reader"}},
+		}},
+	})
+	n := w.Tenant()
+	n.FGA.Allow(string(alice), "reader", "event:1")
+	n.FGA.Allow(string(planner), "reader", "event:1")
+	call := func(audiences ...string) *delegation.Error {
+		c := n.Call(t, n.Root(t, map[string]any{"authorization_details": []any{map[string]any{"type": "event", "identifier": "1", "actions": []string{"read"}}}}), planner, "")
+		c.Children[0].AuthorizationDetails, c.Children[0].Audience = ptr(one), audiences
+		_, err := w.One(t.Context(), c)
+		return err
+	}
+	if err := call(calendar); err != nil {
+		t.Errorf("one audience: %v", err)
+	}
+	if err := call(calendar, mail); err == nil || err.Reason != delegation.AudienceNotSingle {
+		t.Errorf("two audiences: %v", err)
+	}
+}
+
+// An answer travels in headers and trailers: it must stay short whatever was asked.
+func TestRefusalsStayShort(t *testing.T) {
+	w := exchangetest.New(t, exchangetest.Config{})
+	n := w.Tenant()
+	call := n.Call(t, n.Root(t, nil), planner, "")
+	call.Children[0].Scope = ptr(manyScopes(100, 60))
+	_, err := w.One(t.Context(), call)
+	if err == nil || err.Reason != delegation.ScopeExceedsParent || err.Metadata["scope"] == "" {
+		t.Fatalf("refusal = %+v", err)
+	}
+	if size := len(err.Error()) + len(err.Metadata["scope"]); size > 2048 {
+		t.Errorf("the refusal has %d bytes", size)
+	}
+}
+
+// A child must not be bound to a key with which somebody else in the chain authenticates.
+func TestAnAncestorsKeyIsNotTheChilds(t *testing.T) {
+	shared := exchangetest.NewSigner(t, "agent:first")
+	client := func(id delegation.Principal) token.Client {
+		return token.Client{ID: id, Keys: token.KeySource{JWKS: shared.JWKS()}, Algorithms: []string{"ES256"}}
+	}
+	w := exchangetest.New(t, exchangetest.Config{Clients: []token.Client{client("agent:first"), client("agent:second")}})
+	n := w.Tenant()
+	n.Clients["agent:first"] = shared
+	for _, p := range []delegation.Principal{"agent:first", "agent:second"} {
+		n.FGA.Allow(string(p), "holder", "scope:calendar.read")
+		n.FGA.Allow(string(p), "accessor", "resource:"+delegation.EncodeID(calendar))
+	}
+	n.FGA.Allow(string(alice), "delegator", "agent:first")
+	n.FGA.Allow("agent:first", "delegator", "agent:second")
+	n.FGA.Allow("agent:first", "delegator", string(researcher))
+	parent := w.Chain(t, n, "agent:first")[0].AccessToken
+	call := n.Call(t, parent, "agent:first", "")
+	call.Children[0].RequestedActor, call.Children[0].ActorConfirmation = "agent:second", shared.KeyID
+	if _, err := w.One(t.Context(), call); err == nil || err.Reason != delegation.ActorUnconfirmed {
+		t.Errorf("by registered key: %v", err)
+	}
+	call = n.Call(t, parent, "agent:first", "")
+	now := w.Clock().Now().Unix()
+	call.Children[0].ActorTokenType = delegation.TokenTypeJWT
+	call.Children[0].ActorToken = n.Clients[researcher].Sign(t, "JWT", map[string]any{
+		"sub": string(researcher), "aud": delegation.ActorAudience(n.Issuer), "iat": now, "exp": now + 60, "cnf": map[string]any{"jkt": shared.KeyID},
+	})
+	if _, err := w.One(t.Context(), call); err == nil || err.Reason != delegation.ActorUnconfirmed {
+		t.Errorf("by actor token: %v", err)
+	}
+}
+
+// Without client authentication the first child's actor token authenticates the whole batch. Each
+// further child then stands by itself: an actor token of another caller, or of the actor audience
+// without the caller being the holder, gets nothing.
+func TestBatchThatAnActorTokenAuthenticates(t *testing.T) {
+	w := exchangetest.New(t, exchangetest.Config{})
+	n := w.Tenant()
+	for _, job := range []string{"agent:wl/job", "agent:wl/other"} {
+		n.FGA.Allow(string(alice), "delegator", job)
+		n.FGA.Allow(job, "holder", "scope:calendar.read")
+		n.FGA.Allow(job, "accessor", "resource:"+delegation.EncodeID(calendar))
+	}
+	call := n.Call(t, n.Root(t, nil), planner, "")
+	call.Credentials, call.Batch = exchange.Credentials{}, true
+	child := func(actorToken string) exchange.Child {
+		c := call.Children[0]
+		if actorToken != "" {
+			c.ActorToken, c.ActorTokenType = actorToken, delegation.TokenTypeJWT
+		}
+		return c
+	}
+	call.Children = []exchange.Child{
+		child(n.Workload(t, "job", n.Issuer)),
+		child(""), // the caller is meant
+		child(n.Workload(t, "other", n.Issuer)),
+		child(n.Workload(t, "other", delegation.ActorAudience(n.Issuer))),
+	}
+	outcomes, err := w.Engine.Exchange(t.Context(), call)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []delegation.Reason{"", "", delegation.ActorTokenInvalid, delegation.CallerNotActor} {
+		got := delegation.Reason("")
+		if outcomes[i].Err != nil {
+			got = outcomes[i].Err.Reason
+		} else if outcomes[i].Grant.Claims.ClientID != "agent:wl/job" {
+			t.Errorf("child %d is for %s", i, outcomes[i].Grant.Claims.ClientID)
+		}
+		if got != want {
+			t.Errorf("child %d: want %q, got %q", i, want, got)
+		}
+	}
+	slices.Reverse(call.Children) // now the first one only names
+	if _, err := w.Engine.Exchange(t.Context(), call); delegation.AsError(err) == nil || delegation.AsError(err).Reason != delegation.ClientUnauthenticated {
+		t.Errorf("an actor-audience token first: %v", err)
+	}
+}
+
+// A key belongs to its caller and to one content.
+func TestIdempotencyKeysOfOthers(t *testing.T) {
+	w := exchangetest.New(t, exchangetest.Config{})
+	n := w.Tenant()
+	root := n.Root(t, nil)
+	with := func(parent string, caller delegation.Principal, key string, batch bool) (*exchange.Grant, *delegation.Error) {
+		call := n.Call(t, parent, caller, "")
+		call.IdempotencyKey, call.Batch = key, batch
+		return w.One(t.Context(), call)
+	}
+	mine, err := with(root, planner, "k", false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if theirs, err := with(root, researcher, "k", false); err != nil || theirs.Claims.ID == mine.Claims.ID {
+		t.Errorf("another caller's key: %+v, %v", theirs, err)
+	}
+	if _, err := with(n.Root(t, nil), planner, "k", false); err == nil || err.Reason != delegation.IdempotencyConflict {
+		t.Errorf("another parent: %v", err)
+	}
+	if _, err := with(mine.AccessToken, planner, "k", false); err == nil || err.Reason != delegation.IdempotencyConflict {
+		t.Errorf("the grant itself as parent: %v", err)
+	}
+	// Item 0 of batch b has the key b/0: asked for by itself it is the same grant, never another one.
+	item, err := with(root, planner, "b", true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if single, err := with(root, planner, "b/0", false); err != nil || single.Claims.ID != item.Claims.ID {
+		t.Errorf("the key of a batch item: %+v, %v", single, err)
+	}
+	if _, err := with(n.Root(t, nil), planner, "b/0", false); err == nil || err.Reason != delegation.IdempotencyConflict {
+		t.Errorf("the key of a batch item for another parent: %v", err)
+	}
+}

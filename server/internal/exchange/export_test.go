@@ -1,0 +1,28 @@
+package exchange
+
+import "deputy.example/deputy/server/internal/token"
+
+// Protection names what a negative control switches off.
+type Protection func(*protections)
+
+var (
+	NoCallerRules     Protection = func(p *protections) { p.callerRules = true }
+	NoActorAudience   Protection = func(p *protections) { p.actorAudience = true }
+	NoOtherCaller     Protection = func(p *protections) { p.otherCaller = true }
+	NoBinding         Protection = func(p *protections) { p.binding = true }
+	NoPolicy          Protection = func(p *protections) { p.policy = true }
+	NoReplayCheck     Protection = func(p *protections) { p.replay = true }
+	NoUses            Protection = func(p *protections) { p.uses = true }
+	NoIdempotency     Protection = func(p *protections) { p.idempotency = true }
+	NoRevocationCheck Protection = func(p *protections) { p.revocation = true }
+)
+
+// SwitchOff must be called before the engine is used.
+func (e *Engine) SwitchOff(p Protection) { p(&e.off) }
+
+// SignWith replaces the signer; nil puts it back.
+func (e *Engine) SignWith(sign func(*token.Keyset, []byte) (string, error)) {
+	if e.sign = sign; sign == nil {
+		e.sign = (*token.Keyset).Sign
+	}
+}
