@@ -162,3 +162,12 @@ func newDecoys() (map[string]*publicKey, error) {
 	}
 	return decoys, nil
 }
+
+// LongestRoot is the longest life that any trusted issuer may give a root token.
+func (t *Trust) LongestRoot() time.Duration {
+	longest := time.Duration(0)
+	for _, i := range t.issuers {
+		longest = max(longest, i.MaxLifetime)
+	}
+	return longest
+}
