@@ -38,6 +38,7 @@ var mayImport = func() map[string][]string {
 	rules := map[string][]string{
 		"client":                      {"client/delegation", "gen"},
 		"client/cmd":                  {"client", "client/delegation", "gen"},
+		"client/internal/deputytest":  {"client/delegation", "gen"},
 		"server/internal/testservers": nil,
 		"server/cmd":                  slices.Concat(ground, engines, exchange, fronts, server),
 		"server/embedded":             slices.Concat(ground, engines, exchange, fronts, server, sdk),
