@@ -148,13 +148,13 @@ func (d *Draft) check(tenant string) error {
 		return err
 	}
 	if d.Caller == "" {
-		return errors.New("Caller is empty: only what an authenticated caller did is recorded")
+		return errors.New("caller is empty: only what an authenticated caller did is recorded")
 	}
 	if d.Reason != "" && !d.Reason.Known() {
 		return fmt.Errorf("reason %q is not registered", d.Reason)
 	}
 	if len(d.Actors) > 0 && d.Actors.Current() != d.Actor {
-		return errors.New("Actor is not the last of Actors")
+		return errors.New("actor is not the last of actors")
 	}
 	texts := []string{d.ID, d.Parent, d.Txn, d.Root, string(d.Subject), string(d.Actor), string(d.Caller),
 		d.HolderKey, d.ModelID, d.Peer, d.TraceID, d.ActorProof, joinChain(d.Actors), d.Scopes.String()}
