@@ -77,7 +77,11 @@ func newTracerProvider(ctx context.Context, t Telemetry, logger *slog.Logger) (*
 	if t.OTLPEndpoint == "" {
 		return sdktrace.NewTracerProvider(sdktrace.WithSampler(sdktrace.NeverSample())), nil
 	}
-	exporter, err := otlptracegrpc.New(ctx, otlptracegrpc.WithEndpointURL(t.OTLPEndpoint))
+	// Without retries and with a short timeout an export ends before Shutdown gives up on it, so that
+	// a collector that is not there holds nothing up and leaves nothing running.
+	exporter, err := otlptracegrpc.New(ctx, otlptracegrpc.WithEndpointURL(t.OTLPEndpoint),
+		otlptracegrpc.WithTimeout(2*time.Second),
+		otlptracegrpc.WithRetry(otlptracegrpc.RetryConfig{Enabled: false}))
 	if err != nil {
 		return nil, fmt.Errorf("telemetry: %w", err)
 	}
