@@ -1,6 +1,8 @@
 package exchange_test
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -12,6 +14,7 @@ import (
 	"deputy.example/deputy/server/internal/exchange/exchangetest"
 	"deputy.example/deputy/server/internal/ledger"
 	"deputy.example/deputy/server/internal/policy"
+	"deputy.example/deputy/server/internal/testservers"
 	"deputy.example/deputy/server/internal/token"
 )
 
@@ -421,5 +424,203 @@ func TestIdempotencyKeysOfOthers(t *testing.T) {
 	}
 	if _, err := with(n.Root(t, nil), planner, "b/0", false); err == nil || err.Reason != delegation.IdempotencyConflict {
 		t.Errorf("the key of a batch item for another parent: %v", err)
+	}
+}
+
+// A grant whose token could not be signed is taken back, even if its caller has hung up; but not one
+// whose token may be out there already.
+func TestFailedSignature(t *testing.T) {
+	w := exchangetest.New(t, exchangetest.Config{})
+	n := w.Tenant()
+	root := n.Root(t, nil)
+	ctx, hangUp := context.WithCancel(t.Context())
+	fail := func(*token.Keyset, []byte) (string, error) { hangUp(); return "", errors.New("the key is gone") }
+	call := func(ctx context.Context) (*exchange.Grant, *delegation.Error) {
+		c := n.Call(t, root, planner, "")
+		c.IdempotencyKey = "k"
+		return w.One(ctx, c)
+	}
+	w.Engine.SignWith(fail)
+	if grant, err := call(ctx); grant != nil || err == nil || err.Reason != delegation.Internal {
+		t.Fatalf("unsigned: %+v, %v", grant, err)
+	}
+	if e := newest(t, w); e.Kind != ledger.KindVoid || e.Voids != 1 {
+		t.Errorf("not taken back: %+v", e)
+	}
+	w.Engine.SignWith(nil)
+	if _, err := call(t.Context()); err == nil || err.Reason != delegation.GrantGone {
+		t.Errorf("a retry of what was taken back: %v", err)
+	}
+
+	root = n.Root(t, nil)
+	c := n.Call(t, root, planner, "")
+	c.IdempotencyKey = "handed-out"
+	first, err := w.One(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := newest(t, w).Seq
+	w.Engine.SignWith(fail)
+	c.Credentials = n.Credentials(t, planner)
+	if grant, err := w.One(t.Context(), c); grant != nil || err == nil || err.Reason != delegation.Internal {
+		t.Errorf("unsigned retry: %+v, %v", grant, err)
+	}
+	if e := newest(t, w); e.Seq != before {
+		t.Errorf("a token that is out there was voided: %+v", e)
+	}
+	w.Engine.SignWith(nil)
+	c.Credentials = n.Credentials(t, planner)
+	if again, err := w.One(t.Context(), c); err != nil || again.Claims.ID != first.Claims.ID {
+		t.Errorf("the next retry: %+v, %v", again, err)
+	}
+}
+
+// Each attack is refused, and succeeds as soon as the one protection that is named is off. So none of
+// them is there for show.
+func TestEachProtectionBearsWeight(t *testing.T) {
+	type attack struct {
+		off exchange.Protection
+		run func(t *testing.T, w *exchangetest.World, peer func() *exchangetest.World) error
+	}
+	one := func(t *testing.T, w *exchangetest.World, c exchange.Call) error {
+		if _, err := w.One(t.Context(), c); err != nil {
+			return err
+		}
+		return nil
+	}
+	for name, a := range map[string]attack{
+		"caller rules": {exchange.NoCallerRules, func(t *testing.T, w *exchangetest.World, _ func() *exchangetest.World) error {
+			return one(t, w, w.Tenant().Call(t, w.Chain(t, w.Tenant(), planner)[0].AccessToken, researcher, ""))
+		}},
+		"an actor-audience token authenticates nobody": {exchange.NoActorAudience, func(t *testing.T, w *exchangetest.World, _ func() *exchangetest.World) error {
+			c := w.Tenant().Call(t, w.Tenant().Root(t, nil), planner, "")
+			c.Credentials = exchange.Credentials{}
+			c.Children[0].ActorToken, c.Children[0].ActorTokenType = w.Tenant().ActorToken(t, planner), delegation.TokenTypeJWT
+			return one(t, w, c)
+		}},
+		"a caller-audience token is its caller's alone": {exchange.NoOtherCaller, func(t *testing.T, w *exchangetest.World, _ func() *exchangetest.World) error {
+			n := w.Tenant()
+			n.FGA.Allow(string(planner), "delegator", "agent:wl/job")
+			n.FGA.Allow("agent:wl/job", "holder", "scope:calendar.read")
+			n.FGA.Allow("agent:wl/job", "accessor", "resource:"+delegation.EncodeID(calendar))
+			c := n.Call(t, w.Chain(t, n, planner)[0].AccessToken, planner, "")
+			c.Children[0].ActorToken, c.Children[0].ActorTokenType = n.Workload(t, "job", n.Issuer), delegation.TokenTypeJWT
+			return one(t, w, c)
+		}},
+		"a bound token needs its proof": {exchange.NoBinding, func(t *testing.T, w *exchangetest.World, _ func() *exchangetest.World) error {
+			n := w.Tenant()
+			c := n.Call(t, w.Chain(t, n, planner)[0].AccessToken, planner, "")
+			c.Children[0].RequestedActor, c.Children[0].ActorConfirmation = string(researcher), n.Clients[researcher].KeyID
+			bound, err := w.One(t.Context(), c)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return one(t, w, n.Call(t, bound.AccessToken, researcher, ""))
+		}},
+		"policy": {exchange.NoPolicy, func(t *testing.T, w *exchangetest.World, _ func() *exchangetest.World) error {
+			w.Tenant().FGA.Deny(string(alice), "holder", "scope:calendar.read")
+			return one(t, w, w.Tenant().Call(t, w.Tenant().Root(t, nil), planner, ""))
+		}},
+		"an assertion serves once, also after Redis forgot it": {exchange.NoReplayCheck, func(t *testing.T, w *exchangetest.World, peer func() *exchangetest.World) error {
+			c := w.Tenant().Call(t, w.Tenant().Root(t, nil), planner, "")
+			if err := one(t, w, c); err != nil {
+				t.Fatal(err)
+			}
+			return one(t, peer(), c)
+		}},
+		"uses": {exchange.NoUses, func(t *testing.T, w *exchangetest.World, _ func() *exchangetest.World) error {
+			n := w.Tenant()
+			c := n.Call(t, n.Root(t, nil), planner, "")
+			c.Children[0].Uses = ptr(uint32(1))
+			once, err := w.One(t.Context(), c)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := one(t, w, n.Call(t, once.AccessToken, planner, researcher)); err != nil {
+				t.Fatal(err)
+			}
+			return one(t, w, n.Call(t, once.AccessToken, planner, writer))
+		}},
+		"an idempotency key has one grant": {exchange.NoIdempotency, func(t *testing.T, w *exchangetest.World, _ func() *exchangetest.World) error {
+			root, made := w.Tenant().Root(t, nil), map[string]bool{}
+			for range 2 {
+				c := w.Tenant().Call(t, root, planner, "")
+				c.IdempotencyKey = "k"
+				grant, err := w.One(t.Context(), c)
+				if err != nil {
+					t.Fatal(err)
+				}
+				made[grant.Claims.ID] = true
+			}
+			if len(made) == 1 {
+				return errors.New("one grant")
+			}
+			return nil
+		}},
+		"a check sees revocations": {exchange.NoRevocationCheck, func(t *testing.T, w *exchangetest.World, _ func() *exchangetest.World) error {
+			grant := w.Chain(t, w.Tenant(), planner)[0]
+			revoke(t, w, delegation.Target{Kind: delegation.BanToken, ID: grant.Claims.ID})
+			c := w.Tenant().Call(t, grant.AccessToken, planner, "")
+			c.ValidateOnly = true
+			return one(t, w, c)
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for _, off := range []bool{false, true} {
+				redis := testservers.NewRedis(t)
+				w := exchangetest.New(t, exchangetest.Config{RedisURL: redis.URL()})
+				open := func(w *exchangetest.World) *exchangetest.World {
+					if off {
+						w.Engine.SwitchOff(a.off)
+					}
+					return w
+				}
+				err := a.run(t, open(w), func() *exchangetest.World {
+					redis.Kill()
+					redis.Start() // empty
+					return open(w.Peer(t))
+				})
+				if off != (err == nil) {
+					t.Errorf("protection off: %t; the attack ended with %v", off, err)
+				}
+			}
+		})
+	}
+}
+
+// The early look at revocations only saves work: without it the ledger refuses the same.
+func TestTheLedgerHasTheLastWordOnRevocation(t *testing.T) {
+	for _, target := range []delegation.Target{
+		{Kind: delegation.BanToken}, // the parent
+		{Kind: delegation.BanKey},   // the caller's
+		{Kind: delegation.BanSuspend, ID: string(researcher)},
+		{Kind: delegation.CutSubject, ID: string(alice)},
+	} {
+		w := exchangetest.New(t, exchangetest.Config{})
+		w.Engine.SwitchOff(exchange.NoRevocationCheck)
+		n := w.Tenant()
+		grant := w.Chain(t, n, planner)[0]
+		switch target.Kind {
+		case delegation.BanToken:
+			target.ID = grant.Claims.ID
+		case delegation.BanKey:
+			target.ID = n.Clients[planner].KeyID
+		}
+		revoke(t, w, target)
+		if _, err := w.One(t.Context(), n.Call(t, grant.AccessToken, planner, researcher)); err == nil || err.Reason != delegation.TokenRevoked {
+			t.Errorf("%s: %v", target.Kind, err)
+		}
+	}
+}
+
+// Nobody learns from an odd id that a database is there.
+func TestChainOfAnOddID(t *testing.T) {
+	w := exchangetest.New(t, exchangetest.Config{DSN: testservers.Postgres(t)})
+	n := w.Tenant()
+	for _, id := range []string{"", "a\x00b", "\xff", strings.Repeat("x", 100_000)} {
+		_, err := w.Engine.Chain(t.Context(), exchange.Inquiry{Tenant: "default", Credentials: n.Credentials(t, planner), ID: id})
+		if e := delegation.AsError(err); e == nil || e.Reason != delegation.NotFound {
+			t.Errorf("%.10q: %v", id, err)
+		}
 	}
 }
