@@ -19,7 +19,7 @@ import (
 	"deputy.example/deputy/server/internal/policy"
 )
 
-// start runs the embedded default on free ports until the test ends, or until stop is called.
+// start runs the embedded default on free ports.
 func start(t *testing.T, config Config) (e *Embedded, stop func()) {
 	t.Helper()
 	for _, address := range []*string{&config.GRPC, &config.HTTP, &config.Ops, &config.Dev} {
@@ -31,6 +31,11 @@ func start(t *testing.T, config Config) (e *Embedded, stop func()) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return e, run(t, e)
+}
+
+// run serves until the test ends, or until stop is called.
+func run(t testing.TB, e *Embedded) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- e.Run(ctx) }()
@@ -41,7 +46,7 @@ func start(t *testing.T, config Config) (e *Embedded, stop func()) {
 		}
 	})
 	t.Cleanup(stop)
-	return e, stop
+	return stop
 }
 
 func TestEveryPrintedCommandWorks(t *testing.T) {
