@@ -40,7 +40,6 @@ func (w *walk) record(ctx context.Context) error {
 		if c.alive() {
 			c.retried = result.Receipt.Existing
 			if err := w.settle(c, result.Receipt); err != nil {
-				w.void(ctx, c, result.Receipt.Seq)
 				c.fail(err)
 			}
 		}
@@ -51,7 +50,11 @@ func (w *walk) record(ctx context.Context) error {
 // settle turns what the ledger keeps into the grant that is answered. After a retry these are the
 // claims of the first time.
 func (w *walk) settle(c *child, r ledger.Receipt) error {
-	if w.call.ValidateOnly {
+	if !r.Existing {
+		if c.payload = r.Claims; c.payload != nil { // a check has none, and no number of its own in them
+			hops := c.claims.Delegation.Hops
+			hops[len(hops)-1].Seq = r.Seq
+		}
 		c.outcome.Grant = w.grant(c, r.Seq)
 		return nil
 	}
