@@ -65,6 +65,11 @@ func (b *batch) run(ctx context.Context) error {
 	attempt, cancel := context.WithTimeout(ctx, config.attempt())
 	defer cancel()
 	b.now = floor(config.Now())
+	if !b.s.live.feed.Load().loaded { // reading a long history must not keep the head from others
+		if err := b.s.live.refresh(attempt); err != nil {
+			return err
+		}
+	}
 	q := b.questions()
 	tx, found, err := b.s.ledger.store.begin(attempt, b.s.tenant, q)
 	if err != nil {
@@ -79,6 +84,9 @@ func (b *batch) run(ctx context.Context) error {
 		tx.rollback()
 		return err
 	}
+	if b.s.ledger.off.durability {
+		b.s.live.advance(b.revoked(), true)
+	}
 	err = tx.commit(attempt, &b.w)
 	if errors.Is(err, errUnknown) {
 		err = b.resolve(ctx, err)
@@ -88,12 +96,19 @@ func (b *batch) run(ctx context.Context) error {
 	}
 	// Only now: a revocation that was not committed must not be in force.
 	b.s.seen = b.w.head.seq
+	b.s.live.advance(b.revoked(), true)
+	return nil
+}
+
+// revoked is the batch's own revocations.
+func (b *batch) revoked() []delegation.Revocation {
+	var list []delegation.Revocation
 	for _, e := range b.w.entries {
 		if e.Revocation != nil {
-			b.s.live.set.Apply(*e.Revocation)
+			list = append(list, *e.Revocation)
 		}
 	}
-	return nil
+	return list
 }
 
 // catchUp brings the revocation set up to the head that the transaction holds.

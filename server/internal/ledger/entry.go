@@ -225,10 +225,10 @@ func checkTarget(r delegation.Revocation) error {
 		if !r.Until.IsZero() {
 			return fmt.Errorf("a revocation of kind %s never ends by itself", kind)
 		}
-	case delegation.BanToken, delegation.BanChain, delegation.BanRoot,
-		delegation.CutSubject, delegation.CutAgent, delegation.CutAgentSubject, delegation.CutTenant:
 	default:
-		return fmt.Errorf("revocation target kind %q is unknown", kind)
+		if !slices.Contains(targetKinds, kind) {
+			return fmt.Errorf("revocation target kind %q is unknown", kind)
+		}
 	}
 	if (r.Target.ID == "") != (kind == delegation.CutTenant) || (r.Target.Subject == "") != (kind != delegation.CutAgentSubject) {
 		return fmt.Errorf("the target of a revocation of kind %s is incomplete or says too much", kind)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"deputy.example/deputy/client/delegation"
@@ -16,11 +17,12 @@ type revocations struct {
 	ledger *Ledger
 	tenant string
 	set    *delegation.RevocationSet
+	feed   atomic.Pointer[feed] // what set was made from; replaced by advance and sweep only
 
-	mu     sync.Mutex // guards what follows; never held over I/O
-	loaded bool       // set holds everything that was live at the first read
-	read   *read      // being read now, or nil
-	next   *read      // starts when that ends, or nil
+	mu    sync.Mutex // guards what follows and the replacing of set and feed; never held over I/O
+	swept time.Time  // when what had ended was last forgotten
+	read  *read      // being read now, or nil
+	next  *read      // starts when that ends, or nil
 }
 
 // read is one query that several callers share.
@@ -30,7 +32,9 @@ type read struct {
 }
 
 func newRevocations(l *Ledger, tenant string) *revocations {
-	return &revocations{ledger: l, tenant: tenant, set: delegation.NewRevocationSet(l.config.Skew)}
+	r := &revocations{ledger: l, tenant: tenant, set: delegation.NewRevocationSet(l.config.Skew)}
+	r.feed.Store(&feed{changed: make(chan struct{})})
+	return r
 }
 
 // Revocations returns the tenant's live revocations, which go on changing as revocations arrive:
@@ -42,19 +46,13 @@ func (l *Ledger) Revocations(ctx context.Context, tenant string, fresh bool) (*d
 	if err != nil {
 		return nil, unavailable(err)
 	}
-	if !fresh && s.live.isLoaded() {
+	if !fresh && s.live.feed.Load().loaded {
 		return s.live.set, nil
 	}
 	if err := s.live.refresh(ctx); err != nil {
 		return nil, unavailable(err)
 	}
 	return s.live.set, nil
-}
-
-func (r *revocations) isLoaded() bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.loaded
 }
 
 // refresh waits for a read that began after the call. Callers that arrive during one read share the
@@ -104,34 +102,59 @@ func (r *revocations) reads() {
 	}
 }
 
+// pageSize is how many revocations the first read takes at a time: a tenant may have so many that
+// one statement would not answer in time.
+const pageSize = 10_000
+
+// catchUp reads page by page until the newest revocation is there. What it has read when it fails
+// is kept, and the next try goes on from there.
 func (r *revocations) catchUp() error {
+	for {
+		whole, err := r.page()
+		if whole || err != nil {
+			return err
+		}
+	}
+}
+
+func (r *revocations) page() (whole bool, err error) {
 	config := r.ledger.config
 	ctx, cancel := context.WithTimeout(context.Background(), config.attempt())
 	defer cancel()
 	q := r.question(config.Now())
-	found, err := r.ledger.store.query(ctx, sqlRevocations, r.tenant, int64(q.revokedAfter), q.revokedUntil)
+	most := everything
+	if q.revokedUntil != 0 {
+		most = pageSize
+	}
+	found, err := r.ledger.store.query(ctx, sqlRevocations, r.tenant, int64(q.revokedAfter), q.revokedUntil, most)
 	if err != nil {
-		return err
+		return false, err
 	}
 	newest, list, err := scanRevocations(found)
 	if err != nil {
-		return err
+		return false, err
 	}
-	return r.complete(q, newest, list)
+	if int64(len(list)) == most {
+		r.advance(list, false)
+		return false, nil
+	}
+	return true, r.complete(q, newest, list)
 }
 
 // question asks for what is missing. The first read leaves out what has ended, later ones take all,
 // because they can be proven complete.
 func (r *revocations) question(now time.Time) questions {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.set.Expire(now.Add(-r.ledger.config.Skew))
-	q := questions{revokedAfter: r.set.Last(), now: micros(now)}
-	if !r.loaded {
-		q.revokedUntil = micros(now.Add(-r.ledger.config.Skew))
+	r.sweep(now)
+	f := r.feed.Load()
+	q := questions{revokedAfter: f.last, now: micros(now)}
+	if !f.loaded {
+		q.revokedUntil = micros(r.ended(now))
 	}
 	return q
 }
+
+// ended is the time before which a revocation must have ended to be forgotten now.
+func (r *revocations) ended(now time.Time) time.Time { return now.Add(-r.ledger.config.Skew) }
 
 // complete applies what the question found, if it leads without a gap to the newest number.
 func (r *revocations) complete(q questions, newest uint64, list []delegation.Revocation) error {
@@ -148,9 +171,6 @@ func (r *revocations) complete(q questions, newest uint64, list []delegation.Rev
 	if after != newest {
 		return fmt.Errorf("the newest revocation should be %d, but %d is: the ledger has a gap", newest, after)
 	}
-	r.set.Apply(list...)
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.loaded = true
+	r.advance(list, true)
 	return nil
 }

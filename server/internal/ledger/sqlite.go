@@ -286,7 +286,7 @@ func (tx *sqliteTx) answer(tenant string, q questions) (facts, error) {
 		return found, err
 	}
 	found.head.seq, found.head.time = uint64(head), at
-	revoked, err := tx.query(ctx, sqlRevocations, tenant, int64(q.revokedAfter), q.revokedUntil)
+	revoked, err := tx.query(ctx, sqlRevocations, tenant, int64(q.revokedAfter), q.revokedUntil, everything)
 	if err != nil {
 		return found, err
 	}

@@ -7,6 +7,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
+	"slices"
 	"strings"
 	"time"
 
@@ -191,7 +193,8 @@ const (
 		coalesce(e.target_kind, ''), coalesce(e.target_id, ''), coalesce(e.target_principal, ''), coalesce(e.target_subject, '')
 		FROM heads h LEFT JOIN entries e ON e.tenant = h.tenant AND e.kind = 'revocation' AND e.seq > $2
 		AND (e.until = 0 OR e.until > $3 OR e.seq = h.revocation)
-		WHERE h.tenant = $1 ORDER BY e.seq`
+		WHERE h.tenant = $1 ORDER BY e.seq LIMIT $4`
+	everything = int64(math.MaxInt64) // for LIMIT
 
 	sqlPruneUses = `DELETE FROM single_uses WHERE tenant = $1 AND digest IN
 		(SELECT digest FROM single_uses WHERE tenant = $1 AND until < $2 ORDER BY until LIMIT $3)`
@@ -251,7 +254,16 @@ func scanRevocations(r rows) (newest uint64, list []delegation.Revocation, err e
 }
 
 func joinTarget(kind, id, principal, subject string) delegation.Target {
-	return delegation.Target{Kind: delegation.TargetKind(kind), ID: id + principal, Subject: delegation.Principal(subject)}
+	k := delegation.TargetKind(kind)
+	if i := slices.Index(targetKinds, k); i >= 0 {
+		k = targetKinds[i] // a million revocations don't each keep the word
+	}
+	return delegation.Target{Kind: k, ID: id + principal, Subject: delegation.Principal(subject)}
+}
+
+var targetKinds = []delegation.TargetKind{
+	delegation.BanToken, delegation.BanChain, delegation.BanRoot, delegation.BanKey, delegation.BanSuspend,
+	delegation.CutSubject, delegation.CutAgent, delegation.CutAgentSubject, delegation.CutTenant, delegation.Resume,
 }
 
 // entryColumns are the columns of entries in the order of record.fields.

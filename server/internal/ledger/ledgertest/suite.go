@@ -131,6 +131,9 @@ func Suite(t *testing.T, database func(testing.TB) (dsn string)) {
 		"refuses after Close":                     closed,
 		"restarts where it stopped":               restarts,
 		"gives a stale set only after a full one": coldSet,
+		"feeds revocations in order":              feeds,
+		"feeds no gap after a restart":            feedsNoGap,
+		"says what a revocation would kill":       hits,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -1,0 +1,148 @@
+package ledger
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"slices"
+	"strings"
+	"time"
+
+	"deputy.example/deputy/client/delegation"
+)
+
+// Hits says what a revocation of the target would kill if it were recorded now: the grants that have
+// neither expired nor been voided and that it hits, oldest first and at most limit of them, together
+// with the number of all such tokens and of the chains that they belong to. Grants that something
+// else has revoked already count too.
+//
+// It asks RevocationSet.Hit of the lineage in each live grant's stored claims, so it cannot differ
+// from what becomes of them. That takes time in proportion to all live grants of the tenant, some
+// ten microseconds each, within ctx; it reads them page by page and holds no lock.
+func (l *Ledger) Hits(ctx context.Context, tenant string, t delegation.Target, limit int) (grants []*Entry, tokens, chains int, err error) {
+	if err := checkTarget(delegation.Revocation{Target: t}); err != nil {
+		return nil, 0, 0, malformed(err)
+	}
+	s := survey{ledger: l, tenant: tenant, now: l.config.Now(), limit: limit, seed: maphash.MakeSeed(), chains: map[uint64]struct{}{}}
+	if err := s.run(ctx, t); err != nil {
+		return nil, 0, 0, unavailable(err)
+	}
+	return s.grants, s.tokens, len(s.chains), nil
+}
+
+// survey is one pass over a tenant's live grants.
+type survey struct {
+	ledger *Ledger
+	tenant string
+	now    time.Time
+	limit  int
+	set    *delegation.RevocationSet // the target alone
+	head   uint64                    // grants with higher numbers came after the question
+
+	grants []*Entry
+	tokens int
+	seed   maphash.Seed
+	chains map[uint64]struct{} // hashed: two in a million chains share one by a chance of one in 10⁷
+}
+
+const (
+	sqlHeadSeq = `SELECT seq FROM heads WHERE tenant = $1`
+	sqlClaims  = `SELECT seq, value FROM claims WHERE tenant = $1 AND seq > $2 AND seq <= $3 AND until > $4 ORDER BY seq LIMIT $5`
+
+	claimsPage = 1000
+	entryPage  = 100 // entries in one statement
+)
+
+func (s *survey) run(ctx context.Context, t delegation.Target) error {
+	found, err := s.ledger.store.query(ctx, sqlHeadSeq, s.tenant)
+	if err != nil {
+		return err
+	}
+	if err := eachRow(found, func() error { return found.Scan(&s.head) }); err != nil {
+		return err
+	}
+	s.set = delegation.NewRevocationSet(s.ledger.config.Skew)
+	s.set.Apply(delegation.Revocation{Seq: s.head + 1, Target: t, At: s.now})
+	for after, more := uint64(0), true; more; {
+		if after, more, err = s.page(ctx, after); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// page judges the next live grants and returns the number of the last one.
+func (s *survey) page(ctx context.Context, after uint64) (last uint64, more bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, s.ledger.config.attempt())
+	defer cancel()
+	found, err := s.ledger.store.query(ctx, sqlClaims, s.tenant, int64(after), int64(s.head), micros(s.now), int64(claimsPage))
+	if err != nil {
+		return 0, false, err
+	}
+	var hit []any // numbers
+	n := 0
+	err = eachRow(found, func() error {
+		var raw []byte
+		if err := found.Scan(&last, &raw); err != nil {
+			return err
+		}
+		n++
+		claims, err := delegation.DecodeClaims(raw)
+		if err != nil {
+			return fmt.Errorf("claims of entry %d: %w", last, err)
+		}
+		if _, dead := s.set.Hit(claims.Lineage()); dead {
+			s.tokens++
+			s.chains[maphash.String(s.seed, claims.Txn)] = struct{}{}
+			if len(s.grants)+len(hit) < s.limit {
+				hit = append(hit, int64(last))
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return 0, false, err
+	}
+	for chunk := range slices.Chunk(hit, entryPage) {
+		entries, err := scanEntries(ctx, s.ledger.store, sqlEntriesIn, s.padded(chunk)...)
+		if err == nil && len(entries) != len(chunk) {
+			err = errors.New("claims without their entry")
+		}
+		if err != nil {
+			return 0, false, err
+		}
+		s.grants = append(s.grants, entries...)
+	}
+	return last, n == claimsPage, nil
+}
+
+// sqlEntriesIn selects entries by their numbers: as many parameters for every list, so that both
+// databases prepare one statement.
+var sqlEntriesIn = func() string {
+	var in strings.Builder
+	for i := range entryPage {
+		fmt.Fprintf(&in, ", $%d", i+2)
+	}
+	return `e.tenant = $1 AND e.seq IN (` + in.String()[2:] + `) ORDER BY e.seq`
+}()
+
+// padded repeats the last number in the places that are left.
+func (s *survey) padded(seqs []any) []any {
+	args := append(make([]any, 0, 1+entryPage), s.tenant)
+	args = append(args, seqs...)
+	for len(args) < 1+entryPage {
+		args = append(args, seqs[len(seqs)-1])
+	}
+	return args
+}
+
+func eachRow(r rows, f func() error) error {
+	defer r.Close()
+	for r.Next() {
+		if err := f(); err != nil {
+			return err
+		}
+	}
+	return r.Err()
+}
