@@ -185,6 +185,16 @@ func (s *site) presentByHTTP(t *testing.T, i *instance, secrets canaries) {
 		{"", "", form("client_secret", secrets["password"])},
 		{"", "", form("password", secrets["password"])},
 		{"", "", form("subject_token_type", granted.AccessToken)},
+		// Credentials in fields that are recorded and repeated otherwise.
+		{"", "", form("scope", granted.AccessToken)},
+		{"", "", form("scope", "calendar.read "+granted.AccessToken)},
+		{"", "", form("audience", granted.AccessToken)},
+		{"", "", form("resource", "https://x.example/?t="+granted.AccessToken)},
+		{"", "", form("authorization_details", `[{"type":"`+granted.AccessToken+`"}]`)},
+		{"", "", form("requested_token_type", granted.AccessToken)},
+		{"", "", form("requested_actor", granted.AccessToken)},
+		{"", "", form("actor_confirmation", granted.AccessToken)},
+		{"", "", form("idempotency_key", granted.AccessToken)},
 	} {
 		if code, _ := s.post(t, i, try.query, try.form, try.authorization); code == http.StatusOK {
 			t.Errorf("refusal %d was granted", n)

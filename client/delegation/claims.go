@@ -102,7 +102,12 @@ func (c Claims) MarshalJSON() ([]byte, error) {
 // an unknown member of delegation, cnf or may_act is an error, because ignoring a restriction
 // widens the token. Unknown members at the top level carry no restriction and are ignored
 // (RFC 7519 §4). The result satisfies Check.
-func (u *Unverified) Claims() (Claims, error) { return u.claims() }
+func (u *Unverified) Claims() (Claims, error) {
+	if !u.exact || u.Header.Type == "" || u.Header.KeyID == "" {
+		return Claims{}, errors.New("token header: must hold exactly alg, typ and kid")
+	}
+	return u.claims()
+}
 
 // DecodeClaims reads claims from the bytes that MarshalJSON wrote, as strictly as from a token.
 func DecodeClaims(payload []byte) (Claims, error) {
@@ -166,8 +171,19 @@ func (u *Unverified) claims() (Claims, error) {
 
 func (c *Claims) readDelegation(raw jsontext.Value) error {
 	var wire delegationWire
-	if raw.Kind() != '{' {
+	members, err := objectMembers(raw)
+	if err != nil {
 		return errors.New("delegation is missing or not an object")
+	}
+	for _, name := range []string{"root", "hops", "depth_left"} {
+		if _, present := members[name]; !present {
+			return fmt.Errorf("delegation: %s is missing", name)
+		}
+	}
+	for name, value := range members {
+		if value.Kind() == 'n' { // absent must not come to mean unlimited
+			return fmt.Errorf("delegation: %s is null", name)
+		}
 	}
 	if err := json.Unmarshal(raw, &wire, json.RejectUnknownMembers(true)); err != nil {
 		return errors.New("delegation has an unknown member or one of the wrong type")

@@ -111,16 +111,30 @@ func (e *Error) GRPCStatus() *status.Status {
 	return st
 }
 
-// FromStatus rebuilds the Error that a Deputy server sent. Other gRPC errors become DependencyDown
-// where gRPC says that the server could not be reached in time, Internal otherwise.
+// withoutInfo says what a gRPC code means that came without Deputy's ErrorInfo, from a proxy or from
+// gRPC itself. What is not here is Internal.
+var withoutInfo = map[codes.Code]Reason{
+	codes.Unavailable:       DependencyDown,
+	codes.DeadlineExceeded:  DependencyDown,
+	codes.Canceled:          DependencyDown,
+	codes.ResourceExhausted: RateLimited,
+	codes.Unauthenticated:   ClientUnauthenticated,
+	codes.PermissionDenied:  AccessDenied,
+	codes.NotFound:          NotFound,
+	codes.InvalidArgument:   ParameterInvalid,
+	codes.Unimplemented:     MethodNotAllowed,
+}
+
+// FromStatus rebuilds the Error that a Deputy server sent. An error without Deputy's ErrorInfo, or
+// with a reason that this version does not know, gets the reason that its gRPC code comes closest to.
 func FromStatus(err error) *Error {
 	if err == nil {
 		return nil
 	}
 	st := status.Convert(err)
-	e := &Error{Reason: Internal, Description: st.Message(), cause: err}
-	if code := st.Code(); code == codes.Unavailable || code == codes.DeadlineExceeded {
-		e.Reason = DependencyDown
+	e := &Error{Reason: Internal, Description: asciiText(st.Message()), cause: err}
+	if reason, known := withoutInfo[st.Code()]; known {
+		e.Reason = reason
 	}
 	for _, detail := range st.Details() {
 		switch d := detail.(type) {
@@ -128,7 +142,10 @@ func FromStatus(err error) *Error {
 			if d.GetDomain() != ErrorDomain {
 				continue
 			}
-			e.Reason, e.Field = Reason(d.GetReason()), d.GetMetadata()[metaField]
+			if reason := Reason(d.GetReason()); reason.Known() {
+				e.Reason = reason
+			}
+			e.Field = asciiText(d.GetMetadata()[metaField])
 			e.Metadata = maps.Clone(d.GetMetadata())
 			delete(e.Metadata, metaField)
 			delete(e.Metadata, metaOAuth)

@@ -111,7 +111,7 @@ var wires = map[Reason]Wire{
 	GrantUnsupported:     {"unsupported_grant_type", codes.InvalidArgument, http.StatusBadRequest},
 	MethodNotAllowed:     {"invalid_request", codes.Unimplemented, http.StatusMethodNotAllowed},
 	MediaTypeUnsupported: {"invalid_request", codes.InvalidArgument, http.StatusUnsupportedMediaType},
-	RequestTooLarge:      {"invalid_request", codes.InvalidArgument, http.StatusRequestEntityTooLarge},
+	RequestTooLarge:      badRequest,
 	IdempotencyConflict:  badRequest,
 	GrantGone:            {"invalid_request", codes.FailedPrecondition, http.StatusBadRequest},
 

@@ -29,6 +29,7 @@ type Unverified struct {
 	Payload      []byte // the claims, one strict JSON object
 
 	members map[string]jsontext.Value
+	exact   bool // the header holds nothing beside alg, typ and kid
 }
 
 // forbiddenHeaders would let a token choose its own key, change how it is read, or demand an
@@ -49,7 +50,7 @@ func Parse(token string) (*Unverified, error) {
 	dot := strings.LastIndexByte(token, '.')
 	signingInput := token[:dot]
 	head, body, _ := strings.Cut(signingInput, ".")
-	header, err := parseHeader(head)
+	header, exact, err := parseHeader(head)
 	if err != nil {
 		return nil, err
 	}
@@ -65,37 +66,40 @@ func Parse(token string) (*Unverified, error) {
 	if err != nil {
 		return nil, fmt.Errorf("token payload: %w", err)
 	}
-	return &Unverified{Header: header, SigningInput: signingInput, Signature: signature, Payload: payload, members: members}, nil
+	return &Unverified{Header: header, SigningInput: signingInput, Signature: signature, Payload: payload, members: members, exact: exact}, nil
 }
 
-func parseHeader(segment string) (Header, error) {
+func parseHeader(segment string) (h Header, exact bool, err error) {
 	raw, err := decodeSegment("header", segment)
 	if err != nil {
-		return Header{}, err
+		return Header{}, false, err
 	}
 	members, err := objectMembers(raw)
 	if err != nil {
-		return Header{}, fmt.Errorf("token header: %w", err)
+		return Header{}, false, fmt.Errorf("token header: %w", err)
 	}
 	for _, name := range forbiddenHeaders {
 		if _, present := members[name]; present {
-			return Header{}, fmt.Errorf("token header: %s is not accepted", name)
+			return Header{}, false, fmt.Errorf("token header: %s is not accepted", name)
 		}
 	}
-	h := Header{}
 	if h.Algorithm, err = stringMember(members, "alg"); err != nil {
-		return Header{}, fmt.Errorf("token header: %w", err)
+		return Header{}, false, fmt.Errorf("token header: %w", err)
 	}
 	for name, into := range map[string]*string{"typ": &h.Type, "kid": &h.KeyID} {
 		if _, present := members[name]; !present {
 			continue
 		}
 		if *into, err = stringMember(members, name); err != nil || *into == "" {
-			return Header{}, fmt.Errorf("token header: %s is not a string with content", name)
+			return Header{}, false, fmt.Errorf("token header: %s is not a string with content", name)
 		}
 	}
+	exact = true
+	for name := range members {
+		exact = exact && (name == "alg" || name == "typ" || name == "kid")
+	}
 	h.Type = strings.TrimPrefix(strings.ToLower(h.Type), "application/")
-	return h, nil
+	return h, exact, nil
 }
 
 // decodeSegment accepts the one encoding that RFC 7515 §2 defines. The alphabet is checked first
@@ -113,6 +117,31 @@ func decodeSegment(name, segment string) ([]byte, error) {
 	}
 	return raw, nil
 }
+
+// HoldsToken says whether the text holds something with the form of a JWS in compact serialization,
+// whoever made it. A credential that was put into the wrong field must be refused before that field
+// is recorded or repeated.
+func HoldsToken(text string) bool {
+	for {
+		i := strings.Index(text, tokenStart)
+		if i < 0 {
+			return false
+		}
+		text = text[i:]
+		rest := strings.TrimLeft(text, base64URL)
+		body, dotted := strings.CutPrefix(rest, ".")
+		if dotted && len(text)-len(rest) >= shortestHeader && strings.TrimLeft(body, base64URL) != body {
+			return true
+		}
+		text = text[len(tokenStart):]
+	}
+}
+
+const (
+	tokenStart     = "eyJ" // the encoding of {" and of nothing else
+	shortestHeader = 12    // no header with an alg is shorter
+	base64URL      = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+)
 
 // Registered holds the registered claims of RFC 7519 §4.1. Absent strings are "", absent times 0;
 // exp is never absent.

@@ -89,6 +89,9 @@ type actor struct {
 // parseWish checks the form of everything that a child asks for, and that the ledger can keep it: a
 // refusal is recorded too. It knows no parent.
 func parseWish(c Child) (wish, error) {
+	if err := noMisplacedToken(c); err != nil {
+		return wish{}, err
+	}
 	w := wish{maxDepth: -1, tokenType: delegation.TokenTypeAccessToken}
 	switch c.RequestedTokenType {
 	case "", delegation.TokenTypeAccessToken:
@@ -139,6 +142,25 @@ func parseWish(c Child) (wish, error) {
 		w.uses = 1
 	}
 	return w, nil
+}
+
+// noMisplacedToken refuses a credential in a field that is recorded or repeated (I8).
+func noMisplacedToken(c Child) error {
+	values := map[string][]string{
+		"resource": c.Resource, "audience": c.Audience, "requested_token_type": {c.RequestedTokenType},
+	}
+	if c.Scope != nil {
+		values["scope"] = []string{*c.Scope}
+	}
+	if c.AuthorizationDetails != nil {
+		values["authorization_details"] = []string{*c.AuthorizationDetails}
+	}
+	for field, texts := range values {
+		if slices.ContainsFunc(texts, delegation.HoldsToken) {
+			return delegation.Refuse(delegation.ParameterInvalid, field, "holds a token: it was not recorded, but treat it as exposed")
+		}
+	}
+	return nil
 }
 
 // targets joins resource (RFC 8707 §2: an absolute URI without fragment) and audience.

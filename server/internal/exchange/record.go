@@ -70,7 +70,7 @@ func (w *walk) settle(c *child, r ledger.Receipt) error {
 func (w *walk) grant(c *child, entry uint64) *Grant {
 	return &Grant{
 		IssuedTokenType: c.wish.tokenType,
-		ExpiresIn:       max(time.Unix(c.claims.ExpiresAt, 0).Sub(w.now).Truncate(time.Second), 0),
+		ExpiresIn:       max(time.Duration(c.claims.ExpiresAt-w.now.Unix())*time.Second, 0),
 		Claims:          c.claims,
 		Entry:           entry,
 	}

@@ -75,8 +75,11 @@ func (e *Engine) authenticate(ctx context.Context, door string, c Credentials, f
 // authenticateActor takes an actor token of caller audience for the caller. One of actor audience
 // only names: whoever was handed it must not become the actor.
 func (e *Engine) authenticateActor(ctx context.Context, door string, t actorToken) (*Tenant, token.Caller, *token.Actor, error) {
-	if t.raw == "" {
+	switch {
+	case t.raw == "":
 		return nil, token.Caller{}, nil, unauthenticated(errors.New("no credential"))
+	case t.tokenType == "":
+		return nil, token.Caller{}, nil, errActorTokenType
 	}
 	tenant, err := e.tenant(door, t.raw)
 	if err != nil {
@@ -85,7 +88,7 @@ func (e *Engine) authenticateActor(ctx context.Context, door string, t actorToke
 	named, err := tenant.Trust.Actor(ctx, t.raw, t.tokenType)
 	if err != nil {
 		var refusal *delegation.Error
-		if errors.As(err, &refusal) && refusal.Temporary() {
+		if errors.As(err, &refusal) && (refusal.Temporary() || refusal.Reason == delegation.TokenTypeUnsupported) {
 			return nil, token.Caller{}, nil, refusal
 		}
 		return nil, token.Caller{}, nil, unauthenticated(err)
@@ -96,6 +99,8 @@ func (e *Engine) authenticateActor(ctx context.Context, door string, t actorToke
 	caller := token.Caller{Principal: named.Principal, Key: named.Key, Method: named.Method}
 	return tenant, caller, &named, nil
 }
+
+var errActorTokenType = delegation.Refuse(delegation.ParameterMissing, "actor_token_type", "is required with actor_token (RFC 8693 section 2.1)")
 
 // admit is step 2: is the caller within its rate, is its credential fresh? Redis is asked early and
 // cheaply here; the row that decides on replay is written in step 6.
@@ -264,7 +269,7 @@ func (w *walk) nameActor(ctx context.Context, c *child) error {
 
 func (w *walk) actorByToken(ctx context.Context, c *child) (actor, error) {
 	if c.ActorTokenType == "" {
-		return actor{}, delegation.Refuse(delegation.ParameterMissing, "actor_token_type", "is required with actor_token (RFC 8693 section 2.1)")
+		return actor{}, errActorTokenType
 	}
 	if c.named == nil {
 		verified, err := w.tenant.Trust.Actor(ctx, c.ActorToken, c.ActorTokenType)
