@@ -211,7 +211,7 @@ func (tx *postgresTx) answer(ctx context.Context, tenant string, q questions) (f
 			})
 	}
 	if len(q.keys) > 0 {
-		p.add("look up idempotency keys", sqlKeys+`= ANY($2)`, tenant, slicesOf(q.keys), q.now).
+		p.add("look up idempotency keys", sqlKeys(`= ANY($2)`), tenant, slicesOf(q.keys), q.now).
 			Query(func(r pgx.Rows) error { return scanKeys(r, found.keys) })
 	}
 	return found, p.send(ctx, tx.conn)

@@ -69,14 +69,17 @@ func (l *Ledger) Lookup(ctx context.Context, tenant string, caller delegation.Pr
 	return &Stored{Fingerprint: k.fingerprint, Seq: k.seq, Time: k.time, Claims: k.claims}, nil
 }
 
-// sqlKeys selects idempotency keys with what they name; a condition on the digest follows.
-const sqlKeys = `SELECT k.digest, k.fingerprint, k.seq, e.time, c.value FROM idempotency_keys k
-	JOIN entries e ON e.tenant = k.tenant AND e.seq = k.seq
-	LEFT JOIN claims c ON c.tenant = k.tenant AND c.seq = k.seq AND c.until > $3
-	WHERE k.tenant = $1 AND k.digest `
+// sqlKeys selects idempotency keys with what they name; the condition on the digest goes into it. The
+// keys are materialized first, so that a planner without statistics cannot start from the entries.
+func sqlKeys(condition string) string {
+	return `WITH k AS MATERIALIZED (SELECT digest, fingerprint, seq FROM idempotency_keys WHERE tenant = $1 AND digest ` + condition + `)
+	SELECT k.digest, k.fingerprint, k.seq, e.time, c.value FROM k
+	JOIN entries e ON e.tenant = $1 AND e.seq = k.seq
+	LEFT JOIN claims c ON c.tenant = $1 AND c.seq = k.seq AND c.until > $3`
+}
 
 func lookUpKey(ctx context.Context, db querier, tenant string, name []byte, now int64) (*storedKey, error) {
-	found, err := db.query(ctx, sqlKeys+`= $2`, tenant, name, now)
+	found, err := db.query(ctx, sqlKeys(`= $2`), tenant, name, now)
 	if err != nil {
 		return nil, err
 	}

@@ -71,7 +71,7 @@ CREATE TABLE single_uses (
     batch  BLOB    NOT NULL,
     PRIMARY KEY (tenant, digest)
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX single_uses_until ON single_uses (tenant, until);
+CREATE INDEX single_uses_until ON single_uses (until, tenant);
 
 CREATE TABLE idempotency_keys (
     tenant      TEXT    NOT NULL,
@@ -81,4 +81,4 @@ CREATE TABLE idempotency_keys (
     until       INTEGER NOT NULL,
     PRIMARY KEY (tenant, digest)
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX idempotency_keys_until ON idempotency_keys (tenant, until);
+CREATE INDEX idempotency_keys_until ON idempotency_keys (until, tenant);
