@@ -1,10 +1,12 @@
-// Package guard is what Deputy asks Redis on every request: may this caller go on at this rate,
-// and was this assertion seen before?
+// Package guard is what Deputy keeps in Redis: may this caller go on at this rate, was this assertion
+// seen before, and which revocations are in force?
 //
-// It owns the keys under "{tenant}:rate:" and "{tenant}:replay:" and nothing else. Both answers are
-// shared by every instance on the same Redis. Neither is the truth: what is remembered here may be
-// lost at any time, and the row that decides about a replay is the ledger's. So guard only ever
-// says no early. When Redis errs, is slow or answers nonsense, it says no too (unavailable).
+// It owns the keys under "{tenant}:rate:", "{tenant}:replay:" and "{tenant}:revoked:" and nothing
+// else, shared by every instance on the same Redis. Nothing here is the truth: what is remembered may
+// be lost at any time. The row that decides about a replay is the ledger's, and so guard only ever
+// says no early. The lists of revocations are for other services to read, and to spread news fast;
+// they are published from the ledger, audited against it, and made anew when they differ. When Redis
+// errs, is slow or answers nonsense, guard says no too (unavailable).
 //
 // It must not know tokens, policy or the ledger.
 package guard
@@ -46,7 +48,8 @@ type Config struct {
 	Registerer prometheus.Registerer
 }
 
-// Guard limits rates and refuses replays early. It is safe for concurrent use.
+// Guard limits rates, refuses replays early and keeps the lists of revocations. It is safe for
+// concurrent use.
 type Guard struct {
 	client  redis.UniversalClient
 	timeout time.Duration
@@ -65,7 +68,7 @@ func New(c Config) *Guard {
 	}
 	g.seconds = promauto.With(c.Registerer).NewHistogramVec(prometheus.HistogramOpts{
 		Name:    "deputy_guard_seconds",
-		Help:    "Time of a question to Redis by call (admit, note, ready) and outcome (ok, refused, unavailable).",
+		Help:    "Time of a question to Redis by call (admit, note, publish, …) and outcome (ok, refused, unavailable).",
 		Buckets: prometheus.ExponentialBuckets(0.0001, 2.5, 10),
 	}, []string{"call", "outcome"})
 	return g

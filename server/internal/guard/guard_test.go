@@ -53,7 +53,9 @@ func (amnesia) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 func (amnesia) ProcessPipelineHook(redis.ProcessPipelineHook) redis.ProcessPipelineHook {
 	return func(_ context.Context, cmds []redis.Cmder) error {
 		for _, cmd := range cmds {
-			cmd.(*redis.StatusCmd).SetVal("OK")
+			if c, ok := cmd.(*redis.StatusCmd); ok {
+				c.SetVal("OK")
+			}
 		}
 		return nil
 	}

@@ -27,7 +27,9 @@ type Check struct {
 }
 
 // Checks is the suite.
-var Checks = []Check{
+var Checks = slices.Concat(requestChecks, listChecks)
+
+var requestChecks = []Check{
 	{"a burst passes, then the rate", burstThenRate},
 	{"a cost is taken whole or not at all", costIsWhole},
 	{"a cost beyond the burst is told apart", costBeyondBurst},
