@@ -3,6 +3,7 @@ package delegation
 import (
 	"encoding/binary"
 	"hash/maphash"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -36,6 +37,36 @@ type Target struct {
 	Kind    TargetKind
 	ID      string
 	Subject Principal
+}
+
+// Check says whether the target has the form that its kind demands.
+func (t Target) Check() error {
+	if (t.Subject != "") != (t.Kind == CutAgentSubject) {
+		return Refuse(ParameterInvalid, "target.subject", "goes with an agent and its subject, and with nothing else")
+	}
+	switch t.Kind {
+	case CutTenant:
+		if t.ID != "" {
+			return Refuse(ParameterInvalid, "target.id", "a tenant's target has none: it is the caller's own tenant")
+		}
+		return nil
+	case BanToken, BanChain, BanRoot, BanKey:
+		if t.ID == "" || len(t.ID) > 128 || strings.ContainsFunc(t.ID, func(r rune) bool { return r <= 0x20 || r > 0x7e }) {
+			return Refuse(ParameterInvalid, "target.id", "must be 1 to 128 visible ASCII characters")
+		}
+		return nil
+	case BanSuspend, Resume, CutSubject, CutAgent:
+	case CutAgentSubject:
+		if _, err := ParsePrincipal(string(t.Subject)); err != nil {
+			return Refuse(ParameterInvalid, "target.subject", "%v", err)
+		}
+	default:
+		return Refuse(ParameterInvalid, "target.kind", "is not one that can be revoked")
+	}
+	if _, err := ParsePrincipal(t.ID); err != nil {
+		return Refuse(ParameterInvalid, "target.id", "%v", err)
+	}
+	return nil
 }
 
 // Revocation is one revocation as the ledger numbered it.

@@ -765,10 +765,12 @@ func (x *ResumeResponse) GetRevocation() *Revocation {
 	return nil
 }
 
-// Request for receipts.
+// Request for receipts: responders may always ask, others for a revocation of their own.
 type GetReceiptsRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Client        *ClientAuthentication  `protobuf:"bytes,1,opt,name=client,proto3" json:"client,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Client *ClientAuthentication  `protobuf:"bytes,1,opt,name=client,proto3" json:"client,omitempty"`
+	// The number of the caller's own revocation; 0 for responders.
+	Entry         uint64 `protobuf:"varint,2,opt,name=entry,proto3" json:"entry,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -808,6 +810,13 @@ func (x *GetReceiptsRequest) GetClient() *ClientAuthentication {
 		return x.Client
 	}
 	return nil
+}
+
+func (x *GetReceiptsRequest) GetEntry() uint64 {
+	if x != nil {
+		return x.Entry
+	}
+	return 0
 }
 
 // Response with what the connected verifiers last said.
@@ -1407,9 +1416,10 @@ const file_deputy_v1_revocation_proto_rawDesc = "" +
 	"\x0eResumeResponse\x125\n" +
 	"\n" +
 	"revocation\x18\x01 \x01(\v2\x15.deputy.v1.RevocationR\n" +
-	"revocation\"M\n" +
+	"revocation\"c\n" +
 	"\x12GetReceiptsRequest\x127\n" +
-	"\x06client\x18\x01 \x01(\v2\x1f.deputy.v1.ClientAuthenticationR\x06client\"E\n" +
+	"\x06client\x18\x01 \x01(\v2\x1f.deputy.v1.ClientAuthenticationR\x06client\x12\x14\n" +
+	"\x05entry\x18\x02 \x01(\x04R\x05entry\"E\n" +
 	"\x13GetReceiptsResponse\x12.\n" +
 	"\breceipts\x18\x01 \x03(\v2\x12.deputy.v1.ReceiptR\breceipts\"\x84\x01\n" +
 	"\aReceipt\x12\x0e\n" +

@@ -23,6 +23,11 @@ func (l *Ledger) Entries(ctx context.Context, tenant string, after uint64, limit
 	return l.entries(ctx, `e.tenant = $1 AND e.seq > $2 ORDER BY e.seq LIMIT $3`, tenant, int64(after), int64(limit))
 }
 
+// First returns the grant that began the chain with the given txn.
+func (l *Ledger) First(ctx context.Context, tenant, txn string) (*Entry, error) {
+	return l.one(ctx, tenant, `e.tenant = $1 AND e.txn = $2 AND e.txn <> '' AND e.kind = 'grant' ORDER BY e.seq LIMIT 1`, txn)
+}
+
 // Chain returns the grants that led to the token with the given jti, from the exchange of the root
 // token to the token itself.
 func (l *Ledger) Chain(ctx context.Context, tenant, jti string) ([]*Entry, error) {

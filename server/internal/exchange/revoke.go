@@ -1,0 +1,224 @@
+package exchange
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"deputy.example/deputy/client/delegation"
+	"deputy.example/deputy/server/internal/ledger"
+	"deputy.example/deputy/server/internal/policy"
+	"deputy.example/deputy/server/internal/token"
+)
+
+// RevokeCall asks to take authority back. Exactly one of Target, Token and RootToken says what.
+// Suspend and Resume are targets of their own kinds.
+type RevokeCall struct {
+	Tenant      string
+	Credentials Credentials
+	Peer        string
+	Target      delegation.Target
+	Token       string // a derived token of this tenant, perhaps expired: bans its jti
+	RootToken   string // a root token: bans what descends from it
+	Reason      string // for the ledger; up to 1,000 bytes
+	DryRun      bool
+}
+
+// Revoked is what a revocation did, or with RevokeCall.DryRun would do.
+type Revoked struct {
+	Revocation *delegation.Revocation // nil in a dry run, and where there was nothing to revoke
+	Tokens     int                    // live tokens that it kills
+	Chains     int                    // that they belong to
+	Grants     []*ledger.Entry        // of the live tokens, oldest first, at most maxAffected; dry run only
+}
+
+const (
+	maxAffected = 1000
+	maxReason   = 1000
+)
+
+// system is what Deputy's own access control is about.
+const system = "system:deputy"
+
+// Revoke records a revocation and returns once it is durable: from then on no instance grants or
+// introspects anything that it hits. Redis and the verifiers hear of it right after; a Redis that
+// does not answer is mended from the ledger later and undoes nothing.
+//
+// The answer to a caller who may not is NotFound, as if there were nothing to revoke.
+func (e *Engine) Revoke(ctx context.Context, call RevokeCall) (Revoked, error) {
+	ctx, cancel := e.within(ctx)
+	defer cancel()
+	by, err := e.admitInquiry(ctx, Inquiry{Tenant: call.Tenant, Credentials: call.Credentials})
+	if err != nil {
+		return Revoked{}, err
+	}
+	tenant, caller := by.tenant, by.caller
+	draft := &ledger.Draft{Kind: ledger.KindRevocation, Caller: caller.Principal, Peer: call.Peer, TraceID: traceID(ctx), Detail: call.Reason}
+	target, err := e.decideRevocation(ctx, tenant, caller, call)
+	if err == nil && call.DryRun {
+		return e.affected(ctx, tenant, target)
+	}
+	if err != nil {
+		return Revoked{}, e.recordRefusal(ctx, tenant, draft, err)
+	}
+	draft.Revocation = &delegation.Revocation{Target: target, Until: e.until(tenant, target)}
+	_, tokens, chains, err := e.config.Ledger.Hits(ctx, tenant.Name, target, 0)
+	if err != nil {
+		return Revoked{}, err
+	}
+	result := e.config.Ledger.AppendAll(ctx, tenant.Name, []*ledger.Draft{draft}, nil)[0]
+	if result.Err != nil {
+		return Revoked{}, delegation.AsError(result.Err)
+	}
+	recorded, err := e.config.Ledger.EntryAt(ctx, tenant.Name, result.Receipt.Seq)
+	if err != nil || recorded.Revocation == nil {
+		return Revoked{}, delegation.Unavailable("ledger", err)
+	}
+	e.announce(ctx, tenant, *recorded.Revocation)
+	return Revoked{Revocation: recorded.Revocation, Tokens: tokens, Chains: chains}, nil
+}
+
+// decideRevocation settles the target and whether the caller may aim at it.
+func (e *Engine) decideRevocation(ctx context.Context, tenant *Tenant, caller token.Caller, call RevokeCall) (delegation.Target, error) {
+	if len(call.Reason) > maxReason {
+		return delegation.Target{}, delegation.Refuse(delegation.ParameterInvalid, "reason", "at most %d bytes", maxReason)
+	}
+	target, err := revocationTarget(ctx, tenant, call)
+	if err != nil {
+		return delegation.Target{}, err
+	}
+	may, err := e.mayRevoke(ctx, tenant, caller.Principal, target)
+	if err != nil {
+		return delegation.Target{}, err
+	}
+	if !may {
+		return delegation.Target{}, delegation.Refuse(delegation.NotFound, "target", "nothing there to revoke, or nothing that you may revoke")
+	}
+	return target, nil
+}
+
+// revocationTarget reads what is aimed at, strictly.
+func revocationTarget(ctx context.Context, tenant *Tenant, call RevokeCall) (delegation.Target, error) {
+	given := 0
+	for _, is := range []bool{call.Target != (delegation.Target{}), call.Token != "", call.RootToken != ""} {
+		if is {
+			given++
+		}
+	}
+	if given != 1 {
+		return delegation.Target{}, delegation.Refuse(delegation.ParameterInvalid, "target", "name exactly one of a target, a token and a root token")
+	}
+	switch {
+	case call.Token != "":
+		claims, err := tenant.Trust.Issued(call.Token)
+		if err != nil {
+			return delegation.Target{}, delegation.Refuse(delegation.NotFound, "token", "nothing there to revoke, or nothing that you may revoke").WithCause(err)
+		}
+		return delegation.Target{Kind: delegation.BanToken, ID: claims.ID}, nil
+	case call.RootToken != "":
+		subject, err := tenant.Trust.Subject(ctx, call.RootToken, delegation.TokenTypeJWT)
+		if err != nil || subject.Root == nil {
+			return delegation.Target{}, delegation.Refuse(delegation.NotFound, "root_token", "nothing there to revoke, or nothing that you may revoke").WithCause(err)
+		}
+		return delegation.Target{Kind: delegation.BanRoot, ID: subject.Root.Digest}, nil
+	}
+	return call.Target, call.Target.Check()
+}
+
+// mayRevoke is the one place that says who may take what back. Responders may everything; what
+// others may follows from what they hold, and an unknown jti or txn is nobody's but a responder's.
+func (e *Engine) mayRevoke(ctx context.Context, tenant *Tenant, caller delegation.Principal, t delegation.Target) (bool, error) {
+	own := false
+	switch t.Kind {
+	case delegation.BanToken:
+		grant, err := e.grant(ctx, tenant, t.ID)
+		if err != nil {
+			return false, err
+		}
+		// An actor of the chain held the token or one that it descends from.
+		own = grant != nil && (grant.Subject == caller || grant.Actors.Contains(caller))
+	case delegation.BanChain:
+		first, err := e.config.Ledger.First(ctx, tenant.Name, t.ID)
+		if err != nil && !errors.Is(err, ledger.ErrNotFound) {
+			return false, err
+		}
+		own = first != nil && (first.Subject == caller || first.Actor == caller)
+	case delegation.BanKey:
+		own = tenant.Trust.Registered(caller, t.ID)
+	case delegation.CutSubject, delegation.CutAgentSubject:
+		own = t.Subject == caller || t.Kind == delegation.CutSubject && t.ID == string(caller)
+	case delegation.CutAgent:
+		own = t.ID == string(caller)
+	}
+	if own {
+		return true, nil
+	}
+	if slices.Contains([]delegation.TargetKind{delegation.CutAgent, delegation.CutAgentSubject, delegation.BanSuspend, delegation.Resume}, t.Kind) {
+		operates, err := tenant.Policy.Has(ctx, policy.Relation{User: string(caller), Relation: "operator", Object: t.ID})
+		if err != nil || operates {
+			return operates, err
+		}
+	}
+	return tenant.Policy.Has(ctx, policy.Relation{User: string(caller), Relation: "responder", Object: system})
+}
+
+// grant finds a grant by its jti; nil if there is none.
+func (e *Engine) grant(ctx context.Context, tenant *Tenant, jti string) (*ledger.Entry, error) {
+	entry, err := e.config.Ledger.Entry(ctx, tenant.Name, jti)
+	switch {
+	case errors.Is(err, ledger.ErrNotFound):
+		return nil, nil
+	case err != nil:
+		return nil, delegation.AsError(err)
+	case entry.Kind != ledger.KindGrant:
+		return nil, nil
+	}
+	return entry, nil
+}
+
+// until is when nothing that the target could hit is alive any more, also where it has not been seen
+// yet: no root token is older than the longest life that an issuer is allowed, and no token outlives
+// the root that it descends from. Keys and suspensions are remembered for ever.
+func (e *Engine) until(tenant *Tenant, t delegation.Target) time.Time {
+	const margin = time.Minute // clocks of issuers and instances
+	switch t.Kind {
+	case delegation.BanKey, delegation.BanSuspend, delegation.Resume:
+		return time.Time{}
+	case delegation.BanToken, delegation.BanChain:
+		return e.config.Now().Add(tenant.Limits.MaxLifetime + margin)
+	}
+	return e.config.Now().Add(max(tenant.Trust.LongestRoot(), tenant.Limits.MaxLifetime) + margin)
+}
+
+// affected answers a dry run.
+func (e *Engine) affected(ctx context.Context, tenant *Tenant, t delegation.Target) (Revoked, error) {
+	grants, tokens, chains, err := e.config.Ledger.Hits(ctx, tenant.Name, t, maxAffected)
+	if err != nil {
+		return Revoked{}, delegation.AsError(err)
+	}
+	return Revoked{Tokens: tokens, Chains: chains, Grants: grants}, nil
+}
+
+// recordRefusal keeps the refusal of an authenticated caller, and returns it.
+func (e *Engine) recordRefusal(ctx context.Context, tenant *Tenant, draft *ledger.Draft, err error) error {
+	refusal := delegation.AsError(err)
+	if refusal.Temporary() {
+		return refusal
+	}
+	draft.Kind, draft.Reason, draft.Revocation = ledger.KindRefusal, refusal.Reason, nil
+	draft.Detail = "revocation: " + refusal.Description
+	if result := e.config.Ledger.AppendAll(ctx, tenant.Name, []*ledger.Draft{draft}, nil)[0]; result.Err != nil && result.Receipt.Seq == 0 {
+		return delegation.AsError(result.Err)
+	}
+	e.metrics.outcomes.WithLabelValues(tenant.Name, string(refusal.Reason)).Inc()
+	return refusal
+}
+
+// announce tells Redis, which wakes the other instances. It is bounded and its failure is no failure
+// of the revocation: whoever keeps the lists mends them from the ledger.
+func (e *Engine) announce(ctx context.Context, tenant *Tenant, r delegation.Revocation) {
+	if err := e.config.Guard.Publish(ctx, tenant.Name, r); err != nil {
+		e.config.Logger.WarnContext(ctx, "a revocation is durable but not in Redis yet", "tenant", tenant.Name, "entry", r.Seq, "cause", err)
+	}
+}

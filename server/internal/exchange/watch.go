@@ -1,0 +1,123 @@
+package exchange
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"deputy.example/deputy/client/delegation"
+	"deputy.example/deputy/server/internal/guard"
+	"deputy.example/deputy/server/internal/ledger"
+	"deputy.example/deputy/server/internal/policy"
+)
+
+// watchLife is how long a verifier may watch with one credential: whoever loses its credential loses
+// the feed, and with it every acceptance, not much later.
+const watchLife = 10 * time.Minute
+
+// Watch is a verifier's view of its tenant's revocations. Everything but Snapshot and Last answers
+// from memory, and nothing of one Watch waits for another.
+type Watch struct {
+	engine   *Engine
+	tenant   *Tenant
+	verifier delegation.Principal
+	until    time.Time
+}
+
+// Watch authenticates and admits a verifier. Any caller of the tenant may watch.
+func (e *Engine) Watch(ctx context.Context, q Inquiry) (*Watch, error) {
+	ctx, cancel := e.within(ctx)
+	defer cancel()
+	by, err := e.admitInquiry(ctx, q)
+	if err != nil {
+		return nil, err
+	}
+	return &Watch{engine: e, tenant: by.tenant, verifier: by.caller.Principal, until: e.config.Now().Add(watchLife)}, nil
+}
+
+// Until is when the verifier must come back with a fresh credential.
+func (w *Watch) Until() time.Time { return w.until }
+
+// Events are the revocations after a number, each following the one before it. See ledger.Events.
+func (w *Watch) Events(after uint64) (events []delegation.Revocation, complete bool, changed <-chan struct{}) {
+	return w.engine.config.Ledger.Events(w.tenant.Name, after)
+}
+
+// Snapshot is everything that is revoked now, and the number up to which it is complete.
+func (w *Watch) Snapshot(ctx context.Context) ([]delegation.Revocation, uint64, error) {
+	ctx, cancel := w.engine.within(ctx)
+	defer cancel()
+	return w.engine.config.Ledger.Live(ctx, w.tenant.Name)
+}
+
+// Last is the number of the newest revocation, read from the ledger after the call began: an instance
+// that is cut off from its ledger cannot say that nothing was revoked.
+func (w *Watch) Last(ctx context.Context) (uint64, error) {
+	ctx, cancel := w.engine.within(ctx)
+	defer cancel()
+	return w.engine.config.Ledger.LastRevocation(ctx, w.tenant.Name)
+}
+
+// Seen is the receipt of one connection: it has applied everything up to a number.
+func (w *Watch) Seen(id string, applied uint64) {
+	w.engine.receipts.put(w.tenant.Name, guard.Receipt{ID: id, Verifier: w.verifier, Applied: applied, SeenAt: w.engine.config.Now()})
+}
+
+// receipts are what verifiers told this instance since it last shared them through Redis.
+type receipts struct {
+	mu  sync.Mutex
+	new map[string]map[string]guard.Receipt // by tenant and connection
+}
+
+func (r *receipts) put(tenant string, receipt guard.Receipt) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.new == nil {
+		r.new = make(map[string]map[string]guard.Receipt)
+	}
+	if r.new[tenant] == nil {
+		r.new[tenant] = make(map[string]guard.Receipt)
+	}
+	r.new[tenant][receipt.ID] = receipt
+}
+
+func (r *receipts) take(tenant string) []guard.Receipt {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var all []guard.Receipt
+	for _, receipt := range r.new[tenant] {
+		all = append(all, receipt)
+	}
+	delete(r.new, tenant)
+	return all
+}
+
+// Receipts says how far each connected verifier of the tenant is, on whichever instance. Responders
+// may ask; others for a revocation that they recorded themselves, named by its entry.
+func (e *Engine) Receipts(ctx context.Context, q Inquiry, entry uint64) ([]guard.Receipt, error) {
+	ctx, cancel := e.within(ctx)
+	defer cancel()
+	by, err := e.admitInquiry(ctx, q)
+	if err != nil {
+		return nil, err
+	}
+	own := false
+	if entry > 0 {
+		recorded, err := e.config.Ledger.EntryAt(ctx, by.tenant.Name, entry)
+		if err != nil && !errors.Is(err, ledger.ErrNotFound) {
+			return nil, delegation.AsError(err)
+		}
+		own = err == nil && recorded.Kind == ledger.KindRevocation && recorded.Caller == by.caller.Principal
+	}
+	if !own {
+		may, err := by.tenant.Policy.Has(ctx, policy.Relation{User: string(by.caller.Principal), Relation: "responder", Object: system})
+		if err != nil {
+			return nil, delegation.AsError(err)
+		}
+		if !may {
+			return nil, delegation.Refuse(delegation.NotFound, "entry", "no such revocation of yours")
+		}
+	}
+	return e.config.Guard.Receipts(ctx, by.tenant.Name)
+}
