@@ -15,12 +15,7 @@ if not is(list, 'hash') or not is(KEYS[2], 'stream') then
 end
 
 local seq, prev = tonumber(ARGV[1]), tonumber(ARGV[2])
-local head = redis.call('HGET', list, 'head')
-if head then
-  head = tonumber(head)
-elseif prev == 0 and redis.call('EXISTS', list) == 0 then
-  head = 0
-end
+local head = tonumber(redis.call('HGET', list, 'head') or '0') -- no list: nothing is published yet
 if not head then
   return -1
 end
