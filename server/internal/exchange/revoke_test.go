@@ -1,0 +1,299 @@
+package exchange_test
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"deputy.example/deputy/client/delegation"
+	"deputy.example/deputy/server/internal/exchange"
+	"deputy.example/deputy/server/internal/exchange/exchangetest"
+	"deputy.example/deputy/server/internal/ledger"
+)
+
+const (
+	responder = delegation.Principal("agent:responder")
+	operator  = delegation.Principal("agent:operator")
+	stranger  = delegation.Principal("agent:stranger")
+)
+
+// hospital is a world with people who may revoke, and a chain planner → researcher → writer.
+func hospital(t *testing.T) (*exchangetest.World, *exchangetest.Tenant, []*exchange.Grant) {
+	t.Helper()
+	w := exchangetest.New(t, exchangetest.Config{Agents: []delegation.Principal{responder, operator, stranger}})
+	n := w.Tenant()
+	n.FGA.Allow(string(responder), "responder", "system:deputy")
+	n.FGA.Allow(string(operator), "operator", string(researcher))
+	return w, n, w.Chain(t, n, planner, researcher, writer)
+}
+
+func take(w *exchangetest.World, t *testing.T, by delegation.Principal, target delegation.Target) (exchange.Revoked, *delegation.Error) {
+	t.Helper()
+	got, err := w.Engine.Revoke(t.Context(), exchange.RevokeCall{
+		Tenant: "default", Credentials: w.Tenant().Credentials(t, by), Target: target, Reason: "drill",
+	})
+	return got, delegation.AsError(err)
+}
+
+func active(t *testing.T, w *exchangetest.World, g *exchange.Grant) bool {
+	t.Helper()
+	got, err := w.Engine.Introspect(t.Context(), exchange.Inquiry{Tenant: "default", Credentials: w.Tenant().Credentials(t, planner), Token: g.AccessToken})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return got.Claims != nil
+}
+
+// Who may take back what, by every kind of target. Whoever may not is told that there is nothing.
+func TestWhoMayRevoke(t *testing.T) {
+	w, n, chain := hospital(t)
+	leaf := chain[2].Claims
+	targets := map[string]delegation.Target{
+		"token":         {Kind: delegation.BanToken, ID: leaf.ID},
+		"unseen token":  {Kind: delegation.BanToken, ID: "01ARZ3NDEKTSV4RRFFQ69G5FAV"},
+		"chain":         {Kind: delegation.BanChain, ID: leaf.Txn},
+		"root":          {Kind: delegation.BanRoot, ID: leaf.Delegation.Root},
+		"key":           {Kind: delegation.BanKey, ID: n.Clients[writer].KeyID},
+		"suspend":       {Kind: delegation.BanSuspend, ID: string(researcher)},
+		"resume":        {Kind: delegation.Resume, ID: string(researcher)},
+		"subject":       {Kind: delegation.CutSubject, ID: string(alice)},
+		"agent":         {Kind: delegation.CutAgent, ID: string(researcher)},
+		"agent subject": {Kind: delegation.CutAgentSubject, ID: string(researcher), Subject: alice},
+		"tenant":        {Kind: delegation.CutTenant},
+	}
+	may := map[delegation.Principal]map[string]bool{
+		planner:    {"token": true, "chain": true},
+		researcher: {"token": true, "agent": true},
+		writer:     {"token": true, "key": true},
+		operator:   {"suspend": true, "resume": true, "agent": true, "agent subject": true},
+		stranger:   {},
+	}
+	for who, allowed := range may {
+		for name, target := range targets {
+			call := exchange.RevokeCall{Tenant: "default", Credentials: n.Credentials(t, who), Target: target, DryRun: true}
+			_, err := w.Engine.Revoke(t.Context(), call)
+			refusal := delegation.AsError(err)
+			if allowed[name] != (refusal == nil) || refusal != nil && refusal.Reason != delegation.NotFound {
+				t.Errorf("%s and %s: %v", who, name, refusal)
+			}
+		}
+	}
+	for name, target := range targets {
+		call := exchange.RevokeCall{Tenant: "default", Credentials: n.Credentials(t, responder), Target: target, DryRun: true}
+		if _, err := w.Engine.Revoke(t.Context(), call); err != nil {
+			t.Errorf("the responder and %s: %v", name, err)
+		}
+	}
+	for _, g := range chain {
+		if !active(t, w, g) {
+			t.Error("a dry run revoked something")
+		}
+	}
+}
+
+// Each kind of target kills what it names, everything below that, and nothing else, in what is held
+// already and at the next exchange.
+func TestWhatARevocationKills(t *testing.T) {
+	for name, c := range map[string]struct {
+		target func(*exchangetest.Tenant, []*exchange.Grant) delegation.Target
+		dead   [3]bool // planner's, researcher's and writer's token
+		fresh  bool    // whether a fresh login makes a whole new chain
+	}{
+		"the middle token": {func(_ *exchangetest.Tenant, g []*exchange.Grant) delegation.Target {
+			return delegation.Target{Kind: delegation.BanToken, ID: g[1].Claims.ID}
+		}, [3]bool{false, true, true}, true},
+		"the chain": {func(_ *exchangetest.Tenant, g []*exchange.Grant) delegation.Target {
+			return delegation.Target{Kind: delegation.BanChain, ID: g[0].Claims.Txn}
+		}, [3]bool{true, true, true}, true},
+		"the root": {func(_ *exchangetest.Tenant, g []*exchange.Grant) delegation.Target {
+			return delegation.Target{Kind: delegation.BanRoot, ID: g[0].Claims.Delegation.Root}
+		}, [3]bool{true, true, true}, true},
+		"the agent, suspended": {func(*exchangetest.Tenant, []*exchange.Grant) delegation.Target {
+			return delegation.Target{Kind: delegation.BanSuspend, ID: string(researcher)}
+		}, [3]bool{false, true, true}, false},
+		"the agent, cut off": {func(*exchangetest.Tenant, []*exchange.Grant) delegation.Target {
+			return delegation.Target{Kind: delegation.CutAgent, ID: string(writer)}
+		}, [3]bool{false, false, true}, true},
+		"the agent for alice": {func(*exchangetest.Tenant, []*exchange.Grant) delegation.Target {
+			return delegation.Target{Kind: delegation.CutAgentSubject, ID: string(researcher), Subject: alice}
+		}, [3]bool{false, true, true}, true},
+		"the agent for bob": {func(*exchangetest.Tenant, []*exchange.Grant) delegation.Target {
+			return delegation.Target{Kind: delegation.CutAgentSubject, ID: string(researcher), Subject: "user:bob"}
+		}, [3]bool{false, false, false}, true},
+		"the subject": {func(*exchangetest.Tenant, []*exchange.Grant) delegation.Target {
+			return delegation.Target{Kind: delegation.CutSubject, ID: string(alice)}
+		}, [3]bool{true, true, true}, true},
+		"the tenant": {func(*exchangetest.Tenant, []*exchange.Grant) delegation.Target {
+			return delegation.Target{Kind: delegation.CutTenant}
+		}, [3]bool{true, true, true}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w, n, chain := hospital(t)
+			target := c.target(n, chain)
+			dry, err := w.Engine.Revoke(t.Context(), exchange.RevokeCall{Tenant: "default", Credentials: n.Credentials(t, responder), Target: target, DryRun: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			done, refusal := take(w, t, responder, target)
+			if refusal != nil {
+				t.Fatal(refusal, refusal.Unwrap())
+			}
+			killed := 0
+			holders := []delegation.Principal{planner, researcher, writer}
+			for i, g := range chain {
+				if active(t, w, g) == c.dead[i] {
+					t.Errorf("token %d: active %t", i, !c.dead[i])
+				}
+				_, refusal := w.One(t.Context(), n.Call(t, g.AccessToken, holders[i], ""))
+				if c.dead[i] != (refusal != nil) {
+					t.Errorf("token %d at the exchange: %v", i, refusal)
+				}
+				if c.dead[i] {
+					killed++
+				}
+			}
+			if done.Tokens != killed || dry.Tokens != killed || len(dry.Grants) != killed {
+				t.Errorf("said %d, dry run %d with %d grants; killed %d", done.Tokens, dry.Tokens, len(dry.Grants), killed)
+			}
+			w.Clock().Advance(time.Hour) // past every clock's doubt: a login that is clearly later
+			again := n.Call(t, n.Root(t, nil), planner, "")
+			first, refusal := w.One(t.Context(), again)
+			if refusal != nil {
+				t.Fatalf("a fresh login: %v", refusal)
+			}
+			_, refusal = w.One(t.Context(), n.Call(t, first.AccessToken, planner, researcher))
+			if c.fresh != (refusal == nil) {
+				t.Errorf("a fresh chain: %v", refusal)
+			}
+		})
+	}
+}
+
+func TestOldRootCannotMintAfterItsSubjectWasCutOff(t *testing.T) {
+	w, n, _ := hospital(t)
+	old := n.Root(t, nil)
+	undated := n.Root(t, map[string]any{"iat": nil})
+	if _, refusal := take(w, t, responder, delegation.Target{Kind: delegation.CutSubject, ID: string(alice)}); refusal != nil {
+		t.Fatal(refusal)
+	}
+	for name, root := range map[string]string{"old": old, "undated": undated} {
+		if _, refusal := w.One(t.Context(), n.Call(t, root, planner, "")); refusal == nil {
+			t.Errorf("the %s root mints again", name)
+		}
+	}
+}
+
+func TestResumeRevivesNothing(t *testing.T) {
+	w, n, chain := hospital(t)
+	suspend, resume := delegation.Target{Kind: delegation.BanSuspend, ID: string(researcher)}, delegation.Target{Kind: delegation.Resume, ID: string(researcher)}
+	if _, refusal := take(w, t, operator, suspend); refusal != nil {
+		t.Fatal(refusal)
+	}
+	if _, refusal := w.One(t.Context(), n.Call(t, chain[0].AccessToken, planner, researcher)); refusal == nil || refusal.Reason != delegation.TokenRevoked {
+		t.Errorf("a grant to a suspended agent: %v", refusal)
+	}
+	if _, refusal := take(w, t, operator, resume); refusal != nil {
+		t.Fatal(refusal)
+	}
+	if active(t, w, chain[1]) || active(t, w, chain[2]) || !active(t, w, chain[0]) {
+		t.Error("the resumed agent's old tokens live, or its parent's died")
+	}
+	if _, refusal := w.One(t.Context(), n.Call(t, chain[0].AccessToken, planner, researcher)); refusal != nil {
+		t.Errorf("the resumed agent gets nothing new: %v", refusal)
+	}
+}
+
+func TestRevokedByItsBytes(t *testing.T) {
+	w, n, chain := hospital(t)
+	call := func(change func(*exchange.RevokeCall)) *delegation.Error {
+		c := exchange.RevokeCall{Tenant: "default", Credentials: n.Credentials(t, planner)}
+		change(&c)
+		_, err := w.Engine.Revoke(t.Context(), c)
+		return delegation.AsError(err)
+	}
+	if refusal := call(func(c *exchange.RevokeCall) { c.Token = "x.y.z" }); refusal == nil || refusal.Reason != delegation.NotFound {
+		t.Errorf("no token at all: %v", refusal)
+	}
+	if refusal := call(func(c *exchange.RevokeCall) { c.Token, c.Target.Kind = chain[0].AccessToken, delegation.CutTenant }); refusal == nil || refusal.Reason != delegation.ParameterInvalid {
+		t.Errorf("two targets: %v", refusal)
+	}
+	if refusal := call(func(*exchange.RevokeCall) {}); refusal == nil || refusal.Reason != delegation.ParameterInvalid {
+		t.Errorf("no target: %v", refusal)
+	}
+	root := n.Root(t, nil)
+	if refusal := call(func(c *exchange.RevokeCall) { c.RootToken, c.Credentials = root, n.Credentials(t, responder) }); refusal != nil {
+		t.Error(refusal)
+	}
+	if _, refusal := w.One(t.Context(), n.Call(t, root, planner, "")); refusal == nil || refusal.Reason != delegation.TokenRevoked {
+		t.Errorf("a revoked root token mints: %v", refusal)
+	}
+	w.Clock().Advance(20 * time.Minute)
+	if refusal := call(func(c *exchange.RevokeCall) { c.Token = chain[0].AccessToken }); refusal != nil {
+		t.Errorf("an expired token: %v", refusal)
+	}
+	entry, err := w.Ledger.Entries(t.Context(), "default", 0, 100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	kinds := map[ledger.Kind]int{}
+	for _, e := range entry {
+		kinds[e.Kind]++
+	}
+	if kinds[ledger.KindRevocation] != 2 || kinds[ledger.KindRefusal] != 4 {
+		t.Errorf("recorded: %v", kinds)
+	}
+}
+
+// A revoked id that nobody has seen yet is dead on arrival: here the ban comes before the grant.
+func TestUnseenIsDeadOnArrival(t *testing.T) {
+	w, n, chain := hospital(t)
+	if _, refusal := take(w, t, responder, delegation.Target{Kind: delegation.BanKey, ID: n.Clients[writer].KeyID}); refusal != nil {
+		t.Fatal(refusal)
+	}
+	call := n.Call(t, chain[1].AccessToken, researcher, "")
+	call.Children[0].RequestedActor, call.Children[0].ActorConfirmation = string(writer), n.Clients[writer].KeyID
+	if _, refusal := w.One(t.Context(), call); refusal == nil {
+		t.Error("bound to a banned key")
+	}
+	if _, refusal := w.One(t.Context(), n.Call(t, chain[2].AccessToken, writer, "")); refusal == nil {
+		t.Error("a caller with a banned key")
+	}
+}
+
+// Followers bring the other instance and Redis up to date without being told.
+func TestFollow(t *testing.T) {
+	w, _, chain := hospital(t)
+	peer := w.Peer(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 2)
+	for _, e := range []*exchange.Engine{w.Engine, peer.Engine} {
+		go func() { done <- e.Follow(ctx) }()
+	}
+	watch, err := peer.Engine.Watch(t.Context(), exchange.Inquiry{Tenant: "default", Credentials: w.Tenant().Credentials(t, planner)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, last, err := watch.Snapshot(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _, changed := watch.Events(last)
+	if _, refusal := take(w, t, responder, delegation.Target{Kind: delegation.BanToken, ID: chain[0].Claims.ID}); refusal != nil {
+		t.Fatal(refusal)
+	}
+	select {
+	case <-changed:
+	case <-time.After(10 * time.Second):
+		t.Fatal("the other instance never heard of it")
+	}
+	events, complete, _ := watch.Events(last)
+	if !complete || len(events) != 1 || events[0].Target.ID != chain[0].Claims.ID || events[0].Prev != last {
+		t.Errorf("events = %+v, %t", events, complete)
+	}
+	cancel()
+	for range 2 {
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+}
