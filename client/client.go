@@ -65,13 +65,15 @@ type Config struct {
 // Client calls Deputy over one gRPC connection, which it opens when it is first needed and again
 // when it was lost. It is safe for concurrent use.
 type Client struct {
-	conn     *grpc.ClientConn
-	tokens   deputyv1.TokenExchangeServiceClient
-	audit    deputyv1.AuditServiceClient
-	timeout  time.Duration
-	attempts int
-	now      func() time.Time
-	rand     io.Reader
+	dial        func() (*grpc.ClientConn, error) // makes one more connection
+	conn        *grpc.ClientConn
+	tokens      deputyv1.TokenExchangeServiceClient
+	audit       deputyv1.AuditServiceClient
+	revocations deputyv1.RevocationServiceClient
+	timeout     time.Duration
+	attempts    int
+	now         func() time.Time
+	rand        io.Reader
 }
 
 // New checks the configuration and makes a Client. It does not connect: a server that is down is
@@ -87,18 +89,19 @@ func New(cfg Config) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("deputy client: %w", err)
 	}
-	conn, err := grpc.NewClient(cfg.Address, options...)
-	if err != nil {
+	c := newClient(cfg)
+	c.dial = func() (*grpc.ClientConn, error) { return grpc.NewClient(cfg.Address, options...) }
+	if c.conn, err = c.dial(); err != nil {
 		return nil, fmt.Errorf("deputy client: %w", err)
 	}
-	return newClient(cfg, conn, deputyv1.NewTokenExchangeServiceClient(conn), deputyv1.NewAuditServiceClient(conn)), nil
+	c.tokens = deputyv1.NewTokenExchangeServiceClient(c.conn)
+	c.audit = deputyv1.NewAuditServiceClient(c.conn)
+	c.revocations = deputyv1.NewRevocationServiceClient(c.conn)
+	return c, nil
 }
 
-func newClient(cfg Config, conn *grpc.ClientConn, tokens deputyv1.TokenExchangeServiceClient, audit deputyv1.AuditServiceClient) *Client {
-	c := &Client{
-		conn: conn, tokens: tokens, audit: audit,
-		timeout: cfg.Timeout, attempts: cfg.Attempts, now: cfg.Now, rand: cfg.Rand,
-	}
+func newClient(cfg Config) *Client {
+	c := &Client{timeout: cfg.Timeout, attempts: cfg.Attempts, now: cfg.Now, rand: cfg.Rand}
 	if c.timeout == 0 {
 		c.timeout = 5 * time.Second
 	}
@@ -161,8 +164,23 @@ func dialOptions(cfg Config) ([]grpc.DialOption, error) {
 	return append(options, cfg.DialOptions...), nil
 }
 
+// watchRevocations opens a stream on a connection of its own, so that a connection which swallows
+// everything can be given up without ending anybody's calls. hangUp ends both.
+func (c *Client) watchRevocations(ctx context.Context) (stream watchStream, hangUp func(), err error) {
+	conn, err := c.dial()
+	if err != nil {
+		return nil, nil, err
+	}
+	if stream, err = deputyv1.NewRevocationServiceClient(conn).WatchRevocations(ctx); err != nil {
+		conn.Close()
+		return nil, nil, err
+	}
+	return stream, func() { conn.Close() }, nil
+}
+
 // call makes one call, again while Deputy is unavailable. Every method that comes here may be
-// repeated: reads by nature, exchanges by their idempotency key.
+// repeated: reads by nature, exchanges by their idempotency key, revocations because what was revoked
+// twice is as dead as before.
 func call[Request, Response any](ctx context.Context, c *Client,
 	method func(context.Context, *Request, ...grpc.CallOption) (*Response, error), request *Request,
 ) (*Response, error) {

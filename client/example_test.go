@@ -73,8 +73,15 @@ func Example() {
 	}
 
 	// The calendar checks what the researcher presents.
-	calendar, err := client.NewVerifier(client.VerifierConfig{Issuer: deputy.Issuer, Audience: "https://calendar.example"})
+	calendar, err := client.NewVerifier(client.VerifierConfig{
+		Issuer: deputy.Issuer, Audience: "https://calendar.example",
+		Client: planner, // in a program, the calendar's own
+	})
 	if err != nil {
+		log.Fatal(err)
+	}
+	defer calendar.Close()
+	if err := calendar.Ready(ctx); err != nil {
 		log.Fatal(err)
 	}
 	d, err := calendar.Verify(ctx, token.AccessToken.Reveal())
@@ -82,7 +89,7 @@ func Example() {
 		log.Fatal(err)
 	}
 	fmt.Println(d.Actor(), "acts for", d.Subject(), "through", d.Chain())
-	fmt.Println("may", d.Claims.Scope)
+	fmt.Println("may", d.Scopes())
 	fmt.Println("token:", token.AccessToken)
 	// Output:
 	// agent:researcher acts for user:alice through [agent:planner agent:researcher]
@@ -133,8 +140,14 @@ func ExampleClient_TokenSource() {
 func ExampleVerifier_Handler() {
 	deputy := deputytest.Start()
 	defer deputy.Close()
-	verifier, err := client.NewVerifier(client.VerifierConfig{Issuer: deputy.Issuer, Audience: "https://calendar.example"})
+	own := newPlanner(deputy) // in a program, the calendar's own client
+	defer own.Close()
+	verifier, err := client.NewVerifier(client.VerifierConfig{Issuer: deputy.Issuer, Audience: "https://calendar.example", Client: own})
 	if err != nil {
+		log.Fatal(err)
+	}
+	defer verifier.Close()
+	if err := verifier.Ready(context.Background()); err != nil {
 		log.Fatal(err)
 	}
 	events := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -159,13 +172,19 @@ func ExampleVerifier_Handler() {
 }
 
 func ExampleVerifier_UnaryServerInterceptor() {
+	deputy := deputytest.Start()
+	defer deputy.Close()
+	own := newPlanner(deputy) // in a program, the calendar's own client
+	defer own.Close()
 	verifier, err := client.NewVerifier(client.VerifierConfig{
-		Issuer:   "https://deputy.example/t/acme",
+		Issuer:   deputy.Issuer,
 		Audience: "https://calendar.example",
+		Client:   own,
 	})
 	if err != nil {
 		log.Fatal(err)
 	}
+	defer verifier.Close()
 	methods := client.Methods{
 		Scopes: map[string]delegation.Scopes{"/calendar.v1.Calendar/List": {"calendar.read"}},
 		Public: []string{"/grpc.health.v1.Health/Check"},

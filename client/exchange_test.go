@@ -97,7 +97,7 @@ func TestExchange(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !slices.Equal(d.Chain(), delegation.Chain{"agent:planner", "agent:researcher"}) || d.Claims.Delegation.DepthLeft != 0 {
+	if !slices.Equal(d.Chain(), delegation.Chain{"agent:planner", "agent:researcher"}) || d.Claims().Delegation.DepthLeft != 0 {
 		t.Errorf("delegation = %+v", d)
 	}
 	record, err := c.Chain(t.Context(), researcher.JTI)
@@ -255,7 +255,9 @@ func (s stubExchanges) Exchange(ctx context.Context, r *deputyv1.ExchangeRequest
 }
 
 func stubClient(exchange func(context.Context, *deputyv1.ExchangeRequest) (*deputyv1.ExchangeResponse, error)) *Client {
-	return newClient(Config{}, nil, stubExchanges{exchange: exchange}, nil)
+	c := newClient(Config{})
+	c.tokens = stubExchanges{exchange: exchange}
+	return c
 }
 
 func TestRetriesAreBounded(t *testing.T) {

@@ -57,3 +57,13 @@ func (f *flight[T]) underWay() bool {
 	defer f.mu.Unlock()
 	return f.current != nil
 }
+
+// wait returns when nothing is running, or what was running has ended.
+func (f *flight[T]) wait() {
+	f.mu.Lock()
+	l := f.current
+	f.mu.Unlock()
+	if l != nil {
+		<-l.done
+	}
+}

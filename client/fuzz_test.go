@@ -18,9 +18,10 @@ func FuzzVerify(f *testing.F) {
 	v := &Verifier{
 		issuer: "https://deputy.example", audience: calendar, now: func() time.Time { return now },
 		envelope: envelopeRules(), admission: admissionRules(),
-		keys: &keySource{fixed: true, now: time.Now, keys: map[string]verificationKey{
-			deputytest.KeyID: {algorithm: "ES256", verifier: yes{}},
-		}},
+		ignoreRevocations: true,
+		keys: fixedKeys(map[string]*verificationKey{
+			deputytest.KeyID: {algorithm: algorithmES256, verifies: yes},
+		}),
 	}
 	claims := (&deputytest.Server{Issuer: v.issuer}).Claims(now)
 	signature := base64.RawURLEncoding.EncodeToString(make([]byte, 64))
@@ -45,7 +46,7 @@ func FuzzVerify(f *testing.F) {
 			}
 			return
 		}
-		c := d.Claims
+		c := d.Claims()
 		if c.Issuer != v.issuer || !slices.Contains(c.Audience, calendar) || c.ExpiresAt <= now.Unix() ||
 			c.NotBefore > now.Unix()+10 || c.Confirmation != nil || c.Check() != nil || len(token) > delegation.MaxTokenBytes {
 			t.Errorf("accepted: %+v", c)

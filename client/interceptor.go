@@ -2,10 +2,14 @@ package client
 
 import (
 	"context"
+	"errors"
 	"slices"
+	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 
 	"deputy.example/deputy/client/delegation"
 )
@@ -32,18 +36,66 @@ func (v *Verifier) UnaryServerInterceptor(methods Methods) grpc.UnaryServerInter
 	}
 }
 
-// StreamServerInterceptor admits streams. The token is checked when the stream begins: a server
-// with long streams watches Delegation.Expiry itself.
+// StreamServerInterceptor admits streams, and ends those whose token is not good any more: at once
+// when it is revoked or expires, within seconds when its key was removed, and when revocations are not
+// known here any more. The stream's context ends with the *AccessError as its cause, what the handler
+// sends and receives fails, and the caller gets PERMISSION_DENIED, or UNAVAILABLE where nothing is known.
 func (v *Verifier) StreamServerInterceptor(methods Methods) grpc.StreamServerInterceptor {
 	return func(server any, stream grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
-		ctx, err := v.admitCall(stream.Context(), info.FullMethod, methods)
+		ctx, by, err := v.admitStream(stream.Context(), info.FullMethod, methods)
 		if err != nil {
 			return err
 		}
-		return next(server, admittedStream{stream, ctx})
+		if by == nil {
+			return next(server, stream)
+		}
+		ctx, end := context.WithCancelCause(ctx)
+		watching := make(chan struct{})
+		go func() {
+			defer close(watching)
+			v.oversee(ctx, end, by)
+		}()
+		s := admittedStream{stream, ctx}
+		err = next(server, s)
+		end(nil)
+		<-watching
+		if ended := s.ended(); ended != nil {
+			return ended
+		}
+		return err
 	}
 }
 
+// recheckInterval bounds the time between two looks at a stream's token: nothing wakes us when a key
+// is removed.
+const recheckInterval = 10 * time.Second
+
+// oversee ends a stream's context when its token stops being good.
+func (v *Verifier) oversee(ctx context.Context, end context.CancelCauseFunc, a *admitted) {
+	for {
+		var changed <-chan struct{}
+		staysFresh := recheckInterval
+		if v.feed != nil {
+			changed = v.feed.changed() // before judging: what comes meanwhile must wake us
+			staysFresh = v.feed.staysFresh()
+		}
+		if err := v.judge(ctx, a.token, a.verdict); err != nil {
+			end(accessError(err))
+			return
+		}
+		timer := time.NewTimer(min(a.verdict.Expiry().Sub(v.now()), staysFresh, recheckInterval))
+		select {
+		case <-changed:
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		}
+		timer.Stop()
+	}
+}
+
+// admittedStream fails with its context, even where the stream below would wait for the peer.
 type admittedStream struct {
 	grpc.ServerStream
 	ctx context.Context
@@ -51,24 +103,75 @@ type admittedStream struct {
 
 func (s admittedStream) Context() context.Context { return s.ctx }
 
+func (s admittedStream) RecvMsg(m any) error {
+	return s.unlessEnded(func() error { return s.ServerStream.RecvMsg(m) })
+}
+
+func (s admittedStream) SendMsg(m any) error {
+	return s.unlessEnded(func() error { return s.ServerStream.SendMsg(m) })
+}
+
+// unlessEnded runs an operation that only the peer, or the handler's return, can end. The handler must
+// not use the message after an error, as with any gRPC stream.
+func (s admittedStream) unlessEnded(operation func() error) error {
+	if err := s.ended(); err != nil {
+		return err
+	}
+	done := make(chan error, 1)
+	go func() { done <- operation() }()
+	select {
+	case err := <-done:
+		return err
+	case <-s.ctx.Done():
+	}
+	if err := s.ended(); err != nil {
+		return err
+	}
+	return <-done // the peer is gone: the operation knows
+}
+
+// ended returns the status of a stream whose token stopped being good, or nil.
+func (s admittedStream) ended() error {
+	var access *AccessError
+	if s.ctx.Err() == nil || !errors.As(context.Cause(s.ctx), &access) {
+		return nil
+	}
+	if access.Code == AccessInvalidToken {
+		return status.Error(codes.PermissionDenied, access.Error())
+	}
+	return access
+}
+
+// admitted is what a call was let in by.
+type admitted struct {
+	token   string
+	verdict *verdict
+}
+
 func (v *Verifier) admitCall(ctx context.Context, method string, methods Methods) (context.Context, error) {
+	ctx, _, err := v.admitStream(ctx, method, methods)
+	return ctx, err
+}
+
+// admitStream returns nothing admitted for a method that needs no token.
+func (v *Verifier) admitStream(ctx context.Context, method string, methods Methods) (context.Context, *admitted, error) {
 	if slices.Contains(methods.Public, method) {
-		return ctx, nil
+		return ctx, nil, nil
 	}
 	required, known := methods.Scopes[method]
 	if !known {
-		return nil, denied(AccessInsufficientScope, "no rule says who may call this method")
+		return nil, nil, denied(AccessInsufficientScope, "no rule says who may call this method")
 	}
 	token, err := bearerToken(metadata.ValueFromIncomingContext(ctx, "authorization"))
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	d, err := v.Verify(ctx, token)
+	d, err := v.verdict(ctx, token)
 	if err != nil {
-		return nil, accessError(err)
+		return nil, nil, accessError(err)
 	}
 	if err := d.require(required); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return context.WithValue(ctx, contextKey{}, d), nil
+	return context.WithValue(ctx, contextKey{}, &d.Delegation), &admitted{token, d}, nil
 }

@@ -1,14 +1,10 @@
 package client
 
 // The one file that knows jwx, so that it can be replaced in a day. What jwx parses here are keys
-// from configured places; tokens pass delegation.Parse instead.
+// from configured places; tokens pass delegation.Parse instead, and signature.go verifies them.
 
 import (
 	"crypto"
-	"crypto/ecdsa"
-	"crypto/ed25519"
-	"crypto/elliptic"
-	"crypto/rsa"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -19,26 +15,13 @@ import (
 	"github.com/lestrrat-go/jwx/v2/jws"
 )
 
-const (
-	maxKeys    = 100
-	minRSABits = 2048
-)
-
-// verificationKey is a public key and the one algorithm that it verifies.
-type verificationKey struct {
-	algorithm string
-	public    crypto.PublicKey
-	verifier  jws.Verifier
-}
-
-func (k verificationKey) verify(signingInput string, signature []byte) error {
-	return k.verifier.Verify([]byte(signingInput), signature, k.public)
-}
+// maxKeys bounds one JWK Set.
+const maxKeys = 100
 
 // parseKeys reads a JWK Set (RFC 7517 §5). A key that cannot verify here (another key type, no kid,
 // no alg, an alg that its type does not have, a private or symmetric key, another use) is passed
 // over: a token that names it is refused. Two usable keys with one kid are an error.
-func parseKeys(document []byte) (map[string]verificationKey, error) {
+func parseKeys(document []byte) (map[string]*verificationKey, error) {
 	var set struct {
 		Keys []json.RawMessage `json:"keys"`
 	}
@@ -48,7 +31,7 @@ func parseKeys(document []byte) (map[string]verificationKey, error) {
 	if len(set.Keys) > maxKeys {
 		return nil, fmt.Errorf("more than %d keys", maxKeys)
 	}
-	keys := make(map[string]verificationKey, len(set.Keys))
+	keys := make(map[string]*verificationKey, len(set.Keys))
 	for _, raw := range set.Keys {
 		key, err := jwk.ParseKey(raw)
 		if err != nil || key.KeyID() == "" {
@@ -69,44 +52,25 @@ func parseKeys(document []byte) (map[string]verificationKey, error) {
 	return keys, nil
 }
 
-func newVerificationKey(key jwk.Key) (verificationKey, error) {
+func newVerificationKey(key jwk.Key) (*verificationKey, error) {
 	if private, err := jwk.IsPrivateKey(key); err != nil || private {
-		return verificationKey{}, errors.New("not a public key")
+		return nil, errors.New("not a public key")
 	}
 	if use := key.KeyUsage(); use != "" && use != string(jwk.ForSignature) {
-		return verificationKey{}, errors.New("not for signatures")
+		return nil, errors.New("not for signatures")
 	}
 	var public crypto.PublicKey
 	if err := key.Raw(&public); err != nil {
-		return verificationKey{}, err
+		return nil, err
 	}
-	algorithm, err := algorithmOf(public)
+	usable, err := prepareKey(public)
 	if err != nil {
-		return verificationKey{}, err
+		return nil, err
 	}
-	if key.Algorithm().String() != algorithm {
-		return verificationKey{}, fmt.Errorf("alg is not %s", algorithm)
+	if key.Algorithm().String() != usable.algorithm {
+		return nil, fmt.Errorf("alg is not %s", usable.algorithm)
 	}
-	verifier, err := jws.NewVerifier(jwa.SignatureAlgorithm(algorithm))
-	return verificationKey{algorithm: algorithm, public: public, verifier: verifier}, err
-}
-
-// algorithmOf is the one algorithm that each kind of key is used with: ES256, EdDSA or RS256.
-func algorithmOf(public crypto.PublicKey) (string, error) {
-	switch key := public.(type) {
-	case *ecdsa.PublicKey:
-		// jwx takes any two numbers for a point; ECDH checks that they are one.
-		if _, err := key.ECDH(); err == nil && key.Curve == elliptic.P256() {
-			return jwa.ES256.String(), nil
-		}
-	case ed25519.PublicKey:
-		return jwa.EdDSA.String(), nil
-	case *rsa.PublicKey:
-		if key.N.BitLen() >= minRSABits {
-			return jwa.RS256.String(), nil
-		}
-	}
-	return "", fmt.Errorf("want a P-256, Ed25519 or RSA key of at least %d bits", minRSABits)
+	return usable, nil
 }
 
 // parsePrivateKey reads one private key: a JWK, or PEM in PKCS #8, PKCS #1 or SEC 1.

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -25,30 +26,37 @@ var (
 	errNoKeys     = errors.New("the issuer's keys cannot be had")
 )
 
-// keySource holds one issuer's keys. It fetches when it is asked and at no other time, so it needs
-// no closing; keys older than maxAge are not used, whatever the reason that no newer ones came.
+// keySet is what one fetch brought. It is never changed.
+type keySet struct {
+	keys map[string]*verificationKey
+	asOf time.Time // when the fetch began
+}
+
+// keySource holds one issuer's keys. It fetches when it is asked and at no other time; keys older than
+// maxAge are not used, whatever the reason that no newer ones came. Keys that are young need no lock.
 type keySource struct {
 	address string
 	client  *http.Client
 	maxAge  time.Duration
 	pause   time.Duration // between fetches that a kid nobody knows may cause
 	now     func() time.Time
+	fixed   bool // keys were given, nothing is fetched
+
+	held     atomic.Pointer[keySet] // nil before the first
+	fetching flight[map[string]*verificationKey]
+	life     context.Context // ends with close, and every fetch with it
+	close    context.CancelFunc
 
 	mu        sync.Mutex
-	keys      map[string]verificationKey
-	asOf      time.Time // when the fetch that brought keys began; zero: never
 	triedAt   time.Time // when the newest fetch began
 	strangers time.Time // when a fetch was last caused by an unknown kid
-	fixed     bool      // keys were given, nothing is fetched
-
-	fetching flight[map[string]verificationKey]
 }
 
 func newKeySource(address string, transport http.RoundTripper, maxAge time.Duration, now func() time.Time) (*keySource, error) {
 	if err := checkKeysAddress(address); err != nil {
 		return nil, err
 	}
-	return &keySource{
+	s := &keySource{
 		address: address, maxAge: maxAge, pause: strangerPause, now: now,
 		client: &http.Client{
 			Transport: transport,
@@ -56,7 +64,22 @@ func newKeySource(address string, transport http.RoundTripper, maxAge time.Durat
 			// A redirect would let whoever answers here choose where keys come from.
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
-	}, nil
+	}
+	s.life, s.close = context.WithCancel(context.Background())
+	return s, nil
+}
+
+// end stops what is being fetched and waits for it.
+func (s *keySource) end() {
+	s.close()
+	s.fetching.wait()
+}
+
+// fixedKeys never changes.
+func fixedKeys(keys map[string]*verificationKey) *keySource {
+	s := &keySource{fixed: true, now: time.Now, close: func() {}}
+	s.held.Store(&keySet{keys: keys})
+	return s
 }
 
 // checkKeysAddress wants https, or http to this machine: keys that anybody on the way could replace
@@ -78,47 +101,62 @@ func isLoopbackHost(host string) bool {
 }
 
 // key returns the key with the given kid as of at most maxAge ago.
-func (s *keySource) key(ctx context.Context, kid string) (verificationKey, error) {
+func (s *keySource) key(ctx context.Context, kid string) (*verificationKey, error) {
 	if kid == "" {
-		return verificationKey{}, errUnknownKey
+		return nil, errUnknownKey
 	}
 	keys, err := s.current(ctx)
 	if err != nil {
-		return verificationKey{}, err
+		return nil, err
 	}
 	if key, known := keys[kid]; known {
 		return key, nil
 	}
 	if !s.mayAskForStranger() {
-		return verificationKey{}, errUnknownKey
+		return nil, errUnknownKey
 	}
 	keys, err = s.fetching.do(ctx, s.fetch)
 	if err != nil {
-		return verificationKey{}, err
+		return nil, err
 	}
 	if key, known := keys[kid]; known {
 		return key, nil
 	}
-	return verificationKey{}, errUnknownKey
+	return nil, errUnknownKey
 }
 
-func (s *keySource) current(ctx context.Context) (map[string]verificationKey, error) {
-	s.mu.Lock()
+func (s *keySource) current(ctx context.Context) (map[string]*verificationKey, error) {
+	held := s.held.Load()
+	if s.fixed {
+		return held.keys, nil
+	}
 	now := s.now()
-	keys, age := s.keys, now.Sub(s.asOf)
-	usable := s.fixed || keys != nil && age <= s.maxAge
+	age := s.maxAge + 1
+	if held != nil {
+		age = elapsed(held.asOf, now)
+	}
+	if age < keysRefreshAfter {
+		return held.keys, nil
+	}
+	s.mu.Lock()
 	paused := now.Sub(s.triedAt) < failurePause
 	s.mu.Unlock()
 	switch {
-	case usable && !s.fixed && age >= keysRefreshAfter && !paused:
-		s.fetching.start(ctx, s.fetch)
-		return keys, nil
-	case usable:
-		return keys, nil
+	case age <= s.maxAge:
+		if !paused {
+			s.fetching.start(ctx, s.fetch)
+		}
+		return held.keys, nil
 	case paused && !s.fetching.underWay():
 		return nil, errNoKeys
 	}
 	return s.fetching.do(ctx, s.fetch)
+}
+
+// elapsed is the longer of what the monotonic and the wall clock say: the one stands still while the
+// machine sleeps, the other can be set back.
+func elapsed(since, now time.Time) time.Duration {
+	return max(now.Sub(since), now.Round(0).Sub(since.Round(0)))
 }
 
 // mayAskForStranger rations fetches that anybody with a made-up token could cause.
@@ -133,22 +171,38 @@ func (s *keySource) mayAskForStranger() bool {
 	return true
 }
 
-func (s *keySource) fetch(ctx context.Context) (map[string]verificationKey, error) {
+func (s *keySource) fetch(ctx context.Context) (map[string]*verificationKey, error) {
 	began := s.now()
 	s.mu.Lock()
 	s.triedAt = began
 	s.mu.Unlock()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(s.life, cancel)()
 	keys, err := s.download(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errNoKeys, err)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.keys, s.asOf = keys, began
+	s.keepSame(keys)
+	s.held.Store(&keySet{keys: keys, asOf: began})
 	return keys, nil
 }
 
-func (s *keySource) download(ctx context.Context) (map[string]verificationKey, error) {
+// keepSame puts keys that were held before in the place of their equals, so that a verdict can tell by
+// the pointer whether the key that it rests on is still published. Only one fetch runs at a time.
+func (s *keySource) keepSame(keys map[string]*verificationKey) {
+	held := s.held.Load()
+	if held == nil {
+		return
+	}
+	for kid, key := range keys {
+		if old := held.keys[kid]; old != nil && old.same(key) {
+			keys[kid] = old
+		}
+	}
+}
+
+func (s *keySource) download(ctx context.Context) (map[string]*verificationKey, error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, s.address, nil)
 	if err != nil {
 		return nil, err

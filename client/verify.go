@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"deputy.example/deputy/client/delegation"
@@ -18,6 +19,23 @@ type VerifierConfig struct {
 	// Audience is the name by which this resource server is known to Deputy. A token is accepted
 	// only if its "aud" holds it, byte for byte. Required.
 	Audience string
+
+	// Client says where Deputy is and as whom to follow its revocations: over a connection of the
+	// Verifier's own, made with the Client's configuration. Closing the Client does not end it.
+	// Required, unless IgnoreRevocations is set.
+	Client *Client
+	// MaxStaleness is how old what is known of revocations may be: 3 s to 10 s. Beyond it every token
+	// is refused with AccessUnavailable. So it is also how long a revoked token is accepted at most
+	// by a Verifier that was cut off. Default: 10 s.
+	MaxStaleness time.Duration
+	// IntrospectWhenStale asks Deputy about each token (Client.Introspect, up to 2 s) while what is
+	// known here is too old, instead of refusing. Default: refuse.
+	IntrospectWhenStale bool
+	// IgnoreRevocations accepts a token until it expires, even though it, an ancestor, its agent or
+	// its subject was revoked. For tools that look at tokens, and for servers that ask
+	// Client.Introspect about each one. It excludes the three fields above.
+	IgnoreRevocations bool
+
 	// JWKSURL is where the issuer publishes its keys. Default: Issuer + "/oauth2/jwks".
 	JWKSURL string
 	// JWKS is a fixed key set to use instead of fetching one. A key that is removed at the issuer
@@ -30,7 +48,7 @@ type VerifierConfig struct {
 	MaxKeyAge time.Duration
 	// HTTPTransport fetches keys. Default: http.DefaultTransport.
 	HTTPTransport http.RoundTripper
-	// Now is the clock. Default: time.Now.
+	// Now is the clock. Default: time.Now. Its times should have a monotonic reading.
 	Now func() time.Time
 }
 
@@ -39,52 +57,107 @@ type VerifierConfig struct {
 const futureSkew = 10 * time.Second
 
 const (
-	defaultMaxKeyAge = time.Minute
-	maxMaxKeyAge     = time.Hour
+	defaultMaxKeyAge  = time.Minute
+	maxMaxKeyAge      = time.Hour
+	minMaxStaleness   = 3 * time.Second
+	maxMaxStaleness   = 10 * time.Second
+	introspectTimeout = 2 * time.Second
 )
 
-// Verifier checks derived tokens for a resource server without a network call per request: the
-// issuer's keys are fetched when they are first needed and every 30 s of use. It is safe for
-// concurrent use and needs no closing.
-//
-// A Verifier does not know of revocations: it accepts a token whose chain was revoked until the
-// token expires. Where that is too long, ask Client.Introspect, which does know.
+// Verifier checks derived tokens for a resource server without a network call per request. The
+// issuer's keys are fetched when they are first needed and every 30 s of use. Revocations come over a
+// stream of its own: a token is refused within a second after Deputy acknowledged a revocation of
+// anything in its chain, and a Verifier that does not hear from Deputy for MaxStaleness refuses
+// everything until it does. It is safe for concurrent use; Close it when it is no longer needed.
 type Verifier struct {
 	issuer   string
 	audience string
 	keys     *keySource
 	now      func() time.Time
+	verdicts verdicts
+	closed   atomic.Bool
+
+	// Either feed is there, or ignoreRevocations is set; introspect is nil where a stale feed means no.
+	feed              *feed
+	ignoreRevocations bool
+	introspect        func(context.Context, Secret) (*Introspection, error)
 
 	envelope  []rule[*delegation.Unverified]
 	admission []rule[*delegation.Claims]
 }
 
-// NewVerifier checks the configuration. It fetches nothing yet.
+// NewVerifier checks the configuration and begins to follow revocations. It waits for nothing: until
+// the first snapshot is here, tokens are refused with AccessUnavailable. See Ready.
 func NewVerifier(cfg VerifierConfig) (*Verifier, error) {
+	v, err := newVerifier(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("deputy verifier: %w", err)
+	}
+	if v.feed != nil {
+		go v.feed.run()
+	}
+	return v, nil
+}
+
+// newVerifier makes a Verifier that does not follow anything yet.
+func newVerifier(cfg VerifierConfig) (*Verifier, error) {
+	if err := cfg.check(); err != nil {
+		return nil, err
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
 	v := &Verifier{
-		issuer: cfg.Issuer, audience: cfg.Audience, now: cfg.Now,
+		issuer: cfg.Issuer, audience: cfg.Audience, now: cfg.Now, ignoreRevocations: cfg.IgnoreRevocations,
 		envelope: envelopeRules(), admission: admissionRules(),
 	}
-	if v.now == nil {
-		v.now = time.Now
+	var err error
+	if v.keys, err = cfg.keys(); err != nil || cfg.IgnoreRevocations {
+		return v, err
 	}
+	if cfg.IntrospectWhenStale {
+		v.introspect = cfg.Client.Introspect
+	}
+	if cfg.MaxStaleness == 0 {
+		cfg.MaxStaleness = maxMaxStaleness
+	}
+	id, err := newKey(cfg.Client.rand)
+	if err != nil {
+		return nil, err
+	}
+	v.feed = newFeed(id, cfg.Client.watchRevocations, cfg.MaxStaleness, cfg.Now)
+	return v, nil
+}
+
+func (cfg VerifierConfig) check() error {
 	switch {
 	case cfg.Issuer == "":
-		return nil, errors.New("deputy verifier: Issuer is missing")
+		return errors.New("Issuer is missing")
 	case cfg.Audience == "":
-		return nil, errors.New("deputy verifier: Audience is missing: a token for another service must not open this one")
+		return errors.New("Audience is missing: a token for another service must not open this one")
 	case cfg.JWKS != nil && (cfg.JWKSURL != "" || cfg.MaxKeyAge != 0):
-		return nil, errors.New("deputy verifier: JWKS excludes JWKSURL and MaxKeyAge")
+		return errors.New("JWKS excludes JWKSURL and MaxKeyAge")
 	case cfg.MaxKeyAge != 0 && (cfg.MaxKeyAge < defaultMaxKeyAge || cfg.MaxKeyAge > maxMaxKeyAge):
-		return nil, fmt.Errorf("deputy verifier: MaxKeyAge must be %v to %v", defaultMaxKeyAge, maxMaxKeyAge)
+		return fmt.Errorf("MaxKeyAge must be %v to %v", defaultMaxKeyAge, maxMaxKeyAge)
+	case cfg.IgnoreRevocations && (cfg.Client != nil || cfg.MaxStaleness != 0 || cfg.IntrospectWhenStale):
+		return errors.New("IgnoreRevocations excludes Client, MaxStaleness and IntrospectWhenStale")
+	case cfg.IgnoreRevocations:
+		return nil
+	case cfg.Client == nil:
+		return errors.New("Client is missing: without it revoked tokens are accepted until they expire (IgnoreRevocations says that this is meant)")
+	case cfg.MaxStaleness != 0 && (cfg.MaxStaleness < minMaxStaleness || cfg.MaxStaleness > maxMaxStaleness):
+		return fmt.Errorf("MaxStaleness must be %v to %v", minMaxStaleness, maxMaxStaleness)
 	}
+	return nil
+}
+
+func (cfg VerifierConfig) keys() (*keySource, error) {
 	if cfg.JWKS != nil {
 		keys, err := parseKeys(cfg.JWKS)
 		if err != nil {
-			return nil, fmt.Errorf("deputy verifier: JWKS: %w", err)
+			return nil, fmt.Errorf("JWKS: %w", err)
 		}
-		v.keys = &keySource{keys: keys, fixed: true, now: v.now}
-		return v, nil
+		return fixedKeys(keys), nil
 	}
 	if cfg.JWKSURL == "" {
 		cfg.JWKSURL = cfg.Issuer + "/oauth2/jwks"
@@ -92,47 +165,197 @@ func NewVerifier(cfg VerifierConfig) (*Verifier, error) {
 	if cfg.MaxKeyAge == 0 {
 		cfg.MaxKeyAge = defaultMaxKeyAge
 	}
-	var err error
-	if v.keys, err = newKeySource(cfg.JWKSURL, cfg.HTTPTransport, cfg.MaxKeyAge, v.now); err != nil {
-		return nil, fmt.Errorf("deputy verifier: %w", err)
-	}
-	return v, nil
+	return newKeySource(cfg.JWKSURL, cfg.HTTPTransport, cfg.MaxKeyAge, cfg.Now)
 }
 
-// Delegation is what a verified token says: who acts for whom, and what may be done.
+// Close ends the stream of revocations and every fetch, and waits for their goroutines. A closed
+// Verifier refuses every token.
+func (v *Verifier) Close() error {
+	v.closed.Store(true)
+	if v.feed != nil {
+		v.feed.close()
+	}
+	v.keys.end()
+	return nil
+}
+
+// Ready waits until revocations are known for the first time, so that a server need not take requests
+// that it could only refuse. Its error says what is in the way. Later troubles are in Status.
+func (v *Verifier) Ready(ctx context.Context) error {
+	if v.ignoreRevocations {
+		return nil
+	}
+	select {
+	case <-v.feed.ready:
+		return nil
+	case <-v.feed.done:
+		return errClosed
+	case <-ctx.Done():
+	}
+	why := v.Status().Err
+	if why == nil {
+		return nil // just in time
+	}
+	return fmt.Errorf("deputy verifier: %w: %w", context.Cause(ctx), why)
+}
+
+// Status is what a Verifier knows of revocations.
+type Status struct {
+	// Healthy: what is known is not older than MaxStaleness, so tokens are judged by it. With
+	// IgnoreRevocations it is always set, and everything else is zero.
+	Healthy bool
+	// Connected: the stream is up.
+	Connected bool
+	// Last is the number of the newest revocation that is applied here, At when it was applied; both
+	// are zero where none ever was.
+	Last uint64
+	At   time.Time
+	// Staleness is how long ago it was that what is known here was everything that there was; before
+	// the first snapshot, how long ago the Verifier was made.
+	Staleness time.Duration
+	// Err says why it is not Healthy, or not Connected; else nil. It wraps a *delegation.Error where
+	// Deputy refused.
+	Err error
+}
+
+// Status says what is known at this moment.
+func (v *Verifier) Status() Status {
+	switch {
+	case v.closed.Load():
+		return Status{Err: errClosed}
+	case v.ignoreRevocations:
+		return Status{Healthy: true}
+	}
+	return v.feed.status()
+}
+
+// Delegation is what a verified token says: who acts for whom, and what may be done. It is shared by
+// all requests that carry the same token, so nothing in it can be changed.
 type Delegation struct {
-	Claims delegation.Claims
+	claims delegation.Claims
 }
 
 // Subject is on whose behalf the request is made.
-func (d *Delegation) Subject() delegation.Principal { return d.Claims.Subject }
+func (d *Delegation) Subject() delegation.Principal { return d.claims.Subject }
 
 // Actor is who makes the request.
-func (d *Delegation) Actor() delegation.Principal { return d.Claims.Act.Current() }
+func (d *Delegation) Actor() delegation.Principal { return d.claims.Act.Current() }
 
 // Chain holds all actors, oldest first. Only the last one, the Actor, acts by its own authority
 // (RFC 8693 §4.1): decide nothing by the others.
-func (d *Delegation) Chain() delegation.Chain { return d.Claims.Act }
+func (d *Delegation) Chain() delegation.Chain { return slices.Clone(d.claims.Act) }
+
+// Scopes are all that the token allows.
+func (d *Delegation) Scopes() delegation.Scopes { return slices.Clone(d.claims.Scope) }
 
 // HasScope says whether the token allows every one of the given scopes.
 func (d *Delegation) HasScope(scopes ...string) bool {
-	return !slices.ContainsFunc(scopes, func(s string) bool { return !d.Claims.Scope.Contains(s) })
+	for _, scope := range scopes {
+		if !d.claims.Scope.Contains(scope) {
+			return false
+		}
+	}
+	return true
 }
 
 // Expiry is when the token ends.
-func (d *Delegation) Expiry() time.Time { return time.Unix(d.Claims.ExpiresAt, 0) }
+func (d *Delegation) Expiry() time.Time { return time.Unix(d.claims.ExpiresAt, 0) }
 
-// Verify accepts a derived token that the issuer signed, for this audience, that is in force now
-// and not bound to a key. Everything else is an *AccessError.
+// Claims returns a copy of everything that the token says.
+func (d *Delegation) Claims() delegation.Claims {
+	c := d.claims
+	c.Audience, c.Scope, c.Act = slices.Clone(c.Audience), slices.Clone(c.Scope), slices.Clone(c.Act)
+	c.Delegation.Hops, c.Details = slices.Clone(c.Delegation.Hops), slices.Clone(c.Details)
+	if c.Confirmation != nil {
+		c.Confirmation = new(*c.Confirmation)
+	}
+	if c.MayAct != nil {
+		c.MayAct = new(*c.MayAct)
+	}
+	return c
+}
+
+// Verify accepts a derived token that the issuer signed, for this audience, that is in force now, in
+// whose chain nothing was revoked, and that is not bound to a key. Everything else is an *AccessError.
+//
+// It answers from memory. It waits for the network only where the issuer's keys were never fetched or
+// are too old, and where IntrospectWhenStale says so.
 func (v *Verifier) Verify(ctx context.Context, token string) (*Delegation, error) {
-	claims, err := v.authenticate(ctx, token)
+	d, err := v.verdict(ctx, token)
 	if err != nil {
 		return nil, err
 	}
-	if err := v.admit(claims); err != nil {
+	return &d.Delegation, nil
+}
+
+// verdict finds or reaches the verdict on a token, and holds it against this moment.
+func (v *Verifier) verdict(ctx context.Context, token string) (*verdict, error) {
+	d := v.verdicts.get(token)
+	if d == nil {
+		claims, header, key, err := v.authenticate(ctx, token)
+		if err != nil {
+			return nil, err
+		}
+		d = &verdict{Delegation: Delegation{claims: *claims}, keyID: header.KeyID, key: key}
+		if err := v.judge(ctx, token, d); err != nil {
+			return nil, err
+		}
+		v.verdicts.put(token, d)
+		return d, nil
+	}
+	if err := v.judge(ctx, token, d); err != nil {
+		if accessError(err).Code != AccessUnavailable {
+			v.verdicts.drop(token)
+		}
 		return nil, err
 	}
-	return &Delegation{Claims: *claims}, nil
+	return d, nil
+}
+
+// judge decides whether an authentic token is good at this moment. Nothing that can change between two
+// requests is answered from an earlier one: its key, the time, and last, because what comes before it
+// may wait for the network, what was revoked.
+func (v *Verifier) judge(ctx context.Context, token string, d *verdict) error {
+	key, err := v.key(ctx, d.keyID)
+	if err != nil {
+		return err
+	}
+	if key != d.key {
+		return denied(AccessInvalidToken, "the token's key was replaced by another of the same name")
+	}
+	if err := v.admit(&d.claims); err != nil {
+		return err
+	}
+	return v.standing(ctx, token, d)
+}
+
+// standing refuses what was revoked, and everything when that is not known.
+func (v *Verifier) standing(ctx context.Context, token string, d *verdict) error {
+	switch {
+	case v.closed.Load():
+		return denied(AccessUnavailable, "%v", errClosed)
+	case v.ignoreRevocations:
+		return nil
+	}
+	known, fresh := v.feed.current()
+	switch {
+	case fresh && d.standsIn(known):
+		return nil
+	case fresh:
+		return denied(AccessInvalidToken, "the token was revoked")
+	case v.introspect == nil:
+		return denied(AccessUnavailable, "what was revoked is not known here at the moment")
+	}
+	ctx, cancel := context.WithTimeout(ctx, introspectTimeout)
+	defer cancel()
+	in, err := v.introspect(ctx, NewSecret(token))
+	switch {
+	case err != nil:
+		return denied(AccessUnavailable, "what was revoked is not known here at the moment, and Deputy does not say").because(err)
+	case !in.Active || in.JTI != d.claims.ID || in.Issuer != d.claims.Issuer:
+		return denied(AccessInvalidToken, "the token is not active")
+	}
+	return nil
 }
 
 // Inspection is what an authentic token says, whether or not it may still be used.
@@ -146,46 +369,55 @@ type Inspection struct {
 // Inspect is for people and tools that look at tokens: the signature must be right, but the token
 // may have expired, be for another audience or be bound to a key. Never let anybody in by it.
 func (v *Verifier) Inspect(ctx context.Context, token string) (*Inspection, error) {
-	claims, err := v.authenticate(ctx, token)
+	claims, header, key, err := v.authenticate(ctx, token)
 	if err != nil {
 		return nil, err
 	}
-	u, err := delegation.Parse(token)
-	if err != nil {
-		return nil, err
-	}
-	return &Inspection{Header: u.Header, Claims: *claims, Refusal: v.admit(claims)}, nil
+	d := &verdict{Delegation: Delegation{claims: *claims}, keyID: header.KeyID, key: key}
+	return &Inspection{Header: header, Claims: *claims, Refusal: v.judge(ctx, token, d)}, nil
 }
 
 // authenticate establishes who made the token and that it is one of Deputy's. Claims are read only
 // after the signature is right.
-func (v *Verifier) authenticate(ctx context.Context, token string) (*delegation.Claims, error) {
+func (v *Verifier) authenticate(ctx context.Context, token string) (*delegation.Claims, delegation.Header, *verificationKey, error) {
+	refuse := func(err error) (*delegation.Claims, delegation.Header, *verificationKey, error) {
+		return nil, delegation.Header{}, nil, err
+	}
 	u, err := delegation.Parse(token)
 	if err != nil {
-		return nil, denied(AccessInvalidToken, "the token is malformed").because(err)
+		return refuse(denied(AccessInvalidToken, "the token is malformed").because(err))
 	}
 	for _, rule := range v.envelope {
 		if rule.broken(v, u) {
-			return nil, denied(AccessInvalidToken, "%s", rule.text)
+			return refuse(denied(AccessInvalidToken, "%s", rule.text))
 		}
 	}
-	key, err := v.keys.key(ctx, u.Header.KeyID)
+	key, err := v.key(ctx, u.Header.KeyID)
+	switch {
+	case err != nil:
+		return refuse(err)
+	case u.Header.Algorithm != key.algorithm:
+		return refuse(denied(AccessInvalidToken, "the token's algorithm is not its key's"))
+	case !key.verifies(u.SigningInput, u.Signature):
+		return refuse(denied(AccessInvalidToken, "the token's signature is wrong"))
+	}
+	claims, err := u.Claims()
+	if err != nil {
+		return refuse(denied(AccessInvalidToken, "the token's claims are not those of a derived token").because(err))
+	}
+	return &claims, u.Header, key, nil
+}
+
+// key finds one of the issuer's keys.
+func (v *Verifier) key(ctx context.Context, kid string) (*verificationKey, error) {
+	key, err := v.keys.key(ctx, kid)
 	switch {
 	case errors.Is(err, errUnknownKey):
 		return nil, denied(AccessInvalidToken, "%v", errUnknownKey)
 	case err != nil:
 		return nil, accessError(err)
-	case u.Header.Algorithm != key.algorithm:
-		return nil, denied(AccessInvalidToken, "the token's algorithm is not its key's")
 	}
-	if err := key.verify(u.SigningInput, u.Signature); err != nil {
-		return nil, denied(AccessInvalidToken, "the token's signature is wrong").because(err)
-	}
-	claims, err := u.Claims()
-	if err != nil {
-		return nil, denied(AccessInvalidToken, "the token's claims are not those of a derived token").because(err)
-	}
-	return &claims, nil
+	return key, nil
 }
 
 // admit decides whether authentic claims are good here and now.
@@ -218,8 +450,8 @@ func envelopeRules() []rule[*delegation.Unverified] {
 	}
 }
 
-// admissionRules hold for authentic claims. Revocations, once the verifier learns of them, and
-// proofs of cnf belong here.
+// admissionRules hold for authentic claims, each time that a token is presented. Proofs of cnf belong
+// here.
 func admissionRules() []rule[*delegation.Claims] {
 	return []rule[*delegation.Claims]{
 		{"the token is for another audience", func(v *Verifier, c *delegation.Claims) bool {

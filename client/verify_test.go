@@ -29,7 +29,7 @@ func startDeputy(t testing.TB) *deputytest.Server {
 // fixedVerifier holds the server's keys, so that a test is about tokens and nothing else.
 func fixedVerifier(t testing.TB, s *deputytest.Server) *Verifier {
 	t.Helper()
-	v, err := NewVerifier(VerifierConfig{Issuer: s.Issuer, Audience: calendar, JWKS: s.JWKS()})
+	v, err := NewVerifier(VerifierConfig{Issuer: s.Issuer, Audience: calendar, JWKS: s.JWKS(), IgnoreRevocations: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -111,9 +111,7 @@ func without[T any](rules []rule[T], text string) []rule[T] {
 }
 
 // yes is a signature check that has been switched off.
-type yes struct{}
-
-func (yes) Verify([]byte, []byte, any) error { return nil }
+func yes(string, []byte) bool { return true }
 
 // TestVerifySignatures presents tokens whose key or signature is not the issuer's, and sees that a
 // verifier that checks no signatures would accept those whose form is right.
@@ -157,7 +155,7 @@ func TestVerifySignatures(t *testing.T) {
 			if test.algorithm == "" {
 				return
 			}
-			v.keys.keys[deputytest.KeyID] = verificationKey{algorithm: test.algorithm, verifier: yes{}}
+			v.keys.held.Load().keys[deputytest.KeyID] = &verificationKey{algorithm: test.algorithm, verifies: yes}
 			if _, err := v.Verify(t.Context(), test.token); err != nil {
 				t.Errorf("negative control: refused without signature checks too: %v", err)
 			}
@@ -263,8 +261,8 @@ func TestVerifyMalleable(t *testing.T) {
 	if err != nil {
 		t.Fatalf("(r, n-s) verifies by the mathematics of ECDSA: %v", err)
 	}
-	if d.Claims.ID != "jti-2" || d.Claims.Issuer != s.Issuer {
-		t.Errorf("the twin has another identity: %+v", d.Claims)
+	if d.Claims().ID != "jti-2" || d.Claims().Issuer != s.Issuer {
+		t.Errorf("the twin has another identity: %+v", d.Claims())
 	}
 }
 
@@ -288,24 +286,44 @@ func TestInspect(t *testing.T) {
 
 func TestNewVerifierRefuses(t *testing.T) {
 	const issuer = "https://deputy.example/t/acme"
+	c, err := New(Config{Address: "deputy.example:443"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
 	tests := map[string]VerifierConfig{
-		"no issuer":          {Audience: calendar},
-		"no audience":        {Issuer: issuer},
-		"http keys":          {Issuer: "http://deputy.example", Audience: calendar},
-		"keys of a file":     {Issuer: issuer, Audience: calendar, JWKSURL: "file:///etc/passwd"},
-		"password in URL":    {Issuer: issuer, Audience: calendar, JWKSURL: "https://u:p@deputy.example/jwks"},
-		"two sources":        {Issuer: issuer, Audience: calendar, JWKSURL: issuer + "/k", JWKS: []byte(`{}`)},
-		"empty key set":      {Issuer: issuer, Audience: calendar, JWKS: []byte(`{"keys":[]}`)},
-		"keys age too fast":  {Issuer: issuer, Audience: calendar, MaxKeyAge: time.Second},
-		"keys age too slow":  {Issuer: issuer, Audience: calendar, MaxKeyAge: 24 * time.Hour},
-		"something like JWK": {Issuer: issuer, Audience: calendar, JWKS: []byte(`[]`)},
+		"no issuer":          {Audience: calendar, IgnoreRevocations: true},
+		"no audience":        {Issuer: issuer, IgnoreRevocations: true},
+		"http keys":          {Issuer: "http://deputy.example", Audience: calendar, IgnoreRevocations: true},
+		"keys of a file":     {Issuer: issuer, Audience: calendar, JWKSURL: "file:///etc/passwd", IgnoreRevocations: true},
+		"password in URL":    {Issuer: issuer, Audience: calendar, JWKSURL: "https://u:p@deputy.example/jwks", IgnoreRevocations: true},
+		"two sources":        {Issuer: issuer, Audience: calendar, JWKSURL: issuer + "/k", JWKS: []byte(`{}`), IgnoreRevocations: true},
+		"empty key set":      {Issuer: issuer, Audience: calendar, JWKS: []byte(`{"keys":[]}`), IgnoreRevocations: true},
+		"keys age too fast":  {Issuer: issuer, Audience: calendar, MaxKeyAge: time.Second, IgnoreRevocations: true},
+		"keys age too slow":  {Issuer: issuer, Audience: calendar, MaxKeyAge: 24 * time.Hour, IgnoreRevocations: true},
+		"something like JWK": {Issuer: issuer, Audience: calendar, JWKS: []byte(`[]`), IgnoreRevocations: true},
+
+		"neither followed nor ignored": {Issuer: issuer, Audience: calendar},
+		"both":                         {Issuer: issuer, Audience: calendar, Client: c, IgnoreRevocations: true},
+		"ignored, and a bound":         {Issuer: issuer, Audience: calendar, MaxStaleness: 5 * time.Second, IgnoreRevocations: true},
+		"ignored, and asked for":       {Issuer: issuer, Audience: calendar, IntrospectWhenStale: true, IgnoreRevocations: true},
+		"stale for longer":             {Issuer: issuer, Audience: calendar, Client: c, MaxStaleness: 11 * time.Second},
+		"stale at once":                {Issuer: issuer, Audience: calendar, Client: c, MaxStaleness: time.Second},
+		"stale before it begins":       {Issuer: issuer, Audience: calendar, Client: c, MaxStaleness: -time.Second},
 	}
 	for name, cfg := range tests {
 		if _, err := NewVerifier(cfg); err == nil {
 			t.Errorf("%s: accepted", name)
 		}
 	}
-	if _, err := NewVerifier(VerifierConfig{Issuer: issuer, Audience: calendar}); err != nil {
-		t.Errorf("negative control: %v", err)
+	for _, cfg := range []VerifierConfig{
+		{Issuer: issuer, Audience: calendar, IgnoreRevocations: true},
+		{Issuer: issuer, Audience: calendar, Client: c, MaxStaleness: 3 * time.Second},
+	} {
+		v, err := NewVerifier(cfg)
+		if err != nil {
+			t.Fatalf("negative control: %v", err)
+		}
+		v.Close()
 	}
 }

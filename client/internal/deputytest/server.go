@@ -23,6 +23,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/test/bufconn"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"deputy.example/deputy/client/delegation"
@@ -39,10 +40,13 @@ type Server struct {
 
 	deputyv1.UnimplementedTokenExchangeServiceServer
 	deputyv1.UnimplementedAuditServiceServer
+	deputyv1.UnimplementedRevocationServiceServer
 
-	key  *ecdsa.PrivateKey
-	grpc *grpc.Server
-	http *httptest.Server
+	key     *ecdsa.PrivateKey
+	grpc    *grpc.Server
+	http    *httptest.Server  // nil in memory
+	bufconn *bufconn.Listener // nil on ports
+	feed    feed
 
 	mu        sync.Mutex
 	fail      []error
@@ -57,33 +61,57 @@ type Server struct {
 
 // Start makes a server; like httptest.NewServer it panics where there are no ports.
 func Start() *Server {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		panic(err)
-	}
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		panic(err)
 	}
-	s := &Server{
-		Address: listener.Addr().String(), key: key, grpc: grpc.NewServer(), lastEntry: 40,
-		seen: make(map[string]bool), stored: make(map[string]*deputyv1.ExchangeResponse),
-		grants: make(map[string]*deputyv1.ChainEntry), lineages: make(map[string]delegation.Claims),
-	}
+	s := newServer()
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /oauth2/jwks", func(w http.ResponseWriter, _ *http.Request) { w.Write(s.JWKS()) })
 	s.http = httptest.NewServer(mux)
-	s.Issuer = s.http.URL
+	s.Issuer, s.Address = s.http.URL, listener.Addr().String()
+	go s.grpc.Serve(listener)
+	return s
+}
+
+// StartInMemory makes a server that Dial alone reaches, and that publishes no keys: it can live in a
+// bubble of testing/synctest, where time passes as the test wants.
+func StartInMemory() *Server {
+	s := newServer()
+	s.Issuer, s.Address = "https://deputy.example/t/test", "passthrough:///deputy"
+	s.bufconn = bufconn.Listen(1 << 16)
+	go s.grpc.Serve(s.bufconn)
+	return s
+}
+
+// Dial connects to a server in memory, for grpc.WithContextDialer.
+func (s *Server) Dial(ctx context.Context, _ string) (net.Conn, error) {
+	return s.bufconn.DialContext(ctx)
+}
+
+func newServer() *Server {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		panic(err)
+	}
+	s := &Server{
+		key: key, grpc: grpc.NewServer(), lastEntry: 40,
+		seen: make(map[string]bool), stored: make(map[string]*deputyv1.ExchangeResponse),
+		grants: make(map[string]*deputyv1.ChainEntry), lineages: make(map[string]delegation.Claims),
+		feed: newFeed(),
+	}
 	deputyv1.RegisterTokenExchangeServiceServer(s.grpc, s)
 	deputyv1.RegisterAuditServiceServer(s.grpc, s)
-	go s.grpc.Serve(listener)
+	deputyv1.RegisterRevocationServiceServer(s.grpc, s)
 	return s
 }
 
 // Close stops the server and its goroutines.
 func (s *Server) Close() {
 	s.grpc.Stop()
-	s.http.Close()
+	if s.http != nil {
+		s.http.Close()
+	}
 }
 
 // FailNext makes the next calls end with the given errors, one each.
@@ -337,7 +365,7 @@ func (s *Server) Introspect(ctx context.Context, r *deputyv1.IntrospectRequest) 
 		return nil, err
 	}
 	c, scopes, err := s.parent(r.GetToken())
-	if err != nil || c.ID == "" {
+	if err != nil || c.ID == "" || s.Revoked(c) {
 		return &deputyv1.IntrospectResponse{}, nil
 	}
 	response := &deputyv1.IntrospectResponse{

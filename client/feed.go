@@ -1,0 +1,497 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/status"
+
+	"deputy.example/deputy/client/delegation"
+	deputyv1 "deputy.example/deputy/gen/deputy/v1"
+)
+
+const (
+	markInterval   = time.Second
+	minPatience    = 5 * markInterval / 2
+	forgetInterval = time.Minute     // between two looks for revocations that can hit nothing any more
+	maxFeedPause   = 2 * time.Second // before a stream is opened again
+	maxMissing     = 2 * time.Second // between an echo and the events that it speaks of
+)
+
+var (
+	errClosed  = errors.New("the verifier is closed")
+	errLoading = errors.New("the first snapshot has not come yet")
+	errSilent  = errors.New("the stream is up, but nothing fresh comes through it")
+	errGap     = errors.New("a revocation is missing in the stream")
+	errMissing = errors.New("Deputy has revocations that it does not send")
+	errBehind  = errors.New("Deputy knows fewer revocations than this verifier does")
+	errEnded   = errors.New("Deputy ended the stream")
+)
+
+type watchStream = grpc.BidiStreamingClient[deputyv1.WatchRevocationsRequest, deputyv1.WatchRevocationsResponse]
+
+// knowledge is everything that was revoked as of a moment. The set in it grows in place; the rest is
+// replaced as a whole.
+type knowledge struct {
+	set        *delegation.RevocationSet
+	generation uint64    // of the set: another snapshot, another number
+	asOf       time.Time // set was complete at this moment; zero: nobody knows when
+}
+
+// feed keeps the knowledge of one Verifier current over WatchRevocations, and opens the stream again
+// for as long as it lives. Whoever reads it waits for nothing.
+//
+// What is known is as old as the sending time of the newest mark that came back and whose number is
+// applied: not as old as the arrival of anything, because who holds messages up cannot make a mark
+// come back that has not been sent.
+type feed struct {
+	id       string
+	open     func(context.Context) (stream watchStream, hangUp func(), err error)
+	bound    time.Duration
+	patience time.Duration // without a fresh echo for so long, the connection is given up
+	now      func() time.Time
+	began    time.Time
+	life     context.Context
+	end      context.CancelFunc
+	done     chan struct{} // closed when run has returned
+	ready    chan struct{} // closed when something fresh is known for the first time
+
+	trust trust
+
+	known atomic.Pointer[knowledge] // nil before the first snapshot; written by run's goroutine only
+
+	mu        sync.Mutex
+	applied   uint64    // the set is complete up to this number
+	appliedAt time.Time // when the newest revocation came; zero: none did
+	connected bool
+	fault     error         // why the newest stream that ended did; nil since something fresh is known
+	advanced  chan struct{} // closed, and replaced, when the knowledge grew or was replaced
+}
+
+// trust switches protections of a feed off, one each. Only tests do, to see that nothing else would
+// have held.
+type trust struct {
+	arrival bool // an echo is as fresh as its arrival
+	last    bool // an echo is fresh whatever is applied
+	order   bool // an event is the one after the last
+}
+
+func newFeed(id string, open func(context.Context) (watchStream, func(), error), bound time.Duration, now func() time.Time) *feed {
+	f := &feed{
+		id: id, open: open, bound: bound, patience: max(bound/2, minPatience), now: now, began: now(), fault: errLoading,
+		done: make(chan struct{}), ready: make(chan struct{}), advanced: make(chan struct{}),
+	}
+	f.life, f.end = context.WithCancel(context.Background())
+	return f
+}
+
+func (f *feed) close() {
+	f.end()
+	<-f.done
+}
+
+// current returns what is known, and whether it is young enough to judge by.
+func (f *feed) current() (*knowledge, bool) {
+	k := f.known.Load()
+	return k, k != nil && elapsed(k.asOf, f.now()) <= f.bound
+}
+
+// staysFresh is how long what is known can be judged by if nothing comes any more. Where it cannot
+// already, somebody else is asked, and that answer is as good for as long.
+func (f *feed) staysFresh() time.Duration {
+	k, fresh := f.current()
+	if !fresh {
+		return f.bound
+	}
+	return f.bound - elapsed(k.asOf, f.now()) + 1
+}
+
+// changed returns a channel that is closed when more is known than now.
+func (f *feed) changed() <-chan struct{} {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.advanced
+}
+
+func (f *feed) status() Status {
+	k, fresh := f.current()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	s := Status{Healthy: fresh, Connected: f.connected, Last: f.applied, At: f.appliedAt, Err: f.fault}
+	if k == nil || k.asOf.IsZero() {
+		s.Staleness = elapsed(f.began, f.now())
+	} else {
+		s.Staleness = elapsed(k.asOf, f.now())
+	}
+	switch {
+	case s.Healthy && s.Connected:
+		s.Err = nil
+	case s.Err == nil:
+		s.Err = errSilent
+	}
+	return s
+}
+
+// run opens one stream after the other. One that held for a while is followed by the next at once.
+func (f *feed) run() {
+	defer close(f.done)
+	var resume uint64
+	for attempt := 1; f.life.Err() == nil; attempt++ {
+		began := f.now()
+		err := f.watch(resume)
+		f.lost(err)
+		if elapsed(began, f.now()) > f.patience {
+			attempt = 1
+		}
+		resume = f.position()
+		if errors.Is(err, errGap) {
+			resume = 0 // what was missed cannot be told from what was not: from a snapshot then
+		}
+		pause(f.life, retryDelay(attempt, min(delegation.FromStatus(err).RetryAfter, maxFeedPause)))
+	}
+}
+
+func (f *feed) position() uint64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.applied
+}
+
+func (f *feed) lost(err error) {
+	if _, fromDeputy := status.FromError(err); fromDeputy {
+		err = delegation.FromStatus(err)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.connected, f.fault = false, err
+}
+
+func (f *feed) up() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.connected = true
+}
+
+// install replaces everything that was known.
+func (f *feed) install(set *delegation.RevocationSet, last uint64) {
+	next := &knowledge{set: set, generation: 1}
+	if k := f.known.Load(); k != nil {
+		next.generation, next.asOf = k.generation+1, k.asOf
+	}
+	f.known.Store(next)
+	f.advance(last)
+}
+
+// advance notes that the set is complete up to a number, and wakes whoever waits for that.
+func (f *feed) advance(applied uint64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if applied > f.applied {
+		f.applied, f.appliedAt = applied, f.now()
+	}
+	close(f.advanced)
+	f.advanced = make(chan struct{})
+}
+
+// confirm notes that what is known was everything at a moment.
+func (f *feed) confirm(asOf time.Time) {
+	k := f.known.Load()
+	if !asOf.After(k.asOf) {
+		return
+	}
+	f.known.Store(&knowledge{set: k.set, generation: k.generation, asOf: asOf})
+	if k.asOf.IsZero() {
+		close(f.ready)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.fault = nil
+}
+
+// watch follows one stream to its end.
+func (f *feed) watch(resume uint64) error {
+	ctx, cancel := context.WithCancelCause(f.life)
+	defer cancel(nil)
+	silence := time.AfterFunc(f.patience, func() { cancel(errSilent) })
+	defer silence.Stop()
+	stream, hangUp, err := f.open(ctx)
+	if err != nil {
+		return cause(ctx, err)
+	}
+	defer hangUp()
+	w := &watch{feed: f, stream: stream, silence: silence, awaiting: resume == 0}
+	marking := make(chan struct{})
+	go func() {
+		defer close(marking)
+		if err := w.mark(ctx, resume); err != nil && !errors.Is(err, io.EOF) { // EOF: Recv knows why
+			cancel(err)
+		}
+	}()
+	err = cause(ctx, w.receive())
+	cancel(nil)
+	<-marking
+	return err
+}
+
+// cause prefers the reason why we hung up to what that looks like from within.
+func cause(ctx context.Context, err error) error {
+	switch {
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case errors.Is(err, io.EOF):
+		return errEnded
+	}
+	return err
+}
+
+// watch is one stream. Its fields belong to the receiving goroutine, unless they say otherwise.
+type watch struct {
+	feed    *feed
+	stream  watchStream
+	silence *time.Timer // gives the connection up
+
+	awaiting bool                      // a snapshot is on its way
+	building *delegation.RevocationSet // a snapshot whose end has not come, or nil
+	highest  uint64                    // in building
+	owed     []sentMark                // came back with a last that is not applied yet: older first, lower first
+	missing  time.Time                 // since when owed holds something and nothing was applied; zero: it does not
+
+	mu     sync.Mutex
+	marks  []sentMark // shared with the marking goroutine: not echoed yet, oldest first
+	nonces uint64
+}
+
+// sentMark is a mark that was sent; last is what its echo said.
+type sentMark struct {
+	nonce   uint64
+	at      time.Time // before it was sent
+	applied uint64
+	last    uint64
+}
+
+// mark says hello, then asks once a second how much there is. It also has what has expired forgotten.
+func (w *watch) mark(ctx context.Context, resume uint64) error {
+	hello := &deputyv1.WatchHello{ResumeAfter: resume, Id: w.feed.id}
+	if err := w.stream.Send(&deputyv1.WatchRevocationsRequest{Message: &deputyv1.WatchRevocationsRequest_Hello{Hello: hello}}); err != nil {
+		return err
+	}
+	tick, forget := time.NewTicker(markInterval), time.NewTicker(forgetInterval)
+	defer tick.Stop()
+	defer forget.Stop()
+	for {
+		m := w.next()
+		if err := w.stream.Send(&deputyv1.WatchRevocationsRequest{Message: &deputyv1.WatchRevocationsRequest_Mark{
+			Mark: &deputyv1.WatchMark{Nonce: m.nonce, Applied: m.applied},
+		}}); err != nil {
+			return err
+		}
+		select {
+		case <-forget.C:
+			if k := w.feed.known.Load(); k != nil {
+				k.set.Expire(w.feed.now())
+			}
+		default:
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+func (w *watch) next() sentMark {
+	applied, now := w.feed.position(), w.feed.now()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.nonces++
+	m := sentMark{nonce: w.nonces, at: now, applied: applied}
+	w.marks = append(w.marks, m)
+	return m
+}
+
+// echoed finds the mark of an echo, and forgets it and the ones before it: their echoes would say less.
+func (w *watch) echoed(nonce uint64) (sentMark, bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for i, m := range w.marks {
+		if m.nonce == nonce {
+			w.marks = w.marks[i+1:]
+			return m, true
+		}
+	}
+	return sentMark{}, false
+}
+
+func (w *watch) receive() error {
+	for {
+		message, err := w.stream.Recv()
+		if err != nil {
+			return err
+		}
+		w.feed.up()
+		switch m := message.GetMessage().(type) {
+		case *deputyv1.WatchRevocationsResponse_Snapshot:
+			err = w.snapshot(m.Snapshot)
+		case *deputyv1.WatchRevocationsResponse_Event:
+			err = w.event(m.Event)
+		case *deputyv1.WatchRevocationsResponse_Echo:
+			err = w.echo(m.Echo)
+		default:
+			err = errors.New("Deputy sent a message that this version of the SDK does not know")
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// snapshot builds a new set beside the one in force, which it replaces when it is complete. Deputy may
+// send one at any time. Its skew is not needed: it is about root tokens, and a verifier sees none.
+func (w *watch) snapshot(part *deputyv1.WatchSnapshot) error {
+	if w.building == nil {
+		w.building, w.highest = delegation.NewRevocationSet(0), 0
+	}
+	w.awaiting = false
+	for _, message := range part.GetRevocations() {
+		r, err := readRevocation(message)
+		if err != nil {
+			return err
+		}
+		if r.Seq <= w.highest {
+			return fmt.Errorf("a snapshot out of order: %d after %d", r.Seq, w.highest)
+		}
+		w.building.Apply(r)
+		w.highest = r.Seq
+	}
+	w.silence.Reset(w.feed.patience)
+	switch {
+	case !part.GetComplete():
+		return nil
+	case part.GetLast() < w.highest:
+		return fmt.Errorf("a snapshot up to %d that holds %d", part.GetLast(), w.highest)
+	case part.GetLast() < w.feed.position():
+		// Of an instance that lags, or of a ledger that lost something. Nothing that is revoked here may
+		// come back to life by it.
+		return errBehind
+	}
+	w.feed.install(w.building, part.GetLast())
+	w.building, w.missing = nil, time.Time{}
+	w.settle()
+	return nil
+}
+
+// event applies one revocation, if it is the next.
+func (w *watch) event(message *deputyv1.Revocation) error {
+	applied := w.feed.position()
+	r, err := readRevocation(message)
+	switch {
+	case err != nil:
+		return err
+	case r.Seq <= applied:
+		return nil // came twice, or by a snapshot before
+	case r.Prev != applied && !w.feed.trust.order, w.awaiting, w.building != nil:
+		return errGap
+	}
+	k := w.feed.known.Load()
+	if k == nil {
+		return errGap
+	}
+	k.set.Apply(r)
+	w.feed.advance(r.Seq)
+	w.missing = time.Time{}
+	w.settle()
+	return nil
+}
+
+// echo takes a mark that came back. It makes what is known fresh once everything is applied that the
+// ledger had at the time.
+func (w *watch) echo(e *deputyv1.WatchEcho) error {
+	m, ours := w.echoed(e.GetNonce())
+	switch {
+	case !ours:
+		return nil // came twice, was overtaken, or was never sent
+	case e.GetLast() < m.applied:
+		return errBehind
+	}
+	m.last = e.GetLast()
+	if w.feed.trust.arrival {
+		m.at = w.feed.now()
+	}
+	if n := len(w.owed); n > 0 && w.owed[n-1].last >= m.last {
+		w.owed = w.owed[:n-1] // the newer one says more and asks for no more
+	}
+	w.owed = append(w.owed, m)
+	w.settle()
+	now := w.feed.now()
+	switch {
+	case w.awaiting || w.building != nil:
+		w.silence.Reset(w.feed.patience) // large snapshots take their time
+	case len(w.owed) == 0:
+		w.missing = time.Time{}
+	case w.missing.IsZero():
+		w.missing = now
+	case elapsed(w.missing, now) >= maxMissing:
+		return errMissing
+	}
+	return nil
+}
+
+// settle finds the newest mark that came back with a number which is applied by now.
+func (w *watch) settle() {
+	if w.feed.known.Load() == nil {
+		return
+	}
+	applied, settled := w.feed.position(), 0
+	for settled < len(w.owed) && (w.owed[settled].last <= applied || w.feed.trust.last) {
+		settled++
+	}
+	if settled == 0 {
+		return
+	}
+	sent := w.owed[settled-1].at
+	w.owed = w.owed[settled:]
+	w.feed.confirm(sent)
+	w.silence.Reset(max(w.feed.patience-elapsed(sent, w.feed.now()), 0))
+}
+
+var revocationKinds = map[deputyv1.RevocationKind]delegation.TargetKind{
+	deputyv1.RevocationKind_REVOCATION_KIND_TOKEN:         delegation.BanToken,
+	deputyv1.RevocationKind_REVOCATION_KIND_CHAIN:         delegation.BanChain,
+	deputyv1.RevocationKind_REVOCATION_KIND_ROOT:          delegation.BanRoot,
+	deputyv1.RevocationKind_REVOCATION_KIND_KEY:           delegation.BanKey,
+	deputyv1.RevocationKind_REVOCATION_KIND_SUSPEND:       delegation.BanSuspend,
+	deputyv1.RevocationKind_REVOCATION_KIND_SUBJECT:       delegation.CutSubject,
+	deputyv1.RevocationKind_REVOCATION_KIND_AGENT:         delegation.CutAgent,
+	deputyv1.RevocationKind_REVOCATION_KIND_AGENT_SUBJECT: delegation.CutAgentSubject,
+	deputyv1.RevocationKind_REVOCATION_KIND_TENANT:        delegation.CutTenant,
+	deputyv1.RevocationKind_REVOCATION_KIND_RESUME:        delegation.Resume,
+}
+
+// readRevocation refuses what it does not understand: a revocation that is passed over revokes nothing.
+func readRevocation(m *deputyv1.Revocation) (delegation.Revocation, error) {
+	kind, known := revocationKinds[m.GetTarget().GetKind()]
+	id, subject := m.GetTarget().GetId(), m.GetTarget().GetSubject()
+	switch {
+	case !known:
+		return delegation.Revocation{}, fmt.Errorf("revocation %d is of a kind that this version of the SDK does not know", m.GetSeq())
+	case m.GetSeq() == 0 || m.GetPrev() >= m.GetSeq(),
+		(id == "") != (kind == delegation.CutTenant),
+		(subject == "") != (kind != delegation.CutAgentSubject):
+		return delegation.Revocation{}, fmt.Errorf("revocation %d is malformed", m.GetSeq())
+	}
+	r := delegation.Revocation{
+		Seq: m.GetSeq(), Prev: m.GetPrev(), At: m.GetTime().AsTime(),
+		Target: delegation.Target{Kind: kind, ID: id, Subject: delegation.Principal(subject)},
+	}
+	if m.GetUntil() != nil {
+		r.Until = m.GetUntil().AsTime()
+	}
+	return r, nil
+}
