@@ -5,20 +5,68 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/sha256"
+	"fmt"
 	"testing"
 	"time"
+
+	"deputy.example/deputy/client/delegation"
 )
 
-// BenchmarkVerify is one request at a resource server that holds the keys.
+// BenchmarkVerify is one request at a resource server that holds the keys and knows the revocations,
+// with a transport that fails: the first time that a token comes, and every other time.
 func BenchmarkVerify(b *testing.B) {
 	s := startDeputy(b)
-	v, token := fixedVerifier(b, s), s.Token(s.Claims(time.Now()))
-	b.ReportAllocs()
-	for b.Loop() {
+	revocations := make([]delegation.Revocation, 10_000)
+	for i := range revocations {
+		revocations[i] = ban(uint64(100+i), fmt.Sprint("gone-", i))
+	}
+	v, err := NewVerifier(VerifierConfig{Issuer: s.Issuer, Audience: calendar, IgnoreRevocations: true})
+	if err != nil {
+		b.Fatal(err)
+	}
+	token := s.Token(s.Claims(time.Now()))
+	if _, err := v.Verify(b.Context(), token); err != nil {
+		b.Fatal(err)
+	}
+	v.keys.client.Transport = noNetwork{b}
+	v.feed = knowing(b, s, time.Now, revocations...).feed
+	v.feed.bound, v.keys.maxAge, v.ignoreRevocations = time.Hour, time.Hour, false
+	verify := func(b *testing.B) {
 		if _, err := v.Verify(b.Context(), token); err != nil {
 			b.Fatal(err)
 		}
 	}
+	b.Run("uncached", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			v.verdicts.drop(token)
+			verify(b)
+		}
+	})
+	b.Run("cached", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			verify(b)
+		}
+	})
+	b.Run("cached, after a revocation", func(b *testing.B) {
+		set := v.feed.known.Load().set
+		b.ReportAllocs()
+		for b.Loop() {
+			set.Apply(ban(set.Last()+1, "gone-1"))
+			verify(b)
+		}
+	})
+	b.Run("cached, in parallel", func(b *testing.B) {
+		b.ReportAllocs()
+		b.RunParallel(func(pb *testing.PB) {
+			for pb.Next() {
+				if _, err := v.Verify(b.Context(), token); err != nil {
+					b.Error(err)
+				}
+			}
+		})
+	})
 }
 
 // BenchmarkECDSA is what no verifier of ES256 can do without.

@@ -19,9 +19,9 @@ import (
 const (
 	markInterval   = time.Second
 	minPatience    = 5 * markInterval / 2
-	forgetInterval = time.Minute     // between two looks for revocations that can hit nothing any more
-	maxFeedPause   = 2 * time.Second // before a stream is opened again
-	maxMissing     = 2 * time.Second // between an echo and the events that it speaks of
+	forgetInterval = 10 * time.Minute // between two looks for revocations that can hit nothing any more
+	maxFeedPause   = 2 * time.Second  // before a stream is opened again
+	maxMissing     = 2 * time.Second  // between an echo and the events that it speaks of
 )
 
 var (
@@ -62,7 +62,8 @@ type feed struct {
 	done     chan struct{} // closed when run has returned
 	ready    chan struct{} // closed when something fresh is known for the first time
 
-	trust trust
+	forgotAt time.Time // belongs to the marking goroutine, of which there is one at a time
+	trust    trust
 
 	known atomic.Pointer[knowledge] // nil before the first snapshot; written by run's goroutine only
 
@@ -214,6 +215,15 @@ func (f *feed) confirm(asOf time.Time) {
 	f.fault = nil
 }
 
+// forget drops revocations of which nothing that they hit is alive any more.
+func (f *feed) forget() {
+	now := f.now()
+	if k := f.known.Load(); k != nil && now.Sub(f.forgotAt) >= forgetInterval {
+		f.forgotAt = now
+		k.set.Expire(now)
+	}
+}
+
 // watch follows one stream to its end.
 func (f *feed) watch(resume uint64) error {
 	ctx, cancel := context.WithCancelCause(f.life)
@@ -275,15 +285,14 @@ type sentMark struct {
 	last    uint64
 }
 
-// mark says hello, then asks once a second how much there is. It also has what has expired forgotten.
+// mark says hello, then asks once a second how much there is.
 func (w *watch) mark(ctx context.Context, resume uint64) error {
 	hello := &deputyv1.WatchHello{ResumeAfter: resume, Id: w.feed.id}
 	if err := w.stream.Send(&deputyv1.WatchRevocationsRequest{Message: &deputyv1.WatchRevocationsRequest_Hello{Hello: hello}}); err != nil {
 		return err
 	}
-	tick, forget := time.NewTicker(markInterval), time.NewTicker(forgetInterval)
+	tick := time.NewTicker(markInterval)
 	defer tick.Stop()
-	defer forget.Stop()
 	for {
 		m := w.next()
 		if err := w.stream.Send(&deputyv1.WatchRevocationsRequest{Message: &deputyv1.WatchRevocationsRequest_Mark{
@@ -291,13 +300,7 @@ func (w *watch) mark(ctx context.Context, resume uint64) error {
 		}}); err != nil {
 			return err
 		}
-		select {
-		case <-forget.C:
-			if k := w.feed.known.Load(); k != nil {
-				k.set.Expire(w.feed.now())
-			}
-		default:
-		}
+		w.feed.forget()
 		select {
 		case <-tick.C:
 		case <-ctx.Done():

@@ -698,3 +698,22 @@ func TestVerifierNotReady(t *testing.T) {
 		}
 	})
 }
+
+// TestFeedForgets: streams end every half a minute, with the credential that opened them; what can hit
+// nothing any more is forgotten all the same, and what never expires is not.
+func TestFeedForgets(t *testing.T) {
+	follow(t, VerifierConfig{}, asItIs, func(t *testing.T, f *follower) {
+		f.revoke()
+		f.deputy.RevokeNow(kindSuspend, "agent:rogue", "")
+		for range 4 * 40 {
+			pass(30 * time.Second)
+			f.deputy.CutFeeds(nil)
+			if s := f.Status(); !s.Healthy || s.Staleness > 2*time.Second {
+				t.Fatalf("%+v", s)
+			}
+		}
+		if n := f.feed.known.Load().set.Len(); n != 1 {
+			t.Errorf("%d revocations are remembered, want the suspension alone", n)
+		}
+	})
+}
