@@ -265,7 +265,9 @@ func TestOutOfMemory(t *testing.T) {
 
 // TestListsWithoutRedis wants every call answered within its bound, whatever Redis does.
 func TestListsWithoutRedis(t *testing.T) {
-	for name, fault := range map[string]struct{ begin, end func(*testservers.RedisServer) }{
+	for name, fault := range map[string]struct {
+		begin, end func(*testservers.RedisServer)
+	}{
 		"stopped": {(*testservers.RedisServer).Stop, (*testservers.RedisServer).Start},
 		"paused":  {(*testservers.RedisServer).Pause, (*testservers.RedisServer).Resume},
 	} {

@@ -1,6 +1,18 @@
 package ledger
 
-import "context"
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+
+	"deputy.example/deputy/client/delegation"
+)
+
+const (
+	MostRecent = mostRecent
+	PageSize   = pageSize
+)
 
 // Protection names what a negative control switches off.
 type Protection func(*protections)
@@ -9,6 +21,8 @@ var (
 	NoRevocationCheck Protection = func(p *protections) { p.revocations = true }
 	NoSingleUse       Protection = func(p *protections) { p.singleUse = true }
 	NoIdempotency     Protection = func(p *protections) { p.idempotency = true }
+	NoDurability      Protection = func(p *protections) { p.durability = true }
+	NoUnbroken        Protection = func(p *protections) { p.unbroken = true }
 )
 
 // SwitchOff must be called before the ledger is used.
@@ -32,3 +46,77 @@ func (l *Ledger) Queued(tenant string) int {
 
 // Salt is the salt of a personal field, by its number in the canonical form.
 func (e *Entry) Salt(field int) [32]byte { return e.salts.sum[field] }
+
+// Advance has the tenant's memory take revocations as if they had been read from the database.
+func (l *Ledger) Advance(tenant string, list []delegation.Revocation) {
+	l.live(tenant).advance(list, true)
+}
+
+// Sweep forgets what has ended, now.
+func (l *Ledger) Sweep(tenant string) {
+	r := l.live(tenant)
+	r.mu.Lock()
+	r.swept = r.swept.Add(-2 * sweepEvery)
+	r.mu.Unlock()
+	r.sweep(l.config.Now())
+}
+
+// Kept counts the revocations in memory.
+func (l *Ledger) Kept(tenant string) (live, recent int) {
+	f := l.live(tenant).feed.Load()
+	return len(f.live), len(f.recent)
+}
+
+func (l *Ledger) live(tenant string) *revocations {
+	s, err := l.sequencer(tenant)
+	if err != nil {
+		panic(err)
+	}
+	return s.live
+}
+
+// Statement is a statement with arguments.
+type Statement struct {
+	sql  string
+	args []any
+}
+
+// FrequentStatements are those whose plans matter most.
+var FrequentStatements = map[string]Statement{
+	"tail read":   {sqlRevocations, []any{"acme", int64(50_000), int64(0), everything}},
+	"cold page":   {sqlRevocations, []any{"acme", int64(100), int64(1), int64(pageSize)}},
+	"live claims": {sqlClaims, []any{"acme", int64(100), int64(50_000), int64(0), int64(claimsPage)}},
+}
+
+// WastefulStatement is one that no index helps.
+var WastefulStatement = Statement{`SELECT seq FROM entries WHERE detail = $1`, []any{"x"}}
+
+// Plan says how the database will go about a statement.
+func (l *Ledger) Plan(t testing.TB, s Statement) string {
+	t.Helper()
+	explain := "EXPLAIN "
+	if _, sqlite := l.store.(*sqliteStore); sqlite {
+		explain = "EXPLAIN QUERY PLAN "
+	}
+	found, err := l.store.query(t.Context(), explain+s.sql, s.args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var plan strings.Builder
+	err = eachRow(found, func() error {
+		var line string
+		if explain == "EXPLAIN " {
+			err := found.Scan(&line)
+			fmt.Fprintln(&plan, line)
+			return err
+		}
+		var a, b, c int
+		err := found.Scan(&a, &b, &c, &line)
+		fmt.Fprintln(&plan, line)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return plan.String()
+}

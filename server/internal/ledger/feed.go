@@ -152,6 +152,9 @@ func (l *Ledger) LastRevocation(ctx context.Context, tenant string) (uint64, err
 	return f.last, nil
 }
 
+// Skew is Config.Skew, or its default.
+func (l *Ledger) Skew() time.Duration { return l.config.Skew }
+
 func (l *Ledger) upToDate(ctx context.Context, tenant string) (*feed, error) {
 	s, err := l.sequencer(tenant)
 	if err == nil {

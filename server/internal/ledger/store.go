@@ -191,9 +191,11 @@ const (
 	// One statement, so that the head's number and the rows are of one snapshot.
 	sqlRevocations = `SELECT h.revocation, coalesce(e.seq, 0), coalesce(e.prev, 0), coalesce(e.time, 0), coalesce(e.until, 0),
 		coalesce(e.target_kind, ''), coalesce(e.target_id, ''), coalesce(e.target_principal, ''), coalesce(e.target_subject, '')
-		FROM heads h LEFT JOIN entries e ON e.tenant = h.tenant AND e.kind = 'revocation' AND e.seq > $2
-		AND (e.until = 0 OR e.until > $3 OR e.seq = h.revocation)
-		WHERE h.tenant = $1 ORDER BY e.seq LIMIT $4`
+		FROM heads h LEFT JOIN (SELECT seq, prev, time, until, target_kind, target_id, target_principal, target_subject FROM entries
+			WHERE tenant = $1 AND kind = 'revocation' AND seq > $2
+			AND (until = 0 OR until > $3 OR seq = (SELECT revocation FROM heads WHERE tenant = $1))
+			ORDER BY seq LIMIT $4) e ON 1 = 1
+		WHERE h.tenant = $1 ORDER BY e.seq`
 	everything = int64(math.MaxInt64) // for LIMIT
 
 	sqlPruneUses = `DELETE FROM single_uses WHERE tenant = $1 AND digest IN

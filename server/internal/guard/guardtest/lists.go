@@ -481,7 +481,7 @@ func receipts(ctx context.Context, a, b *guard.Guard, client redis.UniversalClie
 	fresh := guard.Receipt{ID: "1", Verifier: "service:calendar", Applied: 5, SeenAt: now}
 	other := guard.Receipt{ID: "2 with:colons", Verifier: "agent:tool%3A", Applied: 0, SeenAt: now.Add(time.Second)}
 	gone := guard.Receipt{ID: "3", Verifier: "service:gone", Applied: 9, SeenAt: now.Add(-11 * time.Minute)}
-	if err := errors.Join(a.Saw(ctx, tenant, []guard.Receipt{fresh, gone}), b.Saw(ctx, tenant, []guard.Receipt{old, other}), a.Saw(ctx, tenant, nil)); err != nil {
+	if err := errors.Join(a.Saw(ctx, tenant, []guard.Receipt{old, gone}), b.Saw(ctx, tenant, []guard.Receipt{other, fresh}), a.Saw(ctx, tenant, nil)); err != nil {
 		return err
 	}
 	for _, g := range []*guard.Guard{a, b} {

@@ -1,6 +1,7 @@
 package ledgertest
 
 import (
+	"bytes"
 	"fmt"
 	"slices"
 	"time"
@@ -154,6 +155,14 @@ func hits(b *bench) {
 			grant(Child(b.Now(), grant(child), "agent:tool"))
 		}
 	}
+	// JSON may hold a name in another spelling.
+	odd := Grant(b.Now(), "user:odd", "agent:odd")
+	spell := odd.Claims
+	odd.Claims = func(seq uint64) ([]byte, error) {
+		raw, err := spell(seq)
+		return bytes.ReplaceAll(raw, []byte(`"user:odd"`), []byte(`"user:\u006fdd"`)), err
+	}
+	grant(odd)
 	voided := b.append(l, Grant(b.Now(), "user:alice", "agent:planner"))
 	b.append(l, &ledger.Draft{Kind: ledger.KindVoid, Caller: "agent:planner", Voids: voided.Seq})
 	brief := Grant(b.Now(), "user:alice", "agent:planner")
@@ -178,7 +187,8 @@ func hits(b *bench) {
 		{delegation.Target{Kind: delegation.CutAgent, ID: "agent:researcher"}, 6, 3},
 		{delegation.Target{Kind: delegation.CutAgent, ID: "agent:cron"}, 5, 1},
 		{delegation.Target{Kind: delegation.CutAgentSubject, ID: "agent:researcher", Subject: "user:bob"}, 2, 1},
-		{delegation.Target{Kind: delegation.CutTenant}, 15, 3},
+		{delegation.Target{Kind: delegation.CutTenant}, 16, 4},
+		{delegation.Target{Kind: delegation.CutSubject, ID: "user:odd"}, 1, 1},
 		{delegation.Target{Kind: delegation.Resume, ID: "agent:tool"}, 0, 0},
 	} {
 		foretold, tokens, chains, err := l.Hits(b.Context(), tenant, c.target, 100)
