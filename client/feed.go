@@ -1,6 +1,7 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -480,18 +481,15 @@ var revocationKinds = map[deputyv1.RevocationKind]delegation.TargetKind{
 // readRevocation refuses what it does not understand: a revocation that is passed over revokes nothing.
 func readRevocation(m *deputyv1.Revocation) (delegation.Revocation, error) {
 	kind, known := revocationKinds[m.GetTarget().GetKind()]
-	id, subject := m.GetTarget().GetId(), m.GetTarget().GetSubject()
-	switch {
-	case !known:
+	if !known {
 		return delegation.Revocation{}, fmt.Errorf("revocation %d is of a kind that this version of the SDK does not know", m.GetSeq())
-	case m.GetSeq() == 0 || m.GetPrev() >= m.GetSeq(),
-		(id == "") != (kind == delegation.CutTenant),
-		(subject == "") != (kind != delegation.CutAgentSubject):
-		return delegation.Revocation{}, fmt.Errorf("revocation %d is malformed", m.GetSeq())
 	}
 	r := delegation.Revocation{
 		Seq: m.GetSeq(), Prev: m.GetPrev(), At: m.GetTime().AsTime(),
-		Target: delegation.Target{Kind: kind, ID: id, Subject: delegation.Principal(subject)},
+		Target: delegation.Target{Kind: kind, ID: m.GetTarget().GetId(), Subject: delegation.Principal(m.GetTarget().GetSubject())},
+	}
+	if err := r.Target.Check(); err != nil || r.Prev >= r.Seq {
+		return delegation.Revocation{}, fmt.Errorf("revocation %d is malformed: %w", r.Seq, cmp.Or(err, errors.New("it follows itself")))
 	}
 	if m.GetUntil() != nil {
 		r.Until = m.GetUntil().AsTime()

@@ -104,8 +104,8 @@ func (c *Client) Revoke(ctx context.Context, request RevokeRequest) (*Revoked, e
 	}
 	switch {
 	case t.target.Kind != "":
-		if t.target.ID == "" && t.target.Kind != delegation.CutTenant || t.target.Subject == "" && t.target.Kind == delegation.CutAgentSubject {
-			return nil, delegation.Refuse(delegation.ParameterMissing, "target", "a %s to revoke has no name", t.target.Kind)
+		if err := t.target.Check(); err != nil {
+			return nil, err
 		}
 		message.Target = &deputyv1.RevocationTarget{Kind: wireKind(t.target.Kind), Id: t.target.ID, Subject: string(t.target.Subject)}
 	case t.token.IsZero() && t.rootToken.IsZero():
@@ -161,9 +161,10 @@ type Receipt struct {
 	SeenAt   time.Time            // when it said so; a connected verifier does every second
 }
 
-// Receipts returns the last words of each verifier that follows the tenant's revocations.
-func (c *Client) Receipts(ctx context.Context) ([]Receipt, error) {
-	response, err := call(ctx, c, c.revocations.GetReceipts, &deputyv1.GetReceiptsRequest{})
+// Receipts returns the last words of each verifier that follows the tenant's revocations. Responders
+// may ask with entry 0, others with the number of a revocation of their own.
+func (c *Client) Receipts(ctx context.Context, entry uint64) ([]Receipt, error) {
+	response, err := call(ctx, c, c.revocations.GetReceipts, &deputyv1.GetReceiptsRequest{Entry: entry})
 	if err != nil {
 		return nil, err
 	}
