@@ -156,7 +156,7 @@ func accountedFor(l *ledger.Ledger, v *client.Verifier, raw string) error {
 	if err != nil {
 		return err
 	}
-	claims := verified.Claims
+	claims := verified.Claims()
 	e, err := l.Entry(ctx, "acme", claims.ID)
 	switch {
 	case err != nil:

@@ -82,9 +82,9 @@ func TestOAuthLibrariesExchange(t *testing.T) {
 			accepted, err := v.Verify(t.Context(), a.AccessToken)
 			check(t, err)
 			if accepted.Subject() != alice || !slices.Equal(accepted.Chain(), delegation.Chain{planner}) {
-				t.Errorf("claims: %+v", accepted.Claims)
+				t.Errorf("claims: %+v", accepted.Claims())
 			}
-			if in := result.Introspection; in["active"] != true || in["sub"] != "user:alice" || in["scope"] != "calendar.read" || in["jti"] != accepted.Claims.ID {
+			if in := result.Introspection; in["active"] != true || in["sub"] != "user:alice" || in["scope"] != "calendar.read" || in["jti"] != accepted.Claims().ID {
 				t.Errorf("introspection: %v", in)
 			}
 			if r := result.Refusal; r.Error != "invalid_scope" || r.Status != 400 || r.Description == "" {
@@ -211,7 +211,7 @@ func TestOpenIDProviderStartsChains(t *testing.T) {
 			accepted, err := d.verifier(i).Verify(t.Context(), answer.AccessToken.Reveal())
 			check(t, err)
 			if accepted.Subject() != from || !slices.Equal(accepted.Chain(), delegation.Chain{planner}) {
-				t.Errorf("claims: %+v", accepted.Claims)
+				t.Errorf("claims: %+v", accepted.Claims())
 			}
 		})
 	}
