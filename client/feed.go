@@ -30,9 +30,9 @@ var (
 	errLoading = errors.New("the first snapshot has not come yet")
 	errSilent  = errors.New("the stream is up, but nothing fresh comes through it")
 	errGap     = errors.New("a revocation is missing in the stream")
-	errMissing = errors.New("Deputy has revocations that it does not send")
-	errBehind  = errors.New("Deputy knows fewer revocations than this verifier does")
-	errEnded   = errors.New("Deputy ended the stream")
+	errMissing = errors.New("the server has revocations that it does not send")
+	errBehind  = errors.New("the server knows fewer revocations than this verifier does")
+	errEnded   = errors.New("the server ended the stream")
 )
 
 type watchStream = grpc.BidiStreamingClient[deputyv1.WatchRevocationsRequest, deputyv1.WatchRevocationsResponse]
@@ -348,7 +348,7 @@ func (w *watch) receive() error {
 		case *deputyv1.WatchRevocationsResponse_Echo:
 			err = w.echo(m.Echo)
 		default:
-			err = errors.New("Deputy sent a message that this version of the SDK does not know")
+			err = errors.New("the server sent a message that this version of the SDK does not know")
 		}
 		if err != nil {
 			return err

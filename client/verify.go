@@ -132,9 +132,9 @@ func newVerifier(cfg VerifierConfig) (*Verifier, error) {
 func (cfg VerifierConfig) check() error {
 	switch {
 	case cfg.Issuer == "":
-		return errors.New("Issuer is missing")
+		return errors.New("no Issuer: name the tenant whose tokens are accepted")
 	case cfg.Audience == "":
-		return errors.New("Audience is missing: a token for another service must not open this one")
+		return errors.New("no Audience: a token for another service must not open this one")
 	case cfg.JWKS != nil && (cfg.JWKSURL != "" || cfg.MaxKeyAge != 0):
 		return errors.New("JWKS excludes JWKSURL and MaxKeyAge")
 	case cfg.MaxKeyAge != 0 && (cfg.MaxKeyAge < defaultMaxKeyAge || cfg.MaxKeyAge > maxMaxKeyAge):
