@@ -1,9 +1,11 @@
-// Command deputy is Deputy for people: it exchanges tokens, explains them and shows chains.
+// Command deputy is Deputy for people: it exchanges tokens, explains them, shows chains and takes
+// authority back.
 //
 // It owns words and layout; what is true it learns from package client. Tokens come from files,
 // standard input or the environment, because other users of a machine can read arguments.
 //
-// Exit codes: 0 done; 1 refused, or not verified; 2 wrong usage; 3 Deputy or its keys unavailable.
+// Exit codes: 0 done; 1 refused, or not verified; 2 wrong usage; 3 Deputy, its keys or a verifier
+// unavailable.
 package main
 
 import (
@@ -26,14 +28,17 @@ const (
 	exitUnavailable = 3
 )
 
-const description = `Hand an agent less than you hold: exchange tokens, explain them, show their chains.
+const description = `Hand an agent less than you hold: exchange tokens, explain them, show their chains, take them back.
 
-Exit codes: 0 done; 1 refused, or not verified; 2 wrong usage; 3 Deputy or its keys unavailable.`
+Exit codes: 0 done; 1 refused, or not verified; 2 wrong usage; 3 Deputy, its keys or a verifier unavailable.`
 
 type commands struct {
 	Exchange exchangeCommand `cmd:"" help:"Trade a token for a narrower one that names a sub-agent."`
 	Decode   decodeCommand   `cmd:"" help:"Verify a token and explain it."`
 	Chain    chainCommand    `cmd:"" help:"Show who handed what to whom, as a tree."`
+	Revoke   revokeCommand   `cmd:"" help:"Take back a token, or what an agent or a subject was granted."`
+	Contain  containCommand  `cmd:"" help:"Suspend an agent and see every verifier know it."`
+	Resume   resumeCommand   `cmd:"" help:"Lift an agent's suspension."`
 
 	JSON bool `name:"json" help:"Write JSON to standard output."`
 }
@@ -46,6 +51,8 @@ type app struct {
 	terminal bool // standard output is a terminal: a person reads it
 	json     bool
 	now      func() time.Time
+
+	interactive bool // standard input is a terminal: a person can be asked
 }
 
 func main() {
@@ -56,13 +63,20 @@ func main() {
 		stderr:   newPrinter(os.Stderr, isTerminal(os.Stderr)),
 		terminal: terminal,
 		now:      time.Now,
+
+		interactive: isTerminal(os.Stdin),
 	}))
 }
 
-// isTerminal asks what needs no system call of its own on any platform.
+// isTerminal asks what needs no system call of its own on any platform. The null device, where jobs
+// without a terminal read from, is a character device too.
 func isTerminal(f *os.File) bool {
 	info, err := f.Stat()
-	return err == nil && info.Mode()&os.ModeCharDevice != 0 && os.Getenv("TERM") != "dumb"
+	if err != nil || info.Mode()&os.ModeCharDevice == 0 || os.Getenv("TERM") == "dumb" {
+		return false
+	}
+	null, err := os.Stat(os.DevNull)
+	return err != nil || !os.SameFile(info, null)
 }
 
 func run(args []string, a *app) int {
@@ -114,6 +128,8 @@ func (a *app) fail(err error) int {
 		return 0
 	case errors.Is(err, errReported):
 		return exitRefused
+	case errors.Is(err, errLate):
+		return exitUnavailable
 	case errors.As(err, &refusal):
 		return a.failRefused(refusal)
 	case errors.As(err, &access):

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -9,12 +10,15 @@ import (
 	"encoding/pem"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"deputy.example/deputy/client"
 	"deputy.example/deputy/client/delegation"
 	"deputy.example/deputy/client/internal/deputytest"
 )
@@ -26,7 +30,8 @@ func TestMain(m *testing.M) {
 // TestScripts runs each script against a server of its own. Besides Deputy's environment a script
 // finds in its directory: planner.pem, the caller's key; alice.jwt, a root token; researcher.jwt, a
 // derived token; expired.jwt; stranger.jwt, signed by somebody else; evil.jwt, whose claims try to
-// write on the terminal; keys.json.
+// write on the terminal; keys.json. "follow" starts a verifier that follows revocations, "receipt ID
+// VERIFIER ENTRY AGE" pretends that one was last heard of a while ago.
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/script",
@@ -36,6 +41,7 @@ func TestScripts(t *testing.T) {
 			s, stranger := deputytest.Start(), deputytest.Start()
 			env.Defer(s.Close)
 			env.Defer(stranger.Close)
+			env.Values[deputy{}] = s
 			for name, value := range map[string]string{
 				"DEPUTY_ADDR": s.Address, "DEPUTY_ISSUER": s.Issuer, "DEPUTY_PLAINTEXT": "true",
 				"DEPUTY_CLIENT_ID": "planner", "DEPUTY_KEY": "planner.pem",
@@ -44,7 +50,35 @@ func TestScripts(t *testing.T) {
 			}
 			return writeFiles(env.WorkDir, s, stranger)
 		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"follow": follow, "receipt": receipt},
 	})
+}
+
+// deputy is the key of a script's server.
+type deputy struct{}
+
+func follow(ts *testscript.TestScript, _ bool, _ []string) {
+	s := ts.Value(deputy{}).(*deputytest.Server)
+	key, err := client.LoadKey(ts.MkAbs("planner.pem"))
+	ts.Check(err)
+	credential, err := client.NewAssertion(client.AssertionConfig{Issuer: s.Issuer, ClientID: "calendar", Key: key})
+	ts.Check(err)
+	c, err := client.New(client.Config{Address: s.Address, Transport: client.PlaintextLoopback, Credential: credential})
+	ts.Check(err)
+	v, err := client.NewVerifier(client.VerifierConfig{Issuer: s.Issuer, Audience: "https://calendar.example", Client: c})
+	ts.Check(err)
+	ts.Defer(func() { v.Close(); c.Close() })
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	ts.Check(v.Ready(ctx))
+}
+
+func receipt(ts *testscript.TestScript, _ bool, args []string) {
+	entry, err := strconv.ParseUint(args[2], 10, 64)
+	ts.Check(err)
+	age, err := time.ParseDuration(args[3])
+	ts.Check(err)
+	ts.Value(deputy{}).(*deputytest.Server).AddReceipt(args[0], args[1], entry, time.Now().Add(-age))
 }
 
 func writeFiles(dir string, s, stranger *deputytest.Server) error {
@@ -83,7 +117,7 @@ func runApp(t *testing.T, stdin string, args ...string) (code int, stdout, stder
 	var out, errs bytes.Buffer
 	code = run(args, &app{
 		stdin: strings.NewReader(stdin), stdout: newPrinter(&out, true), stderr: newPrinter(&errs, true),
-		terminal: true, now: time.Now,
+		terminal: true, now: time.Now, interactive: true,
 	})
 	return code, out.String(), errs.String()
 }
@@ -113,6 +147,61 @@ func TestTerminal(t *testing.T) {
 	t.Setenv("NO_COLOR", "1")
 	if _, _, stderr = runApp(t, s.RootToken("alice"), args...); strings.Contains(stderr, "\x1b") || !strings.Contains(stderr, "ISSUED") {
 		t.Errorf("with NO_COLOR: %q", stderr)
+	}
+}
+
+// TestConfirm: before much dies a person is told how much and asked, and anything but yes is no.
+func TestConfirm(t *testing.T) {
+	s := deputytest.Start()
+	defer s.Close()
+	dir := t.TempDir()
+	if err := writeFiles(dir, s, s); err != nil {
+		t.Fatal(err)
+	}
+	flags := []string{"--addr", s.Address, "--plaintext", "--issuer", s.Issuer, "--client-id", "planner", "--key", filepath.Join(dir, "planner.pem")}
+	for _, command := range [][]string{{"contain", "agent:researcher"}, {"revoke", "--everything"}} {
+		for _, test := range []struct {
+			answer string
+			flags  []string
+			asks   bool
+			done   bool
+		}{
+			{"yes\n", nil, true, true}, {"yes", nil, true, true}, {"y\n", nil, true, false}, {"no\n", nil, true, false},
+			{"", nil, true, false}, {"", []string{"--yes"}, false, true}, {"", []string{"--dry-run"}, false, false},
+		} {
+			before := s.LastRevocation()
+			code, _, stderr := runApp(t, test.answer, slices.Concat(command, flags, test.flags)...)
+			if done := s.LastRevocation() > before; done != test.done || (code == 0) != (test.done || !test.asks) {
+				t.Errorf("%v %q %v: code %d, done %v", command, test.answer, test.flags, code, done)
+			}
+			if asked := strings.Contains(stderr, "0 live tokens in 0 chains die."); asked != test.asks {
+				t.Errorf("%v %q %v: %s", command, test.answer, test.flags, stderr)
+			}
+		}
+	}
+}
+
+func TestJudgeReceipts(t *testing.T) {
+	at := time.Unix(1_800_000_000, 0)
+	r := &delegation.Revocation{Seq: 7, At: at}
+	first := make(map[string]time.Time)
+	judge := func(receipts ...client.Receipt) (string, int) {
+		report, pending := judgeReceipts(receipts, r, first)
+		states := make([]string, len(report))
+		for i, line := range report {
+			states[i] = string(line.State)
+		}
+		return strings.Join(states, " "), pending
+	}
+	states, pending := judge(
+		client.Receipt{ID: "a", Applied: 6, SeenAt: at}, client.Receipt{ID: "b", Applied: 7, SeenAt: at.Add(time.Second)},
+		client.Receipt{ID: "c", Applied: 6, SeenAt: at.Add(-11 * time.Second)}, client.Receipt{ID: "d", Applied: 6, SeenAt: at.Add(-9 * time.Second)},
+	)
+	if states != "behind caught_up gone behind" || pending != 2 {
+		t.Errorf("%s, %d pending", states, pending)
+	}
+	if states, pending = judge(client.Receipt{ID: "b", Applied: 9, SeenAt: at.Add(5 * time.Second)}); states != "caught_up" || pending != 0 || !first["b"].Equal(at.Add(time.Second)) {
+		t.Errorf("%s, %d pending, first at %v", states, pending, first["b"])
 	}
 }
 

@@ -34,6 +34,9 @@ func nextForReason(e *delegation.Error) string {
 	case delegation.IdempotencyConflict:
 		return "use a new --idempotency-key for a new request"
 	case delegation.NotFound:
+		if e.Field == "target" || e.Field == "token" || e.Field == "root_token" || e.Field == "agent" {
+			return "you may revoke a token that you hold, what was delegated for you and an agent that you operate; a responder may revoke everything"
+		}
 		return "check the jti; a chain is shown to its subject, its actors and auditors only"
 	case delegation.DependencyDown:
 		return "is deputyd running at --addr, and is --plaintext right for it? nothing that you hold has changed"
