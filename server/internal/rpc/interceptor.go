@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	"go.opentelemetry.io/otel/trace"
@@ -37,15 +38,23 @@ func (i interceptor) unary(ctx context.Context, request any, info *grpc.UnarySer
 	return response, nil
 }
 
-// stream serves the standard services only: health watches, and reflection where it is on. They
-// have errors of their own, so those pass as they are.
+// stream has no deadline: a stream lives as long as its method lets it. The standard services, health
+// watches and reflection where it is on, have errors of their own, so those pass as they are.
 func (i interceptor) stream(server any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
+	began := i.now()
 	err := i.guard(stream.Context(), info.FullMethod, func() error { return handle(server, stream) })
-	if ours := new(delegation.Error); errors.As(err, &ours) {
-		return ours.GRPCStatus().Err()
+	if typed := new(delegation.Error); !strings.HasPrefix(info.FullMethod, ownMethods) && !errors.As(err, &typed) {
+		return err
 	}
-	return err
+	i.log(stream.Context(), info.FullMethod, err, i.now().Sub(began))
+	if err != nil {
+		return delegation.AsError(err).GRPCStatus().Err()
+	}
+	return nil
 }
+
+// ownMethods is how the full name of each method of deputy.v1 begins.
+const ownMethods = "/deputy.v1."
 
 // guard turns a panic into an internal error that says nothing.
 func (i interceptor) guard(ctx context.Context, method string, call func() error) (err error) {

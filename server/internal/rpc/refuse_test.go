@@ -42,6 +42,8 @@ func TestMetadata(t *testing.T) {
 	}
 	engine := granting()
 	tokens, audit := stubs(t, engine)
+	revoking := revocations(t, Config{Engine: engine})
+	target := &deputyv1.RevocationTarget{Kind: deputyv1.RevocationKind_REVOCATION_KIND_TOKEN, Id: "01JID"}
 	methods := map[string]func(context.Context, *deputyv1.ClientAuthentication) error{
 		"Exchange": func(ctx context.Context, c *deputyv1.ClientAuthentication) error {
 			_, err := tokens.Exchange(ctx, &deputyv1.ExchangeRequest{Client: c})
@@ -57,6 +59,22 @@ func TestMetadata(t *testing.T) {
 		},
 		"GetChain": func(ctx context.Context, c *deputyv1.ClientAuthentication) error {
 			_, err := audit.GetChain(ctx, &deputyv1.GetChainRequest{Client: c})
+			return err
+		},
+		"Revoke": func(ctx context.Context, c *deputyv1.ClientAuthentication) error {
+			_, err := revoking.Revoke(ctx, &deputyv1.RevokeRequest{Client: c, Target: target})
+			return err
+		},
+		"Suspend": func(ctx context.Context, c *deputyv1.ClientAuthentication) error {
+			_, err := revoking.Suspend(ctx, &deputyv1.SuspendRequest{Client: c, Agent: "agent:a"})
+			return err
+		},
+		"Resume": func(ctx context.Context, c *deputyv1.ClientAuthentication) error {
+			_, err := revoking.Resume(ctx, &deputyv1.ResumeRequest{Client: c, Agent: "agent:a"})
+			return err
+		},
+		"GetReceipts": func(ctx context.Context, c *deputyv1.ClientAuthentication) error {
+			_, err := revoking.GetReceipts(ctx, &deputyv1.GetReceiptsRequest{Client: c})
 			return err
 		},
 	}
@@ -82,20 +100,29 @@ func TestMetadata(t *testing.T) {
 func TestUnknownFields(t *testing.T) {
 	engine := granting()
 	tokens, audit := stubs(t, engine)
+	revoking := revocations(t, Config{Engine: engine})
 	unknown := protowire.AppendVarint(protowire.AppendTag(nil, 2000, protowire.VarintType), 1)
 	child, client := &deputyv1.Child{}, &deputyv1.ClientAuthentication{ClientAssertion: "a"}
 	single := &deputyv1.ExchangeRequest{Child: child, Client: client}
 	batch := &deputyv1.BatchExchangeRequest{Children: []*deputyv1.Child{{}, child}, Client: client}
 	introspect, chain := &deputyv1.IntrospectRequest{Client: client}, &deputyv1.GetChainRequest{Client: client}
+	target := &deputyv1.RevocationTarget{Kind: deputyv1.RevocationKind_REVOCATION_KIND_TOKEN, Id: "01JID"}
+	revoke, suspend := &deputyv1.RevokeRequest{Client: client, Target: target}, &deputyv1.SuspendRequest{Client: client}
+	resume, receipts := &deputyv1.ResumeRequest{Client: client}, &deputyv1.GetReceiptsRequest{Client: client}
 	call := map[proto.Message]func() error{
 		single:     func() error { _, err := tokens.Exchange(t.Context(), single); return err },
 		batch:      func() error { _, err := tokens.BatchExchange(t.Context(), batch); return err },
 		introspect: func() error { _, err := tokens.Introspect(t.Context(), introspect); return err },
 		chain:      func() error { _, err := audit.GetChain(t.Context(), chain); return err },
+		revoke:     func() error { _, err := revoking.Revoke(t.Context(), revoke); return err },
+		suspend:    func() error { _, err := revoking.Suspend(t.Context(), suspend); return err },
+		resume:     func() error { _, err := revoking.Resume(t.Context(), resume); return err },
+		receipts:   func() error { _, err := revoking.GetReceipts(t.Context(), receipts); return err },
 	}
 	all := slices.Collect(maps.Keys(call))
 	for where, callers := range map[proto.Message][]proto.Message{
-		single: {single}, batch: {batch}, introspect: {introspect}, chain: {chain}, child: {single, batch}, client: all,
+		single: {single}, batch: {batch}, introspect: {introspect}, chain: {chain},
+		revoke: {revoke}, suspend: {suspend}, resume: {resume}, receipts: {receipts}, target: {revoke}, child: {single, batch}, client: all,
 	} {
 		for _, through := range callers {
 			if err := call[through](); err != nil {

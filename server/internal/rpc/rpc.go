@@ -26,6 +26,7 @@ import (
 
 	deputyv1 "deputy.example/deputy/gen/deputy/v1"
 	"deputy.example/deputy/server/internal/exchange"
+	"deputy.example/deputy/server/internal/guard"
 	"deputy.example/deputy/server/internal/ledger"
 )
 
@@ -35,6 +36,9 @@ type Engine interface {
 	Exchange(context.Context, exchange.Call) ([]exchange.Outcome, error)
 	Introspect(context.Context, exchange.Inquiry) (exchange.Introspection, error)
 	Chain(context.Context, exchange.Inquiry) ([]*ledger.Entry, error)
+	Revoke(context.Context, exchange.RevokeCall) (exchange.Revoked, error)
+	Receipts(ctx context.Context, q exchange.Inquiry, entry uint64) ([]guard.Receipt, error)
+	Watch(context.Context, exchange.Inquiry) (*exchange.Watch, error)
 }
 
 // Config is what New needs.
@@ -52,6 +56,8 @@ type Config struct {
 	Logger         *slog.Logger         // nil: discard
 	TracerProvider trace.TracerProvider // nil: no traces
 	Now            func() time.Time     // nil: time.Now
+
+	watch func(context.Context, exchange.Inquiry) (feed, error) // nil: Engine.Watch. Tests script it.
 }
 
 // The bounds of what a stranger can make this process hold. A batch of 100 children, each with an
@@ -59,15 +65,16 @@ type Config struct {
 const (
 	maxMessageBytes  = 1 << 20
 	maxMetadataBytes = 16 << 10
-	maxStreams       = 256
+	maxStreams       = maxWatchers + 500 // of one connection: a proxy may bring all watchers through one
 	connectDeadline  = 10 * time.Second
 	drainGrace       = 20 * time.Second
 )
 
 // Server serves deputy.v1. Its methods are safe for concurrent use.
 type Server struct {
-	grpc   *grpc.Server
-	health *health.Server
+	grpc     *grpc.Server
+	health   *health.Server
+	watchers *watchers
 }
 
 // New registers all services. The server serves nothing before Serve is called, and its health is
@@ -97,7 +104,7 @@ func New(c Config) (*Server, error) {
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.MaxHeaderListSize(maxMetadataBytes),
 		grpc.ConnectionTimeout(connectDeadline),
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{
 			MaxConnectionIdle:     15 * time.Minute,
 			MaxConnectionAge:      c.MaxConnectionAge,
@@ -115,7 +122,7 @@ func New(c Config) (*Server, error) {
 	if c.TLS != nil {
 		options = append(options, grpc.Creds(c.TLS))
 	}
-	s := &Server{grpc: grpc.NewServer(options...), health: health.NewServer()}
+	s := &Server{grpc: grpc.NewServer(options...), health: health.NewServer(), watchers: newWatchers(c, i)}
 	s.register(c)
 	s.SetServing(false)
 	return s, nil
@@ -126,6 +133,7 @@ func New(c Config) (*Server, error) {
 func (s *Server) register(c Config) {
 	deputyv1.RegisterTokenExchangeServiceServer(s.grpc, &exchangeService{engine: c.Engine})
 	deputyv1.RegisterAuditServiceServer(s.grpc, &auditService{engine: c.Engine})
+	deputyv1.RegisterRevocationServiceServer(s.grpc, &revocationService{engine: c.Engine, watchers: s.watchers})
 	healthpb.RegisterHealthServer(s.grpc, s.health)
 	if c.Reflection {
 		reflection.Register(s.grpc)
@@ -143,15 +151,17 @@ func (s *Server) SetServing(serving bool) {
 	}
 	for _, service := range []string{
 		"", deputyv1.TokenExchangeService_ServiceDesc.ServiceName, deputyv1.AuditService_ServiceDesc.ServiceName,
+		deputyv1.RevocationService_ServiceDesc.ServiceName,
 	} {
 		s.health.SetServingStatus(service, state)
 	}
 }
 
-// Drain tells health watchers, takes no new calls, waits for those that run, and cuts off what is
-// left when the context ends. Serve returns nil afterwards.
+// Drain tells health watchers and verifiers, which go elsewhere, takes no new calls, waits for those
+// that run, and cuts off what is left when the context ends. Serve returns nil afterwards.
 func (s *Server) Drain(ctx context.Context) {
 	s.health.Shutdown()
+	s.watchers.end()
 	cut := context.AfterFunc(ctx, s.grpc.Stop)
 	s.grpc.GracefulStop()
 	cut()

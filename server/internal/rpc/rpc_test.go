@@ -39,6 +39,7 @@ import (
 	"deputy.example/deputy/client/delegation"
 	deputyv1 "deputy.example/deputy/gen/deputy/v1"
 	"deputy.example/deputy/server/internal/exchange"
+	"deputy.example/deputy/server/internal/guard"
 	"deputy.example/deputy/server/internal/ledger"
 )
 
@@ -52,6 +53,9 @@ type script struct {
 	exchange   func(context.Context, exchange.Call) ([]exchange.Outcome, error)
 	introspect func(context.Context, exchange.Inquiry) (exchange.Introspection, error)
 	chain      func(context.Context, exchange.Inquiry) ([]*ledger.Entry, error)
+	revocation []exchange.RevokeCall
+	revoke     func(context.Context, exchange.RevokeCall) (exchange.Revoked, error)
+	receipts   func(context.Context, exchange.Inquiry, uint64) ([]guard.Receipt, error)
 }
 
 func (s *script) Exchange(ctx context.Context, c exchange.Call) ([]exchange.Outcome, error) {
@@ -75,10 +79,29 @@ func (s *script) Chain(ctx context.Context, q exchange.Inquiry) ([]*ledger.Entry
 	return s.chain(ctx, q)
 }
 
+func (s *script) Revoke(ctx context.Context, c exchange.RevokeCall) (exchange.Revoked, error) {
+	s.mu.Lock()
+	s.revocation = append(s.revocation, c)
+	s.mu.Unlock()
+	return s.revoke(ctx, c)
+}
+
+func (s *script) Receipts(ctx context.Context, q exchange.Inquiry, entry uint64) ([]guard.Receipt, error) {
+	s.mu.Lock()
+	s.inquiries = append(s.inquiries, q)
+	s.mu.Unlock()
+	return s.receipts(ctx, q, entry)
+}
+
+// Watch is never asked for here: what a stream does is tested with a feed that follows a script.
+func (s *script) Watch(context.Context, exchange.Inquiry) (*exchange.Watch, error) {
+	return nil, errors.New("no script for this")
+}
+
 func (s *script) asked() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.calls) + len(s.inquiries)
+	return len(s.calls) + len(s.inquiries) + len(s.revocation)
 }
 
 func sampleClaims() delegation.Claims {
@@ -126,6 +149,26 @@ func granting() *script {
 				},
 			}, nil
 		},
+		revoke: func(_ context.Context, c exchange.RevokeCall) (exchange.Revoked, error) {
+			at := time.Unix(1795305600, 0)
+			done := exchange.Revoked{Tokens: 3, Chains: 2}
+			if c.DryRun {
+				done.Grants = []*ledger.Entry{{
+					ID: "01JID", Parent: "01JP", Seq: 57, Txn: "01JTXN", Subject: "user:alice", Actor: "agent:researcher",
+					Scopes: delegation.Scopes{"calendar.read"}, Audiences: []string{"https://calendar.example"}, Expiry: at.Add(time.Hour),
+				}}
+				return done, nil
+			}
+			target := c.Target
+			if target == (delegation.Target{}) {
+				target = delegation.Target{Kind: delegation.BanToken, ID: "01JID"}
+			}
+			done.Revocation = &delegation.Revocation{Seq: 58, Prev: 12, Target: target, At: at, Until: at.Add(time.Hour)}
+			return done, nil
+		},
+		receipts: func(context.Context, exchange.Inquiry, uint64) ([]guard.Receipt, error) {
+			return []guard.Receipt{{ID: "v1", Verifier: "service:tool", Applied: 58, SeenAt: time.Unix(1795305601, 0)}}, nil
+		},
 	}
 }
 
@@ -136,6 +179,12 @@ func dial(t *testing.T, c Config, options ...grpc.DialOption) (*Server, *grpc.Cl
 	if err != nil {
 		t.Fatal(err)
 	}
+	return server, redial(t, server, options...)
+}
+
+// redial is one more connection to a server, through a listener of its own.
+func redial(t *testing.T, server *Server, options ...grpc.DialOption) *grpc.ClientConn {
+	t.Helper()
 	listener := bufconn.Listen(1 << 20)
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
@@ -154,13 +203,19 @@ func dial(t *testing.T, c Config, options ...grpc.DialOption) (*Server, *grpc.Cl
 			t.Error(err)
 		}
 	})
-	return server, conn
+	return conn
 }
 
 func stubs(t *testing.T, engine Engine) (deputyv1.TokenExchangeServiceClient, deputyv1.AuditServiceClient) {
 	t.Helper()
 	_, conn := dial(t, Config{Engine: engine})
 	return deputyv1.NewTokenExchangeServiceClient(conn), deputyv1.NewAuditServiceClient(conn)
+}
+
+func revocations(t *testing.T, c Config) deputyv1.RevocationServiceClient {
+	t.Helper()
+	_, conn := dial(t, c)
+	return deputyv1.NewRevocationServiceClient(conn)
 }
 
 func with(ctx context.Context, pairs ...string) context.Context {
@@ -412,7 +467,7 @@ func TestHealthAndReflection(t *testing.T) {
 		}
 		return r.GetStatus()
 	}
-	services := []string{"", "deputy.v1.TokenExchangeService", "deputy.v1.AuditService"}
+	services := []string{"", "deputy.v1.TokenExchangeService", "deputy.v1.AuditService", "deputy.v1.RevocationService"}
 	for _, serving := range []bool{false, true, false} {
 		server.SetServing(serving)
 		for _, service := range services {

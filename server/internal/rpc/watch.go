@@ -1,0 +1,335 @@
+package rpc
+
+import (
+	"context"
+	"errors"
+	"io"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"deputy.example/deputy/client/delegation"
+	deputyv1 "deputy.example/deputy/gen/deputy/v1"
+	"deputy.example/deputy/server/internal/exchange"
+)
+
+const (
+	// maxWatchers bounds the verifiers that watch one instance, whatever connections they share.
+	maxWatchers = 2000
+	// snapshotPart is how many revocations travel in one message: some 300 KB if all names are long.
+	snapshotPart = 1000
+	// helloPatience is how long a stream may say nothing at first.
+	helloPatience = 5 * time.Second
+)
+
+// feed is what a stream needs of exchange.Watch.
+type feed interface {
+	Until() time.Time
+	Events(after uint64) (events []delegation.Revocation, complete bool, changed <-chan struct{})
+	Snapshot(context.Context) (live []delegation.Revocation, last uint64, err error)
+	Last(context.Context) (uint64, error)
+	Skew() time.Duration
+	Seen(id string, applied uint64)
+}
+
+// watchers are the streams of all verifiers of this instance.
+type watchers struct {
+	open     func(context.Context, exchange.Inquiry) (feed, error)
+	limit    int64
+	patience time.Duration // for hello
+	now      func() time.Time
+	draining chan struct{} // closed when every stream shall end
+	drain    sync.Once
+	count    atomic.Int64
+	guard    func(ctx context.Context, method string, call func() error) error // catches panics
+
+	// What tests switch off: that an event is the one after the last, and that nothing is echoed where
+	// the ledger did not answer.
+	off struct{ order, silence bool }
+}
+
+func newWatchers(c Config, i interceptor) *watchers {
+	w := &watchers{open: c.watch, limit: maxWatchers, patience: helloPatience, now: c.Now, draining: make(chan struct{}), guard: i.guard}
+	if w.open == nil {
+		w.open = func(ctx context.Context, q exchange.Inquiry) (feed, error) {
+			watch, err := c.Engine.Watch(ctx, q)
+			if err != nil {
+				return nil, err
+			}
+			return watch, nil
+		}
+	}
+	return w
+}
+
+// end tells all streams to end, now and from now on.
+func (w *watchers) end() { w.drain.Do(func() { close(w.draining) }) }
+
+// watcher is one stream. Its goroutine writes; another one reads, and ends with the stream. A third
+// asks the ledger for its newest number while a mark waits for that, so that a ledger that is slow
+// holds up no event. None of them waits for another stream.
+type watcher struct {
+	*watchers
+	feed   feed
+	stream grpc.BidiStreamingServer[deputyv1.WatchRevocationsRequest, deputyv1.WatchRevocationsResponse]
+	after  uint64 // number up to which everything was sent
+
+	marks  chan *deputyv1.WatchMark // holds one: the newest that has not been looked at
+	echoes chan *deputyv1.WatchEcho // holds one: there is never more than one question under way
+	broken chan error               // why reading ended
+}
+
+// WatchRevocations serves one verifier. Its credential comes in the metadata.
+func (s *revocationService) WatchRevocations(stream grpc.BidiStreamingServer[deputyv1.WatchRevocationsRequest, deputyv1.WatchRevocationsResponse]) error {
+	ctx := stream.Context()
+	who, err := credentialsOf(ctx, nil)
+	if err != nil {
+		return err
+	}
+	opened, err := s.watchers.open(ctx, exchange.Inquiry{Credentials: who, Peer: peerOf(ctx)})
+	if err != nil {
+		return err
+	}
+	defer s.watchers.count.Add(-1)
+	if s.watchers.count.Add(1) > s.watchers.limit {
+		full := delegation.Refuse(delegation.RateLimited, "", "this instance has as many watchers as it takes")
+		full.RetryAfter = time.Second
+		return full
+	}
+	w := &watcher{
+		watchers: s.watchers, feed: opened, stream: stream,
+		marks: make(chan *deputyv1.WatchMark, 1), echoes: make(chan *deputyv1.WatchEcho, 1), broken: make(chan error, 1),
+	}
+	if err := w.serve(); !errors.Is(err, errHungUp) {
+		return err
+	}
+	return nil
+}
+
+// serve greets, and writes until something ends the stream.
+func (w *watcher) serve() error {
+	life := time.NewTimer(w.feed.Until().Sub(w.now()))
+	defer life.Stop()
+	greeted := make(chan *deputyv1.WatchHello, 1)
+	go w.read(greeted) // ends when this stream has ended, and Recv with it
+	silence := time.NewTimer(w.patience)
+	defer silence.Stop()
+	select {
+	case hello := <-greeted:
+		w.after = hello.GetResumeAfter()
+	case <-silence.C:
+		return delegation.Refuse(delegation.ParameterMissing, "hello", "the first message must come within %s", w.patience)
+	case err := <-w.broken:
+		return err
+	case <-w.draining:
+		return leaving()
+	}
+	if w.after == 0 {
+		if err := w.snapshot(); err != nil {
+			return err
+		}
+	}
+	return w.write(life.C)
+}
+
+// write sends what is new whenever there is something, and echoes.
+func (w *watcher) write(over <-chan time.Time) error {
+	marks := w.marks
+	for {
+		changed, err := w.catchUp()
+		if err != nil {
+			return err
+		}
+		select {
+		case <-changed:
+		case mark := <-marks:
+			marks = nil // what comes meanwhile waits, and only the newest of it is answered
+			go w.ask(mark)
+		case echo := <-w.echoes:
+			marks = w.marks
+			if echo == nil {
+				continue // the ledger did not say, so neither does this instance
+			}
+			// The ledger's answer has brought the memory up to date: what it counts is sent first.
+			if _, err := w.catchUp(); err != nil {
+				return err
+			}
+			if err := w.send(&deputyv1.WatchRevocationsResponse{Message: &deputyv1.WatchRevocationsResponse_Echo{Echo: echo}}); err != nil {
+				return err
+			}
+		case err := <-w.broken:
+			return err
+		case <-over:
+			return delegation.Refuse(delegation.ClientUnauthenticated, "", "the credential has been used for as long as one may be: come back with a fresh one")
+		case <-w.draining:
+			return leaving()
+		}
+	}
+}
+
+// catchUp sends everything after w.after, and returns the channel that closes when there is more.
+func (w *watcher) catchUp() (<-chan struct{}, error) {
+	for {
+		events, complete, changed := w.feed.Events(w.after)
+		if changed == nil {
+			return nil, delegation.Unavailable("ledger", errors.New("it is closed"))
+		}
+		if complete {
+			sent, err := w.events(events)
+			if err != nil || sent {
+				return changed, err
+			}
+		}
+		if err := w.snapshot(); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// events sends revocations one by one, each the one after the last; false where one is missing.
+func (w *watcher) events(events []delegation.Revocation) (bool, error) {
+	for i := range events {
+		r := &events[i]
+		if r.Prev != w.after && !w.off.order {
+			return false, nil
+		}
+		if err := w.send(&deputyv1.WatchRevocationsResponse{Message: &deputyv1.WatchRevocationsResponse_Event{Event: newRevocation(r)}}); err != nil {
+			return false, err
+		}
+		w.after = r.Seq
+	}
+	return true, nil
+}
+
+// snapshot sends everything that is revoked, in parts.
+func (w *watcher) snapshot() error {
+	live, last, err := w.feed.Snapshot(w.stream.Context())
+	if err != nil {
+		return err
+	}
+	for {
+		part := &deputyv1.WatchSnapshot{}
+		n := min(len(live), snapshotPart)
+		for i := range live[:n] {
+			part.Revocations = append(part.Revocations, newRevocation(&live[i]))
+		}
+		if live = live[n:]; len(live) == 0 {
+			part.Complete, part.Last, part.SkewSeconds = true, last, int64(w.feed.Skew()/time.Second)
+		}
+		if err := w.send(&deputyv1.WatchRevocationsResponse{Message: &deputyv1.WatchRevocationsResponse_Snapshot{Snapshot: part}}); err != nil {
+			return err
+		}
+		if part.Complete {
+			w.after = last
+			return nil
+		}
+	}
+}
+
+// send waits for the peer to read, and for nobody else; a connection that takes nothing any more ends
+// by its keepalive or its age. A long backlog ends early when the instance drains.
+func (w *watcher) send(m *deputyv1.WatchRevocationsResponse) error {
+	select {
+	case <-w.draining:
+		return leaving()
+	default:
+	}
+	if err := w.stream.Send(m); err != nil {
+		return w.gone(err)
+	}
+	return nil
+}
+
+// ask reads the ledger's newest number for a mark that has arrived. It sends nil where that fails.
+func (w *watcher) ask(mark *deputyv1.WatchMark) {
+	ctx := w.stream.Context()
+	err := w.guard(ctx, "asking for a mark", func() error {
+		last, err := w.feed.Last(ctx)
+		if err == nil {
+			w.echoes <- &deputyv1.WatchEcho{Nonce: mark.GetNonce(), Last: last} // has room: one question at a time
+		}
+		return err
+	})
+	switch {
+	case err != nil && w.off.silence:
+		w.echoes <- &deputyv1.WatchEcho{Nonce: mark.GetNonce()}
+	case err != nil:
+		w.echoes <- nil
+	}
+}
+
+// read takes hello and then marks, until the stream ends or breaks its rules, and says why it ended.
+func (w *watcher) read(greeted chan<- *deputyv1.WatchHello) {
+	w.broken <- w.guard(w.stream.Context(), "reading a watcher", func() error {
+		first, err := w.next()
+		if err == nil {
+			err = checkHello(first)
+		}
+		if err != nil {
+			return err
+		}
+		hello := first.GetHello()
+		greeted <- hello
+		for {
+			m, err := w.next()
+			if err != nil {
+				return err
+			}
+			mark := m.GetMark()
+			if mark == nil {
+				return delegation.Refuse(delegation.ParameterInvalid, "mark", "after hello, send nothing but marks")
+			}
+			w.feed.Seen(hello.GetId(), mark.GetApplied())
+			replace(w.marks, mark)
+		}
+	})
+}
+
+// replace leaves the newest in a channel that holds one and that nobody else writes to.
+func replace[T any](slot chan T, newest T) {
+	select {
+	case <-slot:
+	default:
+	}
+	slot <- newest
+}
+
+func (w *watcher) next() (*deputyv1.WatchRevocationsRequest, error) {
+	m, err := w.stream.Recv()
+	switch {
+	case errors.Is(err, io.EOF):
+		return nil, errHungUp
+	case err != nil:
+		return nil, w.gone(delegation.Refuse(delegation.ParameterInvalid, "", "the message could not be read").WithCause(err))
+	}
+	return m, refuseUnknown(m, m.GetHello(), m.GetMark())
+}
+
+// errHungUp is how a stream ends well: the peer is gone.
+var errHungUp = errors.New("the verifier hung up")
+
+// gone is err, unless the peer is not there any more to be told.
+func (w *watcher) gone(err error) error {
+	if w.stream.Context().Err() != nil {
+		return errHungUp
+	}
+	return err
+}
+
+// checkHello takes an id that can stand in a log and a receipt as it is.
+func checkHello(m *deputyv1.WatchRevocationsRequest) error {
+	hello := m.GetHello()
+	if hello == nil {
+		return delegation.Refuse(delegation.ParameterMissing, "hello", "the first message must be hello")
+	}
+	id := hello.GetId()
+	if id == "" || len(id) > 128 || strings.ContainsFunc(id, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return delegation.Refuse(delegation.ParameterInvalid, "hello.id", "must be 1 to 128 visible ASCII characters")
+	}
+	return nil
+}
+
+func leaving() error { return delegation.Unavailable("this instance", errors.New("draining")) }

@@ -1,0 +1,563 @@
+package rpc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"deputy.example/deputy/client/delegation"
+	deputyv1 "deputy.example/deputy/gen/deputy/v1"
+	"deputy.example/deputy/server/internal/exchange"
+)
+
+// ledgerFeed is a feed whose ledger follows a script. All streams of a test share one.
+type ledgerFeed struct {
+	mu        sync.Mutex
+	log       []delegation.Revocation
+	forgotten uint64 // the log begins after this number
+	changed   chan struct{}
+	closed    bool
+	snapshots int
+	questions int
+	seen      map[string]uint64
+
+	until    time.Time
+	last     func(context.Context) error // before Last answers
+	snapshot error
+	skip     uint64 // the log leaves this number out, against its word
+}
+
+func newLedgerFeed() *ledgerFeed {
+	return &ledgerFeed{changed: make(chan struct{}), seen: make(map[string]uint64), until: time.Now().Add(time.Hour)}
+}
+
+// revoke records n more revocations.
+func (f *ledgerFeed) revoke(n int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for range n {
+		prev := uint64(len(f.log))
+		f.log = append(f.log, delegation.Revocation{Seq: prev + 1, Prev: prev, Target: delegation.Target{Kind: delegation.BanToken, ID: fmt.Sprint("jti-", prev+1)}})
+	}
+	close(f.changed)
+	f.changed = make(chan struct{})
+}
+
+func (f *ledgerFeed) Until() time.Time    { return f.until }
+func (f *ledgerFeed) Skew() time.Duration { return 30 * time.Second }
+
+func (f *ledgerFeed) Events(after uint64) ([]delegation.Revocation, bool, <-chan struct{}) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.closed {
+		return nil, false, nil
+	}
+	if after < f.forgotten || after > uint64(len(f.log)) {
+		return nil, false, f.changed
+	}
+	events := slices.Clone(f.log[after:])
+	return slices.DeleteFunc(events, func(r delegation.Revocation) bool { return r.Seq == f.skip }), true, f.changed
+}
+
+func (f *ledgerFeed) Snapshot(context.Context) ([]delegation.Revocation, uint64, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.snapshots++
+	return f.log, uint64(len(f.log)), f.snapshot
+}
+
+func (f *ledgerFeed) Last(ctx context.Context) (uint64, error) {
+	f.mu.Lock()
+	f.questions++
+	answer := f.last
+	f.mu.Unlock()
+	if answer != nil {
+		if err := answer(ctx); err != nil {
+			return 0, err
+		}
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return uint64(len(f.log)), nil
+}
+
+func (f *ledgerFeed) Seen(id string, applied uint64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.seen[id] = applied
+}
+
+func (f *ledgerFeed) asked() (snapshots, questions int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.snapshots, f.questions
+}
+
+func serving(f feed) Config {
+	return Config{Engine: granting(), watch: func(context.Context, exchange.Inquiry) (feed, error) { return f, nil }}
+}
+
+// verifier is the other end of a stream.
+type verifier struct {
+	t      *testing.T
+	stream deputyv1.RevocationService_WatchRevocationsClient
+}
+
+func watch(t *testing.T, client deputyv1.RevocationServiceClient) *verifier {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // nothing here takes long, unless it hangs
+	t.Cleanup(cancel)
+	stream, err := client.WatchRevocations(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &verifier{t, stream}
+}
+
+func (v *verifier) hello(id string, after uint64) {
+	v.t.Helper()
+	hello := &deputyv1.WatchHello{Id: id, ResumeAfter: after}
+	if err := v.stream.Send(&deputyv1.WatchRevocationsRequest{Message: &deputyv1.WatchRevocationsRequest_Hello{Hello: hello}}); err != nil {
+		v.t.Error(err)
+	}
+}
+
+func (v *verifier) mark(nonce, applied uint64) {
+	v.t.Helper()
+	mark := &deputyv1.WatchMark{Nonce: nonce, Applied: applied}
+	if err := v.stream.Send(&deputyv1.WatchRevocationsRequest{Message: &deputyv1.WatchRevocationsRequest_Mark{Mark: mark}}); err != nil && !errors.Is(err, io.EOF) {
+		v.t.Error(err)
+	}
+}
+
+// heard is what came, in few words: "snapshot 5 up to 5", "event 6 after 5", "echo 1: 6".
+func (v *verifier) heard() string {
+	v.t.Helper()
+	m, err := v.stream.Recv()
+	if err != nil {
+		return "end: " + string(delegation.FromStatus(err).Reason)
+	}
+	switch m := m.GetMessage().(type) {
+	case *deputyv1.WatchRevocationsResponse_Snapshot:
+		if !m.Snapshot.GetComplete() {
+			return fmt.Sprintf("part %d", len(m.Snapshot.GetRevocations()))
+		}
+		if m.Snapshot.GetSkewSeconds() != 30 {
+			v.t.Errorf("skew %d", m.Snapshot.GetSkewSeconds())
+		}
+		return fmt.Sprintf("snapshot %d up to %d", len(m.Snapshot.GetRevocations()), m.Snapshot.GetLast())
+	case *deputyv1.WatchRevocationsResponse_Event:
+		return fmt.Sprintf("event %d after %d", m.Event.GetSeq(), m.Event.GetPrev())
+	case *deputyv1.WatchRevocationsResponse_Echo:
+		return fmt.Sprintf("echo %d: %d", m.Echo.GetNonce(), m.Echo.GetLast())
+	}
+	return "nothing known"
+}
+
+func (v *verifier) hears(want ...string) {
+	v.t.Helper()
+	for _, w := range want {
+		if got := v.heard(); got != w {
+			v.t.Fatalf("heard %q, want %q", got, w)
+		}
+	}
+}
+
+func TestWatch(t *testing.T) {
+	f := newLedgerFeed()
+	f.revoke(2)
+	v := watch(t, revocations(t, serving(f)))
+	v.hello("v1", 0)
+	v.hears("snapshot 2 up to 2")
+	v.mark(7, 2)
+	v.hears("echo 7: 2")
+	f.revoke(2)
+	v.hears("event 3 after 2", "event 4 after 3")
+	v.mark(8, 4)
+	v.hears("echo 8: 4")
+	if f.mu.Lock(); f.seen["v1"] != 4 {
+		t.Errorf("receipts %v", f.seen)
+	}
+	f.mu.Unlock()
+	if err := v.stream.CloseSend(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := v.stream.Recv(); !errors.Is(err, io.EOF) {
+		t.Errorf("hanging up: %v", err)
+	}
+}
+
+func TestSnapshotComesInParts(t *testing.T) {
+	f := newLedgerFeed()
+	f.revoke(2*snapshotPart + 1)
+	v := watch(t, revocations(t, serving(f)))
+	v.hello("v1", 0)
+	v.hears("part 1000", "part 1000", "snapshot 1 up to 2001")
+}
+
+// Whoever comes back gets what it missed and nothing else; where that is not in memory any more, or
+// was never known here, it gets a snapshot.
+func TestResume(t *testing.T) {
+	f := newLedgerFeed()
+	f.revoke(5)
+	client := revocations(t, serving(f))
+	v := watch(t, client)
+	v.hello("v1", 3)
+	v.hears("event 4 after 3", "event 5 after 4")
+	v = watch(t, client)
+	v.hello("v2", 5)
+	v.mark(1, 5)
+	v.hears("echo 1: 5")
+	if snapshots, _ := f.asked(); snapshots != 0 {
+		t.Errorf("%d snapshots for what is in memory", snapshots)
+	}
+	f.mu.Lock()
+	f.forgotten = 4
+	f.mu.Unlock()
+	for _, unknown := range []uint64{3, 99} {
+		v = watch(t, client)
+		v.hello("v3", unknown)
+		v.hears("snapshot 5 up to 5")
+		v.mark(1, 5)
+		v.hears("echo 1: 5")
+	}
+}
+
+// A log that leaves something out is found out by prev. With that switched off, the event would be
+// skipped.
+func TestGap(t *testing.T) {
+	for _, off := range []bool{false, true} {
+		f := newLedgerFeed()
+		server, conn := dial(t, serving(f))
+		server.watchers.off.order = off
+		v := watch(t, deputyv1.NewRevocationServiceClient(conn))
+		v.hello("v1", 0)
+		v.hears("snapshot 0 up to 0")
+		f.skip = 2
+		f.revoke(3)
+		want := "snapshot 3 up to 3"
+		if off {
+			want = "event 3 after 2"
+		}
+		v.hears("event 1 after 0", want)
+	}
+}
+
+// What a slow reader has not read stays in its own stream. When it reads again and the log does not
+// reach back any more, it gets a snapshot: never an event with a gap.
+func TestSlowReader(t *testing.T) {
+	f := newLedgerFeed()
+	client := revocations(t, serving(f))
+	slow, fast := watch(t, client), watch(t, client)
+	for id, v := range map[string]*verifier{"slow": slow, "fast": fast} {
+		v.hello(id, 0)
+		v.hears("snapshot 0 up to 0")
+	}
+	const many = 20_000 // more than the windows and buffers of one stream hold
+	for i := range many / 100 {
+		f.revoke(100)
+		for j := range 100 {
+			n := 100*i + j
+			fast.hears(fmt.Sprintf("event %d after %d", n+1, n))
+		}
+	}
+	f.mu.Lock()
+	f.forgotten = many
+	f.mu.Unlock()
+	f.revoke(1)
+	fast.hears(fmt.Sprintf("event %d after %d", many+1, many))
+	read, want := 0, uint64(0)
+	for {
+		m, err := slow.stream.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if part := m.GetSnapshot(); part != nil {
+			if read == 0 || read >= many {
+				t.Errorf("a snapshot after %d events", read)
+			}
+			if part.GetComplete() {
+				return
+			}
+			continue
+		}
+		read++
+		if m.GetEvent().GetPrev() != want {
+			t.Fatalf("event %d after %d follows %d", m.GetEvent().GetSeq(), m.GetEvent().GetPrev(), want)
+		}
+		want = m.GetEvent().GetSeq()
+	}
+}
+
+// A ledger that does not answer is never said to have answered, and holds no event up.
+func TestNoEchoWithoutTheLedger(t *testing.T) {
+	f := newLedgerFeed()
+	asked, hang := make(chan struct{}, 10), make(chan struct{})
+	down := errors.New("down")
+	f.last = func(ctx context.Context) error {
+		asked <- struct{}{}
+		select {
+		case <-hang:
+		case <-ctx.Done():
+		}
+		return down
+	}
+	v := watch(t, revocations(t, serving(f)))
+	v.hello("v1", 0)
+	v.hears("snapshot 0 up to 0")
+	v.mark(1, 0)
+	<-asked
+	f.revoke(1)
+	v.hears("event 1 after 0") // while the question hangs
+	close(hang)                // and fails
+	v.mark(2, 1)
+	<-asked
+	f.revoke(1)
+	v.hears("event 2 after 1") // and not an echo of 1 or 2 before it
+	f.mu.Lock()
+	f.last = func(context.Context) error { asked <- struct{}{}; panic("secret") }
+	f.mu.Unlock()
+	v.mark(3, 2)
+	<-asked
+	f.revoke(1)
+	v.hears("event 3 after 2")
+	f.mu.Lock()
+	f.last = nil
+	f.mu.Unlock()
+	v.mark(4, 3)
+	v.hears("echo 4: 3") // the ledger is back
+}
+
+// With the protection switched off, the mark is echoed although nobody knows what the ledger holds.
+func TestNoEchoWithoutTheLedgerControl(t *testing.T) {
+	f := newLedgerFeed()
+	f.last = func(context.Context) error { return errors.New("down") }
+	server, conn := dial(t, serving(f))
+	server.watchers.off.silence = true
+	v := watch(t, deputyv1.NewRevocationServiceClient(conn))
+	v.hello("v1", 0)
+	v.hears("snapshot 0 up to 0")
+	v.mark(1, 0)
+	v.hears("echo 1: 0")
+}
+
+// The echo's number is read after the mark has come, and the events that it counts come before it.
+func TestEchoComesAfterWhatItCounts(t *testing.T) {
+	f := newLedgerFeed()
+	v := watch(t, revocations(t, serving(f)))
+	v.hello("v1", 0)
+	v.hears("snapshot 0 up to 0")
+	f.last = func(context.Context) error { f.revoke(2); return nil } // the read brings the memory up to date
+	v.mark(1, 0)
+	v.hears("event 1 after 0", "event 2 after 1", "echo 1: 2")
+}
+
+// Marks that pile up while the ledger is asked are one question and one echo, of the newest.
+func TestMarkFlood(t *testing.T) {
+	f := newLedgerFeed()
+	asked, answer := make(chan struct{}), make(chan struct{})
+	f.last = func(context.Context) error { asked <- struct{}{}; <-answer; return nil }
+	v := watch(t, revocations(t, serving(f)))
+	v.hello("v1", 0)
+	v.hears("snapshot 0 up to 0")
+	v.mark(1, 0)
+	<-asked
+	const flood = 5000
+	for nonce := uint64(2); nonce <= flood; nonce++ {
+		v.mark(nonce, nonce)
+	}
+	arrived := func() bool { f.mu.Lock(); defer f.mu.Unlock(); return f.seen["v1"] == flood }
+	for began := time.Now(); !arrived(); <-time.After(time.Millisecond) {
+		if time.Since(began) > 20*time.Second {
+			t.Fatal("the marks do not arrive")
+		}
+	}
+	answer <- struct{}{}
+	v.hears("echo 1: 0")
+	<-asked
+	answer <- struct{}{}
+	if got := v.heard(); got != fmt.Sprintf("echo %d: 0", flood) && got != fmt.Sprintf("echo %d: 0", flood-1) {
+		t.Errorf("heard %q", got) // one less: the last was noted and not in its place yet
+	}
+	if _, questions := f.asked(); questions > 3 {
+		t.Errorf("%d questions for %d marks", questions, flood)
+	}
+}
+
+func TestHello(t *testing.T) {
+	hello := func(id string) *deputyv1.WatchRevocationsRequest {
+		return &deputyv1.WatchRevocationsRequest{Message: &deputyv1.WatchRevocationsRequest_Hello{Hello: &deputyv1.WatchHello{Id: id}}}
+	}
+	mark := &deputyv1.WatchRevocationsRequest{Message: &deputyv1.WatchRevocationsRequest_Mark{Mark: &deputyv1.WatchMark{}}}
+	unknown := hello("v1")
+	unknown.GetHello().ProtoReflect().SetUnknown([]byte{0x80, 0x7d, 1})
+	for name, c := range map[string]struct {
+		send []*deputyv1.WatchRevocationsRequest
+		want string
+	}{
+		"a mark first":          {[]*deputyv1.WatchRevocationsRequest{mark}, "end: parameter_missing"},
+		"an empty message":      {[]*deputyv1.WatchRevocationsRequest{{}}, "end: parameter_missing"},
+		"no id":                 {[]*deputyv1.WatchRevocationsRequest{hello("")}, "end: parameter_invalid"},
+		"an id with a newline":  {[]*deputyv1.WatchRevocationsRequest{hello("a\nb")}, "end: parameter_invalid"},
+		"a field without name":  {[]*deputyv1.WatchRevocationsRequest{unknown}, "end: parameter_unsupported"},
+		"two hellos":            {[]*deputyv1.WatchRevocationsRequest{hello("v1"), hello("v1")}, "end: parameter_invalid"},
+		"nothing after a hello": {[]*deputyv1.WatchRevocationsRequest{hello("v1"), {}}, "end: parameter_invalid"},
+	} {
+		v := watch(t, revocations(t, serving(newLedgerFeed())))
+		for _, m := range c.send {
+			if err := v.stream.Send(m); err != nil && !errors.Is(err, io.EOF) {
+				t.Error(err)
+			}
+		}
+		got := v.heard()
+		if got == "snapshot 0 up to 0" {
+			got = v.heard()
+		}
+		if got != c.want {
+			t.Errorf("%s: %q, want %q", name, got, c.want)
+		}
+	}
+}
+
+// Who says nothing is not waited for.
+func TestHelloIsMissing(t *testing.T) {
+	server, conn := dial(t, serving(newLedgerFeed()))
+	server.watchers.patience = time.Millisecond
+	watch(t, deputyv1.NewRevocationServiceClient(conn)).hears("end: parameter_missing")
+}
+
+// How a stream ends, and that the verifier can tell what to do about it.
+func TestEndings(t *testing.T) {
+	old := newLedgerFeed()
+	old.until = time.Now()
+	v := watch(t, revocations(t, serving(old)))
+	v.hello("v1", 0)
+	if got := v.heard(); got == "snapshot 0 up to 0" {
+		v.hears("end: client_unauthenticated")
+	} else if got != "end: client_unauthenticated" {
+		t.Errorf("an old credential: %q", got)
+	}
+
+	dark := newLedgerFeed()
+	dark.snapshot = delegation.Unavailable("ledger", errors.New("cause-secret"))
+	v = watch(t, revocations(t, serving(dark)))
+	v.hello("v1", 0)
+	v.hears("end: unavailable")
+
+	closed := newLedgerFeed()
+	closed.closed = true
+	v = watch(t, revocations(t, serving(closed)))
+	v.hello("v1", 0)
+	v.hears("snapshot 0 up to 0", "end: unavailable")
+
+	stranger := Config{Engine: granting(), watch: func(context.Context, exchange.Inquiry) (feed, error) {
+		return nil, delegation.Refuse(delegation.ClientUnauthenticated, "", "who?")
+	}}
+	watch(t, revocations(t, stranger)).hears("end: client_unauthenticated")
+	watch(t, revocations(t, Config{Engine: granting()})).hears("end: internal") // the engine itself, which has no script
+}
+
+// The watchers of an instance are counted, and whoever leaves makes room.
+func TestTooManyWatchers(t *testing.T) {
+	server, conn := dial(t, serving(newLedgerFeed()))
+	server.watchers.limit = 1
+	client := deputyv1.NewRevocationServiceClient(conn)
+	first := watch(t, client)
+	first.hello("v1", 0)
+	first.hears("snapshot 0 up to 0")
+	watch(t, client).hears("end: rate_limited")
+	if err := first.stream.CloseSend(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := first.stream.Recv(); !errors.Is(err, io.EOF) {
+		t.Fatal(err)
+	}
+	next := watch(t, client)
+	next.hello("v2", 0)
+	next.hears("snapshot 0 up to 0")
+}
+
+// A drain waits for no verifier, wherever its stream is.
+func TestDrainEndsWatchers(t *testing.T) {
+	f := newLedgerFeed()
+	hang := make(chan struct{})
+	f.last = func(ctx context.Context) error { close(hang); <-ctx.Done(); return ctx.Err() }
+	server, conn := dial(t, serving(f))
+	client := deputyv1.NewRevocationServiceClient(conn)
+	silent, idle, asking := watch(t, client), watch(t, client), watch(t, client)
+	for _, v := range []*verifier{idle, asking} {
+		v.hello("v", 0)
+		v.hears("snapshot 0 up to 0")
+	}
+	asking.mark(1, 0)
+	<-hang
+	for server.watchers.count.Load() < 3 { // the silent one has arrived
+		<-time.After(time.Millisecond)
+	}
+	server.Drain(t.Context())
+	for _, v := range []*verifier{silent, idle, asking} {
+		v.hears("end: unavailable")
+	}
+	server.Drain(t.Context()) // a second time does nothing
+}
+
+// A thousand verifiers over ten connections hear of a revocation together, and of their marks.
+func TestThousandWatchers(t *testing.T) {
+	const connections, each = 10, 100
+	f := newLedgerFeed()
+	f.revoke(10)
+	config := serving(f)
+	var ready, told, echoed sync.WaitGroup
+	revoked := make(chan struct{})
+	server, first := dial(t, config)
+	conns := []*grpc.ClientConn{first}
+	for len(conns) < connections {
+		conns = append(conns, redial(t, server))
+	}
+	for c, conn := range conns {
+		for i := range each {
+			v := watch(t, deputyv1.NewRevocationServiceClient(conn))
+			ready.Add(1)
+			told.Add(1)
+			echoed.Go(func() {
+				v.hello(fmt.Sprint("v", c*each+i), 0)
+				if got := v.heard(); got != "snapshot 10 up to 10" {
+					t.Error(got)
+				}
+				ready.Done()
+				<-revoked
+				if got := v.heard(); got != "event 11 after 10" {
+					t.Error(got)
+				}
+				told.Done()
+				v.mark(1, 11)
+				if got := v.heard(); got != "echo 1: 11" {
+					t.Error(got)
+				}
+			})
+		}
+	}
+	ready.Wait()
+	began := time.Now()
+	f.revoke(1)
+	close(revoked)
+	told.Wait()
+	heard := time.Since(began)
+	echoed.Wait()
+	t.Logf("%d watchers heard of a revocation within %s, and of their marks within %s", connections*each, heard, time.Since(began))
+	if heard > 5*time.Second { // on a busy machine, under the race detector; otherwise a tenth of a second
+		t.Errorf("it took %s", heard)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.seen) != connections*each {
+		t.Errorf("%d receipts", len(f.seen))
+	}
+}
