@@ -12,6 +12,6 @@
 // What Deputy refuses comes back as *[delegation.Error]; what a Verifier refuses as *[AccessError].
 // Tokens travel in a [Secret], which prints as "[redacted]" whatever it is printed with.
 //
-// The package owns transport, retries, credentials and offline verification. It must not know how
-// the server decides, and it takes its vocabulary from package delegation.
+// The package owns transport, retries, credentials, offline verification and the feed of revocations.
+// It must not know how the server decides, and it takes its vocabulary from package delegation.
 package client

@@ -18,7 +18,7 @@ func FuzzVerify(f *testing.F) {
 	v := &Verifier{
 		issuer: "https://deputy.example", audience: calendar, now: func() time.Time { return now },
 		envelope: envelopeRules(), admission: admissionRules(),
-		ignoreRevocations: true,
+		verdicts: new(verdicts), ignoreRevocations: true,
 		keys: fixedKeys(map[string]*verificationKey{
 			deputytest.KeyID: {algorithm: algorithmES256, verifies: yes},
 		}),

@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"net"
+	"strings"
 	"testing"
 	"time"
 
@@ -59,6 +60,27 @@ func TestInterceptors(t *testing.T) {
 				t.Errorf("stream: %v, want %v", err, test.want)
 			}
 		})
+	}
+}
+
+// TestStreamEndsOnTheWire: what TestStreamEnds sees inside is what a caller gets.
+func TestStreamEndsOnTheWire(t *testing.T) {
+	s := startDeputy(t)
+	v := knowing(t, s, time.Now)
+	tool := startTool(t, v, scoped("calendar.read"))
+	ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer "+s.Token(s.Claims(time.Now()))), 10*time.Second)
+	defer cancel()
+	stream, err := tool.Watch(ctx, &healthpb.HealthCheckRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stream.Recv(); err != nil {
+		t.Fatal(err)
+	}
+	v.feed.known.Load().set.Apply(ban(100, "jti-1"))
+	v.feed.advance(100)
+	if _, err := stream.Recv(); status.Code(err) != codes.PermissionDenied || !strings.Contains(status.Convert(err).Message(), "revoked") {
+		t.Errorf("err = %v", err)
 	}
 }
 

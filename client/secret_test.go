@@ -23,7 +23,9 @@ func TestSecretsDoNotPrint(t *testing.T) {
 		"secret": NewSecret(canary), "token": token, "*token": &token, "request": request, "*request": &request,
 		"batch":   BatchRequest{SubjectToken: NewSecret(canary), Children: []Child{request.Child}},
 		"outcome": []Outcome{{Token: &token}}, "unexported": inside{token, request}, "*unexported": &inside{token, request},
-		"map": map[string]any{"t": token},
+		"map":    map[string]any{"t": token},
+		"revoke": RevokeRequest{Target: RevokeToken(NewSecret(canary))}, "target": RevokeRootToken(NewSecret(canary)),
+		"verifier": remembering(t), "in a verifier": struct{ v *Verifier }{remembering(t)},
 	}
 	for name, value := range values {
 		if printed := printings(value); strings.Contains(printed, canary) {
@@ -36,6 +38,13 @@ func TestSecretsDoNotPrint(t *testing.T) {
 	if NewSecret(canary).Reveal() != canary || !NewSecret("").IsZero() || fmt.Sprint(NewSecret(canary)) != redacted || fmt.Sprint(Secret{}) != "" {
 		t.Error("a secret that does not keep its token")
 	}
+}
+
+// remembering is a verifier that has accepted the canary.
+func remembering(t *testing.T) *Verifier {
+	v := fixedVerifier(t, startDeputy(t))
+	v.verdicts.put(canary, &verdict{})
+	return v
 }
 
 func printings(v any) string {

@@ -306,7 +306,7 @@ func TestVerifyCachedDoesNotAllocate(t *testing.T) {
 }
 
 // TestStreamEnds: a long stream ends when its token stops being good, with a status and a cause that
-// say so; the negative control is a verifier that does not look again.
+// say so, and no other stream does.
 func TestStreamEnds(t *testing.T) {
 	for name, test := range map[string]struct {
 		change func(*follower)
@@ -340,6 +340,23 @@ func TestStreamEnds(t *testing.T) {
 			})
 		})
 	}
+	t.Run("negative control: revocations are ignored", func(t *testing.T) {
+		follow(t, VerifierConfig{}, asItIs, func(t *testing.T, f *follower) {
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			f.ignoreRevocations = true
+			stream := openStreamFor(ctx, t, f)
+			f.revoke()
+			pass(time.Minute)
+			select {
+			case <-stream.done:
+				t.Errorf("ended all the same: %v", stream.err)
+			default:
+			}
+			cancel()
+			<-stream.done
+		})
+	})
 	t.Run("others go on", func(t *testing.T) {
 		follow(t, VerifierConfig{}, asItIs, func(t *testing.T, f *follower) {
 			ctx, cancel := context.WithCancel(t.Context())

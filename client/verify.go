@@ -74,7 +74,7 @@ type Verifier struct {
 	audience string
 	keys     *keySource
 	now      func() time.Time
-	verdicts verdicts
+	verdicts *verdicts // behind a pointer, as Secret's value is
 	closed   atomic.Bool
 
 	// Either feed is there, or ignoreRevocations is set; introspect is nil where a stale feed means no.
@@ -108,7 +108,7 @@ func newVerifier(cfg VerifierConfig) (*Verifier, error) {
 		cfg.Now = time.Now
 	}
 	v := &Verifier{
-		issuer: cfg.Issuer, audience: cfg.Audience, now: cfg.Now, ignoreRevocations: cfg.IgnoreRevocations,
+		issuer: cfg.Issuer, audience: cfg.Audience, now: cfg.Now, verdicts: new(verdicts), ignoreRevocations: cfg.IgnoreRevocations,
 		envelope: envelopeRules(), admission: admissionRules(),
 	}
 	var err error
@@ -177,6 +177,12 @@ func (v *Verifier) Close() error {
 	}
 	v.keys.end()
 	return nil
+}
+
+// Format implements fmt.Formatter: a Verifier prints as whose tokens it accepts and for whom, and not
+// as the tokens that it remembers.
+func (v *Verifier) Format(f fmt.State, _ rune) {
+	fmt.Fprintf(f, "verifier of %s for %s", v.issuer, v.audience)
 }
 
 // Ready waits until revocations are known for the first time, so that a server need not take requests
