@@ -31,17 +31,18 @@ type readiness struct {
 	draining atomic.Bool
 }
 
-func newReadiness(l *ledger.Ledger, g *guard.Guard, tenants []exchange.Tenant) *readiness {
+func newReadiness(l *ledger.Ledger, g *guard.Guard, e *exchange.Engine) *readiness {
 	r := &readiness{probes: map[string]*probe{
 		"ledger": {check: l.Ready},
 		"redis":  {check: g.Ready},
 	}}
-	for _, t := range tenants {
+	for _, t := range e.Tenants() {
 		r.probes["policy of "+t.Name] = &probe{check: t.Policy.Ready}
 		r.probes["keys of "+t.Name] = &probe{check: func(context.Context) error {
 			_, err := t.Keys.Sign([]byte("{}")) // thrown away; holds no claim that a verifier would accept
 			return err
 		}}
+		r.probes["revocations of "+t.Name] = &probe{check: func(ctx context.Context) error { return e.Ready(ctx, t.Name) }}
 	}
 	return r
 }

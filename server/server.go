@@ -45,6 +45,7 @@ type Server struct {
 	logger    *slog.Logger
 	readiness *readiness
 	tenants   []exchange.Tenant
+	engine    *exchange.Engine
 	rpc       *rpc.Server
 	http, ops *http.Server
 	listeners struct{ grpc, http, ops net.Listener }
@@ -95,7 +96,7 @@ func New(ctx context.Context, config Config, o Options) (_ *Server, err error) {
 	if err != nil {
 		return nil, err
 	}
-	s.readiness = newReadiness(records, limiter, parts.tenants)
+	s.engine, s.readiness = engine, newReadiness(records, limiter, engine)
 	if err := s.fronts(config, parts, engine, o); err != nil {
 		return nil, err
 	}
@@ -126,6 +127,7 @@ func (s *Server) Run(ctx context.Context) error {
 			return err
 		})
 	}
+	run("revocations", func() error { return s.engine.Follow(ctx) })
 	group.Go(func() error {
 		s.readiness.watch(ctx, s.rpc.SetServing)
 		s.drain()

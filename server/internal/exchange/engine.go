@@ -69,7 +69,7 @@ type Engine struct {
 	strange  xrate.Sometimes // samples the log of refusals that come before a caller is known
 	randLock sync.Mutex      // Config.Rand need not be safe for concurrent use
 	receipts receipts
-	ahead    sync.Map // tenant's name → error, where Redis knows revocations that the ledger does not
+	compared sync.Map // tenant's name → nil, or error where Redis knows revocations that the ledger does not
 
 	// What tests replace: a signer that fails, and the protections that they switch off.
 	sign func(*token.Keyset, []byte) (string, error)

@@ -17,6 +17,7 @@ const (
 	tailEvery    = 250 * time.Millisecond
 	receiptEvery = time.Second
 	auditEvery   = 3 * time.Second
+	keepPatience = 30 * time.Second // for one round with Redis: a million revocations take five
 )
 
 // Follow keeps every tenant's revocations current until ctx ends: it reads on from the ledger, at
@@ -25,13 +26,17 @@ const (
 func (e *Engine) Follow(ctx context.Context) error {
 	var all sync.WaitGroup
 	for _, t := range e.tenants {
-		all.Go(func() { (&follower{Engine: e, tenant: t}).run(ctx) })
+		// Two loops: lists that take seconds to be made anew, or a Redis that hangs, hold up nobody who
+		// listens for what the ledger says.
+		tail, lists := &follower{Engine: e, tenant: t}, &follower{Engine: e, tenant: t}
+		all.Go(func() { tail.run(ctx, "reading on from the ledger", e.config.Guard.Wake(ctx, t.Name), tail.read) })
+		all.Go(func() { lists.run(ctx, "keeping the lists in Redis", nil, lists.keep) })
 	}
 	all.Wait()
 	return nil
 }
 
-// follower follows one tenant. It belongs to one goroutine.
+// follower does one thing for one tenant, again and again. It belongs to one goroutine.
 type follower struct {
 	*Engine
 	tenant *Tenant
@@ -40,18 +45,17 @@ type follower struct {
 	failing         bool // the last round failed: said once
 }
 
-func (f *follower) run(ctx context.Context) {
-	wake := f.config.Guard.Wake(ctx, f.tenant.Name)
+func (f *follower) run(ctx context.Context, what string, wake <-chan struct{}, round func(context.Context) error) {
 	tick := time.NewTicker(tailEvery)
 	defer tick.Stop()
 	for {
-		err := f.round(ctx)
+		err := round(ctx)
 		if ctx.Err() != nil {
 			return
 		}
 		if (err != nil) != f.failing {
 			f.failing = err != nil
-			f.config.Logger.WarnContext(ctx, "following revocations", "tenant", f.tenant.Name, "failing", f.failing, "cause", err)
+			f.config.Logger.WarnContext(ctx, what, "tenant", f.tenant.Name, "failing", f.failing, "cause", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -62,33 +66,44 @@ func (f *follower) run(ctx context.Context) {
 	}
 }
 
-// round reads the ledger first: what it says must reach the verifiers here even when Redis is down.
-func (f *follower) round(ctx context.Context) error {
+// read brings the memory, and with it everybody who watches, up to the ledger.
+func (f *follower) read(ctx context.Context) error {
 	ctx, cancel := f.within(ctx)
 	defer cancel()
-	last, err := f.config.Ledger.LastRevocation(ctx, f.tenant.Name)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.publish(ctx, last), f.share(ctx))
+	_, err := f.config.Ledger.LastRevocation(ctx, f.tenant.Name)
+	return err
+}
+
+// keep brings Redis up to the ledger, and shares the receipts.
+func (f *follower) keep(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, keepPatience)
+	defer cancel()
+	return errors.Join(f.publish(ctx), f.share(ctx))
 }
 
 // publish brings the lists up to the ledger: by the events that are missing where that is enough, as
 // a whole where it is not.
-func (f *follower) publish(ctx context.Context, last uint64) error {
+func (f *follower) publish(ctx context.Context) error {
 	head, err := f.config.Guard.PublishedHead(ctx, f.tenant.Name)
+	if errors.Is(err, guard.ErrGap) { // something else is in the place of the lists
+		return f.republish(ctx)
+	}
+	if err != nil {
+		return err
+	}
+	// Read after the head: what another instance published meanwhile was in the ledger before.
+	last, err := f.config.Ledger.LastRevocation(ctx, f.tenant.Name)
 	if err != nil {
 		return err
 	}
 	if head > last {
 		// The ledger was restored from a backup, or Redis belongs to another deployment. Neither may be
 		// mended by a guess: revocations that somebody was told of may be missing here.
-		f.ahead.Store(f.tenant.Name, fmt.Errorf("redis knows revocation %d, the ledger only %d", head, last))
+		f.compared.Store(f.tenant.Name, fmt.Errorf("redis knows revocation %d, the ledger only %d", head, last))
 		return nil
 	}
-	f.ahead.Delete(f.tenant.Name)
-	now := f.config.Now()
-	if now.Sub(f.audited) >= auditEvery {
+	f.compared.Store(f.tenant.Name, nil)
+	if now := f.config.Now(); now.Sub(f.audited) >= auditEvery {
 		if err := f.audit(ctx); err != nil {
 			return err
 		}
@@ -144,16 +159,16 @@ func (f *follower) share(ctx context.Context) error {
 	return nil
 }
 
-// Ready says whether Redis and the ledger belong together. Where Redis knows revocations that the
-// ledger does not, an operator must decide which of them is right.
-func (e *Engine) Ready(context.Context) error {
-	var all []error
-	e.ahead.Range(func(tenant, err any) bool {
-		all = append(all, fmt.Errorf("tenant %v: %w", tenant, err.(error)))
-		return true
-	})
-	if len(all) > 0 {
-		return delegation.Unavailable("revocations", errors.Join(all...))
+// Ready says whether Redis and the ledger belong together for one tenant; until they have been
+// compared for the first time, they do not. Where Redis knows revocations that the ledger does not,
+// an operator must decide which of them is right.
+func (e *Engine) Ready(_ context.Context, tenant string) error {
+	result, done := e.compared.Load(tenant)
+	if !done {
+		result = errors.New("the lists in redis have not been compared with the ledger")
+	}
+	if err, wrong := result.(error); wrong {
+		return delegation.Unavailable("revocations", err)
 	}
 	return nil
 }

@@ -59,6 +59,9 @@ func (w *Watch) Last(ctx context.Context) (uint64, error) {
 	return w.engine.config.Ledger.LastRevocation(ctx, w.tenant.Name)
 }
 
+// Skew is what root tokens are granted when they are compared with a cut-off.
+func (w *Watch) Skew() time.Duration { return w.engine.config.Ledger.Skew() }
+
 // Seen is the receipt of one connection: it has applied everything up to a number.
 func (w *Watch) Seen(id string, applied uint64) {
 	w.engine.receipts.put(w.tenant.Name, guard.Receipt{ID: id, Verifier: w.verifier, Applied: applied, SeenAt: w.engine.config.Now()})

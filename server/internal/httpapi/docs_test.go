@@ -44,11 +44,13 @@ func documentedParameters(t *testing.T, heading string) map[string]bool {
 	return names
 }
 
-func TestIntrospectionParametersAreDocumented(t *testing.T) {
-	rows := documentedParameters(t, "## Introspection")
-	for name := range introspectParameters {
-		if !rows[name] {
-			t.Errorf("docs/http-api.md has no row for %s", name)
+func TestInquiryParametersAreDocumented(t *testing.T) {
+	for heading, parameters := range map[string]map[string]arity{"## Introspection": introspectParameters, "## Revocation": revokeParameters} {
+		rows := documentedParameters(t, heading)
+		for name := range parameters {
+			if !rows[name] {
+				t.Errorf("docs/http-api.md has no row for %s under %s", name, heading)
+			}
 		}
 	}
 }

@@ -199,18 +199,20 @@ func TestMetadata(t *testing.T) {
 	w, got := answerTo(t, h, httptest.NewRequest(http.MethodGet, "/.well-known/oauth-authorization-server/t/acme", nil))
 	want := map[string]any{
 		"issuer": acmeIssuer, "token_endpoint": acmeIssuer + "/oauth2/token", "jwks_uri": acmeIssuer + "/oauth2/jwks",
-		"introspection_endpoint": acmeIssuer + "/oauth2/introspect",
-		"grant_types_supported":  []any{delegation.GrantTypeTokenExchange}, "response_types_supported": []any{},
+		"introspection_endpoint": acmeIssuer + "/oauth2/introspect", "revocation_endpoint": acmeIssuer + "/oauth2/revoke",
+		"grant_types_supported": []any{delegation.GrantTypeTokenExchange}, "response_types_supported": []any{},
 		"authorization_details_types_supported":                    []any{"document"},
 		"token_endpoint_auth_methods_supported":                    []any{"private_key_jwt"},
 		"token_endpoint_auth_signing_alg_values_supported":         []any{"ES256", "EdDSA"},
 		"introspection_endpoint_auth_methods_supported":            []any{"private_key_jwt", "Bearer"},
 		"introspection_endpoint_auth_signing_alg_values_supported": []any{"ES256", "EdDSA"},
+		"revocation_endpoint_auth_methods_supported":               []any{"private_key_jwt", "Bearer"},
+		"revocation_endpoint_auth_signing_alg_values_supported":    []any{"ES256", "EdDSA"},
 	}
 	if w.Code != http.StatusOK || w.Header().Get("Content-Type") != "application/json" || !reflect.DeepEqual(got, want) {
 		t.Errorf("%d %v\nwant %v", w.Code, got, want)
 	}
-	for _, name := range []string{"token_endpoint", "introspection_endpoint", "jwks_uri"} {
+	for _, name := range []string{"token_endpoint", "introspection_endpoint", "revocation_endpoint", "jwks_uri"} {
 		u, err := url.Parse(got[name].(string))
 		if err != nil || h.endpoints[u.Path] == nil {
 			t.Errorf("%s is advertised and not there", name)

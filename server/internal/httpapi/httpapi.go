@@ -1,5 +1,5 @@
 // Package httpapi is the HTTP front: OAuth 2.0 Token Exchange (RFC 8693), introspection (RFC 7662),
-// server metadata (RFC 8414) and keys, for every tenant under its issuer's path; and, on a handler
+// revocation (RFC 7009), server metadata (RFC 8414) and keys, for every tenant under its issuer's path; and, on a handler
 // of its own, health, readiness and metrics.
 //
 // It owns what HTTP alone decides: methods, media types, the strict reading of forms, status codes
@@ -29,6 +29,7 @@ import (
 type Engine interface {
 	Exchange(context.Context, exchange.Call) ([]exchange.Outcome, error)
 	Introspect(context.Context, exchange.Inquiry) (exchange.Introspection, error)
+	Revoke(context.Context, exchange.RevokeCall) (exchange.Revoked, error)
 }
 
 // Tenant is what this front tells the world about one tenant.
@@ -136,6 +137,7 @@ func (h *handler) addTenant(e Engine, t Tenant) error {
 	for path, ep := range map[string]*endpoint{
 		base + pathToken:      tokenEndpoint(e, tenant),
 		base + pathIntrospect: introspectEndpoint(e, tenant),
+		base + pathRevoke:     revokeEndpoint(e, tenant),
 		base + pathJWKS:       jwksEndpoint(tenant),
 		pathMetadata + base:   metadataEndpoint(document),
 	} {

@@ -30,22 +30,11 @@ func introspectEndpoint(e Engine, t *Tenant) *endpoint {
 		methods: []string{http.MethodPost},
 		gates:   []gate{{"query", refuseQuery}, {"proof", refuseProof}},
 		serve: func(w http.ResponseWriter, r *http.Request) error {
-			bearer, err := bearerCredential(r)
+			who, p, err := readInquiry(w, r, introspectParameters)
 			if err != nil {
 				return err
 			}
-			p, err := readParameters(w, r, introspectParameters, false)
-			if err != nil {
-				return err
-			}
-			if err := p.refuseUnsupported(introspectParameters); err != nil {
-				return err
-			}
-			inquiry := exchange.Inquiry{Tenant: t.Name, Credentials: credentials(p), Token: p.text("token"), Peer: r.RemoteAddr}
-			if bearer != "" && inquiry.Credentials != (exchange.Credentials{}) {
-				return delegation.Refuse(delegation.ParameterConflict, "client_assertion", "authenticate once: in the form or in the Authorization header")
-			}
-			inquiry.Credentials.Bearer = bearer
+			inquiry := exchange.Inquiry{Tenant: t.Name, Credentials: who, Token: p.text("token"), Peer: r.RemoteAddr}
 			found, err := e.Introspect(r.Context(), inquiry)
 			if err != nil {
 				return err
@@ -58,6 +47,28 @@ func introspectEndpoint(e Engine, t *Tenant) *endpoint {
 			return nil
 		},
 	}
+}
+
+// readInquiry reads the form of a question about a token, and who asks: by an assertion in the form or
+// by a credential in the Authorization header.
+func readInquiry(w http.ResponseWriter, r *http.Request, known map[string]arity) (exchange.Credentials, parameters, error) {
+	bearer, err := bearerCredential(r)
+	if err != nil {
+		return exchange.Credentials{}, nil, err
+	}
+	p, err := readParameters(w, r, known, false)
+	if err == nil {
+		err = p.refuseUnsupported(known)
+	}
+	if err != nil {
+		return exchange.Credentials{}, nil, err
+	}
+	who := credentials(p)
+	if bearer != "" && who != (exchange.Credentials{}) {
+		return exchange.Credentials{}, nil, delegation.Refuse(delegation.ParameterConflict, "client_assertion", "authenticate once: in the form or in the Authorization header")
+	}
+	who.Bearer = bearer
+	return who, p, nil
 }
 
 // bearerCredential returns the one credential of the Authorization header (RFC 6750 §2.1), or "" if

@@ -24,6 +24,7 @@ type metadata struct {
 	TokenEndpoint string `json:"token_endpoint"`
 	JWKS          string `json:"jwks_uri"`
 	Introspection string `json:"introspection_endpoint"`
+	Revocation    string `json:"revocation_endpoint"`
 
 	GrantTypes []string `json:"grant_types_supported"`
 	// ResponseTypes is REQUIRED by §2 while §3.2 asks to leave empty lists out. There is no
@@ -35,6 +36,8 @@ type metadata struct {
 	TokenAlgorithms      []string `json:"token_endpoint_auth_signing_alg_values_supported,omitempty"`
 	IntrospectAuth       []string `json:"introspection_endpoint_auth_methods_supported"`
 	IntrospectAlgorithms []string `json:"introspection_endpoint_auth_signing_alg_values_supported,omitempty"`
+	RevokeAuth           []string `json:"revocation_endpoint_auth_methods_supported"`
+	RevokeAlgorithms     []string `json:"revocation_endpoint_auth_signing_alg_values_supported,omitempty"`
 }
 
 // metadataDocument is made once: nothing in it changes while the server runs.
@@ -42,22 +45,25 @@ func metadataDocument(t *Tenant) ([]byte, error) {
 	base := strings.TrimSuffix(t.Issuer, "/")
 	// Where no client has a key, an actor token or a workload JWT is the only way to authenticate.
 	// The method must be named even so: left out, it would mean client_secret_basic (§2).
-	tokenAuth, introspectAuth := []string{"none"}, []string{"Bearer"}
+	tokenAuth, inquiryAuth := []string{"none"}, []string{"Bearer"}
 	if len(t.AssertionAlgorithms) > 0 {
-		tokenAuth, introspectAuth = []string{"private_key_jwt"}, []string{"private_key_jwt", "Bearer"}
+		tokenAuth, inquiryAuth = []string{"private_key_jwt"}, []string{"private_key_jwt", "Bearer"}
 	}
 	return json.Marshal(metadata{
 		Issuer:               t.Issuer,
 		TokenEndpoint:        base + pathToken,
 		JWKS:                 base + pathJWKS,
 		Introspection:        base + pathIntrospect,
+		Revocation:           base + pathRevoke,
 		GrantTypes:           []string{delegation.GrantTypeTokenExchange},
 		ResponseTypes:        []string{},
 		DetailTypes:          t.DetailTypes,
 		TokenAuth:            tokenAuth,
 		TokenAlgorithms:      t.AssertionAlgorithms,
-		IntrospectAuth:       introspectAuth,
+		IntrospectAuth:       inquiryAuth,
 		IntrospectAlgorithms: t.AssertionAlgorithms,
+		RevokeAuth:           inquiryAuth,
+		RevokeAlgorithms:     t.AssertionAlgorithms,
 	})
 }
 

@@ -20,6 +20,8 @@ type script struct {
 	inquiries  []exchange.Inquiry
 	exchange   func(context.Context, exchange.Call) ([]exchange.Outcome, error)
 	introspect func(context.Context, exchange.Inquiry) (exchange.Introspection, error)
+	revoked    []exchange.RevokeCall
+	revoke     func(context.Context, exchange.RevokeCall) (exchange.Revoked, error)
 }
 
 func (s *script) Exchange(ctx context.Context, c exchange.Call) ([]exchange.Outcome, error) {
@@ -30,6 +32,11 @@ func (s *script) Exchange(ctx context.Context, c exchange.Call) ([]exchange.Outc
 func (s *script) Introspect(ctx context.Context, q exchange.Inquiry) (exchange.Introspection, error) {
 	s.inquiries = append(s.inquiries, q)
 	return s.introspect(ctx, q)
+}
+
+func (s *script) Revoke(ctx context.Context, c exchange.RevokeCall) (exchange.Revoked, error) {
+	s.revoked = append(s.revoked, c)
+	return s.revoke(ctx, c)
 }
 
 // The secrets of a request: none of them may turn up in a log, a span or an error.
@@ -74,6 +81,9 @@ func granting(t testing.TB) *script {
 		},
 		introspect: func(context.Context, exchange.Inquiry) (exchange.Introspection, error) {
 			return exchange.Introspection{Claims: &claims}, nil
+		},
+		revoke: func(context.Context, exchange.RevokeCall) (exchange.Revoked, error) {
+			return exchange.Revoked{Revocation: &delegation.Revocation{Seq: 58}, Tokens: 1, Chains: 1}, nil
 		},
 	}
 }

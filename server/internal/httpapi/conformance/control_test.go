@@ -2,12 +2,14 @@ package conformance
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"reflect"
 	"strings"
 	"testing"
 
 	"deputy.example/deputy/server/internal/exchange"
+	"deputy.example/deputy/server/internal/guard"
 	"deputy.example/deputy/server/internal/httpapi"
 	"deputy.example/deputy/server/internal/ledger"
 )
@@ -110,6 +112,18 @@ func (r *recorder) Introspect(context.Context, exchange.Inquiry) (exchange.Intro
 }
 
 func (r *recorder) Chain(context.Context, exchange.Inquiry) ([]*ledger.Entry, error) { return nil, nil }
+
+func (r *recorder) Revoke(context.Context, exchange.RevokeCall) (exchange.Revoked, error) {
+	return exchange.Revoked{}, nil
+}
+
+func (r *recorder) Receipts(context.Context, exchange.Inquiry, uint64) ([]guard.Receipt, error) {
+	return nil, nil
+}
+
+func (r *recorder) Watch(context.Context, exchange.Inquiry) (*exchange.Watch, error) {
+	return nil, errors.New("not asked for here")
+}
 
 // The same request is the same call, whichever door it comes through.
 func TestDoorsMakeTheSameCall(t *testing.T) {
