@@ -82,6 +82,7 @@ func Dial(url string) (redis.UniversalClient, error) {
 		// The parser's own words may repeat the URL, and that holds a password.
 		return nil, errors.New("the Redis URL must be redis://[user:password@]host:port/db, with rediss for TLS, or unix://")
 	}
+	redis.SetLogger(silent{})
 	o.ContextTimeoutEnabled = true
 	o.DialTimeout, o.DialerRetries = defaultTimeout, 1
 	o.ReadTimeout, o.WriteTimeout = time.Second, time.Second // for calls without a deadline
@@ -91,6 +92,13 @@ func Dial(url string) (redis.UniversalClient, error) {
 	o.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
 	return redis.NewClient(o), nil
 }
+
+// silent takes what go-redis would write to standard error by itself, past every logger of ours. All
+// of it comes back as an error too, and those are logged.
+type silent struct{}
+
+// Printf implements go-redis's logger.
+func (silent) Printf(context.Context, string, ...any) {}
 
 // Limit is a token bucket: Rate per second on average, Burst at once. Both must be at least 1.
 type Limit struct{ Rate, Burst int }
