@@ -71,8 +71,10 @@ type Engine struct {
 	receipts receipts
 	compared sync.Map // tenant's name → nil, or error where Redis knows revocations that the ledger does not
 
-	// What tests replace: a signer that fails, and the protections that they switch off.
+	// What tests replace: a signer that fails, a count that takes long, and the protections that they
+	// switch off.
 	sign func(*token.Keyset, []byte) (string, error)
+	hits func(ctx context.Context, tenant string, t delegation.Target, limit int) ([]*ledger.Entry, int, int, error)
 	off  protections
 }
 
@@ -109,6 +111,7 @@ func New(config Config) (*Engine, error) {
 		metrics:  newMetrics(config.Registerer),
 		strange:  xrate.Sometimes{First: 20, Interval: time.Second},
 		sign:     (*token.Keyset).Sign,
+		hits:     config.Ledger.Hits,
 	}
 	for i := range config.Tenants {
 		t := &config.Tenants[i]

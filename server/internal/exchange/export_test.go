@@ -1,6 +1,12 @@
 package exchange
 
-import "deputy.example/deputy/server/internal/token"
+import (
+	"context"
+
+	"deputy.example/deputy/client/delegation"
+	"deputy.example/deputy/server/internal/ledger"
+	"deputy.example/deputy/server/internal/token"
+)
 
 // Protection names what a negative control switches off.
 type Protection func(*protections)
@@ -25,4 +31,9 @@ func (e *Engine) SignWith(sign func(*token.Keyset, []byte) (string, error)) {
 	if e.sign = sign; sign == nil {
 		e.sign = (*token.Keyset).Sign
 	}
+}
+
+// CountWith replaces the count of what a revocation kills.
+func (e *Engine) CountWith(hits func(ctx context.Context, tenant string, t delegation.Target, limit int) ([]*ledger.Entry, int, int, error)) {
+	e.hits = hits
 }

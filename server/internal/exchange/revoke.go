@@ -28,7 +28,7 @@ type RevokeCall struct {
 // Revoked is what a revocation did, or with RevokeCall.DryRun would do.
 type Revoked struct {
 	Revocation *delegation.Revocation // nil in a dry run, and where there was nothing to revoke
-	Tokens     int                    // live tokens that it kills
+	Tokens     int                    // live tokens that it kills; 0 also where they could not be counted in time
 	Chains     int                    // that they belong to
 	Grants     []*ledger.Entry        // of the live tokens, oldest first, at most maxAffected; dry run only
 }
@@ -36,6 +36,8 @@ type Revoked struct {
 const (
 	maxAffected = 1000
 	maxReason   = 1000
+
+	countPatience = 400 * time.Millisecond
 )
 
 // system is what Deputy's own access control is about.
@@ -63,10 +65,7 @@ func (e *Engine) Revoke(ctx context.Context, call RevokeCall) (Revoked, error) {
 		return Revoked{}, e.recordRefusal(ctx, tenant, draft, err)
 	}
 	draft.Revocation = &delegation.Revocation{Target: target, Until: e.until(tenant, target)}
-	_, tokens, chains, err := e.config.Ledger.Hits(ctx, tenant.Name, target, 0)
-	if err != nil {
-		return Revoked{}, err
-	}
+	tokens, chains := e.countHits(ctx, tenant, target)
 	result := e.config.Ledger.AppendAll(ctx, tenant.Name, []*ledger.Draft{draft}, nil)[0]
 	if result.Err != nil {
 		return Revoked{}, delegation.AsError(result.Err)
@@ -77,6 +76,19 @@ func (e *Engine) Revoke(ctx context.Context, call RevokeCall) (Revoked, error) {
 	}
 	e.announce(ctx, tenant, *recorded.Revocation)
 	return Revoked{Revocation: recorded.Revocation, Tokens: tokens, Chains: chains}, nil
+}
+
+// countHits takes time in proportion to all that is alive, and so it must not keep anybody from
+// revoking: what could not be counted soon is not counted.
+func (e *Engine) countHits(ctx context.Context, tenant *Tenant, target delegation.Target) (tokens, chains int) {
+	ctx, cancel := context.WithTimeout(ctx, countPatience)
+	defer cancel()
+	_, tokens, chains, err := e.hits(ctx, tenant.Name, target, 0)
+	if err != nil {
+		e.config.Logger.WarnContext(ctx, "a revocation goes on uncounted", "tenant", tenant.Name, "cause", err)
+		return 0, 0
+	}
+	return tokens, chains
 }
 
 // decideRevocation settles the target and whether the caller may aim at it.
@@ -193,7 +205,7 @@ func (e *Engine) until(tenant *Tenant, t delegation.Target) time.Time {
 
 // affected answers a dry run.
 func (e *Engine) affected(ctx context.Context, tenant *Tenant, t delegation.Target) (Revoked, error) {
-	grants, tokens, chains, err := e.config.Ledger.Hits(ctx, tenant.Name, t, maxAffected)
+	grants, tokens, chains, err := e.hits(ctx, tenant.Name, t, maxAffected)
 	if err != nil {
 		return Revoked{}, delegation.AsError(err)
 	}

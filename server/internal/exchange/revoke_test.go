@@ -297,3 +297,27 @@ func TestFollow(t *testing.T) {
 		}
 	}
 }
+
+// A tenant with more live grants than can be counted in time can still be revoked from; a dry run,
+// which is nothing but the count, cannot be answered.
+func TestRevokeWithoutCount(t *testing.T) {
+	w, _, chain := hospital(t)
+	w.Engine.CountWith(func(ctx context.Context, _ string, _ delegation.Target, _ int) ([]*ledger.Entry, int, int, error) {
+		<-ctx.Done()
+		return nil, 5, 5, delegation.Unavailable("ledger", ctx.Err())
+	})
+	got, refusal := take(w, t, planner, delegation.Target{Kind: delegation.BanToken, ID: chain[1].Claims.ID})
+	if refusal != nil || got.Revocation == nil || got.Tokens != 0 || got.Chains != 0 {
+		t.Fatalf("%+v %v", got, refusal)
+	}
+	if active(t, w, chain[1]) || active(t, w, chain[2]) || !active(t, w, chain[0]) {
+		t.Error("the revocation does not hold")
+	}
+	_, err := w.Engine.Revoke(t.Context(), exchange.RevokeCall{
+		Tenant: "default", Credentials: w.Tenant().Credentials(t, planner), DryRun: true,
+		Target: delegation.Target{Kind: delegation.BanToken, ID: chain[0].Claims.ID},
+	})
+	if e := delegation.AsError(err); e == nil || e.Reason != delegation.DependencyDown {
+		t.Errorf("the dry run: %v", err)
+	}
+}
