@@ -1,11 +1,15 @@
 package rpc
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
+	"math"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -34,6 +38,8 @@ type ledgerFeed struct {
 	skip     uint64 // the log leaves this number out, against its word
 }
 
+const panics = math.MaxUint64 // left out: the log itself
+
 func newLedgerFeed() *ledgerFeed {
 	return &ledgerFeed{changed: make(chan struct{}), seen: make(map[string]uint64), until: time.Now().Add(time.Hour)}
 }
@@ -61,6 +67,9 @@ func (f *ledgerFeed) Events(after uint64) ([]delegation.Revocation, bool, <-chan
 	}
 	if after < f.forgotten || after > uint64(len(f.log)) {
 		return nil, false, f.changed
+	}
+	if f.skip == panics && len(f.log) > 0 {
+		panic("secret")
 	}
 	events := slices.Clone(f.log[after:])
 	return slices.DeleteFunc(events, func(r delegation.Revocation) bool { return r.Seq == f.skip }), true, f.changed
@@ -462,6 +471,33 @@ func TestEndings(t *testing.T) {
 	}}
 	watch(t, revocations(t, stranger)).hears("end: client_unauthenticated")
 	watch(t, revocations(t, Config{Engine: granting()})).hears("end: internal") // the engine itself, which has no script
+}
+
+// A stream that panics ends as an internal error that says nothing, and every stream of ours is one
+// line in the log.
+func TestStreamsAreLogged(t *testing.T) {
+	var log bytes.Buffer
+	f := newLedgerFeed()
+	config := serving(f)
+	config.Logger = slog.New(slog.NewJSONHandler(&log, nil))
+	server, conn := dial(t, config)
+	client := deputyv1.NewRevocationServiceClient(conn)
+	v := watch(t, client)
+	v.hello("v1", 0)
+	v.hears("snapshot 0 up to 0")
+	f.mu.Lock()
+	f.skip = panics
+	f.mu.Unlock()
+	f.revoke(1)
+	v.hears("end: internal")
+	v = watch(t, client)
+	v.hello("a\nsecret", 0)
+	v.hears("end: parameter_invalid")
+	server.Drain(t.Context()) // what was logged is complete
+	text := log.String()
+	if strings.Count(text, `"grpc call"`) != 2 || !strings.Contains(text, `"reason":"internal"`) || !strings.Contains(text, `"stack"`) || strings.Contains(text, "secret") {
+		t.Error(text)
+	}
 }
 
 // The watchers of an instance are counted, and whoever leaves makes room.
