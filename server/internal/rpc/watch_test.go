@@ -244,12 +244,12 @@ func TestResume(t *testing.T) {
 func TestGap(t *testing.T) {
 	for _, off := range []bool{false, true} {
 		f := newLedgerFeed()
+		f.skip = 2
 		server, conn := dial(t, serving(f))
 		server.watchers.off.order = off
 		v := watch(t, deputyv1.NewRevocationServiceClient(conn))
 		v.hello("v1", 0)
 		v.hears("snapshot 0 up to 0")
-		f.skip = 2
 		f.revoke(3)
 		want := "snapshot 3 up to 3"
 		if off {
@@ -363,7 +363,9 @@ func TestEchoComesAfterWhatItCounts(t *testing.T) {
 	v := watch(t, revocations(t, serving(f)))
 	v.hello("v1", 0)
 	v.hears("snapshot 0 up to 0")
+	f.mu.Lock()
 	f.last = func(context.Context) error { f.revoke(2); return nil } // the read brings the memory up to date
+	f.mu.Unlock()
 	v.mark(1, 0)
 	v.hears("event 1 after 0", "event 2 after 1", "echo 1: 2")
 }
