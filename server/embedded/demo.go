@@ -21,7 +21,7 @@ func (e *Embedded) Demo(ctx context.Context, w io.Writer) error {
 	d := &demo{Embedded: e, narrator: narrator{w: w, now: time.Now}, transport: &http.Transport{}}
 	defer d.transport.CloseIdleConnections()
 	for _, scene := range []func(context.Context) error{
-		d.signIn, d.stepIn, d.handDown, d.verify, d.escalate, d.record, d.next,
+		d.signIn, d.stepIn, d.handDown, d.verify, d.escalate, d.takeBack, d.record, d.next,
 	} {
 		if err := scene(ctx); err != nil {
 			return fmt.Errorf("demo: %w", err)
@@ -91,24 +91,29 @@ func (d *demo) stepIn(ctx context.Context) error {
 func (d *demo) handDown(ctx context.Context) error {
 	d.scene("agent:planner hands part of it to agent:researcher", "The researcher may read the calendar for half an hour, and may not hand that on. It names itself with a workload token of\n"+
 		"audience "+delegation.ActorAudience(d.Issuer())+", with which the planner could not pretend to be it.")
-	name, err := d.fetchToken(ctx, "workloads", url.Values{"agent": {researcher.ID()}, "audience": {"actor"}})
-	if err != nil {
-		return err
-	}
-	noFurther := 0
 	return d.as(planner, func(c *client.Client) error {
-		d.researcherToken, err = c.Exchange(ctx, client.ExchangeRequest{
-			SubjectToken: d.plannerToken.AccessToken,
-			Child: client.Child{
-				ActorToken: client.NewSecret(name),
-				Scopes:     delegation.Scopes{"calendar.read"}, Audience: []string{calendarAudience},
-				Lifetime: 30 * time.Minute, MaxDepth: &noFurther,
-			},
-		})
-		if err != nil {
+		var err error
+		if d.researcherToken, err = d.toResearcher(ctx, c); err != nil {
 			return err
 		}
 		return d.granted("researcher", d.researcherToken)
+	})
+}
+
+// toResearcher hands the calendar from planner to researcher, once more with every call.
+func (d *demo) toResearcher(ctx context.Context, c *client.Client) (*client.Token, error) {
+	name, err := d.fetchToken(ctx, "workloads", url.Values{"agent": {researcher.ID()}, "audience": {"actor"}})
+	if err != nil {
+		return nil, err
+	}
+	noFurther := 0
+	return c.Exchange(ctx, client.ExchangeRequest{
+		SubjectToken: d.plannerToken.AccessToken,
+		Child: client.Child{
+			ActorToken: client.NewSecret(name),
+			Scopes:     delegation.Scopes{"calendar.read"}, Audience: []string{calendarAudience},
+			Lifetime: 30 * time.Minute, MaxDepth: &noFurther,
+		},
 	})
 }
 
@@ -121,17 +126,13 @@ func (d *demo) granted(name string, token *client.Token) error {
 }
 
 func (d *demo) verify(ctx context.Context) error {
-	d.scene("The calendar server receives the researcher's token", "It checks the token by itself, with the keys that Deputy publishes, and can ask Deputy whether it is still in force.")
-	verifier, err := client.NewVerifier(client.VerifierConfig{Issuer: d.Issuer(), Audience: calendarAudience, HTTPTransport: d.transport, IgnoreRevocations: true})
-	if err != nil {
-		return err
-	}
-	accepted, err := verifier.Verify(ctx, d.researcherToken.AccessToken.Reveal())
-	if err != nil {
-		return err
-	}
-	d.good("verified offline: %s acts for %s, may %s", accepted.Actor(), accepted.Subject(), accepted.Claims().Scope)
-	return d.as(calendarServer, func(c *client.Client) error {
+	d.scene("The calendar server receives the researcher's token", "It checks the token by itself, with the keys that Deputy publishes and the revocations that it follows,\nand can ask Deputy whether it is still in force.")
+	return d.asCalendar(ctx, func(c *client.Client, verifier *client.Verifier) error {
+		accepted, err := verifier.Verify(ctx, d.researcherToken.AccessToken.Reveal())
+		if err != nil {
+			return err
+		}
+		d.good("verified offline: %s acts for %s, may %s", accepted.Actor(), accepted.Subject(), accepted.Claims().Scope)
 		answer, err := c.Introspect(ctx, d.researcherToken.AccessToken)
 		if err != nil {
 			return err
@@ -141,6 +142,53 @@ func (d *demo) verify(ctx context.Context) error {
 		}
 		d.good("introspection: active until %s, hop %d of its chain", answer.Expiry.Format(time.TimeOnly), len(answer.Hops))
 		return nil
+	})
+}
+
+// asCalendar runs the calendar server's side: a client, and a verifier that knows what is revoked.
+func (d *demo) asCalendar(ctx context.Context, serve func(*client.Client, *client.Verifier) error) error {
+	return d.as(calendarServer, func(c *client.Client) error {
+		verifier, err := client.NewVerifier(client.VerifierConfig{Issuer: d.Issuer(), Audience: calendarAudience, Client: c, HTTPTransport: d.transport})
+		if err != nil {
+			return err
+		}
+		if err = verifier.Ready(ctx); err == nil {
+			err = serve(c, verifier)
+		}
+		return errors.Join(err, verifier.Close())
+	})
+}
+
+// takeBack hands out a second token and revokes it while the calendar server watches.
+func (d *demo) takeBack(ctx context.Context) error {
+	d.scene("agent:planner hands out a second token and takes it back", "The calendar server hears of it and refuses, without being asked and without asking. The first token lives on.")
+	return d.asCalendar(ctx, func(_ *client.Client, verifier *client.Verifier) error {
+		return d.as(planner, func(c *client.Client) error {
+			second, err := d.toResearcher(ctx, c)
+			if err != nil {
+				return err
+			}
+			if _, err := verifier.Verify(ctx, second.AccessToken.Reveal()); err != nil {
+				return err
+			}
+			d.good("accepted: entry %d", second.Entry)
+			if _, err := c.Revoke(ctx, client.RevokeRequest{Target: client.RevokeGrant(second.JTI), Reason: "the demo's second thought"}); err != nil {
+				return err
+			}
+			revoked := time.Now()
+			for {
+				_, err = verifier.Verify(ctx, second.AccessToken.Reveal())
+				if err != nil {
+					break
+				}
+				if time.Since(revoked) > 10*time.Second {
+					return errors.New("the calendar server still accepts a revoked token")
+				}
+			}
+			d.bad("refused within %d ms of the acknowledgement: %v", time.Since(revoked).Milliseconds()+1, err)
+			_, err = verifier.Verify(ctx, d.researcherToken.AccessToken.Reveal())
+			return err
+		})
 	})
 }
 

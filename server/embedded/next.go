@@ -72,6 +72,9 @@ func (d *demo) steps() []step {
 		{about: "withdraw the planner's consent to the researcher: the same exchange is refused; allow it again", command: relate("deletes")},
 		{command: handDown, refused: true},
 		{command: relate("writes")},
+		{about: "take back what the researcher has of alice's: first see what would die, then do it",
+			command: fmt.Sprintf("%s revoke - --dry-run < %s", deputy, file("researcher.jwt"))},
+		{command: fmt.Sprintf("%s revoke - --reason drill < %s", deputy, file("researcher.jwt"))},
 		{about: "any OAuth client can do it: RFC 8693 over HTTP, authenticated by a workload token", command: fmt.Sprintf(
 			`curl -sf %s/oauth2/token -d scope=calendar.read -d audience=%s \
     -d grant_type=%s \
