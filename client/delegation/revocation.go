@@ -3,6 +3,7 @@ package delegation
 import (
 	"encoding/binary"
 	"hash/maphash"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -201,16 +202,29 @@ func (s *RevocationSet) Len() int {
 	return len(s.by)
 }
 
-// Expire forgets what can hit nothing any more at the given time.
+// Expire forgets what can hit nothing any more at the given time. It never holds up Hit for long:
+// what to forget is found beside the readers, and forgotten a little at a time.
 func (s *RevocationSet) Expire(now time.Time) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	var over []targetHash
+	s.mu.RLock()
 	for h, m := range s.by {
-		if m.until != 0 && now.Unix() >= m.until {
-			delete(s.by, h)
+		if m.over(now) {
+			over = append(over, h)
 		}
 	}
+	s.mu.RUnlock()
+	for chunk := range slices.Chunk(over, 1024) {
+		s.mu.Lock()
+		for _, h := range chunk {
+			if m, there := s.by[h]; there && m.over(now) { // it may have got a longer life meanwhile
+				delete(s.by, h)
+			}
+		}
+		s.mu.Unlock()
+	}
 }
+
+func (m mark) over(now time.Time) bool { return m.until != 0 && now.Unix() >= m.until }
 
 // Hit returns the target and number of a revocation that kills the lineage, if there is one. Every
 // name in the lineage is asked for: no shorter path exists, and a lineage without a root digest is
