@@ -1,0 +1,140 @@
+package rpc
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"deputy.example/deputy/client/delegation"
+	"deputy.example/deputy/server/internal/exchange"
+	"deputy.example/deputy/server/internal/guard"
+	"deputy.example/deputy/server/internal/ledger"
+)
+
+// script is an engine that remembers what it was asked and answers what it was told.
+type script struct {
+	mu         sync.Mutex
+	calls      []exchange.Call
+	inquiries  []exchange.Inquiry
+	exchange   func(context.Context, exchange.Call) ([]exchange.Outcome, error)
+	introspect func(context.Context, exchange.Inquiry) (exchange.Introspection, error)
+	chain      func(context.Context, exchange.Inquiry) ([]*ledger.Entry, error)
+	revocation []exchange.RevokeCall
+	revoke     func(context.Context, exchange.RevokeCall) (exchange.Revoked, error)
+	receipts   func(context.Context, exchange.Inquiry, uint64) ([]guard.Receipt, error)
+}
+
+func (s *script) Exchange(ctx context.Context, c exchange.Call) ([]exchange.Outcome, error) {
+	s.mu.Lock()
+	s.calls = append(s.calls, c)
+	s.mu.Unlock()
+	return s.exchange(ctx, c)
+}
+
+func (s *script) Introspect(ctx context.Context, q exchange.Inquiry) (exchange.Introspection, error) {
+	s.mu.Lock()
+	s.inquiries = append(s.inquiries, q)
+	s.mu.Unlock()
+	return s.introspect(ctx, q)
+}
+
+func (s *script) Chain(ctx context.Context, q exchange.Inquiry) ([]*ledger.Entry, error) {
+	s.mu.Lock()
+	s.inquiries = append(s.inquiries, q)
+	s.mu.Unlock()
+	return s.chain(ctx, q)
+}
+
+func (s *script) Revoke(ctx context.Context, c exchange.RevokeCall) (exchange.Revoked, error) {
+	s.mu.Lock()
+	s.revocation = append(s.revocation, c)
+	s.mu.Unlock()
+	return s.revoke(ctx, c)
+}
+
+func (s *script) Receipts(ctx context.Context, q exchange.Inquiry, entry uint64) ([]guard.Receipt, error) {
+	s.mu.Lock()
+	s.inquiries = append(s.inquiries, q)
+	s.mu.Unlock()
+	return s.receipts(ctx, q, entry)
+}
+
+// Watch is never asked for here: what a stream does is tested with a feed that follows a script.
+func (s *script) Watch(context.Context, exchange.Inquiry) (*exchange.Watch, error) {
+	return nil, errors.New("no script for this")
+}
+
+func (s *script) asked() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.calls) + len(s.inquiries) + len(s.revocation)
+}
+
+func sampleClaims() delegation.Claims {
+	details, err := delegation.ParseDetails([]byte(`[{"actions":["read"],"type":"document"}]`))
+	if err != nil {
+		panic(err)
+	}
+	return delegation.Claims{
+		Issuer: "https://deputy.example", Subject: "user:alice", ClientID: "agent:researcher",
+		Audience: []string{"https://calendar.example"}, Scope: delegation.Scopes{"calendar.read"}, Details: details,
+		IssuedAt: 1795305600, NotBefore: 1795305601, ExpiresAt: 1795305900, ID: "01JID", Txn: "01JTXN",
+		Act: delegation.Chain{"agent:planner", "agent:researcher"},
+		Delegation: delegation.Delegation{
+			Root: "9f2c", Hops: []delegation.Hop{{ID: "01JP", Seq: 41}, {ID: "01JID", Seq: 57, Actor: 1, Key: "thumb"}}, DepthLeft: 2,
+		},
+		Confirmation: &delegation.Confirmation{JKT: "thumb"},
+	}
+}
+
+// granting is an engine that grants whatever it is asked.
+func granting() *script {
+	claims := sampleClaims()
+	return &script{
+		exchange: func(_ context.Context, c exchange.Call) ([]exchange.Outcome, error) {
+			outcomes := make([]exchange.Outcome, len(c.Children))
+			for i := range outcomes {
+				grant := &exchange.Grant{IssuedTokenType: delegation.TokenTypeAccessToken, ExpiresIn: 5 * time.Minute, Claims: claims, Entry: 57}
+				if !c.ValidateOnly {
+					grant.AccessToken = "signed-secret"
+				}
+				outcomes[i].Grant = grant
+			}
+			return outcomes, nil
+		},
+		introspect: func(context.Context, exchange.Inquiry) (exchange.Introspection, error) {
+			return exchange.Introspection{Claims: &claims}, nil
+		},
+		chain: func(context.Context, exchange.Inquiry) ([]*ledger.Entry, error) {
+			at := time.Unix(1795305600, 0)
+			return []*ledger.Entry{
+				{ID: "01JP", Seq: 41, Txn: "01JTXN", Root: "9f2c", Subject: "user:alice", Actor: "agent:planner", Caller: "agent:planner", Time: at, Expiry: at.Add(time.Hour), ActorProof: "caller"},
+				{
+					ID: "01JID", Seq: 57, Txn: "01JTXN", Root: "9f2c", Subject: "user:alice", Actor: "agent:researcher", Caller: "agent:planner", Time: at, Expiry: at.Add(time.Hour),
+					Scopes: delegation.Scopes{"calendar.read"}, Audiences: []string{"https://calendar.example"}, ActorProof: "actor_jwt", ModelID: "model", TraceID: "trace", HolderKey: "thumb",
+				},
+			}, nil
+		},
+		revoke: func(_ context.Context, c exchange.RevokeCall) (exchange.Revoked, error) {
+			at := time.Unix(1795305600, 0)
+			done := exchange.Revoked{Tokens: 3, Chains: 2}
+			if c.DryRun {
+				done.Grants = []*ledger.Entry{{
+					ID: "01JID", Parent: "01JP", Seq: 57, Txn: "01JTXN", Subject: "user:alice", Actor: "agent:researcher",
+					Scopes: delegation.Scopes{"calendar.read"}, Audiences: []string{"https://calendar.example"}, Expiry: at.Add(time.Hour),
+				}}
+				return done, nil
+			}
+			target := c.Target
+			if target == (delegation.Target{}) {
+				target = delegation.Target{Kind: delegation.BanToken, ID: "01JID"}
+			}
+			done.Revocation = &delegation.Revocation{Seq: 58, Prev: 12, Target: target, At: at, Until: at.Add(time.Hour)}
+			return done, nil
+		},
+		receipts: func(context.Context, exchange.Inquiry, uint64) ([]guard.Receipt, error) {
+			return []guard.Receipt{{ID: "v1", Verifier: "service:tool", Applied: 58, SeenAt: time.Unix(1795305601, 0)}}, nil
+		},
+	}
+}
