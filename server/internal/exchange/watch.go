@@ -70,7 +70,7 @@ func (w *Watch) Seen(id string, applied uint64) {
 // receipts are what verifiers told this instance since it last shared them through Redis.
 type receipts struct {
 	mu  sync.Mutex
-	new map[string]map[string]guard.Receipt // by tenant and connection
+	new map[string]map[string]guard.Receipt // by tenant, verifier and connection
 }
 
 func (r *receipts) put(tenant string, receipt guard.Receipt) {
@@ -82,7 +82,7 @@ func (r *receipts) put(tenant string, receipt guard.Receipt) {
 	if r.new[tenant] == nil {
 		r.new[tenant] = make(map[string]guard.Receipt)
 	}
-	r.new[tenant][receipt.ID] = receipt
+	r.new[tenant][string(receipt.Verifier)+" "+receipt.ID] = receipt
 }
 
 func (r *receipts) take(tenant string) []guard.Receipt {

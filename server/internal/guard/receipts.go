@@ -14,7 +14,7 @@ import (
 
 // Receipt is what a verifier last said: that it had applied all revocations up to a number.
 type Receipt struct {
-	ID       string // of the connection
+	ID       string // of the connection, as its verifier chose it; without spaces
 	Verifier delegation.Principal
 	Applied  uint64
 	SeenAt   time.Time
@@ -30,7 +30,8 @@ func receiptsKey(tenant string, span int64) string {
 
 func spanOf(t time.Time) int64 { return t.UnixMilli() / receiptsFor.Milliseconds() }
 
-// Saw shares receipts with the other instances, each in the place of an earlier one with its ID.
+// Saw shares receipts with the other instances, each in the place of an earlier one of its verifier
+// with its ID. No verifier can speak for another, whatever ID it chooses.
 func (g *Guard) Saw(ctx context.Context, tenant string, receipts []Receipt) (err error) {
 	defer g.observe("saw", time.Now(), &err)
 	for some := range slices.Chunk(receipts, chunk) {
@@ -47,7 +48,7 @@ func (g *Guard) saw(ctx context.Context, tenant string, receipts []Receipt) erro
 	spans := make(map[int64][]any)
 	for _, r := range receipts {
 		span := spanOf(r.SeenAt)
-		spans[span] = append(spans[span], r.ID, fmt.Sprintf("%d:%d:%s", r.Applied, r.SeenAt.UnixMilli(), r.Verifier))
+		spans[span] = append(spans[span], string(r.Verifier)+" "+r.ID, fmt.Sprintf("%d:%d", r.Applied, r.SeenAt.UnixMilli()))
 	}
 	pipe := g.client.Pipeline()
 	for span, pairs := range spans {
@@ -75,30 +76,28 @@ func (g *Guard) Receipts(ctx context.Context, tenant string) (list []Receipt, er
 		if err != nil {
 			return nil, delegation.Unavailable(dependency, err)
 		}
-		for id, value := range found {
-			r, valid := parseReceipt(id, value)
+		for whose, value := range found {
+			r, valid := parseReceipt(whose, value)
 			if !valid {
-				return nil, delegation.Unavailable(dependency, fmt.Errorf("the receipt of %q is damaged", id))
+				return nil, delegation.Unavailable(dependency, fmt.Errorf("the receipt of %q is damaged", whose))
 			}
-			if old, there := newest[id]; (!there || old.SeenAt.Before(r.SeenAt)) && now.Sub(r.SeenAt) <= receiptsFor {
-				newest[id] = r
+			if old, there := newest[whose]; (!there || old.SeenAt.Before(r.SeenAt)) && now.Sub(r.SeenAt) <= receiptsFor {
+				newest[whose] = r
 			}
 		}
 	}
 	for _, r := range newest {
 		list = append(list, r)
 	}
-	slices.SortFunc(list, func(a, b Receipt) int { return cmp.Compare(a.ID, b.ID) })
+	slices.SortFunc(list, func(a, b Receipt) int { return cmp.Or(cmp.Compare(a.ID, b.ID), cmp.Compare(a.Verifier, b.Verifier)) })
 	return list, nil
 }
 
-func parseReceipt(id, value string) (Receipt, bool) {
-	parts := strings.SplitN(value, ":", 3)
-	if len(parts) != 3 {
-		return Receipt{}, false
-	}
-	applied, errApplied := strconv.ParseUint(parts[0], 10, 64)
-	seen, errSeen := strconv.ParseInt(parts[1], 10, 64)
-	r := Receipt{ID: id, Verifier: delegation.Principal(parts[2]), Applied: applied, SeenAt: time.UnixMilli(seen)}
-	return r, errApplied == nil && errSeen == nil
+func parseReceipt(whose, value string) (Receipt, bool) {
+	verifier, id, both := strings.Cut(whose, " ")
+	first, second, two := strings.Cut(value, ":")
+	applied, errApplied := strconv.ParseUint(first, 10, 64)
+	seen, errSeen := strconv.ParseInt(second, 10, 64)
+	r := Receipt{ID: id, Verifier: delegation.Principal(verifier), Applied: applied, SeenAt: time.UnixMilli(seen)}
+	return r, both && two && errApplied == nil && errSeen == nil
 }

@@ -117,7 +117,7 @@ func (s *server) stop(sig syscall.Signal) {
 	if s.cmd == nil {
 		return
 	}
-	if s.paused {
+	if s.paused && sig != syscall.SIGKILL { // which needs no thaw, and must let nobody answer any more
 		s.signal(syscall.SIGCONT)
 	}
 	s.end(sig)

@@ -479,14 +479,16 @@ func receipts(ctx context.Context, a, b *guard.Guard, client redis.UniversalClie
 	now := time.Now().Truncate(time.Millisecond)
 	old := guard.Receipt{ID: "1", Verifier: "service:calendar", Applied: 3, SeenAt: now.Add(-9 * time.Minute)}
 	fresh := guard.Receipt{ID: "1", Verifier: "service:calendar", Applied: 5, SeenAt: now}
-	other := guard.Receipt{ID: "2 with:colons", Verifier: "agent:tool%3A", Applied: 0, SeenAt: now.Add(time.Second)}
+	other := guard.Receipt{ID: "2:with:colons", Verifier: "agent:tool%3A", Applied: 0, SeenAt: now.Add(time.Second)}
+	// Another verifier may choose the same ID: it does not speak for the first.
+	namesake := guard.Receipt{ID: "1", Verifier: "service:mail", Applied: 99, SeenAt: now}
 	gone := guard.Receipt{ID: "3", Verifier: "service:gone", Applied: 9, SeenAt: now.Add(-11 * time.Minute)}
-	if err := errors.Join(a.Saw(ctx, tenant, []guard.Receipt{old, gone}), b.Saw(ctx, tenant, []guard.Receipt{other, fresh}), a.Saw(ctx, tenant, nil)); err != nil {
+	if err := errors.Join(a.Saw(ctx, tenant, []guard.Receipt{old, gone}), b.Saw(ctx, tenant, []guard.Receipt{other, namesake, fresh}), a.Saw(ctx, tenant, nil)); err != nil {
 		return err
 	}
 	for _, g := range []*guard.Guard{a, b} {
 		list, err := g.Receipts(ctx, tenant)
-		if err != nil || !slices.Equal(list, []guard.Receipt{fresh, other}) {
+		if err != nil || !slices.Equal(list, []guard.Receipt{fresh, namesake, other}) {
 			return fmt.Errorf("receipts are %+v, %w", list, err)
 		}
 	}
