@@ -303,14 +303,14 @@ func TestRedisFaults(t *testing.T) {
 				t.Cleanup(func() { _ = client.Close() })
 				host, port, _ := strings.Cut(v.redis.Addr, ":")
 				must(t, v.admin.ConfigSet(t.Context(), "repl-diskless-sync-delay", "0").Err())
-				must(t, client.SlaveOf(t.Context(), host, port).Err())
+				must(t, client.ReplicaOf(t.Context(), host, port).Err())
 				if _, synced := await(20*time.Second, func() bool {
 					n, err := client.Exists(t.Context(), revokedList).Result()
 					return err == nil && n == 1
 				}); !synced {
 					t.Fatal("the replica has nothing")
 				}
-				must(t, client.SlaveOf(t.Context(), "NO", "ONE").Err())
+				must(t, client.ReplicaOf(t.Context(), "NO", "ONE").Err())
 				v.redis, v.admin = replica, client
 			},
 			fault: func(_ *testing.T, v *ward) { v.relay.cut() },
