@@ -129,12 +129,17 @@ func isPostgres(dsn string) bool {
 	return strings.HasPrefix(dsn, "postgres://") || strings.HasPrefix(dsn, "postgresql://")
 }
 
-// Close refuses further drafts, waits until those that are queued are decided, and disconnects.
+// Close refuses further drafts, waits until those that are queued are decided, and disconnects. Closing
+// again does nothing.
 func (l *Ledger) Close() error {
 	l.mu.Lock()
+	again := l.closed
 	l.closed = true
 	l.mu.Unlock()
 	l.turns.Wait()
+	if again {
+		return nil
+	}
 	return l.store.close()
 }
 

@@ -107,3 +107,19 @@ func TestSuite(t *testing.T) {
 		t.Run(name, func(t *testing.T) { ledgertest.Suite(t, database) })
 	}
 }
+
+func TestClosingAgainDoesNothing(t *testing.T) {
+	for name, database := range databases {
+		t.Run(name, func(t *testing.T) {
+			l := opened(t, database(t), ledger.Config{}) // whose cleanup closes it a third time
+			for range 2 {
+				if err := l.Close(); err != nil {
+					t.Error(err)
+				}
+			}
+			if _, err := l.Append(t.Context(), tenant, everything()); err == nil {
+				t.Error("a closed ledger takes drafts")
+			}
+		})
+	}
+}
