@@ -327,7 +327,7 @@ type ExchangeResponse struct {
 	// Empty when validate_only was set.
 	AccessToken     string `protobuf:"bytes,1,opt,name=access_token,json=accessToken,proto3" json:"access_token,omitempty"`
 	IssuedTokenType string `protobuf:"bytes,2,opt,name=issued_token_type,json=issuedTokenType,proto3" json:"issued_token_type,omitempty"`
-	// How to present it (RFC 6749 §7.1): Bearer.
+	// How to present it (RFC 6749 §7.1): Bearer, or DPoP for a token that is bound to a key (RFC 9449 §5).
 	TokenType string `protobuf:"bytes,3,opt,name=token_type,json=tokenType,proto3" json:"token_type,omitempty"`
 	// Whole seconds.
 	ExpiresIn            int64  `protobuf:"varint,4,opt,name=expires_in,json=expiresIn,proto3" json:"expires_in,omitempty"`
