@@ -81,9 +81,8 @@ func (t *Tenant) open(p *problems, path string, o Options) exchange.Tenant {
 			MaxDepth: t.Limits.MaxDepth, MaxBatch: t.Limits.MaxBatch,
 			ActorMayRecur: t.Limits.ActorMayRecur, ScopeTargets: t.Limits.ScopeTargets,
 		},
-		CallerRate:    guard.Limit{Rate: t.Limits.CallerRate, Burst: t.Limits.CallerBurst},
-		AcceptJSONSTS: t.AcceptJSONSTS,
-		Keys:          t.openKeys(p, path, o),
+		CallerRate: guard.Limit{Rate: t.Limits.CallerRate, Burst: t.Limits.CallerBurst},
+		Keys:       t.openKeys(p, path, o),
 	}
 	tenant.Trust = t.openTrust(p, path, tenant.Keys, o)
 	tenant.Policy = t.Policy.open(p, path+".policy", t.Name, o)

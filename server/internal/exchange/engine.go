@@ -35,8 +35,6 @@ type Tenant struct {
 	Limits Limits
 	// CallerRate bounds what one caller may ask for, in children; every child of a batch counts.
 	CallerRate guard.Limit
-	// AcceptJSONSTS lets the HTTP token endpoint take a flat JSON object in place of a form.
-	AcceptJSONSTS bool
 
 	frame int // length of a signed token beside its encoded claims
 }

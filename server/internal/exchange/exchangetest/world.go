@@ -44,7 +44,6 @@ type Config struct {
 	Tenants        []string // default: default
 	Limits         exchange.Limits
 	CallerRate     guard.Limit
-	AcceptJSONSTS  bool
 	Deadline       time.Duration
 	Agents         []delegation.Principal // beyond planner, researcher and writer
 	Mapping        policy.Mapping
@@ -176,7 +175,7 @@ func (w *World) open(t testing.TB) {
 		checkers = append(checkers, checker)
 		config.Tenants = append(config.Tenants, exchange.Tenant{
 			Name: name, Issuer: tenant.Issuer, Trust: tenant.Trust, Keys: tenant.Keys, Policy: checker,
-			Limits: w.config.Limits, CallerRate: w.config.CallerRate, AcceptJSONSTS: w.config.AcceptJSONSTS,
+			Limits: w.config.Limits, CallerRate: w.config.CallerRate,
 		})
 	}
 	if w.Engine, err = exchange.New(config); err != nil {
