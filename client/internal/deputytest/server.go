@@ -54,7 +54,7 @@ type Server struct {
 	keys      []string
 	seen      map[string]bool
 	stored    map[string]*deputyv1.ExchangeResponse
-	grants    map[string]*deputyv1.ChainEntry
+	grants    map[string]*deputyv1.Entry
 	lineages  map[string]delegation.Claims
 	lastEntry uint64
 }
@@ -97,7 +97,7 @@ func newServer() *Server {
 	s := &Server{
 		key: key, grpc: grpc.NewServer(), lastEntry: 40,
 		seen: make(map[string]bool), stored: make(map[string]*deputyv1.ExchangeResponse),
-		grants: make(map[string]*deputyv1.ChainEntry), lineages: make(map[string]delegation.Claims),
+		grants: make(map[string]*deputyv1.Entry), lineages: make(map[string]delegation.Claims),
 		feed: newFeed(),
 	}
 	deputyv1.RegisterTokenExchangeServiceServer(s.grpc, s)
@@ -326,7 +326,7 @@ func (s *Server) derive(parent string, child *deputyv1.Child, validateOnly bool)
 	if !validateOnly {
 		response.AccessToken = s.Token(c)
 		s.lineages[c.ID] = c
-		s.grants[c.ID] = &deputyv1.ChainEntry{
+		s.grants[c.ID] = &deputyv1.Entry{
 			Jti: c.ID, Entry: s.lastEntry, Time: timestamppb.New(now), Actor: string(c.ClientID), Caller: string(c.Act[0]),
 			Scope: c.Scope, Audience: c.Audience, ExpiresAt: timestamppb.New(time.Unix(c.ExpiresAt, 0)), ActorProof: "registered_key", Key: key,
 		}

@@ -22,6 +22,575 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// EntryKind says what an entry records.
+type EntryKind int32
+
+const (
+	EntryKind_ENTRY_KIND_UNSPECIFIED EntryKind = 0
+	// A token may be signed.
+	EntryKind_ENTRY_KIND_GRANT EntryKind = 1
+	// An authenticated caller was refused.
+	EntryKind_ENTRY_KIND_REFUSAL EntryKind = 2
+	// A question (validate_only) that issued nothing.
+	EntryKind_ENTRY_KIND_CHECK EntryKind = 3
+	// Takes back a grant whose token was never handed out.
+	EntryKind_ENTRY_KIND_VOID EntryKind = 4
+	// Bans or cuts off a target.
+	EntryKind_ENTRY_KIND_REVOCATION EntryKind = 5
+)
+
+// Enum value maps for EntryKind.
+var (
+	EntryKind_name = map[int32]string{
+		0: "ENTRY_KIND_UNSPECIFIED",
+		1: "ENTRY_KIND_GRANT",
+		2: "ENTRY_KIND_REFUSAL",
+		3: "ENTRY_KIND_CHECK",
+		4: "ENTRY_KIND_VOID",
+		5: "ENTRY_KIND_REVOCATION",
+	}
+	EntryKind_value = map[string]int32{
+		"ENTRY_KIND_UNSPECIFIED": 0,
+		"ENTRY_KIND_GRANT":       1,
+		"ENTRY_KIND_REFUSAL":     2,
+		"ENTRY_KIND_CHECK":       3,
+		"ENTRY_KIND_VOID":        4,
+		"ENTRY_KIND_REVOCATION":  5,
+	}
+)
+
+func (x EntryKind) Enum() *EntryKind {
+	p := new(EntryKind)
+	*p = x
+	return p
+}
+
+func (x EntryKind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (EntryKind) Descriptor() protoreflect.EnumDescriptor {
+	return file_deputy_v1_audit_proto_enumTypes[0].Descriptor()
+}
+
+func (EntryKind) Type() protoreflect.EnumType {
+	return &file_deputy_v1_audit_proto_enumTypes[0]
+}
+
+func (x EntryKind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use EntryKind.Descriptor instead.
+func (EntryKind) EnumDescriptor() ([]byte, []int) {
+	return file_deputy_v1_audit_proto_rawDescGZIP(), []int{0}
+}
+
+// EntryOutcome is how the request that an entry records ended.
+type EntryOutcome int32
+
+const (
+	EntryOutcome_ENTRY_OUTCOME_UNSPECIFIED EntryOutcome = 0
+	EntryOutcome_ENTRY_OUTCOME_GRANTED     EntryOutcome = 1
+	EntryOutcome_ENTRY_OUTCOME_REFUSED     EntryOutcome = 2
+	// Voids and revocations, which are neither.
+	EntryOutcome_ENTRY_OUTCOME_DONE EntryOutcome = 3
+)
+
+// Enum value maps for EntryOutcome.
+var (
+	EntryOutcome_name = map[int32]string{
+		0: "ENTRY_OUTCOME_UNSPECIFIED",
+		1: "ENTRY_OUTCOME_GRANTED",
+		2: "ENTRY_OUTCOME_REFUSED",
+		3: "ENTRY_OUTCOME_DONE",
+	}
+	EntryOutcome_value = map[string]int32{
+		"ENTRY_OUTCOME_UNSPECIFIED": 0,
+		"ENTRY_OUTCOME_GRANTED":     1,
+		"ENTRY_OUTCOME_REFUSED":     2,
+		"ENTRY_OUTCOME_DONE":        3,
+	}
+)
+
+func (x EntryOutcome) Enum() *EntryOutcome {
+	p := new(EntryOutcome)
+	*p = x
+	return p
+}
+
+func (x EntryOutcome) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (EntryOutcome) Descriptor() protoreflect.EnumDescriptor {
+	return file_deputy_v1_audit_proto_enumTypes[1].Descriptor()
+}
+
+func (EntryOutcome) Type() protoreflect.EnumType {
+	return &file_deputy_v1_audit_proto_enumTypes[1]
+}
+
+func (x EntryOutcome) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use EntryOutcome.Descriptor instead.
+func (EntryOutcome) EnumDescriptor() ([]byte, []int) {
+	return file_deputy_v1_audit_proto_rawDescGZIP(), []int{1}
+}
+
+// GrantState is what has become of a grant by the time of the answer.
+type GrantState int32
+
+const (
+	GrantState_GRANT_STATE_UNSPECIFIED GrantState = 0 // not a grant
+	GrantState_GRANT_STATE_LIVE        GrantState = 1
+	GrantState_GRANT_STATE_EXPIRED     GrantState = 2
+	// Something in its chain was revoked while it lived.
+	GrantState_GRANT_STATE_REVOKED GrantState = 3
+	GrantState_GRANT_STATE_VOIDED  GrantState = 4
+)
+
+// Enum value maps for GrantState.
+var (
+	GrantState_name = map[int32]string{
+		0: "GRANT_STATE_UNSPECIFIED",
+		1: "GRANT_STATE_LIVE",
+		2: "GRANT_STATE_EXPIRED",
+		3: "GRANT_STATE_REVOKED",
+		4: "GRANT_STATE_VOIDED",
+	}
+	GrantState_value = map[string]int32{
+		"GRANT_STATE_UNSPECIFIED": 0,
+		"GRANT_STATE_LIVE":        1,
+		"GRANT_STATE_EXPIRED":     2,
+		"GRANT_STATE_REVOKED":     3,
+		"GRANT_STATE_VOIDED":      4,
+	}
+)
+
+func (x GrantState) Enum() *GrantState {
+	p := new(GrantState)
+	*p = x
+	return p
+}
+
+func (x GrantState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (GrantState) Descriptor() protoreflect.EnumDescriptor {
+	return file_deputy_v1_audit_proto_enumTypes[2].Descriptor()
+}
+
+func (GrantState) Type() protoreflect.EnumType {
+	return &file_deputy_v1_audit_proto_enumTypes[2]
+}
+
+func (x GrantState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use GrantState.Descriptor instead.
+func (GrantState) EnumDescriptor() ([]byte, []int) {
+	return file_deputy_v1_audit_proto_rawDescGZIP(), []int{2}
+}
+
+// Entry is one entry as the ledger recorded it. Fields that were erased are empty and stand in
+// erased.
+type Entry struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The ledger's sequence number.
+	Entry uint64                 `protobuf:"varint,1,opt,name=entry,proto3" json:"entry,omitempty"`
+	Kind  EntryKind              `protobuf:"varint,2,opt,name=kind,proto3,enum=deputy.v1.EntryKind" json:"kind,omitempty"`
+	Time  *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=time,proto3" json:"time,omitempty"`
+	// Of the grant.
+	Jti string `protobuf:"bytes,4,opt,name=jti,proto3" json:"jti,omitempty"`
+	// The jti of the parent grant; empty where the parent is a root token.
+	Parent string `protobuf:"bytes,5,opt,name=parent,proto3" json:"parent,omitempty"`
+	Txn    string `protobuf:"bytes,6,opt,name=txn,proto3" json:"txn,omitempty"`
+	// Digest that identifies the root token.
+	Root string `protobuf:"bytes,7,opt,name=root,proto3" json:"root,omitempty"`
+	// RFC 7638 thumbprint of the key that the grant is bound to, or empty.
+	Key     string       `protobuf:"bytes,8,opt,name=key,proto3" json:"key,omitempty"`
+	Outcome EntryOutcome `protobuf:"varint,9,opt,name=outcome,proto3,enum=deputy.v1.EntryOutcome" json:"outcome,omitempty"`
+	// Registered reason of a refusal.
+	Reason    string                 `protobuf:"bytes,10,opt,name=reason,proto3" json:"reason,omitempty"`
+	Scope     []string               `protobuf:"bytes,11,rep,name=scope,proto3" json:"scope,omitempty"`
+	Audience  []string               `protobuf:"bytes,12,rep,name=audience,proto3" json:"audience,omitempty"`
+	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	// OpenFGA model that decided.
+	ModelId string `protobuf:"bytes,14,opt,name=model_id,json=modelId,proto3" json:"model_id,omitempty"`
+	TraceId string `protobuf:"bytes,15,opt,name=trace_id,json=traceId,proto3" json:"trace_id,omitempty"`
+	// Number of the grant that a void takes back, or 0.
+	Voids uint64 `protobuf:"varint,16,opt,name=voids,proto3" json:"voids,omitempty"`
+	// Of a revocation.
+	Revocation *Revocation `protobuf:"bytes,17,opt,name=revocation,proto3" json:"revocation,omitempty"`
+	Subject    string      `protobuf:"bytes,18,opt,name=subject,proto3" json:"subject,omitempty"`
+	// The actor that was asked for.
+	Actor  string `protobuf:"bytes,19,opt,name=actor,proto3" json:"actor,omitempty"`
+	Caller string `protobuf:"bytes,20,opt,name=caller,proto3" json:"caller,omitempty"`
+	// All actors, oldest first, the actor last.
+	Actors []string `protobuf:"bytes,21,rep,name=actors,proto3" json:"actors,omitempty"`
+	// Network address of the caller.
+	Peer string `protobuf:"bytes,22,opt,name=peer,proto3" json:"peer,omitempty"`
+	// For people: what was missing, or why something was revoked.
+	Detail string `protobuf:"bytes,23,opt,name=detail,proto3" json:"detail,omitempty"`
+	// authorization_details (RFC 9396) as a JSON array, or empty.
+	AuthorizationDetails string `protobuf:"bytes,24,opt,name=authorization_details,json=authorizationDetails,proto3" json:"authorization_details,omitempty"`
+	// How the actor was proven: its own token, a registered key, or the caller itself.
+	ActorProof string `protobuf:"bytes,25,opt,name=actor_proof,json=actorProof,proto3" json:"actor_proof,omitempty"`
+	// Names of the personal fields that were erased.
+	Erased []string   `protobuf:"bytes,26,rep,name=erased,proto3" json:"erased,omitempty"`
+	State  GrantState `protobuf:"varint,27,opt,name=state,proto3,enum=deputy.v1.GrantState" json:"state,omitempty"`
+	// The entry's leaf hash in the log (RFC 6962 section 2.1).
+	LeafHash []byte `protobuf:"bytes,28,opt,name=leaf_hash,json=leafHash,proto3" json:"leaf_hash,omitempty"`
+	// The entry as one line of an export (docs/ledger.md), where it was asked for.
+	Record        string `protobuf:"bytes,29,opt,name=record,proto3" json:"record,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Entry) Reset() {
+	*x = Entry{}
+	mi := &file_deputy_v1_audit_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Entry) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Entry) ProtoMessage() {}
+
+func (x *Entry) ProtoReflect() protoreflect.Message {
+	mi := &file_deputy_v1_audit_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Entry.ProtoReflect.Descriptor instead.
+func (*Entry) Descriptor() ([]byte, []int) {
+	return file_deputy_v1_audit_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *Entry) GetEntry() uint64 {
+	if x != nil {
+		return x.Entry
+	}
+	return 0
+}
+
+func (x *Entry) GetKind() EntryKind {
+	if x != nil {
+		return x.Kind
+	}
+	return EntryKind_ENTRY_KIND_UNSPECIFIED
+}
+
+func (x *Entry) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *Entry) GetJti() string {
+	if x != nil {
+		return x.Jti
+	}
+	return ""
+}
+
+func (x *Entry) GetParent() string {
+	if x != nil {
+		return x.Parent
+	}
+	return ""
+}
+
+func (x *Entry) GetTxn() string {
+	if x != nil {
+		return x.Txn
+	}
+	return ""
+}
+
+func (x *Entry) GetRoot() string {
+	if x != nil {
+		return x.Root
+	}
+	return ""
+}
+
+func (x *Entry) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *Entry) GetOutcome() EntryOutcome {
+	if x != nil {
+		return x.Outcome
+	}
+	return EntryOutcome_ENTRY_OUTCOME_UNSPECIFIED
+}
+
+func (x *Entry) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Entry) GetScope() []string {
+	if x != nil {
+		return x.Scope
+	}
+	return nil
+}
+
+func (x *Entry) GetAudience() []string {
+	if x != nil {
+		return x.Audience
+	}
+	return nil
+}
+
+func (x *Entry) GetExpiresAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpiresAt
+	}
+	return nil
+}
+
+func (x *Entry) GetModelId() string {
+	if x != nil {
+		return x.ModelId
+	}
+	return ""
+}
+
+func (x *Entry) GetTraceId() string {
+	if x != nil {
+		return x.TraceId
+	}
+	return ""
+}
+
+func (x *Entry) GetVoids() uint64 {
+	if x != nil {
+		return x.Voids
+	}
+	return 0
+}
+
+func (x *Entry) GetRevocation() *Revocation {
+	if x != nil {
+		return x.Revocation
+	}
+	return nil
+}
+
+func (x *Entry) GetSubject() string {
+	if x != nil {
+		return x.Subject
+	}
+	return ""
+}
+
+func (x *Entry) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+func (x *Entry) GetCaller() string {
+	if x != nil {
+		return x.Caller
+	}
+	return ""
+}
+
+func (x *Entry) GetActors() []string {
+	if x != nil {
+		return x.Actors
+	}
+	return nil
+}
+
+func (x *Entry) GetPeer() string {
+	if x != nil {
+		return x.Peer
+	}
+	return ""
+}
+
+func (x *Entry) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
+func (x *Entry) GetAuthorizationDetails() string {
+	if x != nil {
+		return x.AuthorizationDetails
+	}
+	return ""
+}
+
+func (x *Entry) GetActorProof() string {
+	if x != nil {
+		return x.ActorProof
+	}
+	return ""
+}
+
+func (x *Entry) GetErased() []string {
+	if x != nil {
+		return x.Erased
+	}
+	return nil
+}
+
+func (x *Entry) GetState() GrantState {
+	if x != nil {
+		return x.State
+	}
+	return GrantState_GRANT_STATE_UNSPECIFIED
+}
+
+func (x *Entry) GetLeafHash() []byte {
+	if x != nil {
+		return x.LeafHash
+	}
+	return nil
+}
+
+func (x *Entry) GetRecord() string {
+	if x != nil {
+		return x.Record
+	}
+	return ""
+}
+
+// Request for one entry. Exactly one of entry and jti is set.
+type GetEntryRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Entry         uint64                 `protobuf:"varint,1,opt,name=entry,proto3" json:"entry,omitempty"`
+	Jti           string                 `protobuf:"bytes,2,opt,name=jti,proto3" json:"jti,omitempty"`
+	Client        *ClientAuthentication  `protobuf:"bytes,3,opt,name=client,proto3" json:"client,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetEntryRequest) Reset() {
+	*x = GetEntryRequest{}
+	mi := &file_deputy_v1_audit_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetEntryRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetEntryRequest) ProtoMessage() {}
+
+func (x *GetEntryRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_deputy_v1_audit_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetEntryRequest.ProtoReflect.Descriptor instead.
+func (*GetEntryRequest) Descriptor() ([]byte, []int) {
+	return file_deputy_v1_audit_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *GetEntryRequest) GetEntry() uint64 {
+	if x != nil {
+		return x.Entry
+	}
+	return 0
+}
+
+func (x *GetEntryRequest) GetJti() string {
+	if x != nil {
+		return x.Jti
+	}
+	return ""
+}
+
+func (x *GetEntryRequest) GetClient() *ClientAuthentication {
+	if x != nil {
+		return x.Client
+	}
+	return nil
+}
+
+// The entry, with its record.
+type GetEntryResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Entry         *Entry                 `protobuf:"bytes,1,opt,name=entry,proto3" json:"entry,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetEntryResponse) Reset() {
+	*x = GetEntryResponse{}
+	mi := &file_deputy_v1_audit_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetEntryResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetEntryResponse) ProtoMessage() {}
+
+func (x *GetEntryResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_deputy_v1_audit_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetEntryResponse.ProtoReflect.Descriptor instead.
+func (*GetEntryResponse) Descriptor() ([]byte, []int) {
+	return file_deputy_v1_audit_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *GetEntryResponse) GetEntry() *Entry {
+	if x != nil {
+		return x.Entry
+	}
+	return nil
+}
+
 // Request for the chain that leads to one grant.
 type GetChainRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -34,7 +603,7 @@ type GetChainRequest struct {
 
 func (x *GetChainRequest) Reset() {
 	*x = GetChainRequest{}
-	mi := &file_deputy_v1_audit_proto_msgTypes[0]
+	mi := &file_deputy_v1_audit_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -46,7 +615,7 @@ func (x *GetChainRequest) String() string {
 func (*GetChainRequest) ProtoMessage() {}
 
 func (x *GetChainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_deputy_v1_audit_proto_msgTypes[0]
+	mi := &file_deputy_v1_audit_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -59,7 +628,7 @@ func (x *GetChainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetChainRequest.ProtoReflect.Descriptor instead.
 func (*GetChainRequest) Descriptor() ([]byte, []int) {
-	return file_deputy_v1_audit_proto_rawDescGZIP(), []int{0}
+	return file_deputy_v1_audit_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *GetChainRequest) GetJti() string {
@@ -80,17 +649,17 @@ func (x *GetChainRequest) GetClient() *ClientAuthentication {
 type GetChainResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Digest that identifies the root token.
-	Root          string        `protobuf:"bytes,1,opt,name=root,proto3" json:"root,omitempty"`
-	Txn           string        `protobuf:"bytes,2,opt,name=txn,proto3" json:"txn,omitempty"`
-	Subject       string        `protobuf:"bytes,3,opt,name=subject,proto3" json:"subject,omitempty"`
-	Entries       []*ChainEntry `protobuf:"bytes,4,rep,name=entries,proto3" json:"entries,omitempty"`
+	Root          string   `protobuf:"bytes,1,opt,name=root,proto3" json:"root,omitempty"`
+	Txn           string   `protobuf:"bytes,2,opt,name=txn,proto3" json:"txn,omitempty"`
+	Subject       string   `protobuf:"bytes,3,opt,name=subject,proto3" json:"subject,omitempty"`
+	Entries       []*Entry `protobuf:"bytes,4,rep,name=entries,proto3" json:"entries,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetChainResponse) Reset() {
 	*x = GetChainResponse{}
-	mi := &file_deputy_v1_audit_proto_msgTypes[1]
+	mi := &file_deputy_v1_audit_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -102,7 +671,7 @@ func (x *GetChainResponse) String() string {
 func (*GetChainResponse) ProtoMessage() {}
 
 func (x *GetChainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_deputy_v1_audit_proto_msgTypes[1]
+	mi := &file_deputy_v1_audit_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -115,7 +684,7 @@ func (x *GetChainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetChainResponse.ProtoReflect.Descriptor instead.
 func (*GetChainResponse) Descriptor() ([]byte, []int) {
-	return file_deputy_v1_audit_proto_rawDescGZIP(), []int{1}
+	return file_deputy_v1_audit_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *GetChainResponse) GetRoot() string {
@@ -139,51 +708,42 @@ func (x *GetChainResponse) GetSubject() string {
 	return ""
 }
 
-func (x *GetChainResponse) GetEntries() []*ChainEntry {
+func (x *GetChainResponse) GetEntries() []*Entry {
 	if x != nil {
 		return x.Entries
 	}
 	return nil
 }
 
-// ChainEntry is one grant of a chain as the ledger recorded it.
-type ChainEntry struct {
+// Request for what was derived from a grant.
+type ListDescendantsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	Jti   string                 `protobuf:"bytes,1,opt,name=jti,proto3" json:"jti,omitempty"`
-	// The ledger's sequence number.
-	Entry     uint64                 `protobuf:"varint,2,opt,name=entry,proto3" json:"entry,omitempty"`
-	Time      *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=time,proto3" json:"time,omitempty"`
-	Actor     string                 `protobuf:"bytes,4,opt,name=actor,proto3" json:"actor,omitempty"`
-	Caller    string                 `protobuf:"bytes,5,opt,name=caller,proto3" json:"caller,omitempty"`
-	Scope     []string               `protobuf:"bytes,6,rep,name=scope,proto3" json:"scope,omitempty"`
-	Audience  []string               `protobuf:"bytes,7,rep,name=audience,proto3" json:"audience,omitempty"`
-	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
-	// How the actor was proven: its own token, a registered key, or the caller itself.
-	ActorProof string `protobuf:"bytes,9,opt,name=actor_proof,json=actorProof,proto3" json:"actor_proof,omitempty"`
-	// OpenFGA model that decided.
-	ModelId string `protobuf:"bytes,10,opt,name=model_id,json=modelId,proto3" json:"model_id,omitempty"`
-	TraceId string `protobuf:"bytes,11,opt,name=trace_id,json=traceId,proto3" json:"trace_id,omitempty"`
-	// RFC 7638 thumbprint of the key that the grant is bound to, or empty.
-	Key           string `protobuf:"bytes,12,opt,name=key,proto3" json:"key,omitempty"`
+	// The grant's jti.
+	Jti string `protobuf:"bytes,1,opt,name=jti,proto3" json:"jti,omitempty"`
+	// Default 100, at most 1,000.
+	PageSize uint32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// next_page_token of the page before, or empty.
+	PageToken     string                `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	Client        *ClientAuthentication `protobuf:"bytes,4,opt,name=client,proto3" json:"client,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *ChainEntry) Reset() {
-	*x = ChainEntry{}
-	mi := &file_deputy_v1_audit_proto_msgTypes[2]
+func (x *ListDescendantsRequest) Reset() {
+	*x = ListDescendantsRequest{}
+	mi := &file_deputy_v1_audit_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *ChainEntry) String() string {
+func (x *ListDescendantsRequest) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*ChainEntry) ProtoMessage() {}
+func (*ListDescendantsRequest) ProtoMessage() {}
 
-func (x *ChainEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_deputy_v1_audit_proto_msgTypes[2]
+func (x *ListDescendantsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_deputy_v1_audit_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -194,127 +754,1170 @@ func (x *ChainEntry) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use ChainEntry.ProtoReflect.Descriptor instead.
-func (*ChainEntry) Descriptor() ([]byte, []int) {
-	return file_deputy_v1_audit_proto_rawDescGZIP(), []int{2}
+// Deprecated: Use ListDescendantsRequest.ProtoReflect.Descriptor instead.
+func (*ListDescendantsRequest) Descriptor() ([]byte, []int) {
+	return file_deputy_v1_audit_proto_rawDescGZIP(), []int{5}
 }
 
-func (x *ChainEntry) GetJti() string {
+func (x *ListDescendantsRequest) GetJti() string {
 	if x != nil {
 		return x.Jti
 	}
 	return ""
 }
 
-func (x *ChainEntry) GetEntry() uint64 {
+func (x *ListDescendantsRequest) GetPageSize() uint32 {
 	if x != nil {
-		return x.Entry
+		return x.PageSize
 	}
 	return 0
 }
 
-func (x *ChainEntry) GetTime() *timestamppb.Timestamp {
+func (x *ListDescendantsRequest) GetPageToken() string {
 	if x != nil {
-		return x.Time
+		return x.PageToken
+	}
+	return ""
+}
+
+func (x *ListDescendantsRequest) GetClient() *ClientAuthentication {
+	if x != nil {
+		return x.Client
 	}
 	return nil
 }
 
-func (x *ChainEntry) GetActor() string {
+// One page of descendants.
+type ListDescendantsResponse struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Descendants []*Descendant          `protobuf:"bytes,1,rep,name=descendants,proto3" json:"descendants,omitempty"`
+	// Empty on the last page.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListDescendantsResponse) Reset() {
+	*x = ListDescendantsResponse{}
+	mi := &file_deputy_v1_audit_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListDescendantsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListDescendantsResponse) ProtoMessage() {}
+
+func (x *ListDescendantsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_deputy_v1_audit_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListDescendantsResponse.ProtoReflect.Descriptor instead.
+func (*ListDescendantsResponse) Descriptor() ([]byte, []int) {
+	return file_deputy_v1_audit_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *ListDescendantsResponse) GetDescendants() []*Descendant {
+	if x != nil {
+		return x.Descendants
+	}
+	return nil
+}
+
+func (x *ListDescendantsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+// Descendant is a grant below another one.
+type Descendant struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Entry *Entry                 `protobuf:"bytes,1,opt,name=entry,proto3" json:"entry,omitempty"`
+	// 1 for a child.
+	Depth         uint32 `protobuf:"varint,2,opt,name=depth,proto3" json:"depth,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Descendant) Reset() {
+	*x = Descendant{}
+	mi := &file_deputy_v1_audit_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Descendant) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Descendant) ProtoMessage() {}
+
+func (x *Descendant) ProtoReflect() protoreflect.Message {
+	mi := &file_deputy_v1_audit_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Descendant.ProtoReflect.Descriptor instead.
+func (*Descendant) Descriptor() ([]byte, []int) {
+	return file_deputy_v1_audit_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Descendant) GetEntry() *Entry {
+	if x != nil {
+		return x.Entry
+	}
+	return nil
+}
+
+func (x *Descendant) GetDepth() uint32 {
+	if x != nil {
+		return x.Depth
+	}
+	return 0
+}
+
+// Request to find entries. All filters that are set must match; values match whole and byte by byte.
+type SearchEntriesRequest struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Subject string                 `protobuf:"bytes,1,opt,name=subject,proto3" json:"subject,omitempty"`
+	// Any actor of the chain.
+	Actor    string       `protobuf:"bytes,2,opt,name=actor,proto3" json:"actor,omitempty"`
+	Caller   string       `protobuf:"bytes,3,opt,name=caller,proto3" json:"caller,omitempty"`
+	Audience string       `protobuf:"bytes,4,opt,name=audience,proto3" json:"audience,omitempty"`
+	Scope    string       `protobuf:"bytes,5,opt,name=scope,proto3" json:"scope,omitempty"`
+	Kind     EntryKind    `protobuf:"varint,6,opt,name=kind,proto3,enum=deputy.v1.EntryKind" json:"kind,omitempty"`
+	Outcome  EntryOutcome `protobuf:"varint,7,opt,name=outcome,proto3,enum=deputy.v1.EntryOutcome" json:"outcome,omitempty"`
+	Reason   string       `protobuf:"bytes,8,opt,name=reason,proto3" json:"reason,omitempty"`
+	TraceId  string       `protobuf:"bytes,9,opt,name=trace_id,json=traceId,proto3" json:"trace_id,omitempty"`
+	// Recorded at or after.
+	From *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=from,proto3" json:"from,omitempty"`
+	// Recorded before.
+	Until *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=until,proto3" json:"until,omitempty"`
+	// Default 50, at most 500.
+	PageSize uint32 `protobuf:"varint,12,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// next_page_token of the page before, with the same filters. Entries that were recorded meanwhile do
+	// not move what a page holds.
+	PageToken     string                `protobuf:"bytes,13,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	Client        *ClientAuthentication `protobuf:"bytes,14,opt,name=client,proto3" json:"client,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SearchEntriesRequest) Reset() {
+	*x = SearchEntriesRequest{}
+	mi := &file_deputy_v1_audit_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SearchEntriesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SearchEntriesRequest) ProtoMessage() {}
+
+func (x *SearchEntriesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_deputy_v1_audit_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SearchEntriesRequest.ProtoReflect.Descriptor instead.
+func (*SearchEntriesRequest) Descriptor() ([]byte, []int) {
+	return file_deputy_v1_audit_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *SearchEntriesRequest) GetSubject() string {
+	if x != nil {
+		return x.Subject
+	}
+	return ""
+}
+
+func (x *SearchEntriesRequest) GetActor() string {
 	if x != nil {
 		return x.Actor
 	}
 	return ""
 }
 
-func (x *ChainEntry) GetCaller() string {
+func (x *SearchEntriesRequest) GetCaller() string {
 	if x != nil {
 		return x.Caller
 	}
 	return ""
 }
 
-func (x *ChainEntry) GetScope() []string {
-	if x != nil {
-		return x.Scope
-	}
-	return nil
-}
-
-func (x *ChainEntry) GetAudience() []string {
+func (x *SearchEntriesRequest) GetAudience() string {
 	if x != nil {
 		return x.Audience
 	}
-	return nil
+	return ""
 }
 
-func (x *ChainEntry) GetExpiresAt() *timestamppb.Timestamp {
+func (x *SearchEntriesRequest) GetScope() string {
 	if x != nil {
-		return x.ExpiresAt
-	}
-	return nil
-}
-
-func (x *ChainEntry) GetActorProof() string {
-	if x != nil {
-		return x.ActorProof
+		return x.Scope
 	}
 	return ""
 }
 
-func (x *ChainEntry) GetModelId() string {
+func (x *SearchEntriesRequest) GetKind() EntryKind {
 	if x != nil {
-		return x.ModelId
+		return x.Kind
+	}
+	return EntryKind_ENTRY_KIND_UNSPECIFIED
+}
+
+func (x *SearchEntriesRequest) GetOutcome() EntryOutcome {
+	if x != nil {
+		return x.Outcome
+	}
+	return EntryOutcome_ENTRY_OUTCOME_UNSPECIFIED
+}
+
+func (x *SearchEntriesRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
 	}
 	return ""
 }
 
-func (x *ChainEntry) GetTraceId() string {
+func (x *SearchEntriesRequest) GetTraceId() string {
 	if x != nil {
 		return x.TraceId
 	}
 	return ""
 }
 
-func (x *ChainEntry) GetKey() string {
+func (x *SearchEntriesRequest) GetFrom() *timestamppb.Timestamp {
 	if x != nil {
-		return x.Key
+		return x.From
+	}
+	return nil
+}
+
+func (x *SearchEntriesRequest) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
+func (x *SearchEntriesRequest) GetPageSize() uint32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *SearchEntriesRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
 	}
 	return ""
+}
+
+func (x *SearchEntriesRequest) GetClient() *ClientAuthentication {
+	if x != nil {
+		return x.Client
+	}
+	return nil
+}
+
+// One page of entries, the newest first.
+type SearchEntriesResponse struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Entries []*Entry               `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"`
+	// Empty on the last page. A page may be short, or even empty, and not the last.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SearchEntriesResponse) Reset() {
+	*x = SearchEntriesResponse{}
+	mi := &file_deputy_v1_audit_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SearchEntriesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SearchEntriesResponse) ProtoMessage() {}
+
+func (x *SearchEntriesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_deputy_v1_audit_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SearchEntriesResponse.ProtoReflect.Descriptor instead.
+func (*SearchEntriesResponse) Descriptor() ([]byte, []int) {
+	return file_deputy_v1_audit_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *SearchEntriesResponse) GetEntries() []*Entry {
+	if x != nil {
+		return x.Entries
+	}
+	return nil
+}
+
+func (x *SearchEntriesResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+// Request for what an agent can do now.
+type ReachRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// For instance agent:researcher.
+	Agent string `protobuf:"bytes,1,opt,name=agent,proto3" json:"agent,omitempty"`
+	// How many delegation edges to follow upwards from the agent. Default 3, at most 8.
+	Depth         uint32                `protobuf:"varint,2,opt,name=depth,proto3" json:"depth,omitempty"`
+	Client        *ClientAuthentication `protobuf:"bytes,3,opt,name=client,proto3" json:"client,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReachRequest) Reset() {
+	*x = ReachRequest{}
+	mi := &file_deputy_v1_audit_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReachRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReachRequest) ProtoMessage() {}
+
+func (x *ReachRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_deputy_v1_audit_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReachRequest.ProtoReflect.Descriptor instead.
+func (*ReachRequest) Descriptor() ([]byte, []int) {
+	return file_deputy_v1_audit_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *ReachRequest) GetAgent() string {
+	if x != nil {
+		return x.Agent
+	}
+	return ""
+}
+
+func (x *ReachRequest) GetDepth() uint32 {
+	if x != nil {
+		return x.Depth
+	}
+	return 0
+}
+
+func (x *ReachRequest) GetClient() *ClientAuthentication {
+	if x != nil {
+		return x.Client
+	}
+	return nil
+}
+
+// What the agent can do now.
+type ReachResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Time  *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=time,proto3" json:"time,omitempty"`
+	// The ledger's newest entry that was taken into account.
+	Entry uint64 `protobuf:"varint,2,opt,name=entry,proto3" json:"entry,omitempty"`
+	// The agent is suspended: it can do nothing until it is resumed.
+	Suspended bool `protobuf:"varint,3,opt,name=suspended,proto3" json:"suspended,omitempty"`
+	// Live tokens of which the agent is the current actor, the newest first, at most 1,000.
+	Tokens []*Entry `protobuf:"bytes,4,rep,name=tokens,proto3" json:"tokens,omitempty"`
+	// All of them.
+	LiveTokens uint32 `protobuf:"varint,5,opt,name=live_tokens,json=liveTokens,proto3" json:"live_tokens,omitempty"`
+	// Live tokens below these, held by others.
+	LiveBelow uint32 `protobuf:"varint,6,opt,name=live_below,json=liveBelow,proto3" json:"live_below,omitempty"`
+	// The counts stop at what could be read in time: there may be more.
+	Truncated bool `protobuf:"varint,7,opt,name=truncated,proto3" json:"truncated,omitempty"`
+	// What it could obtain by exchanges that OpenFGA would allow now.
+	Obtainable []*Obtainable `protobuf:"bytes,8,rep,name=obtainable,proto3" json:"obtainable,omitempty"`
+	// Not everything obtainable is listed: there are more paths than are followed.
+	ObtainableTruncated bool `protobuf:"varint,9,opt,name=obtainable_truncated,json=obtainableTruncated,proto3" json:"obtainable_truncated,omitempty"`
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
+}
+
+func (x *ReachResponse) Reset() {
+	*x = ReachResponse{}
+	mi := &file_deputy_v1_audit_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReachResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReachResponse) ProtoMessage() {}
+
+func (x *ReachResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_deputy_v1_audit_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReachResponse.ProtoReflect.Descriptor instead.
+func (*ReachResponse) Descriptor() ([]byte, []int) {
+	return file_deputy_v1_audit_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *ReachResponse) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *ReachResponse) GetEntry() uint64 {
+	if x != nil {
+		return x.Entry
+	}
+	return 0
+}
+
+func (x *ReachResponse) GetSuspended() bool {
+	if x != nil {
+		return x.Suspended
+	}
+	return false
+}
+
+func (x *ReachResponse) GetTokens() []*Entry {
+	if x != nil {
+		return x.Tokens
+	}
+	return nil
+}
+
+func (x *ReachResponse) GetLiveTokens() uint32 {
+	if x != nil {
+		return x.LiveTokens
+	}
+	return 0
+}
+
+func (x *ReachResponse) GetLiveBelow() uint32 {
+	if x != nil {
+		return x.LiveBelow
+	}
+	return 0
+}
+
+func (x *ReachResponse) GetTruncated() bool {
+	if x != nil {
+		return x.Truncated
+	}
+	return false
+}
+
+func (x *ReachResponse) GetObtainable() []*Obtainable {
+	if x != nil {
+		return x.Obtainable
+	}
+	return nil
+}
+
+func (x *ReachResponse) GetObtainableTruncated() bool {
+	if x != nil {
+		return x.ObtainableTruncated
+	}
+	return false
+}
+
+// Obtainable is what an agent could be handed along one path of consent.
+type Obtainable struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// On whose behalf.
+	Subject string `protobuf:"bytes,1,opt,name=subject,proto3" json:"subject,omitempty"`
+	// From the subject to the agent; each may hand authority to the next.
+	Path []string `protobuf:"bytes,2,rep,name=path,proto3" json:"path,omitempty"`
+	// Scopes and audiences that the subject and the agent both have.
+	Scope         []string `protobuf:"bytes,3,rep,name=scope,proto3" json:"scope,omitempty"`
+	Audience      []string `protobuf:"bytes,4,rep,name=audience,proto3" json:"audience,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Obtainable) Reset() {
+	*x = Obtainable{}
+	mi := &file_deputy_v1_audit_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Obtainable) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Obtainable) ProtoMessage() {}
+
+func (x *Obtainable) ProtoReflect() protoreflect.Message {
+	mi := &file_deputy_v1_audit_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Obtainable.ProtoReflect.Descriptor instead.
+func (*Obtainable) Descriptor() ([]byte, []int) {
+	return file_deputy_v1_audit_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Obtainable) GetSubject() string {
+	if x != nil {
+		return x.Subject
+	}
+	return ""
+}
+
+func (x *Obtainable) GetPath() []string {
+	if x != nil {
+		return x.Path
+	}
+	return nil
+}
+
+func (x *Obtainable) GetScope() []string {
+	if x != nil {
+		return x.Scope
+	}
+	return nil
+}
+
+func (x *Obtainable) GetAudience() []string {
+	if x != nil {
+		return x.Audience
+	}
+	return nil
+}
+
+// Request for all entries after a number.
+type StreamEntriesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 0 begins with the first entry.
+	After uint64 `protobuf:"varint,1,opt,name=after,proto3" json:"after,omitempty"`
+	// Go on with what will be recorded. Otherwise the stream ends at what was there when it began.
+	Follow bool `protobuf:"varint,2,opt,name=follow,proto3" json:"follow,omitempty"`
+	// Add to each entry its record.
+	Records       bool                  `protobuf:"varint,3,opt,name=records,proto3" json:"records,omitempty"`
+	Client        *ClientAuthentication `protobuf:"bytes,4,opt,name=client,proto3" json:"client,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StreamEntriesRequest) Reset() {
+	*x = StreamEntriesRequest{}
+	mi := &file_deputy_v1_audit_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StreamEntriesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StreamEntriesRequest) ProtoMessage() {}
+
+func (x *StreamEntriesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_deputy_v1_audit_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StreamEntriesRequest.ProtoReflect.Descriptor instead.
+func (*StreamEntriesRequest) Descriptor() ([]byte, []int) {
+	return file_deputy_v1_audit_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *StreamEntriesRequest) GetAfter() uint64 {
+	if x != nil {
+		return x.After
+	}
+	return 0
+}
+
+func (x *StreamEntriesRequest) GetFollow() bool {
+	if x != nil {
+		return x.Follow
+	}
+	return false
+}
+
+func (x *StreamEntriesRequest) GetRecords() bool {
+	if x != nil {
+		return x.Records
+	}
+	return false
+}
+
+func (x *StreamEntriesRequest) GetClient() *ClientAuthentication {
+	if x != nil {
+		return x.Client
+	}
+	return nil
+}
+
+// Some entries in order; without entries, a sign of life, at least every ten seconds.
+type StreamEntriesResponse struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Entries []*Entry               `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"`
+	// Resume after this number.
+	Last          uint64 `protobuf:"varint,2,opt,name=last,proto3" json:"last,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StreamEntriesResponse) Reset() {
+	*x = StreamEntriesResponse{}
+	mi := &file_deputy_v1_audit_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StreamEntriesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StreamEntriesResponse) ProtoMessage() {}
+
+func (x *StreamEntriesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_deputy_v1_audit_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StreamEntriesResponse.ProtoReflect.Descriptor instead.
+func (*StreamEntriesResponse) Descriptor() ([]byte, []int) {
+	return file_deputy_v1_audit_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *StreamEntriesResponse) GetEntries() []*Entry {
+	if x != nil {
+		return x.Entries
+	}
+	return nil
+}
+
+func (x *StreamEntriesResponse) GetLast() uint64 {
+	if x != nil {
+		return x.Last
+	}
+	return 0
+}
+
+// Request for the newest signed head.
+type GetCheckpointRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Client        *ClientAuthentication  `protobuf:"bytes,1,opt,name=client,proto3" json:"client,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetCheckpointRequest) Reset() {
+	*x = GetCheckpointRequest{}
+	mi := &file_deputy_v1_audit_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetCheckpointRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetCheckpointRequest) ProtoMessage() {}
+
+func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_deputy_v1_audit_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetCheckpointRequest.ProtoReflect.Descriptor instead.
+func (*GetCheckpointRequest) Descriptor() ([]byte, []int) {
+	return file_deputy_v1_audit_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *GetCheckpointRequest) GetClient() *ClientAuthentication {
+	if x != nil {
+		return x.Client
+	}
+	return nil
+}
+
+// The newest signed head.
+type GetCheckpointResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// C2SP signed note in the tlog-checkpoint form.
+	Checkpoint string `protobuf:"bytes,1,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
+	// Number of entries that it covers: those up to this number.
+	Size     uint64                 `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`
+	RootHash []byte                 `protobuf:"bytes,3,opt,name=root_hash,json=rootHash,proto3" json:"root_hash,omitempty"`
+	Time     *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=time,proto3" json:"time,omitempty"`
+	// Verifier key in the form of signed notes. Keep a copy that you had from somewhere else.
+	VerifierKey   string `protobuf:"bytes,5,opt,name=verifier_key,json=verifierKey,proto3" json:"verifier_key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetCheckpointResponse) Reset() {
+	*x = GetCheckpointResponse{}
+	mi := &file_deputy_v1_audit_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetCheckpointResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetCheckpointResponse) ProtoMessage() {}
+
+func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_deputy_v1_audit_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetCheckpointResponse.ProtoReflect.Descriptor instead.
+func (*GetCheckpointResponse) Descriptor() ([]byte, []int) {
+	return file_deputy_v1_audit_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *GetCheckpointResponse) GetCheckpoint() string {
+	if x != nil {
+		return x.Checkpoint
+	}
+	return ""
+}
+
+func (x *GetCheckpointResponse) GetSize() uint64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *GetCheckpointResponse) GetRootHash() []byte {
+	if x != nil {
+		return x.RootHash
+	}
+	return nil
+}
+
+func (x *GetCheckpointResponse) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *GetCheckpointResponse) GetVerifierKey() string {
+	if x != nil {
+		return x.VerifierKey
+	}
+	return ""
+}
+
+// Request for proofs. At most one of entry and jti is set; without, only the consistency is proven.
+type GetProofsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Entry uint64                 `protobuf:"varint,1,opt,name=entry,proto3" json:"entry,omitempty"`
+	Jti   string                 `protobuf:"bytes,2,opt,name=jti,proto3" json:"jti,omitempty"`
+	// Size of a checkpoint that the caller kept: prove that the newest one only added to it. 0: don't.
+	OldSize       uint64                `protobuf:"varint,3,opt,name=old_size,json=oldSize,proto3" json:"old_size,omitempty"`
+	Client        *ClientAuthentication `protobuf:"bytes,4,opt,name=client,proto3" json:"client,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetProofsRequest) Reset() {
+	*x = GetProofsRequest{}
+	mi := &file_deputy_v1_audit_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetProofsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetProofsRequest) ProtoMessage() {}
+
+func (x *GetProofsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_deputy_v1_audit_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetProofsRequest.ProtoReflect.Descriptor instead.
+func (*GetProofsRequest) Descriptor() ([]byte, []int) {
+	return file_deputy_v1_audit_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *GetProofsRequest) GetEntry() uint64 {
+	if x != nil {
+		return x.Entry
+	}
+	return 0
+}
+
+func (x *GetProofsRequest) GetJti() string {
+	if x != nil {
+		return x.Jti
+	}
+	return ""
+}
+
+func (x *GetProofsRequest) GetOldSize() uint64 {
+	if x != nil {
+		return x.OldSize
+	}
+	return 0
+}
+
+func (x *GetProofsRequest) GetClient() *ClientAuthentication {
+	if x != nil {
+		return x.Client
+	}
+	return nil
+}
+
+// Proofs against the newest checkpoint.
+type GetProofsResponse struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Checkpoint string                 `protobuf:"bytes,1,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
+	// The entry with its record, if one was asked for.
+	Entry *Entry `protobuf:"bytes,2,opt,name=entry,proto3" json:"entry,omitempty"`
+	// Inclusion of its leaf (RFC 6962 section 2.1.1).
+	Inclusion [][]byte `protobuf:"bytes,3,rep,name=inclusion,proto3" json:"inclusion,omitempty"`
+	// Consistency with old_size (RFC 6962 section 2.1.2).
+	Consistency   [][]byte `protobuf:"bytes,4,rep,name=consistency,proto3" json:"consistency,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetProofsResponse) Reset() {
+	*x = GetProofsResponse{}
+	mi := &file_deputy_v1_audit_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetProofsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetProofsResponse) ProtoMessage() {}
+
+func (x *GetProofsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_deputy_v1_audit_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetProofsResponse.ProtoReflect.Descriptor instead.
+func (*GetProofsResponse) Descriptor() ([]byte, []int) {
+	return file_deputy_v1_audit_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *GetProofsResponse) GetCheckpoint() string {
+	if x != nil {
+		return x.Checkpoint
+	}
+	return ""
+}
+
+func (x *GetProofsResponse) GetEntry() *Entry {
+	if x != nil {
+		return x.Entry
+	}
+	return nil
+}
+
+func (x *GetProofsResponse) GetInclusion() [][]byte {
+	if x != nil {
+		return x.Inclusion
+	}
+	return nil
+}
+
+func (x *GetProofsResponse) GetConsistency() [][]byte {
+	if x != nil {
+		return x.Consistency
+	}
+	return nil
 }
 
 var File_deputy_v1_audit_proto protoreflect.FileDescriptor
 
 const file_deputy_v1_audit_proto_rawDesc = "" +
 	"\n" +
-	"\x15deputy/v1/audit.proto\x12\tdeputy.v1\x1a\x18deputy/v1/exchange.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\\\n" +
+	"\x15deputy/v1/audit.proto\x12\tdeputy.v1\x1a\x18deputy/v1/exchange.proto\x1a\x1adeputy/v1/revocation.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf0\x06\n" +
+	"\x05Entry\x12\x14\n" +
+	"\x05entry\x18\x01 \x01(\x04R\x05entry\x12(\n" +
+	"\x04kind\x18\x02 \x01(\x0e2\x14.deputy.v1.EntryKindR\x04kind\x12.\n" +
+	"\x04time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x10\n" +
+	"\x03jti\x18\x04 \x01(\tR\x03jti\x12\x16\n" +
+	"\x06parent\x18\x05 \x01(\tR\x06parent\x12\x10\n" +
+	"\x03txn\x18\x06 \x01(\tR\x03txn\x12\x12\n" +
+	"\x04root\x18\a \x01(\tR\x04root\x12\x10\n" +
+	"\x03key\x18\b \x01(\tR\x03key\x121\n" +
+	"\aoutcome\x18\t \x01(\x0e2\x17.deputy.v1.EntryOutcomeR\aoutcome\x12\x16\n" +
+	"\x06reason\x18\n" +
+	" \x01(\tR\x06reason\x12\x14\n" +
+	"\x05scope\x18\v \x03(\tR\x05scope\x12\x1a\n" +
+	"\baudience\x18\f \x03(\tR\baudience\x129\n" +
+	"\n" +
+	"expires_at\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\x12\x19\n" +
+	"\bmodel_id\x18\x0e \x01(\tR\amodelId\x12\x19\n" +
+	"\btrace_id\x18\x0f \x01(\tR\atraceId\x12\x14\n" +
+	"\x05voids\x18\x10 \x01(\x04R\x05voids\x125\n" +
+	"\n" +
+	"revocation\x18\x11 \x01(\v2\x15.deputy.v1.RevocationR\n" +
+	"revocation\x12\x18\n" +
+	"\asubject\x18\x12 \x01(\tR\asubject\x12\x14\n" +
+	"\x05actor\x18\x13 \x01(\tR\x05actor\x12\x16\n" +
+	"\x06caller\x18\x14 \x01(\tR\x06caller\x12\x16\n" +
+	"\x06actors\x18\x15 \x03(\tR\x06actors\x12\x12\n" +
+	"\x04peer\x18\x16 \x01(\tR\x04peer\x12\x16\n" +
+	"\x06detail\x18\x17 \x01(\tR\x06detail\x123\n" +
+	"\x15authorization_details\x18\x18 \x01(\tR\x14authorizationDetails\x12\x1f\n" +
+	"\vactor_proof\x18\x19 \x01(\tR\n" +
+	"actorProof\x12\x16\n" +
+	"\x06erased\x18\x1a \x03(\tR\x06erased\x12+\n" +
+	"\x05state\x18\x1b \x01(\x0e2\x15.deputy.v1.GrantStateR\x05state\x12\x1b\n" +
+	"\tleaf_hash\x18\x1c \x01(\fR\bleafHash\x12\x16\n" +
+	"\x06record\x18\x1d \x01(\tR\x06record\"r\n" +
+	"\x0fGetEntryRequest\x12\x14\n" +
+	"\x05entry\x18\x01 \x01(\x04R\x05entry\x12\x10\n" +
+	"\x03jti\x18\x02 \x01(\tR\x03jti\x127\n" +
+	"\x06client\x18\x03 \x01(\v2\x1f.deputy.v1.ClientAuthenticationR\x06client\":\n" +
+	"\x10GetEntryResponse\x12&\n" +
+	"\x05entry\x18\x01 \x01(\v2\x10.deputy.v1.EntryR\x05entry\"\\\n" +
 	"\x0fGetChainRequest\x12\x10\n" +
 	"\x03jti\x18\x01 \x01(\tR\x03jti\x127\n" +
-	"\x06client\x18\x02 \x01(\v2\x1f.deputy.v1.ClientAuthenticationR\x06client\"\x83\x01\n" +
+	"\x06client\x18\x02 \x01(\v2\x1f.deputy.v1.ClientAuthenticationR\x06client\"~\n" +
 	"\x10GetChainResponse\x12\x12\n" +
 	"\x04root\x18\x01 \x01(\tR\x04root\x12\x10\n" +
 	"\x03txn\x18\x02 \x01(\tR\x03txn\x12\x18\n" +
-	"\asubject\x18\x03 \x01(\tR\asubject\x12/\n" +
-	"\aentries\x18\x04 \x03(\v2\x15.deputy.v1.ChainEntryR\aentries\"\xe8\x02\n" +
+	"\asubject\x18\x03 \x01(\tR\asubject\x12*\n" +
+	"\aentries\x18\x04 \x03(\v2\x10.deputy.v1.EntryR\aentries\"\x9f\x01\n" +
+	"\x16ListDescendantsRequest\x12\x10\n" +
+	"\x03jti\x18\x01 \x01(\tR\x03jti\x12\x1b\n" +
+	"\tpage_size\x18\x02 \x01(\rR\bpageSize\x12\x1d\n" +
 	"\n" +
-	"ChainEntry\x12\x10\n" +
-	"\x03jti\x18\x01 \x01(\tR\x03jti\x12\x14\n" +
-	"\x05entry\x18\x02 \x01(\x04R\x05entry\x12.\n" +
-	"\x04time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x14\n" +
-	"\x05actor\x18\x04 \x01(\tR\x05actor\x12\x16\n" +
-	"\x06caller\x18\x05 \x01(\tR\x06caller\x12\x14\n" +
-	"\x05scope\x18\x06 \x03(\tR\x05scope\x12\x1a\n" +
-	"\baudience\x18\a \x03(\tR\baudience\x129\n" +
+	"page_token\x18\x03 \x01(\tR\tpageToken\x127\n" +
+	"\x06client\x18\x04 \x01(\v2\x1f.deputy.v1.ClientAuthenticationR\x06client\"z\n" +
+	"\x17ListDescendantsResponse\x127\n" +
+	"\vdescendants\x18\x01 \x03(\v2\x15.deputy.v1.DescendantR\vdescendants\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"J\n" +
 	"\n" +
-	"expires_at\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\x12\x1f\n" +
-	"\vactor_proof\x18\t \x01(\tR\n" +
-	"actorProof\x12\x19\n" +
-	"\bmodel_id\x18\n" +
-	" \x01(\tR\amodelId\x12\x19\n" +
-	"\btrace_id\x18\v \x01(\tR\atraceId\x12\x10\n" +
-	"\x03key\x18\f \x01(\tR\x03key2S\n" +
+	"Descendant\x12&\n" +
+	"\x05entry\x18\x01 \x01(\v2\x10.deputy.v1.EntryR\x05entry\x12\x14\n" +
+	"\x05depth\x18\x02 \x01(\rR\x05depth\"\xf7\x03\n" +
+	"\x14SearchEntriesRequest\x12\x18\n" +
+	"\asubject\x18\x01 \x01(\tR\asubject\x12\x14\n" +
+	"\x05actor\x18\x02 \x01(\tR\x05actor\x12\x16\n" +
+	"\x06caller\x18\x03 \x01(\tR\x06caller\x12\x1a\n" +
+	"\baudience\x18\x04 \x01(\tR\baudience\x12\x14\n" +
+	"\x05scope\x18\x05 \x01(\tR\x05scope\x12(\n" +
+	"\x04kind\x18\x06 \x01(\x0e2\x14.deputy.v1.EntryKindR\x04kind\x121\n" +
+	"\aoutcome\x18\a \x01(\x0e2\x17.deputy.v1.EntryOutcomeR\aoutcome\x12\x16\n" +
+	"\x06reason\x18\b \x01(\tR\x06reason\x12\x19\n" +
+	"\btrace_id\x18\t \x01(\tR\atraceId\x12.\n" +
+	"\x04from\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\x04from\x120\n" +
+	"\x05until\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x12\x1b\n" +
+	"\tpage_size\x18\f \x01(\rR\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\r \x01(\tR\tpageToken\x127\n" +
+	"\x06client\x18\x0e \x01(\v2\x1f.deputy.v1.ClientAuthenticationR\x06client\"k\n" +
+	"\x15SearchEntriesResponse\x12*\n" +
+	"\aentries\x18\x01 \x03(\v2\x10.deputy.v1.EntryR\aentries\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"s\n" +
+	"\fReachRequest\x12\x14\n" +
+	"\x05agent\x18\x01 \x01(\tR\x05agent\x12\x14\n" +
+	"\x05depth\x18\x02 \x01(\rR\x05depth\x127\n" +
+	"\x06client\x18\x03 \x01(\v2\x1f.deputy.v1.ClientAuthenticationR\x06client\"\xe5\x02\n" +
+	"\rReachResponse\x12.\n" +
+	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x14\n" +
+	"\x05entry\x18\x02 \x01(\x04R\x05entry\x12\x1c\n" +
+	"\tsuspended\x18\x03 \x01(\bR\tsuspended\x12(\n" +
+	"\x06tokens\x18\x04 \x03(\v2\x10.deputy.v1.EntryR\x06tokens\x12\x1f\n" +
+	"\vlive_tokens\x18\x05 \x01(\rR\n" +
+	"liveTokens\x12\x1d\n" +
+	"\n" +
+	"live_below\x18\x06 \x01(\rR\tliveBelow\x12\x1c\n" +
+	"\ttruncated\x18\a \x01(\bR\ttruncated\x125\n" +
+	"\n" +
+	"obtainable\x18\b \x03(\v2\x15.deputy.v1.ObtainableR\n" +
+	"obtainable\x121\n" +
+	"\x14obtainable_truncated\x18\t \x01(\bR\x13obtainableTruncated\"l\n" +
+	"\n" +
+	"Obtainable\x12\x18\n" +
+	"\asubject\x18\x01 \x01(\tR\asubject\x12\x12\n" +
+	"\x04path\x18\x02 \x03(\tR\x04path\x12\x14\n" +
+	"\x05scope\x18\x03 \x03(\tR\x05scope\x12\x1a\n" +
+	"\baudience\x18\x04 \x03(\tR\baudience\"\x97\x01\n" +
+	"\x14StreamEntriesRequest\x12\x14\n" +
+	"\x05after\x18\x01 \x01(\x04R\x05after\x12\x16\n" +
+	"\x06follow\x18\x02 \x01(\bR\x06follow\x12\x18\n" +
+	"\arecords\x18\x03 \x01(\bR\arecords\x127\n" +
+	"\x06client\x18\x04 \x01(\v2\x1f.deputy.v1.ClientAuthenticationR\x06client\"W\n" +
+	"\x15StreamEntriesResponse\x12*\n" +
+	"\aentries\x18\x01 \x03(\v2\x10.deputy.v1.EntryR\aentries\x12\x12\n" +
+	"\x04last\x18\x02 \x01(\x04R\x04last\"O\n" +
+	"\x14GetCheckpointRequest\x127\n" +
+	"\x06client\x18\x01 \x01(\v2\x1f.deputy.v1.ClientAuthenticationR\x06client\"\xbb\x01\n" +
+	"\x15GetCheckpointResponse\x12\x1e\n" +
+	"\n" +
+	"checkpoint\x18\x01 \x01(\tR\n" +
+	"checkpoint\x12\x12\n" +
+	"\x04size\x18\x02 \x01(\x04R\x04size\x12\x1b\n" +
+	"\troot_hash\x18\x03 \x01(\fR\brootHash\x12.\n" +
+	"\x04time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12!\n" +
+	"\fverifier_key\x18\x05 \x01(\tR\vverifierKey\"\x8e\x01\n" +
+	"\x10GetProofsRequest\x12\x14\n" +
+	"\x05entry\x18\x01 \x01(\x04R\x05entry\x12\x10\n" +
+	"\x03jti\x18\x02 \x01(\tR\x03jti\x12\x19\n" +
+	"\bold_size\x18\x03 \x01(\x04R\aoldSize\x127\n" +
+	"\x06client\x18\x04 \x01(\v2\x1f.deputy.v1.ClientAuthenticationR\x06client\"\x9b\x01\n" +
+	"\x11GetProofsResponse\x12\x1e\n" +
+	"\n" +
+	"checkpoint\x18\x01 \x01(\tR\n" +
+	"checkpoint\x12&\n" +
+	"\x05entry\x18\x02 \x01(\v2\x10.deputy.v1.EntryR\x05entry\x12\x1c\n" +
+	"\tinclusion\x18\x03 \x03(\fR\tinclusion\x12 \n" +
+	"\vconsistency\x18\x04 \x03(\fR\vconsistency*\x9b\x01\n" +
+	"\tEntryKind\x12\x1a\n" +
+	"\x16ENTRY_KIND_UNSPECIFIED\x10\x00\x12\x14\n" +
+	"\x10ENTRY_KIND_GRANT\x10\x01\x12\x16\n" +
+	"\x12ENTRY_KIND_REFUSAL\x10\x02\x12\x14\n" +
+	"\x10ENTRY_KIND_CHECK\x10\x03\x12\x13\n" +
+	"\x0fENTRY_KIND_VOID\x10\x04\x12\x19\n" +
+	"\x15ENTRY_KIND_REVOCATION\x10\x05*{\n" +
+	"\fEntryOutcome\x12\x1d\n" +
+	"\x19ENTRY_OUTCOME_UNSPECIFIED\x10\x00\x12\x19\n" +
+	"\x15ENTRY_OUTCOME_GRANTED\x10\x01\x12\x19\n" +
+	"\x15ENTRY_OUTCOME_REFUSED\x10\x02\x12\x16\n" +
+	"\x12ENTRY_OUTCOME_DONE\x10\x03*\x89\x01\n" +
+	"\n" +
+	"GrantState\x12\x1b\n" +
+	"\x17GRANT_STATE_UNSPECIFIED\x10\x00\x12\x14\n" +
+	"\x10GRANT_STATE_LIVE\x10\x01\x12\x17\n" +
+	"\x13GRANT_STATE_EXPIRED\x10\x02\x12\x17\n" +
+	"\x13GRANT_STATE_REVOKED\x10\x03\x12\x16\n" +
+	"\x12GRANT_STATE_VOIDED\x10\x042\xf4\x04\n" +
 	"\fAuditService\x12C\n" +
-	"\bGetChain\x12\x1a.deputy.v1.GetChainRequest\x1a\x1b.deputy.v1.GetChainResponseB.Z,deputy.example/deputy/gen/deputy/v1;deputyv1b\x06proto3"
+	"\bGetEntry\x12\x1a.deputy.v1.GetEntryRequest\x1a\x1b.deputy.v1.GetEntryResponse\x12C\n" +
+	"\bGetChain\x12\x1a.deputy.v1.GetChainRequest\x1a\x1b.deputy.v1.GetChainResponse\x12X\n" +
+	"\x0fListDescendants\x12!.deputy.v1.ListDescendantsRequest\x1a\".deputy.v1.ListDescendantsResponse\x12R\n" +
+	"\rSearchEntries\x12\x1f.deputy.v1.SearchEntriesRequest\x1a .deputy.v1.SearchEntriesResponse\x12:\n" +
+	"\x05Reach\x12\x17.deputy.v1.ReachRequest\x1a\x18.deputy.v1.ReachResponse\x12T\n" +
+	"\rStreamEntries\x12\x1f.deputy.v1.StreamEntriesRequest\x1a .deputy.v1.StreamEntriesResponse0\x01\x12R\n" +
+	"\rGetCheckpoint\x12\x1f.deputy.v1.GetCheckpointRequest\x1a .deputy.v1.GetCheckpointResponse\x12F\n" +
+	"\tGetProofs\x12\x1b.deputy.v1.GetProofsRequest\x1a\x1c.deputy.v1.GetProofsResponseB.Z,deputy.example/deputy/gen/deputy/v1;deputyv1b\x06proto3"
 
 var (
 	file_deputy_v1_audit_proto_rawDescOnce sync.Once
@@ -328,26 +1931,86 @@ func file_deputy_v1_audit_proto_rawDescGZIP() []byte {
 	return file_deputy_v1_audit_proto_rawDescData
 }
 
-var file_deputy_v1_audit_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
+var file_deputy_v1_audit_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_deputy_v1_audit_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_deputy_v1_audit_proto_goTypes = []any{
-	(*GetChainRequest)(nil),       // 0: deputy.v1.GetChainRequest
-	(*GetChainResponse)(nil),      // 1: deputy.v1.GetChainResponse
-	(*ChainEntry)(nil),            // 2: deputy.v1.ChainEntry
-	(*ClientAuthentication)(nil),  // 3: deputy.v1.ClientAuthentication
-	(*timestamppb.Timestamp)(nil), // 4: google.protobuf.Timestamp
+	(EntryKind)(0),                  // 0: deputy.v1.EntryKind
+	(EntryOutcome)(0),               // 1: deputy.v1.EntryOutcome
+	(GrantState)(0),                 // 2: deputy.v1.GrantState
+	(*Entry)(nil),                   // 3: deputy.v1.Entry
+	(*GetEntryRequest)(nil),         // 4: deputy.v1.GetEntryRequest
+	(*GetEntryResponse)(nil),        // 5: deputy.v1.GetEntryResponse
+	(*GetChainRequest)(nil),         // 6: deputy.v1.GetChainRequest
+	(*GetChainResponse)(nil),        // 7: deputy.v1.GetChainResponse
+	(*ListDescendantsRequest)(nil),  // 8: deputy.v1.ListDescendantsRequest
+	(*ListDescendantsResponse)(nil), // 9: deputy.v1.ListDescendantsResponse
+	(*Descendant)(nil),              // 10: deputy.v1.Descendant
+	(*SearchEntriesRequest)(nil),    // 11: deputy.v1.SearchEntriesRequest
+	(*SearchEntriesResponse)(nil),   // 12: deputy.v1.SearchEntriesResponse
+	(*ReachRequest)(nil),            // 13: deputy.v1.ReachRequest
+	(*ReachResponse)(nil),           // 14: deputy.v1.ReachResponse
+	(*Obtainable)(nil),              // 15: deputy.v1.Obtainable
+	(*StreamEntriesRequest)(nil),    // 16: deputy.v1.StreamEntriesRequest
+	(*StreamEntriesResponse)(nil),   // 17: deputy.v1.StreamEntriesResponse
+	(*GetCheckpointRequest)(nil),    // 18: deputy.v1.GetCheckpointRequest
+	(*GetCheckpointResponse)(nil),   // 19: deputy.v1.GetCheckpointResponse
+	(*GetProofsRequest)(nil),        // 20: deputy.v1.GetProofsRequest
+	(*GetProofsResponse)(nil),       // 21: deputy.v1.GetProofsResponse
+	(*timestamppb.Timestamp)(nil),   // 22: google.protobuf.Timestamp
+	(*Revocation)(nil),              // 23: deputy.v1.Revocation
+	(*ClientAuthentication)(nil),    // 24: deputy.v1.ClientAuthentication
 }
 var file_deputy_v1_audit_proto_depIdxs = []int32{
-	3, // 0: deputy.v1.GetChainRequest.client:type_name -> deputy.v1.ClientAuthentication
-	2, // 1: deputy.v1.GetChainResponse.entries:type_name -> deputy.v1.ChainEntry
-	4, // 2: deputy.v1.ChainEntry.time:type_name -> google.protobuf.Timestamp
-	4, // 3: deputy.v1.ChainEntry.expires_at:type_name -> google.protobuf.Timestamp
-	0, // 4: deputy.v1.AuditService.GetChain:input_type -> deputy.v1.GetChainRequest
-	1, // 5: deputy.v1.AuditService.GetChain:output_type -> deputy.v1.GetChainResponse
-	5, // [5:6] is the sub-list for method output_type
-	4, // [4:5] is the sub-list for method input_type
-	4, // [4:4] is the sub-list for extension type_name
-	4, // [4:4] is the sub-list for extension extendee
-	0, // [0:4] is the sub-list for field type_name
+	0,  // 0: deputy.v1.Entry.kind:type_name -> deputy.v1.EntryKind
+	22, // 1: deputy.v1.Entry.time:type_name -> google.protobuf.Timestamp
+	1,  // 2: deputy.v1.Entry.outcome:type_name -> deputy.v1.EntryOutcome
+	22, // 3: deputy.v1.Entry.expires_at:type_name -> google.protobuf.Timestamp
+	23, // 4: deputy.v1.Entry.revocation:type_name -> deputy.v1.Revocation
+	2,  // 5: deputy.v1.Entry.state:type_name -> deputy.v1.GrantState
+	24, // 6: deputy.v1.GetEntryRequest.client:type_name -> deputy.v1.ClientAuthentication
+	3,  // 7: deputy.v1.GetEntryResponse.entry:type_name -> deputy.v1.Entry
+	24, // 8: deputy.v1.GetChainRequest.client:type_name -> deputy.v1.ClientAuthentication
+	3,  // 9: deputy.v1.GetChainResponse.entries:type_name -> deputy.v1.Entry
+	24, // 10: deputy.v1.ListDescendantsRequest.client:type_name -> deputy.v1.ClientAuthentication
+	10, // 11: deputy.v1.ListDescendantsResponse.descendants:type_name -> deputy.v1.Descendant
+	3,  // 12: deputy.v1.Descendant.entry:type_name -> deputy.v1.Entry
+	0,  // 13: deputy.v1.SearchEntriesRequest.kind:type_name -> deputy.v1.EntryKind
+	1,  // 14: deputy.v1.SearchEntriesRequest.outcome:type_name -> deputy.v1.EntryOutcome
+	22, // 15: deputy.v1.SearchEntriesRequest.from:type_name -> google.protobuf.Timestamp
+	22, // 16: deputy.v1.SearchEntriesRequest.until:type_name -> google.protobuf.Timestamp
+	24, // 17: deputy.v1.SearchEntriesRequest.client:type_name -> deputy.v1.ClientAuthentication
+	3,  // 18: deputy.v1.SearchEntriesResponse.entries:type_name -> deputy.v1.Entry
+	24, // 19: deputy.v1.ReachRequest.client:type_name -> deputy.v1.ClientAuthentication
+	22, // 20: deputy.v1.ReachResponse.time:type_name -> google.protobuf.Timestamp
+	3,  // 21: deputy.v1.ReachResponse.tokens:type_name -> deputy.v1.Entry
+	15, // 22: deputy.v1.ReachResponse.obtainable:type_name -> deputy.v1.Obtainable
+	24, // 23: deputy.v1.StreamEntriesRequest.client:type_name -> deputy.v1.ClientAuthentication
+	3,  // 24: deputy.v1.StreamEntriesResponse.entries:type_name -> deputy.v1.Entry
+	24, // 25: deputy.v1.GetCheckpointRequest.client:type_name -> deputy.v1.ClientAuthentication
+	22, // 26: deputy.v1.GetCheckpointResponse.time:type_name -> google.protobuf.Timestamp
+	24, // 27: deputy.v1.GetProofsRequest.client:type_name -> deputy.v1.ClientAuthentication
+	3,  // 28: deputy.v1.GetProofsResponse.entry:type_name -> deputy.v1.Entry
+	4,  // 29: deputy.v1.AuditService.GetEntry:input_type -> deputy.v1.GetEntryRequest
+	6,  // 30: deputy.v1.AuditService.GetChain:input_type -> deputy.v1.GetChainRequest
+	8,  // 31: deputy.v1.AuditService.ListDescendants:input_type -> deputy.v1.ListDescendantsRequest
+	11, // 32: deputy.v1.AuditService.SearchEntries:input_type -> deputy.v1.SearchEntriesRequest
+	13, // 33: deputy.v1.AuditService.Reach:input_type -> deputy.v1.ReachRequest
+	16, // 34: deputy.v1.AuditService.StreamEntries:input_type -> deputy.v1.StreamEntriesRequest
+	18, // 35: deputy.v1.AuditService.GetCheckpoint:input_type -> deputy.v1.GetCheckpointRequest
+	20, // 36: deputy.v1.AuditService.GetProofs:input_type -> deputy.v1.GetProofsRequest
+	5,  // 37: deputy.v1.AuditService.GetEntry:output_type -> deputy.v1.GetEntryResponse
+	7,  // 38: deputy.v1.AuditService.GetChain:output_type -> deputy.v1.GetChainResponse
+	9,  // 39: deputy.v1.AuditService.ListDescendants:output_type -> deputy.v1.ListDescendantsResponse
+	12, // 40: deputy.v1.AuditService.SearchEntries:output_type -> deputy.v1.SearchEntriesResponse
+	14, // 41: deputy.v1.AuditService.Reach:output_type -> deputy.v1.ReachResponse
+	17, // 42: deputy.v1.AuditService.StreamEntries:output_type -> deputy.v1.StreamEntriesResponse
+	19, // 43: deputy.v1.AuditService.GetCheckpoint:output_type -> deputy.v1.GetCheckpointResponse
+	21, // 44: deputy.v1.AuditService.GetProofs:output_type -> deputy.v1.GetProofsResponse
+	37, // [37:45] is the sub-list for method output_type
+	29, // [29:37] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_deputy_v1_audit_proto_init() }
@@ -356,18 +2019,20 @@ func file_deputy_v1_audit_proto_init() {
 		return
 	}
 	file_deputy_v1_exchange_proto_init()
+	file_deputy_v1_revocation_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_deputy_v1_audit_proto_rawDesc), len(file_deputy_v1_audit_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   3,
+			NumEnums:      3,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_deputy_v1_audit_proto_goTypes,
 		DependencyIndexes: file_deputy_v1_audit_proto_depIdxs,
+		EnumInfos:         file_deputy_v1_audit_proto_enumTypes,
 		MessageInfos:      file_deputy_v1_audit_proto_msgTypes,
 	}.Build()
 	File_deputy_v1_audit_proto = out.File

@@ -19,7 +19,14 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	AuditService_GetChain_FullMethodName = "/deputy.v1.AuditService/GetChain"
+	AuditService_GetEntry_FullMethodName        = "/deputy.v1.AuditService/GetEntry"
+	AuditService_GetChain_FullMethodName        = "/deputy.v1.AuditService/GetChain"
+	AuditService_ListDescendants_FullMethodName = "/deputy.v1.AuditService/ListDescendants"
+	AuditService_SearchEntries_FullMethodName   = "/deputy.v1.AuditService/SearchEntries"
+	AuditService_Reach_FullMethodName           = "/deputy.v1.AuditService/Reach"
+	AuditService_StreamEntries_FullMethodName   = "/deputy.v1.AuditService/StreamEntries"
+	AuditService_GetCheckpoint_FullMethodName   = "/deputy.v1.AuditService/GetCheckpoint"
+	AuditService_GetProofs_FullMethodName       = "/deputy.v1.AuditService/GetProofs"
 )
 
 // AuditServiceClient is the client API for AuditService service.
@@ -28,11 +35,31 @@ const (
 //
 // AuditService answers who did what on whose authority, from the ledger.
 //
-// A caller may see a chain in which it is the subject or an actor; the relation auditor on
-// system:deputy lets it see every chain of its tenant. Unknown and forbidden are the same answer.
+// Who may read: auditors and responders (relations on system:deputy) everything of their tenant; a
+// subject what was delegated for it; an actor the chains that it stands in; an agent's operator what
+// that agent stands in. Unknown and forbidden are the same answer, and a refusal of access is an
+// entry itself.
 type AuditServiceClient interface {
+	// GetEntry returns one entry, by its number or by the jti of its grant.
+	GetEntry(ctx context.Context, in *GetEntryRequest, opts ...grpc.CallOption) (*GetEntryResponse, error)
 	// GetChain returns the grants of one token's chain, root to leaf.
 	GetChain(ctx context.Context, in *GetChainRequest, opts ...grpc.CallOption) (*GetChainResponse, error)
+	// ListDescendants returns the grants that were derived from one, in the order of their numbers:
+	// each after its parent.
+	ListDescendants(ctx context.Context, in *ListDescendantsRequest, opts ...grpc.CallOption) (*ListDescendantsResponse, error)
+	// SearchEntries finds entries, the newest first. Those who may not read everything must name a
+	// subject or an actor that they may read.
+	SearchEntries(ctx context.Context, in *SearchEntriesRequest, opts ...grpc.CallOption) (*SearchEntriesResponse, error)
+	// Reach says what an agent can do now: the live tokens that it holds, and apart from them what it
+	// could still obtain.
+	Reach(ctx context.Context, in *ReachRequest, opts ...grpc.CallOption) (*ReachResponse, error)
+	// StreamEntries sends all entries after a number, in order, and with follow goes on as they are
+	// recorded. For auditors and responders.
+	StreamEntries(ctx context.Context, in *StreamEntriesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[StreamEntriesResponse], error)
+	// GetCheckpoint returns the newest signed head of the tenant's log. Any caller may ask.
+	GetCheckpoint(ctx context.Context, in *GetCheckpointRequest, opts ...grpc.CallOption) (*GetCheckpointResponse, error)
+	// GetProofs returns the proofs that an entry is in the log and that the log has only grown.
+	GetProofs(ctx context.Context, in *GetProofsRequest, opts ...grpc.CallOption) (*GetProofsResponse, error)
 }
 
 type auditServiceClient struct {
@@ -41,6 +68,16 @@ type auditServiceClient struct {
 
 func NewAuditServiceClient(cc grpc.ClientConnInterface) AuditServiceClient {
 	return &auditServiceClient{cc}
+}
+
+func (c *auditServiceClient) GetEntry(ctx context.Context, in *GetEntryRequest, opts ...grpc.CallOption) (*GetEntryResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetEntryResponse)
+	err := c.cc.Invoke(ctx, AuditService_GetEntry_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
 }
 
 func (c *auditServiceClient) GetChain(ctx context.Context, in *GetChainRequest, opts ...grpc.CallOption) (*GetChainResponse, error) {
@@ -53,17 +90,106 @@ func (c *auditServiceClient) GetChain(ctx context.Context, in *GetChainRequest, 
 	return out, nil
 }
 
+func (c *auditServiceClient) ListDescendants(ctx context.Context, in *ListDescendantsRequest, opts ...grpc.CallOption) (*ListDescendantsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListDescendantsResponse)
+	err := c.cc.Invoke(ctx, AuditService_ListDescendants_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *auditServiceClient) SearchEntries(ctx context.Context, in *SearchEntriesRequest, opts ...grpc.CallOption) (*SearchEntriesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SearchEntriesResponse)
+	err := c.cc.Invoke(ctx, AuditService_SearchEntries_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *auditServiceClient) Reach(ctx context.Context, in *ReachRequest, opts ...grpc.CallOption) (*ReachResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ReachResponse)
+	err := c.cc.Invoke(ctx, AuditService_Reach_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *auditServiceClient) StreamEntries(ctx context.Context, in *StreamEntriesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[StreamEntriesResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &AuditService_ServiceDesc.Streams[0], AuditService_StreamEntries_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[StreamEntriesRequest, StreamEntriesResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type AuditService_StreamEntriesClient = grpc.ServerStreamingClient[StreamEntriesResponse]
+
+func (c *auditServiceClient) GetCheckpoint(ctx context.Context, in *GetCheckpointRequest, opts ...grpc.CallOption) (*GetCheckpointResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetCheckpointResponse)
+	err := c.cc.Invoke(ctx, AuditService_GetCheckpoint_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *auditServiceClient) GetProofs(ctx context.Context, in *GetProofsRequest, opts ...grpc.CallOption) (*GetProofsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetProofsResponse)
+	err := c.cc.Invoke(ctx, AuditService_GetProofs_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AuditServiceServer is the server API for AuditService service.
 // All implementations must embed UnimplementedAuditServiceServer
 // for forward compatibility.
 //
 // AuditService answers who did what on whose authority, from the ledger.
 //
-// A caller may see a chain in which it is the subject or an actor; the relation auditor on
-// system:deputy lets it see every chain of its tenant. Unknown and forbidden are the same answer.
+// Who may read: auditors and responders (relations on system:deputy) everything of their tenant; a
+// subject what was delegated for it; an actor the chains that it stands in; an agent's operator what
+// that agent stands in. Unknown and forbidden are the same answer, and a refusal of access is an
+// entry itself.
 type AuditServiceServer interface {
+	// GetEntry returns one entry, by its number or by the jti of its grant.
+	GetEntry(context.Context, *GetEntryRequest) (*GetEntryResponse, error)
 	// GetChain returns the grants of one token's chain, root to leaf.
 	GetChain(context.Context, *GetChainRequest) (*GetChainResponse, error)
+	// ListDescendants returns the grants that were derived from one, in the order of their numbers:
+	// each after its parent.
+	ListDescendants(context.Context, *ListDescendantsRequest) (*ListDescendantsResponse, error)
+	// SearchEntries finds entries, the newest first. Those who may not read everything must name a
+	// subject or an actor that they may read.
+	SearchEntries(context.Context, *SearchEntriesRequest) (*SearchEntriesResponse, error)
+	// Reach says what an agent can do now: the live tokens that it holds, and apart from them what it
+	// could still obtain.
+	Reach(context.Context, *ReachRequest) (*ReachResponse, error)
+	// StreamEntries sends all entries after a number, in order, and with follow goes on as they are
+	// recorded. For auditors and responders.
+	StreamEntries(*StreamEntriesRequest, grpc.ServerStreamingServer[StreamEntriesResponse]) error
+	// GetCheckpoint returns the newest signed head of the tenant's log. Any caller may ask.
+	GetCheckpoint(context.Context, *GetCheckpointRequest) (*GetCheckpointResponse, error)
+	// GetProofs returns the proofs that an entry is in the log and that the log has only grown.
+	GetProofs(context.Context, *GetProofsRequest) (*GetProofsResponse, error)
 	mustEmbedUnimplementedAuditServiceServer()
 }
 
@@ -74,8 +200,29 @@ type AuditServiceServer interface {
 // pointer dereference when methods are called.
 type UnimplementedAuditServiceServer struct{}
 
+func (UnimplementedAuditServiceServer) GetEntry(context.Context, *GetEntryRequest) (*GetEntryResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetEntry not implemented")
+}
 func (UnimplementedAuditServiceServer) GetChain(context.Context, *GetChainRequest) (*GetChainResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetChain not implemented")
+}
+func (UnimplementedAuditServiceServer) ListDescendants(context.Context, *ListDescendantsRequest) (*ListDescendantsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListDescendants not implemented")
+}
+func (UnimplementedAuditServiceServer) SearchEntries(context.Context, *SearchEntriesRequest) (*SearchEntriesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SearchEntries not implemented")
+}
+func (UnimplementedAuditServiceServer) Reach(context.Context, *ReachRequest) (*ReachResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Reach not implemented")
+}
+func (UnimplementedAuditServiceServer) StreamEntries(*StreamEntriesRequest, grpc.ServerStreamingServer[StreamEntriesResponse]) error {
+	return status.Error(codes.Unimplemented, "method StreamEntries not implemented")
+}
+func (UnimplementedAuditServiceServer) GetCheckpoint(context.Context, *GetCheckpointRequest) (*GetCheckpointResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetCheckpoint not implemented")
+}
+func (UnimplementedAuditServiceServer) GetProofs(context.Context, *GetProofsRequest) (*GetProofsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetProofs not implemented")
 }
 func (UnimplementedAuditServiceServer) mustEmbedUnimplementedAuditServiceServer() {}
 func (UnimplementedAuditServiceServer) testEmbeddedByValue()                      {}
@@ -98,6 +245,24 @@ func RegisterAuditServiceServer(s grpc.ServiceRegistrar, srv AuditServiceServer)
 	s.RegisterService(&AuditService_ServiceDesc, srv)
 }
 
+func _AuditService_GetEntry_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetEntryRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AuditServiceServer).GetEntry(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AuditService_GetEntry_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AuditServiceServer).GetEntry(ctx, req.(*GetEntryRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _AuditService_GetChain_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(GetChainRequest)
 	if err := dec(in); err != nil {
@@ -116,6 +281,107 @@ func _AuditService_GetChain_Handler(srv interface{}, ctx context.Context, dec fu
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AuditService_ListDescendants_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListDescendantsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AuditServiceServer).ListDescendants(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AuditService_ListDescendants_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AuditServiceServer).ListDescendants(ctx, req.(*ListDescendantsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AuditService_SearchEntries_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SearchEntriesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AuditServiceServer).SearchEntries(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AuditService_SearchEntries_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AuditServiceServer).SearchEntries(ctx, req.(*SearchEntriesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AuditService_Reach_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReachRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AuditServiceServer).Reach(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AuditService_Reach_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AuditServiceServer).Reach(ctx, req.(*ReachRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AuditService_StreamEntries_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(StreamEntriesRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(AuditServiceServer).StreamEntries(m, &grpc.GenericServerStream[StreamEntriesRequest, StreamEntriesResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type AuditService_StreamEntriesServer = grpc.ServerStreamingServer[StreamEntriesResponse]
+
+func _AuditService_GetCheckpoint_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetCheckpointRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AuditServiceServer).GetCheckpoint(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AuditService_GetCheckpoint_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AuditServiceServer).GetCheckpoint(ctx, req.(*GetCheckpointRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AuditService_GetProofs_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetProofsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AuditServiceServer).GetProofs(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AuditService_GetProofs_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AuditServiceServer).GetProofs(ctx, req.(*GetProofsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // AuditService_ServiceDesc is the grpc.ServiceDesc for AuditService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -124,10 +390,40 @@ var AuditService_ServiceDesc = grpc.ServiceDesc{
 	HandlerType: (*AuditServiceServer)(nil),
 	Methods: []grpc.MethodDesc{
 		{
+			MethodName: "GetEntry",
+			Handler:    _AuditService_GetEntry_Handler,
+		},
+		{
 			MethodName: "GetChain",
 			Handler:    _AuditService_GetChain_Handler,
 		},
+		{
+			MethodName: "ListDescendants",
+			Handler:    _AuditService_ListDescendants_Handler,
+		},
+		{
+			MethodName: "SearchEntries",
+			Handler:    _AuditService_SearchEntries_Handler,
+		},
+		{
+			MethodName: "Reach",
+			Handler:    _AuditService_Reach_Handler,
+		},
+		{
+			MethodName: "GetCheckpoint",
+			Handler:    _AuditService_GetCheckpoint_Handler,
+		},
+		{
+			MethodName: "GetProofs",
+			Handler:    _AuditService_GetProofs_Handler,
+		},
 	},
-	Streams:  []grpc.StreamDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "StreamEntries",
+			Handler:       _AuditService_StreamEntries_Handler,
+			ServerStreams: true,
+		},
+	},
 	Metadata: "deputy/v1/audit.proto",
 }

@@ -34,13 +34,13 @@ func (s *auditService) GetChain(ctx context.Context, r *deputyv1.GetChainRequest
 	leaf := entries[len(entries)-1]
 	response := &deputyv1.GetChainResponse{Root: leaf.Root, Txn: leaf.Txn, Subject: string(leaf.Subject)}
 	for _, entry := range entries {
-		response.Entries = append(response.Entries, newChainEntry(entry))
+		response.Entries = append(response.Entries, newEntry(entry))
 	}
 	return response, nil
 }
 
-func newChainEntry(e *ledger.Entry) *deputyv1.ChainEntry {
-	return &deputyv1.ChainEntry{
+func newEntry(e *ledger.Entry) *deputyv1.Entry {
+	return &deputyv1.Entry{
 		Jti:        e.ID,
 		Entry:      e.Seq,
 		Time:       timestamppb.New(e.Time),

@@ -239,7 +239,7 @@ func TestGetChain(t *testing.T) {
 		t.Fatal(err)
 	}
 	at := time.Unix(1795305600, 0)
-	want := &deputyv1.GetChainResponse{Root: "9f2c", Txn: "01JTXN", Subject: "user:alice", Entries: []*deputyv1.ChainEntry{
+	want := &deputyv1.GetChainResponse{Root: "9f2c", Txn: "01JTXN", Subject: "user:alice", Entries: []*deputyv1.Entry{
 		{Jti: "01JP", Entry: 41, Time: timestamppb.New(at), Actor: "agent:planner", Caller: "agent:planner", ExpiresAt: timestamppb.New(at.Add(time.Hour)), ActorProof: "caller"},
 		{
 			Jti: "01JID", Entry: 57, Time: timestamppb.New(at), Actor: "agent:researcher", Caller: "agent:planner", ExpiresAt: timestamppb.New(at.Add(time.Hour)),
