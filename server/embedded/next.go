@@ -43,7 +43,7 @@ func (d *demo) environment() string {
 	var b strings.Builder
 	for _, v := range [][2]string{
 		{"DEPUTY_ISSUER", d.Issuer()}, {"DEPUTY_ADDR", d.config.GRPC}, {"DEPUTY_PLAINTEXT", "true"},
-		{"DEPUTY_CLIENT_ID", string(planner)}, {"DEPUTY_KEY", d.clientKeyPath(planner)},
+		{"DEPUTY_CLIENT_ID", string(planner)}, {"DEPUTY_CLIENT_KEY", d.clientKeyPath(planner)},
 	} {
 		fmt.Fprintf(&b, "export %s=%s\n", v[0], quoted(v[1]))
 	}

@@ -23,7 +23,7 @@ there; a chain is shown to its subject, its actors and auditors.
 
 Examples:
   deputy chain --issuer http://127.0.0.1:8080 - < token.jwt
-  deputy chain --plaintext --issuer http://127.0.0.1:8080 --client-id planner --key planner.jwk 01K9ZQ...`
+  deputy chain --plaintext --issuer http://127.0.0.1:8080 --client-id planner --client-key planner.jwk 01K9ZQ...`
 }
 
 // link is one grant of a chain. What a token alone does not tell is absent.
@@ -102,7 +102,7 @@ func (cmd *chainCommand) fromToken(a *app, token string) (*tree, error) {
 
 func (cmd *chainCommand) fromLedger(jti string) (*tree, error) {
 	if !cmd.authenticated() {
-		return nil, usage("a jti is looked up in the ledger, which answers callers it knows: name --client-id and --key, or --workload-token-file")
+		return nil, usage("a jti is looked up in the ledger, which answers callers it knows: name --client-id and --client-key, or --workload-token-file")
 	}
 	c, err := cmd.connect(cmd.Issuer)
 	if err != nil {
@@ -167,7 +167,7 @@ func (a *app) draw(t *tree) {
 	}
 	if t.Source == "token" && len(t.Links) > 1 {
 		p.line("")
-		p.line("%s", p.faint("What the ancestors were allowed is in the ledger: name --client-id and --key to see it."))
+		p.line("%s", p.faint("What the ancestors were allowed is in the ledger: name --client-id and --client-key to see it."))
 	}
 }
 

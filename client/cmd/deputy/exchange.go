@@ -38,7 +38,7 @@ follows on standard error. Without --requested-actor and --actor-token-file the 
 
 Examples:
   # hand calendar.read to agent:researcher for five minutes
-  deputy exchange --plaintext --issuer http://127.0.0.1:8080 --client-id planner --key planner.jwk \
+  deputy exchange --plaintext --issuer http://127.0.0.1:8080 --client-id planner --client-key planner.jwk \
     --subject-token-file alice.jwt --actor-token-file researcher.jwt \
     --scope calendar.read --audience https://calendar.example --lifetime 5m
 

@@ -46,31 +46,31 @@ type serverFlags struct {
 	Addr          string        `env:"DEPUTY_ADDR" default:"127.0.0.1:9090" placeholder:"HOST:PORT" help:"Deputy's gRPC address (${default})."`
 	Plaintext     bool          `env:"DEPUTY_PLAINTEXT" help:"Connect without TLS; to this machine only."`
 	CAFile        string        `name:"ca-file" env:"DEPUTY_CA_FILE" placeholder:"FILE" help:"PEM roots for Deputy's certificate. Default: the system's."`
-	ClientID      string        `env:"DEPUTY_CLIENT_ID" placeholder:"ID" help:"Call as this client, with --key."`
-	Key           string        `env:"DEPUTY_KEY" placeholder:"FILE" help:"Private key of the client: JWK or PEM."`
+	ClientID      string        `env:"DEPUTY_CLIENT_ID" placeholder:"ID" help:"Call as this client, with --client-key."`
+	ClientKey     string        `env:"DEPUTY_CLIENT_KEY" placeholder:"FILE" help:"Private key of the client: JWK or PEM."`
 	WorkloadToken string        `name:"workload-token-file" env:"DEPUTY_WORKLOAD_TOKEN_FILE" placeholder:"FILE" help:"Call with this workload JWT instead of a key."`
 	Timeout       time.Duration `default:"15s" placeholder:"DURATION" help:"Give up after this long (${default})."`
 }
 
 // authenticated says whether the flags name a credential.
 func (f serverFlags) authenticated() bool {
-	return f.ClientID != "" || f.Key != "" || f.WorkloadToken != ""
+	return f.ClientID != "" || f.ClientKey != "" || f.WorkloadToken != ""
 }
 
 func (f serverFlags) credential(issuer string) (client.Credential, error) {
 	switch {
-	case f.WorkloadToken != "" && f.Key != "":
-		return nil, usage("--workload-token-file and --key are two callers: name one")
+	case f.WorkloadToken != "" && f.ClientKey != "":
+		return nil, usage("--workload-token-file and --client-key are two callers: name one")
 	case f.WorkloadToken != "":
 		return client.WorkloadFile(f.WorkloadToken), nil
-	case f.Key == "" && f.ClientID == "":
+	case f.ClientKey == "" && f.ClientID == "":
 		return nil, nil
-	case f.Key == "" || f.ClientID == "" || issuer == "":
-		return nil, usage("to call as a client, all of --client-id, --key and --issuer are needed")
+	case f.ClientKey == "" || f.ClientID == "" || issuer == "":
+		return nil, usage("to call as a client, all of --client-id, --client-key and --issuer are needed")
 	}
-	key, err := client.LoadKey(f.Key)
+	key, err := client.LoadKey(f.ClientKey)
 	if err != nil {
-		return nil, usage("--key: %v", err)
+		return nil, usage("--client-key: %v", err)
 	}
 	return client.NewAssertion(client.AssertionConfig{Issuer: issuer, ClientID: f.ClientID, Key: key})
 }

@@ -44,7 +44,7 @@ func TestScripts(t *testing.T) {
 			env.Values[deputy{}] = s
 			for name, value := range map[string]string{
 				"DEPUTY_ADDR": s.Address, "DEPUTY_ISSUER": s.Issuer, "DEPUTY_PLAINTEXT": "true",
-				"DEPUTY_CLIENT_ID": "planner", "DEPUTY_KEY": "planner.pem",
+				"DEPUTY_CLIENT_ID": "planner", "DEPUTY_CLIENT_KEY": "planner.pem",
 			} {
 				env.Setenv(name, value)
 			}
@@ -131,7 +131,7 @@ func TestTerminal(t *testing.T) {
 		t.Fatal(err)
 	}
 	args := []string{
-		"exchange", "--addr", s.Address, "--plaintext", "--issuer", s.Issuer, "--client-id", "planner", "--key", filepath.Join(dir, "planner.pem"),
+		"exchange", "--addr", s.Address, "--plaintext", "--issuer", s.Issuer, "--client-id", "planner", "--client-key", filepath.Join(dir, "planner.pem"),
 		"--subject-token-file", "-", "--scope", "calendar.read", "--audience", "calendar", "--lifetime", "1h30m",
 	}
 	t.Setenv("NO_COLOR", "")
@@ -158,7 +158,7 @@ func TestConfirm(t *testing.T) {
 	if err := writeFiles(dir, s, s); err != nil {
 		t.Fatal(err)
 	}
-	flags := []string{"--addr", s.Address, "--plaintext", "--issuer", s.Issuer, "--client-id", "planner", "--key", filepath.Join(dir, "planner.pem")}
+	flags := []string{"--addr", s.Address, "--plaintext", "--issuer", s.Issuer, "--client-id", "planner", "--client-key", filepath.Join(dir, "planner.pem")}
 	for _, command := range [][]string{{"contain", "agent:researcher"}, {"revoke", "--everything"}} {
 		for _, test := range []struct {
 			answer string

@@ -9,7 +9,7 @@ import (
 func nextForReason(e *delegation.Error) string {
 	switch e.Reason {
 	case delegation.ClientUnauthenticated:
-		return "check --client-id, --key and that --issuer is the tenant's issuer byte for byte; or name a fresh --workload-token-file"
+		return "check --client-id, --client-key and that --issuer is the tenant's issuer byte for byte; or name a fresh --workload-token-file"
 	case delegation.AssertionReplayed:
 		return "run the command again: every try signs a new assertion"
 	case delegation.CallerNotActor:

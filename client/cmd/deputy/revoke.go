@@ -15,7 +15,7 @@ type revokeCommand struct {
 	Agent      string `placeholder:"PRINCIPAL" help:"What was granted to this agent so far; with --subject, for that subject."`
 	Subject    string `placeholder:"PRINCIPAL" help:"What was granted for this subject so far."`
 	Chain      string `placeholder:"TXN" help:"A chain, by its txn."`
-	HolderKey  string `placeholder:"THUMBPRINT" help:"A key, by its RFC 7638 thumbprint, and all that is bound to it. For good."`
+	Key        string `placeholder:"THUMBPRINT" help:"A key, by its RFC 7638 thumbprint, and all that is bound to it. For good."`
 	RootToken  string `placeholder:"FILE" help:"All that descends from this root token, - for standard input."`
 	Everything bool   `help:"Whatever was granted in the tenant so far."`
 	Reason     string `placeholder:"TEXT" help:"Why, for the ledger."`
@@ -35,7 +35,7 @@ Examples:
   deputy revoke 01K9ZQ... --reason "sent to the wrong channel"
   deputy revoke - < token.jwt
   deputy revoke --agent agent:researcher --subject user:alice --dry-run
-  deputy revoke --holder-key 0ZcOCORZNYy... --reason "laptop lost"`
+  deputy revoke --key 0ZcOCORZNYy... --reason "laptop lost"`
 }
 
 // Run revokes, or shows what would die.
@@ -89,22 +89,22 @@ func (cmd *revokeCommand) confirm(a *app, c *client.Client, target client.Target
 func (cmd *revokeCommand) target(a *app) (client.Target, string, error) {
 	named := 0
 	for _, is := range []bool{
-		cmd.Token != "", cmd.Agent != "" || cmd.Subject != "", cmd.Chain != "", cmd.HolderKey != "", cmd.RootToken != "", cmd.Everything,
+		cmd.Token != "", cmd.Agent != "" || cmd.Subject != "", cmd.Chain != "", cmd.Key != "", cmd.RootToken != "", cmd.Everything,
 	} {
 		if is {
 			named++
 		}
 	}
 	if named != 1 {
-		return client.Target{}, "", usage("name one thing to revoke: a token, a jti, --agent and --subject, --chain, --holder-key, --root-token or --everything")
+		return client.Target{}, "", usage("name one thing to revoke: a token, a jti, --agent and --subject, --chain, --key, --root-token or --everything")
 	}
 	switch {
 	case cmd.Everything:
 		return client.RevokeEverything(), "everything that was granted so far", nil
 	case cmd.Chain != "":
 		return client.RevokeChain(cmd.Chain), "chain " + cmd.Chain, nil
-	case cmd.HolderKey != "":
-		return client.RevokeKey(cmd.HolderKey), "key " + cmd.HolderKey, nil
+	case cmd.Key != "":
+		return client.RevokeKey(cmd.Key), "key " + cmd.Key, nil
 	case cmd.RootToken != "":
 		token, err := a.readToken(cmd.RootToken)
 		return client.RevokeRootToken(client.NewSecret(token)), "what descends from the root token", err

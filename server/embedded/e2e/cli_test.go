@@ -30,7 +30,7 @@ func (d *deployment) commandLine(t *testing.T, i *instance, who delegation.Princ
 	}
 	return &commandLine{t: t, program: program, env: append(os.Environ(),
 		"DEPUTY_ISSUER="+d.issuer, "DEPUTY_JWKS=http://"+i.http+"/oauth2/jwks", "DEPUTY_ADDR="+i.grpc, "DEPUTY_PLAINTEXT=true",
-		"DEPUTY_CLIENT_ID="+string(who), "DEPUTY_KEY="+d.keyPath(who))}
+		"DEPUTY_CLIENT_ID="+string(who), "DEPUTY_CLIENT_KEY="+d.keyPath(who))}
 }
 
 // run returns what was printed and the exit code.
