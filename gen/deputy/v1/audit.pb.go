@@ -1433,7 +1433,10 @@ type StreamEntriesResponse struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Entries []*Entry               `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"`
 	// Resume after this number.
-	Last          uint64 `protobuf:"varint,2,opt,name=last,proto3" json:"last,omitempty"`
+	Last uint64 `protobuf:"varint,2,opt,name=last,proto3" json:"last,omitempty"`
+	// Where the beginning of the log was dropped by retention: the line that an export begins with in its
+	// place (docs/ledger.md). In the first message only, with records, and where after lies before its end.
+	Dropped       string `protobuf:"bytes,3,opt,name=dropped,proto3" json:"dropped,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1480,6 +1483,13 @@ func (x *StreamEntriesResponse) GetLast() uint64 {
 		return x.Last
 	}
 	return 0
+}
+
+func (x *StreamEntriesResponse) GetDropped() string {
+	if x != nil {
+		return x.Dropped
+	}
+	return ""
 }
 
 // Request for the newest signed head.
@@ -1864,10 +1874,11 @@ const file_deputy_v1_audit_proto_rawDesc = "" +
 	"\x05after\x18\x01 \x01(\x04R\x05after\x12\x16\n" +
 	"\x06follow\x18\x02 \x01(\bR\x06follow\x12\x18\n" +
 	"\arecords\x18\x03 \x01(\bR\arecords\x127\n" +
-	"\x06client\x18\x04 \x01(\v2\x1f.deputy.v1.ClientAuthenticationR\x06client\"W\n" +
+	"\x06client\x18\x04 \x01(\v2\x1f.deputy.v1.ClientAuthenticationR\x06client\"q\n" +
 	"\x15StreamEntriesResponse\x12*\n" +
 	"\aentries\x18\x01 \x03(\v2\x10.deputy.v1.EntryR\aentries\x12\x12\n" +
-	"\x04last\x18\x02 \x01(\x04R\x04last\"O\n" +
+	"\x04last\x18\x02 \x01(\x04R\x04last\x12\x18\n" +
+	"\adropped\x18\x03 \x01(\tR\adropped\"O\n" +
 	"\x14GetCheckpointRequest\x127\n" +
 	"\x06client\x18\x01 \x01(\v2\x1f.deputy.v1.ClientAuthenticationR\x06client\"\xbb\x01\n" +
 	"\x15GetCheckpointResponse\x12\x1e\n" +
