@@ -85,7 +85,11 @@ func (t *Tenant) open(p *problems, path string, o Options) exchange.Tenant {
 		Keys:       t.openKeys(p, path, o),
 	}
 	tenant.Trust = t.openTrust(p, path, tenant.Keys, o)
-	tenant.Policy = t.Policy.open(p, path+".policy", t.Name, o)
+	var principals []string
+	if tenant.Trust != nil {
+		principals = tenant.Trust.PrincipalTypes()
+	}
+	tenant.Policy = t.Policy.open(p, path+".policy", t.Name, principals, o)
 	return tenant
 }
 
@@ -146,10 +150,10 @@ func (p *problems) fault(path string, i int, err error) {
 	p.add(path+"."+strings.Replace(fault.Field, "[0]", fmt.Sprintf("[%d]", i), 1), "%s", fault.Description)
 }
 
-func (f *Policy) open(p *problems, path, tenant string, o Options) *policy.Checker {
+func (f *Policy) open(p *problems, path, tenant string, principals []string, o Options) *policy.Checker {
 	config := policy.Config{
 		URL: f.URL, StoreID: f.Store, ModelID: f.Model, Transport: o.PolicyTransport,
-		Timeout: f.Timeout, MaxChecks: f.MaxChecks, Mapping: f.Mapping,
+		Timeout: f.Timeout, MaxChecks: f.MaxChecks, Mapping: f.Mapping, Principals: principals,
 	}
 	if f.TokenFile != "" {
 		var err error

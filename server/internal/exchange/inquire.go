@@ -92,10 +92,7 @@ func (e *Engine) inquirer(ctx context.Context, q Inquiry) (by inquirer, err erro
 	if by.tenant, by.caller, _, err = e.authenticate(ctx, q.Tenant, q.Credentials, nil); err != nil {
 		return by, err
 	}
-	if err := e.config.Guard.Admit(ctx, by.tenant.Name, by.caller.Principal, 1, by.tenant.CallerRate); err != nil {
-		return by, err
-	}
-	if err := e.noteUse(ctx, by.tenant, by.caller); err != nil {
+	if err := e.admitCaller(ctx, by.tenant, by.caller, 1); err != nil {
 		return by, err
 	}
 	if u := by.caller.Use; u != nil {

@@ -105,10 +105,16 @@ var errActorTokenType = delegation.Refuse(delegation.ParameterMissing, "actor_to
 // admit is step 2: is the caller within its rate, is its credential fresh? Redis is asked early and
 // cheaply here; the row that decides on replay is written in step 6.
 func (w *walk) admit(ctx context.Context) error {
-	if err := w.config.Guard.Admit(ctx, w.tenant.Name, w.caller.Principal, len(w.children), w.tenant.CallerRate); err != nil {
+	return w.admitCaller(ctx, w.tenant, w.caller, len(w.children))
+}
+
+// admitCaller notes the caller's use first: with an assertion that somebody captured, nobody can use
+// up its owner's rate.
+func (e *Engine) admitCaller(ctx context.Context, tenant *Tenant, caller token.Caller, calls int) error {
+	if err := e.noteUse(ctx, tenant, caller); err != nil {
 		return err
 	}
-	return w.noteUse(ctx, w.tenant, w.caller)
+	return e.config.Guard.Admit(ctx, tenant.Name, caller.Principal, calls, tenant.CallerRate)
 }
 
 func (e *Engine) noteUse(ctx context.Context, tenant *Tenant, caller token.Caller) error {

@@ -472,6 +472,21 @@ func TestRateLimit(t *testing.T) {
 	}
 }
 
+func TestReplaysUseUpNobodysRate(t *testing.T) {
+	w := exchangetest.New(t, exchangetest.Config{CallerRate: guard.Limit{Rate: 1, Burst: 2}})
+	n := w.Tenant()
+	captured := n.Call(t, n.Root(t, nil), planner, "")
+	w.One(t.Context(), captured)
+	for range 5 {
+		if _, err := w.One(t.Context(), captured); err == nil || err.Reason != delegation.AssertionReplayed {
+			t.Fatalf("the same assertion again: %v", err)
+		}
+	}
+	if _, err := w.One(t.Context(), n.Call(t, n.Root(t, nil), planner, "")); err != nil {
+		t.Errorf("after five replays its owner is turned away: %v", err)
+	}
+}
+
 // A revocation that is committed while a request waits in OpenFGA stops the grant, whoever committed
 // it: this instance or the other.
 func TestRevocationDuringPolicyNeverYieldsAGrant(t *testing.T) {

@@ -262,3 +262,14 @@ func (r *rules) fit(model openfga.AuthorizationModel) error {
 	}
 	return errors.Join(errs...)
 }
+
+// holds says whether the model has the types of principals.
+func holds(model openfga.AuthorizationModel, principals []string) error {
+	var errs []error
+	for _, typ := range principals {
+		if !slices.ContainsFunc(model.TypeDefinitions, func(t openfga.TypeDefinition) bool { return t.Type == typ }) {
+			errs = append(errs, fmt.Errorf("the model has no type %s, which trusted_issuers or clients make principals of: every exchange of theirs would fail", typ))
+		}
+	}
+	return errors.Join(errs...)
+}

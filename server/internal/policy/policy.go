@@ -48,6 +48,9 @@ type Config struct {
 	Timeout   time.Duration // bounds one Ask, AskAll, Has or Ready altogether; default DefaultTimeout
 	MaxChecks int           // bounds one question and one request to OpenFGA, whose own limit must not be lower; default DefaultMaxChecks
 	Mapping   Mapping
+	// Principals are the types of those who will be asked about. OpenFGA answers no question about a type that the model
+	// lacks, so Ready asks for each of them.
+	Principals []string
 	// Registerer takes the metrics; nil: none. With several checkers wrap it in a label for each.
 	Registerer prometheus.Registerer
 }
@@ -58,6 +61,7 @@ type Checker struct {
 	timeout      time.Duration
 	maxChecks    int
 	rules        rules
+	principals   []string
 	api          *openfga.APIClient
 	closeIdle    func()
 	metrics      metrics
@@ -88,7 +92,7 @@ func New(config Config) (*Checker, error) {
 	c := &Checker{
 		store: config.StoreID, model: config.ModelID,
 		timeout: config.Timeout, maxChecks: config.MaxChecks,
-		rules:     rules,
+		rules: rules, principals: config.Principals,
 		closeIdle: func() {},
 	}
 	if c.timeout == 0 {
@@ -239,7 +243,7 @@ func (c *Checker) checkAll(ctx context.Context, relations []Relation) []result {
 }
 
 // Ready says whether questions can be answered: OpenFGA is there, the store exists, the pinned model exists in it and has
-// every type and relation that the mapping names.
+// every type and relation that the mapping names, and every type of principal.
 func (c *Checker) Ready(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
@@ -254,7 +258,7 @@ func (c *Checker) Ready(ctx context.Context) error {
 	if model.Id != c.model {
 		return fmt.Errorf("OpenFGA model %s: the server answered with another one", c.model)
 	}
-	if err := c.rules.fit(model); err != nil {
+	if err := errors.Join(c.rules.fit(model), holds(model, c.principals)); err != nil {
 		return fmt.Errorf("OpenFGA model %s: %w", c.model, err)
 	}
 	return nil

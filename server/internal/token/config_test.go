@@ -135,6 +135,10 @@ func TestConfigurationRules(t *testing.T) {
 
 		{"client id that is no principal", func(c *TrustConfig) { c.Clients[0].ID = "planner" }, "clients[0].id", "no type"},
 		{"client twice", func(c *TrustConfig) { c.Clients = append(c.Clients, c.Clients[0]) }, "clients[1].id", "twice"},
+		{"client with another's key", func(c *TrustConfig) {
+			c.Clients = append(c.Clients, c.Clients[0])
+			c.Clients[1].ID = "agent:writer"
+		}, "clients[1].keys", "a key of client agent:planner"},
 		{"client that is an issuer", func(c *TrustConfig) { c.TrustedIssuers[0].Issuer = "agent:planner" }, "clients[0].id", "twice"},
 		{"client whose keys are fetched", func(c *TrustConfig) { c.Clients[0].Keys = KeySource{JWKSURL: "https://planner.example/jwks"} }, "clients[0].keys", "never fetched"},
 		{"client by discovery", func(c *TrustConfig) { c.Clients[0].Keys = KeySource{Discovery: true} }, "clients[0].keys", "never fetched"},

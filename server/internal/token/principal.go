@@ -70,6 +70,8 @@ func checkDisjoint(realms []realm) error {
 	return nil
 }
 
+func (a realm) typ() string { typ, _, _ := strings.Cut(a.start, ":"); return typ }
+
 func (a realm) covers(b realm) bool {
 	return a.start == b.start || a.open && strings.HasPrefix(b.start, a.start)
 }

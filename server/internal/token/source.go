@@ -229,3 +229,13 @@ func (s *source) registered(thumbprint string) bool {
 	}
 	return false
 }
+
+// shares says whether two sources hold one key between them. It is for keys that are registered here.
+func (s *source) shares(other *source) bool {
+	for _, key := range s.current.Load().byID {
+		if other.registered(key.thumbprint) {
+			return true
+		}
+	}
+	return false
+}

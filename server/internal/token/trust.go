@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/big"
+	"slices"
 	"sync"
 	"time"
 
@@ -26,6 +27,7 @@ type Trust struct {
 	keys    *Keyset
 	issuers map[string]*issuer
 	clients map[string]*client
+	types   []string // of principals, sorted
 	skew    time.Duration
 	now     func() time.Time
 	decoys  map[string]*publicKey // by algorithm: what a caller without a key is verified with
@@ -92,11 +94,21 @@ func NewTrust(config TrustConfig) (*Trust, error) {
 		if t.clients[string(c.ID)] != nil || t.issuers[string(c.ID)] != nil {
 			return nil, fault(path+".id", "is there twice")
 		}
+		for _, other := range b.Clients[:n] {
+			if cl.keys.shares(t.clients[string(other.ID)].keys) {
+				return nil, fault(path+".keys", "hold a key of client %s: a key says who somebody is, so it belongs to one of them", other.ID)
+			}
+		}
 		t.clients[string(c.ID)] = cl
 	}
 	if err := checkDisjoint(b.realms); err != nil {
 		return nil, err
 	}
+	for _, r := range b.realms {
+		t.types = append(t.types, r.typ())
+	}
+	slices.Sort(t.types)
+	t.types = slices.Compact(t.types)
 	var err error
 	t.decoys, err = newDecoys()
 	return t, err
@@ -162,6 +174,9 @@ func newDecoys() (map[string]*publicKey, error) {
 	}
 	return decoys, nil
 }
+
+// PrincipalTypes are the types of all principals that a credential can yield here, sorted.
+func (t *Trust) PrincipalTypes() []string { return t.types }
 
 // LongestRoot is the longest life that any trusted issuer may give a root token.
 func (t *Trust) LongestRoot() time.Duration {

@@ -48,7 +48,6 @@ type Config struct {
 	Agents         []delegation.Principal // beyond planner, researcher and writer
 	Mapping        policy.Mapping
 	ImportAct      *token.Mapping // of the OpenID provider
-	Clients        []token.Client // beyond the agents
 	Registerer     prometheus.Registerer
 	TracerProvider trace.TracerProvider
 }
@@ -213,7 +212,6 @@ func (w *World) newTenant(t testing.TB, name string) *Tenant {
 		tenant.Clients[agent] = signer
 		clients = append(clients, token.Client{ID: agent, Keys: token.KeySource{JWKS: signer.JWKS()}, Algorithms: []string{"ES256"}})
 	}
-	clients = append(clients, w.config.Clients...)
 	keys, err := token.OpenKeyset(token.KeysetConfig{
 		Keys: []token.KeyFile{{Path: filepath.Join(t.TempDir(), "signing.pem"), Algorithm: "ES256"}}, Create: true,
 	})

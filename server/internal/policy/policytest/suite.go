@@ -86,6 +86,7 @@ func testReady(t *testing.T, b Backend) {
 		"type":     {StoreID: store, ModelID: model, Mapping: policy.Mapping{Resource: policy.ObjectRule{Type: "api"}}},
 		"delegator": {StoreID: store, ModelID: model, Mapping: policy.Mapping{
 			Delegator: policy.EdgeRule{Relation: "truster"}}},
+		"principal": {StoreID: store, ModelID: model, Principals: []string{"agent", "robot"}},
 	} {
 		config.URL, config.Transport = "http://openfga.test", b
 		c, err := policy.New(config)
@@ -95,6 +96,15 @@ func testReady(t *testing.T, b Backend) {
 		if err := c.Ready(t.Context()); err == nil {
 			t.Errorf("ready although the %s is not there", name)
 		}
+	}
+	there, err := policy.New(policy.Config{
+		URL: "http://openfga.test", Transport: b, StoreID: store, ModelID: model, Principals: []string{"agent", "user"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := there.Ready(t.Context()); err != nil {
+		t.Errorf("not ready although the types of principals are there: %v", err)
 	}
 }
 
