@@ -1,0 +1,55 @@
+// Command loadtest fills ledgers, so that one can measure what Deputy does with many entries.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"time"
+
+	"github.com/alecthomas/kong"
+
+	"deputy.example/deputy/server/fill"
+)
+
+type arguments struct {
+	Fill filling `cmd:"" help:"Write a ledger as months of service would. The tenant must have no entries; the database must be migrated (deputyd migrate)."`
+}
+
+type filling struct {
+	DSN     string        `required:"" placeholder:"ADDRESS" help:"The database: postgres:// or sqlite:///. Never one that serves."`
+	Tenant  string        `required:"" placeholder:"NAME" help:"Whose ledger."`
+	Entries int           `default:"1000000" placeholder:"N" help:"How many. Default ${default}."`
+	Seed    uint64        `default:"1" placeholder:"N" help:"Chooses everything random. Default ${default}."`
+	Span    time.Duration `default:"720h" placeholder:"DURATION" help:"From the first entry to now. Default ${default}."`
+}
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	command := kong.Parse(&arguments{}, kong.Name("loadtest"), kong.BindTo(ctx, (*context.Context)(nil)),
+		kong.BindTo(os.Stdout, (*io.Writer)(nil)))
+	command.FatalIfErrorf(command.Run())
+}
+
+// Run fills, tells of it on standard error and prints the summary as JSON.
+func (f filling) Run(ctx context.Context, stdout io.Writer) error {
+	start, told := time.Now(), time.Now()
+	summary, err := fill.Run(ctx, f.DSN, fill.Options{
+		Tenant: f.Tenant, Entries: f.Entries, Seed: f.Seed, Span: f.Span, Progress: func(entries int) {
+			if now := time.Now(); now.Sub(told) >= time.Second || entries == f.Entries {
+				told = now
+				fmt.Fprintf(os.Stderr, "%d of %d entries, %.0f a second\n", entries, f.Entries, float64(entries)/now.Sub(start).Seconds())
+			}
+		},
+	})
+	if err != nil {
+		return err
+	}
+	encoder := json.NewEncoder(stdout)
+	encoder.SetIndent("", "  ")
+	return encoder.Encode(summary)
+}
