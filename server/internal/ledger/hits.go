@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"hash/maphash"
 	"slices"
-	"strings"
 	"time"
 
 	"deputy.example/deputy/client/delegation"
@@ -54,7 +53,6 @@ const (
 	sqlClaims  = `SELECT seq, value FROM claims WHERE tenant = $1 AND seq > $2 AND seq <= $3 AND until > $4 ORDER BY seq LIMIT $5`
 
 	claimsPage = 1000
-	entryPage  = 100 // entries in one statement
 )
 
 func (s *survey) run(ctx context.Context) error {
@@ -89,7 +87,7 @@ func (s *survey) page(ctx context.Context, after uint64) (last uint64, more bool
 	if err != nil {
 		return 0, false, err
 	}
-	var hit []any // numbers
+	var hit []uint64
 	n := 0
 	err = eachRow(found, func() error {
 		var raw []byte
@@ -108,7 +106,7 @@ func (s *survey) page(ctx context.Context, after uint64) (last uint64, more bool
 			s.tokens++
 			s.chains[maphash.String(s.seed, claims.Txn)] = struct{}{}
 			if len(s.grants)+len(hit) < s.limit {
-				hit = append(hit, int64(last))
+				hit = append(hit, last)
 			}
 		}
 		return nil
@@ -117,7 +115,7 @@ func (s *survey) page(ctx context.Context, after uint64) (last uint64, more bool
 		return 0, false, err
 	}
 	for chunk := range slices.Chunk(hit, entryPage) {
-		entries, err := scanEntries(ctx, s.ledger.store, sqlEntriesIn, s.padded(chunk)...)
+		entries, err := entriesAt(ctx, s.ledger.store, s.tenant, chunk)
 		if err == nil && len(entries) != len(chunk) {
 			err = errors.New("claims without their entry")
 		}
@@ -127,26 +125,6 @@ func (s *survey) page(ctx context.Context, after uint64) (last uint64, more bool
 		s.grants = append(s.grants, entries...)
 	}
 	return last, n == claimsPage, nil
-}
-
-// sqlEntriesIn selects entries by their numbers: as many parameters for every list, so that both
-// databases prepare one statement.
-var sqlEntriesIn = func() string {
-	var in strings.Builder
-	for i := range entryPage {
-		fmt.Fprintf(&in, ", $%d", i+2)
-	}
-	return `e.tenant = $1 AND e.seq IN (` + in.String()[2:] + `) ORDER BY e.seq`
-}()
-
-// padded repeats the last number in the places that are left.
-func (s *survey) padded(seqs []any) []any {
-	args := append(make([]any, 0, 1+entryPage), s.tenant)
-	args = append(args, seqs...)
-	for len(args) < 1+entryPage {
-		args = append(args, seqs[len(seqs)-1])
-	}
-	return args
 }
 
 func eachRow(r rows, f func() error) error {

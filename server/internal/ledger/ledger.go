@@ -82,6 +82,7 @@ type Ledger struct {
 	config  Config
 	store   store
 	metrics *metrics
+	lost    lostBlocks
 	off     protections
 
 	mu      sync.Mutex
@@ -91,7 +92,7 @@ type Ledger struct {
 }
 
 // protections are switched off by tests only, which then see their checks fail.
-type protections struct{ revocations, singleUse, idempotency, durability, unbroken bool }
+type protections struct{ revocations, singleUse, idempotency, durability, unbroken, lostPostings bool }
 
 // Open connects to a migrated database: "sqlite:///var/lib/deputy/ledger.db" or
 // "postgres://user@host/database". It refuses a schema that is not the one this program was built

@@ -116,6 +116,28 @@ func (st *postgresStore) view(ctx context.Context, f func(querier) error) error 
 		func(tx pgx.Tx) error { return f(pgQuerier(tx.Query)) })
 }
 
+// pgChanger adapts a transaction of pgx.
+type pgChanger struct {
+	pgQuerier
+	tx   pgx.Tx
+	seam seam
+}
+
+func (c pgChanger) change(ctx context.Context, point, sql string, args ...any) (int64, error) {
+	if err := c.seam.at("before " + point); err != nil {
+		return 0, err
+	}
+	tag, err := c.tx.Exec(ctx, sql, args...)
+	if err != nil {
+		return 0, err
+	}
+	return tag.RowsAffected(), c.seam.at("after " + point)
+}
+
+func (st *postgresStore) change(ctx context.Context, f func(changer) error) error {
+	return pgx.BeginFunc(ctx, st.pool, func(tx pgx.Tx) error { return f(pgChanger{tx.Query, tx, st.seam}) })
+}
+
 // postgresTx is a transaction on a connection of its own.
 type postgresTx struct {
 	st   *postgresStore

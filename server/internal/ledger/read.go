@@ -3,6 +3,7 @@ package ledger
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"deputy.example/deputy/client/delegation"
@@ -133,6 +134,35 @@ func (l *Ledger) entries(ctx context.Context, where string, args ...any) ([]*Ent
 		return nil, unavailable(err)
 	}
 	return list, nil
+}
+
+// entryPage is how many entries one statement takes by their numbers.
+const entryPage = 100
+
+// numbered are entryPage parameters from $2 on: as many for every list, so that both databases prepare
+// one statement.
+var numbered = func() string {
+	var in strings.Builder
+	for i := range entryPage {
+		fmt.Fprintf(&in, ", $%d", i+2)
+	}
+	return in.String()[2:]
+}()
+
+// byNumber are the arguments for numbered: the last number fills the places that are left.
+func byNumber(tenant string, seqs []uint64) []any {
+	args := append(make([]any, 0, 1+entryPage), tenant)
+	for i := range entryPage {
+		args = append(args, int64(seqs[min(i, len(seqs)-1)]))
+	}
+	return args
+}
+
+var sqlEntriesIn = `e.tenant = $1 AND e.seq IN (` + numbered + `) ORDER BY e.seq`
+
+// entriesAt returns those of up to entryPage entries that are there, in order.
+func entriesAt(ctx context.Context, db querier, tenant string, seqs []uint64) ([]*Entry, error) {
+	return scanEntries(ctx, db, sqlEntriesIn, byNumber(tenant, seqs)...)
 }
 
 func scanEntries(ctx context.Context, db querier, where string, args ...any) ([]*Entry, error) {

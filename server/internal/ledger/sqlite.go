@@ -172,6 +172,23 @@ func (st *sqliteStore) view(ctx context.Context, f func(querier) error) error {
 	return f(sqlQuerier(conn.QueryContext))
 }
 
+// change keeps everybody else from writing for as long as f takes: there is one lock.
+func (st *sqliteStore) change(ctx context.Context, f func(changer) error) error {
+	tx, err := st.start(ctx)
+	if err != nil {
+		return err
+	}
+	if err = f(tx); err == nil {
+		err = tx.exec("commit change", `COMMIT`)
+	}
+	if err != nil {
+		tx.rollback()
+		return err
+	}
+	st.turn <- struct{}{}
+	return nil
+}
+
 // sqliteTx is a transaction on the writing connection. Its statements take no cancellable context:
 // they run in this process and have all locks they need, and an interrupted COMMIT would leave its
 // outcome open. Submit does not wait for a disk that hangs.
@@ -229,17 +246,27 @@ func (tx *sqliteTx) stmt(sql string) (*sql.Stmt, error) {
 }
 
 func (tx *sqliteTx) exec(point, sql string, args ...any) error {
+	_, err := tx.change(context.Background(), point, sql, args...)
+	return err
+}
+
+func (tx *sqliteTx) change(_ context.Context, point, sql string, args ...any) (int64, error) {
 	if err := tx.st.seam.at("before " + point); err != nil {
-		return err
+		return 0, err
 	}
 	stmt, err := tx.stmt(sql)
 	if err != nil {
-		return err
+		return 0, err
 	}
-	if _, err := stmt.ExecContext(context.Background(), args...); err != nil {
-		return err
+	result, err := stmt.ExecContext(context.Background(), args...)
+	if err != nil {
+		return 0, err
 	}
-	return tx.st.seam.at("after " + point)
+	changed, err := result.RowsAffected()
+	if err != nil {
+		return 0, err
+	}
+	return changed, tx.st.seam.at("after " + point)
 }
 
 func (tx *sqliteTx) query(_ context.Context, sql string, args ...any) (rows, error) {

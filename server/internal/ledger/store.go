@@ -32,6 +32,9 @@ type store interface {
 	// view runs all of f's statements on one snapshot.
 	view(ctx context.Context, f func(querier) error) error
 
+	// change runs all of f's statements in one transaction, which locks no head.
+	change(ctx context.Context, f func(changer) error) error
+
 	ready(ctx context.Context) error
 	close() error
 }
@@ -50,6 +53,12 @@ var errUnknown = errors.New("the outcome of the commit is unknown")
 // querier runs one statement. Both dialects take $1, $2, … as parameters.
 type querier interface {
 	query(ctx context.Context, sql string, args ...any) (rows, error)
+}
+
+// changer also changes rows, and says how many. The point is the statement's name for the seam.
+type changer interface {
+	querier
+	change(ctx context.Context, point, sql string, args ...any) (changed int64, err error)
 }
 
 type rows interface {

@@ -134,6 +134,9 @@ func Suite(t *testing.T, database func(testing.TB) (dsn string)) {
 		"feeds revocations in order":              feeds,
 		"feeds no gap after a restart":            feedsNoGap,
 		"says what a revocation would kill":       hits,
+		"finds entries by every filter":           searches,
+		"finds what was derived from a grant":     descendants,
+		"says what an agent holds":                holds,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -1,0 +1,135 @@
+package ledger
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"deputy.example/deputy/client/delegation"
+)
+
+// Holding is what an agent holds at one moment: tokens that have neither expired nor been voided, and
+// that no revocation hits.
+type Holding struct {
+	Tokens    []*Entry // of which the agent is the current actor, the newest first
+	Live      int      // all of them
+	Below     int      // tokens of others in whose chain the agent stands
+	Truncated bool     // there are more than were counted
+	Head      uint64   // number of the newest entry that was taken into account
+}
+
+// mostJudged is how many claims one call decodes: some take fifty microseconds.
+const mostJudged = 8000
+
+var (
+	// Claims are pruned from the lowest number on: below the first, no grant is alive.
+	sqlFirstClaims = `SELECT seq FROM claims WHERE tenant = $1 ORDER BY seq LIMIT 1`
+	sqlClaimsIn    = `SELECT seq, value FROM claims WHERE tenant = $1 AND seq IN (` + numbered + fmt.Sprintf(`) AND until > $%d ORDER BY seq`, entryPage+2)
+)
+
+// Holdings says what the agent holds now, with at most limit tokens. It judges as Hits does, by
+// RevocationSet.Hit of the lineage in each live grant's claims, and with every revocation that was
+// committed before the call.
+//
+// It finds the grants by the search index, and counts up to some thousand live ones.
+func (l *Ledger) Holdings(ctx context.Context, tenant string, agent delegation.Principal, limit int) (Holding, error) {
+	ctx, cancel := context.WithTimeout(ctx, l.config.attempt())
+	defer cancel()
+	revoked, err := l.Revocations(ctx, tenant, true)
+	if err != nil {
+		return Holding{}, err
+	}
+	h := holdings{ledger: l, tenant: tenant, agent: agent, limit: min(max(limit, 0), mostFound), revoked: revoked}
+	if err := h.run(ctx); err != nil {
+		return Holding{}, unavailable(err)
+	}
+	return h.Holding, nil
+}
+
+type holdings struct {
+	ledger  *Ledger
+	tenant  string
+	agent   delegation.Principal
+	limit   int
+	revoked *delegation.RevocationSet
+
+	Holding
+	judged int
+}
+
+func (h *holdings) run(ctx context.Context) error {
+	w, err := h.ledger.walk(ctx, h.tenant, Query{Actor: h.agent, Kind: KindGrant})
+	if err != nil {
+		return err
+	}
+	h.Head = w.head
+	first := w.high
+	found, err := h.ledger.store.query(ctx, sqlFirstClaims, h.tenant)
+	if err != nil {
+		return err
+	}
+	if err := eachRow(found, func() error { return found.Scan(&first) }); err != nil {
+		return err
+	}
+	w.low = max(w.low, first)
+	for w.more() {
+		if w.rows <= 0 || h.judged >= mostJudged {
+			h.Truncated = true
+			return nil
+		}
+		proposed, err := w.propose(ctx, entryPage)
+		if err != nil {
+			return err
+		}
+		for chunk := range slices.Chunk(proposed, entryPage) {
+			if err := h.judge(ctx, chunk); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// judge counts those of the grants that are alive.
+func (h *holdings) judge(ctx context.Context, seqs []uint64) error {
+	args := append(byNumber(h.tenant, seqs), micros(h.ledger.config.Now()))
+	found, err := h.ledger.store.query(ctx, sqlClaimsIn, args...)
+	if err != nil {
+		return err
+	}
+	var held []uint64
+	err = eachRow(found, func() error {
+		var seq uint64
+		var raw []byte
+		if err := found.Scan(&seq, &raw); err != nil {
+			return err
+		}
+		h.judged++
+		claims, err := delegation.DecodeClaims(raw)
+		if err != nil {
+			return fmt.Errorf("claims of entry %d: %w", seq, err)
+		}
+		switch _, dead := h.revoked.Hit(claims.Lineage()); {
+		case dead:
+		case claims.Act.Current() == h.agent:
+			held = append(held, seq)
+		case slices.Contains(claims.Act, h.agent):
+			h.Below++
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	h.Live += len(held)
+	// The newest first, and not more than there is room for.
+	slices.Reverse(held)
+	held = held[:min(len(held), h.limit-len(h.Tokens))]
+	if len(held) == 0 {
+		return nil
+	}
+	entries, err := entriesAt(ctx, h.ledger.store, h.tenant, held)
+	slices.Reverse(entries)
+	h.Tokens = append(h.Tokens, entries...)
+	return err
+}

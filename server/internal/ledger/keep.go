@@ -1,0 +1,191 @@
+package ledger
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+// keepEvery is how long Keep rests when there is nothing to do.
+const keepEvery = time.Second
+
+// round is one piece of work for one tenant: small, and safe to be left unfinished or done twice.
+type round struct {
+	name string
+	do   func(ctx context.Context, tenant string) (more bool, err error)
+}
+
+// Keep does what the tenants' ledgers need in the background, until ctx ends: it builds the search index
+// and mends it. Any number of instances may do so on one database. What fails is logged and tried again.
+func (l *Ledger) Keep(ctx context.Context, tenants ...string) error {
+	rounds := []round{{"index", l.index}, {"mend", l.mend}}
+	for {
+		more := false
+		for _, tenant := range tenants {
+			for _, r := range rounds {
+				more = l.keep(ctx, tenant, r) || more
+			}
+		}
+		if more && ctx.Err() == nil {
+			continue
+		}
+		rest := time.NewTimer(keepEvery)
+		select {
+		case <-rest.C:
+		case <-ctx.Done():
+			rest.Stop()
+			return nil
+		}
+	}
+}
+
+func (l *Ledger) keep(ctx context.Context, tenant string, r round) (more bool) {
+	bounded, cancel := context.WithTimeout(ctx, l.config.attempt())
+	defer cancel()
+	more, err := r.do(bounded, tenant)
+	if err != nil && ctx.Err() == nil {
+		l.config.Logger.Error("ledger: keep failed, and will be tried again", "round", r.name, "tenant", tenant, "error", err)
+	}
+	return more && err == nil
+}
+
+// Statements of the search index.
+var (
+	sqlNewSearchHead = `INSERT INTO search_heads (tenant, block, version) VALUES ($1, 0, 0) ON CONFLICT DO NOTHING`
+	sqlSearchHead    = `SELECT h.seq, s.block, s.version FROM heads h JOIN search_heads s ON s.tenant = h.tenant WHERE h.tenant = $1`
+	// sqlAdvance and sqlSettled succeed only if nobody has advanced the index, or changed entries
+	// that are in it, since its head was read. They lock it.
+	sqlAdvance = `UPDATE search_heads SET block = block + 1 WHERE tenant = $1 AND block = $2 AND version = $3`
+	sqlSettled = `UPDATE search_heads SET block = block WHERE tenant = $1 AND block > $2 AND version = $3`
+	// sqlUnsettle belongs into every transaction that changes what entries are found by: nobody then
+	// writes into the index what was read before. The blocks must be indexed again after it.
+	sqlUnsettle = `UPDATE search_heads SET version = version + 1 WHERE tenant = $1`
+
+	// sqlBlock writes all rows of one block.
+	sqlBlock = func() string {
+		var values strings.Builder
+		for i := range buckets {
+			values.WriteString(", ($1, " + strconv.Itoa(i) + ", $2, $" + strconv.Itoa(i+3) + ")")
+		}
+		return `INSERT INTO postings (tenant, bucket, block, terms) VALUES ` + values.String()[2:] +
+			` ON CONFLICT (tenant, bucket, block) DO UPDATE SET terms = excluded.terms`
+	}()
+)
+
+// searchHead is a tenant's row in search_heads, and the number of its newest entry.
+type searchHead struct{ seq, block, version uint64 }
+
+func (l *Ledger) searchHead(ctx context.Context, tenant string) (h searchHead, there bool, err error) {
+	found, err := l.store.query(ctx, sqlSearchHead, tenant)
+	if err != nil {
+		return h, false, err
+	}
+	err = eachRow(found, func() error {
+		there = true
+		return found.Scan(&h.seq, &h.block, &h.version)
+	})
+	return h, there, err
+}
+
+// index builds the next block of the tenant's index, if that has all its entries. Other instances may
+// build the same one: the first wins.
+func (l *Ledger) index(ctx context.Context, tenant string) (more bool, err error) {
+	h, there, err := l.searchHead(ctx, tenant)
+	if err == nil && !there {
+		err = l.store.change(ctx, func(db changer) error {
+			_, err := db.change(ctx, "new search head", sqlNewSearchHead, tenant)
+			return err
+		})
+		if err == nil {
+			h, there, err = l.searchHead(ctx, tenant)
+		}
+	}
+	if err != nil || !there || h.seq < firstOf(h.block+1)-1 {
+		return false, err
+	}
+	_, err = l.build(ctx, tenant, h.block, sqlAdvance, h.block, h)
+	return err == nil, err
+}
+
+// reindex builds a block of the index again, after its entries have changed or its rows were lost. Above
+// the end of the index it does nothing.
+func (l *Ledger) reindex(ctx context.Context, tenant string, block uint64) error {
+	for {
+		h, there, err := l.searchHead(ctx, tenant)
+		if err != nil || !there || block >= h.block {
+			return err
+		}
+		if done, err := l.build(ctx, tenant, block, sqlSettled, block, h); done || err != nil {
+			return err
+		}
+	}
+}
+
+// build reads the block's entries and writes its rows, if the condition still holds then.
+func (l *Ledger) build(ctx context.Context, tenant string, block uint64, condition string, arg uint64, h searchHead) (done bool, err error) {
+	entries, err := readFacets(ctx, l.store, tenant, firstOf(block), firstOf(block+1))
+	if err != nil {
+		return false, fmt.Errorf("block %d of the search index: %w", block, err)
+	}
+	args := []any{tenant, int64(block)}
+	for _, row := range rowsOf(tenant, block, entries) {
+		args = append(args, row)
+	}
+	err = l.store.change(ctx, func(db changer) error {
+		n, err := db.change(ctx, "settle index", condition, tenant, int64(arg), int64(h.version))
+		if err != nil || n == 0 {
+			return err
+		}
+		done = true
+		_, err = db.change(ctx, "write postings", sqlBlock, args...)
+		return err
+	})
+	return done && err == nil, err
+}
+
+// lostBlocks are blocks of the index that a search found damaged.
+type lostBlocks struct {
+	mu     sync.Mutex
+	blocks map[string]map[uint64]bool // by tenant
+}
+
+// mostLost bounds what is remembered: what is left out will be found again.
+const mostLost = 4096
+
+func (b *lostBlocks) note(tenant string, block uint64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.blocks[tenant] == nil {
+		if b.blocks == nil {
+			b.blocks = map[string]map[uint64]bool{}
+		}
+		b.blocks[tenant] = map[uint64]bool{}
+	}
+	if len(b.blocks[tenant]) < mostLost {
+		b.blocks[tenant][block] = true
+	}
+}
+
+// take removes one of the tenant's.
+func (b *lostBlocks) take(tenant string) (block uint64, there bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for block := range b.blocks[tenant] {
+		delete(b.blocks[tenant], block)
+		return block, true
+	}
+	return 0, false
+}
+
+// mend builds a block again that a search found damaged.
+func (l *Ledger) mend(ctx context.Context, tenant string) (more bool, err error) {
+	block, there := l.lost.take(tenant)
+	if !there {
+		return false, nil
+	}
+	l.config.Logger.Warn("ledger: rows of the search index were missing or damaged; they are built again", "tenant", tenant, "block", block)
+	return true, l.reindex(ctx, tenant, block)
+}

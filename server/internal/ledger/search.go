@@ -1,0 +1,329 @@
+package ledger
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"deputy.example/deputy/client/delegation"
+)
+
+// Query says which entries to find: those that match every field that is set, whole and byte by byte.
+type Query struct {
+	Subject  delegation.Principal
+	Actor    delegation.Principal // any actor of the chain, or the one that was asked for
+	Caller   delegation.Principal
+	Audience string
+	Scope    string
+	Kind     Kind
+	Outcome  Outcome
+	Reason   delegation.Reason
+	TraceID  string
+	From     time.Time // recorded at or after
+	Until    time.Time // recorded before
+	Before   uint64    // with a lower number; 0: from the newest on
+	Limit    int       // at least 1; more than 1,000 are not found at once
+}
+
+const (
+	mostFound = 1000
+	// mostRows is how many rows one call reads, of the index or of entries that it does not cover: a
+	// million entries that are indexed, or sixteen thousand that are not.
+	mostRows = 16 << 10
+	// mostAhead is how many blocks of the index one statement reads.
+	mostAhead = 512
+)
+
+// want is one value that an entry must have.
+type want struct {
+	facet facet
+	value string
+}
+
+func (q *Query) wants() []want {
+	var list []want
+	for _, w := range []want{
+		{facetSubject, string(q.Subject)}, {facetActor, string(q.Actor)}, {facetCaller, string(q.Caller)},
+		{facetAudience, q.Audience}, {facetScope, q.Scope}, {facetKind, string(q.Kind)}, {facetOutcome, string(q.Outcome)},
+		{facetReason, string(q.Reason)}, {facetTrace, q.TraceID},
+	} {
+		if w.value != "" {
+			list = append(list, w)
+		}
+	}
+	return list
+}
+
+// Search finds entries, the newest first. before continues with the next page, where it goes into
+// Query.Before; 0 says that there is nothing more. One call does a bounded amount of work: a page may be
+// short, or even empty, and not the last one. What is recorded meanwhile does not move the pages.
+//
+// It reads the search index where that is built and whole, and the entries themselves where it is not:
+// a result may take more calls, and is never missed.
+func (l *Ledger) Search(ctx context.Context, tenant string, q Query) (page []*Entry, before uint64, err error) {
+	ctx, cancel := context.WithTimeout(ctx, l.config.attempt())
+	defer cancel()
+	w, err := l.walk(ctx, tenant, q)
+	if err == nil {
+		page, before, err = w.page(ctx, min(max(q.Limit, 1), mostFound))
+	}
+	if err != nil {
+		return nil, 0, unavailable(err)
+	}
+	return page, before, nil
+}
+
+// walk goes down a tenant's entries, from the newest to the oldest, and proposes those that match.
+type walk struct {
+	ledger *Ledger
+	tenant string
+	wants  []want
+	low    uint64 // what is still to be looked at: from low to below high
+	high   uint64
+	head   uint64 // the newest entry when the walk began
+	built  uint64 // blocks below this are in the index
+	rows   int    // that may still be read
+	ahead  ahead
+}
+
+// ahead is what was read of the index at once.
+type ahead struct {
+	first   uint64 // block of the first element
+	members []members
+	lost    []bool // rows of the block are missing or damaged
+	most    int    // blocks that the next statement reads
+}
+
+const (
+	// One statement, so that its parts fit together.
+	sqlExtent = `SELECT h.seq, coalesce(s.block, 0), coalesce((SELECT min(seq) FROM entries WHERE tenant = $1), 1)
+		FROM heads h LEFT JOIN search_heads s ON s.tenant = h.tenant WHERE h.tenant = $1`
+
+	sqlPostings = `SELECT block, terms FROM postings WHERE tenant = $1 AND bucket = $2 AND block >= $3 AND block <= $4`
+
+	// sqlFacets reads what entries can be found by.
+	sqlFacets = `SELECT seq, kind, outcome, reason, scopes, audiences, trace_id, subject, actor, caller, actors
+		FROM entries WHERE tenant = $1 AND seq >= $2 AND seq < $3 ORDER BY seq`
+
+	// sqlSince finds the first number from $2 to below $3 that was recorded at $4 or after, or $3. Time
+	// never runs backwards within a tenant, so it is enough to halve what is left again and again. What
+	// is not there was dropped for its age.
+	sqlSince = `WITH RECURSIVE s(low, high) AS (
+			SELECT CAST($2 AS BIGINT), CAST($3 AS BIGINT)
+			UNION ALL
+			SELECT CASE WHEN e.time >= $4 THEN s.low ELSE (s.low + s.high) / 2 + 1 END,
+				CASE WHEN e.time >= $4 THEN (s.low + s.high) / 2 ELSE s.high END
+			FROM s LEFT JOIN entries e ON e.tenant = $1 AND e.seq = (s.low + s.high) / 2 WHERE s.low < s.high)
+		SELECT max(low) FROM s`
+)
+
+func (l *Ledger) walk(ctx context.Context, tenant string, q Query) (*walk, error) {
+	w := &walk{ledger: l, tenant: tenant, wants: q.wants(), rows: mostRows, ahead: ahead{most: 4}}
+	found, err := l.store.query(ctx, sqlExtent, tenant)
+	if err != nil {
+		return nil, err
+	}
+	err = eachRow(found, func() error { return found.Scan(&w.head, &w.built, &w.low) })
+	if err != nil {
+		return nil, err
+	}
+	if w.low == 0 { // no such tenant
+		return w, nil
+	}
+	if w.high = w.head + 1; q.Before > 0 && q.Before < w.high {
+		w.high = q.Before
+	}
+	if !q.Until.IsZero() {
+		if w.high, err = w.since(ctx, q.Until); err != nil {
+			return nil, err
+		}
+	}
+	if !q.From.IsZero() {
+		w.low, err = w.since(ctx, q.From)
+	}
+	return w, err
+}
+
+// since is the number of the first entry that was recorded at t or after.
+func (w *walk) since(ctx context.Context, t time.Time) (uint64, error) {
+	if w.low >= w.high {
+		return w.high, nil
+	}
+	at := t.UnixMicro()
+	if time.UnixMicro(at).Before(t) {
+		at++ // entries have whole microseconds
+	}
+	var seq uint64
+	found, err := w.ledger.store.query(ctx, sqlSince, w.tenant, int64(w.low), int64(w.high), at)
+	if err != nil {
+		return 0, err
+	}
+	err = eachRow(found, func() error { return found.Scan(&seq) })
+	return seq, err
+}
+
+func (w *walk) more() bool { return w.low < w.high }
+
+func (w *walk) page(ctx context.Context, limit int) (page []*Entry, before uint64, err error) {
+	low := w.low
+	for w.more() && w.rows > 0 && len(page) < limit {
+		proposed, err := w.propose(ctx, limit-len(page))
+		if err != nil {
+			return nil, 0, err
+		}
+		for chunk := range slices.Chunk(proposed, entryPage) {
+			entries, err := entriesAt(ctx, w.ledger.store, w.tenant, chunk)
+			if err != nil {
+				return nil, 0, err
+			}
+			for _, e := range slices.Backward(entries) {
+				if len(page) < limit && w.matches(e) {
+					page = append(page, e)
+				}
+			}
+			if len(page) == limit {
+				break
+			}
+		}
+	}
+	switch {
+	case len(page) == limit && page[limit-1].Seq > low:
+		return page, page[limit-1].Seq, nil
+	case len(page) < limit && w.more():
+		return page, w.high, nil
+	}
+	return page, 0, nil
+}
+
+func (w *walk) matches(e *Entry) bool {
+	for _, want := range w.wants {
+		if !e.has(want.facet, want.value) {
+			return false
+		}
+	}
+	return true
+}
+
+// propose returns the next entries that match as far as the index knows, the newest first: at least n of
+// them, unless the walk or its allowance of rows ends before.
+func (w *walk) propose(ctx context.Context, n int) (seqs []uint64, err error) {
+	for w.more() && w.rows > 0 && len(seqs) < n {
+		block := blockOf(w.high - 1)
+		m, whole, err := w.index(ctx, block)
+		if err != nil {
+			return nil, err
+		}
+		if !whole {
+			if m, err = w.scan(ctx, block); err != nil {
+				return nil, err
+			}
+		}
+		seqs = append(seqs, m.numbers(block, w.low, w.high)...)
+		w.high = max(w.low, firstOf(block))
+	}
+	return seqs, nil
+}
+
+// index asks the index for the members of a block that have all terms. whole is false if the block is
+// not there, or not all of it.
+func (w *walk) index(ctx context.Context, block uint64) (m members, whole bool, err error) {
+	switch {
+	case block >= w.built:
+		return members{}, false, nil
+	case len(w.wants) == 0:
+		return everyone, true, nil
+	case len(w.ahead.members) == 0 || block < w.ahead.first:
+		if err := w.read(ctx, block); err != nil {
+			return members{}, false, err
+		}
+	}
+	i := block - w.ahead.first
+	if w.ahead.lost[i] {
+		w.ledger.lost.note(w.tenant, block)
+	}
+	return w.ahead.members[i], !w.ahead.lost[i], nil
+}
+
+// read takes the block and those before it from the index: the more of them, the longer the walk.
+func (w *walk) read(ctx context.Context, last uint64) error {
+	n := min(uint64(w.ahead.most), last-blockOf(w.low)+1)
+	w.ahead = ahead{first: last + 1 - n, members: make([]members, n), lost: make([]bool, n), most: min(2*w.ahead.most, mostAhead)}
+	for i := range w.ahead.members {
+		w.ahead.members[i] = everyone
+	}
+	for _, want := range w.wants {
+		if err := w.readTerm(ctx, last, termOf(want.facet, want.value)); err != nil {
+			return err
+		}
+	}
+	w.rows -= int(n) * len(w.wants)
+	return nil
+}
+
+func (w *walk) readTerm(ctx context.Context, last uint64, t term) error {
+	a := w.ahead
+	there := make([]bool, len(a.members))
+	found, err := w.ledger.store.query(ctx, sqlPostings, w.tenant, int64(t.bucket()), int64(a.first), int64(last))
+	if err != nil {
+		return err
+	}
+	err = eachRow(found, func() error {
+		var block uint64
+		var row []byte
+		if err := found.Scan(&block, &row); err != nil {
+			return err
+		}
+		m, whole := find(row, w.tenant, block, t)
+		there[block-a.first] = whole
+		a.members[block-a.first].intersect(m)
+		return nil
+	})
+	for i, ok := range there {
+		if !ok && !w.ledger.off.lostPostings {
+			a.lost[i] = true
+		} else if !ok {
+			a.members[i] = members{}
+		}
+	}
+	return err
+}
+
+// scan looks at the block's entries themselves.
+func (w *walk) scan(ctx context.Context, block uint64) (m members, err error) {
+	low, high := max(w.low, firstOf(block)), min(w.high, firstOf(block+1))
+	entries, err := readFacets(ctx, w.ledger.store, w.tenant, low, high)
+	w.rows -= int(high - low)
+	for _, e := range entries {
+		if w.matches(e) {
+			m.add(e.Seq - firstOf(block))
+		}
+	}
+	return m, err
+}
+
+// readFacets returns the entries from low to below high with nothing but what they are found by.
+func readFacets(ctx context.Context, db querier, tenant string, low, high uint64) ([]*Entry, error) {
+	found, err := db.query(ctx, sqlFacets, tenant, int64(low), int64(high))
+	if err != nil {
+		return nil, err
+	}
+	list := make([]*Entry, 0, high-low)
+	err = eachRow(found, func() error {
+		var e Entry
+		var scopes, audiences, actors string
+		if err := found.Scan(&e.Seq, &e.Kind, &e.Outcome, &e.Reason, &scopes, &audiences, &e.TraceID,
+			&e.Subject, &e.Actor, &e.Caller, &actors); err != nil {
+			return err
+		}
+		if err := json.Unmarshal([]byte(audiences), &e.Audiences); err != nil {
+			return fmt.Errorf("entry %d: column audiences is damaged: %w", e.Seq, err)
+		}
+		e.Scopes, e.Actors = strings.Split(scopes, " "), splitChain(actors)
+		list = append(list, &e)
+		return nil
+	})
+	return list, err
+}
