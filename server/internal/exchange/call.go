@@ -6,13 +6,15 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// Credentials are what a caller presented to authenticate itself. At most one of Assertion and
-// Bearer may be set; with neither, an actor token of caller audience must authenticate.
+// Credentials are what a caller presented to authenticate itself. At most one of Assertion, Bearer and
+// Person may be set; with none, an actor token of caller audience must authenticate.
 type Credentials struct {
 	AssertionType string // client_assertion_type (RFC 7521 §4.2)
 	Assertion     string // client_assertion
 	ClientID      string // client_id; optional, must equal the assertion's subject
 	Bearer        string // a credential of caller audience from "authorization: Bearer"
+	// Person signed in at a front that keeps sessions. People read and revoke; nothing else takes them.
+	Person *Person
 }
 
 // Call is one request to exchange, whichever door it came through. Strings are as the caller sent
@@ -71,6 +73,7 @@ type Inquiry struct {
 	Tenant      string
 	Credentials Credentials
 	Token       string // introspection: the token
-	ID          string // chain: the grant's jti
+	ID          string // entry, chain, descendants, proofs: the grant's jti
+	Entry       uint64 // entry, proofs: the entry's number, in place of ID
 	Peer        string
 }

@@ -40,7 +40,7 @@ func (e *Engine) Introspect(ctx context.Context, q Inquiry) (Introspection, erro
 func (e *Engine) Chain(ctx context.Context, q Inquiry) ([]*ledger.Entry, error) {
 	ctx, cancel := e.within(ctx)
 	defer cancel()
-	by, err := e.admitInquiry(ctx, q)
+	by, err := e.admitReader(ctx, q)
 	if err != nil {
 		return nil, err
 	}
@@ -78,18 +78,36 @@ type inquirer struct {
 	revoked *delegation.RevocationSet
 }
 
+// admitInquiry takes what workloads authenticate with, admitReader people who signed in besides.
 func (e *Engine) admitInquiry(ctx context.Context, q Inquiry) (inquirer, error) {
-	by, err := e.inquirer(ctx, q)
+	by, err := e.inquirer(ctx, q, e.workload)
 	if err != nil {
 		return inquirer{}, e.turnAway(ctx, err)
 	}
 	return by, nil
 }
 
-// inquirer authenticates and admits whoever asks. A single-use assertion is spent durably here, as an
-// exchange spends it in its entry.
-func (e *Engine) inquirer(ctx context.Context, q Inquiry) (by inquirer, err error) {
-	if by.tenant, by.caller, _, err = e.authenticate(ctx, q.Tenant, q.Credentials, nil); err != nil {
+func (e *Engine) admitReader(ctx context.Context, q Inquiry) (inquirer, error) {
+	who := e.workload
+	if q.Credentials.Person != nil {
+		who = e.person
+	}
+	by, err := e.inquirer(ctx, q, who)
+	if err != nil {
+		return inquirer{}, e.turnAway(ctx, err)
+	}
+	return by, nil
+}
+
+func (e *Engine) workload(ctx context.Context, q Inquiry) (*Tenant, token.Caller, error) {
+	tenant, caller, _, err := e.authenticate(ctx, q.Tenant, q.Credentials, nil)
+	return tenant, caller, err
+}
+
+// inquirer admits whoever asks, and who says who that is. A single-use assertion is spent durably here,
+// as an exchange spends it in its entry.
+func (e *Engine) inquirer(ctx context.Context, q Inquiry, who func(context.Context, Inquiry) (*Tenant, token.Caller, error)) (by inquirer, err error) {
+	if by.tenant, by.caller, err = who(ctx, q); err != nil {
 		return by, err
 	}
 	if err := e.admitCaller(ctx, by.tenant, by.caller, 1); err != nil {
@@ -106,6 +124,11 @@ func (e *Engine) inquirer(ctx context.Context, q Inquiry) (by inquirer, err erro
 	}
 	if _, hit := by.revoked.HitCaller(by.caller.Principal, by.caller.Key); hit {
 		return by, unauthenticated(errors.New("the caller is suspended, or its key is banned"))
+	}
+	if p := q.Credentials.Person; p != nil && !e.off.revocation {
+		if _, hit := by.revoked.Hit(p.lineage(e.config.Ledger.Skew())); hit {
+			return by, unauthenticated(errors.New("the session was revoked"))
+		}
 	}
 	return by, nil
 }

@@ -51,7 +51,7 @@ const system = "system:deputy"
 func (e *Engine) Revoke(ctx context.Context, call RevokeCall) (Revoked, error) {
 	ctx, cancel := e.within(ctx)
 	defer cancel()
-	by, err := e.admitInquiry(ctx, Inquiry{Tenant: call.Tenant, Credentials: call.Credentials})
+	by, err := e.admitReader(ctx, Inquiry{Tenant: call.Tenant, Credentials: call.Credentials})
 	if err != nil {
 		return Revoked{}, err
 	}

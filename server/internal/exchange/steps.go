@@ -40,6 +40,8 @@ type actorToken struct{ raw, tokenType string }
 // is nil where no actor token can be.
 func (e *Engine) authenticate(ctx context.Context, door string, c Credentials, fallback *actorToken) (*Tenant, token.Caller, *token.Actor, error) {
 	switch {
+	case c.Person != nil:
+		return nil, token.Caller{}, nil, unauthenticated(errors.New("a person who signed in may read and revoke, and nothing else"))
 	case c.Assertion != "" && c.Bearer != "":
 		return nil, token.Caller{}, nil, delegation.Refuse(delegation.ParameterConflict, "client_assertion",
 			"the authorization metadata authenticates the caller too: send one of them")

@@ -101,7 +101,7 @@ func (r *receipts) take(tenant string) []guard.Receipt {
 func (e *Engine) Receipts(ctx context.Context, q Inquiry, entry uint64) ([]guard.Receipt, error) {
 	ctx, cancel := e.within(ctx)
 	defer cancel()
-	by, err := e.admitInquiry(ctx, q)
+	by, err := e.admitReader(ctx, q)
 	if err != nil {
 		return nil, err
 	}

@@ -213,14 +213,29 @@ func (c *Checker) answer(checks []Missing, of func(Relation) result) Answer {
 // Has asks for one relation, for Deputy's own access control: is this caller an auditor? The error is a *delegation.Error;
 // with an error the answer is no.
 func (c *Checker) Has(ctx context.Context, r Relation) (bool, error) {
-	if err := r.check(); err != nil {
-		return false, delegation.Refuse(delegation.Internal, "", "internal error: nothing was decided").WithCause(err)
+	has, err := c.HasEach(ctx, []Relation{r})
+	if err != nil {
+		return false, err
 	}
-	result := c.checkAll(ctx, []Relation{r})[0]
-	if result.verdict == unanswered {
-		return false, delegation.Unavailable("OpenFGA", result.cause)
+	return has[0], nil
+}
+
+// HasEach asks for several relations at once, and answers in their order. One that cannot be answered makes the whole an
+// error.
+func (c *Checker) HasEach(ctx context.Context, relations []Relation) ([]bool, error) {
+	for _, r := range relations {
+		if err := r.check(); err != nil {
+			return nil, delegation.Refuse(delegation.Internal, "", "internal error: nothing was decided").WithCause(err)
+		}
 	}
-	return result.verdict == held, nil
+	has := make([]bool, len(relations))
+	for i, result := range c.checkAll(ctx, relations) {
+		if result.verdict == unanswered {
+			return nil, delegation.Unavailable("OpenFGA", result.cause)
+		}
+		has[i] = result.verdict == held
+	}
+	return has, nil
 }
 
 // checkAll returns a result for each relation. It never returns an error: a relation that was not answered says so itself.

@@ -38,6 +38,10 @@ func (w *world) doors(t *testing.T) map[string]func(string) error {
 		},
 		"Subject id_token": func(raw string) error { _, err := w.Subject(ctx, raw, idType); return err },
 		"Subject jwt":      func(raw string) error { _, err := w.Subject(ctx, raw, jwtType); return err },
+		"SignIn": func(raw string) error {
+			_, err := w.SignIn(ctx, SignIn{IDToken: raw, Issuer: idpIssuer, ClientID: consoleClient, Nonce: "n-1"})
+			return err
+		},
 	}
 }
 
@@ -48,6 +52,7 @@ func (w *world) valid(t *testing.T) map[string]string {
 		"root":      w.idp.sign(t, "at+jwt", w.rootClaims()),
 		"assertion": w.agent.sign(t, "JWT", w.assertionClaims()),
 		"workload":  w.spire.sign(t, "JWT", w.workloadClaims()),
+		"sign-in":   w.idp.sign(t, "JWT", w.signInClaims()),
 	}
 }
 
@@ -219,6 +224,7 @@ func TestForgedTokensAreRefused(t *testing.T) {
 		"root":      {"at+jwt", w.rootClaims(), w.idp},
 		"assertion": {"JWT", w.assertionClaims(), w.agent},
 		"workload":  {"JWT", w.workloadClaims(), w.spire},
+		"sign-in":   {"JWT", w.signInClaims(), w.idp},
 	} {
 		payload := []byte(toJSON(t, of.claims))
 		if kind == "derived" {

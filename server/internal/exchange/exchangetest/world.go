@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"context"
 	"log/slog"
+	"maps"
 	"path/filepath"
 	"strconv"
 	"sync"
@@ -355,4 +356,29 @@ func (w *World) Chain(t testing.TB, n *Tenant, agents ...delegation.Principal) [
 		parent = grant.AccessToken
 	}
 	return grants
+}
+
+// Front is the client that people of a World sign in through.
+const Front = "deputy-console"
+
+// SignIn signs somebody in whom the OpenID provider calls sub.
+func (w *World) SignIn(t testing.TB, n *Tenant, sub string) *exchange.Person {
+	t.Helper()
+	person, err := w.Engine.SignIn(t.Context(), exchange.SignInCall{
+		Tenant: n.Name, IDToken: n.IDToken(t, map[string]any{"sub": sub}), Issuer: n.IDP.Issuer, ClientID: Front, Nonce: "nonce",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &person
+}
+
+// IDToken answers a sign-in of alice through Front with the nonce "nonce"; claims override or, being
+// nil, remove.
+func (n *Tenant) IDToken(t testing.TB, claims map[string]any) string {
+	t.Helper()
+	now := n.world.clock.Now().Unix()
+	all := map[string]any{"sub": "alice", "aud": Front, "nonce": "nonce", "iat": now, "exp": now + 300}
+	maps.Copy(all, claims)
+	return n.IDP.Sign(t, "JWT", all)
 }

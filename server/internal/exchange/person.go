@@ -1,0 +1,131 @@
+package exchange
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"deputy.example/deputy/client/delegation"
+	"deputy.example/deputy/server/internal/policy"
+	"deputy.example/deputy/server/internal/token"
+)
+
+// MaxSession is how long a person may go on after signing in, whatever the front's own limits are.
+const MaxSession = 24 * time.Hour
+
+// Person is somebody who signed in to a tenant. Only Engine.SignIn and Engine.Restore make one that
+// is worth anything.
+type Person struct {
+	tenant  string
+	session Session
+}
+
+// Session is what a front keeps of a Person, where nobody but itself can write.
+type Session struct {
+	Principal delegation.Principal
+	Issuer    string // that said so
+	SignedIn  time.Time
+}
+
+// Principal is who signed in.
+func (p Person) Principal() delegation.Principal { return p.session.Principal }
+
+// Issuer is who said so.
+func (p Person) Issuer() string { return p.session.Issuer }
+
+// SignedIn is when.
+func (p Person) SignedIn() time.Time { return p.session.SignedIn }
+
+// SignInCall is the answer of an OpenID provider to a front that asked it to sign somebody in.
+type SignInCall struct {
+	Tenant   string
+	IDToken  string
+	Issuer   string // that was asked; one of the tenant's trusted issuers
+	ClientID string // of the front at that issuer
+	Nonce    string // of this sign-in
+}
+
+// SignIn verifies the ID token by the tenant's rules. Any error but DependencyDown says no more than
+// that nobody has signed in.
+func (e *Engine) SignIn(ctx context.Context, call SignInCall) (Person, error) {
+	ctx, cancel := e.within(ctx)
+	defer cancel()
+	tenant := e.tenants[call.Tenant]
+	if tenant == nil {
+		return Person{}, e.turnAway(ctx, unauthenticated(fmt.Errorf("no tenant %q", call.Tenant)))
+	}
+	now := e.config.Now()
+	who, err := tenant.Trust.SignIn(ctx, token.SignIn{IDToken: call.IDToken, Issuer: call.Issuer, ClientID: call.ClientID, Nonce: call.Nonce})
+	if err != nil {
+		if refusal := delegation.AsError(err); refusal.Temporary() {
+			return Person{}, e.turnAway(ctx, refusal)
+		}
+		return Person{}, e.turnAway(ctx, unauthenticated(err))
+	}
+	return e.Restore(ctx, tenant.Name, Session{Principal: who, Issuer: call.Issuer, SignedIn: now})
+}
+
+// Restore makes the Person of a session again. It believes the session, and refuses it as
+// ClientUnauthenticated where it is over: too old, of an issuer that does not name that principal any
+// more, or older than something that revoked it.
+func (e *Engine) Restore(ctx context.Context, tenant string, s Session) (Person, error) {
+	ctx, cancel := e.within(ctx)
+	defer cancel()
+	p := Person{tenant: tenant, session: s}
+	if _, err := e.inquirer(ctx, Inquiry{Credentials: Credentials{Person: &p}}, e.person); err != nil {
+		return Person{}, e.turnAway(ctx, err)
+	}
+	return p, nil
+}
+
+// lineage is what a revocation can name of a session: what root tokens, and no session, are granted
+// for clocks that differ is taken off, because SignedIn is by our own.
+func (p Person) lineage(skew time.Duration) delegation.Lineage {
+	return delegation.Lineage{Root: "session", RootIssuedAt: p.session.SignedIn.Add(skew), Subject: p.session.Principal}
+}
+
+// person says who a signed-in person is, for every call anew.
+func (e *Engine) person(_ context.Context, q Inquiry) (*Tenant, token.Caller, error) {
+	c, p := q.Credentials, q.Credentials.Person
+	if c != (Credentials{Person: p}) {
+		return nil, token.Caller{}, delegation.Refuse(delegation.ParameterConflict, "client_assertion", "a person has signed in: send nothing else that authenticates")
+	}
+	tenant := e.tenants[p.tenant]
+	if tenant == nil || q.Tenant != "" && q.Tenant != p.tenant {
+		return nil, token.Caller{}, unauthenticated(errors.New("the person signed in to another tenant"))
+	}
+	now, s := e.config.Now(), p.session
+	switch {
+	case s.SignedIn.After(now) || !s.SignedIn.After(now.Add(-MaxSession)):
+		return nil, token.Caller{}, unauthenticated(errors.New("the session is over"))
+	case !tenant.Trust.Names(s.Issuer, s.Principal):
+		return nil, token.Caller{}, unauthenticated(errors.New("the issuer does not name that principal any more"))
+	}
+	return tenant, token.Caller{Principal: s.Principal, Method: token.MethodSignIn}, nil
+}
+
+// Role is what Deputy's own access control would let somebody do. It decides nothing: it says what to
+// offer.
+type Role struct {
+	Principal        delegation.Principal
+	Audits, Responds bool
+}
+
+// Role says who asks, and what to offer.
+func (e *Engine) Role(ctx context.Context, q Inquiry) (Role, error) {
+	ctx, cancel := e.within(ctx)
+	defer cancel()
+	by, err := e.admitReader(ctx, q)
+	if err != nil {
+		return Role{}, err
+	}
+	who := string(by.caller.Principal)
+	has, err := by.tenant.Policy.HasEach(ctx, []policy.Relation{
+		{User: who, Relation: "auditor", Object: system}, {User: who, Relation: "responder", Object: system},
+	})
+	if err != nil {
+		return Role{}, delegation.AsError(err)
+	}
+	return Role{Principal: by.caller.Principal, Audits: has[0], Responds: has[1]}, nil
+}

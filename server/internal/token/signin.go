@@ -1,0 +1,105 @@
+package token
+
+import (
+	"context"
+	"crypto/subtle"
+	"strings"
+	"time"
+
+	"deputy.example/deputy/client/delegation"
+)
+
+// MethodSignIn is how a person is proven that signed in with an ID token.
+const MethodSignIn = "sign_in"
+
+// maxSignInAge is how long ago an ID token may have been issued: it comes straight from the issuer, in
+// answer to a sign-in that has just begun.
+const maxSignInAge = 5 * time.Minute
+
+// idTokenSlot is where an ID token comes from that signs somebody in.
+const idTokenSlot slot = "id_token"
+
+// SignIn says which ID token signs a person in.
+type SignIn struct {
+	IDToken  string
+	Issuer   string // the one that was asked: no other issuer's token is an answer
+	ClientID string // as the issuer knows the one who asked: the token's audience
+	Nonce    string // of the request that the token answers; never ""
+}
+
+// SignIn verifies the ID token that a trusted issuer answered a sign-in with (OpenID Connect Core 1.0
+// section 3.1.3.7) and returns whom it names by that issuer's mapping. Whether the issuer's ID tokens
+// may start a chain is another matter. Errors are SubjectTokenInvalid with the broken rule,
+// ProofRequired, or DependencyDown where the issuer's keys cannot be had.
+func (t *Trust) SignIn(ctx context.Context, s SignIn) (delegation.Principal, error) {
+	p, err := t.read(s.IDToken)
+	if err != nil {
+		return "", idTokenSlot.refuse(err)
+	}
+	who, err := t.signIn(ctx, p, s)
+	if err != nil {
+		return "", idTokenSlot.refuse(err)
+	}
+	return who, nil
+}
+
+func (t *Trust) signIn(ctx context.Context, p presented, s SignIn) (delegation.Principal, error) {
+	i, trusted := t.issuers[p.claims.Issuer]
+	switch {
+	case !trusted || p.claims.Issuer != s.Issuer:
+		return "", broken("its issuer is not the one that was asked")
+	case s.ClientID == "" || s.Nonce == "":
+		return "", broken("nobody asked for it")
+	case s.ClientID == t.issuer || s.ClientID == delegation.ActorAudience(t.issuer):
+		return "", broken("what is addressed to the tenant is a credential of workloads")
+	case !t.typFits(typRule{typAbsent, typJWT}, p.Header.Type):
+		return "", broken("its typ is not that of an ID token")
+	}
+	if _, err := t.signedBy(ctx, i.keys, p); err != nil {
+		return "", err
+	}
+	if err := t.timely(p.claims, i.skew); err != nil {
+		return "", err
+	}
+	nonce, err := p.StringClaim("nonce")
+	switch {
+	case err != nil || subtle.ConstantTimeCompare([]byte(nonce), []byte(s.Nonce)) != 1:
+		return "", broken("its nonce is not that of this sign-in")
+	case !t.intended(p.claims.Audience, []string{s.ClientID}):
+		return "", broken("it is meant for another audience")
+	case p.claims.IssuedAt == 0 || time.Unix(p.claims.IssuedAt, 0).Before(t.now().Add(-maxSignInAge-i.skew)):
+		return "", broken("it was not issued just now")
+	}
+	if _, named := p.Claim("azp"); named || len(p.claims.Audience) > 1 {
+		if party, err := p.StringClaim("azp"); err != nil || party != s.ClientID {
+			return "", broken("it was issued to another party")
+		}
+	}
+	if _, bound := p.Claim("cnf"); bound {
+		return "", errBound(idTokenSlot)
+	}
+	return i.Principal.of(p)
+}
+
+// Names says whether a token of the issuer could name the principal, by the mapping of now.
+func (t *Trust) Names(issuer string, p delegation.Principal) bool {
+	i, trusted := t.issuers[issuer]
+	return trusted && i.names(p)
+}
+
+// MayBegin says whether some issuer's token could begin a chain on behalf of the principal.
+func (t *Trust) MayBegin(p delegation.Principal) bool {
+	for _, i := range t.issuers {
+		if len(i.Audiences) > 0 && i.names(p) {
+			return true
+		}
+	}
+	return false
+}
+
+// names compares encoded prefixes, which is the same as comparing raw ones: the encoding is a prefix
+// code.
+func (i *issuer) names(p delegation.Principal) bool {
+	prefix := delegation.EncodeID(i.Principal.Prefix)
+	return p.Type() == i.Principal.Type && strings.HasPrefix(p.ID(), prefix) && len(p.ID()) > len(prefix)
+}
