@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"deputy.example/deputy/client/audit"
 	"deputy.example/deputy/client/delegation"
 )
 
@@ -181,6 +182,7 @@ func (b *batch) decide() error {
 	at := max(micros(b.now), b.facts.head.time)
 	b.w = writes{tenant: b.s.tenant, batch: mark, expired: micros(b.now.Add(-config.Skew)), head: b.facts.head}
 	b.w.head.time = at
+	b.w.head.tree.Hashes = slices.Clone(b.w.head.tree.Hashes)
 	for i, it := range b.items {
 		replayed := b.spent(it.uses)
 		b.spend(it.uses)
@@ -322,6 +324,11 @@ func (b *batch) append(e *Entry, d *Draft, refusal *delegation.Error) Result {
 	}
 	b.w.head.seq = e.Seq
 	b.w.entries = append(b.w.entries, e)
+	b.w.head.tree.Add(e.Leaf, func(n audit.Node) {
+		if kept(n) {
+			b.w.nodes = append(b.w.nodes, n)
+		}
+	})
 	if e.ID != "" {
 		b.facts.ids[e.ID] = true
 	}

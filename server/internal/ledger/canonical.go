@@ -10,43 +10,19 @@ import (
 	"strings"
 	"time"
 
+	"deputy.example/deputy/client/audit"
 	"deputy.example/deputy/client/delegation"
 )
-
-// canonicalTag opens every canonical entry of this version. The version, the order of the fields
-// and their encoding are frozen: docs/ledger.md describes them for those who verify elsewhere.
-const canonicalTag = "deputy-ledger-entry-v1"
-
-// personal numbers the fields that may be erased. The order is part of the canonical form.
-type personal int
-
-const (
-	fieldSubject personal = iota
-	fieldActor
-	fieldCaller
-	fieldActors
-	fieldPeer
-	fieldDetail
-	fieldDetails
-	fieldClaims
-	fieldActorProof
-	fieldTarget // of a revocation, where it is a principal
-	fieldTargetSubject
-	personalFields
-)
-
-var personalNames = [personalFields]string{"subject", "actor", "caller", "actors", "peer", "detail",
-	"authorization_details", "claims", "actor_proof", "target", "target_subject"}
 
 // sealed holds one 32-byte value for each personal field that is there: its digest, or its salt.
 type sealed struct {
 	mask uint16
-	sum  [personalFields][sha256.Size]byte
+	sum  [audit.Fields][sha256.Size]byte
 }
 
-func (s *sealed) has(f personal) bool { return s.mask&(1<<f) != 0 }
+func (s *sealed) has(f audit.Field) bool { return s.mask&(1<<f) != 0 }
 
-func (s *sealed) set(f personal, sum [sha256.Size]byte) {
+func (s *sealed) set(f audit.Field, sum [sha256.Size]byte) {
 	s.mask |= 1 << f
 	s.sum[f] = sum
 }
@@ -55,7 +31,7 @@ func (s *sealed) set(f personal, sum [sha256.Size]byte) {
 func (s *sealed) bytes() []byte {
 	b := make([]byte, 2, 2+bits.OnesCount16(s.mask)*sha256.Size)
 	binary.BigEndian.PutUint16(b, s.mask)
-	for f := range personalFields {
+	for f := range audit.Fields {
 		if s.has(f) {
 			b = append(b, s.sum[f][:]...)
 		}
@@ -69,10 +45,10 @@ func parseSealed(b []byte) (s sealed, err error) {
 	}
 	s.mask = binary.BigEndian.Uint16(b)
 	b = b[2:]
-	if s.mask >= 1<<personalFields || len(b) != bits.OnesCount16(s.mask)*sha256.Size {
+	if s.mask >= 1<<audit.Fields || len(b) != bits.OnesCount16(s.mask)*sha256.Size {
 		return s, errors.New("the seal of an entry is malformed")
 	}
-	for f := range personalFields {
+	for f := range audit.Fields {
 		if s.has(f) {
 			b = b[copy(s.sum[f][:], b):]
 		}
@@ -81,15 +57,15 @@ func parseSealed(b []byte) (s sealed, err error) {
 }
 
 // values are the personal fields as they are hashed; "" stands for absent.
-func (e *Entry) values() [personalFields]string {
-	v := [personalFields]string{
-		fieldSubject: string(e.Subject), fieldActor: string(e.Actor), fieldCaller: string(e.Caller),
-		fieldActors: joinChain(e.Actors), fieldPeer: e.Peer, fieldDetail: e.Detail,
-		fieldDetails: joinDetails(e.Details), fieldClaims: string(e.Claims), fieldActorProof: e.ActorProof,
+func (e *Entry) values() [audit.Fields]string {
+	v := [audit.Fields]string{
+		audit.FieldSubject: string(e.Subject), audit.FieldActor: string(e.Actor), audit.FieldCaller: string(e.Caller),
+		audit.FieldActors: joinChain(e.Actors), audit.FieldPeer: e.Peer, audit.FieldDetail: e.Detail,
+		audit.FieldDetails: joinDetails(e.Details), audit.FieldClaims: string(e.Claims), audit.FieldActorProof: e.ActorProof,
 	}
 	if e.Revocation != nil {
-		_, v[fieldTarget] = splitTarget(e.Revocation.Target)
-		v[fieldTargetSubject] = string(e.Revocation.Target.Subject)
+		_, v[audit.FieldTarget] = splitTarget(e.Revocation.Target)
+		v[audit.FieldTargetSubject] = string(e.Revocation.Target.Subject)
 	}
 	return v
 }
@@ -149,7 +125,7 @@ func (e *Entry) seal(rand io.Reader) error {
 			present++
 		}
 	}
-	var random [personalFields * sha256.Size]byte
+	var random [audit.Fields * sha256.Size]byte
 	if _, err := io.ReadFull(rand, random[:present*sha256.Size]); err != nil {
 		return fmt.Errorf("draw salts: %w", err)
 	}
@@ -161,89 +137,42 @@ func (e *Entry) seal(rand io.Reader) error {
 		}
 		salt := [sha256.Size]byte(salts)
 		salts = salts[sha256.Size:]
-		e.salts.set(personal(f), salt)
-		e.digests.set(personal(f), saltedDigest(salt, v))
+		e.salts.set(audit.Field(f), salt)
+		e.digests.set(audit.Field(f), audit.Digest(salt[:], v))
 	}
-	e.Leaf = leafHash(e.Canonical())
+	r := e.Record()
+	e.Leaf = r.Leaf()
 	return nil
 }
 
-func saltedDigest(salt [sha256.Size]byte, value string) [sha256.Size]byte {
-	b := make([]byte, 0, 1024)
-	return sha256.Sum256(append(append(b, salt[:]...), value...))
-}
-
-// leafHash is the leaf hash of RFC 6962 §2.1.
-func leafHash(canonical []byte) [sha256.Size]byte {
-	b := make([]byte, 0, 2048)
-	return sha256.Sum256(append(append(b, 0), canonical...))
-}
-
-// Canonical is the frozen form of the entry that its leaf hashes. It holds digests of the personal
-// fields, never their values, so it outlives their erasure.
-func (e *Entry) Canonical() []byte {
-	w := canonicalWriter(make([]byte, 0, 1024))
-	w.text(canonicalTag)
-	w.text(e.Tenant)
-	w.number(e.Seq)
-	w.text(string(e.Kind))
-	w.time(e.Time)
-	w.text(e.ID)
-	w.text(e.Parent)
-	w.text(e.Txn)
-	w.text(e.Root)
-	w.text(e.HolderKey)
-	w.text(string(e.Outcome))
-	w.text(string(e.Reason))
-	w.list(e.Scopes)
-	w.list(e.Audiences)
-	w.time(e.Expiry)
-	w.text(e.ModelID)
-	w.text(e.TraceID)
-	w.number(e.Voids)
-	var r delegation.Revocation
-	if e.Revocation != nil {
-		r = *e.Revocation
+// Record is the entry as an auditor gets it, whole.
+func (e *Entry) Record() audit.Record {
+	r := audit.Record{
+		Tenant: e.Tenant, Seq: e.Seq, Kind: string(e.Kind), Time: e.Time, ID: e.ID, Parent: e.Parent, Txn: e.Txn, Root: e.Root,
+		HolderKey: e.HolderKey, Outcome: string(e.Outcome), Reason: string(e.Reason), Scopes: e.Scopes, Audiences: e.Audiences,
+		Expiry: e.Expiry, ModelID: e.ModelID, TraceID: e.TraceID, Voids: e.Voids, LeafHash: e.Leaf,
 	}
-	w.number(r.Prev)
-	w.text(string(r.Target.Kind))
-	plain, _ := splitTarget(r.Target)
-	w.text(plain)
-	w.time(r.Until)
-	for f := range personalFields {
-		if e.digests.has(f) {
-			w.text(string(e.digests.sum[f][:]))
-		} else {
-			w.text("")
+	if v := e.Revocation; v != nil {
+		r.Prev, r.TargetKind, r.Until = v.Prev, string(v.Target.Kind), v.Until
+		r.TargetID, _ = splitTarget(v.Target)
+	}
+	for f, value := range e.values() {
+		p := &r.Personal[f]
+		p.Value = value
+		if e.digests.has(audit.Field(f)) {
+			p.Digest = e.digests.sum[f][:]
+		}
+		if e.salts.has(audit.Field(f)) {
+			p.Salt = e.salts.sum[f][:]
 		}
 	}
-	return w
+	return r
 }
 
-// canonicalWriter writes fields as a 32-bit big-endian length and that many bytes.
-type canonicalWriter []byte
-
-func (w *canonicalWriter) text(s string) {
-	*w = append(binary.BigEndian.AppendUint32(*w, uint32(len(s))), s...)
-}
-
-func (w *canonicalWriter) number(n uint64) {
-	*w = binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint32(*w, 8), n)
-}
-
-// time writes microseconds since 1970; 0 stands for no time.
-func (w *canonicalWriter) time(t time.Time) { w.number(uint64(micros(t))) }
-
-// list writes its elements as fields inside one field.
-func (w *canonicalWriter) list(items []string) {
-	size := 0
-	for _, s := range items {
-		size += 4 + len(s)
-	}
-	*w = binary.BigEndian.AppendUint32(*w, uint32(size))
-	for _, s := range items {
-		w.text(s)
-	}
+// Canonical is the frozen form of the entry that its leaf hashes.
+func (e *Entry) Canonical() []byte {
+	r := e.Record()
+	return r.Canonical()
 }
 
 func micros(t time.Time) int64 {
@@ -263,9 +192,9 @@ func fromMicros(n int64) time.Time {
 // Erased names the personal fields that the entry had and that were erased.
 func (e *Entry) Erased() []string {
 	var names []string
-	for f := range personalFields {
+	for f := range audit.Fields {
 		if e.digests.has(f) && !e.salts.has(f) {
-			names = append(names, personalNames[f])
+			names = append(names, f.String())
 		}
 	}
 	return names
@@ -273,32 +202,13 @@ func (e *Entry) Erased() []string {
 
 // Verify recomputes the leaf, and the digest of each personal field that has not been erased.
 func (e *Entry) Verify() error {
-	if e.Leaf != leafHash(e.Canonical()) {
-		return fmt.Errorf("entry %d: its fields do not give its leaf hash", e.Seq)
-	}
-	values := e.values()
-	for f := range personalFields {
-		value := values[f]
-		switch {
-		case e.salts.has(f) && f == fieldClaims && value == "":
-			// Claims go when the grant expires or is voided. The salt stays, so that whoever
-			// holds the token can still show what was recorded.
-		case e.salts.has(f) && e.digests.has(f):
-			if saltedDigest(e.salts.sum[f], value) != e.digests.sum[f] {
-				return fmt.Errorf("entry %d: %s does not give its digest", e.Seq, personalNames[f])
-			}
-		case e.salts.has(f):
-			return fmt.Errorf("entry %d: %s has a salt and no digest", e.Seq, personalNames[f])
-		case value != "":
-			return fmt.Errorf("entry %d: %s is there without its salt", e.Seq, personalNames[f])
-		}
-	}
-	return nil
+	r := e.Record()
+	return r.Verify()
 }
 
 // MatchesClaims says whether these are the claims that the entry was recorded with. It needs the
 // salt, which is there until the claims are erased, also after the stored claims have expired.
 func (e *Entry) MatchesClaims(canonical []byte) bool {
-	return e.salts.has(fieldClaims) && e.digests.has(fieldClaims) &&
-		saltedDigest(e.salts.sum[fieldClaims], string(canonical)) == e.digests.sum[fieldClaims]
+	const f = audit.FieldClaims
+	return e.salts.has(f) && e.digests.has(f) && audit.Digest(e.salts.sum[f][:], string(canonical)) == e.digests.sum[f]
 }

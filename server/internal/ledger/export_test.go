@@ -1,11 +1,18 @@
 package ledger
 
 import (
+	"bytes"
 	"context"
+	"database/sql"
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/pressly/goose/v3"
+	"golang.org/x/mod/sumdb/tlog"
+
+	"deputy.example/deputy/client/audit"
 	"deputy.example/deputy/client/delegation"
 )
 
@@ -120,3 +127,71 @@ func (l *Ledger) Plan(t testing.TB, s Statement) string {
 	}
 	return plan.String()
 }
+
+// EntryColumns are all columns of entries.
+const EntryColumns = entryColumns
+
+// MigrateTo brings the schema up to an old version.
+func MigrateTo(t testing.TB, dsn string, version int64) {
+	t.Helper()
+	var db *sql.DB
+	var err error
+	dialect, folder := goose.DialectSQLite3, "sqlite"
+	if isSQLite(dsn) {
+		db, err = sqliteDB(dsn, "rwc", time.Second)
+	} else {
+		dialect, folder = goose.DialectPostgres, "postgres"
+		db, err = sql.Open("pgx", dsn)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	provider, err := migrator(dialect, db, folder, nil)
+	if err == nil {
+		_, err = provider.UpTo(t.Context(), version)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// ReadNodes is what proofs are made from, asked of a database that is only a function.
+func ReadNodes(leaves func(from, to uint64) []tlog.Hash, nodes map[audit.Node]tlog.Hash, indexes []int64) (hashes []tlog.Hash, most int, err error) {
+	db := &fakeNodes{leaves: leaves, nodes: nodes}
+	hashes, err = readNodes(context.Background(), db, "acme", indexes)
+	return hashes, db.most, err
+}
+
+type fakeNodes struct {
+	leaves func(from, to uint64) []tlog.Hash
+	nodes  map[audit.Node]tlog.Hash // by Level and N, without Hash
+	most   int                      // rows of one statement
+}
+
+func (f *fakeNodes) query(_ context.Context, _ string, args ...any) (rows, error) {
+	from, to := uint64(args[1].(int64)), uint64(args[2].(int64))
+	r := &fakeRows{}
+	if len(args) == 3 {
+		r.list = f.leaves(from, to)
+	} else {
+		for n := from; n < to; n++ {
+			if h, there := f.nodes[audit.Node{Level: int(args[3].(int64)), N: n}]; there {
+				r.list = append(r.list, h)
+			}
+		}
+	}
+	f.most = max(f.most, len(r.list))
+	return r, nil
+}
+
+type fakeRows struct{ list []tlog.Hash }
+
+func (r *fakeRows) Next() bool { return len(r.list) > 0 }
+func (r *fakeRows) Scan(into ...any) error {
+	*into[0].(*[]byte) = bytes.Clone(r.list[0][:])
+	r.list = r.list[1:]
+	return nil
+}
+func (r *fakeRows) Err() error { return nil }
+func (r *fakeRows) Close()     {}

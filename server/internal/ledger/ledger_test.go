@@ -3,6 +3,7 @@ package ledger_test
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -81,25 +82,26 @@ func reason(err error) delegation.Reason {
 // execute changes a database behind the ledger's back.
 func execute(t testing.TB, dsn, statement string) {
 	t.Helper()
+	if err := tryExecute(t.Context(), dsn, statement); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func tryExecute(ctx context.Context, dsn, statement string) error {
 	if path, ok := strings.CutPrefix(dsn, "sqlite://"); ok {
 		db, err := sql.Open("sqlite", path)
 		if err != nil {
-			t.Fatal(err)
+			return err
 		}
-		defer db.Close()
-		if _, err := db.Exec(statement); err != nil {
-			t.Fatal(err)
-		}
-		return
+		_, err = db.ExecContext(ctx, statement)
+		return errors.Join(err, db.Close())
 	}
-	conn, err := pgx.Connect(t.Context(), dsn)
+	conn, err := pgx.Connect(ctx, dsn)
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
-	defer conn.Close(t.Context())
-	if _, err := conn.Exec(t.Context(), statement); err != nil {
-		t.Fatal(err)
-	}
+	_, err = conn.Exec(ctx, statement)
+	return errors.Join(err, conn.Close(ctx))
 }
 
 func TestSuite(t *testing.T) {

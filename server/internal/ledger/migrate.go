@@ -22,7 +22,7 @@ const schemaVersion = 3
 const sqlVersion = `SELECT coalesce(max(version_id), 0) FROM goose_db_version WHERE is_applied`
 
 // Migrate creates the schema or brings it up to date. It is safe to run again, and to run while
-// instances of the version before are serving.
+// instances of the version before are serving: they refuse everything from then on.
 func Migrate(ctx context.Context, dsn string) error {
 	var err error
 	switch {
@@ -40,20 +40,28 @@ func Migrate(ctx context.Context, dsn string) error {
 }
 
 func migrate(ctx context.Context, dialect goose.Dialect, db *sql.DB, folder string, locker lock.SessionLocker) error {
-	files, err := fs.Sub(migrations, "migrations/"+folder)
-	if err != nil {
-		return err
-	}
-	options := []goose.ProviderOption{goose.WithDisableGlobalRegistry(true)}
-	if locker != nil {
-		options = append(options, goose.WithSessionLocker(locker))
-	}
-	provider, err := goose.NewProvider(dialect, db, files, options...)
+	provider, err := migrator(dialect, db, folder, locker)
 	if err != nil {
 		return err
 	}
 	_, err = provider.Up(ctx)
 	return err
+}
+
+func migrator(dialect goose.Dialect, db *sql.DB, folder string, locker lock.SessionLocker) (*goose.Provider, error) {
+	files, err := fs.Sub(migrations, "migrations/"+folder)
+	if err != nil {
+		return nil, err
+	}
+	tree := func(ctx context.Context, tx *sql.Tx) error { return plantTree(ctx, tx, dialect) }
+	options := []goose.ProviderOption{
+		goose.WithDisableGlobalRegistry(true),
+		goose.WithGoMigrations(goose.NewGoMigration(2, &goose.GoFunc{RunTx: tree}, nil)),
+	}
+	if locker != nil {
+		options = append(options, goose.WithSessionLocker(locker))
+	}
+	return goose.NewProvider(dialect, db, files, options...)
 }
 
 // checkVersion says what to do about a schema of another version.

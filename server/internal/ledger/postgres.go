@@ -175,12 +175,13 @@ func (p *pipeline) send(ctx context.Context, conn *pgxpool.Conn) error {
 func (p *pipeline) lockHead(tenant string, h *head) {
 	p.add("begin", `BEGIN ISOLATION LEVEL READ COMMITTED`)
 	p.add("lock head", sqlLockRow+` FOR UPDATE`, tenant).QueryRow(func(row pgx.Row) error {
-		var seq, revocation int64
-		if err := row.Scan(&seq, &h.time, &revocation); err != nil {
-			return err
+		var seq, at, revocation int64
+		var tree []byte
+		err := row.Scan(&seq, &at, &revocation, &tree)
+		if err == nil {
+			*h, err = lockedHead(seq, at, tree)
 		}
-		h.seq = uint64(seq)
-		return nil
+		return err
 	})
 }
 
@@ -341,6 +342,15 @@ func (p *pipeline) write(w *writes) error {
 		}
 		p.add("insert entries", pgInsert, columns...)
 	}
+	if len(w.nodes) > 0 {
+		levels, numbers, hashes := make([]int64, len(w.nodes)), make([]int64, len(w.nodes)), make([][]byte, len(w.nodes))
+		for i := range w.nodes {
+			n := &w.nodes[i]
+			levels[i], numbers[i], hashes[i] = int64(n.Level), int64(n.N), n.Hash[:]
+		}
+		p.add("insert tree nodes", `INSERT INTO tree_nodes (tenant, level, n, hash)
+			SELECT $1::text, * FROM unnest($2::bigint[], $3::bigint[], $4::bytea[])`, w.tenant, levels, numbers, hashes)
+	}
 	if n := len(w.claims); n > 0 {
 		seqs, untils, values := make([]int64, n), make([]int64, n), make([][]byte, n)
 		for i, c := range w.claims {
@@ -372,7 +382,7 @@ func (p *pipeline) write(w *writes) error {
 	for _, prune := range w.prunings() {
 		p.add("prune", prune.sql, w.tenant, w.expired, prune.most)
 	}
-	p.add("advance head", sqlHead, w.tenant, int64(w.head.seq), w.head.time, int64(w.head.revocation))
+	p.add("advance head", sqlHead, w.tenant, int64(w.head.seq), w.head.time, int64(w.head.revocation), edgeBytes(w.head.tree))
 	return nil
 }
 

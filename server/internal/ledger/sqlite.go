@@ -308,11 +308,15 @@ func (tx *sqliteTx) answer(tenant string, q questions) (facts, error) {
 	if err := tx.exec("new head", sqlNewHead, tenant); err != nil {
 		return found, err
 	}
-	var head, revocation, at int64
-	if _, err := tx.one(sqlLockRow, []any{tenant}, &head, &at, &revocation); err != nil {
+	var seq, revocation, at int64
+	var tree []byte
+	_, err := tx.one(sqlLockRow, []any{tenant}, &seq, &at, &revocation, &tree)
+	if err == nil {
+		found.head, err = lockedHead(seq, at, tree)
+	}
+	if err != nil {
 		return found, err
 	}
-	found.head.seq, found.head.time = uint64(head), at
 	revoked, err := tx.query(ctx, sqlRevocations, tenant, int64(q.revokedAfter), q.revokedUntil, everything)
 	if err != nil {
 		return found, err
@@ -392,6 +396,12 @@ func (tx *sqliteTx) write(w *writes) error {
 			return err
 		}
 	}
+	for _, n := range w.nodes {
+		if err := tx.exec("insert tree node", `INSERT INTO tree_nodes (tenant, level, n, hash) VALUES (?, ?, ?, ?)`,
+			w.tenant, int64(n.Level), int64(n.N), n.Hash[:]); err != nil {
+			return err
+		}
+	}
 	for _, c := range w.claims {
 		if err := tx.exec("insert claims", `INSERT INTO claims (tenant, seq, until, value) VALUES (?, ?, ?, ?)`,
 			w.tenant, int64(c.seq), c.until, c.value); err != nil {
@@ -420,7 +430,7 @@ func (tx *sqliteTx) write(w *writes) error {
 			return err
 		}
 	}
-	return tx.exec("advance head", sqlHead, w.tenant, int64(w.head.seq), w.head.time, int64(w.head.revocation))
+	return tx.exec("advance head", sqlHead, w.tenant, int64(w.head.seq), w.head.time, int64(w.head.revocation), edgeBytes(w.head.tree))
 }
 
 func (st *sqliteStore) settle(ctx context.Context, tenant string, e evidence) (bool, error) {

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"deputy.example/deputy/client/audit"
 	"deputy.example/deputy/client/delegation"
 )
 
@@ -73,6 +74,16 @@ type head struct {
 	seq        uint64
 	time       int64 // of the newest entry, microseconds
 	revocation uint64
+	tree       audit.Edge // of seq entries
+}
+
+// lockedHead is the head as its row has it; the newest revocation is read with the revocations.
+func lockedHead(seq, at int64, tree []byte) (h head, err error) {
+	h.seq, h.time = uint64(seq), at
+	if h.tree, err = parseEdge(h.seq, tree); err != nil {
+		err = fmt.Errorf("the head is damaged: %w", err)
+	}
+	return h, err
 }
 
 type digest = [sha256.Size]byte
@@ -116,6 +127,7 @@ type writes struct {
 	expired int64  // what ended before this may be pruned
 	head    head
 	entries []*Entry
+	nodes   []audit.Node // of the tree, to be stored
 	claims  []claimsRow
 	uses    []useRow
 	keys    []keyRow
@@ -192,9 +204,9 @@ func (s seam) at(point string) error {
 
 // Statements that are the same in both dialects.
 const (
-	sqlLockRow = `SELECT seq, time, revocation FROM heads WHERE tenant = $1`
+	sqlLockRow = `SELECT seq, time, revocation, tree FROM heads WHERE tenant = $1`
 	sqlNewHead = `INSERT INTO heads (tenant, seq, time, revocation) VALUES ($1, 0, 0, 0) ON CONFLICT DO NOTHING`
-	sqlHead    = `UPDATE heads SET seq = $2, time = $3, revocation = $4 WHERE tenant = $1`
+	sqlHead    = `UPDATE heads SET seq = $2, time = $3, revocation = $4, tree = $5, tree_size = $2 WHERE tenant = $1`
 	sqlTouch   = `UPDATE heads SET seq = seq WHERE tenant = $1`
 
 	// One statement, so that the head's number and the rows are of one snapshot.

@@ -1,9 +1,14 @@
 package ledger
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+
+	"golang.org/x/mod/sumdb/tlog"
+
+	"deputy.example/deputy/client/audit"
 )
 
 // page is how many entries Verify holds at a time.
@@ -11,7 +16,7 @@ const page = 500
 
 // Verify goes over everything that the tenant has recorded, in one snapshot, and returns all that
 // is wrong: numbers with gaps, time that runs backwards, entries that don't give their leaf or their
-// digests, revocations that don't lead one to the next, a head that is not the last entry's, and
+// digests, revocations that don't lead one to the next, a head or a tree that is not the entries', and
 // idempotency keys or stored claims that are not those of a grant.
 func (l *Ledger) Verify(ctx context.Context, tenant string) error {
 	var findings []error
@@ -26,6 +31,7 @@ func (l *Ledger) Verify(ctx context.Context, tenant string) error {
 func verify(ctx context.Context, db querier, tenant string) (findings []error, err error) {
 	wrong := func(format string, args ...any) { findings = append(findings, fmt.Errorf(format, args...)) }
 	var last head
+	var nodes []audit.Node
 	for {
 		list, err := scanEntries(ctx, db, `e.tenant = $1 AND e.seq > $2 ORDER BY e.seq LIMIT $3`, tenant, int64(last.seq), int64(page))
 		if err != nil {
@@ -44,6 +50,11 @@ func verify(ctx context.Context, db querier, tenant string) (findings []error, e
 				last.time = at
 			}
 			last.seq = e.Seq
+			last.tree.Add(e.Leaf, func(n audit.Node) {
+				if kept(n) {
+					nodes = append(nodes, n)
+				}
+			})
 			if err := e.Verify(); err != nil {
 				findings = append(findings, err)
 			}
@@ -56,7 +67,7 @@ func verify(ctx context.Context, db querier, tenant string) (findings []error, e
 		}
 	}
 	counts := []struct{ sql, what string }{
-		{`SELECT count(*) FROM heads WHERE tenant = $1 AND (seq <> $2 OR time < $3 OR revocation <> $4)`, "head that is not the last entry's"},
+		{`SELECT count(*) FROM heads WHERE tenant = $1 AND (seq <> $2 OR time < $3 OR revocation <> $4 OR tree <> $5)`, "head that is not the last entry's"},
 		{`SELECT count(*) FROM idempotency_keys k LEFT JOIN entries e ON e.tenant = k.tenant AND e.seq = k.seq AND e.kind = 'grant'
 			WHERE k.tenant = $1 AND e.seq IS NULL`, "idempotency keys that name no grant"},
 		{`SELECT count(*) FROM (SELECT seq FROM idempotency_keys WHERE tenant = $1 GROUP BY seq HAVING count(*) > 1) s`, "grants that several idempotency keys name"},
@@ -68,7 +79,7 @@ func verify(ctx context.Context, db querier, tenant string) (findings []error, e
 	for i, c := range counts {
 		args := []any{tenant}
 		if i == 0 {
-			args = append(args, int64(last.seq), last.time, int64(last.revocation))
+			args = append(args, int64(last.seq), last.time, int64(last.revocation), edgeBytes(last.tree))
 		}
 		n, err := count(ctx, db, c.sql, args...)
 		if err != nil {
@@ -78,7 +89,39 @@ func verify(ctx context.Context, db querier, tenant string) (findings []error, e
 			wrong("%d %s", n, c.what)
 		}
 	}
+	if err := verifyNodes(ctx, db, tenant, nodes); err != nil {
+		findings = append(findings, err)
+	}
 	return findings, nil
+}
+
+// verifyNodes compares the stored nodes of the tree with those that the entries give.
+func verifyNodes(ctx context.Context, db querier, tenant string, want []audit.Node) error {
+	type place struct{ level, n int64 }
+	left := make(map[place]tlog.Hash, len(want))
+	for _, n := range want {
+		left[place{int64(n.Level), int64(n.N)}] = n.Hash
+	}
+	found, err := db.query(ctx, `SELECT level, n, hash FROM tree_nodes WHERE tenant = $1`, tenant)
+	if err != nil {
+		return err
+	}
+	err = eachRow(found, func() error {
+		var p place
+		var hash []byte
+		if err := found.Scan(&p.level, &p.n, &hash); err != nil {
+			return err
+		}
+		if h, there := left[p]; !there || !bytes.Equal(h[:], hash) {
+			return fmt.Errorf("node %d of level %d of the tree is not that of its entries", p.n, p.level)
+		}
+		delete(left, p)
+		return nil
+	})
+	if err == nil && len(left) > 0 {
+		err = fmt.Errorf("%d nodes of the tree are missing", len(left))
+	}
+	return err
 }
 
 func count(ctx context.Context, db querier, sql string, args ...any) (n int64, err error) {

@@ -1,0 +1,87 @@
+package ledger
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"time"
+
+	"golang.org/x/mod/sumdb/tlog"
+)
+
+// Checkpoint is the newest signed head of a tenant's log. The ledger keeps one: what came before it
+// follows from the log, and is kept outside by those who do not believe the log.
+type Checkpoint struct {
+	Size uint64
+	Root tlog.Hash
+	Time time.Time
+	Note string // the signed note
+}
+
+// ErrForked is returned for a checkpoint that contradicts the one that is kept.
+var ErrForked = errors.New("ledger: this checkpoint is not a continuation of the one that was signed before it")
+
+// SaveCheckpoint keeps the checkpoint in place of the one before it. ErrForked: that one is larger, or of
+// the same size with another root. Saving the same again does nothing.
+func (l *Ledger) SaveCheckpoint(ctx context.Context, tenant string, c Checkpoint) error {
+	ctx, cancel := context.WithTimeout(ctx, l.config.attempt())
+	defer cancel()
+	err := l.store.change(ctx, func(db changer) error {
+		saved, err := db.change(ctx, "save checkpoint", `INSERT INTO checkpoints (tenant, size, root, time, note) VALUES ($1, $2, $3, $4, $5)
+			ON CONFLICT (tenant) DO UPDATE SET size = excluded.size, root = excluded.root, time = excluded.time, note = excluded.note
+			WHERE excluded.size > checkpoints.size`, tenant, int64(c.Size), c.Root[:], micros(c.Time), c.Note)
+		if err != nil || saved > 0 {
+			return err
+		}
+		known, err := lastCheckpoint(ctx, db, tenant)
+		if err == nil && (known.Size != c.Size || !bytes.Equal(known.Root[:], c.Root[:])) {
+			err = ErrForked
+		}
+		return err
+	})
+	if err != nil && !errors.Is(err, ErrForked) {
+		return unavailable(err)
+	}
+	return err
+}
+
+// LastCheckpoint returns the checkpoint that was saved last, or ErrNotFound.
+func (l *Ledger) LastCheckpoint(ctx context.Context, tenant string) (Checkpoint, error) {
+	ctx, cancel := context.WithTimeout(ctx, l.config.attempt())
+	defer cancel()
+	c, err := lastCheckpoint(ctx, l.store, tenant)
+	if err != nil && !errors.Is(err, ErrNotFound) {
+		return Checkpoint{}, unavailable(err)
+	}
+	return c, err
+}
+
+func lastCheckpoint(ctx context.Context, db querier, tenant string) (Checkpoint, error) {
+	found, err := db.query(ctx, `SELECT size, root, time, note FROM checkpoints WHERE tenant = $1`, tenant)
+	if err != nil {
+		return Checkpoint{}, err
+	}
+	var list []Checkpoint
+	err = eachRow(found, func() error {
+		var c Checkpoint
+		var size, at int64
+		var root []byte
+		if err := found.Scan(&size, &root, &at, &c.Note); err != nil {
+			return err
+		}
+		if len(root) != sha256.Size {
+			return errors.New("the root of the checkpoint is damaged")
+		}
+		c.Size, c.Root, c.Time = uint64(size), tlog.Hash(root), fromMicros(at)
+		list = append(list, c)
+		return nil
+	})
+	switch {
+	case err != nil:
+		return Checkpoint{}, err
+	case len(list) == 0:
+		return Checkpoint{}, ErrNotFound
+	}
+	return list[0], nil
+}
