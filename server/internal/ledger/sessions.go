@@ -1,0 +1,111 @@
+package ledger
+
+import (
+	"context"
+	"time"
+
+	"deputy.example/deputy/client/delegation"
+)
+
+// Session is somebody who signed in to the console. It is kept here because the database is the one
+// store that may be believed: what Redis loses or a process forgets must neither sign people out nor,
+// worse, in.
+type Session struct {
+	Principal delegation.Principal
+	Issuer    string    // that said so
+	SignedIn  time.Time // when
+	Idle      time.Duration
+	Until     time.Time // when it ends in any case
+}
+
+// seenEvery is how often a session that is used is written: a session idles out up to so much earlier
+// than its last request would have it.
+const seenEvery = 10 * time.Second
+
+// oldSessions is how many sessions that are over are removed when one begins.
+const oldSessions = 64
+
+// StartSession keeps a session under a key that only the digest of its secret gives.
+func (l *Ledger) StartSession(ctx context.Context, tenant string, key [32]byte, s Session) error {
+	now := micros(l.config.Now())
+	return l.changeSessions(ctx, func(ctx context.Context, db changer) error {
+		_, err := db.change(ctx, "prune sessions", `DELETE FROM console_sessions WHERE tenant = $1 AND digest IN
+			(SELECT digest FROM console_sessions WHERE tenant = $1 AND until <= $2 ORDER BY until LIMIT $3)`, tenant, now, int64(oldSessions))
+		if err != nil {
+			return err
+		}
+		_, err = db.change(ctx, "start session", `INSERT INTO console_sessions (tenant, digest, principal, issuer, signed_in, seen, idle, until)
+			VALUES ($1, $2, $3, $4, $5, $6, $7, $8)`,
+			tenant, key[:], string(s.Principal), s.Issuer, micros(s.SignedIn), now, s.Idle.Microseconds(), micros(s.Until))
+		return err
+	})
+}
+
+// Session returns a session that is not over, and notes that it was used. Otherwise ErrNotFound.
+func (l *Ledger) Session(ctx context.Context, tenant string, key [32]byte) (Session, error) {
+	now := micros(l.config.Now())
+	s, seen, err := l.readSession(ctx, tenant, key)
+	switch {
+	case err != nil:
+		return Session{}, err
+	case micros(s.Until) <= now || seen+s.Idle.Microseconds() <= now:
+		return Session{}, ErrNotFound
+	case now-seen < seenEvery.Microseconds():
+		return s, nil
+	}
+	var still int64
+	err = l.changeSessions(ctx, func(ctx context.Context, db changer) error {
+		var err error
+		still, err = db.change(ctx, "use session", `UPDATE console_sessions SET seen = $3 WHERE tenant = $1 AND digest = $2`, tenant, key[:], now)
+		return err
+	})
+	if err == nil && still == 0 { // ended meanwhile
+		err = ErrNotFound
+	}
+	if err != nil {
+		return Session{}, err
+	}
+	return s, nil
+}
+
+func (l *Ledger) readSession(ctx context.Context, tenant string, key [32]byte) (s Session, seen int64, err error) {
+	ctx, cancel := context.WithTimeout(ctx, l.config.attempt())
+	defer cancel()
+	found, err := l.store.query(ctx, `SELECT principal, issuer, signed_in, seen, idle, until FROM console_sessions
+		WHERE tenant = $1 AND digest = $2`, tenant, key[:])
+	if err != nil {
+		return s, 0, unavailable(err)
+	}
+	defer found.Close()
+	if !found.Next() {
+		if err := found.Err(); err != nil {
+			return s, 0, unavailable(err)
+		}
+		return s, 0, ErrNotFound
+	}
+	var principal string
+	var signedIn, idle, until int64
+	if err := found.Scan(&principal, &s.Issuer, &signedIn, &seen, &idle, &until); err != nil {
+		return s, 0, unavailable(err)
+	}
+	s.Principal, s.SignedIn, s.Until = delegation.Principal(principal), fromMicros(signedIn), fromMicros(until)
+	s.Idle = time.Duration(idle) * time.Microsecond
+	return s, seen, nil
+}
+
+// EndSession forgets a session. One that is not there is over already.
+func (l *Ledger) EndSession(ctx context.Context, tenant string, key [32]byte) error {
+	return l.changeSessions(ctx, func(ctx context.Context, db changer) error {
+		_, err := db.change(ctx, "end session", `DELETE FROM console_sessions WHERE tenant = $1 AND digest = $2`, tenant, key[:])
+		return err
+	})
+}
+
+func (l *Ledger) changeSessions(ctx context.Context, f func(context.Context, changer) error) error {
+	ctx, cancel := context.WithTimeout(ctx, l.config.attempt())
+	defer cancel()
+	if err := l.store.change(ctx, func(db changer) error { return f(ctx, db) }); err != nil {
+		return unavailable(err)
+	}
+	return nil
+}
