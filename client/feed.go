@@ -480,19 +480,24 @@ var revocationKinds = map[deputyv1.RevocationKind]delegation.TargetKind{
 
 // readRevocation refuses what it does not understand: a revocation that is passed over revokes nothing.
 func readRevocation(m *deputyv1.Revocation) (delegation.Revocation, error) {
-	kind, known := revocationKinds[m.GetTarget().GetKind()]
-	if !known {
-		return delegation.Revocation{}, fmt.Errorf("revocation %d is of a kind that this version of the SDK does not know", m.GetSeq())
-	}
-	r := delegation.Revocation{
-		Seq: m.GetSeq(), Prev: m.GetPrev(), At: m.GetTime().AsTime(),
-		Target: delegation.Target{Kind: kind, ID: m.GetTarget().GetId(), Subject: delegation.Principal(m.GetTarget().GetSubject())},
+	r, err := revocationOf(m)
+	if err != nil {
+		return r, err
 	}
 	if err := r.Target.Check(); err != nil || r.Prev >= r.Seq {
 		return delegation.Revocation{}, fmt.Errorf("revocation %d is malformed: %w", r.Seq, cmp.Or(err, errors.New("it follows itself")))
 	}
-	if m.GetUntil() != nil {
-		r.Until = m.GetUntil().AsTime()
-	}
 	return r, nil
+}
+
+// revocationOf reads the wire form and asks nothing of it but a kind that is known.
+func revocationOf(m *deputyv1.Revocation) (delegation.Revocation, error) {
+	kind, known := revocationKinds[m.GetTarget().GetKind()]
+	if !known {
+		return delegation.Revocation{}, fmt.Errorf("revocation %d is of a kind that this version of the SDK does not know", m.GetSeq())
+	}
+	return delegation.Revocation{
+		Seq: m.GetSeq(), Prev: m.GetPrev(), At: moment(m.GetTime()), Until: moment(m.GetUntil()),
+		Target: delegation.Target{Kind: kind, ID: m.GetTarget().GetId(), Subject: delegation.Principal(m.GetTarget().GetSubject())},
+	}, nil
 }

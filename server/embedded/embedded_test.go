@@ -166,7 +166,7 @@ func TestRestartKeepsLedgerAndKeys(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		if last := old.Grants[len(old.Grants)-1]; last.Entry != 2 || last.JTI != claims.ID {
+		if last := old.Grants[len(old.Grants)-1]; last.Seq != 2 || last.JTI != claims.ID {
 			return fmt.Errorf("the first run's chain ends with %+v", last)
 		}
 		renewed, err := c.Exchange(t.Context(), client.ExchangeRequest{

@@ -89,7 +89,7 @@ func (n *narrator) chain(record *client.ChainRecord) {
 	n.line("     %s", record.Subject)
 	indent := ""
 	for i, grant := range record.Grants {
-		n.line("     %s└─ %s   entry %d, %s", indent, grant.Actor, grant.Entry, grant.JTI)
+		n.line("     %s└─ %s   entry %d, %s", indent, grant.Actor, grant.Seq, grant.JTI)
 		indent += "   "
 		rail := indent + "│  "
 		if i == len(record.Grants)-1 {

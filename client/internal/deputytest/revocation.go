@@ -41,9 +41,9 @@ func newFeed() feed {
 // RevokeNow records a revocation, as of somebody who may.
 func (s *Server) RevokeNow(kind deputyv1.RevocationKind, id, subject string) *deputyv1.Revocation {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.lastEntry++
 	seq := s.lastEntry
-	s.mu.Unlock()
 	f := &s.feed
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -57,6 +57,9 @@ func (s *Server) RevokeNow(kind deputyv1.RevocationKind, id, subject string) *de
 	f.log = append(f.log, r)
 	close(f.changed)
 	f.changed = make(chan struct{})
+	s.append(&deputyv1.Entry{
+		Kind: deputyv1.EntryKind_ENTRY_KIND_REVOCATION, Outcome: deputyv1.EntryOutcome_ENTRY_OUTCOME_DONE, Caller: "user:responder", Revocation: r,
+	})
 	return r
 }
 
@@ -69,14 +72,18 @@ func (s *Server) LastRevocation() uint64 {
 
 // Revoked says whether a token is.
 func (s *Server) Revoked(c delegation.Claims) bool {
+	_, hit := s.revocations().Hit(c.Lineage())
+	return hit
+}
+
+func (s *Server) revocations() *delegation.RevocationSet {
 	s.feed.mu.Lock()
 	defer s.feed.mu.Unlock()
 	set := delegation.NewRevocationSet(0)
 	for _, r := range s.feed.log {
 		set.Apply(revocation(r))
 	}
-	_, hit := set.Hit(c.Lineage())
-	return hit
+	return set
 }
 
 // Forget drops the events so far: who wants them takes a snapshot.

@@ -54,7 +54,7 @@ type Server struct {
 	keys      []string
 	seen      map[string]bool
 	stored    map[string]*deputyv1.ExchangeResponse
-	grants    map[string]*deputyv1.Entry
+	journal   journal
 	lineages  map[string]delegation.Claims
 	lastEntry uint64
 }
@@ -97,8 +97,7 @@ func newServer() *Server {
 	s := &Server{
 		key: key, grpc: grpc.NewServer(), lastEntry: 40,
 		seen: make(map[string]bool), stored: make(map[string]*deputyv1.ExchangeResponse),
-		grants: make(map[string]*deputyv1.Entry), lineages: make(map[string]delegation.Claims),
-		feed: newFeed(),
+		lineages: make(map[string]delegation.Claims), feed: newFeed(), journal: newJournal(),
 	}
 	deputyv1.RegisterTokenExchangeServiceServer(s.grpc, s)
 	deputyv1.RegisterAuditServiceServer(s.grpc, s)
@@ -323,14 +322,24 @@ func (s *Server) derive(parent string, child *deputyv1.Child, validateOnly bool)
 		IssuedTokenType: delegation.TokenTypeAccessToken, TokenType: "Bearer", ExpiresIn: int64(lifetime / time.Second),
 		Scope: c.Scope.String(), AuthorizationDetails: child.GetAuthorizationDetails(), Jti: c.ID, Txn: c.Txn, Entry: s.lastEntry,
 	}
+	entry := &deputyv1.Entry{
+		Kind: deputyv1.EntryKind_ENTRY_KIND_CHECK, Outcome: deputyv1.EntryOutcome_ENTRY_OUTCOME_GRANTED,
+		Jti: c.ID, Txn: c.Txn, Root: c.Delegation.Root, Subject: string(c.Subject), Actor: string(c.ClientID), Caller: string(c.Act[0]),
+		Scope: c.Scope, Audience: c.Audience, ExpiresAt: timestamppb.New(time.Unix(c.ExpiresAt, 0)), ActorProof: "registered_key", Key: key,
+		ModelId: "model-1", AuthorizationDetails: child.GetAuthorizationDetails(),
+	}
+	for _, actor := range c.Act {
+		entry.Actors = append(entry.Actors, string(actor))
+	}
+	if hops := c.Delegation.Hops; len(hops) > 1 {
+		entry.Parent = hops[len(hops)-2].ID
+	}
 	if !validateOnly {
 		response.AccessToken = s.Token(c)
 		s.lineages[c.ID] = c
-		s.grants[c.ID] = &deputyv1.Entry{
-			Jti: c.ID, Entry: s.lastEntry, Time: timestamppb.New(now), Actor: string(c.ClientID), Caller: string(c.Act[0]),
-			Scope: c.Scope, Audience: c.Audience, ExpiresAt: timestamppb.New(time.Unix(c.ExpiresAt, 0)), ActorProof: "registered_key", Key: key,
-		}
+		entry.Kind = deputyv1.EntryKind_ENTRY_KIND_GRANT
 	}
+	s.append(entry)
 	return response, nil
 }
 
@@ -377,24 +386,6 @@ func (s *Server) Introspect(ctx context.Context, r *deputyv1.IntrospectRequest) 
 	}
 	for _, hop := range c.Delegation.Hops {
 		response.Hops = append(response.Hops, &deputyv1.Hop{Jti: hop.ID, Entry: hop.Seq, Actor: string(c.Act[hop.Actor]), Key: hop.Key})
-	}
-	return response, nil
-}
-
-// GetChain implements deputyv1.AuditServiceServer.
-func (s *Server) GetChain(ctx context.Context, r *deputyv1.GetChainRequest) (*deputyv1.GetChainResponse, error) {
-	if err := s.enter(ctx); err != nil {
-		return nil, err
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	c, known := s.lineages[r.GetJti()]
-	if !known {
-		return nil, delegation.Refuse(delegation.NotFound, "jti", "no such grant, or none that you may see")
-	}
-	response := &deputyv1.GetChainResponse{Root: c.Delegation.Root, Txn: c.Txn, Subject: string(c.Subject)}
-	for _, hop := range c.Delegation.Hops {
-		response.Entries = append(response.Entries, s.grants[hop.ID])
 	}
 	return response, nil
 }

@@ -1,0 +1,166 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"io"
+	"iter"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"deputy.example/deputy/client/delegation"
+	deputyv1 "deputy.example/deputy/gen/deputy/v1"
+)
+
+// maxEntrySilence is how long a stream of entries may say nothing before it is given up. Deputy gives a
+// sign of life every ten seconds.
+const maxEntrySilence = 25 * time.Second
+
+// EntriesRequest says which entries to stream.
+type EntriesRequest struct {
+	// After is the number after which to begin; 0 begins with the first entry.
+	After uint64
+	// Follow goes on with what is recorded from now on, until the context ends. Otherwise it ends with
+	// what is there now.
+	Follow bool
+	// Records adds to each entry its Record.
+	Records bool
+	// Dropped, where it is not nil, is called once and before the first entry where retention dropped
+	// the beginning of the log, with the line that an export begins with in its place. Needs Records.
+	Dropped func(line string)
+}
+
+// Entries goes through all entries in the order of their numbers, and each comes once. A stream that
+// breaks is opened again where it broke; with Follow, once something came, for as long as it takes. What
+// cannot be mended ends the loop with an error. For auditors and responders.
+func (c *Client) Entries(ctx context.Context, request EntriesRequest) iter.Seq2[*Entry, error] {
+	return func(yield func(*Entry, error) bool) {
+		r := &entryReader{client: c, request: request, last: request.After, yield: yield}
+		if err := r.run(ctx); err != nil {
+			yield(nil, err)
+		}
+	}
+}
+
+// errEnough ends a stream because whoever reads the entries wants no more.
+var errEnough = errors.New("no more entries are wanted")
+
+// entryReader reads stream after stream.
+type entryReader struct {
+	client  *Client
+	request EntriesRequest
+	yield   func(*Entry, error) bool
+	last    uint64 // resume after this number
+	heard   bool   // something came, on this stream or on an earlier one
+	dropped bool   // the line of dropped entries was given out
+}
+
+func (r *entryReader) run(ctx context.Context) error {
+	for attempt := 1; ; attempt++ {
+		before, began := r.last, r.client.now()
+		opened, err := r.read(ctx)
+		switch {
+		case errors.Is(err, errEnough), errors.Is(err, io.EOF) && !r.request.Follow:
+			return nil
+		case ctx.Err() != nil:
+			return givenUp(ctx)
+		}
+		if r.last > before || elapsed(began, r.client.now()) > maxEntrySilence {
+			attempt = 1
+		}
+		refusal := streamRefusal(err)
+		if !r.mayResume(refusal, opened, attempt) {
+			return refusal
+		}
+		if !pause(ctx, retryDelay(attempt, refusal.RetryAfter)) {
+			return givenUp(ctx)
+		}
+	}
+}
+
+// mayResume says whether another stream may do better. Deputy ends a stream also because the credential
+// that it was opened with has grown old: the next one has a fresh one.
+func (r *entryReader) mayResume(refusal *delegation.Error, opened bool, attempt int) bool {
+	patient := attempt < r.client.attempts || r.request.Follow && r.heard
+	return patient && (refusal.Reason == delegation.DependencyDown || opened && (refusal.Temporary() || refusal.Reason == delegation.ClientUnauthenticated))
+}
+
+// streamRefusal tells Deputy's refusals, and our own, from what happened to the stream.
+func streamRefusal(err error) *delegation.Error {
+	var ours *delegation.Error
+	switch {
+	case errors.As(err, &ours):
+		return ours
+	case errors.Is(err, errSilent), errors.Is(err, io.EOF):
+		return delegation.Refuse(delegation.DependencyDown, "", "the stream of entries ended: %v", err)
+	}
+	return delegation.FromStatus(err)
+}
+
+// read follows one stream to its end, and says whether anything came through it.
+func (r *entryReader) read(ctx context.Context) (opened bool, err error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	silence := time.AfterFunc(maxEntrySilence, func() { cancel(errSilent) })
+	defer silence.Stop()
+	stream, err := r.client.audit.StreamEntries(ctx, &deputyv1.StreamEntriesRequest{
+		After: r.last, Follow: r.request.Follow, Records: r.request.Records,
+	})
+	if err != nil {
+		return false, silenced(ctx, err)
+	}
+	for ; ; opened = true {
+		message, err := receiveEntries(stream, silence)
+		if err != nil {
+			return opened, silenced(ctx, err)
+		}
+		r.heard = true
+		if err := r.take(message); err != nil {
+			return true, err
+		}
+	}
+}
+
+// receiveEntries counts the silence of the server, and not the time that the reader takes.
+func receiveEntries(stream grpc.ServerStreamingClient[deputyv1.StreamEntriesResponse], silence *time.Timer) (*deputyv1.StreamEntriesResponse, error) {
+	silence.Reset(maxEntrySilence)
+	defer silence.Stop()
+	return stream.Recv()
+}
+
+func silenced(ctx context.Context, err error) error {
+	if errors.Is(context.Cause(ctx), errSilent) {
+		return errSilent
+	}
+	return err
+}
+
+// take hands on what one message holds. Numbers only grow: what came twice or in another order would
+// make resuming by number lose something.
+func (r *entryReader) take(message *deputyv1.StreamEntriesResponse) error {
+	if line := message.GetDropped(); line != "" && !r.dropped {
+		r.dropped = true
+		if r.request.Dropped != nil {
+			r.request.Dropped(line)
+		}
+	}
+	for _, m := range message.GetEntries() {
+		e, err := readEntry(m)
+		if err != nil {
+			return err
+		}
+		if e.Seq <= r.last {
+			return malformed("entry %d after entry %d", e.Seq, r.last)
+		}
+		r.last = e.Seq
+		if !r.yield(e, nil) {
+			return errEnough
+		}
+	}
+	if message.GetLast() < r.last {
+		return malformed("a stream that has come to %d says %d", r.last, message.GetLast())
+	}
+	r.last = message.GetLast()
+	return nil
+}
