@@ -5,6 +5,9 @@
 // tool many times keeps a [TokenSource]. The tool, a resource server, makes a [Verifier] and puts
 // [Verifier.Handler] or the gRPC interceptors in front of what it serves.
 //
+// An auditor or a responder asks the ledger: [Client.Search], [Client.Reach], [Client.Chain],
+// [Client.Descendants], and [Client.Entries] for all of it.
+//
 // Credentials come from [NewAssertion] or [WorkloadFile] and are asked for anew on every attempt of
 // every call. They are never sent without TLS, except to this machine or where [Config] says that
 // the network itself is trusted.

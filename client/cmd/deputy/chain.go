@@ -1,11 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"strings"
 	"time"
 
+	"deputy.example/deputy/client"
 	"deputy.example/deputy/client/delegation"
 )
 
@@ -17,8 +19,8 @@ type chainCommand struct {
 }
 
 func (chainCommand) Help() string {
-	return `A token is verified, and shows by itself who is in its chain. What each ancestor was allowed is in the
-ledger only: it is added where the flags name a caller and Deputy answers. A jti is always looked up
+	return `A token is verified, and shows by itself who is in its chain. What each ancestor was allowed, who decided
+it and what has become of it is in the ledger only: it is added where the flags name a caller and Deputy answers. A jti is always looked up
 there; a chain is shown to its subject, its actors and auditors.
 
 Examples:
@@ -31,13 +33,21 @@ type link struct {
 	Entry    uint64               `json:"entry"`
 	JTI      string               `json:"jti"`
 	Actor    delegation.Principal `json:"actor"`
+	State    client.GrantState    `json:"state,omitzero"`
 	Key      string               `json:"key,omitzero"`
 	Time     time.Time            `json:"time,omitzero"`
 	Expiry   time.Time            `json:"expires_at,omitzero"`
 	Scope    delegation.Scopes    `json:"scope,omitzero"`
 	Dropped  delegation.Scopes    `json:"dropped_scope,omitzero"`
 	Audience []string             `json:"audience,omitzero"`
+	Outcome  client.EntryOutcome  `json:"outcome,omitzero"`
+	Reason   delegation.Reason    `json:"reason,omitzero"`
+	Detail   string               `json:"detail,omitzero"`
+	Caller   delegation.Principal `json:"caller,omitzero"`
 	Proof    string               `json:"actor_proof,omitzero"`
+	ModelID  string               `json:"model_id,omitzero"`
+	TraceID  string               `json:"trace_id,omitzero"`
+	Erased   []string             `json:"erased,omitzero"`
 	Known    bool                 `json:"details_known"`
 }
 
@@ -118,8 +128,9 @@ func (cmd *chainCommand) fromLedger(jti string) (*tree, error) {
 	t := &tree{Root: record.Root, Txn: record.Txn, Subject: record.Subject, Source: "ledger"}
 	for i, g := range record.Grants {
 		l := link{
-			Entry: g.Entry, JTI: g.JTI, Actor: g.Actor, Key: g.Key, Time: g.Time, Expiry: g.Expiry,
-			Scope: g.Scope, Audience: g.Audience, Proof: g.ActorProof, Known: true,
+			Entry: g.Seq, JTI: g.JTI, Actor: g.Actor, State: g.State, Key: g.Key, Time: g.Time, Expiry: g.Expiry,
+			Scope: g.Scope, Audience: g.Audience, Outcome: g.Outcome, Reason: g.Reason, Detail: g.Detail, Caller: g.Caller,
+			Proof: g.ActorProof, ModelID: g.ModelID, TraceID: g.TraceID, Erased: g.Erased, Known: true,
 		}
 		if i > 0 {
 			l.Dropped = record.Grants[i-1].Scope.Without(g.Scope)
@@ -140,16 +151,17 @@ func treeOf(c delegation.Claims) *tree {
 	return t
 }
 
-// matches says whether two accounts of one chain name the same grants.
-func (t *tree) matches(other *tree) bool {
-	return t.Txn == other.Txn && slices.EqualFunc(t.Links, other.Links, func(a, b link) bool {
-		return a.Entry == b.Entry && a.JTI == b.JTI && a.Actor == b.Actor
+// matches says whether what the ledger and a token tell of one chain is the same. Actors may have been
+// erased from the ledger.
+func (t *tree) matches(token *tree) bool {
+	return t.Txn == token.Txn && slices.EqualFunc(t.Links, token.Links, func(a, b link) bool {
+		return a.Entry == b.Entry && a.JTI == b.JTI && (a.Actor == b.Actor || slices.Contains(a.Erased, "actor"))
 	})
 }
 
 func (a *app) draw(t *tree) {
 	p := a.stdout
-	p.line("%s", p.strong(string(t.Subject)))
+	p.line("%s", p.strong(cmp.Or(string(t.Subject), "(erased)")))
 	p.line("│  %s", p.faint("chain "+t.Txn+", root token "+t.Root))
 	for _, actor := range t.Imported {
 		p.line("│  handed to %s before Deputy", actor)
@@ -157,7 +169,7 @@ func (a *app) draw(t *tree) {
 	indent := ""
 	for i, l := range t.Links {
 		last := i == len(t.Links)-1
-		p.line("%s└─ %s  #%d  %s", styled(indent), p.strong(string(l.Actor)), l.Entry, l.JTI)
+		p.line("%s└─ %s  #%d  %s%s", styled(indent), p.strong(cmp.Or(string(l.Actor), "(erased)")), l.Entry, l.JTI, a.after("  ", l.State))
 		indent += "   "
 		rail := styled(indent + "│  ")
 		if last {
@@ -184,7 +196,33 @@ func (a *app) drawLink(rail styled, l link) {
 	if l.Key != "" {
 		p.line("%sbound  to the key %s", rail, l.Key)
 	}
+	if l.Caller != "" {
+		p.line("%sasked  by %s at %s", rail, l.Caller, a.when(l.Time))
+	}
 	if l.Proof != "" {
 		p.line("%sproof  %s", rail, l.Proof)
 	}
+	if l.Outcome != "" {
+		p.line("%sruled  %s", rail, l.ruling())
+	}
+}
+
+// ruling is the decision, and on what it rests.
+func (l link) ruling() string {
+	text := string(l.Outcome)
+	if l.ModelID != "" {
+		text += " by OpenFGA model " + l.ModelID
+	}
+	if why := strings.Trim(string(l.Reason)+": "+l.Detail, ": "); why != "" {
+		text += ": " + why
+	}
+	return text
+}
+
+// after puts a grant's state behind what is there already.
+func (a *app) after(gap string, state client.GrantState) styled {
+	if state == "" {
+		return ""
+	}
+	return styled(gap) + a.stdout.stateOf(state)
 }

@@ -28,14 +28,18 @@ const (
 	exitUnavailable = 3
 )
 
-const description = `Hand an agent less than you hold: exchange tokens, explain them, show their chains, take them back.
+const description = `Hand an agent less than you hold: exchange tokens, explain them, take them back, and audit what was done.
 
 Exit codes: 0 done; 1 refused, or not verified; 2 wrong usage; 3 Deputy, its keys or a verifier unavailable.`
 
 type commands struct {
 	Exchange exchangeCommand `cmd:"" help:"Trade a token for a narrower one that names a sub-agent."`
 	Decode   decodeCommand   `cmd:"" help:"Verify a token and explain it."`
-	Chain    chainCommand    `cmd:"" help:"Show who handed what to whom, as a tree."`
+	Chain    chainCommand    `cmd:"" help:"Show who handed what to whom, down to one token."`
+	Tree     treeCommand     `cmd:"" help:"Show all that was derived from a token."`
+	Search   searchCommand   `cmd:"" help:"Find entries of the ledger."`
+	Reach    reachCommand    `cmd:"" help:"Show what an agent can do right now, and what it could still obtain."`
+	Log      logCommand      `cmd:"" help:"Export the whole log."`
 	Revoke   revokeCommand   `cmd:"" help:"Take back a token, or what an agent or a subject was granted."`
 	Contain  containCommand  `cmd:"" help:"Suspend an agent and see every verifier know it."`
 	Resume   resumeCommand   `cmd:"" help:"Lift an agent's suspension."`

@@ -17,10 +17,12 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"google.golang.org/protobuf/encoding/protojson"
 
 	"deputy.example/deputy/client"
 	"deputy.example/deputy/client/delegation"
 	"deputy.example/deputy/client/internal/deputytest"
+	deputyv1 "deputy.example/deputy/gen/deputy/v1"
 )
 
 func TestMain(m *testing.M) {
@@ -31,7 +33,8 @@ func TestMain(m *testing.M) {
 // finds in its directory: planner.pem, the caller's key; alice.jwt, a root token; researcher.jwt, a
 // derived token; expired.jwt; stranger.jwt, signed by somebody else; evil.jwt, whose claims try to
 // write on the terminal; keys.json. "follow" starts a verifier that follows revocations, "receipt ID
-// VERIFIER ENTRY AGE" pretends that one was last heard of a while ago.
+// VERIFIER ENTRY AGE" pretends that one was last heard of a while ago; "record JSON" appends an entry to
+// the ledger, "obtainable JSON..." says what agents could be handed.
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/script",
@@ -50,7 +53,7 @@ func TestScripts(t *testing.T) {
 			}
 			return writeFiles(env.WorkDir, s, stranger)
 		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){"follow": follow, "receipt": receipt},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"follow": follow, "receipt": receipt, "record": record, "obtainable": obtainable},
 	})
 }
 
@@ -79,6 +82,21 @@ func receipt(ts *testscript.TestScript, _ bool, args []string) {
 	age, err := time.ParseDuration(args[3])
 	ts.Check(err)
 	ts.Value(deputy{}).(*deputytest.Server).AddReceipt(args[0], args[1], entry, time.Now().Add(-age))
+}
+
+func record(ts *testscript.TestScript, _ bool, args []string) {
+	e := &deputyv1.Entry{}
+	ts.Check(protojson.Unmarshal([]byte(args[0]), e))
+	ts.Value(deputy{}).(*deputytest.Server).Record(e)
+}
+
+func obtainable(ts *testscript.TestScript, _ bool, args []string) {
+	all := make([]*deputyv1.Obtainable, len(args))
+	for i, arg := range args {
+		all[i] = &deputyv1.Obtainable{}
+		ts.Check(protojson.Unmarshal([]byte(arg), all[i]))
+	}
+	ts.Value(deputy{}).(*deputytest.Server).SetObtainable(all...)
 }
 
 func writeFiles(dir string, s, stranger *deputytest.Server) error {
