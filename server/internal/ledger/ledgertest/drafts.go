@@ -50,7 +50,7 @@ func finish(d *ledger.Draft, now time.Time, hops []delegation.Hop) *ledger.Draft
 		c := delegation.Claims{
 			Issuer: "https://deputy.example", Subject: d.Subject, ClientID: d.Actor, Audience: d.Audiences, Scope: d.Scopes,
 			IssuedAt: now.Unix(), NotBefore: now.Unix(), ExpiresAt: d.Expiry.Unix(), ID: d.ID, Txn: d.Txn, Act: d.Actors,
-			Delegation: delegation.Delegation{Root: d.Root, DepthLeft: 8, Hops: append(slices.Clone(hops),
+			Delegation: delegation.Delegation{Root: d.Root, DepthLeft: max(0, 16-len(hops)), Hops: append(slices.Clone(hops),
 				delegation.Hop{ID: d.ID, Seq: seq, Actor: len(d.Actors) - 1, Key: d.HolderKey})},
 		}
 		if d.HolderKey != "" {
