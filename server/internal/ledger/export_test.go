@@ -30,6 +30,9 @@ var (
 	NoIdempotency     Protection = func(p *protections) { p.idempotency = true }
 	NoDurability      Protection = func(p *protections) { p.durability = true }
 	NoUnbroken        Protection = func(p *protections) { p.unbroken = true }
+	NoLostPostings    Protection = func(p *protections) { p.lostPostings = true }
+	NoComparison      Protection = func(p *protections) { p.comparison = true }
+	NoVersion         Protection = func(p *protections) { p.version = true }
 )
 
 // SwitchOff must be called before the ledger is used.
@@ -82,6 +85,51 @@ func (l *Ledger) live(tenant string) *revocations {
 	return s.live
 }
 
+// BlockSize and the other figures of the search index.
+const (
+	BlockSize       = blockSize
+	MostRows        = mostRows
+	MostDescendants = mostDescendants
+	MostJudged      = mostJudged
+	Unsettle        = sqlUnsettle
+)
+
+// BuildIndex builds the index up to its end, or at most so many blocks.
+func (l *Ledger) BuildIndex(t testing.TB, tenant string, most int) {
+	t.Helper()
+	for range most {
+		more, err := l.index(t.Context(), tenant)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !more {
+			return
+		}
+	}
+}
+
+// Indexed counts the blocks of the index.
+func (l *Ledger) Indexed(t testing.TB, tenant string) uint64 {
+	t.Helper()
+	h, _, err := l.searchHead(t.Context(), tenant)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h.block
+}
+
+// Reindex builds one block again.
+func (l *Ledger) Reindex(ctx context.Context, tenant string, block uint64) error {
+	return l.reindex(ctx, tenant, block)
+}
+
+// Lost counts the blocks that searches found damaged and nobody has mended.
+func (l *Ledger) Lost(tenant string) int {
+	l.lost.mu.Lock()
+	defer l.lost.mu.Unlock()
+	return len(l.lost.blocks[tenant])
+}
+
 // Statement is a statement with arguments.
 type Statement struct {
 	sql  string
@@ -92,6 +140,19 @@ type Statement struct {
 var FrequentStatements = map[string]Statement{
 	"tail read":   {sqlRevocations, []any{"acme", int64(50_000), int64(0), everything}},
 	"cold page":   {sqlRevocations, []any{"acme", int64(100), int64(1), int64(pageSize)}},
+	"extent":      {sqlExtent, []any{"acme"}},
+	"postings":    {sqlPostings, []any{"acme", int64(7), int64(10), int64(20)}},
+	"facets":      {sqlFacets, []any{"acme", int64(5121), int64(5633)}},
+	"since":       {sqlSince, []any{"acme", int64(1), int64(50_000), int64(1)}},
+	"by number":   {sqlEntries + sqlEntriesIn, byNumber("acme", []uint64{5, 500, 5000})},
+	"by jti":      {sqlEntries + `e.tenant = $1 AND e.jti = $2 AND e.jti <> ''`, []any{"acme", "01KA"}},
+	"chain":       {sqlEntries + sqlUp, []any{"acme", "01KA", int64(32)}},
+	"family":      {sqlFamily, []any{"acme", "01KA", int64(100), int64(mostDescendants)}},
+	"parent":      {sqlGrant, []any{"acme", "01KA"}},
+	"voided":      {sqlVoided, byNumber("acme", []uint64{5, 500, 5000})},
+	"first claim": {sqlFirstClaims, []any{"acme"}},
+	"claims":      {sqlClaimsIn, append(byNumber("acme", []uint64{5, 500, 5000}), int64(1))},
+	"index head":  {sqlSearchHead, []any{"acme"}},
 	"live claims": {sqlClaims, []any{"acme", int64(100), int64(50_000), int64(0), int64(claimsPage)}},
 }
 

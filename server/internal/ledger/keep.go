@@ -53,7 +53,7 @@ func (l *Ledger) keep(ctx context.Context, tenant string, r round) (more bool) {
 }
 
 // Statements of the search index.
-var (
+const (
 	sqlNewSearchHead = `INSERT INTO search_heads (tenant, block, version) VALUES ($1, 0, 0) ON CONFLICT DO NOTHING`
 	sqlSearchHead    = `SELECT h.seq, s.block, s.version FROM heads h JOIN search_heads s ON s.tenant = h.tenant WHERE h.tenant = $1`
 	// sqlAdvance and sqlSettled succeed only if nobody has advanced the index, or changed entries
@@ -63,17 +63,17 @@ var (
 	// sqlUnsettle belongs into every transaction that changes what entries are found by: nobody then
 	// writes into the index what was read before. The blocks must be indexed again after it.
 	sqlUnsettle = `UPDATE search_heads SET version = version + 1 WHERE tenant = $1`
-
-	// sqlBlock writes all rows of one block.
-	sqlBlock = func() string {
-		var values strings.Builder
-		for i := range buckets {
-			values.WriteString(", ($1, " + strconv.Itoa(i) + ", $2, $" + strconv.Itoa(i+3) + ")")
-		}
-		return `INSERT INTO postings (tenant, bucket, block, terms) VALUES ` + values.String()[2:] +
-			` ON CONFLICT (tenant, bucket, block) DO UPDATE SET terms = excluded.terms`
-	}()
 )
+
+// sqlBlock writes all rows of one block.
+var sqlBlock = func() string {
+	var values strings.Builder
+	for i := range buckets {
+		values.WriteString(", ($1, " + strconv.Itoa(i) + ", $2, $" + strconv.Itoa(i+3) + ")")
+	}
+	return `INSERT INTO postings (tenant, bucket, block, terms) VALUES ` + values.String()[2:] +
+		` ON CONFLICT (tenant, bucket, block) DO UPDATE SET terms = excluded.terms`
+}()
 
 // searchHead is a tenant's row in search_heads, and the number of its newest entry.
 type searchHead struct{ seq, block, version uint64 }
@@ -136,7 +136,7 @@ func (l *Ledger) build(ctx context.Context, tenant string, block uint64, conditi
 	}
 	err = l.store.change(ctx, func(db changer) error {
 		n, err := db.change(ctx, "settle index", condition, tenant, int64(arg), int64(h.version))
-		if err != nil || n == 0 {
+		if err != nil || n == 0 && !l.off.version {
 			return err
 		}
 		done = true
@@ -169,23 +169,32 @@ func (b *lostBlocks) note(tenant string, block uint64) {
 	}
 }
 
-// take removes one of the tenant's.
-func (b *lostBlocks) take(tenant string) (block uint64, there bool) {
+// some returns one of the tenant's.
+func (b *lostBlocks) some(tenant string) (block uint64, there bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for block := range b.blocks[tenant] {
-		delete(b.blocks[tenant], block)
 		return block, true
 	}
 	return 0, false
 }
 
+func (b *lostBlocks) forget(tenant string, block uint64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.blocks[tenant], block)
+}
+
 // mend builds a block again that a search found damaged.
 func (l *Ledger) mend(ctx context.Context, tenant string) (more bool, err error) {
-	block, there := l.lost.take(tenant)
+	block, there := l.lost.some(tenant)
 	if !there {
 		return false, nil
 	}
 	l.config.Logger.Warn("ledger: rows of the search index were missing or damaged; they are built again", "tenant", tenant, "block", block)
-	return true, l.reindex(ctx, tenant, block)
+	if err := l.reindex(ctx, tenant, block); err != nil {
+		return false, err
+	}
+	l.lost.forget(tenant, block)
+	return true, nil
 }

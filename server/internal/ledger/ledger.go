@@ -92,7 +92,10 @@ type Ledger struct {
 }
 
 // protections are switched off by tests only, which then see their checks fail.
-type protections struct{ revocations, singleUse, idempotency, durability, unbroken, lostPostings bool }
+type protections struct {
+	revocations, singleUse, idempotency, durability, unbroken bool
+	lostPostings, comparison, version                         bool // of the search index
+}
 
 // Open connects to a migrated database: "sqlite:///var/lib/deputy/ledger.db" or
 // "postgres://user@host/database". It refuses a schema that is not the one this program was built

@@ -29,17 +29,19 @@ func (l *Ledger) First(ctx context.Context, tenant, txn string) (*Entry, error) 
 	return l.one(ctx, tenant, `e.tenant = $1 AND e.txn = $2 AND e.txn <> '' AND e.kind = 'grant' ORDER BY e.seq LIMIT 1`, txn)
 }
 
-// Chain returns the grants that led to the token with the given jti, from the exchange of the root
-// token to the token itself.
-func (l *Ledger) Chain(ctx context.Context, tenant, jti string) ([]*Entry, error) {
-	const up = `e.tenant = $1 AND e.seq IN (WITH RECURSIVE up(seq, parent, depth) AS (
+// sqlUp goes from a grant to its parent, again and again.
+const sqlUp = `e.tenant = $1 AND e.seq IN (WITH RECURSIVE up(seq, parent, depth) AS (
 		SELECT seq, parent, 1 FROM entries WHERE tenant = $1 AND jti = $2 AND jti <> '' AND kind = 'grant'
 		UNION ALL
 		SELECT p.seq, p.parent, up.depth + 1 FROM up JOIN entries p
 			ON p.tenant = $1 AND p.jti = up.parent AND p.jti <> '' AND p.kind = 'grant'
 			WHERE up.parent <> '' AND up.depth < $3)
 		SELECT seq FROM up) ORDER BY e.seq`
-	chain, err := l.entries(ctx, up, tenant, jti, int64(delegation.MaxChainDepth))
+
+// Chain returns the grants that led to the token with the given jti, from the exchange of the root
+// token to the token itself.
+func (l *Ledger) Chain(ctx context.Context, tenant, jti string) ([]*Entry, error) {
+	chain, err := l.entries(ctx, sqlUp, tenant, jti, int64(delegation.MaxChainDepth))
 	switch {
 	case err != nil:
 		return nil, err

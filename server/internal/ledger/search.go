@@ -180,7 +180,7 @@ func (w *walk) page(ctx context.Context, limit int) (page []*Entry, before uint6
 				return nil, 0, err
 			}
 			for _, e := range slices.Backward(entries) {
-				if len(page) < limit && w.matches(e) {
+				if len(page) < limit && (w.matches(e) || w.ledger.off.comparison) {
 					page = append(page, e)
 				}
 			}

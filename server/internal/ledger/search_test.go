@@ -1,0 +1,426 @@
+package ledger_test
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"deputy.example/deputy/client/delegation"
+	"deputy.example/deputy/server/internal/ledger"
+	"deputy.example/deputy/server/internal/ledger/ledgertest"
+	"deputy.example/deputy/server/internal/testservers"
+)
+
+// records is a source of random drafts and queries over so few values that they often meet.
+type records struct {
+	*rand.Rand
+	*ledgertest.Clock
+	start time.Time
+}
+
+func newRecords(t testing.TB) *records {
+	c := ledgertest.NewClock()
+	return &records{rand.New(rand.NewPCG(testservers.Seed(t), 1)), c, c.Now()}
+}
+
+func (r *records) pick(name string, n int) string { return fmt.Sprintf("%s-%d", name, r.IntN(n)) }
+
+func (r *records) agent() delegation.Principal {
+	return delegation.Principal("agent:" + r.pick("a", 12))
+}
+
+func (r *records) reason() delegation.Reason {
+	return []delegation.Reason{delegation.AccessDenied, delegation.ActorInChain, delegation.TokenRevoked}[r.IntN(3)]
+}
+
+func (r *records) draft() *ledger.Draft {
+	d := ledgertest.Grant(r.Add(time.Duration(r.IntN(2000))*time.Millisecond), delegation.Principal("user:"+r.pick("u", 20)), r.agent())
+	d.Caller = r.agent()
+	d.TraceID = r.pick("trace", 300)
+	d.Scopes, _ = delegation.NewScopes(r.pick("scope", 6), r.pick("scope", 6))
+	d.Audiences = []string{r.pick("https://aud", 5), `odd "aud|ience", ` + r.pick("x", 2)}
+	for range r.IntN(3) {
+		if a := r.agent(); a != d.Actor {
+			d.Actors = append(delegation.Chain{a}, d.Actors...)
+		}
+	}
+	switch r.IntN(6) {
+	case 0:
+		d = &ledger.Draft{Kind: ledger.KindRefusal, Reason: r.reason(), Subject: d.Subject, Actor: d.Actor, Caller: d.Caller, Scopes: d.Scopes}
+	case 1:
+		d = &ledger.Draft{Kind: ledger.KindCheck, Outcome: ledger.Granted, Subject: d.Subject, Caller: d.Caller, Audiences: d.Audiences}
+	}
+	return d
+}
+
+// append records n drafts.
+func (r *records) append(t testing.TB, l *ledger.Ledger, n int) {
+	t.Helper()
+	for n > 0 {
+		drafts := make([]*ledger.Draft, min(n, 1+r.IntN(256)))
+		for i := range drafts {
+			drafts[i] = r.draft()
+		}
+		for _, result := range l.AppendAll(t.Context(), tenant, drafts, nil) {
+			if result.Err != nil {
+				t.Fatal(result.Err)
+			}
+		}
+		n -= len(drafts)
+	}
+}
+
+func (r *records) query(head uint64) ledger.Query {
+	q := ledger.Query{Limit: []int{1, 7, 100, 1000}[r.IntN(4)], Before: 1 + r.Uint64N(head+1)}
+	if r.IntN(2) == 0 {
+		q.Before = head + 1
+	}
+	for range r.IntN(4) {
+		switch r.IntN(11) {
+		case 0:
+			q.Subject = delegation.Principal("user:" + r.pick("u", 21))
+		case 1:
+			q.Actor = r.agent()
+		case 2:
+			q.Caller = r.agent()
+		case 3:
+			q.Audience = r.pick("https://aud", 5)
+		case 4:
+			q.Scope = r.pick("scope", 6)
+		case 5:
+			q.Kind = []ledger.Kind{ledger.KindGrant, ledger.KindRefusal, ledger.KindCheck, ledger.KindVoid}[r.IntN(4)]
+		case 6:
+			q.Outcome = []ledger.Outcome{ledger.Granted, ledger.Refused, ledger.Done}[r.IntN(3)]
+		case 7:
+			q.Reason = r.reason()
+		case 8:
+			q.TraceID = r.pick("trace", 301)
+		case 9:
+			q.From = r.moment()
+		case 10:
+			q.Until = r.moment()
+		}
+	}
+	return q
+}
+
+// moment is at some time of the test, a little before or after too.
+func (r *records) moment() time.Time {
+	span := r.Now().Sub(r.start) + 2*time.Second
+	return r.start.Add(time.Duration(r.Int64N(int64(span)))).Add(-time.Second)
+}
+
+// all reads the ledger entry by entry.
+func all(t testing.TB, l *ledger.Ledger) (list []*ledger.Entry) {
+	t.Helper()
+	for {
+		page, err := l.Entries(t.Context(), tenant, uint64(len(list)), 1000)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if list = append(list, page...); len(page) == 0 {
+			return list
+		}
+	}
+}
+
+// differs asks random queries until the answer is not what a filter over all entries gives.
+func differs(t testing.TB, r *records, l *ledger.Ledger, n int) string {
+	t.Helper()
+	entries := all(t, l)
+	for range n {
+		q := r.query(uint64(len(entries)))
+		var want []*ledger.Entry
+		for _, e := range slices.Backward(entries) {
+			if ledgertest.Matches(q, e) {
+				want = append(want, e)
+			}
+		}
+		q.Limit = max(q.Limit, len(want)/6) // not all day
+		got := ledgertest.Search(t, func(q ledger.Query) ([]*ledger.Entry, uint64, error) { return l.Search(t.Context(), tenant, q) }, q)
+		if ledgertest.Numbers(got) != ledgertest.Numbers(want) {
+			return fmt.Sprintf("%+v found\n%s, want\n%s", q, ledgertest.Numbers(got), ledgertest.Numbers(want))
+		}
+	}
+	return ""
+}
+
+func rounds() int { return testservers.Campaign(1000, 8) }
+
+// damages are what may happen to an index of three blocks and more.
+var damages = map[string]string{
+	"rows of a block are gone":            `DELETE FROM postings WHERE block = 1`,
+	"rows are gone here and there":        `DELETE FROM postings WHERE (bucket + block) % 7 = 3`,
+	"all rows are gone":                   `DELETE FROM postings`,
+	"a row is cut short":                  `UPDATE postings SET terms = substr(terms, 1, length(terms) - 9) WHERE block = 1 AND length(terms) > 9`,
+	"rows are empty":                      `UPDATE postings SET terms = substr(terms, 1, 0) WHERE block = 2`,
+	"rows are another block's":            `UPDATE postings SET terms = (SELECT terms FROM postings p WHERE p.tenant = postings.tenant AND p.bucket = postings.bucket AND p.block = 0) WHERE block = 1`,
+	"rows are another bucket's":           `UPDATE postings SET terms = (SELECT terms FROM postings p WHERE p.tenant = postings.tenant AND p.bucket = (postings.bucket + 1) % 64 AND p.block = postings.block)`,
+	"the index says that it goes on":      `UPDATE search_heads SET block = block + 1000`,
+	"nobody knows how far the index goes": `DELETE FROM search_heads`,
+}
+
+// TestSearchEqualsFilter compares Search with a filter over all entries, whatever the index has and
+// whatever became of it.
+func TestSearchEqualsFilter(t *testing.T) {
+	onBoth(t, func(t *testing.T, dsn string) {
+		r := newRecords(t)
+		config := patient
+		config.Now = r.Now
+		l := opened(t, dsn, config)
+		r.append(t, l, 3*ledger.BlockSize+200)
+		check := func(state string) {
+			t.Helper()
+			if d := differs(t, r, l, rounds()); d != "" {
+				t.Errorf("%s: %s", state, d)
+			}
+		}
+		check("nothing is indexed")
+		l.BuildIndex(t, tenant, 1)
+		check("one block is indexed")
+		l.BuildIndex(t, tenant, 100)
+		check("everything is indexed")
+		if n := l.Lost(tenant); n > 0 {
+			t.Fatalf("%d blocks of a new index are damaged", n)
+		}
+		for what, statement := range damages {
+			execute(t, dsn, statement)
+			check(what)
+			// Each search finds some of the damage. What it finds is mended, until nothing is left of it.
+			for pass := 1; l.Lost(tenant) > 0; pass++ {
+				if pass > 10 {
+					t.Fatalf("%s: %d blocks are still damaged", what, l.Lost(tenant))
+				}
+				mended(t, l)
+				check(what + ", and it was mended")
+			}
+			execute(t, dsn, `DELETE FROM search_heads`) // what no query asked for
+			l.BuildIndex(t, tenant, 100)
+		}
+		r.append(t, l, ledger.BlockSize)
+		check("the index is behind")
+	})
+}
+
+// mended runs Keep until no block is known to be damaged.
+func mended(t *testing.T, l *ledger.Ledger) {
+	t.Helper()
+	keeping(t, l, func() bool { return l.Lost(tenant) == 0 })
+}
+
+// keeping runs Keep until the condition holds.
+func keeping(t *testing.T, l *ledger.Ledger, until func() bool) {
+	t.Helper()
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- l.Keep(ctx, "empty", tenant) }()
+	for deadline := time.Now().Add(30 * time.Second); !until(); <-time.After(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Error("Keep did not do it in time")
+			break
+		}
+	}
+	stop()
+	if err := <-done; err != nil {
+		t.Errorf("Keep: %v", err)
+	}
+}
+
+// TestLostPostingsAreNoticed is the control: without the protection, the test above would fail.
+func TestLostPostingsAreNoticed(t *testing.T) {
+	onBoth(t, func(t *testing.T, dsn string) {
+		r := newRecords(t)
+		l := opened(t, dsn, patient)
+		r.append(t, l, 3*ledger.BlockSize)
+		l.BuildIndex(t, tenant, 100)
+		execute(t, dsn, damages["rows of a block are gone"])
+		careless := opened(t, dsn, patient)
+		careless.SwitchOff(ledger.NoLostPostings)
+		if differs(t, r, careless, 200) == "" {
+			t.Error("lost postings lose nothing, so nothing was shown")
+		}
+		if d := differs(t, r, l, 50); d != "" {
+			t.Error(d)
+		}
+	})
+}
+
+// TestIndexOnlyProposes changes entries under an index that still has what they were.
+func TestIndexOnlyProposes(t *testing.T) {
+	onBoth(t, func(t *testing.T, dsn string) {
+		r := newRecords(t)
+		l := opened(t, dsn, patient)
+		r.append(t, l, 2*ledger.BlockSize)
+		l.BuildIndex(t, tenant, 100)
+		execute(t, dsn, `UPDATE entries SET subject = '', caller = '' WHERE seq % 3 = 0`)
+		execute(t, dsn, `DELETE FROM entries WHERE seq <= 100`) // as retention does
+		careless := opened(t, dsn, patient)
+		careless.SwitchOff(ledger.NoComparison)
+		wrong := func(l *ledger.Ledger) (n int) {
+			q := ledger.Query{Subject: "user:u-1", Limit: 50}
+			for _, e := range ledgertest.Search(t, func(q ledger.Query) ([]*ledger.Entry, uint64, error) { return l.Search(t.Context(), tenant, q) }, q) {
+				if e.Subject != q.Subject {
+					n++
+				}
+			}
+			return n
+		}
+		if n := wrong(l); n > 0 {
+			t.Errorf("%d entries were found that do not match", n)
+		}
+		if wrong(careless) == 0 {
+			t.Error("what is proposed always matches, so nothing was shown")
+		}
+		for block := range uint64(2) {
+			if err := l.Reindex(t.Context(), tenant, block); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if n := wrong(careless); n > 0 {
+			t.Errorf("after the blocks were indexed again, %d of the old values are still in the index", n)
+		}
+	})
+}
+
+// TestErasedWhileIndexing has entries change after a builder has read them: it must not write what it
+// read.
+func TestErasedWhileIndexing(t *testing.T) {
+	for name, database := range databases {
+		for _, protected := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s/%t", name, protected), func(t *testing.T) {
+				dsn, r := database(t), newRecords(t)
+				between := "before settle index"
+				if name == "sqlite" {
+					between = "before begin" // later it has the lock
+				}
+				f := &faults{}
+				l := openedWith(t, dsn, patient, f.at)
+				if !protected {
+					l.SwitchOff(ledger.NoVersion)
+				}
+				r.append(t, l, ledger.BlockSize)
+				l.BuildIndex(t, tenant, 100)
+				erase := once(between)
+				f.set(func(point string) bool {
+					if erase(point) {
+						execute(t, dsn, strings.ReplaceAll(ledger.Unsettle, "$1", "'"+tenant+"'"))
+						execute(t, dsn, `UPDATE entries SET subject = ''`)
+					}
+					return false
+				})
+				if err := l.Reindex(t.Context(), tenant, 0); err != nil {
+					t.Fatal(err)
+				}
+				f.set(nil)
+				l.SwitchOff(ledger.NoComparison)
+				page, _, err := l.Search(t.Context(), tenant, ledger.Query{Subject: "user:u-1", Limit: 1})
+				if err != nil || (len(page) == 0) != protected {
+					t.Errorf("the index proposes %d entries by what was erased, %v", len(page), err)
+				}
+			})
+		}
+	}
+}
+
+// TestIndexingFails makes each statement of the builder fail, before it was executed and after.
+func TestIndexingFails(t *testing.T) {
+	onBoth(t, func(t *testing.T, dsn string) {
+		r, f := newRecords(t), &faults{}
+		l := openedWith(t, dsn, patient, f.at)
+		r.append(t, l, ledger.BlockSize)
+		f.set(nil)
+		f.points = nil
+		l.BuildIndex(t, tenant, 100)
+		points := slices.Clone(f.points)
+		for _, must := range []string{"after new search head", "before settle index", "after settle index", "before write postings", "after write postings"} {
+			if !slices.Contains(points, must) {
+				t.Fatalf("no fault can be injected %s; only at %q", must, points)
+			}
+		}
+		for _, point := range points {
+			execute(t, dsn, `DELETE FROM search_heads`)
+			execute(t, dsn, `DELETE FROM postings`)
+			f.set(once(point))
+			keeping(t, l, func() bool { return l.Indexed(t, tenant) == 1 })
+			f.set(nil)
+			if d := differs(t, r, l, 10); d != "" {
+				t.Errorf("after a fault %s: %s", point, d)
+			}
+			if n := l.Lost(tenant); n > 0 {
+				t.Errorf("after a fault %s: %d damaged blocks", point, n)
+			}
+		}
+	})
+}
+
+// TestSearchWhileBuilding searches while entries are appended and two instances build the index.
+func TestSearchWhileBuilding(t *testing.T) {
+	onBoth(t, func(t *testing.T, dsn string) {
+		r := newRecords(t)
+		config := patient
+		config.Now = r.Now
+		here, there := opened(t, dsn, config), opened(t, dsn, config)
+		r.append(t, here, ledger.BlockSize+100)
+		ctx, stop := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		for _, l := range []*ledger.Ledger{here, there} {
+			wg.Go(func() {
+				if err := l.Keep(ctx, tenant); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Go(func() {
+			writer := newRecords(t)
+			writer.Clock = r.Clock
+			for range testservers.Campaign(40, 8) {
+				writer.append(t, there, 200)
+			}
+		})
+		for range testservers.Campaign(100, 6) {
+			if d := differs(t, r, here, 5); d != "" {
+				t.Error(d)
+				break
+			}
+		}
+		stop()
+		wg.Wait()
+		if d := differs(t, r, there, rounds()); d != "" {
+			t.Error(d)
+		}
+		if here.Lost(tenant)+there.Lost(tenant) > 0 {
+			t.Error("blocks that were being built look damaged")
+		}
+		checked(t, here)
+	})
+}
+
+// TestSearchIsBounded has more entries without an index than one call reads.
+func TestSearchIsBounded(t *testing.T) {
+	onBoth(t, func(t *testing.T, dsn string) {
+		stuff(t, dsn, ledger.MostRows+2*ledger.BlockSize)
+		l := opened(t, dsn, patient)
+		q := ledger.Query{Kind: ledger.KindGrant, Limit: 10}
+		page, before, err := l.Search(t.Context(), tenant, q)
+		if err != nil || len(page) > 0 || before == 0 || before > 3*ledger.BlockSize {
+			t.Fatalf("the first page has %d entries and continues before %d, %v", len(page), before, err)
+		}
+		q.Before = before
+		if page, before, err = l.Search(t.Context(), tenant, q); err != nil || len(page) > 0 || before != 0 {
+			t.Errorf("the last page has %d entries and continues before %d, %v", len(page), before, err)
+		}
+		h, err := l.Holdings(t.Context(), tenant, "agent:a", 10)
+		if err != nil || h.Truncated {
+			t.Errorf("a tenant without claims has nothing to look for: %+v, %v", h, err)
+		}
+		execute(t, dsn, `INSERT INTO claims (tenant, seq, until, value) SELECT tenant, seq, 1, leaf FROM entries WHERE seq = 1`)
+		if h, err = l.Holdings(t.Context(), tenant, "agent:a", 10); err != nil || !h.Truncated {
+			t.Errorf("not everything was looked at, and that is not said: %+v, %v", h, err)
+		}
+	})
+}
