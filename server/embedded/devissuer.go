@@ -26,6 +26,7 @@ type DevIssuer struct {
 	config    DevIssuerConfig
 	people    *KeyFile
 	workloads *KeyFile
+	codes     codes
 }
 
 // DevIssuerConfig says what a DevIssuer signs for whom.
@@ -42,6 +43,8 @@ type DevIssuerConfig struct {
 	Audiences []string
 	// Workloads that have an identity.
 	Workloads []string
+	// Application lets people sign in with a browser; the zero value offers no such thing.
+	Application Application
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
 }
@@ -119,6 +122,7 @@ func (i *DevIssuer) claims(issuer, subject, audience string, lifetime time.Durat
 // Handler serves discovery documents and keys, and gives tokens away:
 //
 //	POST /people/token     user=alice
+//	GET  /people/authorize the sign-in page, for the Application (OpenID Connect with PKCE)
 //	POST /workloads/token  agent=planner&audience=caller, or audience=actor
 //
 // Put it behind [LoopbackOnly].
@@ -133,9 +137,17 @@ func (i *DevIssuer) Handler() http.Handler {
 			writeJSON(w, map[string][]jwk{"keys": {key.public}})
 		})
 	}
-	mux.HandleFunc("POST /people/token", giveToken(func(r *http.Request) (string, error) {
-		return i.AccessToken(r.PostFormValue("user"))
-	}))
+	give := giveToken(func(r *http.Request) (string, error) { return i.AccessToken(r.PostFormValue("user")) })
+	mux.HandleFunc("POST /people/token", func(w http.ResponseWriter, r *http.Request) {
+		r.Body = http.MaxBytesReader(w, r.Body, 4<<10)
+		if r.PostFormValue("grant_type") == "authorization_code" {
+			i.redeem(w, r)
+			return
+		}
+		give(w, r)
+	})
+	mux.HandleFunc("GET "+signInPath, i.askWho)
+	mux.HandleFunc("POST "+signInPath, i.chosen)
 	mux.HandleFunc("POST /workloads/token", giveToken(func(r *http.Request) (string, error) {
 		audience := r.PostFormValue("audience")
 		if audience != "caller" && audience != "actor" {
@@ -148,7 +160,7 @@ func (i *DevIssuer) Handler() http.Handler {
 
 // metadata is what OpenID Connect Discovery 1.0 §3 requires, as far as it is true here.
 func (i *DevIssuer) metadata(issuer string) map[string]any {
-	return map[string]any{
+	document := map[string]any{
 		"issuer":                                issuer,
 		"jwks_uri":                              issuer + "/jwks",
 		"token_endpoint":                        issuer + "/token",
@@ -156,6 +168,17 @@ func (i *DevIssuer) metadata(issuer string) map[string]any {
 		"subject_types_supported":               []string{"public"},
 		"id_token_signing_alg_values_supported": []string{"ES256"},
 	}
+	if issuer == i.PeopleIssuer() && i.config.Application.ClientID != "" {
+		maps.Copy(document, map[string]any{
+			"authorization_endpoint":                i.config.Address + signInPath,
+			"response_types_supported":              []string{"code"},
+			"grant_types_supported":                 []string{"authorization_code"},
+			"scopes_supported":                      []string{"openid"},
+			"code_challenge_methods_supported":      []string{"S256"},
+			"token_endpoint_auth_methods_supported": []string{"none"},
+		})
+	}
+	return document
 }
 
 // giveToken answers with the bare token (RFC 7519 §10.3.1), so that a shell needs no JSON parser.
@@ -179,10 +202,12 @@ func writeJSON(w http.ResponseWriter, v any) {
 }
 
 // LoopbackOnly refuses whatever did not come from this machine, and what a web page could have sent: a
-// page's request names its origin, or (by DNS rebinding) a host that is not a loopback address.
+// page's request names its origin, or (by DNS rebinding) a host that is not a loopback address. Only the
+// sign-in page is for browsers, and gives nothing to anybody but the application.
 func LoopbackOnly(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if !isLoopback(r.RemoteAddr) || !isLoopback(r.Host) || r.Header.Get("Origin") != "" || r.Header.Get("Sec-Fetch-Site") != "" {
+		byPage := r.Header.Get("Origin") != "" || r.Header.Get("Sec-Fetch-Site") != ""
+		if !isLoopback(r.RemoteAddr) || !isLoopback(r.Host) || byPage && r.URL.Path != signInPath {
 			http.Error(w, "this development server answers programs on this machine only", http.StatusForbidden)
 			return
 		}

@@ -204,6 +204,12 @@ func (e *Embedded) clientKeyPath(client delegation.Principal) string {
 // Issuer is the iss of the tokens that Deputy signs here.
 func (e *Embedded) Issuer() string { return "http://" + e.config.HTTP }
 
+// ConsoleAddress is where people see what was recorded.
+func (e *Embedded) ConsoleAddress() string { return e.Issuer() + "/console" }
+
+// consoleClient is what the development issuer calls the console.
+const consoleClient = "deputy-console"
+
 func (e *Embedded) devAddress() string { return "http://" + e.config.Dev }
 
 // openDependencies starts what Deputy depends on and fills OpenFGA with the demo world, which it forgets
@@ -229,9 +235,13 @@ func (e *Embedded) openDependencies(ctx context.Context) error {
 	}
 	e.issuer, err = NewDevIssuer(DevIssuerConfig{
 		Dir: e.path("issuer"), Address: e.devAddress(), Deputy: e.Issuer(),
-		People:    map[string]delegation.Scopes{alice.ID(): aliceScopes},
+		People:    map[string]delegation.Scopes{alice.ID(): aliceScopes, rita.ID(): nil, audrey.ID(): nil},
 		Audiences: []string{calendarAudience, mailAudience},
 		Workloads: []string{planner.ID(), researcher.ID()},
+		Application: Application{
+			ClientID: consoleClient, RedirectURI: e.ConsoleAddress() + "/sign-in/callback",
+			About: map[string]string{alice.ID(): "has agents work for her", rita.ID(): "responder: sees everything, takes it back", audrey.ID(): "auditor: sees everything"},
+		},
 	})
 	return err
 }

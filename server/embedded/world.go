@@ -6,10 +6,12 @@ import (
 )
 
 // The demo world: alice has a calendar, a mailbox and a bank account. An agent, the planner, organises
-// her days and has another agent, the researcher, look things up. Names are used the way that OpenFGA
-// and tokens use them.
+// her days and has another agent, the researcher, look things up. rita takes back what goes wrong and
+// audrey looks on; both sign in to the console. Names are used the way that OpenFGA and tokens use them.
 const (
 	alice      = delegation.Principal("user:alice")
+	rita       = delegation.Principal("user:rita")
+	audrey     = delegation.Principal("user:audrey")
 	planner    = delegation.Principal("agent:planner")
 	researcher = delegation.Principal("agent:researcher")
 	// calendarServer is the tool that the agents call. It holds a key because it introspects tokens.
@@ -28,6 +30,8 @@ func worldTuples() []policy.Relation {
 	tuples := []policy.Relation{
 		{User: string(alice), Relation: "delegator", Object: string(planner)},
 		{User: string(planner), Relation: "delegator", Object: string(researcher)},
+		{User: string(rita), Relation: "responder", Object: "system:deputy"},
+		{User: string(audrey), Relation: "auditor", Object: "system:deputy"},
 	}
 	holders := map[delegation.Principal]delegation.Scopes{
 		alice:      aliceScopes,
