@@ -39,7 +39,7 @@ var mayImport = func() map[string][]string {
 	rules := map[string][]string{
 		"client":                      {"client/delegation", "client/audit", "gen"},
 		"client/cmd":                  {"client", "client/delegation", "client/audit", "gen"},
-		"client/internal/deputytest":  {"client/delegation", "gen"},
+		"client/internal/deputytest":  {"client/delegation", "client/audit", "gen"},
 		"loadtest":                    {"server/fill"},
 		"server/internal/testservers": nil,
 		"server/fill":                 {"client/delegation", "server/internal/ledger"},

@@ -1,7 +1,6 @@
 package client
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -11,8 +10,11 @@ import (
 	"testing/synctest"
 	"time"
 
+	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/mod/sumdb/tlog"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"deputy.example/deputy/client/audit"
 	"deputy.example/deputy/client/delegation"
 	"deputy.example/deputy/client/internal/deputytest"
 	deputyv1 "deputy.example/deputy/gen/deputy/v1"
@@ -28,7 +30,7 @@ func TestEntry(t *testing.T) {
 		Subject: "user:alice", Actor: "agent:reader", Caller: "agent:planner", Actors: []string{"agent:planner", "agent:reader"},
 		Scope: []string{"mail.read", "calendar.read"}, Audience: []string{calendar}, AuthorizationDetails: `[{"type":"calendar"}]`,
 		ActorProof: "registered_key", Detail: "mail.read is too much", Peer: "192.0.2.7", ModelId: "model-1", TraceId: "trace-1",
-		Erased: []string{"peer"}, LeafHash: bytes.Repeat([]byte{7}, 32), Record: `{"seq":41}`,
+		Erased: []string{"peer"}, Record: `{"seq":41}`,
 	})
 	e, err := c.Entry(t.Context(), seq)
 	if err != nil {
@@ -45,7 +47,7 @@ func TestEntry(t *testing.T) {
 			t.Errorf("no %q in\n%s", want, got)
 		}
 	}
-	if !e.Time.Equal(at) || !e.Expiry.Equal(at.Add(time.Hour)) || e.Leaf[0] != 7 || e.Revocation != nil {
+	if !e.Time.Equal(at) || !e.Expiry.Equal(at.Add(time.Hour)) || e.Leaf == (tlog.Hash{}) || e.Revocation != nil {
 		t.Errorf("%+v", e)
 	}
 	if _, err := c.Entry(t.Context(), 9999); reason(t, err) != delegation.NotFound {
@@ -447,5 +449,48 @@ func TestEntriesDropped(t *testing.T) {
 	}
 	if !slices.Equal(lines, []string{`{"dropped":{}}`}) || r.last != 256 {
 		t.Errorf("%q, %d", lines, r.last)
+	}
+}
+
+// TestCheckpointAndProofs: what a server gives can be verified with its key, and is read strictly.
+func TestCheckpointAndProofs(t *testing.T) {
+	s := startDeputy(t)
+	c := connect(t, s, plannerAssertion(t, s.Issuer))
+	planner, _ := lineage(t, s, c)
+	old, err := c.Checkpoint(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	record(3)(s)
+	proofs, err := c.Proofs(t.Context(), ProofsRequest{JTI: planner.JTI, OldSize: old.Size})
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := note.NewVerifier(old.VerifierKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	head, err := audit.ParseCheckpoint(proofs.Checkpoint, key)
+	if err != nil || head.Size != 47 || old.Size != 44 {
+		t.Fatalf("%+v, %v", head, err)
+	}
+	leaf, err := audit.ParseRecord([]byte(proofs.Entry.Record))
+	if err != nil || leaf.Verify() != nil || leaf.LeafHash != proofs.Entry.Leaf {
+		t.Errorf("%+v, %v", leaf, err)
+	}
+	if err := tlog.CheckRecord(proofs.Inclusion, int64(head.Size), head.Root, int64(leaf.Seq)-1, proofs.Entry.Leaf); err != nil {
+		t.Error(err)
+	}
+	if err := tlog.CheckTree(proofs.Consistency, int64(head.Size), head.Root, int64(old.Size), old.Root); err != nil {
+		t.Error(err)
+	}
+	if only, err := c.Proofs(t.Context(), ProofsRequest{OldSize: old.Size}); err != nil || only.Entry != nil || len(only.Inclusion) != 0 {
+		t.Errorf("%+v, %v", only, err)
+	}
+	if _, err := c.Proofs(t.Context(), ProofsRequest{JTI: "none"}); reason(t, err) != delegation.NotFound {
+		t.Errorf("unknown: %v", err)
+	}
+	if _, err := readHashes([][]byte{make([]byte, 32), make([]byte, 31)}); reason(t, err) != delegation.Internal {
+		t.Errorf("a short hash: %v", err)
 	}
 }

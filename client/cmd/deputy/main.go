@@ -39,7 +39,7 @@ type commands struct {
 	Tree     treeCommand     `cmd:"" help:"Show all that was derived from a token."`
 	Search   searchCommand   `cmd:"" help:"Find entries of the ledger."`
 	Reach    reachCommand    `cmd:"" help:"Show what an agent can do right now, and what it could still obtain."`
-	Log      logCommand      `cmd:"" help:"Export the whole log."`
+	Log      logCommand      `cmd:"" help:"Export and verify the whole log."`
 	Revoke   revokeCommand   `cmd:"" help:"Take back a token, or what an agent or a subject was granted."`
 	Contain  containCommand  `cmd:"" help:"Suspend an agent and see every verifier know it."`
 	Resume   resumeCommand   `cmd:"" help:"Lift an agent's suspension."`
@@ -126,6 +126,7 @@ func (a *app) fail(err error) int {
 		wrongUse usageError
 		refusal  *delegation.Error
 		access   *client.AccessError
+		doubt    unproven
 	)
 	switch {
 	case err == nil:
@@ -141,6 +142,9 @@ func (a *app) fail(err error) int {
 		if access.Code == client.AccessUnavailable {
 			return exitUnavailable
 		}
+		return exitRefused
+	case errors.As(err, &doubt):
+		a.report("not_proven", "", doubt.text, "", "keep what you have as it is, and show it to whoever runs Deputy")
 		return exitRefused
 	case errors.As(err, &wrongUse):
 		a.report("usage", "", err.Error(), "", "deputy --help lists the commands, deputy <command> --help their flags and examples")

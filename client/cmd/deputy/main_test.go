@@ -32,7 +32,8 @@ func TestMain(m *testing.M) {
 // TestScripts runs each script against a server of its own. Besides Deputy's environment a script
 // finds in its directory: planner.pem, the caller's key; alice.jwt, a root token; researcher.jwt, a
 // derived token; expired.jwt; stranger.jwt, signed by somebody else; evil.jwt, whose claims try to
-// write on the terminal; keys.json. "follow" starts a verifier that follows revocations, "receipt ID
+// write on the terminal; keys.json; log.vkey, the log's verifier key, and
+// other.vkey, another one. "follow" starts a verifier that follows revocations, "receipt ID
 // VERIFIER ENTRY AGE" pretends that one was last heard of a while ago; "record JSON" appends an entry to
 // the ledger, "obtainable JSON..." says what agents could be handed.
 func TestScripts(t *testing.T) {
@@ -120,6 +121,8 @@ func writeFiles(dir string, s, stranger *deputytest.Server) error {
 			"iss": "https://idp.example", "exp": time.Now().Unix() + 60, "sub": "\x1b[2J\u009b31m\u202eecila",
 		}),
 		"keys.json":    string(s.JWKS()),
+		"log.vkey":     s.CheckpointKey() + "\n",
+		"other.vkey":   stranger.CheckpointKey() + "\n",
 		"details.json": `[{"type":"calendar","actions":["read"],"identifier":"team"}]`,
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {

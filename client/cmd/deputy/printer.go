@@ -68,6 +68,18 @@ func inert(s string) string {
 	return b.String()
 }
 
+// inertLines does the same to a text of several lines.
+func inertLines(s string) string {
+	lines := strings.SplitAfter(s, "\n")
+	for i, line := range lines {
+		text, ended := strings.CutSuffix(line, "\n")
+		if lines[i] = inert(text); ended {
+			lines[i] += "\n"
+		}
+	}
+	return strings.Join(lines, "")
+}
+
 // inertJSON does the same to a JSON text and keeps its meaning: what it replaces can only stand
 // inside strings.
 func inertJSON(document []byte) []byte {

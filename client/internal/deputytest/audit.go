@@ -50,8 +50,9 @@ func (s *Server) Record(e *deputyv1.Entry) uint64 {
 func (s *Server) append(e *deputyv1.Entry) uint64 {
 	e.Entry = s.lastEntry
 	if e.Time == nil {
-		e.Time = timestamppb.Now()
+		e.Time = timestamppb.New(time.Now().Truncate(time.Microsecond))
 	}
+	s.seal(e)
 	s.journal.entries = append(s.journal.entries, e)
 	close(s.journal.changed)
 	s.journal.changed = make(chan struct{})
@@ -99,6 +100,14 @@ func (s *Server) grant(jti string) *deputyv1.Entry {
 	return nil
 }
 
+// find finds an entry by its number, or that of a grant, under the lock.
+func (s *Server) find(number uint64, jti string) *deputyv1.Entry {
+	if i := int(number) - DroppedThrough - 1; jti == "" && i >= 0 && i < len(s.journal.entries) {
+		return s.journal.entries[i]
+	}
+	return s.grant(jti)
+}
+
 // shown is an entry with what has become of it, under the lock.
 func (s *Server) shown(e *deputyv1.Entry) *deputyv1.Entry {
 	e = proto.CloneOf(e)
@@ -130,12 +139,11 @@ func (s *Server) GetEntry(ctx context.Context, r *deputyv1.GetEntryRequest) (*de
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, e := range s.journal.entries {
-		if e.GetEntry() == r.GetEntry() || e == s.grant(r.GetJti()) {
-			return &deputyv1.GetEntryResponse{Entry: s.shown(e)}, nil
-		}
+	e := s.find(r.GetEntry(), r.GetJti())
+	if e == nil {
+		return nil, notFound()
 	}
-	return nil, notFound()
+	return &deputyv1.GetEntryResponse{Entry: s.shown(e)}, nil
 }
 
 // GetChain implements deputyv1.AuditServiceServer.
@@ -268,6 +276,9 @@ func (s *Server) StreamEntries(r *deputyv1.StreamEntriesRequest, stream deputyv1
 		s.mu.Lock()
 		message, changed, hushed := s.entriesAfter(after), s.journal.changed, s.journal.hushed
 		s.mu.Unlock()
+		if r.GetRecords() && after < DroppedThrough {
+			message.Dropped = s.tree.dropped
+		}
 		if !hushed {
 			if err := stream.Send(message); err != nil {
 				return err
@@ -293,7 +304,7 @@ func (s *Server) StreamEntries(r *deputyv1.StreamEntriesRequest, stream deputyv1
 }
 
 func (s *Server) entriesAfter(after uint64) *deputyv1.StreamEntriesResponse {
-	message := &deputyv1.StreamEntriesResponse{Last: after}
+	message := &deputyv1.StreamEntriesResponse{Last: max(after, DroppedThrough)}
 	for _, e := range s.journal.entries {
 		if e.GetEntry() > after && len(message.GetEntries()) < AuditPage {
 			message.Entries = append(message.Entries, s.shown(e))

@@ -55,6 +55,7 @@ type Server struct {
 	seen      map[string]bool
 	stored    map[string]*deputyv1.ExchangeResponse
 	journal   journal
+	tree      tree
 	lineages  map[string]delegation.Claims
 	lastEntry uint64
 }
@@ -95,9 +96,9 @@ func newServer() *Server {
 		panic(err)
 	}
 	s := &Server{
-		key: key, grpc: grpc.NewServer(), lastEntry: 40,
+		key: key, grpc: grpc.NewServer(), lastEntry: DroppedThrough,
 		seen: make(map[string]bool), stored: make(map[string]*deputyv1.ExchangeResponse),
-		lineages: make(map[string]delegation.Claims), feed: newFeed(), journal: newJournal(),
+		lineages: make(map[string]delegation.Claims), feed: newFeed(), journal: newJournal(), tree: newTree(),
 	}
 	deputyv1.RegisterTokenExchangeServiceServer(s.grpc, s)
 	deputyv1.RegisterAuditServiceServer(s.grpc, s)
@@ -309,8 +310,11 @@ func (s *Server) derive(parent string, child *deputyv1.Child, validateOnly bool)
 	if child.GetRequestedLifetime() != nil {
 		lifetime = child.GetRequestedLifetime().AsDuration()
 	}
-	now := time.Now()
+	now, limit := time.Now(), c.ExpiresAt // of the parent; 0 of a root token
 	c.IssuedAt, c.NotBefore, c.ExpiresAt = now.Unix(), now.Unix(), now.Add(lifetime).Unix()
+	if limit > 0 {
+		c.ExpiresAt = min(c.ExpiresAt, limit)
+	}
 	s.lastEntry++
 	c.ID = fmt.Sprintf("jti-%d", s.lastEntry)
 	c.Delegation.Hops = append(slices.Clone(c.Delegation.Hops), delegation.Hop{ID: c.ID, Seq: s.lastEntry, Actor: len(c.Act) - 1, Key: key})
@@ -319,7 +323,7 @@ func (s *Server) derive(parent string, child *deputyv1.Child, validateOnly bool)
 		c.Delegation.DepthLeft = int(child.GetMaxDepth())
 	}
 	response := &deputyv1.ExchangeResponse{
-		IssuedTokenType: delegation.TokenTypeAccessToken, TokenType: "Bearer", ExpiresIn: int64(lifetime / time.Second),
+		IssuedTokenType: delegation.TokenTypeAccessToken, TokenType: "Bearer", ExpiresIn: c.ExpiresAt - c.IssuedAt,
 		Scope: c.Scope.String(), AuthorizationDetails: child.GetAuthorizationDetails(), Jti: c.ID, Txn: c.Txn, Entry: s.lastEntry,
 	}
 	entry := &deputyv1.Entry{

@@ -1,0 +1,183 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"os"
+
+	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/mod/sumdb/tlog"
+
+	"deputy.example/deputy/client"
+	"deputy.example/deputy/client/audit"
+)
+
+type checkpointCommand struct {
+	Key  string `placeholder:"KEY|FILE" help:"Verifier key of the tenant's checkpoints: believe only what it signed."`
+	Kept string `placeholder:"FILE" help:"A checkpoint that you kept: have it proven that the log only grew since. Needs --key."`
+
+	ledgerFlags `embed:""`
+}
+
+func (checkpointCommand) Help() string {
+	return `Writes the newest signed head of the log (a C2SP signed note) to standard output. Keep some of them where
+Deputy cannot reach: they are what tampering is found by. Any caller of the tenant may ask.
+
+Examples:
+  deputy log checkpoint --key acme.vkey > checkpoints/today
+  deputy log checkpoint --key acme.vkey --kept checkpoints/yesterday > checkpoints/today`
+}
+
+// Run fetches a checkpoint.
+func (cmd *checkpointCommand) Run(a *app) error {
+	if cmd.Kept != "" && cmd.Key == "" {
+		return usage("--kept needs --key: without it nothing is proven")
+	}
+	c, err := cmd.open()
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	newest, err := cmd.fetch(c)
+	if err != nil {
+		return err
+	}
+	if a.terminal {
+		newest = inertLines(newest)
+	}
+	_, err = a.stdout.w.Write([]byte(newest))
+	return err
+}
+
+func (cmd *checkpointCommand) fetch(c *client.Client) (string, error) {
+	if cmd.Key == "" {
+		head, err := cmd.head(context.Background(), c)
+		if err != nil {
+			return "", err
+		}
+		return head.Note, nil
+	}
+	key, err := keyFlag(cmd.Key)
+	if err != nil {
+		return "", err
+	}
+	if cmd.Kept == "" {
+		head, err := cmd.head(context.Background(), c)
+		if err != nil {
+			return "", err
+		}
+		_, err = believe(head.Note, key)
+		return head.Note, err
+	}
+	return cmd.grown(c, key)
+}
+
+// grown returns a checkpoint that was proven to continue the one that was kept.
+func (cmd *checkpointCommand) grown(c *client.Client, key note.Verifier) (string, error) {
+	content, err := os.ReadFile(cmd.Kept)
+	if err != nil {
+		return "", usage("--kept: %v", err)
+	}
+	kept, err := believe(string(content), key)
+	if err != nil {
+		return "", err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), cmd.Timeout)
+	defer cancel()
+	proofs, err := c.Proofs(ctx, client.ProofsRequest{OldSize: kept.Size})
+	if err != nil {
+		return "", err
+	}
+	newest, err := believe(proofs.Checkpoint, key)
+	switch {
+	case err != nil:
+		return "", err
+	case newest.Size < kept.Size:
+		return "", notProven("the log has %d entries, and had %d when the checkpoint was signed that you kept", newest.Size, kept.Size)
+	case kept.Size == 0:
+		return proofs.Checkpoint, nil
+	case tlog.CheckTree(proofs.Consistency, int64(newest.Size), newest.Root, int64(kept.Size), kept.Root) != nil:
+		return "", notProven("the log of %d entries does not continue the checkpoint of %d entries that you kept", newest.Size, kept.Size)
+	}
+	return proofs.Checkpoint, nil
+}
+
+type proveCommand struct {
+	JTI string `arg:"" name:"jti" help:"The grant's jti."`
+	Key string `placeholder:"KEY|FILE" help:"Verifier key of the tenant's checkpoints: check the proof before it is written."`
+
+	ledgerFlags `embed:""`
+}
+
+func (proveCommand) Help() string {
+	return `Writes the grant's record, the proof that it is in the log, and the checkpoint that the proof leads to, as
+one document that can be verified without Deputy: docs/proof has a page of code that does.
+
+Example:
+  deputy log prove 01K9ZQ... --key acme.vkey > grant.json`
+}
+
+// proofReport is what docs/proof verifies.
+type proofReport struct {
+	Record     json.RawMessage `json:"record"`
+	Inclusion  [][]byte        `json:"inclusion"`
+	Checkpoint string          `json:"checkpoint"`
+}
+
+// Run writes a proof.
+func (cmd *proveCommand) Run(a *app) error {
+	var key note.Verifier
+	if cmd.Key != "" {
+		var err error
+		if key, err = keyFlag(cmd.Key); err != nil {
+			return err
+		}
+	}
+	c, err := cmd.open()
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), cmd.Timeout)
+	defer cancel()
+	proofs, err := c.Proofs(ctx, client.ProofsRequest{JTI: cmd.JTI})
+	if err != nil {
+		return err
+	}
+	if proofs.Entry == nil {
+		return notProven("the server sent no entry")
+	}
+	if key == nil {
+		a.stderr.line("the proof was not checked: --key does that")
+	} else if err := cmd.check(proofs, key); err != nil {
+		return err
+	}
+	report := proofReport{Record: json.RawMessage(proofs.Entry.Record), Checkpoint: proofs.Checkpoint, Inclusion: [][]byte{}}
+	for _, hash := range proofs.Inclusion {
+		report.Inclusion = append(report.Inclusion, hash[:])
+	}
+	return a.writeJSON(report)
+}
+
+// check recomputes the record's leaf, and from it the root that was signed.
+func (cmd *proveCommand) check(proofs *client.Proofs, key note.Verifier) error {
+	record, err := audit.ParseRecord([]byte(proofs.Entry.Record))
+	if err != nil {
+		return notProven("the record: %v", err)
+	}
+	if err := record.Verify(); err != nil {
+		return notProven("the record: %v", err)
+	}
+	head, err := believe(proofs.Checkpoint, key)
+	switch {
+	case err != nil:
+		return err
+	case record.Kind != string(client.KindGrant) || record.ID != cmd.JTI:
+		return notProven("the record is not that of grant %s", cmd.JTI)
+	case record.Seq == 0 || record.Seq > head.Size:
+		return notProven("the checkpoint does not cover entry %d yet: ask again in a second", record.Seq)
+	case tlog.CheckRecord(proofs.Inclusion, int64(head.Size), head.Root, int64(record.Seq)-1, record.LeafHash) != nil:
+		return notProven("the proof does not lead from entry %d to the root that was signed", record.Seq)
+	}
+	return nil
+}

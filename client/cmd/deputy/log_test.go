@@ -1,0 +1,130 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/mod/sumdb/tlog"
+
+	"deputy.example/deputy/client"
+	"deputy.example/deputy/client/delegation"
+	"deputy.example/deputy/client/internal/deputytest"
+	deputyv1 "deputy.example/deputy/gen/deputy/v1"
+)
+
+// auditor is a client of a server whose log has three grants in it, and the key of its checkpoints.
+func auditor(t *testing.T) (*deputytest.Server, *client.Client, note.Verifier, ledgerFlags) {
+	t.Helper()
+	s := deputytest.Start()
+	t.Cleanup(s.Close)
+	dir := t.TempDir()
+	if err := writeFiles(dir, s, s); err != nil {
+		t.Fatal(err)
+	}
+	for _, jti := range []string{"a", "b", "c"} {
+		s.Record(&deputyv1.Entry{Kind: deputyv1.EntryKind_ENTRY_KIND_GRANT, Jti: jti})
+	}
+	flags := ledgerFlags{Issuer: s.Issuer, serverFlags: serverFlags{
+		Addr: s.Address, Plaintext: true, ClientID: "planner", ClientKey: filepath.Join(dir, "planner.pem"), Timeout: 10 * time.Second,
+	}}
+	c, err := flags.open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	key, err := keyFlag(s.CheckpointKey())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s, c, key, flags
+}
+
+// TestProofIsChecked: each part of a proof matters, and the proof as it comes is good.
+func TestProofIsChecked(t *testing.T) {
+	s, c, key, _ := auditor(t)
+	other, err := c.GrantEntry(t.Context(), "a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, spoil := range map[string]func(*client.Proofs){
+		"nothing":        func(*client.Proofs) {},
+		"a hash":         func(p *client.Proofs) { p.Inclusion[0][0] ^= 1 },
+		"a hash too few": func(p *client.Proofs) { p.Inclusion = p.Inclusion[1:] },
+		"a field": func(p *client.Proofs) {
+			p.Entry.Record = strings.Replace(p.Entry.Record, `"kind":"grant"`, `"kind":"check"`, 1)
+		},
+		"the number":          func(p *client.Proofs) { p.Entry.Record = strings.Replace(p.Entry.Record, `"seq":42`, `"seq":41`, 1) },
+		"another grant":       func(p *client.Proofs) { p.Entry = other },
+		"no record":           func(p *client.Proofs) { p.Entry.Record = "" },
+		"another root":        func(p *client.Proofs) { p.Checkpoint = s.SignCheckpoint(43, tlog.Hash{7}) },
+		"an older checkpoint": func(p *client.Proofs) { p.Checkpoint = s.SignCheckpoint(41, tlog.Hash{7}) },
+		"no signature":        func(p *client.Proofs) { p.Checkpoint, _, _ = strings.Cut(p.Checkpoint, "— ") },
+	} {
+		proofs, err := c.Proofs(t.Context(), client.ProofsRequest{JTI: "b"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		spoil(proofs)
+		if err := (&proveCommand{JTI: "b"}).check(proofs, key); (err == nil) != (name == "nothing") {
+			t.Errorf("%s is spoiled: %v", name, err)
+		}
+	}
+}
+
+// TestGrownIsProven: only a log that continues the checkpoint that was kept is believed.
+func TestGrownIsProven(t *testing.T) {
+	s, c, key, flags := auditor(t)
+	head, err := c.Checkpoint(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Record(&deputyv1.Entry{Kind: deputyv1.EntryKind_ENTRY_KIND_CHECK})
+	for name, test := range map[string]struct {
+		kept string
+		good bool
+	}{
+		"continued":    {head.Note, true},
+		"of nothing":   {s.SignCheckpoint(0, tlog.Hash{}), true},
+		"another root": {s.SignCheckpoint(43, tlog.Hash{7}), false},
+		"longer":       {s.SignCheckpoint(1000, tlog.Hash{7}), false},
+		"not signed":   {strings.ReplaceAll(head.Note, "— ", "  "), false},
+	} {
+		file := filepath.Join(t.TempDir(), "kept")
+		if err := os.WriteFile(file, []byte(test.kept), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		newest, err := (&checkpointCommand{Kept: file, ledgerFlags: flags}).grown(c, key)
+		if (err == nil) != test.good || test.good != strings.Contains(newest, "\n44\n") {
+			t.Errorf("%s: %q, %v", name, newest, err)
+		}
+	}
+}
+
+func TestSplitNotes(t *testing.T) {
+	one, two := "a\n1\nroot\n\n— a sig\n— witness sig\n", "a\n2\nroot\n\n— a sig\n"
+	for text, want := range map[string][]string{
+		one: {one}, one + two: {one, two}, one + "\n\n" + two: {one, two}, strings.TrimSuffix(one, "\n"): {one}, "": nil, "\n \n": nil,
+		one + "a\n3\nunsigned\n": {one, "a\n3\nunsigned\n"}, // to be refused, not passed over
+	} {
+		if got := splitNotes(text); strings.Join(got, "|") != strings.Join(want, "|") {
+			t.Errorf("%q: %q, want %q", text, got, want)
+		}
+	}
+}
+
+// TestOCSFOfWhatIsNotKnown: entries that a server sends and this version does not expect are told too.
+func TestOCSFOfWhatIsNotKnown(t *testing.T) {
+	for _, e := range []*client.Entry{
+		{}, {Kind: "99"}, {Kind: client.KindRevocation}, {Kind: client.KindVoid},
+		{Kind: client.KindRevocation, Revocation: &delegation.Revocation{Target: delegation.Target{Kind: delegation.Resume}}},
+	} {
+		event := ocsfEvent(e, time.Unix(1_800_000_000, 0))
+		if event.TypeUID != 600300+event.ActivityID || event.Severity == "" || event.API.Operation == "" && e.Kind != "" || event.Actor.User.Name == "" || event.SrcEndpoint.Name == "" {
+			t.Errorf("%+v: %+v", e, event)
+		}
+	}
+}

@@ -1,0 +1,262 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"deputy.example/deputy/client"
+	"deputy.example/deputy/client/audit"
+	"deputy.example/deputy/client/delegation"
+)
+
+type verifyCommand struct {
+	Export     string   `arg:"" name:"file" optional:"" help:"An export, - for one on standard input. Default: the log as the server sends it."`
+	Key        string   `required:"" placeholder:"KEY|FILE" help:"Verifier key of the tenant's checkpoints, had from somewhere else than the log."`
+	Checkpoint string   `placeholder:"FILE" help:"The newest checkpoint, to which the log is held. Default: the one that the server gives."`
+	Kept       []string `sep:"none" placeholder:"FILE" help:"Checkpoints that you kept; may repeat, and hold several: the log must continue each."`
+
+	ledgerFlags `embed:""`
+}
+
+func (verifyCommand) Help() string {
+	return `Recomputes everything: each entry's leaf, the numbers, the order of time, revocations, that each grant
+narrows its parent (I1 to I5), the root of each checkpoint and its signature. It names the first bad entry
+and ends with exit code 1. An export with its --checkpoint is verified without a network.
+
+What it can find reaches to the newest checkpoint that you kept yourself: keep some, elsewhere.
+
+Examples:
+  deputy log verify --key acme.vkey --kept checkpoints/yesterday
+  deputy log checkpoint > newest && deputy log export > acme.jsonl
+  deputy log verify acme.jsonl --key acme.vkey --checkpoint newest --kept last-year`
+}
+
+// unproven says that something was to be proven and was not.
+type unproven struct{ text string }
+
+func (e unproven) Error() string { return e.text }
+
+func notProven(format string, args ...any) error { return unproven{fmt.Sprintf(format, args...)} }
+
+// Run verifies a log.
+func (cmd *verifyCommand) Run(a *app) error {
+	key, err := keyFlag(cmd.Key)
+	if err != nil {
+		return err
+	}
+	kept, err := keptFlag(cmd.Kept)
+	if err != nil {
+		return err
+	}
+	if cmd.Export != "" && cmd.Checkpoint == "" {
+		return usage("an export is held to a checkpoint: name it with --checkpoint (deputy log checkpoint fetches one)")
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	lines, newest, err := cmd.source(ctx, a)
+	if err != nil {
+		return err
+	}
+	defer lines.Close()
+	for _, text := range append([]string{newest}, kept...) {
+		if _, err := believe(text, key); err != nil {
+			return err
+		}
+	}
+	said := a.now()
+	report, err := audit.VerifyLog(ctx, lines, audit.Options{Key: key, Checkpoint: newest, Kept: kept, Progress: func(done uint64) {
+		if now := a.now(); now.Sub(said) >= progressPause {
+			said = now
+			a.stderr.line("so far: %d entries", done)
+		}
+	}})
+	return a.judgeLog(report, err)
+}
+
+// source opens the lines of the log, and reads the checkpoint that they are held to.
+func (cmd *verifyCommand) source(ctx context.Context, a *app) (io.ReadCloser, string, error) {
+	var newest string
+	if cmd.Checkpoint != "" {
+		content, err := os.ReadFile(cmd.Checkpoint)
+		if err != nil {
+			return nil, "", usage("--checkpoint: %v", err)
+		}
+		newest = string(content)
+	}
+	switch cmd.Export {
+	case "":
+		return cmd.live(ctx, newest)
+	case "-":
+		return io.NopCloser(a.stdin), newest, nil
+	}
+	f, err := os.Open(cmd.Export)
+	if err != nil {
+		return nil, "", usage("%v", err)
+	}
+	return f, newest, nil
+}
+
+// live reads the log from the server: first the checkpoint, then the entries, which are no fewer.
+func (cmd *verifyCommand) live(ctx context.Context, newest string) (io.ReadCloser, string, error) {
+	c, err := cmd.open()
+	if err != nil {
+		return nil, "", err
+	}
+	if newest == "" {
+		head, err := cmd.head(ctx, c)
+		if err != nil {
+			c.Close()
+			return nil, "", err
+		}
+		newest = head.Note
+	}
+	return streamLines(ctx, c), newest, nil
+}
+
+func (f ledgerFlags) head(ctx context.Context, c *client.Client) (*client.Checkpoint, error) {
+	ctx, cancel := context.WithTimeout(ctx, f.Timeout)
+	defer cancel()
+	return c.Checkpoint(ctx)
+}
+
+// lineStream is an export as it comes from the server.
+type lineStream struct {
+	*io.PipeReader
+	end func()
+}
+
+func (s lineStream) Close() error {
+	err := s.PipeReader.Close()
+	s.end()
+	return err
+}
+
+func streamLines(ctx context.Context, c *client.Client) io.ReadCloser {
+	ctx, cancel := context.WithCancel(ctx)
+	r, w := io.Pipe()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		w.CloseWithError(writeLines(ctx, c, w))
+	}()
+	return lineStream{r, func() {
+		cancel()
+		<-done
+		c.Close()
+	}}
+}
+
+// writeLines writes each record on a line of its own. The pipe's reader is strict about what a line holds.
+func writeLines(ctx context.Context, c *client.Client, w io.Writer) error {
+	var failed error
+	line := func(text string) {
+		if failed == nil {
+			_, failed = io.WriteString(w, text+"\n")
+		}
+	}
+	for e, err := range c.Entries(ctx, client.EntriesRequest{Records: true, Dropped: line}) {
+		if err != nil {
+			return err
+		}
+		if line(e.Record); failed != nil {
+			return failed
+		}
+	}
+	return failed
+}
+
+// judgeLog says what was found. Only a log that is at fault has a first bad entry.
+func (a *app) judgeLog(r audit.Report, err error) error {
+	var (
+		bad     *audit.BadEntry
+		refusal *delegation.Error
+	)
+	switch {
+	case errors.As(err, &bad):
+		a.showBad(bad)
+		return errReported
+	case errors.As(err, &refusal):
+		return refusal
+	case errors.Is(err, context.Canceled):
+		return notProven("it was given up, and nothing was found out")
+	case err != nil:
+		return notProven("%v", err)
+	case a.json:
+		return a.writeJSON(logJSON(r))
+	}
+	a.showLog(r)
+	return nil
+}
+
+type logReport struct {
+	Verified   bool      `json:"verified"`
+	Tenant     string    `json:"tenant"`
+	First      uint64    `json:"first"`
+	Last       uint64    `json:"last"`
+	Grants     uint64    `json:"grants"`
+	Signed     uint64    `json:"signed"`
+	SignedAt   time.Time `json:"signed_at"`
+	Origin     string    `json:"origin"`
+	Unsigned   uint64    `json:"unsigned"`
+	Kept       int       `json:"kept"`
+	Erased     uint64    `json:"erased"`
+	NotNarrows uint64    `json:"parent_dropped"`
+}
+
+func logJSON(r audit.Report) logReport {
+	return logReport{
+		true, r.Tenant, r.First, r.Last, r.Grants, r.Checkpoint.Size, r.Checkpoint.Time, r.Checkpoint.Origin, r.Uncovered, r.Kept, r.Erased, r.Orphans,
+	}
+}
+
+func (a *app) showBad(bad *audit.BadEntry) {
+	if a.json {
+		a.writeJSON(struct {
+			Verified bool   `json:"verified"`
+			Entry    uint64 `json:"entry"`
+			Through  uint64 `json:"through"`
+			Rule     string `json:"rule"`
+			Detail   string `json:"detail"`
+		}{false, bad.Entry, bad.Through, bad.Rule, bad.Detail})
+		return
+	}
+	where := fmt.Sprintf("entry %d", bad.Entry)
+	if bad.Through > bad.Entry {
+		where = fmt.Sprintf("one of the entries %d to %d", bad.Entry, bad.Through)
+	}
+	a.stdout.line("%s the first bad entry is %s", a.stdout.bad("NOT WHAT WAS RECORDED"), where)
+	a.stdout.line("  rule    %s", bad.Rule)
+	a.stdout.line("  why     %s", bad.Detail)
+	a.stdout.line("  next    keep this log, its checkpoints and the ledger's backups as they are: docs/ledger.md says what each rule means")
+}
+
+func (a *app) showLog(r audit.Report) {
+	p := a.stdout
+	p.line("%s the log of %s, entries %d to %d", p.good("VERIFIED"), cmp.Or(r.Tenant, "the tenant"), r.First, r.Last)
+	p.line("  signed  up to entry %d at %s, by %s", r.Checkpoint.Size, a.when(r.Checkpoint.Time), r.Checkpoint.Origin)
+	if r.Uncovered > 0 {
+		p.line("          %d behind it are consistent, but nobody has signed anything of them yet", r.Uncovered)
+	}
+	if r.Kept > 0 {
+		p.line("  kept    it continues %s that you kept", plural(r.Kept, "checkpoint"))
+	} else {
+		p.line("  kept    no earlier checkpoint was compared: with the key alone the whole log could have been made anew")
+	}
+	p.line("  grants  %d, each no wider than its parent", r.Grants)
+	if r.First > 1 {
+		p.line("  gone    entries 1 to %d, dropped by retention; their hashes are in the root", r.First-1)
+	}
+	if r.Orphans > 0 {
+		p.line("          of %d grants the parent is among them: that they are narrower cannot be shown", r.Orphans)
+	}
+	if r.Erased > 0 {
+		p.line("  erased  %d personal fields, of which the digests are there", r.Erased)
+	}
+}
