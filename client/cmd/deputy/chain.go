@@ -56,7 +56,8 @@ type tree struct {
 	Root     string               `json:"root"`
 	Txn      string               `json:"txn"`
 	Subject  delegation.Principal `json:"subject"`
-	Imported delegation.Chain     `json:"-"` // actors from before the first grant
+	Imported delegation.Chain     `json:"-"`                      // actors from before the first grant
+	Above    string               `json:"dropped_above,omitzero"` // the first grant's parent, which retention dropped
 	Links    []link               `json:"grants"`
 	Source   string               `json:"source"` // "token" or "ledger"
 }
@@ -126,6 +127,9 @@ func (cmd *chainCommand) fromLedger(jti string) (*tree, error) {
 		return nil, err
 	}
 	t := &tree{Root: record.Root, Txn: record.Txn, Subject: record.Subject, Source: "ledger"}
+	if len(record.Grants) > 0 {
+		t.Above = record.Grants[0].Parent
+	}
 	for i, g := range record.Grants {
 		l := link{
 			Entry: g.Seq, JTI: g.JTI, Actor: g.Actor, State: g.State, Key: g.Key, Time: g.Time, Expiry: g.Expiry,
@@ -152,9 +156,13 @@ func treeOf(c delegation.Claims) *tree {
 }
 
 // matches says whether what the ledger and a token tell of one chain is the same. Actors may have been
-// erased from the ledger.
+// erased from the ledger, and the chain's beginning dropped.
 func (t *tree) matches(token *tree) bool {
-	return t.Txn == token.Txn && slices.EqualFunc(t.Links, token.Links, func(a, b link) bool {
+	links := token.Links
+	if beginning := len(links) - len(t.Links); t.Above != "" && beginning > 0 && links[beginning-1].JTI == t.Above {
+		links = links[beginning:]
+	}
+	return t.Txn == token.Txn && slices.EqualFunc(t.Links, links, func(a, b link) bool {
 		return a.Entry == b.Entry && a.JTI == b.JTI && (a.Actor == b.Actor || slices.Contains(a.Erased, "actor"))
 	})
 }
@@ -165,6 +173,9 @@ func (a *app) draw(t *tree) {
 	p.line("│  %s", p.faint("chain "+t.Txn+", root token "+t.Root))
 	for _, actor := range t.Imported {
 		p.line("│  handed to %s before Deputy", actor)
+	}
+	if t.Above != "" {
+		p.line("│  %s", p.faint("the ledger begins below grant "+t.Above+", which retention dropped"))
 	}
 	indent := ""
 	for i, l := range t.Links {

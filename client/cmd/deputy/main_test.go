@@ -202,6 +202,37 @@ func TestConfirm(t *testing.T) {
 	}
 }
 
+// TestChainMatches: the ledger's account of a chain is believed only where it is the token's, save for what
+// erasure and retention may have taken from it.
+func TestChainMatches(t *testing.T) {
+	token := func() *tree {
+		return &tree{Txn: "txn-1", Links: []link{{Entry: 1, JTI: "a", Actor: "agent:a"}, {Entry: 2, JTI: "b", Actor: "agent:b"}}}
+	}
+	for name, test := range map[string]struct {
+		change func(*tree)
+		same   bool
+	}{
+		"the same":           {func(*tree) {}, true},
+		"erased":             {func(t *tree) { t.Links[0].Actor, t.Links[0].Erased = "", []string{"actor"} }, true},
+		"beginning dropped":  {func(t *tree) { t.Above, t.Links = "a", t.Links[1:] }, true},
+		"another chain":      {func(t *tree) { t.Txn = "txn-2" }, false},
+		"another number":     {func(t *tree) { t.Links[1].Entry = 3 }, false},
+		"another grant":      {func(t *tree) { t.Links[1].JTI = "c" }, false},
+		"another actor":      {func(t *tree) { t.Links[1].Actor = "agent:c" }, false},
+		"no actor":           {func(t *tree) { t.Links[1].Actor = "" }, false},
+		"beginning missing":  {func(t *tree) { t.Links = t.Links[1:] }, false},
+		"below another":      {func(t *tree) { t.Above, t.Links = "z", t.Links[1:] }, false},
+		"longer":             {func(t *tree) { t.Above, t.Links = "z", append(t.Links, t.Links...) }, false},
+		"nothing of it left": {func(t *tree) { t.Above, t.Links = "a", nil }, false},
+	} {
+		recorded := token()
+		test.change(recorded)
+		if recorded.matches(token()) != test.same {
+			t.Errorf("%s: %v", name, !test.same)
+		}
+	}
+}
+
 func TestJudgeReceipts(t *testing.T) {
 	at := time.Unix(1_800_000_000, 0)
 	r := &delegation.Revocation{Seq: 7, At: at}
