@@ -3,6 +3,7 @@ package delegation
 import (
 	"errors"
 	"fmt"
+	"strconv"
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
@@ -25,6 +26,7 @@ type Claims struct {
 	Confirmation *Confirmation // the key that a holder must prove (RFC 7800), or nil for a bearer token
 	MayAct       *MayAct       // who may become the actor without the holder's help (RFC 8693 §4.4)
 	Details      []Detail      // authorization_details (RFC 9396 §9.1)
+	Status       *Status       // where to ask for the token's status; nil in tokens that name no list
 }
 
 // Delegation is Deputy's own claim: where the token stands in its chain.
@@ -45,6 +47,13 @@ type MayAct struct {
 	Sub Principal `json:"sub"`
 }
 
+// Status is the status claim: the place in a Token Status List that says whether the token was revoked,
+// for resource servers that do not follow revocations themselves (draft-ietf-oauth-status-list §6.2).
+type Status struct {
+	Index uint64 // from 0
+	URI   string // of the list, which is also the list's sub
+}
+
 // claimsWire fixes names and order: the encoding of equal claims is equal bytes.
 type claimsWire struct {
 	Iss        string          `json:"iss"`
@@ -62,6 +71,16 @@ type claimsWire struct {
 	Delegation *delegationWire `json:"delegation"`
 	Cnf        *Confirmation   `json:"cnf,omitzero"`
 	MayAct     *MayAct         `json:"may_act,omitzero"`
+	Status     *statusWire     `json:"status,omitzero"`
+}
+
+type statusWire struct {
+	List *statusListWire `json:"status_list"`
+}
+
+type statusListWire struct {
+	Idx uint64 `json:"idx"`
+	URI string `json:"uri"`
 }
 
 type delegationWire struct {
@@ -95,11 +114,14 @@ func (c Claims) MarshalJSON() ([]byte, error) {
 			return nil, err
 		}
 	}
+	if c.Status != nil {
+		wire.Status = &statusWire{List: &statusListWire{Idx: c.Status.Index, URI: c.Status.URI}}
+	}
 	return json.Marshal(wire)
 }
 
 // Claims reads the claims of a token that Deputy signed. Every member that narrows must be known:
-// an unknown member of delegation, cnf or may_act is an error, because ignoring a restriction
+// an unknown member of delegation, cnf, may_act or status is an error, because ignoring a restriction
 // widens the token. Unknown members at the top level carry no restriction and are ignored
 // (RFC 7519 §4). The result satisfies Check.
 func (u *Unverified) Claims() (Claims, error) {
@@ -166,6 +188,11 @@ func (u *Unverified) readClaims() (Claims, error) {
 			return Claims{}, err
 		}
 	}
+	if m := u.claims.member("status"); m != nil {
+		if c.Status, err = readStatus(m); err != nil {
+			return Claims{}, err
+		}
+	}
 	return c, c.Check()
 }
 
@@ -226,6 +253,27 @@ func readMayAct(v value) (*MayAct, error) {
 	return &MayAct{Sub: sub}, nil
 }
 
+// readStatus refuses every mechanism but status_list: who does not know one cannot ask it.
+func readStatus(v value) (*Status, error) {
+	list := v.member("status_list")
+	idx, uri := list.member("idx"), list.member("uri")
+	if v.count() != 1 || list.count() != 2 || idx == nil || uri == nil {
+		return nil, errStatus
+	}
+	var s Status
+	var err error
+	var isText bool
+	if s.Index, err = strconv.ParseUint(idx.raw(), 10, 64); err != nil {
+		return nil, errStatus
+	}
+	if s.URI, isText = uri.str(); !isText {
+		return nil, errStatus
+	}
+	return &s, nil
+}
+
+var errStatus = errors.New("status holds something other than one status_list with idx and uri")
+
 // Check says whether the claims agree with themselves. Deputy checks before it signs and after it
 // parses, so no claims that fail here are ever in force.
 func (c Claims) Check() error {
@@ -245,6 +293,8 @@ func (c Claims) Check() error {
 		return fmt.Errorf("hops and depth_left must be within %d", MaxChainDepth)
 	case c.Delegation.Uses < 0 || c.Delegation.Uses > 1:
 		return errors.New("uses must be 0 or 1")
+	case c.Status != nil && c.Status.URI == "":
+		return errors.New("status must name its list")
 	}
 	// The first hop's actor is the first of the chain, unless the root token brought actors along.
 	actor, seq := max(hops[0].Actor, 0), uint64(0)

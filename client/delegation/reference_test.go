@@ -54,6 +54,12 @@ func (ref reference) claims(payload []byte) (c delegation.Claims, ok bool) {
 	if mayAct, present := m["may_act"]; present {
 		c.MayAct = &delegation.MayAct{Sub: r.principal(r.object(mayAct, "sub"), "sub")}
 	}
+	if status, present := m["status"]; present {
+		list := r.object(r.object(status, "status_list")["status_list"], "idx", "uri")
+		idx, _ := list["idx"].(json.Number)
+		place, err := strconv.ParseUint(idx.String(), 10, 64)
+		c.Status, r.bad = &delegation.Status{Index: place, URI: r.text(list, "uri")}, r.bad || err != nil
+	}
 	if _, present := m["authorization_details"]; present {
 		var raw map[string]json.RawMessage
 		r.bad = r.bad || json.Unmarshal(payload, &raw) != nil
@@ -208,7 +214,7 @@ func agree(t interface {
 // referenceClaims hold everything that claims can.
 const referenceClaims = `{"iss":"i","sub":"user:alice","client_id":"agent:b","aud":["x","y"],"scope":"a b","authorization_details":[{"type":"t","actions":["r"],"n":1}],` +
 	`"iat":1,"nbf":1,"exp":2,"jti":"j1","txn":"t","act":{"sub":"agent:b","act":{"sub":"agent:a"}},` +
-	`"delegation":{"root":"r","hops":[["j0",1,0,""],["j1",2,1,"key"]],"depth_left":2,"uses":1},"cnf":{"jkt":"key"},"may_act":{"sub":"agent:c"},"later":[{}]}`
+	`"delegation":{"root":"r","hops":[["j0",1,0,""],["j1",2,1,"key"]],"depth_left":2,"uses":1},"cnf":{"jkt":"key"},"may_act":{"sub":"agent:c"},"status":{"status_list":{"idx":7,"uri":"u"}},"later":[{}]}`
 
 // damage lists what makes claims of claims that something is wrong with, and sometimes nothing is.
 var damage = []string{

@@ -23,6 +23,9 @@ var (
 	NoIdempotency     Protection = func(p *protections) { p.idempotency = true }
 	NoDurability      Protection = func(p *protections) { p.durability = true }
 	NoUnbroken        Protection = func(p *protections) { p.unbroken = true }
+	NoStatusNews      Protection = func(p *protections) { p.statusNews = true }
+	NoStatusVoids     Protection = func(p *protections) { p.statusVoids = true }
+	NoStatusGap       Protection = func(p *protections) { p.statusGap = true }
 )
 
 // SwitchOff must be called before the ledger is used.
@@ -85,6 +88,7 @@ type Statement struct {
 var FrequentStatements = map[string]Statement{
 	"tail read":   {sqlRevocations, []any{"acme", int64(50_000), int64(0), everything}},
 	"cold page":   {sqlRevocations, []any{"acme", int64(100), int64(1), int64(pageSize)}},
+	"new voids":   {sqlVoids, []any{"acme", int64(50_000), int64(50_100), int64(0), int64(131_071)}},
 	"live claims": {sqlClaims, []any{"acme", int64(100), int64(50_000), int64(0), int64(claimsPage)}},
 }
 
@@ -120,3 +124,26 @@ func (l *Ledger) Plan(t testing.TB, s Statement) string {
 	}
 	return plan.String()
 }
+
+// ForgetRecent has the tenant's memory lose the order of its revocations, as after very many of them.
+func (l *Ledger) ForgetRecent(tenant string) {
+	r := l.live(tenant)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	next := *r.feed.Load()
+	next.recent, next.before = nil, next.last
+	r.feed.Store(&next)
+}
+
+// StatusLists counts the tenant's lists in memory.
+func (l *Ledger) StatusLists(tenant string) int {
+	s, err := l.sequencer(tenant)
+	if err != nil {
+		return 0
+	}
+	s.statuses.mu.Lock()
+	defer s.statuses.mu.Unlock()
+	return len(s.statuses.by)
+}
+
+const MostStatusLists = mostStatusLists

@@ -91,7 +91,10 @@ type Ledger struct {
 }
 
 // protections are switched off by tests only, which then see their checks fail.
-type protections struct{ revocations, singleUse, idempotency, durability, unbroken bool }
+type protections struct {
+	revocations, singleUse, idempotency, durability, unbroken bool
+	statusNews, statusVoids, statusGap                        bool
+}
 
 // Open connects to a migrated database: "sqlite:///var/lib/deputy/ledger.db" or
 // "postgres://user@host/database". It refuses a schema that is not the one this program was built
@@ -249,7 +252,7 @@ func (l *Ledger) sequencer(tenant string) (*sequencer, error) {
 	}
 	s := l.tenants[tenant]
 	if s == nil {
-		s = &sequencer{ledger: l, tenant: tenant, live: newRevocations(l, tenant)}
+		s = &sequencer{ledger: l, tenant: tenant, live: newRevocations(l, tenant), statuses: newStatusLists(l, tenant)}
 		l.tenants[tenant] = s
 	}
 	return s, nil

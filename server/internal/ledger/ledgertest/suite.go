@@ -134,6 +134,7 @@ func Suite(t *testing.T, database func(testing.TB) (dsn string)) {
 		"feeds revocations in order":              feeds,
 		"feeds no gap after a restart":            feedsNoGap,
 		"says what a revocation would kill":       hits,
+		"keeps status lists":                      statuses,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
