@@ -193,21 +193,21 @@ func TestVerdictIsNotShared(t *testing.T) {
 	s := startDeputy(t)
 	v := fixedVerifier(t, s)
 	claims := s.Claims(time.Now())
-	claims.MayAct = &delegation.MayAct{Sub: "agent:x"}
+	claims.MayAct, claims.Status = &delegation.MayAct{Sub: "agent:x"}, &delegation.Status{Index: 7, URI: "https://deputy.example/oauth2/statuslist/0"}
 	token := s.Token(claims)
 	d, err := v.Verify(t.Context(), token)
 	if err != nil {
 		t.Fatal(err)
 	}
 	c := d.Claims()
-	c.Scope[0], c.Audience[0], c.Act[0], c.Delegation.Hops[0].ID, c.MayAct.Sub = "admin", "x", "agent:x", "x", "agent:y"
+	c.Scope[0], c.Audience[0], c.Act[0], c.Delegation.Hops[0].ID, c.MayAct.Sub, c.Status.Index = "admin", "x", "agent:x", "x", "agent:y", 8
 	d.Chain()[0], d.Scopes()[0] = "agent:x", "admin"
 	again, err := v.Verify(t.Context(), token)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if c := again.Claims(); again != d || c.Scope[0] != "calendar.read" || c.Audience[0] != calendar || c.Act[0] != "agent:planner" ||
-		c.Delegation.Hops[0].ID != "jti-1" || c.MayAct.Sub != "agent:x" || again.HasScope("admin") {
+		c.Delegation.Hops[0].ID != "jti-1" || c.MayAct.Sub != "agent:x" || c.Status.Index != 7 || again.HasScope("admin") {
 		t.Errorf("changed: %+v", c)
 	}
 }

@@ -278,6 +278,9 @@ func (d *Delegation) Claims() delegation.Claims {
 	if c.MayAct != nil {
 		c.MayAct = new(*c.MayAct)
 	}
+	if c.Status != nil {
+		c.Status = new(*c.Status)
+	}
 	return c
 }
 

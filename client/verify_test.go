@@ -75,6 +75,7 @@ func TestVerifyRules(t *testing.T) {
 	}
 	tests := map[string]struct{ token, rule string }{
 		"typ JWT":             {header("typ", "JWT"), "the token is not an access token: its typ is not at+jwt"},
+		"typ of a list":       {header("typ", "statuslist+jwt"), "the token is not an access token: its typ is not at+jwt"},
 		"typ of an assertion": {header("typ", "client-authentication+jwt"), "the token is not an access token: its typ is not at+jwt"},
 		"other issuer":        {change(func(c *delegation.Claims) { c.Issuer = "https://evil.example" }), "the token is from another issuer"},
 		"issuer with a slash": {change(func(c *delegation.Claims) { c.Issuer += "/" }), "the token is from another issuer"},

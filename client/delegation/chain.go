@@ -5,8 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-
-	"github.com/go-json-experiment/json/jsontext"
+	"strconv"
 )
 
 // MaxChainDepth is the ceiling of every configured depth limit: no chain has more hops.
@@ -52,37 +51,36 @@ func (c Chain) MarshalJSON() ([]byte, error) {
 // UnmarshalJSON reads the nested form strictly: objects with exactly "sub" and perhaps "act", each
 // sub a canonical principal, no more than MaxChainDepth of them.
 func (c *Chain) UnmarshalJSON(data []byte) error {
-	var newestFirst Chain
-	for data != nil {
-		if len(newestFirst) == MaxChainDepth {
-			return fmt.Errorf("act is nested deeper than %d", MaxChainDepth)
-		}
-		members, err := objectMembers(data)
-		if err != nil {
-			return fmt.Errorf("act: %w", err)
-		}
-		sub, err := principalMember(members, "sub")
-		if err != nil {
-			return fmt.Errorf("act: %w", err)
-		}
-		next, nested := members["act"]
-		if known := map[bool]int{false: 1, true: 2}[nested]; len(members) != known {
-			return errors.New("act: an actor may hold sub and act only")
-		}
-		newestFirst = append(newestFirst, sub)
-		data = next
+	act, err := new(reader).object(data)
+	if err != nil {
+		return fmt.Errorf("act: %w", err)
 	}
-	slices.Reverse(newestFirst)
-	*c = newestFirst
-	return nil
+	*c, err = readChain(act)
+	return err
 }
 
-func principalMember(members map[string]jsontext.Value, name string) (Principal, error) {
-	s, err := stringMember(members, name)
-	if err != nil {
-		return "", err
+func readChain(act value) (Chain, error) {
+	var newestFirst Chain
+	for act != nil {
+		if len(newestFirst) == MaxChainDepth {
+			return nil, fmt.Errorf("act is nested deeper than %d", MaxChainDepth)
+		}
+		sub, err := principalMember(act, "sub")
+		if err != nil {
+			return nil, fmt.Errorf("act: %w", err)
+		}
+		next, known := act.member("act"), 1
+		if next != nil {
+			known = 2
+		}
+		if act.count() != known {
+			return nil, errors.New("act: an actor may hold sub and act only")
+		}
+		newestFirst = append(newestFirst, sub)
+		act = next
 	}
-	return ParsePrincipal(s)
+	slices.Reverse(newestFirst)
+	return newestFirst, nil
 }
 
 // Hop is one grant of a chain as a token carries it: enough for a verifier to see by itself that an
@@ -101,19 +99,25 @@ func (h Hop) MarshalJSON() ([]byte, error) {
 
 // UnmarshalJSON reads ["jti",seq,actor,"key"] and nothing else.
 func (h *Hop) UnmarshalJSON(data []byte) error {
-	var parts []json.RawMessage
-	if err := json.Unmarshal(data, &parts); err != nil {
-		return errors.New("hop is not an array")
+	v, err := new(reader).value(data, 1)
+	if err != nil {
+		return fmt.Errorf("hop: %w", err)
 	}
-	if len(parts) != 4 {
-		return fmt.Errorf("hop has %d elements, want 4", len(parts))
+	*h, err = readHop(v)
+	return err
+}
+
+func readHop(v value) (Hop, error) {
+	elements := slices.AppendSeq(make([]value, 0, 4), v.within())
+	if v.kind() != '[' || len(elements) != 4 {
+		return Hop{}, errors.New("hop is not an array of 4 elements")
 	}
-	var hop Hop
-	for i, into := range []any{&hop.ID, &hop.Seq, &hop.Actor, &hop.Key} {
-		if string(parts[i]) == "null" || json.Unmarshal(parts[i], into) != nil {
-			return fmt.Errorf("hop element %d has the wrong type", i)
-		}
+	id, isID := elements[0].str()
+	seq, seqErr := strconv.ParseUint(elements[1].raw(), 10, 64)
+	actor, actorErr := strconv.Atoi(elements[2].raw())
+	key, isKey := elements[3].str()
+	if !isID || seqErr != nil || actorErr != nil || !isKey {
+		return Hop{}, errors.New("an element of a hop has the wrong type")
 	}
-	*h = hop
-	return nil
+	return Hop{ID: id, Seq: seq, Actor: actor, Key: key}, nil
 }

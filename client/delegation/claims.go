@@ -3,6 +3,7 @@ package delegation
 import (
 	"errors"
 	"fmt"
+	"strconv"
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
@@ -25,6 +26,7 @@ type Claims struct {
 	Confirmation *Confirmation // the key that a holder must prove (RFC 7800), or nil for a bearer token
 	MayAct       *MayAct       // who may become the actor without the holder's help (RFC 8693 §4.4)
 	Details      []Detail      // authorization_details (RFC 9396 §9.1)
+	Status       *Status       // where to ask for the token's status; nil in tokens that name no list
 }
 
 // Delegation is Deputy's own claim: where the token stands in its chain.
@@ -45,6 +47,13 @@ type MayAct struct {
 	Sub Principal `json:"sub"`
 }
 
+// Status is the status claim: the place in a Token Status List that says whether the token was revoked,
+// for resource servers that do not follow revocations themselves (draft-ietf-oauth-status-list §6.2).
+type Status struct {
+	Index uint64 // from 0
+	URI   string // of the list, which is also the list's sub
+}
+
 // claimsWire fixes names and order: the encoding of equal claims is equal bytes.
 type claimsWire struct {
 	Iss        string          `json:"iss"`
@@ -62,6 +71,16 @@ type claimsWire struct {
 	Delegation *delegationWire `json:"delegation"`
 	Cnf        *Confirmation   `json:"cnf,omitzero"`
 	MayAct     *MayAct         `json:"may_act,omitzero"`
+	Status     *statusWire     `json:"status,omitzero"`
+}
+
+type statusWire struct {
+	List *statusListWire `json:"status_list"`
+}
+
+type statusListWire struct {
+	Idx uint64 `json:"idx"`
+	URI string `json:"uri"`
 }
 
 type delegationWire struct {
@@ -95,30 +114,33 @@ func (c Claims) MarshalJSON() ([]byte, error) {
 			return nil, err
 		}
 	}
+	if c.Status != nil {
+		wire.Status = &statusWire{List: &statusListWire{Idx: c.Status.Index, URI: c.Status.URI}}
+	}
 	return json.Marshal(wire)
 }
 
 // Claims reads the claims of a token that Deputy signed. Every member that narrows must be known:
-// an unknown member of delegation, cnf or may_act is an error, because ignoring a restriction
+// an unknown member of delegation, cnf, may_act or status is an error, because ignoring a restriction
 // widens the token. Unknown members at the top level carry no restriction and are ignored
 // (RFC 7519 §4). The result satisfies Check.
 func (u *Unverified) Claims() (Claims, error) {
 	if !u.exact || u.Header.Type == "" || u.Header.KeyID == "" {
 		return Claims{}, errors.New("token header: must hold exactly alg, typ and kid")
 	}
-	return u.claims()
+	return u.readClaims()
 }
 
 // DecodeClaims reads claims from the bytes that MarshalJSON wrote, as strictly as from a token.
 func DecodeClaims(payload []byte) (Claims, error) {
-	members, err := objectMembers(payload)
+	claims, err := new(reader).object(payload)
 	if err != nil {
 		return Claims{}, err
 	}
-	return (&Unverified{Payload: payload, members: members}).claims()
+	return (&Unverified{Payload: payload, claims: claims}).readClaims()
 }
 
-func (u *Unverified) claims() (Claims, error) {
+func (u *Unverified) readClaims() (Claims, error) {
 	r, err := u.Registered()
 	if err != nil {
 		return Claims{}, err
@@ -127,17 +149,17 @@ func (u *Unverified) claims() (Claims, error) {
 		Issuer: r.Issuer, Audience: r.Audience, ID: r.ID,
 		IssuedAt: r.IssuedAt, NotBefore: r.NotBefore, ExpiresAt: r.ExpiresAt,
 	}
-	if c.Subject, err = principalMember(u.members, "sub"); err != nil {
+	if c.Subject, err = principalMember(u.claims, "sub"); err != nil {
 		return Claims{}, fmt.Errorf("sub: %w", err)
 	}
-	if c.ClientID, err = principalMember(u.members, "client_id"); err != nil {
+	if c.ClientID, err = principalMember(u.claims, "client_id"); err != nil {
 		return Claims{}, fmt.Errorf("client_id: %w", err)
 	}
-	if c.Txn, err = stringMember(u.members, "txn"); err != nil {
+	if c.Txn, err = stringMember(u.claims, "txn"); err != nil {
 		return Claims{}, err
 	}
-	if _, present := u.members["scope"]; present {
-		text, err := stringMember(u.members, "scope")
+	if u.claims.member("scope") != nil {
+		text, err := stringMember(u.claims, "scope")
 		if err != nil {
 			return Claims{}, err
 		}
@@ -145,84 +167,112 @@ func (u *Unverified) claims() (Claims, error) {
 			return Claims{}, err
 		}
 	}
-	if err := c.Act.UnmarshalJSON(u.members["act"]); err != nil {
+	if c.Act, err = readChain(u.claims.member("act")); err != nil {
 		return Claims{}, err
 	}
-	if err := c.readDelegation(u.members["delegation"]); err != nil {
-		return Claims{}, err
+	if c.Delegation, err = readDelegation(u.claims.member("delegation")); err != nil {
+		return Claims{}, fmt.Errorf("delegation: %w", err)
 	}
-	if raw, present := u.members["authorization_details"]; present {
-		if c.Details, err = ParseDetails(raw); err != nil {
+	if m := u.claims.member("authorization_details"); m != nil {
+		if c.Details, err = readDetails(m); err != nil {
 			return Claims{}, err
 		}
 	}
-	if raw, present := u.members["cnf"]; present {
-		if c.Confirmation, err = readConfirmation(raw); err != nil {
+	if m := u.claims.member("cnf"); m != nil {
+		if c.Confirmation, err = readConfirmation(m); err != nil {
 			return Claims{}, err
 		}
 	}
-	if raw, present := u.members["may_act"]; present {
-		if c.MayAct, err = readMayAct(raw); err != nil {
+	if m := u.claims.member("may_act"); m != nil {
+		if c.MayAct, err = readMayAct(m); err != nil {
+			return Claims{}, err
+		}
+	}
+	if m := u.claims.member("status"); m != nil {
+		if c.Status, err = readStatus(m); err != nil {
 			return Claims{}, err
 		}
 	}
 	return c, c.Check()
 }
 
-func (c *Claims) readDelegation(raw jsontext.Value) error {
-	var wire delegationWire
-	members, err := objectMembers(raw)
-	if err != nil {
-		return errors.New("delegation is missing or not an object")
+// readDelegation takes uses for unlimited only where it is absent, never where it is null.
+func readDelegation(v value) (d Delegation, err error) {
+	if d.Root, err = stringMember(v, "root"); err != nil {
+		return Delegation{}, err
 	}
-	for _, name := range []string{"root", "hops", "depth_left"} {
-		if _, present := members[name]; !present {
-			return fmt.Errorf("delegation: %s is missing", name)
+	if d.DepthLeft, err = countMember(v, "depth_left"); err != nil {
+		return Delegation{}, err
+	}
+	known := 3
+	if v.member("uses") != nil {
+		known++
+		if d.Uses, err = countMember(v, "uses"); err != nil {
+			return Delegation{}, err
 		}
 	}
-	for name, value := range members {
-		if value.Kind() == 'n' { // absent must not come to mean unlimited
-			return fmt.Errorf("delegation: %s is null", name)
+	hops := v.member("hops")
+	switch n := hops.count(); {
+	case hops.kind() != '[':
+		return Delegation{}, errors.New("hops is not a list")
+	case n > MaxChainDepth:
+		return Delegation{}, fmt.Errorf("more than %d hops", MaxChainDepth)
+	case v.count() != known:
+		return Delegation{}, errors.New("an unknown member")
+	default:
+		d.Hops = make([]Hop, 0, n)
+	}
+	for element := range hops.within() {
+		hop, err := readHop(element)
+		if err != nil {
+			return Delegation{}, err
 		}
+		d.Hops = append(d.Hops, hop)
 	}
-	if err := json.Unmarshal(raw, &wire, json.RejectUnknownMembers(true)); err != nil {
-		return errors.New("delegation has an unknown member or one of the wrong type")
-	}
-	if len(wire.Hops) > MaxChainDepth {
-		return fmt.Errorf("delegation has more than %d hops", MaxChainDepth)
-	}
-	c.Delegation = Delegation{Root: wire.Root, DepthLeft: wire.DepthLeft, Uses: wire.Uses}
-	for _, raw := range wire.Hops {
-		var hop Hop
-		if err := hop.UnmarshalJSON(raw); err != nil {
-			return err
-		}
-		c.Delegation.Hops = append(c.Delegation.Hops, hop)
-	}
-	return nil
+	return d, nil
 }
 
 // readConfirmation refuses every confirmation method but jkt: a proof that is not understood cannot
 // be asked for, and a token must not lose its binding that way.
-func readConfirmation(raw jsontext.Value) (*Confirmation, error) {
-	var c Confirmation
-	if raw.Kind() != '{' || json.Unmarshal(raw, &c, json.RejectUnknownMembers(true)) != nil || c.JKT == "" {
+func readConfirmation(v value) (*Confirmation, error) {
+	jkt, isText := v.member("jkt").str()
+	if !isText || jkt == "" || v.count() != 1 {
 		return nil, errors.New("cnf holds something other than one jkt")
 	}
-	return &c, nil
+	return &Confirmation{JKT: jkt}, nil
 }
 
-func readMayAct(raw jsontext.Value) (*MayAct, error) {
-	members, err := objectMembers(raw)
-	if err != nil || len(members) != 1 {
+func readMayAct(v value) (*MayAct, error) {
+	if v.count() != 1 {
 		return nil, errors.New("may_act holds something other than one sub")
 	}
-	sub, err := principalMember(members, "sub")
+	sub, err := principalMember(v, "sub")
 	if err != nil {
 		return nil, fmt.Errorf("may_act: %w", err)
 	}
 	return &MayAct{Sub: sub}, nil
 }
+
+// readStatus refuses every mechanism but status_list: who does not know one cannot ask it.
+func readStatus(v value) (*Status, error) {
+	list := v.member("status_list")
+	idx, uri := list.member("idx"), list.member("uri")
+	if v.count() != 1 || list.count() != 2 || idx == nil || uri == nil {
+		return nil, errStatus
+	}
+	var s Status
+	var err error
+	var isText bool
+	if s.Index, err = strconv.ParseUint(idx.raw(), 10, 64); err != nil {
+		return nil, errStatus
+	}
+	if s.URI, isText = uri.str(); !isText {
+		return nil, errStatus
+	}
+	return &s, nil
+}
+
+var errStatus = errors.New("status holds something other than one status_list with idx and uri")
 
 // Check says whether the claims agree with themselves. Deputy checks before it signs and after it
 // parses, so no claims that fail here are ever in force.
@@ -243,6 +293,8 @@ func (c Claims) Check() error {
 		return fmt.Errorf("hops and depth_left must be within %d", MaxChainDepth)
 	case c.Delegation.Uses < 0 || c.Delegation.Uses > 1:
 		return errors.New("uses must be 0 or 1")
+	case c.Status != nil && c.Status.URI == "":
+		return errors.New("status must name its list")
 	}
 	// The first hop's actor is the first of the chain, unless the root token brought actors along.
 	actor, seq := max(hops[0].Actor, 0), uint64(0)

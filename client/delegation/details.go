@@ -1,7 +1,6 @@
 package delegation
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"math"
@@ -19,28 +18,31 @@ const maxDetails = 32
 // that equal details are equal strings.
 type Detail struct {
 	canonical string
-	members   map[string]jsontext.Value // canonical too
-	lists     map[string][]string       // the list fields, sorted
+	members   map[string]value    // canonical too
+	lists     map[string][]string // the list fields, sorted
 }
 
 // ParseDetails reads an authorization_details array strictly: objects with a type, and the common
 // fields of RFC 9396 §2.2 in their common form.
 func ParseDetails(data []byte) ([]Detail, error) {
-	// The array is read as the member of an object, so that one strict reader serves both.
-	wrapped, err := objectMembers(slices.Concat([]byte(`{"a":`), data, []byte(`}`)))
-	if err != nil || len(wrapped) != 1 {
+	v, err := new(reader).value(data, maxJSONDepth-1) // as in a token, where they are within the claims
+	if err != nil {
 		return nil, errors.New("authorization_details is not one strict JSON array")
 	}
-	elements, err := arrayElements(wrapped["a"])
-	if err != nil {
+	return readDetails(v)
+}
+
+func readDetails(v value) ([]Detail, error) {
+	if v.kind() != '[' {
 		return nil, errors.New("authorization_details is not a JSON array")
 	}
+	elements := slices.Collect(v.within())
 	if len(elements) == 0 || len(elements) > maxDetails {
 		return nil, fmt.Errorf("authorization_details has %d elements, want 1 to %d", len(elements), maxDetails)
 	}
 	details := make([]Detail, 0, len(elements))
 	for i, element := range elements {
-		d, err := parseDetail(element)
+		d, err := readDetail(element)
 		if err != nil {
 			return nil, fmt.Errorf("authorization_details[%d]: %w", i, err)
 		}
@@ -49,56 +51,47 @@ func ParseDetails(data []byte) ([]Detail, error) {
 	return details, nil
 }
 
-func parseDetail(raw jsontext.Value) (Detail, error) {
-	members, err := objectMembers(raw)
-	if err != nil {
-		return Detail{}, err
-	}
-	if typ, err := stringMember(members, "type"); err != nil || typ == "" {
+func readDetail(v value) (Detail, error) {
+	if typ, err := stringMember(v, "type"); err != nil || typ == "" {
 		return Detail{}, errors.New("type is missing or not a string with content")
 	}
 	lists := make(map[string][]string)
-	for name, value := range members {
+	for m := range v.within() {
+		name := m[0].name
 		if !isListField(name) {
 			continue
 		}
-		list, err := stringList(value)
-		if err != nil || len(list) == 0 {
+		list, isList := m.list()
+		if !isList || len(list) == 0 {
 			return Detail{}, fmt.Errorf("%s is not a list of strings with content: leave it out instead", name)
 		}
 		slices.Sort(list)
 		lists[name] = list
 	}
-	if err := checkNumbers(raw); err != nil {
-		return Detail{}, err
+	// RFC 8785 would round such numbers: the element would say something else than it did, another
+	// account for instance.
+	if slices.ContainsFunc(v, func(n node) bool { return isNumber(n.text) && !isExact(n.text) }) {
+		return Detail{}, errors.New("a number has more digits than readers agree on: write it as a string")
 	}
-	canonical := raw.Clone()
+	canonical := jsontext.Value(v.raw())
 	if err := canonical.Canonicalize(); err != nil {
 		return Detail{}, errors.New("malformed JSON")
 	}
 	if len(canonical) > MaxTokenBytes { // short numbers such as 1e20 grow
 		return Detail{}, fmt.Errorf("it is longer than %d bytes", MaxTokenBytes)
 	}
-	if members, err = objectMembers(canonical); err != nil {
+	again, err := new(reader).object(canonical)
+	if err != nil {
 		return Detail{}, err
 	}
-	return Detail{canonical: string(canonical), members: members, lists: lists}, nil
+	members := make(map[string]value)
+	for m := range again.within() {
+		members[m[0].name] = m
+	}
+	return Detail{canonical: again.raw(), members: members, lists: lists}, nil
 }
 
-// checkNumbers refuses numbers that RFC 8785 would round: the element would say something else than
-// it did, another account for instance.
-func checkNumbers(raw jsontext.Value) error {
-	dec := jsontext.NewDecoder(bytes.NewReader(raw))
-	for {
-		token, err := dec.ReadToken()
-		if err != nil {
-			return nil // the end: raw is well-formed
-		}
-		if token.Kind() == '0' && !isExact(token.String()) {
-			return errors.New("a number has more digits than readers agree on: write it as a string")
-		}
-	}
-}
+func isNumber(text string) bool { return text[0] == '-' || '0' <= text[0] && text[0] <= '9' }
 
 // isExact says whether every reader takes the number for the same double. Fifteen significant digits
 // always are, and so are integers up to 2^53.
@@ -123,13 +116,10 @@ func isListField(name string) bool {
 }
 
 // Type is the element's type, never "".
-func (d Detail) Type() string { s, _ := stringMember(d.members, "type"); return s }
+func (d Detail) Type() string { s, _ := d.Text("type"); return s }
 
 // Text is a string field such as identifier, and whether it is there and a string.
-func (d Detail) Text(field string) (string, bool) {
-	s, err := stringMember(d.members, field)
-	return s, err == nil
-}
+func (d Detail) Text(field string) (string, bool) { return d.members[field].str() }
 
 // List is a list field such as actions, sorted; nil if it is absent. Callers must not change it.
 func (d Detail) List(field string) []string { return d.lists[field] }
@@ -151,7 +141,7 @@ func (d Detail) Narrows(wide Detail) bool {
 	if len(d.members) != len(wide.members) {
 		return false
 	}
-	for name, value := range d.members {
+	for name, own := range d.members {
 		allowed, present := wide.members[name]
 		switch {
 		case !present:
@@ -160,7 +150,7 @@ func (d Detail) Narrows(wide Detail) bool {
 			if !isSubset(d.lists[name], wide.lists[name]) {
 				return false
 			}
-		case !bytes.Equal(value, allowed):
+		case own.raw() != allowed.raw():
 			return false
 		}
 	}

@@ -151,7 +151,7 @@ func FuzzClaims(f *testing.F) {
 	f.Add([]byte(`{"iss":"i","sub":"user:alice","client_id":"agent:b","aud":["x"],"scope":"a b","iat":1,"nbf":1,"exp":2,"jti":"j1","txn":"t",` +
 		`"act":{"sub":"agent:b","act":{"sub":"agent:a"}},"delegation":{"root":"r","hops":[["j0",1,0,""],["j1",2,1,"key"]],"depth_left":2},"cnf":{"jkt":"key"}}`))
 	f.Add([]byte(`{"iss":"i","sub":"user:alice","client_id":"agent:a","aud":"x","iat":1,"nbf":1,"exp":2,"jti":"j0","txn":"t","act":{"sub":"agent:a"},` +
-		`"authorization_details":[{"type":"x","limit":1e2}],"delegation":{"root":"r","hops":[["j0",1,0,""]],"depth_left":0,"uses":1},"may_act":{"sub":"agent:c"}}`))
+		`"authorization_details":[{"type":"x","limit":1e2}],"delegation":{"root":"r","hops":[["j0",1,0,""]],"depth_left":0,"uses":1},"may_act":{"sub":"agent:c"},"status":{"status_list":{"idx":1,"uri":"u"}}}`))
 	f.Fuzz(func(t *testing.T, payload []byte) {
 		c, err := delegation.DecodeClaims(payload)
 		if err != nil {

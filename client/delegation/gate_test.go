@@ -185,6 +185,10 @@ func TestClaimsOfADerivedTokenAreReadStrictly(t *testing.T) {
 		{`"cnf":{"jkt":"key"}`, `"cnf":{"jkt":"key","x5t#S256":"y"}`}, {`"cnf":{"jkt":"key"}`, `"cnf":{"JKT":"key"}`}, {`"cnf":{"jkt":"key"}`, `"cnf":"key"`}, {`"cnf":{"jkt":"key"}`, `"Cnf":{"jkt":"key"}`},
 		{`"cnf":`, `"may_act":null,"cnf":`}, {`"cnf":`, `"may_act":{},"cnf":`}, {`"cnf":`, `"may_act":{"sub":"bob"},"cnf":`}, {`"cnf":`, `"may_act":{"sub":"agent:c","iss":"i"},"cnf":`},
 		{`"cnf":`, `"may_act":[{"sub":"agent:c"}],"cnf":`}, {`"cnf":`, `"authorization_details":[],"cnf":`}, {`"cnf":`, `"authorization_details":null,"cnf":`},
+		{`"cnf":`, `"status":null,"cnf":`}, {`"cnf":`, `"status":{},"cnf":`}, {`"cnf":`, `"status":{"status_list":null},"cnf":`}, {`"cnf":`, `"status":{"status_list":{"idx":1}},"cnf":`},
+		{`"cnf":`, `"status":{"status_list":{"uri":"u","index":1}},"cnf":`}, {`"cnf":`, `"status":{"status_list":{"idx":-1,"uri":"u"}},"cnf":`}, {`"cnf":`, `"status":{"status_list":{"idx":"1","uri":"u"}},"cnf":`},
+		{`"cnf":`, `"status":{"status_list":{"idx":1,"uri":""}},"cnf":`}, {`"cnf":`, `"status":{"status_list":{"idx":1,"uri":"u","more":1}},"cnf":`},
+		{`"cnf":`, `"status":{"status_list":{"idx":1,"uri":"u"},"other_mechanism":{}},"cnf":`}, {`"cnf":`, `"status":{"other_mechanism":{}},"cnf":`},
 		{`"cnf":`, `"authorization_details":{"type":"x"},"cnf":`}, {`"exp":2`, `"exp":2,"exp":9`}, {`"exp":2`, `"exp":2.0`}, {`"exp":2`, `"exp":2e0`},
 	} {
 		bad := strings.Replace(good, row[0], row[1], 1)

@@ -114,6 +114,9 @@ func claims() *rapid.Generator[delegation.Claims] {
 		if rapid.Bool().Draw(t, "has may_act") {
 			c.MayAct = &delegation.MayAct{Sub: principals().Draw(t, "may_act")}
 		}
+		if rapid.Bool().Draw(t, "has status") {
+			c.Status = &delegation.Status{Index: rapid.Uint64().Draw(t, "idx"), URI: name.Draw(t, "uri")}
+		}
 		return c
 	})
 }

@@ -5,8 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
+	"iter"
 	"strconv"
+	"strings"
 
 	"github.com/go-json-experiment/json/jsontext"
 )
@@ -14,57 +15,96 @@ import (
 // maxJSONDepth leaves room for the deepest actor chain inside a claims object.
 const maxJSONDepth = MaxChainDepth + 8
 
-// objectMembers reads one JSON object in a single strict pass: valid UTF-8, no duplicate member at
-// any level, bounded nesting, nothing behind it. Member names keep their exact case.
-func objectMembers(data []byte) (map[string]jsontext.Value, error) {
-	dec := jsontext.NewDecoder(bytes.NewReader(data))
-	if tok, err := dec.ReadToken(); err != nil || tok.Kind() != '{' {
-		return nil, errors.New("not a JSON object")
-	}
-	if tooDeep(data) {
-		return nil, fmt.Errorf("JSON is nested deeper than %d", maxJSONDepth)
-	}
-	members := make(map[string]jsontext.Value, 16)
-	for dec.PeekKind() != '}' {
-		name, err := dec.ReadToken()
-		if err != nil {
-			return nil, jsonFault(err)
-		}
-		key := name.String()
-		value, err := dec.ReadValue()
-		if err != nil {
-			return nil, jsonFault(err)
-		}
-		members[key] = value.Clone()
-	}
-	if _, err := dec.ReadToken(); err != nil {
-		return nil, jsonFault(err)
-	}
-	if _, err := dec.ReadToken(); !errors.Is(err, io.EOF) {
-		return nil, errors.New("data behind the JSON object")
-	}
-	return members, nil
+// value is a JSON value that was read strictly: its own node, then all nodes within it in the order in
+// which they begin. The absent value is empty. Everything that is asked of a value is answered from
+// the one pass that made it.
+type value []node
+
+type node struct {
+	name  string // of a member of an object
+	text  string // as it was written
+	nodes int    // how many the value has
 }
 
-// tooDeep counts brackets outside strings: a bound that holds before anything recurses.
-func tooDeep(data []byte) bool {
-	depth, quoted := 0, false
-	for i := 0; i < len(data); i++ {
-		switch c := data[i]; {
-		case quoted && c == '\\':
-			i++
-		case c == '"':
-			quoted = !quoted
-		case quoted:
-		case c == '{' || c == '[':
-			if depth++; depth > maxJSONDepth {
-				return true
+// reader makes values of JSON texts. It may be used for one after the other, which spares memory.
+type reader struct {
+	dec   jsontext.Decoder
+	text  string // all of it
+	nodes []node
+}
+
+// value reads one JSON value in a single strict pass: valid UTF-8, no duplicate member at any level,
+// nested at most so deep, nothing behind it. Member names keep their exact case. What is read shares
+// memory with a copy of the data.
+func (r *reader) value(data []byte, depth int) (value, error) {
+	const usual = 12 // bytes to a node of a token
+	r.dec.Reset(bytes.NewBuffer(data))
+	r.text, r.nodes = string(data), make([]node, 0, 1+len(data)/usual)
+	if err := r.read("", depth); err != nil {
+		return nil, err
+	}
+	if _, err := r.dec.ReadToken(); !errors.Is(err, io.EOF) {
+		return nil, errors.New("data behind the JSON value")
+	}
+	return r.nodes, nil
+}
+
+func (r *reader) object(data []byte) (value, error) {
+	v, err := r.value(data, maxJSONDepth)
+	if err == nil && v.kind() != '{' {
+		return nil, errors.New("not a JSON object")
+	}
+	return v, err
+}
+
+// read appends the next value. It goes no deeper than it is told to, whatever the data wants.
+func (r *reader) read(name string, depth int) error {
+	at := len(r.nodes)
+	r.nodes = append(r.nodes, node{name: name})
+	open := r.dec.PeekKind()
+	if open != '{' && open != '[' {
+		text, err := r.scalar()
+		r.nodes[at].text, r.nodes[at].nodes = text, 1
+		return err
+	}
+	if depth == 0 {
+		return errors.New("JSON is nested too deep")
+	}
+	if _, err := r.dec.ReadToken(); err != nil {
+		return jsonFault(err)
+	}
+	begin := r.dec.InputOffset() - 1
+	for next := r.dec.PeekKind(); next != '}' && next != ']'; next = r.dec.PeekKind() {
+		member := ""
+		if open == '{' {
+			if next != '"' { // nor may the decoder look for a name in the depths
+				return errors.New("malformed JSON")
 			}
-		case c == '}' || c == ']':
-			depth--
+			quoted, err := r.scalar()
+			if err != nil {
+				return err
+			}
+			member = unquoted(quoted)
+		}
+		if err := r.read(member, depth-1); err != nil {
+			return err
 		}
 	}
-	return false
+	if _, err := r.dec.ReadToken(); err != nil {
+		return jsonFault(err)
+	}
+	r.nodes[at].text, r.nodes[at].nodes = r.text[begin:r.dec.InputOffset()], len(r.nodes)-at
+	return nil
+}
+
+// scalar reads a value without any within it, or a member's name.
+func (r *reader) scalar() (string, error) {
+	raw, err := r.dec.ReadValue()
+	if err != nil {
+		return "", jsonFault(err)
+	}
+	end := r.dec.InputOffset()
+	return r.text[end-int64(len(raw)) : end], nil
 }
 
 // jsonFault says what rule was broken without repeating the data: it may hold a secret.
@@ -75,79 +115,143 @@ func jsonFault(err error) error {
 	return errors.New("malformed JSON")
 }
 
-func stringMember(members map[string]jsontext.Value, name string) (string, error) {
-	raw, present := members[name]
-	if !present {
+// unquoted is what a string says that the decoder has accepted.
+func unquoted(text string) string {
+	if !strings.Contains(text, `\`) {
+		return text[1 : len(text)-1]
+	}
+	s, _ := jsontext.AppendUnquote(nil, text)
+	return string(s)
+}
+
+// kind is the first byte of what was written, which tells the kinds apart; 0 where the value is absent.
+func (v value) kind() byte {
+	if len(v) == 0 {
+		return 0
+	}
+	return v[0].text[0]
+}
+
+func (v value) raw() string { return v[0].text }
+
+// within are the members of an object or the elements of an array.
+func (v value) within() iter.Seq[value] {
+	return func(yield func(value) bool) {
+		for i := 1; i < len(v); i += v[i].nodes {
+			if !yield(v[i : i+v[i].nodes]) {
+				return
+			}
+		}
+	}
+}
+
+func (v value) count() int {
+	n := 0
+	for range v.within() {
+		n++
+	}
+	return n
+}
+
+// member finds a member by its exact name. What is no object has none.
+func (v value) member(name string) value {
+	if v.kind() == '{' {
+		for m := range v.within() {
+			if m[0].name == name {
+				return m
+			}
+		}
+	}
+	return nil
+}
+
+func (v value) str() (s string, isText bool) {
+	if v.kind() != '"' {
+		return "", false
+	}
+	return unquoted(v.raw()), true
+}
+
+// list reads an array of strings.
+func (v value) list() (list []string, isList bool) {
+	for element := range v.within() {
+		s, isText := element.str()
+		if !isText {
+			return nil, false
+		}
+		list = append(list, s)
+	}
+	return list, v.kind() == '['
+}
+
+func stringMember(v value, name string) (string, error) {
+	m := v.member(name)
+	if m == nil {
 		return "", fmt.Errorf("%s is missing", name)
 	}
-	if raw.Kind() != '"' {
+	s, isText := m.str()
+	if !isText {
 		return "", fmt.Errorf("%s is not a string", name)
 	}
-	s, err := jsontext.AppendUnquote(nil, raw)
-	if err != nil {
-		return "", fmt.Errorf("%s is not a string", name)
-	}
-	return string(s), nil
+	return s, nil
 }
 
-// secondsMember reads a NumericDate as this project accepts it: a whole, positive number of seconds
-// that a float64 can hold exactly, without fraction or exponent.
-func secondsMember(members map[string]jsontext.Value, name string) (int64, error) {
-	raw, present := members[name]
-	if !present {
-		return 0, fmt.Errorf("%s is missing", name)
+// filledMember reads a string that may be absent, but not empty.
+func filledMember(v value, name string) (string, error) {
+	m := v.member(name)
+	s, isText := m.str()
+	if m != nil && (!isText || s == "") {
+		return "", fmt.Errorf("%s is not a string with content", name)
 	}
-	n, err := strconv.ParseInt(string(raw), 10, 64)
-	if err != nil || n <= 0 || n > 1<<53 || math.Signbit(float64(n)) {
-		return 0, fmt.Errorf("%s is not a whole positive number of seconds", name)
-	}
-	return n, nil
+	return s, nil
 }
 
-func stringsMember(members map[string]jsontext.Value, name string) ([]string, error) {
-	raw, present := members[name]
-	if !present {
+func stringsMember(v value, name string) ([]string, error) {
+	m := v.member(name)
+	if m == nil {
 		return nil, fmt.Errorf("%s is missing", name)
 	}
-	if raw.Kind() == '"' {
-		s, err := stringMember(members, name)
-		return []string{s}, err
+	if s, isText := m.str(); isText {
+		return []string{s}, nil
 	}
-	list, err := stringList(raw)
-	if err != nil {
+	list, isList := m.list()
+	if !isList {
 		return nil, fmt.Errorf("%s is neither a string nor a list of strings", name)
 	}
 	return list, nil
 }
 
-func stringList(raw jsontext.Value) ([]string, error) {
-	dec := jsontext.NewDecoder(bytes.NewReader(raw))
-	if tok, err := dec.ReadToken(); err != nil || tok.Kind() != '[' {
-		return nil, errors.New("not a list")
+// secondsMember reads a NumericDate as this project accepts it: a whole, positive number of seconds
+// that a float64 can hold exactly, without fraction or exponent. It may be absent: then it is 0.
+func secondsMember(v value, name string) (int64, error) {
+	m := v.member(name)
+	if m == nil {
+		return 0, nil
 	}
-	var list []string
-	for dec.PeekKind() != ']' {
-		tok, err := dec.ReadToken()
-		if err != nil || tok.Kind() != '"' {
-			return nil, errors.New("not a list of strings")
-		}
-		list = append(list, tok.String())
+	n, err := strconv.ParseInt(m.raw(), 10, 64)
+	if err != nil || n <= 0 || n > 1<<53 {
+		return 0, fmt.Errorf("%s is not a whole positive number of seconds", name)
 	}
-	return list, nil
+	return n, nil
 }
 
-func arrayElements(raw jsontext.Value) ([]jsontext.Value, error) {
-	dec := jsontext.NewDecoder(bytes.NewReader(raw))
-	if tok, err := dec.ReadToken(); err != nil || tok.Kind() != '[' {
-		return nil, errors.New("not a list")
+// countMember reads a whole number.
+func countMember(v value, name string) (int, error) {
+	m := v.member(name)
+	if m == nil {
+		return 0, fmt.Errorf("%s is missing", name)
 	}
-	var elements []jsontext.Value
-	for dec.PeekKind() != ']' {
-		value, err := dec.ReadValue()
-		if err != nil {
-			return nil, jsonFault(err)
-		}
-		elements = append(elements, value.Clone())
+	n, err := strconv.Atoi(m.raw())
+	if err != nil {
+		return 0, fmt.Errorf("%s is not a whole number", name)
 	}
-	return elements, nil
+	return n, nil
+}
+
+func principalMember(v value, name string) (Principal, error) {
+	s, err := stringMember(v, name)
+	if err != nil {
+		return "", err
+	}
+	return ParsePrincipal(s)
 }

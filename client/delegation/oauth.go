@@ -15,6 +15,9 @@ const (
 
 	// HeaderTypeAccessToken is the "typ" of every token that Deputy signs.
 	HeaderTypeAccessToken = "at+jwt"
+	// HeaderTypeStatusList is the "typ" of a status list, which the same keys sign and which is no token
+	// (draft-ietf-oauth-status-list §5.1).
+	HeaderTypeStatusList = "statuslist+jwt"
 )
 
 // ActorAudience is the audience of a credential that only names a new actor. It authenticates

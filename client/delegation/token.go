@@ -1,13 +1,12 @@
 package delegation
 
 import (
+	"cmp"
 	"encoding/base64"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
-
-	"github.com/go-json-experiment/json/jsontext"
 )
 
 // MaxTokenBytes bounds a token before anything of it is decoded.
@@ -28,8 +27,8 @@ type Unverified struct {
 	Signature    []byte
 	Payload      []byte // the claims, one strict JSON object
 
-	members map[string]jsontext.Value
-	exact   bool // the header holds nothing beside alg, typ and kid
+	claims value // the payload
+	exact  bool  // the header holds nothing beside alg, typ and kid
 }
 
 // forbiddenHeaders would let a token choose its own key, change how it is read, or demand an
@@ -50,7 +49,8 @@ func Parse(token string) (*Unverified, error) {
 	dot := strings.LastIndexByte(token, '.')
 	signingInput := token[:dot]
 	head, body, _ := strings.Cut(signingInput, ".")
-	header, exact, err := parseHeader(head)
+	var r reader
+	header, exact, err := parseHeader(&r, head)
 	if err != nil {
 		return nil, err
 	}
@@ -62,45 +62,42 @@ func Parse(token string) (*Unverified, error) {
 	if err != nil {
 		return nil, err
 	}
-	members, err := objectMembers(payload)
+	claims, err := r.object(payload)
 	if err != nil {
 		return nil, fmt.Errorf("token payload: %w", err)
 	}
-	return &Unverified{Header: header, SigningInput: signingInput, Signature: signature, Payload: payload, members: members, exact: exact}, nil
+	return &Unverified{Header: header, SigningInput: signingInput, Signature: signature, Payload: payload, claims: claims, exact: exact}, nil
 }
 
-func parseHeader(segment string) (h Header, exact bool, err error) {
+func parseHeader(r *reader, segment string) (h Header, exact bool, err error) {
 	raw, err := decodeSegment("header", segment)
 	if err != nil {
 		return Header{}, false, err
 	}
-	members, err := objectMembers(raw)
+	members, err := r.object(raw)
 	if err != nil {
 		return Header{}, false, fmt.Errorf("token header: %w", err)
 	}
-	for _, name := range forbiddenHeaders {
-		if _, present := members[name]; present {
+	exact = true
+	for m := range members.within() {
+		name := m[0].name
+		if slices.Contains(forbiddenHeaders, name) {
 			return Header{}, false, fmt.Errorf("token header: %s is not accepted", name)
 		}
-	}
-	if h.Algorithm, err = stringMember(members, "alg"); err != nil {
-		return Header{}, false, fmt.Errorf("token header: %w", err)
-	}
-	for name, into := range map[string]*string{"typ": &h.Type, "kid": &h.KeyID} {
-		if _, present := members[name]; !present {
-			continue
-		}
-		if *into, err = stringMember(members, name); err != nil || *into == "" {
-			return Header{}, false, fmt.Errorf("token header: %s is not a string with content", name)
-		}
-	}
-	exact = true
-	for name := range members {
 		exact = exact && (name == "alg" || name == "typ" || name == "kid")
+	}
+	var errs [3]error
+	h.Algorithm, errs[0] = stringMember(members, "alg")
+	h.Type, errs[1] = filledMember(members, "typ")
+	h.KeyID, errs[2] = filledMember(members, "kid")
+	if err := cmp.Or(errs[:]...); err != nil {
+		return Header{}, false, fmt.Errorf("token header: %w", err)
 	}
 	h.Type = strings.TrimPrefix(strings.ToLower(h.Type), "application/")
 	return h, exact, nil
 }
+
+var strictBase64 = base64.RawURLEncoding.Strict()
 
 // decodeSegment accepts the one encoding that RFC 7515 §2 defines. The alphabet is checked first
 // because Go's decoder skips line breaks even when it is strict.
@@ -111,7 +108,7 @@ func decodeSegment(name, segment string) ([]byte, error) {
 	if strings.ContainsAny(segment, "\r\n") {
 		return nil, fmt.Errorf("token %s is not strict base64url", name)
 	}
-	raw, err := base64.RawURLEncoding.Strict().DecodeString(segment)
+	raw, err := strictBase64.DecodeString(segment)
 	if err != nil {
 		return nil, fmt.Errorf("token %s is not strict base64url", name)
 	}
@@ -159,29 +156,22 @@ type Registered struct {
 // that is there must have its type.
 func (u *Unverified) Registered() (Registered, error) {
 	var r Registered
-	var err error
-	if r.ExpiresAt, err = secondsMember(u.members, "exp"); err != nil {
+	var errs [6]error
+	r.Issuer, errs[0] = stringMember(u.claims, "iss")
+	r.Subject, errs[1] = filledMember(u.claims, "sub")
+	r.ExpiresAt, errs[2] = secondsMember(u.claims, "exp")
+	r.NotBefore, errs[3] = secondsMember(u.claims, "nbf")
+	r.IssuedAt, errs[4] = secondsMember(u.claims, "iat")
+	r.ID, errs[5] = filledMember(u.claims, "jti")
+	if err := cmp.Or(errs[:]...); err != nil {
 		return Registered{}, err
 	}
-	if r.Issuer, err = stringMember(u.members, "iss"); err != nil {
-		return Registered{}, err
+	if r.ExpiresAt == 0 {
+		return Registered{}, errors.New("exp is missing")
 	}
-	for name, into := range map[string]*int64{"nbf": &r.NotBefore, "iat": &r.IssuedAt} {
-		if _, present := u.members[name]; present {
-			if *into, err = secondsMember(u.members, name); err != nil {
-				return Registered{}, err
-			}
-		}
-	}
-	for name, into := range map[string]*string{"sub": &r.Subject, "jti": &r.ID} {
-		if _, present := u.members[name]; present {
-			if *into, err = stringMember(u.members, name); err != nil || *into == "" {
-				return Registered{}, fmt.Errorf("%s is not a string with content", name)
-			}
-		}
-	}
-	if _, present := u.members["aud"]; present {
-		if r.Audience, err = stringsMember(u.members, "aud"); err != nil || slices.Contains(r.Audience, "") {
+	if u.claims.member("aud") != nil {
+		var err error
+		if r.Audience, err = stringsMember(u.claims, "aud"); err != nil || slices.Contains(r.Audience, "") {
 			return Registered{}, errors.New("aud is neither a string nor a list of strings")
 		}
 	}
@@ -190,14 +180,17 @@ func (u *Unverified) Registered() (Registered, error) {
 
 // Claim returns the raw JSON value of one claim, by exact case, and whether it is there.
 func (u *Unverified) Claim(name string) ([]byte, bool) {
-	raw, present := u.members[name]
-	return raw, present
+	m := u.claims.member(name)
+	if m == nil {
+		return nil, false
+	}
+	return []byte(m.raw()), true
 }
 
 // StringClaim returns one claim that must be a string.
-func (u *Unverified) StringClaim(name string) (string, error) { return stringMember(u.members, name) }
+func (u *Unverified) StringClaim(name string) (string, error) { return stringMember(u.claims, name) }
 
 // StringsClaim returns one claim that must be a string or a list of strings.
 func (u *Unverified) StringsClaim(name string) ([]string, error) {
-	return stringsMember(u.members, name)
+	return stringsMember(u.claims, name)
 }

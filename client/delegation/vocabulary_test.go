@@ -284,7 +284,8 @@ func TestClaimsRoundTripInCanonicalBytes(t *testing.T) {
 		}
 		if !reflect.DeepEqual(decoded.Act, c.Act) || !reflect.DeepEqual(decoded.Delegation, c.Delegation) || decoded.Subject != c.Subject ||
 			decoded.Scope.String() != c.Scope.String() || !slices.Equal(decoded.Audience, c.Audience) ||
-			!reflect.DeepEqual(decoded.Confirmation, c.Confirmation) || !reflect.DeepEqual(decoded.MayAct, c.MayAct) || len(decoded.Details) != len(c.Details) {
+			!reflect.DeepEqual(decoded.Confirmation, c.Confirmation) || !reflect.DeepEqual(decoded.MayAct, c.MayAct) ||
+			!reflect.DeepEqual(decoded.Status, c.Status) || len(decoded.Details) != len(c.Details) {
 			t.Fatalf("%+v comes back as %+v", c, decoded)
 		}
 		lineage := decoded.Lineage()

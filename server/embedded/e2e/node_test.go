@@ -101,6 +101,45 @@ func TestOAuthLibrariesExchange(t *testing.T) {
 	}
 }
 
+// TestStatusListIsRead has a resource server that knows nothing but OAuth read tokens' statuses: jose for
+// the signatures, zlib of Node.js for the list.
+func TestStatusListIsRead(t *testing.T) {
+	d := deploy(t, plan{reachable: true})
+	i := d.start()
+	asPlanner, asResearcher := d.as(i, planner), d.as(i, researcher)
+	parent, err := asPlanner.Exchange(t.Context(), stepIn(d.root()))
+	check(t, err)
+	child, err := asPlanner.Exchange(t.Context(), handDown(parent.AccessToken, d.naming(researcher)))
+	check(t, err)
+	grandchild, err := asResearcher.Exchange(t.Context(), stepIn(child.AccessToken))
+	check(t, err)
+	read := func() []int {
+		var result struct {
+			Statuses []int `json:"statuses"`
+			TTL      int   `json:"ttl"`
+			AsToken  string
+		}
+		runNode(t, "status-list.mjs", map[string]any{
+			"issuer": d.issuer, "tokens": []string{parent.AccessToken.Reveal(), child.AccessToken.Reveal(), grandchild.AccessToken.Reveal()},
+		}, &result)
+		if result.TTL != 5 || result.AsToken == "accepted" {
+			t.Errorf("%+v", result)
+		}
+		return result.Statuses
+	}
+	if statuses := read(); !slices.Equal(statuses, []int{0, 0, 0}) {
+		t.Errorf("statuses %v before anything was revoked", statuses)
+	}
+	_, err = asPlanner.Revoke(t.Context(), client.RevokeRequest{Target: client.RevokeToken(child.AccessToken)})
+	check(t, err)
+	eventually(t, revokedIn, func() error {
+		if statuses := read(); !slices.Equal(statuses, []int{0, 1, 1}) {
+			return fmt.Errorf("statuses %v after the revocation of the second", statuses)
+		}
+		return nil
+	})
+}
+
 // job is what both scripts do: the planner steps in for alice.
 func (d *deployment) job(t *testing.T) map[string]any {
 	t.Helper()

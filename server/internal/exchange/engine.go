@@ -67,13 +67,15 @@ type Engine struct {
 	strange  xrate.Sometimes // samples the log of refusals that come before a caller is known
 	randLock sync.Mutex      // Config.Rand need not be safe for concurrent use
 	receipts receipts
+	lists    signedLists
 	compared sync.Map // tenant's name → nil, or error where Redis knows revocations that the ledger does not
 
-	// What tests replace: a signer that fails, a count that takes long, and the protections that they
-	// switch off.
-	sign func(*token.Keyset, []byte) (string, error)
-	hits func(ctx context.Context, tenant string, t delegation.Target, limit int) ([]*ledger.Entry, int, int, error)
-	off  protections
+	// What tests replace: a signer that fails, a count or a list that takes long, and the protections that
+	// they switch off.
+	sign     func(*token.Keyset, []byte) (string, error)
+	hits     func(ctx context.Context, tenant string, t delegation.Target, limit int) ([]*ledger.Entry, int, int, error)
+	statuses func(ctx context.Context, tenant string, list uint64, maxAge time.Duration) (*ledger.Statuses, error)
+	off      protections
 }
 
 // protections are switched off by tests only, which then see their attacks succeed.
@@ -110,6 +112,7 @@ func New(config Config) (*Engine, error) {
 		strange:  xrate.Sometimes{First: 20, Interval: time.Second},
 		sign:     (*token.Keyset).Sign,
 		hits:     config.Ledger.Hits,
+		statuses: config.Ledger.Statuses,
 	}
 	for i := range config.Tenants {
 		t := &config.Tenants[i]

@@ -2,6 +2,7 @@ package exchange
 
 import (
 	"context"
+	"time"
 
 	"deputy.example/deputy/client/delegation"
 	"deputy.example/deputy/server/internal/ledger"
@@ -36,4 +37,11 @@ func (e *Engine) SignWith(sign func(*token.Keyset, []byte) (string, error)) {
 // CountWith replaces the count of what a revocation kills.
 func (e *Engine) CountWith(hits func(ctx context.Context, tenant string, t delegation.Target, limit int) ([]*ledger.Entry, int, int, error)) {
 	e.hits = hits
+}
+
+// ListWith replaces the making of status lists; nil puts it back.
+func (e *Engine) ListWith(statuses func(ctx context.Context, tenant string, list uint64, maxAge time.Duration) (*ledger.Statuses, error)) {
+	if e.statuses = statuses; statuses == nil {
+		e.statuses = e.config.Ledger.Statuses
+	}
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"time"
 
 	"go.opentelemetry.io/otel/trace"
@@ -52,8 +53,7 @@ func (w *walk) record(ctx context.Context) error {
 func (w *walk) settle(c *child, r ledger.Receipt) error {
 	if !r.Existing {
 		if c.payload = r.Claims; c.payload != nil { // a check has none, and no number of its own in them
-			hops := c.claims.Delegation.Hops
-			hops[len(hops)-1].Seq = r.Seq
+			c.claims = w.tenant.number(c.claims, r.Seq)
 		}
 		c.outcome.Grant = w.grant(c, r.Seq)
 		return nil
@@ -109,7 +109,7 @@ func (w *walk) draft(ctx context.Context, c *child) *ledger.Draft {
 	d.ID = c.claims.ID
 	d.Lineage = w.lineage(c)
 	d.Lineage.Txn = c.claims.Txn
-	d.Claims = func(seq uint64) ([]byte, error) { return numbered(c.claims, seq) }
+	d.Claims = func(seq uint64) ([]byte, error) { return w.tenant.numbered(c.claims, seq) }
 	if w.parent.uses > 0 && !w.off.uses {
 		d.Uses = []ledger.SingleUse{{Issuer: w.parent.issuer, ID: w.parent.id, Until: w.parent.expiresAt, Reason: delegation.TokenSpent}}
 	}
@@ -119,11 +119,18 @@ func (w *walk) draft(ctx context.Context, c *child) *ledger.Draft {
 	return d
 }
 
-// numbered is the child's claims once the ledger has given its number.
-func numbered(c delegation.Claims, seq uint64) ([]byte, error) {
-	hops := append([]delegation.Hop(nil), c.Delegation.Hops...)
+// number is the child's claims once the ledger has given its number, from which its place in a status list
+// follows.
+func (t *Tenant) number(c delegation.Claims, seq uint64) delegation.Claims {
+	hops := slices.Clone(c.Delegation.Hops)
 	hops[len(hops)-1].Seq = seq
-	c.Delegation.Hops = hops
+	c.Delegation.Hops, c.Status = hops, t.status(seq)
+	return c
+}
+
+// numbered are these claims in canonical form.
+func (t *Tenant) numbered(c delegation.Claims, seq uint64) ([]byte, error) {
+	c = t.number(c, seq)
 	if err := c.Check(); err != nil {
 		return nil, err
 	}

@@ -342,7 +342,7 @@ func (w *walk) planChild(c *child) error {
 
 // fits refuses what could be recorded and signed, and then be read by no verifier.
 func (t *Tenant) fits(c delegation.Claims) error {
-	payload, err := numbered(c, math.MaxInt64)
+	payload, err := t.numbered(c, math.MaxInt64)
 	if err != nil {
 		return err
 	}

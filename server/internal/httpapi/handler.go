@@ -21,7 +21,7 @@ import (
 // handler routes, and does for every request what no endpoint may forget: trace, deadline, panic,
 // error, log.
 type handler struct {
-	endpoints map[string]*endpoint // by exact escaped path; never changed after New
+	endpoints map[string]*endpoint // by exact escaped path, see find; never changed after New
 	timeout   time.Duration
 	logger    *slog.Logger
 	tracer    trace.Tracer
@@ -47,7 +47,7 @@ type gate struct {
 // ServeHTTP answers one request.
 func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	began := h.now()
-	ep, found := h.endpoints[r.URL.EscapedPath()]
+	ep, found := h.find(r.URL.EscapedPath())
 	if !found {
 		ep = &endpoint{route: "unknown", tenant: &Tenant{}, serve: notThere}
 	}

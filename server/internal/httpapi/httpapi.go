@@ -1,6 +1,6 @@
 // Package httpapi is the HTTP front: OAuth 2.0 Token Exchange (RFC 8693), introspection (RFC 7662),
-// revocation (RFC 7009), server metadata (RFC 8414) and keys, for every tenant under its issuer's path; and, on a handler
-// of its own, health, readiness and metrics.
+// revocation (RFC 7009), status lists, server metadata (RFC 8414) and keys, for every tenant under its issuer's
+// path; and, on a handler of its own, health, readiness and metrics.
 //
 // It owns what HTTP alone decides: methods, media types, the strict reading of forms, status codes
 // and headers. It turns a form into an [exchange.Call] and an outcome into JSON. It must not know how
@@ -30,6 +30,7 @@ type Engine interface {
 	Exchange(context.Context, exchange.Call) ([]exchange.Outcome, error)
 	Introspect(context.Context, exchange.Inquiry) (exchange.Introspection, error)
 	Revoke(context.Context, exchange.RevokeCall) (exchange.Revoked, error)
+	StatusList(ctx context.Context, tenant string, number uint64) (exchange.StatusList, error)
 }
 
 // Tenant is what this front tells the world about one tenant.
@@ -140,6 +141,8 @@ func (h *handler) addTenant(e Engine, t Tenant) error {
 		base + pathRevoke:     revokeEndpoint(e, tenant),
 		base + pathJWKS:       jwksEndpoint(tenant),
 		pathMetadata + base:   metadataEndpoint(document),
+
+		base + exchange.PathStatusLists + anyNumber: statusListEndpoint(e, tenant),
 	} {
 		if other, taken := h.endpoints[path]; taken {
 			return fmt.Errorf("the path %s is tenant %q's already: issuers must differ in their paths", path, other.tenant.Name)

@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"testing"
 	"time"
@@ -22,6 +23,8 @@ type script struct {
 	introspect func(context.Context, exchange.Inquiry) (exchange.Introspection, error)
 	revoked    []exchange.RevokeCall
 	revoke     func(context.Context, exchange.RevokeCall) (exchange.Revoked, error)
+	listed     []string // tenant and number
+	list       func() (exchange.StatusList, error)
 }
 
 func (s *script) Exchange(ctx context.Context, c exchange.Call) ([]exchange.Outcome, error) {
@@ -37,6 +40,11 @@ func (s *script) Introspect(ctx context.Context, q exchange.Inquiry) (exchange.I
 func (s *script) Revoke(ctx context.Context, c exchange.RevokeCall) (exchange.Revoked, error) {
 	s.revoked = append(s.revoked, c)
 	return s.revoke(ctx, c)
+}
+
+func (s *script) StatusList(_ context.Context, tenant string, number uint64) (exchange.StatusList, error) {
+	s.listed = append(s.listed, fmt.Sprint(tenant, " ", number))
+	return s.list()
 }
 
 // The secrets of a request: none of them may turn up in a log, a span or an error.
@@ -84,6 +92,9 @@ func granting(t testing.TB) *script {
 		},
 		revoke: func(context.Context, exchange.RevokeCall) (exchange.Revoked, error) {
 			return exchange.Revoked{Revocation: &delegation.Revocation{Seq: 58}, Tokens: 1, Chains: 1}, nil
+		},
+		list: func() (exchange.StatusList, error) {
+			return exchange.StatusList{Token: signedToken, MaxAge: 4 * time.Second}, nil
 		},
 	}
 }

@@ -33,6 +33,9 @@ var (
 	NoLostPostings    Protection = func(p *protections) { p.lostPostings = true }
 	NoComparison      Protection = func(p *protections) { p.comparison = true }
 	NoVersion         Protection = func(p *protections) { p.version = true }
+	NoStatusNews      Protection = func(p *protections) { p.statusNews = true }
+	NoStatusVoids     Protection = func(p *protections) { p.statusVoids = true }
+	NoStatusGap       Protection = func(p *protections) { p.statusGap = true }
 )
 
 // SwitchOff must be called before the ledger is used.
@@ -153,6 +156,7 @@ var FrequentStatements = map[string]Statement{
 	"first claim": {sqlFirstClaims, []any{"acme"}},
 	"claims":      {sqlClaimsIn, append(byNumber("acme", []uint64{5, 500, 5000}), int64(1))},
 	"index head":  {sqlSearchHead, []any{"acme"}},
+	"new voids":   {sqlVoids, []any{"acme", int64(50_000), int64(50_100), int64(0), int64(131_071)}},
 	"live claims": {sqlClaims, []any{"acme", int64(100), int64(50_000), int64(0), int64(claimsPage)}},
 }
 
@@ -256,3 +260,26 @@ func (r *fakeRows) Scan(into ...any) error {
 }
 func (r *fakeRows) Err() error { return nil }
 func (r *fakeRows) Close()     {}
+
+// ForgetRecent has the tenant's memory lose the order of its revocations, as after very many of them.
+func (l *Ledger) ForgetRecent(tenant string) {
+	r := l.live(tenant)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	next := *r.feed.Load()
+	next.recent, next.before = nil, next.last
+	r.feed.Store(&next)
+}
+
+// StatusLists counts the tenant's lists in memory.
+func (l *Ledger) StatusLists(tenant string) int {
+	s, err := l.sequencer(tenant)
+	if err != nil {
+		return 0
+	}
+	s.statuses.mu.Lock()
+	defer s.statuses.mu.Unlock()
+	return len(s.statuses.by)
+}
+
+const MostStatusLists = mostStatusLists

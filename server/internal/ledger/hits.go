@@ -56,11 +56,8 @@ const (
 )
 
 func (s *survey) run(ctx context.Context) error {
-	found, err := s.ledger.store.query(ctx, sqlHeadSeq, s.tenant)
-	if err != nil {
-		return err
-	}
-	if err := eachRow(found, func() error { return found.Scan(&s.head) }); err != nil {
+	var err error
+	if s.head, err = s.ledger.headSeq(ctx, s.tenant); err != nil {
 		return err
 	}
 	s.set = delegation.NewRevocationSet(s.ledger.config.Skew)
@@ -73,6 +70,35 @@ func (s *survey) run(ctx context.Context) error {
 	return nil
 }
 
+// headSeq is the number of the tenant's newest entry, 0 if there is none.
+func (l *Ledger) headSeq(ctx context.Context, tenant string) (seq uint64, err error) {
+	found, err := l.store.query(ctx, sqlHeadSeq, tenant)
+	if err != nil {
+		return 0, err
+	}
+	err = eachRow(found, func() error { return found.Scan(&seq) })
+	return seq, err
+}
+
+// livePage gives f the claims of the next grants with numbers from after+1 to upTo that are alive at
+// now, in order, and returns the number of the last one. f must not keep the bytes.
+func (l *Ledger) livePage(ctx context.Context, tenant string, after, upTo uint64, now time.Time, f func(seq uint64, claims []byte) error) (last uint64, more bool, err error) {
+	found, err := l.store.query(ctx, sqlClaims, tenant, int64(after), int64(upTo), micros(now), int64(claimsPage))
+	if err != nil {
+		return 0, false, err
+	}
+	n := 0
+	err = eachRow(found, func() error {
+		var raw []byte
+		if err := found.Scan(&last, &raw); err != nil {
+			return err
+		}
+		n++
+		return f(last, raw)
+	})
+	return last, n == claimsPage, err
+}
+
 // names is false only for claims that cannot hold the target's name: JSON without an escape holds
 // every string as it is. To search is ten times faster than to decode.
 func (s *survey) names(claims []byte) bool {
@@ -83,30 +109,20 @@ func (s *survey) names(claims []byte) bool {
 func (s *survey) page(ctx context.Context, after uint64) (last uint64, more bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, s.ledger.config.attempt())
 	defer cancel()
-	found, err := s.ledger.store.query(ctx, sqlClaims, s.tenant, int64(after), int64(s.head), micros(s.now), int64(claimsPage))
-	if err != nil {
-		return 0, false, err
-	}
 	var hit []uint64
-	n := 0
-	err = eachRow(found, func() error {
-		var raw []byte
-		if err := found.Scan(&last, &raw); err != nil {
-			return err
-		}
-		n++
+	last, more, err = s.ledger.livePage(ctx, s.tenant, after, s.head, s.now, func(seq uint64, raw []byte) error {
 		if !s.names(raw) {
 			return nil
 		}
 		claims, err := delegation.DecodeClaims(raw)
 		if err != nil {
-			return fmt.Errorf("claims of entry %d: %w", last, err)
+			return fmt.Errorf("claims of entry %d: %w", seq, err)
 		}
 		if _, dead := s.set.Hit(claims.Lineage()); dead {
 			s.tokens++
 			s.chains[maphash.String(s.seed, claims.Txn)] = struct{}{}
 			if len(s.grants)+len(hit) < s.limit {
-				hit = append(hit, last)
+				hit = append(hit, seq)
 			}
 		}
 		return nil
@@ -124,7 +140,7 @@ func (s *survey) page(ctx context.Context, after uint64) (last uint64, more bool
 		}
 		s.grants = append(s.grants, entries...)
 	}
-	return last, n == claimsPage, nil
+	return last, more, nil
 }
 
 func eachRow(r rows, f func() error) error {

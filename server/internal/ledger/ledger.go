@@ -95,6 +95,7 @@ type Ledger struct {
 type protections struct {
 	revocations, singleUse, idempotency, durability, unbroken bool
 	lostPostings, comparison, version                         bool // of the search index
+	statusNews, statusVoids, statusGap                        bool // of status lists
 }
 
 // Open connects to a migrated database: "sqlite:///var/lib/deputy/ledger.db" or
@@ -253,7 +254,7 @@ func (l *Ledger) sequencer(tenant string) (*sequencer, error) {
 	}
 	s := l.tenants[tenant]
 	if s == nil {
-		s = &sequencer{ledger: l, tenant: tenant, live: newRevocations(l, tenant)}
+		s = &sequencer{ledger: l, tenant: tenant, live: newRevocations(l, tenant), statuses: newStatusLists(l, tenant)}
 		l.tenants[tenant] = s
 	}
 	return s, nil

@@ -15,6 +15,8 @@ type sequencer struct {
 	tenant string
 	live   *revocations
 
+	statuses *statusLists
+
 	mu      sync.Mutex // guards what follows; never held over I/O
 	queue   []*item
 	running bool

@@ -350,6 +350,37 @@ func TestControlsOfTypAndAudience(t *testing.T) {
 	}
 }
 
+// A status list is signed by the key that signs tokens, and opens no door, whatever it says.
+func TestStatusListIsNoToken(t *testing.T) {
+	w := newWorld(t)
+	w.own(t, nil)
+	claims, err := w.ownClaim.MarshalJSON()
+	if err != nil {
+		t.Fatal(err)
+	}
+	list, err := w.keys.SignStatusList(claims)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if doors := w.accepted(t, list); len(doors) > 0 {
+		t.Errorf("a status list with the claims of a token is let in by %v", doors)
+	}
+	if _, err := w.Issued(list); err == nil {
+		t.Error("a status list can be revoked like a token")
+	}
+	u, err := delegation.Parse(list)
+	if err != nil || u.Header.Type != delegation.HeaderTypeStatusList || w.keys.active.verify(u) != nil {
+		t.Errorf("header %+v, %v", u, err)
+	}
+	w.typFits = func(typRule, string) bool { return true }
+	if _, err := w.Own(list); err != nil {
+		t.Errorf("refused for another reason than its typ, so the test above shows nothing: %v", err)
+	}
+	if long, err := w.keys.SignStatusList([]byte(`{"lst":"` + strings.Repeat("A", 2*delegation.MaxTokenBytes) + `"}`)); err != nil || len(long) < 2*delegation.MaxTokenBytes {
+		t.Errorf("a list longer than a token: %d bytes, %v", len(long), err)
+	}
+}
+
 // What is large or deep is refused before anything is spent on it.
 func TestHostileSizesCostLittle(t *testing.T) {
 	w := newWorld(t)

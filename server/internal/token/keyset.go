@@ -56,7 +56,8 @@ type signingKey struct {
 	*publicKey
 	private crypto.Signer
 	signer  jws.Signer
-	header  string // the encoded JOSE header, the same for every token, with the dot behind it
+	// The encoded JOSE headers with the dot behind them: of every token, and of every status list.
+	header, listHeader string
 }
 
 // OpenKeyset reads and tries every key. Errors name the field, such as signing_keys[0].algorithm.
@@ -104,22 +105,32 @@ func OpenKeyset(config KeysetConfig) (*Keyset, error) {
 // longer than delegation.MaxTokenBytes.
 func (k *Keyset) Sign(claims []byte) (string, error) { return k.active.sign(claims) }
 
+// SignStatusList makes a signed status list of the claims, which must be one JSON object. Its typ keeps it
+// from being taken for a token, here and by every verifier that reads typ (RFC 8725 §3.11).
+func (k *Keyset) SignStatusList(claims []byte) (string, error) {
+	return k.active.signAs(k.active.listHeader, claims)
+}
+
 // JWKS is the published JWK Set (RFC 7517 §5), public keys only. Callers must not change it.
 func (k *Keyset) JWKS() []byte { return k.jwks }
 
 func (s *signingKey) sign(claims []byte) (string, error) {
-	unsigned := make([]byte, 0, len(s.header)+base64.RawURLEncoding.EncodedLen(len(claims))+512)
-	unsigned = append(unsigned, s.header...)
+	token, err := s.signAs(s.header, claims)
+	if err == nil && len(token) > delegation.MaxTokenBytes {
+		return "", fmt.Errorf("sign: the token would be %d bytes long, more than %d", len(token), delegation.MaxTokenBytes)
+	}
+	return token, err
+}
+
+func (s *signingKey) signAs(header string, claims []byte) (string, error) {
+	unsigned := make([]byte, 0, len(header)+base64.RawURLEncoding.EncodedLen(len(claims))+512)
+	unsigned = append(unsigned, header...)
 	unsigned = base64.RawURLEncoding.AppendEncode(unsigned, claims)
 	signature, err := s.signer.Sign(unsigned, s.private)
 	if err != nil {
 		return "", fmt.Errorf("sign: %w", err)
 	}
-	token := base64.RawURLEncoding.AppendEncode(append(unsigned, '.'), signature)
-	if len(token) > delegation.MaxTokenBytes {
-		return "", fmt.Errorf("sign: the token would be %d bytes long, more than %d", len(token), delegation.MaxTokenBytes)
-	}
-	return string(token), nil
+	return string(base64.RawURLEncoding.AppendEncode(append(unsigned, '.'), signature)), nil
 }
 
 func newSigningKey(algorithm jwa.SignatureAlgorithm, private crypto.Signer) (*signingKey, error) {
@@ -131,8 +142,14 @@ func newSigningKey(algorithm jwa.SignatureAlgorithm, private crypto.Signer) (*si
 	if err != nil {
 		return nil, err
 	}
-	header := fmt.Sprintf(`{"alg":%q,"kid":%q,"typ":%q}`, algorithm, public.id, delegation.HeaderTypeAccessToken)
-	key := &signingKey{publicKey: public, private: private, signer: signer, header: base64.RawURLEncoding.EncodeToString([]byte(header)) + "."}
+	header := func(typ string) string {
+		raw := fmt.Sprintf(`{"alg":%q,"kid":%q,"typ":%q}`, algorithm, public.id, typ)
+		return base64.RawURLEncoding.EncodeToString([]byte(raw)) + "."
+	}
+	key := &signingKey{
+		publicKey: public, private: private, signer: signer,
+		header: header(delegation.HeaderTypeAccessToken), listHeader: header(delegation.HeaderTypeStatusList),
+	}
 
 	// A JWK can hold a private part that does not belong to its public part: find out now.
 	probe, err := key.sign([]byte(`{}`))

@@ -125,6 +125,10 @@ func (r *recorder) Watch(context.Context, exchange.Inquiry) (*exchange.Watch, er
 	return nil, errors.New("not asked for here")
 }
 
+func (r *recorder) StatusList(context.Context, string, uint64) (exchange.StatusList, error) {
+	return exchange.StatusList{}, nil
+}
+
 // The same request is the same call, whichever door it comes through.
 func TestDoorsMakeTheSameCall(t *testing.T) {
 	full := params{

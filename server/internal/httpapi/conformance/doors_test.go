@@ -49,8 +49,14 @@ type door interface {
 	introspect(ctx context.Context, token, credential string) (answer, error)
 }
 
+// engine is what both fronts ask.
+type engine interface {
+	rpc.Engine
+	httpapi.Engine
+}
+
 // doors opens every way to the engine. The servers end with the test.
-func doors(t *testing.T, engine rpc.Engine, tenant httpapi.Tenant) map[string]door {
+func doors(t *testing.T, engine engine, tenant httpapi.Tenant) map[string]door {
 	t.Helper()
 	handler, err := httpapi.New(httpapi.Config{Engine: engine, Tenants: []httpapi.Tenant{tenant}})
 	if err != nil {

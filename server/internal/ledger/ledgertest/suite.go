@@ -139,6 +139,7 @@ func Suite(t *testing.T, database func(testing.TB) (dsn string)) {
 		"says what an agent holds":                holds,
 		"grows a tree":                            growsTree,
 		"keeps the newest checkpoint":             keepsCheckpoint,
+		"keeps status lists":                      statuses,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
