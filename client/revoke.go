@@ -76,6 +76,8 @@ type Revoked struct {
 	Revocation *delegation.Revocation
 	// Tokens that were alive, and the Chains that they belong to.
 	Tokens, Chains int
+	// Counted says that Deputy had the time to count them. Otherwise both are 0, whatever died.
+	Counted bool
 	// Grants of these tokens, oldest first, at most 1,000: in a dry run only.
 	Grants []AffectedGrant
 }
@@ -191,11 +193,12 @@ type revokedWire interface {
 	GetRevocation() *deputyv1.Revocation
 	GetTokens() uint32
 	GetChains() uint32
+	GetCounted() bool
 	GetGrants() []*deputyv1.AffectedGrant
 }
 
 func readRevoked(response revokedWire, dryRun bool) (*Revoked, error) {
-	revoked := &Revoked{Tokens: int(response.GetTokens()), Chains: int(response.GetChains())}
+	revoked := &Revoked{Tokens: int(response.GetTokens()), Chains: int(response.GetChains()), Counted: response.GetCounted()}
 	if m := response.GetRevocation(); m != nil {
 		if dryRun {
 			return nil, malformed("something was revoked in a dry run")

@@ -146,8 +146,11 @@ func entryOf(r *client.Revoked) string {
 	return fmt.Sprintf(", ledger entry %d", r.Revocation.Seq)
 }
 
-// doomedText counts tokens and chains.
+// doomedText counts tokens and chains. Nobody must take what was not counted for nothing.
 func doomedText(r *client.Revoked) string {
+	if !r.Counted {
+		return "not counted in time: any number of live tokens"
+	}
 	return plural(r.Tokens, "live token") + " in " + plural(r.Chains, "chain")
 }
 
@@ -173,6 +176,7 @@ type revokedReport struct {
 	Until   time.Time      `json:"until,omitzero"`
 	Tokens  int            `json:"tokens"`
 	Chains  int            `json:"chains"`
+	Counted bool           `json:"counted"`
 	Grants  []doomedReport `json:"grants,omitzero"`
 }
 
@@ -189,7 +193,7 @@ type doomedReport struct {
 }
 
 func revokedJSON(r *client.Revoked) revokedReport {
-	report := revokedReport{Tokens: r.Tokens, Chains: r.Chains}
+	report := revokedReport{Tokens: r.Tokens, Chains: r.Chains, Counted: r.Counted}
 	if v := r.Revocation; v != nil {
 		report.Entry, report.Kind, report.ID, report.Subject = v.Seq, string(v.Target.Kind), v.Target.ID, string(v.Target.Subject)
 		report.Time, report.Until = v.At, v.Until

@@ -349,7 +349,9 @@ type RevokeResponse struct {
 	Tokens uint32 `protobuf:"varint,2,opt,name=tokens,proto3" json:"tokens,omitempty"`
 	Chains uint32 `protobuf:"varint,3,opt,name=chains,proto3" json:"chains,omitempty"`
 	// The live grants that it hits, oldest first, at most 1,000: only in a dry run.
-	Grants        []*AffectedGrant `protobuf:"bytes,4,rep,name=grants,proto3" json:"grants,omitempty"`
+	Grants []*AffectedGrant `protobuf:"bytes,4,rep,name=grants,proto3" json:"grants,omitempty"`
+	// Tokens and chains were counted. Otherwise there was no time to, and both are 0 whatever died.
+	Counted       bool `protobuf:"varint,5,opt,name=counted,proto3" json:"counted,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -410,6 +412,13 @@ func (x *RevokeResponse) GetGrants() []*AffectedGrant {
 		return x.Grants
 	}
 	return nil
+}
+
+func (x *RevokeResponse) GetCounted() bool {
+	if x != nil {
+		return x.Counted
+	}
+	return false
 }
 
 // AffectedGrant is one live grant that a revocation kills.
@@ -597,6 +606,7 @@ type SuspendResponse struct {
 	Tokens        uint32                 `protobuf:"varint,2,opt,name=tokens,proto3" json:"tokens,omitempty"`
 	Chains        uint32                 `protobuf:"varint,3,opt,name=chains,proto3" json:"chains,omitempty"`
 	Grants        []*AffectedGrant       `protobuf:"bytes,4,rep,name=grants,proto3" json:"grants,omitempty"`
+	Counted       bool                   `protobuf:"varint,5,opt,name=counted,proto3" json:"counted,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -657,6 +667,13 @@ func (x *SuspendResponse) GetGrants() []*AffectedGrant {
 		return x.Grants
 	}
 	return nil
+}
+
+func (x *SuspendResponse) GetCounted() bool {
+	if x != nil {
+		return x.Counted
+	}
+	return false
 }
 
 // Request to lift a suspension.
@@ -1378,14 +1395,15 @@ const file_deputy_v1_revocation_proto_rawDesc = "" +
 	"root_token\x18\x03 \x01(\tR\trootToken\x12\x16\n" +
 	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x17\n" +
 	"\adry_run\x18\x05 \x01(\bR\x06dryRun\x127\n" +
-	"\x06client\x18\x06 \x01(\v2\x1f.deputy.v1.ClientAuthenticationR\x06client\"\xa9\x01\n" +
+	"\x06client\x18\x06 \x01(\v2\x1f.deputy.v1.ClientAuthenticationR\x06client\"\xc3\x01\n" +
 	"\x0eRevokeResponse\x125\n" +
 	"\n" +
 	"revocation\x18\x01 \x01(\v2\x15.deputy.v1.RevocationR\n" +
 	"revocation\x12\x16\n" +
 	"\x06tokens\x18\x02 \x01(\rR\x06tokens\x12\x16\n" +
 	"\x06chains\x18\x03 \x01(\rR\x06chains\x120\n" +
-	"\x06grants\x18\x04 \x03(\v2\x18.deputy.v1.AffectedGrantR\x06grants\"\xfe\x01\n" +
+	"\x06grants\x18\x04 \x03(\v2\x18.deputy.v1.AffectedGrantR\x06grants\x12\x18\n" +
+	"\acounted\x18\x05 \x01(\bR\acounted\"\xfe\x01\n" +
 	"\rAffectedGrant\x12\x10\n" +
 	"\x03jti\x18\x01 \x01(\tR\x03jti\x12\x16\n" +
 	"\x06parent\x18\x02 \x01(\tR\x06parent\x12\x10\n" +
@@ -1401,14 +1419,15 @@ const file_deputy_v1_revocation_proto_rawDesc = "" +
 	"\x05agent\x18\x01 \x01(\tR\x05agent\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x17\n" +
 	"\adry_run\x18\x03 \x01(\bR\x06dryRun\x127\n" +
-	"\x06client\x18\x04 \x01(\v2\x1f.deputy.v1.ClientAuthenticationR\x06client\"\xaa\x01\n" +
+	"\x06client\x18\x04 \x01(\v2\x1f.deputy.v1.ClientAuthenticationR\x06client\"\xc4\x01\n" +
 	"\x0fSuspendResponse\x125\n" +
 	"\n" +
 	"revocation\x18\x01 \x01(\v2\x15.deputy.v1.RevocationR\n" +
 	"revocation\x12\x16\n" +
 	"\x06tokens\x18\x02 \x01(\rR\x06tokens\x12\x16\n" +
 	"\x06chains\x18\x03 \x01(\rR\x06chains\x120\n" +
-	"\x06grants\x18\x04 \x03(\v2\x18.deputy.v1.AffectedGrantR\x06grants\"v\n" +
+	"\x06grants\x18\x04 \x03(\v2\x18.deputy.v1.AffectedGrantR\x06grants\x12\x18\n" +
+	"\acounted\x18\x05 \x01(\bR\acounted\"v\n" +
 	"\rResumeRequest\x12\x14\n" +
 	"\x05agent\x18\x01 \x01(\tR\x05agent\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x127\n" +

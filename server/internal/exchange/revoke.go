@@ -28,8 +28,9 @@ type RevokeCall struct {
 // Revoked is what a revocation did, or with RevokeCall.DryRun would do.
 type Revoked struct {
 	Revocation *delegation.Revocation // nil in a dry run, and where there was nothing to revoke
-	Tokens     int                    // live tokens that it kills; 0 also where they could not be counted in time
+	Tokens     int                    // live tokens that it kills
 	Chains     int                    // that they belong to
+	Counted    bool                   // Tokens and Chains are known: there was time to count them
 	Grants     []*ledger.Entry        // of the live tokens, oldest first, at most maxAffected; dry run only
 }
 
@@ -65,7 +66,7 @@ func (e *Engine) Revoke(ctx context.Context, call RevokeCall) (Revoked, error) {
 		return Revoked{}, e.recordRefusal(ctx, tenant, draft, err)
 	}
 	draft.Revocation = &delegation.Revocation{Target: target, Until: e.until(tenant, target)}
-	tokens, chains := e.countHits(ctx, tenant, target)
+	done := e.countHits(ctx, tenant, target)
 	result := e.config.Ledger.AppendAll(ctx, tenant.Name, []*ledger.Draft{draft}, nil)[0]
 	if result.Err != nil {
 		return Revoked{}, delegation.AsError(result.Err)
@@ -75,20 +76,21 @@ func (e *Engine) Revoke(ctx context.Context, call RevokeCall) (Revoked, error) {
 		return Revoked{}, delegation.Unavailable("ledger", err)
 	}
 	e.announce(ctx, tenant, *recorded.Revocation)
-	return Revoked{Revocation: recorded.Revocation, Tokens: tokens, Chains: chains}, nil
+	done.Revocation = recorded.Revocation
+	return done, nil
 }
 
 // countHits takes time in proportion to all that is alive, and so it must not keep anybody from
 // revoking: what could not be counted soon is not counted.
-func (e *Engine) countHits(ctx context.Context, tenant *Tenant, target delegation.Target) (tokens, chains int) {
+func (e *Engine) countHits(ctx context.Context, tenant *Tenant, target delegation.Target) Revoked {
 	ctx, cancel := context.WithTimeout(ctx, countPatience)
 	defer cancel()
 	_, tokens, chains, err := e.hits(ctx, tenant.Name, target, 0)
 	if err != nil {
 		e.config.Logger.WarnContext(ctx, "a revocation goes on uncounted", "tenant", tenant.Name, "cause", err)
-		return 0, 0
+		return Revoked{}
 	}
-	return tokens, chains
+	return Revoked{Tokens: tokens, Chains: chains, Counted: true}
 }
 
 // decideRevocation settles the target and whether the caller may aim at it.
@@ -209,7 +211,7 @@ func (e *Engine) affected(ctx context.Context, tenant *Tenant, t delegation.Targ
 	if err != nil {
 		return Revoked{}, delegation.AsError(err)
 	}
-	return Revoked{Tokens: tokens, Chains: chains, Grants: grants}, nil
+	return Revoked{Tokens: tokens, Chains: chains, Counted: true, Grants: grants}, nil
 }
 
 // recordRefusal keeps the refusal of an authenticated caller, and returns it.

@@ -152,7 +152,7 @@ func TestWhatARevocationKills(t *testing.T) {
 					killed++
 				}
 			}
-			if done.Tokens != killed || dry.Tokens != killed || len(dry.Grants) != killed {
+			if !done.Counted || !dry.Counted || done.Tokens != killed || dry.Tokens != killed || len(dry.Grants) != killed {
 				t.Errorf("said %d, dry run %d with %d grants; killed %d", done.Tokens, dry.Tokens, len(dry.Grants), killed)
 			}
 			w.Clock().Advance(time.Hour) // past every clock's doubt: a login that is clearly later
@@ -307,7 +307,7 @@ func TestRevokeWithoutCount(t *testing.T) {
 		return nil, 5, 5, delegation.Unavailable("ledger", ctx.Err())
 	})
 	got, refusal := take(w, t, planner, delegation.Target{Kind: delegation.BanToken, ID: chain[1].Claims.ID})
-	if refusal != nil || got.Revocation == nil || got.Tokens != 0 || got.Chains != 0 {
+	if refusal != nil || got.Revocation == nil || got.Tokens != 0 || got.Chains != 0 || got.Counted {
 		t.Fatalf("%+v %v", got, refusal)
 	}
 	if active(t, w, chain[1]) || active(t, w, chain[2]) || !active(t, w, chain[0]) {

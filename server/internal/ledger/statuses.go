@@ -334,7 +334,7 @@ func (p *statusPass) bury(ctx context.Context) error {
 	})
 }
 
-// mentions finds the claims that may hold one of some names. To look at the strings of claims is thirty
+// mentions finds the claims that may hold one of some names. To look at the strings of claims is many
 // times faster than to decode them.
 type mentions struct {
 	names map[string]struct{}

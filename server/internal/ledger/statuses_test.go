@@ -393,12 +393,12 @@ func BenchmarkStatuses(b *testing.B) {
 			id, _ := last.Load("id")
 			list := func(b *testing.B, l *ledger.Ledger) {
 				if _, err := l.Statuses(b.Context(), tenant, 0, 0); err != nil {
-					b.Fatal(err)
+					b.Fatal(err, errors.Unwrap(err))
 				}
 			}
 			revoke := func(b *testing.B, kind delegation.TargetKind, id string) {
 				if _, err := l.Append(b.Context(), tenant, ledgertest.Revocation(kind, id)); err != nil {
-					b.Fatal(err)
+					b.Fatal(err, errors.Unwrap(err))
 				}
 			}
 			measure := func(name string, prepare func(*testing.B) *ledger.Ledger) {

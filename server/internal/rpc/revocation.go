@@ -34,7 +34,8 @@ func (s *revocationService) Revoke(ctx context.Context, r *deputyv1.RevokeReques
 		return nil, err
 	}
 	return &deputyv1.RevokeResponse{
-		Revocation: newRevocation(done.Revocation), Tokens: count(done.Tokens), Chains: count(done.Chains), Grants: newAffected(done.Grants),
+		Revocation: newRevocation(done.Revocation), Grants: newAffected(done.Grants),
+		Tokens: count(done.Tokens), Chains: count(done.Chains), Counted: done.Counted,
 	}, nil
 }
 
@@ -49,7 +50,8 @@ func (s *revocationService) Suspend(ctx context.Context, r *deputyv1.SuspendRequ
 		return nil, err
 	}
 	return &deputyv1.SuspendResponse{
-		Revocation: newRevocation(done.Revocation), Tokens: count(done.Tokens), Chains: count(done.Chains), Grants: newAffected(done.Grants),
+		Revocation: newRevocation(done.Revocation), Grants: newAffected(done.Grants),
+		Tokens: count(done.Tokens), Chains: count(done.Chains), Counted: done.Counted,
 	}, nil
 }
 

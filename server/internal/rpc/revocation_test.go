@@ -27,7 +27,7 @@ func TestRevoke(t *testing.T) {
 	got, err := revoking.Revoke(with(t.Context(), "authorization", "Bearer assertion"), &deputyv1.RevokeRequest{
 		Target: aim(deputyv1.RevocationKind_REVOCATION_KIND_AGENT_SUBJECT, "agent:a", "user:alice"), Reason: "leaked",
 	})
-	want := &deputyv1.RevokeResponse{Tokens: 3, Chains: 2, Revocation: &deputyv1.Revocation{
+	want := &deputyv1.RevokeResponse{Tokens: 3, Chains: 2, Counted: true, Revocation: &deputyv1.Revocation{
 		Seq: 58, Prev: 12, Time: timestamppb.New(at), Until: timestamppb.New(at.Add(time.Hour)),
 		Target: aim(deputyv1.RevocationKind_REVOCATION_KIND_AGENT_SUBJECT, "agent:a", "user:alice"),
 	}}
@@ -43,7 +43,7 @@ func TestRevoke(t *testing.T) {
 		t.Errorf("asked for %+v", asked)
 	}
 	dry, err := revoking.Revoke(t.Context(), &deputyv1.RevokeRequest{Token: "presented", DryRun: true})
-	wantDry := &deputyv1.RevokeResponse{Tokens: 3, Chains: 2, Grants: []*deputyv1.AffectedGrant{{
+	wantDry := &deputyv1.RevokeResponse{Tokens: 3, Chains: 2, Counted: true, Grants: []*deputyv1.AffectedGrant{{
 		Jti: "01JID", Parent: "01JP", Txn: "01JTXN", Entry: 57, Subject: "user:alice", Actor: "agent:researcher",
 		Scope: []string{"calendar.read"}, Audience: []string{"https://calendar.example"}, ExpiresAt: timestamppb.New(at.Add(time.Hour)),
 	}}}
@@ -59,7 +59,7 @@ func TestSuspendResumeReceipts(t *testing.T) {
 	engine := granting()
 	revoking := revocations(t, Config{Engine: engine})
 	suspended, err := revoking.Suspend(t.Context(), &deputyv1.SuspendRequest{Agent: "agent:a", Reason: "odd"})
-	if err != nil || suspended.GetTokens() != 3 || suspended.GetRevocation().GetTarget().GetKind() != deputyv1.RevocationKind_REVOCATION_KIND_SUSPEND {
+	if err != nil || suspended.GetTokens() != 3 || !suspended.GetCounted() || suspended.GetRevocation().GetTarget().GetKind() != deputyv1.RevocationKind_REVOCATION_KIND_SUSPEND {
 		t.Errorf("%v %v", suspended, err)
 	}
 	if dry, err := revoking.Suspend(t.Context(), &deputyv1.SuspendRequest{Agent: "agent:a", DryRun: true}); err != nil || dry.GetRevocation() != nil || len(dry.GetGrants()) != 1 {

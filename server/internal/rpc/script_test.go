@@ -118,7 +118,7 @@ func granting() *script {
 		},
 		revoke: func(_ context.Context, c exchange.RevokeCall) (exchange.Revoked, error) {
 			at := time.Unix(1795305600, 0)
-			done := exchange.Revoked{Tokens: 3, Chains: 2}
+			done := exchange.Revoked{Tokens: 3, Chains: 2, Counted: true}
 			if c.DryRun {
 				done.Grants = []*ledger.Entry{{
 					ID: "01JID", Parent: "01JP", Seq: 57, Txn: "01JTXN", Subject: "user:alice", Actor: "agent:researcher",
