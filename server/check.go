@@ -146,6 +146,7 @@ func (t *Tenant) check(p *problems, path string) {
 	}
 	t.Policy.check(p, path+".policy")
 	t.Limits.check(p, path+".limits")
+	t.Audit.Retention.check(p, path+".audit.retention")
 }
 
 func (t *Tenant) checkIssuer(p *problems, path string) {

@@ -134,6 +134,13 @@ type Tenant struct {
 	// AcceptJSONSTS lets the token endpoint take a JSON object of RFC 8693's string members too, which
 	// is what grpc-go's STS credential sends. Default false: OAuth asks for a form.
 	AcceptJSONSTS bool `yaml:"accept_json_sts"`
+	// Audit says how the tenant's record is kept.
+	Audit Audit `yaml:"audit"`
+}
+
+// Audit is about the record of what happened.
+type Audit struct {
+	Retention Retention `yaml:"retention"`
 }
 
 // Policy says which OpenFGA store and model decide for the tenant.

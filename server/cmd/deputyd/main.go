@@ -27,6 +27,7 @@ type arguments struct {
 	Keys struct {
 		Create create `cmd:"" help:"Create a signing key in a new file that only its owner can read. Never replaces a file."`
 	} `cmd:"" help:"Signing keys."`
+	Erase   erase   `cmd:"" help:"Make a tenant's ledger forget a principal. Every proof keeps holding. Safe to repeat, and while instances serve."`
 	Version version `cmd:"" help:"Say which version this is."`
 }
 
@@ -48,6 +49,9 @@ type (
 	}
 )
 
+// streams are for commands that say something on the way.
+type streams struct{ out, err io.Writer }
+
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // from the first signal on, the next one ends the process
@@ -64,6 +68,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		kong.Exit(func(int) { asked = true }),
 		kong.BindTo(ctx, (*context.Context)(nil)),
 		kong.BindTo(stdout, (*io.Writer)(nil)),
+		kong.Bind(&streams{out: stdout, err: stderr}),
 	)
 	if err != nil {
 		fmt.Fprintln(stderr, "deputyd:", err)

@@ -33,6 +33,9 @@ var (
 	NoLostPostings    Protection = func(p *protections) { p.lostPostings = true }
 	NoComparison      Protection = func(p *protections) { p.comparison = true }
 	NoVersion         Protection = func(p *protections) { p.version = true }
+	NoLiveFields      Protection = func(p *protections) { p.liveFields = true }
+	NoLiveEntries     Protection = func(p *protections) { p.liveEntries = true }
+	NoDroppedLeaves   Protection = func(p *protections) { p.droppedLeaves = true }
 )
 
 // SwitchOff must be called before the ledger is used.
@@ -52,6 +55,15 @@ func (l *Ledger) Queued(tenant string) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return len(s.queue)
+}
+
+// Retain does what Keep does for retention, until there is nothing more to do.
+func (l *Ledger) Retain(ctx context.Context, tenant string) error {
+	for {
+		if more, err := l.retain(ctx, tenant); !more || err != nil {
+			return err
+		}
+	}
 }
 
 // Salt is the salt of a personal field, by its number in the canonical form.

@@ -99,7 +99,7 @@ type ahead struct {
 
 const (
 	// One statement, so that its parts fit together.
-	sqlExtent = `SELECT h.seq, coalesce(s.block, 0), coalesce((SELECT min(seq) FROM entries WHERE tenant = $1), 1)
+	sqlExtent = `SELECT h.seq, coalesce(s.block, 0), ` + sqlThrough + ` + 1
 		FROM heads h LEFT JOIN search_heads s ON s.tenant = h.tenant WHERE h.tenant = $1`
 
 	sqlPostings = `SELECT block, terms FROM postings WHERE tenant = $1 AND bucket = $2 AND block >= $3 AND block <= $4`
