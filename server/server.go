@@ -130,6 +130,7 @@ func (s *Server) Run(ctx context.Context) error {
 		})
 	}
 	run("revocations", func() error { return s.engine.Follow(ctx) })
+	run("checkpoints", func() error { return s.engine.Checkpoints(ctx) })
 	group.Go(func() error {
 		s.readiness.watch(ctx, s.rpc.SetServing)
 		s.drain()

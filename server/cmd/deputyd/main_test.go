@@ -41,6 +41,11 @@ func TestExitCodesAndStreams(t *testing.T) {
 		{"erase --config x --tenant acme", 2, "", "--subject=PRINCIPAL"},
 		{"keys create --algorithm ES256 --out " + key, 0, "", ""},
 		{"keys create --algorithm ES256 --out " + key, 1, "", "file already exists"},
+		{"keys create --out x", 2, "", "--algorithm"},
+		{"keys create --out x --algorithm ES256 --checkpoint https://deputy.example", 2, "", "can't be used together"},
+		{"keys create --checkpoint https://deputy.example/t/acme --out " + key + ".cp", 0, "deputy.example/t/acme+", ""},
+		{"keys create --checkpoint https://deputy.example/t/acme --out " + key + ".cp", 1, "", "file exists"},
+		{"keys create --checkpoint acme --out " + key + ".x", 1, "", "gives no name for a key"},
 	} {
 		var stdout, stderr bytes.Buffer
 		code := run(t.Context(), strings.Fields(c.args), &stdout, &stderr)
