@@ -147,8 +147,8 @@ type Audit struct {
 	// CheckpointFile takes each new checkpoint, and with .history appended to its name all of them: put it
 	// where whoever can write to the database cannot. Deputy refuses to be ready while the ledger does not
 	// continue it. Default none: a restored backup is noticed only by those who kept a checkpoint.
-	CheckpointFile string `yaml:"checkpoint_file"`
-	Retention Retention `yaml:"retention"`
+	CheckpointFile string    `yaml:"checkpoint_file"`
+	Retention      Retention `yaml:"retention"`
 }
 
 // Policy says which OpenFGA store and model decide for the tenant.
