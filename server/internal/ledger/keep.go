@@ -134,7 +134,7 @@ func (l *Ledger) index(ctx context.Context, tenant string) (more bool, err error
 func (l *Ledger) reindex(ctx context.Context, tenant string, block uint64) error {
 	for {
 		h, there, err := l.searchHead(ctx, tenant)
-		if err != nil || !there || block >= h.block {
+		if err != nil || !there || block >= min(h.block, h.seq/blockSize) {
 			return err
 		}
 		if done, err := l.build(ctx, tenant, block, sqlSettled, block, h); done || err != nil {

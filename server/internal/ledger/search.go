@@ -3,7 +3,6 @@ package ledger
 import (
 	"context"
 	"encoding/json"
-	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -133,6 +132,7 @@ func (l *Ledger) walk(ctx context.Context, tenant string, q Query) (*walk, error
 	if w.low == 0 { // no such tenant
 		return w, nil
 	}
+	w.built = min(w.built, w.head/blockSize) // a block that is not full says nothing of what comes
 	if w.high = w.head + 1; q.Before > 0 && q.Before < w.high {
 		w.high = q.Before
 	}
@@ -179,6 +179,7 @@ func (w *walk) page(ctx context.Context, limit int) (page []*Entry, before uint6
 			if err != nil {
 				return nil, 0, err
 			}
+			w.rows -= len(chunk)
 			for _, e := range slices.Backward(entries) {
 				if len(page) < limit && (w.matches(e) || w.ledger.off.comparison) {
 					page = append(page, e)
@@ -318,8 +319,10 @@ func readFacets(ctx context.Context, db querier, tenant string, low, high uint64
 			&e.Subject, &e.Actor, &e.Caller, &actors); err != nil {
 			return err
 		}
-		if err := json.Unmarshal([]byte(audiences), &e.Audiences); err != nil {
-			return fmt.Errorf("entry %d: column audiences is damaged: %w", e.Seq, err)
+		// Who damaged the column has the entry not found by it. Whatever else it is found by, reading
+		// it whole then fails: one damaged entry must not hold up the index of all others.
+		if json.Unmarshal([]byte(audiences), &e.Audiences) != nil {
+			e.Audiences = nil
 		}
 		e.Scopes, e.Actors = strings.Split(scopes, " "), splitChain(actors)
 		list = append(list, &e)
