@@ -232,10 +232,10 @@ func (w *walk) propose(ctx context.Context, n int) (seqs []uint64, err error) {
 // not there, or not all of it.
 func (w *walk) index(ctx context.Context, block uint64) (m members, whole bool, err error) {
 	switch {
-	case block >= w.built:
-		return members{}, false, nil
 	case len(w.wants) == 0:
 		return everyone, true, nil
+	case block >= w.built:
+		return members{}, false, nil
 	case len(w.ahead.members) == 0 || block < w.ahead.first:
 		if err := w.read(ctx, block); err != nil {
 			return members{}, false, err
