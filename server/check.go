@@ -146,6 +146,10 @@ func (t *Tenant) check(p *problems, path string) {
 	}
 	t.Policy.check(p, path+".policy")
 	t.Limits.check(p, path+".limits")
+	t.Audit.Retention.check(p, path+".audit.retention")
+	if t.Audit.CheckpointFile != "" && t.Audit.CheckpointKey == "" {
+		p.add(path+".audit.checkpoint_file", "has no meaning without checkpoint_key: name the key that signs")
+	}
 }
 
 func (t *Tenant) checkIssuer(p *problems, path string) {
@@ -248,6 +252,9 @@ func (c *Config) checkApart(p *problems) {
 			}
 			if t.Default && other.Default {
 				p.add(path+".default", "is set for %s too: one tenant at most is the default", tenantPath(j))
+			}
+			if t.Audit.CheckpointFile != "" && t.Audit.CheckpointFile == other.Audit.CheckpointFile {
+				p.add(path+".audit.checkpoint_file", "is that of %s too: each log has its own", tenantPath(j))
 			}
 			switch {
 			case t.Issuer == "":

@@ -134,6 +134,21 @@ type Tenant struct {
 	// AcceptJSONSTS lets the token endpoint take a JSON object of RFC 8693's string members too, which
 	// is what grpc-go's STS credential sends. Default false: OAuth asks for a form.
 	AcceptJSONSTS bool `yaml:"accept_json_sts"`
+	// Audit says how the tenant's record is kept.
+	Audit Audit `yaml:"audit"`
+}
+
+// Audit is about the record of what happened, and how it is made evident to outsiders.
+type Audit struct {
+	// CheckpointKey is the file of the key that signs the heads of the tenant's log, of its own:
+	// "deputyd keys create --checkpoint" makes it, and prints what auditors verify with. Default none:
+	// nobody outside can tell that the log was changed. Danger: whoever has it can sign another log.
+	CheckpointKey string `yaml:"checkpoint_key"`
+	// CheckpointFile takes each new checkpoint, and with .history appended to its name all of them: put it
+	// where whoever can write to the database cannot. Deputy refuses to be ready while the ledger does not
+	// continue it. Default none: a restored backup is noticed only by those who kept a checkpoint.
+	CheckpointFile string    `yaml:"checkpoint_file"`
+	Retention      Retention `yaml:"retention"`
 }
 
 // Policy says which OpenFGA store and model decide for the tenant.
@@ -251,6 +266,19 @@ func within(path, other string) bool {
 func (c *Config) Validate() error {
 	_, unopened := c.open(Options{})
 	return c.locate(c.check(), unopened).err()
+}
+
+// Warnings are what is not wrong and should not stay so.
+func (c *Config) Warnings() []string {
+	var list []string
+	for i, t := range c.Tenants {
+		if t.Audit.CheckpointKey == "" {
+			list = append(list, tenantPath(i)+".audit.checkpoint_key: is missing: outsiders cannot tell whether the log of "+t.Name+" was changed")
+		} else if t.Audit.CheckpointFile == "" {
+			list = append(list, tenantPath(i)+".audit.checkpoint_file: is missing: a restored backup is noticed only by those who kept a checkpoint")
+		}
+	}
+	return list
 }
 
 // secret reads a secret from its file. One line feed at the end does not belong to it.

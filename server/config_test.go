@@ -323,13 +323,43 @@ func TestShippedExampleLoads(t *testing.T) {
 		s.write("secrets/"+name, []byte("long-and-random"))
 	}
 	s.writeCertificate("tls/tls.crt", "tls/tls.key")
-	if _, err := s.load(strings.ReplaceAll(string(example), "/etc/deputy", "DIR")); err != nil {
-		t.Error(err)
+	if _, err := CreateCheckpointKey(filepath.Join(s.dir, "keys/acme-checkpoint.key"), "https://deputy.example/t/acme"); err != nil {
+		t.Fatal(err)
+	}
+	s.write("checkpoints/README", nil)
+	local := strings.NewReplacer("/etc/deputy", "DIR", "/var/lib/deputy", "DIR").Replace(string(example))
+	config, err := s.load(local)
+	if err != nil || len(config.Warnings()) > 0 {
+		t.Error(err, config.Warnings())
 	}
 	// The control: the files were read.
 	s.write("clients/ci.jwks.json", jwks(t, ec.Public(), "ci"))
-	if _, err := s.load(strings.ReplaceAll(string(example), "/etc/deputy", "DIR")); err == nil {
+	if _, err := s.load(local); err == nil {
 		t.Error("it loads with a client's key of another algorithm")
+	}
+}
+
+func TestAuditSettings(t *testing.T) {
+	s := newScene(t)
+	if _, err := CreateCheckpointKey(filepath.Join(s.dir, "cp.key"), "https://deputy.example"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := CreateCheckpointKey(filepath.Join(s.dir, "foreign.key"), "https://other.example"); err != nil {
+		t.Fatal(err)
+	}
+	for settings, want := range map[string]string{
+		``:                                    "",
+		`audit: {checkpoint_key: DIR/cp.key}`: "",
+		`audit: {checkpoint_key: DIR/cp.key, checkpoint_file: DIR/cp}`:               "",
+		`audit: {checkpoint_file: DIR/cp}`:                                           "audit.checkpoint_file: has no meaning without",
+		`audit: {checkpoint_key: DIR/none}`:                                          "audit.checkpoint_key: ",
+		`audit: {checkpoint_key: DIR/foreign.key}`:                                   "audit.checkpoint_key: is the key of other.example: a log",
+		`audit: {checkpoint_key: DIR/cp.key, checkpoint_file: DIR/no/such/folder/x}`: "audit.checkpoint_file: must be in a directory",
+	} {
+		_, err := s.load(strings.Replace(good, "    policy:", "    "+settings+"\n    policy:", 1))
+		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", settings, err, want)
+		}
 	}
 }
 

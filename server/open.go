@@ -4,8 +4,11 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"net/url"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -83,6 +86,8 @@ func (t *Tenant) open(p *problems, path string, o Options) exchange.Tenant {
 		},
 		CallerRate: guard.Limit{Rate: t.Limits.CallerRate, Burst: t.Limits.CallerBurst},
 		Keys:       t.openKeys(p, path, o),
+
+		Checkpoints: t.openCheckpoints(p, path+".audit", o),
 	}
 	tenant.Trust = t.openTrust(p, path, tenant.Keys, o)
 	var principals []string
@@ -106,6 +111,34 @@ func (t *Tenant) openKeys(p *problems, path string, o Options) *token.Keyset {
 	keys, err := token.OpenKeyset(token.KeysetConfig{Keys: t.SigningKeys})
 	p.fault(path, 0, err)
 	return keys
+}
+
+// openCheckpoints reads the key, and sees whether the checkpoints' place is there.
+func (t *Tenant) openCheckpoints(p *problems, path string, o Options) *exchange.Checkpointer {
+	if t.Audit.CheckpointKey == "" {
+		return nil
+	}
+	if _, err := os.Lstat(t.Audit.CheckpointKey); o.CreateKeys && errors.Is(err, fs.ErrNotExist) {
+		if _, err := exchange.CreateCheckpointKey(t.Audit.CheckpointKey, t.Issuer); err != nil {
+			p.add(path+".checkpoint_key", "%v", err)
+			return nil
+		}
+	}
+	key, err := secret(t.Audit.CheckpointKey)
+	if err != nil {
+		p.add(path+".checkpoint_key", "%v", err)
+		return nil
+	}
+	c, err := exchange.OpenCheckpointer(key, t.Issuer, t.Audit.CheckpointFile)
+	if err != nil {
+		p.add(path+".checkpoint_key", "%v", err)
+	}
+	if file := t.Audit.CheckpointFile; file != "" {
+		if dir, err := os.Stat(filepath.Dir(file)); err != nil || !dir.IsDir() {
+			p.add(path+".checkpoint_file", "must be in a directory that is there and that Deputy may write to")
+		}
+	}
+	return c
 }
 
 // openTrust tries each issuer and client by itself, for the same reason, and then all together.

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 
+	"deputy.example/deputy/server/internal/exchange"
 	"deputy.example/deputy/server/internal/ledger"
 	"deputy.example/deputy/server/internal/token"
 )
@@ -20,6 +21,12 @@ func Migrate(ctx context.Context, d Database) error {
 		return err
 	}
 	return ledger.Migrate(ctx, address)
+}
+
+// CreateCheckpointKey makes the key that signs the heads of an issuer's log, in a new file with mode 0600, and
+// returns the verifier key for auditors. It never replaces a file.
+func CreateCheckpointKey(path, issuer string) (verifierKey string, err error) {
+	return exchange.CreateCheckpointKey(path, issuer)
 }
 
 // CreateKey makes a signing key in a new file with mode 0600. It never replaces a file.

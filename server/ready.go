@@ -43,6 +43,7 @@ func newReadiness(l *ledger.Ledger, g *guard.Guard, e *exchange.Engine) *readine
 			return err
 		}}
 		r.probes["revocations of "+t.Name] = &probe{check: func(ctx context.Context) error { return e.Ready(ctx, t.Name) }}
+		r.probes["checkpoints of "+t.Name] = &probe{check: func(ctx context.Context) error { return e.Checkpointed(ctx, t.Name) }}
 	}
 	return r
 }

@@ -78,7 +78,9 @@ func New(ctx context.Context, config Config, o Options) (_ *Server, err error) {
 	for _, t := range parts.tenants {
 		s.owns(closer(func() error { t.Policy.Close(); return nil }))
 	}
-	records, err := ledger.Open(ctx, parts.database, ledger.Config{Logger: o.Logger, Registerer: o.Registry, Now: o.Now})
+	records, err := ledger.Open(ctx, parts.database, ledger.Config{
+		Logger: o.Logger, Registerer: o.Registry, Now: o.Now, Retention: config.retention(),
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -128,6 +130,7 @@ func (s *Server) Run(ctx context.Context) error {
 		})
 	}
 	run("revocations", func() error { return s.engine.Follow(ctx) })
+	run("checkpoints", func() error { return s.engine.Checkpoints(ctx) })
 	group.Go(func() error {
 		s.readiness.watch(ctx, s.rpc.SetServing)
 		s.drain()

@@ -260,6 +260,7 @@ func (e *Embedded) settings() (server.Config, error) {
 		Name: tenantName, Default: true, Issuer: e.Issuer(), AllowInsecureLoopback: true,
 		SigningKeys: []token.KeyFile{{Path: e.path("keys", "signing.pem"), Algorithm: "ES256"}},
 		Policy:      server.Policy{URL: e.devAddress(), Store: e.store, Model: e.model},
+		Audit:       server.Audit{CheckpointKey: e.path("keys", "checkpoint.key"), CheckpointFile: e.path("checkpoint")},
 		// Long enough to try things out with the demo's tokens, and fast enough to measure.
 		Limits: server.Limits{MaxLifetime: personLifetime, DefaultLifetime: personLifetime, CallerRate: 10_000},
 		TrustedIssuers: []token.TrustedIssuer{

@@ -25,8 +25,9 @@ type arguments struct {
 		Check check `cmd:"" help:"List all that is wrong with a configuration and the files it names. Connects to nothing."`
 	} `cmd:"" help:"The configuration file."`
 	Keys struct {
-		Create create `cmd:"" help:"Create a signing key in a new file that only its owner can read. Never replaces a file."`
-	} `cmd:"" help:"Signing keys."`
+		Create create `cmd:"" help:"Create a key in a new file that only its owner can read. Never replaces a file."`
+	} `cmd:"" help:"Keys that sign tokens or checkpoints."`
+	Erase   erase   `cmd:"" help:"Make a tenant's ledger forget a principal. Every proof keeps holding. Safe to repeat, and while instances serve."`
 	Version version `cmd:"" help:"Say which version this is."`
 }
 
@@ -43,10 +44,14 @@ type (
 		DSN    string `placeholder:"ADDRESS" xor:"database" required:"" help:"The database itself: postgres:// or sqlite:///. Other users of the machine can read it: put no password in."`
 	}
 	create struct {
-		Out       string `required:"" placeholder:"FILE" help:"The new file."`
-		Algorithm string `required:"" enum:"ES256,EdDSA,RS256" help:"ES256, EdDSA or RS256."`
+		Out        string `required:"" placeholder:"FILE" help:"The new file."`
+		Algorithm  string `required:"" xor:"kind" enum:"ES256,EdDSA,RS256" help:"For a key that signs tokens: ES256, EdDSA or RS256."`
+		Checkpoint string `required:"" xor:"kind" placeholder:"ISSUER" help:"For a key that signs checkpoints of this issuer's log. The verifier key, which auditors need, is printed."`
 	}
 )
+
+// streams are for commands that say something on the way.
+type streams struct{ out, err io.Writer }
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
@@ -64,6 +69,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		kong.Exit(func(int) { asked = true }),
 		kong.BindTo(ctx, (*context.Context)(nil)),
 		kong.BindTo(stdout, (*io.Writer)(nil)),
+		kong.Bind(&streams{out: stdout, err: stderr}),
 	)
 	if err != nil {
 		fmt.Fprintln(stderr, "deputyd:", err)
@@ -112,15 +118,30 @@ func (c migrate) Run(ctx context.Context) error {
 
 // Run checks.
 func (c check) Run(stdout io.Writer) error {
-	if _, err := server.Load(c.Config); err != nil {
+	config, err := server.Load(c.Config)
+	if err != nil {
 		return err
 	}
-	_, err := fmt.Fprintf(stdout, "%s: nothing is wrong with it\n", c.Config)
+	text := c.Config + ": nothing is wrong with it\n"
+	for _, warning := range config.Warnings() {
+		text += "warning: " + warning + "\n"
+	}
+	_, err = io.WriteString(stdout, text)
 	return err
 }
 
 // Run creates a key.
-func (c create) Run() error { return server.CreateKey(c.Out, c.Algorithm) }
+func (c create) Run(stdout io.Writer) error {
+	if c.Checkpoint == "" {
+		return server.CreateKey(c.Out, c.Algorithm)
+	}
+	public, err := server.CreateCheckpointKey(c.Out, c.Checkpoint)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintln(stdout, public)
+	return err
+}
 
 // Run says the version.
 func (version) Run(stdout io.Writer) error {

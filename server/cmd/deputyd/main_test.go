@@ -38,8 +38,14 @@ func TestExitCodesAndStreams(t *testing.T) {
 		{"migrate --dsn postgres://a:canary@localhost/b", 1, "", "holds a password"},
 		{"migrate --dsn " + ledger, 0, "", ""},
 		{"migrate --dsn " + ledger, 0, "", ""}, // again
+		{"erase --config x --tenant acme", 2, "", "--subject=PRINCIPAL"},
 		{"keys create --algorithm ES256 --out " + key, 0, "", ""},
 		{"keys create --algorithm ES256 --out " + key, 1, "", "file already exists"},
+		{"keys create --out x", 2, "", "--algorithm"},
+		{"keys create --out x --algorithm ES256 --checkpoint https://deputy.example", 2, "", "can't be used together"},
+		{"keys create --checkpoint https://deputy.example/t/acme --out " + key + ".cp", 0, "deputy.example/t/acme+", ""},
+		{"keys create --checkpoint https://deputy.example/t/acme --out " + key + ".cp", 1, "", "file exists"},
+		{"keys create --checkpoint acme --out " + key + ".x", 1, "", "gives no name for a key"},
 	} {
 		var stdout, stderr bytes.Buffer
 		code := run(t.Context(), strings.Fields(c.args), &stdout, &stderr)
@@ -91,6 +97,20 @@ tenants:
 	}
 	if code, said := deputyd(t.Context(), "migrate", "--config", config); code != 0 {
 		t.Fatal(said)
+	}
+	for _, c := range []struct {
+		args, says string
+		code       int
+	}{
+		{"--tenant acme --subject user:alice", "erased 0 fields of 0 entries", 0},
+		{"--tenant acme --subject user:alice --dry-run", "would erase 0 fields", 0},
+		{"--tenant acme --subject user:alice --json", `{"dry_run":false,"entries":0,"fields":0,"deferred":0,"kept":0}`, 0},
+		{"--tenant umbrella --subject user:alice", "has no tenant", 1},
+		{"--tenant acme --subject alice", "has no type", 1},
+	} {
+		if code, said := deputyd(t.Context(), append([]string{"erase", "--config", config}, strings.Fields(c.args)...)...); code != c.code || !strings.Contains(said, c.says) {
+			t.Errorf("erase %s: %d %s", c.args, code, said)
+		}
 	}
 	// Redis and OpenFGA are not there: it starts all the same, and the signal ends it without an error.
 	ctx, signal := context.WithTimeout(t.Context(), 300*time.Millisecond)

@@ -35,6 +35,8 @@ type Tenant struct {
 	Limits Limits
 	// CallerRate bounds what one caller may ask for, in children; every child of a batch counts.
 	CallerRate guard.Limit
+	// Checkpoints sign the heads of its log. Default: nobody does.
+	Checkpoints *Checkpointer
 
 	frame int // length of a signed token beside its encoded claims
 }
@@ -69,6 +71,7 @@ type Engine struct {
 	receipts receipts
 	lists    signedLists
 	compared sync.Map // tenant's name → nil, or error where Redis knows revocations that the ledger does not
+	proven   sync.Map // tenant's name → nil, or error where the log does not continue its checkpoints
 
 	// What tests replace: a signer that fails, a count or a list that takes long, and the protections that
 	// they switch off.
@@ -80,7 +83,7 @@ type Engine struct {
 
 // protections are switched off by tests only, which then see their attacks succeed.
 type protections struct {
-	callerRules, actorAudience, otherCaller, binding, policy, replay, uses, idempotency, revocation bool
+	callerRules, actorAudience, otherCaller, binding, policy, replay, uses, idempotency, revocation, continuity bool
 }
 
 // New checks that the tenants are told apart by name and by issuer.

@@ -22,10 +22,18 @@ var (
 	NoUses            Protection = func(p *protections) { p.uses = true }
 	NoIdempotency     Protection = func(p *protections) { p.idempotency = true }
 	NoRevocationCheck Protection = func(p *protections) { p.revocation = true }
+	NoContinuity      Protection = func(p *protections) { p.continuity = true }
 )
 
 // SwitchOff must be called before the engine is used.
 func (e *Engine) SwitchOff(p Protection) { p(&e.off) }
+
+// Notary is one process's rounds of signing checkpoints for a tenant.
+func (e *Engine) Notary(tenant string) (round func(context.Context) error) {
+	t := e.tenants[tenant]
+	n := &notary{Engine: e, tenant: t, Checkpointer: t.Checkpoints}
+	return n.round
+}
 
 // SignWith replaces the signer; nil puts it back.
 func (e *Engine) SignWith(sign func(*token.Keyset, []byte) (string, error)) {

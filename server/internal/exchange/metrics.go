@@ -12,6 +12,10 @@ type metrics struct {
 	outcomes *prometheus.CounterVec
 	steps    *prometheus.HistogramVec
 	strange  *prometheus.CounterVec
+
+	signedSize *prometheus.GaugeVec
+	signedTime *prometheus.GaugeVec
+	unsigned   *prometheus.GaugeVec
 }
 
 func newMetrics(registerer prometheus.Registerer) *metrics {
@@ -30,10 +34,28 @@ func newMetrics(registerer prometheus.Registerer) *metrics {
 			Help: "Calls that were refused before a caller was known; these are not in the ledger.",
 		}, []string{"reason"}),
 	}
+	gauge := func(name, help string) *prometheus.GaugeVec {
+		return prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: name, Help: help}, []string{"tenant"})
+	}
+	m.signedSize = gauge("deputy_checkpoint_entries", "Entries that the newest signed checkpoint covers.")
+	m.signedTime = gauge("deputy_checkpoint_time_seconds", "When it was signed, in seconds since 1970.")
+	m.unsigned = gauge("deputy_checkpoint_failing", "1 while no checkpoint can be signed: alert on it.")
 	if registerer != nil {
-		registerer.MustRegister(m.outcomes, m.steps, m.strange)
+		registerer.MustRegister(m.outcomes, m.steps, m.strange, m.signedSize, m.signedTime, m.unsigned)
 	}
 	return m
+}
+
+func (m *metrics) checkpoint(tenant string, size uint64, at time.Time, err error) {
+	failing := 0.0
+	if err != nil {
+		failing = 1
+	}
+	m.unsigned.WithLabelValues(tenant).Set(failing)
+	if size > 0 {
+		m.signedSize.WithLabelValues(tenant).Set(float64(size))
+		m.signedTime.WithLabelValues(tenant).Set(float64(at.Unix()))
+	}
 }
 
 func (m *metrics) step(name string, began time.Time) {

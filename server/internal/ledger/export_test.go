@@ -36,6 +36,9 @@ var (
 	NoStatusNews      Protection = func(p *protections) { p.statusNews = true }
 	NoStatusVoids     Protection = func(p *protections) { p.statusVoids = true }
 	NoStatusGap       Protection = func(p *protections) { p.statusGap = true }
+	NoLiveFields      Protection = func(p *protections) { p.liveFields = true }
+	NoLiveEntries     Protection = func(p *protections) { p.liveEntries = true }
+	NoDroppedLeaves   Protection = func(p *protections) { p.droppedLeaves = true }
 )
 
 // SwitchOff must be called before the ledger is used.
@@ -55,6 +58,15 @@ func (l *Ledger) Queued(tenant string) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return len(s.queue)
+}
+
+// Retain does what Keep does for retention, until there is nothing more to do.
+func (l *Ledger) Retain(ctx context.Context, tenant string) error {
+	for {
+		if more, err := l.retain(ctx, tenant); !more || err != nil {
+			return err
+		}
+	}
 }
 
 // Salt is the salt of a personal field, by its number in the canonical form.

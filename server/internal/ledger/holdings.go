@@ -82,6 +82,7 @@ func (h *holdings) run(ctx context.Context) error {
 			return err
 		}
 		for chunk := range slices.Chunk(proposed, entryPage) {
+			w.rows -= len(chunk)
 			if err := h.judge(ctx, chunk); err != nil {
 				return err
 			}

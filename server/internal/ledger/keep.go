@@ -18,10 +18,10 @@ type round struct {
 	do   func(ctx context.Context, tenant string) (more bool, err error)
 }
 
-// Keep does what the tenants' ledgers need in the background, until ctx ends: it builds the search index
-// and mends it. Any number of instances may do so on one database. What fails is logged and tried again.
+// Keep does what the tenants' ledgers need in the background, until ctx ends: it builds the search index,
+// mends it, and forgets what is older than Config.Retention. Any number of instances may do so on one database. What fails is logged and tried again.
 func (l *Ledger) Keep(ctx context.Context, tenants ...string) error {
-	rounds := []round{{"index", l.index}, {"mend", l.mend}}
+	rounds := []round{{"index", l.index}, {"mend", l.mend}, {"retain", l.retain}}
 	for {
 		more := false
 		for _, tenant := range tenants {
@@ -75,6 +75,25 @@ var sqlBlock = func() string {
 		` ON CONFLICT (tenant, bucket, block) DO UPDATE SET terms = excluded.terms`
 }()
 
+// sqlUnindex takes a block out of the index; the buckets are named, because the key begins with them.
+var sqlUnindex = func() string {
+	var in strings.Builder
+	for i := range buckets {
+		in.WriteString(", " + strconv.Itoa(i))
+	}
+	return `DELETE FROM postings WHERE tenant = $1 AND block = $2 AND bucket IN (` + in.String()[2:] + `)`
+}()
+
+// unindex belongs into every transaction that takes something out of a block's entries: no search finds
+// it any more. Searches read the block itself until it is indexed again.
+func (l *Ledger) unindex(ctx context.Context, db changer, tenant string, block uint64) error {
+	if _, err := db.change(ctx, "unsettle index", sqlUnsettle, tenant); err != nil {
+		return err
+	}
+	_, err := db.change(ctx, "unindex", sqlUnindex, tenant, int64(block))
+	return err
+}
+
 // searchHead is a tenant's row in search_heads, and the number of its newest entry.
 type searchHead struct{ seq, block, version uint64 }
 
@@ -115,7 +134,7 @@ func (l *Ledger) index(ctx context.Context, tenant string) (more bool, err error
 func (l *Ledger) reindex(ctx context.Context, tenant string, block uint64) error {
 	for {
 		h, there, err := l.searchHead(ctx, tenant)
-		if err != nil || !there || block >= h.block {
+		if err != nil || !there || block >= min(h.block, h.seq/blockSize) {
 			return err
 		}
 		if done, err := l.build(ctx, tenant, block, sqlSettled, block, h); done || err != nil {

@@ -46,6 +46,8 @@ type Config struct {
 	Timeout  time.Duration
 	MaxBatch int // drafts in one transaction. Default 256
 	MaxQueue int // drafts of one tenant that wait; more are refused as unavailable. Default 4096
+
+	Retention map[string]Retention // by tenant; what Keep forgets. Default nothing
 }
 
 func (c Config) withDefaults() Config {
@@ -96,6 +98,7 @@ type protections struct {
 	revocations, singleUse, idempotency, durability, unbroken bool
 	lostPostings, comparison, version                         bool // of the search index
 	statusNews, statusVoids, statusGap                        bool // of status lists
+	liveFields, liveEntries, droppedLeaves                    bool // of retention
 }
 
 // Open connects to a migrated database: "sqlite:///var/lib/deputy/ledger.db" or

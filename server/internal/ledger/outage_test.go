@@ -28,6 +28,10 @@ func unavailable(t *testing.T, l *ledger.Ledger) {
 		"Spend":       func() error { return l.Spend(t.Context(), tenant, everything().Uses) },
 		"Revocations": func() error { _, err := l.Revocations(t.Context(), tenant, true); return err },
 		"EntryAt":     func() error { _, err := l.EntryAt(t.Context(), tenant, 1); return err },
+		"Search":      func() error { _, _, err := l.Search(t.Context(), tenant, ledger.Query{Limit: 1}); return err },
+		"Holdings":    func() error { _, err := l.Holdings(t.Context(), tenant, "a:b", 1); return err },
+		"Descendants": func() error { _, _, err := l.Descendants(t.Context(), tenant, "x", 0, 1); return err },
+		"Voided":      func() error { _, err := l.Voided(t.Context(), tenant, []uint64{1}); return err },
 		"Lookup":      func() error { _, err := l.Lookup(t.Context(), tenant, "a:b", "k"); return err },
 		"Ready":       func() error { return l.Ready(t.Context()) },
 	} {

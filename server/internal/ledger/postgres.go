@@ -212,7 +212,7 @@ func (tx *postgresTx) answer(ctx context.Context, tenant string, q questions) (f
 	p := &pipeline{seam: tx.st.seam}
 	p.lockHead(tenant, &found.head)
 	p.add("read revocations", sqlRevocations, tenant, int64(q.revokedAfter), q.revokedUntil, everything).Query(func(r pgx.Rows) (err error) {
-		found.head.revocation, found.revocations, err = scanRevocations(r)
+		found.head.revocation, found.revocations, err = scanRevocations(r, q.now)
 		return err
 	})
 	if len(q.uses) > 0 {

@@ -19,9 +19,10 @@ func (l *Ledger) EntryAt(ctx context.Context, tenant string, seq uint64) (*Entry
 	return l.one(ctx, tenant, `e.tenant = $1 AND e.seq = $2`, int64(seq))
 }
 
-// Entries returns up to limit entries with numbers above after, in order.
+// Entries returns up to limit entries with numbers above after, in order. They begin after what Dropped
+// tells of, also where a revocation before that is still in force.
 func (l *Ledger) Entries(ctx context.Context, tenant string, after uint64, limit int) ([]*Entry, error) {
-	return l.entries(ctx, `e.tenant = $1 AND e.seq > $2 ORDER BY e.seq LIMIT $3`, tenant, int64(after), int64(limit))
+	return l.entries(ctx, `e.tenant = $1 AND e.seq > $2 AND e.seq > `+sqlThrough+` ORDER BY e.seq LIMIT $3`, tenant, int64(after), int64(limit))
 }
 
 // First returns the grant that began the chain with the given txn.
@@ -39,7 +40,8 @@ const sqlUp = `e.tenant = $1 AND e.seq IN (WITH RECURSIVE up(seq, parent, depth)
 		SELECT seq FROM up) ORDER BY e.seq`
 
 // Chain returns the grants that led to the token with the given jti, from the exchange of the root
-// token to the token itself.
+// token to the token itself. Where the beginning was dropped for its age, the first grant returned has a
+// Parent.
 func (l *Ledger) Chain(ctx context.Context, tenant, jti string) ([]*Entry, error) {
 	chain, err := l.entries(ctx, sqlUp, tenant, jti, int64(delegation.MaxChainDepth))
 	switch {
@@ -47,7 +49,14 @@ func (l *Ledger) Chain(ctx context.Context, tenant, jti string) ([]*Entry, error
 		return nil, err
 	case len(chain) == 0:
 		return nil, ErrNotFound
-	case chain[0].Parent != "":
+	case chain[0].Parent == "":
+		return chain, nil
+	}
+	_, dropped, err := l.Dropped(ctx, tenant)
+	switch {
+	case err != nil:
+		return nil, err
+	case !dropped:
 		return nil, fmt.Errorf("ledger: the chain of entry %d lacks its beginning", chain[len(chain)-1].Seq)
 	}
 	return chain, nil

@@ -130,7 +130,7 @@ func (r *revocations) page() (whole bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	newest, list, err := scanRevocations(found)
+	newest, list, err := scanRevocations(found, q.now)
 	if err != nil {
 		return false, err
 	}

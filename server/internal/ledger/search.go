@@ -3,7 +3,6 @@ package ledger
 import (
 	"context"
 	"encoding/json"
-	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -99,7 +98,7 @@ type ahead struct {
 
 const (
 	// One statement, so that its parts fit together.
-	sqlExtent = `SELECT h.seq, coalesce(s.block, 0), coalesce((SELECT min(seq) FROM entries WHERE tenant = $1), 1)
+	sqlExtent = `SELECT h.seq, coalesce(s.block, 0), ` + sqlThrough + ` + 1
 		FROM heads h LEFT JOIN search_heads s ON s.tenant = h.tenant WHERE h.tenant = $1`
 
 	sqlPostings = `SELECT block, terms FROM postings WHERE tenant = $1 AND bucket = $2 AND block >= $3 AND block <= $4`
@@ -133,6 +132,7 @@ func (l *Ledger) walk(ctx context.Context, tenant string, q Query) (*walk, error
 	if w.low == 0 { // no such tenant
 		return w, nil
 	}
+	w.built = min(w.built, w.head/blockSize) // a block that is not full says nothing of what comes
 	if w.high = w.head + 1; q.Before > 0 && q.Before < w.high {
 		w.high = q.Before
 	}
@@ -179,6 +179,7 @@ func (w *walk) page(ctx context.Context, limit int) (page []*Entry, before uint6
 			if err != nil {
 				return nil, 0, err
 			}
+			w.rows -= len(chunk)
 			for _, e := range slices.Backward(entries) {
 				if len(page) < limit && (w.matches(e) || w.ledger.off.comparison) {
 					page = append(page, e)
@@ -231,10 +232,10 @@ func (w *walk) propose(ctx context.Context, n int) (seqs []uint64, err error) {
 // not there, or not all of it.
 func (w *walk) index(ctx context.Context, block uint64) (m members, whole bool, err error) {
 	switch {
-	case block >= w.built:
-		return members{}, false, nil
 	case len(w.wants) == 0:
 		return everyone, true, nil
+	case block >= w.built:
+		return members{}, false, nil
 	case len(w.ahead.members) == 0 || block < w.ahead.first:
 		if err := w.read(ctx, block); err != nil {
 			return members{}, false, err
@@ -318,8 +319,10 @@ func readFacets(ctx context.Context, db querier, tenant string, low, high uint64
 			&e.Subject, &e.Actor, &e.Caller, &actors); err != nil {
 			return err
 		}
-		if err := json.Unmarshal([]byte(audiences), &e.Audiences); err != nil {
-			return fmt.Errorf("entry %d: column audiences is damaged: %w", e.Seq, err)
+		// Who damaged the column has the entry not found by it. Whatever else it is found by, reading
+		// it whole then fails: one damaged entry must not hold up the index of all others.
+		if json.Unmarshal([]byte(audiences), &e.Audiences) != nil {
+			e.Audiences = nil
 		}
 		e.Scopes, e.Actors = strings.Split(scopes, " "), splitChain(actors)
 		list = append(list, &e)

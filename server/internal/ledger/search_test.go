@@ -77,10 +77,10 @@ func (r *records) append(t testing.TB, l *ledger.Ledger, n int) {
 
 func (r *records) query(head uint64) ledger.Query {
 	q := ledger.Query{Limit: []int{1, 7, 100, 1000}[r.IntN(4)], Before: 1 + r.Uint64N(head+1)}
-	if r.IntN(2) == 0 {
+	if r.IntN(4) > 0 {
 		q.Before = head + 1
 	}
-	for range r.IntN(4) {
+	for range min(r.IntN(20), 1+r.IntN(3)) { // rarely none
 		switch r.IntN(11) {
 		case 0:
 			q.Subject = delegation.Principal("user:" + r.pick("u", 21))
@@ -130,9 +130,8 @@ func all(t testing.TB, l *ledger.Ledger) (list []*ledger.Entry) {
 }
 
 // differs asks random queries until the answer is not what a filter over all entries gives.
-func differs(t testing.TB, r *records, l *ledger.Ledger, n int) string {
+func differs(t testing.TB, r *records, l *ledger.Ledger, entries []*ledger.Entry, n int) string {
 	t.Helper()
-	entries := all(t, l)
 	for range n {
 		q := r.query(uint64(len(entries)))
 		var want []*ledger.Entry
@@ -150,7 +149,7 @@ func differs(t testing.TB, r *records, l *ledger.Ledger, n int) string {
 	return ""
 }
 
-func rounds() int { return testservers.Campaign(1000, 8) }
+func rounds() int { return testservers.Campaign(1000, 15) }
 
 // damages are what may happen to an index of three blocks and more.
 var damages = map[string]string{
@@ -173,10 +172,11 @@ func TestSearchEqualsFilter(t *testing.T) {
 		config := patient
 		config.Now = r.Now
 		l := opened(t, dsn, config)
-		r.append(t, l, 3*ledger.BlockSize+200)
+		r.append(t, l, 3*ledger.BlockSize+100)
+		entries := all(t, l)
 		check := func(state string) {
 			t.Helper()
-			if d := differs(t, r, l, rounds()); d != "" {
+			if d := differs(t, r, l, entries, rounds()); d != "" {
 				t.Errorf("%s: %s", state, d)
 			}
 		}
@@ -203,7 +203,29 @@ func TestSearchEqualsFilter(t *testing.T) {
 			l.BuildIndex(t, tenant, 100)
 		}
 		r.append(t, l, ledger.BlockSize)
+		entries = all(t, l)
 		check("the index is behind")
+	})
+}
+
+// TestIndexDoesNotRunAhead has the index say that it covers a block which is not full yet: what is
+// appended to that block later must not be missed.
+func TestIndexDoesNotRunAhead(t *testing.T) {
+	onBoth(t, func(t *testing.T, dsn string) {
+		r := newRecords(t)
+		l := opened(t, dsn, patient)
+		r.append(t, l, ledger.BlockSize+100)
+		l.BuildIndex(t, tenant, 100)
+		execute(t, dsn, damages["the index says that it goes on"])
+		for range 2 {
+			if d := differs(t, r, l, all(t, l), 60); d != "" {
+				t.Error(d)
+			}
+			if err := l.Reindex(t.Context(), tenant, 1); err != nil {
+				t.Fatal(err)
+			}
+			r.append(t, l, 100)
+		}
 	})
 }
 
@@ -241,10 +263,10 @@ func TestLostPostingsAreNoticed(t *testing.T) {
 		execute(t, dsn, damages["rows of a block are gone"])
 		careless := opened(t, dsn, patient)
 		careless.SwitchOff(ledger.NoLostPostings)
-		if differs(t, r, careless, 200) == "" {
+		if differs(t, r, careless, all(t, careless), 200) == "" {
 			t.Error("lost postings lose nothing, so nothing was shown")
 		}
-		if d := differs(t, r, l, 50); d != "" {
+		if d := differs(t, r, l, all(t, l), 50); d != "" {
 			t.Error(d)
 		}
 	})
@@ -348,7 +370,7 @@ func TestIndexingFails(t *testing.T) {
 			f.set(once(point))
 			keeping(t, l, func() bool { return l.Indexed(t, tenant) == 1 })
 			f.set(nil)
-			if d := differs(t, r, l, 10); d != "" {
+			if d := differs(t, r, l, all(t, l), 10); d != "" {
 				t.Errorf("after a fault %s: %s", point, d)
 			}
 			if n := l.Lost(tenant); n > 0 {
@@ -383,14 +405,14 @@ func TestSearchWhileBuilding(t *testing.T) {
 			}
 		})
 		for range testservers.Campaign(100, 6) {
-			if d := differs(t, r, here, 5); d != "" {
+			if d := differs(t, r, here, all(t, here), 5); d != "" {
 				t.Error(d)
 				break
 			}
 		}
 		stop()
 		wg.Wait()
-		if d := differs(t, r, there, rounds()); d != "" {
+		if d := differs(t, r, there, all(t, there), rounds()); d != "" {
 			t.Error(d)
 		}
 		if here.Lost(tenant)+there.Lost(tenant) > 0 {
@@ -398,6 +420,52 @@ func TestSearchWhileBuilding(t *testing.T) {
 		}
 		checked(t, here)
 	})
+}
+
+// TestDescendantsOfALargeChain has more grants in one chain than one call looks at.
+func TestDescendantsOfALargeChain(t *testing.T) {
+	l := opened(t, databases["sqlite"](t), patient)
+	now := time.Now()
+	grant := func(drafts ...*ledger.Draft) (list []ledger.Receipt) {
+		for _, r := range l.AppendAll(t.Context(), tenant, drafts, nil) {
+			if r.Err != nil {
+				t.Fatal(r.Err)
+			}
+			list = append(list, r.Receipt)
+		}
+		return list
+	}
+	root := grant(ledgertest.Grant(now, "user:alice", "agent:root"))[0]
+	left, right := ledgertest.Child(now, root.Claims, "agent:left"), ledgertest.Child(now, root.Claims, "agent:right")
+	halves := grant(left, right)
+	want := map[uint64]int{}
+	for range ledger.MostDescendants/100 + 1 {
+		var drafts []*ledger.Draft
+		for i := range 100 {
+			drafts = append(drafts, ledgertest.Child(now, halves[i%2].Claims, "agent:leaf"))
+		}
+		for i, r := range grant(drafts...) {
+			if i%2 == 1 {
+				want[r.Seq] = 1
+			}
+		}
+	}
+	found, pages := map[uint64]int{}, 0
+	for after := uint64(0); ; pages++ {
+		page, next, err := l.Descendants(t.Context(), tenant, right.ID, after, 1000)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, d := range page {
+			found[d.Seq] = d.Depth
+		}
+		if after = next; next == 0 {
+			break
+		}
+	}
+	if fmt.Sprint(found) != fmt.Sprint(want) || pages == 0 {
+		t.Errorf("%d descendants on %d pages, want %d on more than one", len(found), pages+1, len(want))
+	}
 }
 
 // TestSearchIsBounded has more entries without an index than one call reads.

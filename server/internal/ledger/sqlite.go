@@ -84,7 +84,8 @@ func openSQLite(ctx context.Context, dsn string, config Config, s seam) (store, 
 		return nil, errUnmigrated
 	}
 	st := &sqliteStore{seam: s, turn: make(chan struct{}, 1)}
-	if st.writers, err = sqliteDB(dsn, "rw", config.attempt()); err != nil {
+	// What is erased is overwritten in its page, and not only unlinked.
+	if st.writers, err = sqliteDB(dsn, "rw", config.attempt(), "secure_delete(FAST)"); err != nil {
 		return nil, err
 	}
 	if st.readers, err = sqliteDB(dsn, "rw", config.attempt(), "query_only(1)"); err != nil {
@@ -321,7 +322,7 @@ func (tx *sqliteTx) answer(tenant string, q questions) (facts, error) {
 	if err != nil {
 		return found, err
 	}
-	if found.head.revocation, found.revocations, err = scanRevocations(revoked); err != nil {
+	if found.head.revocation, found.revocations, err = scanRevocations(revoked, q.now); err != nil {
 		return found, err
 	}
 	for _, name := range q.uses {

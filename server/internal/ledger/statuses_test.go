@@ -19,14 +19,14 @@ import (
 	"deputy.example/deputy/server/internal/testservers"
 )
 
-// past is one history of a tenant, told over two instances, with the truth beside it.
-type past struct {
+// annals is one history of a tenant, told over two instances, with the truth beside it.
+type annals struct {
 	testing.TB
 	*ledgertest.Clock
 	*rand.Rand
 	dsn       string
 	instances []*ledger.Ledger // the first is asked for lists all the time, and so goes on from list to list
-	grants    []pastGrant
+	grants    []toldGrant
 	revoked   *delegation.RevocationSet
 	lists     map[uint64]*ledger.Statuses
 	suspended []string
@@ -35,15 +35,15 @@ type past struct {
 	alive, dead int // how often a live grant was found so
 }
 
-type pastGrant struct {
+type toldGrant struct {
 	seq    uint64
 	claims []byte
 	expiry time.Time
 	voided bool
 }
 
-func newPast(t testing.TB, dsn string, rnd *rand.Rand, off ledger.Protection) *past {
-	p := &past{TB: t, Clock: ledgertest.NewClock(), Rand: rnd, dsn: dsn, revoked: delegation.NewRevocationSet(0), lists: map[uint64]*ledger.Statuses{}}
+func newAnnals(t testing.TB, dsn string, rnd *rand.Rand, off ledger.Protection) *annals {
+	p := &annals{TB: t, Clock: ledgertest.NewClock(), Rand: rnd, dsn: dsn, revoked: delegation.NewRevocationSet(0), lists: map[uint64]*ledger.Statuses{}}
 	for range 2 {
 		p.instances = append(p.instances, p.open(off))
 	}
@@ -64,7 +64,7 @@ func moveHead(t testing.TB, dsn string, seq uint64) {
 	execute(t, dsn, fmt.Sprintf(`UPDATE heads SET seq = %d, tree_size = %d, tree = `+edge, seq, seq, hashes))
 }
 
-func (p *past) open(off ledger.Protection) *ledger.Ledger {
+func (p *annals) open(off ledger.Protection) *ledger.Ledger {
 	l := opened(p, p.dsn, ledger.Config{Timeout: patient.Timeout, Now: p.Now})
 	if off != nil {
 		l.SwitchOff(off)
@@ -72,9 +72,9 @@ func (p *past) open(off ledger.Protection) *ledger.Ledger {
 	return l
 }
 
-func (p *past) instance() *ledger.Ledger { return p.instances[p.IntN(len(p.instances))] }
+func (p *annals) instance() *ledger.Ledger { return p.instances[p.IntN(len(p.instances))] }
 
-func (p *past) grant(d *ledger.Draft) {
+func (p *annals) grant(d *ledger.Draft) {
 	d.Expiry = p.Now().Add(time.Duration(1+p.IntN(300)) * time.Second)
 	if p.IntN(3) == 0 {
 		d.HolderKey = fmt.Sprintf("key-%d", p.IntN(20))
@@ -82,22 +82,22 @@ func (p *past) grant(d *ledger.Draft) {
 	r, err := p.instance().Append(p.Context(), tenant, d)
 	switch {
 	case err == nil:
-		p.grants = append(p.grants, pastGrant{seq: r.Seq, claims: r.Claims, expiry: d.Expiry})
+		p.grants = append(p.grants, toldGrant{seq: r.Seq, claims: r.Claims, expiry: d.Expiry})
 	case reason(err) != delegation.TokenRevoked:
 		p.Fatal(err)
 	}
 }
 
-func (p *past) agent() delegation.Principal {
+func (p *annals) agent() delegation.Principal {
 	return delegation.Principal(fmt.Sprintf("agent:%c", 'a'+rune(p.IntN(12))))
 }
 
-func (p *past) subject() delegation.Principal {
+func (p *annals) subject() delegation.Principal {
 	return []delegation.Principal{"user:alice", "user:bob", "agent:a"}[p.IntN(3)]
 }
 
 // step is one thing that happens.
-func (p *past) step() {
+func (p *annals) step() {
 	some := &p.grants[p.IntN(len(p.grants))]
 	claims := ledgertest.Decode(some.claims)
 	switch n := p.IntN(20); {
@@ -121,7 +121,7 @@ func (p *past) step() {
 	}
 }
 
-func (p *past) revoke(c delegation.Claims) {
+func (p *annals) revoke(c delegation.Claims) {
 	hop := c.Delegation.Hops[p.IntN(len(c.Delegation.Hops))]
 	targets := []delegation.Target{
 		{Kind: delegation.BanToken, ID: hop.ID}, {Kind: delegation.BanChain, ID: c.Txn}, {Kind: delegation.BanRoot, ID: c.Delegation.Root},
@@ -162,7 +162,7 @@ func (p *past) revoke(c delegation.Claims) {
 }
 
 // compare asks an instance for all lists, and each live grant's bit for the truth.
-func (p *past) compare(what string, l *ledger.Ledger) {
+func (p *annals) compare(what string, l *ledger.Ledger) {
 	lists := map[uint64]*ledger.Statuses{}
 	for number := range uint64(2) {
 		list, err := l.Statuses(p.Context(), tenant, number, 0)
@@ -202,7 +202,7 @@ func (p *past) compare(what string, l *ledger.Ledger) {
 	}
 }
 
-func (p *past) live(steps int) {
+func (p *annals) live(steps int) {
 	for i := range steps {
 		p.step()
 		if p.IntN(4) == 0 {
@@ -222,7 +222,7 @@ func (p *past) live(steps int) {
 func TestStatusesAreTheTruth(t *testing.T) {
 	seed := testservers.Seed(t)
 	onBoth(t, func(t *testing.T, dsn string) {
-		p := newPast(t, dsn, rand.New(rand.NewPCG(seed, 1)), nil)
+		p := newAnnals(t, dsn, rand.New(rand.NewPCG(seed, 1)), nil)
 		p.live(testservers.Campaign(4000, 150))
 		for _, wrong := range p.wrong {
 			t.Error(wrong)
@@ -235,7 +235,7 @@ func TestStatusesAreTheTruth(t *testing.T) {
 	for name, off := range map[string]ledger.Protection{"revocations": ledger.NoStatusNews, "voids": ledger.NoStatusVoids, "gaps": ledger.NoStatusGap} {
 		t.Run("without "+name, func(t *testing.T) {
 			t.Parallel()
-			p := newPast(t, databases["sqlite"](t), rand.New(rand.NewPCG(seed, 1)), off)
+			p := newAnnals(t, databases["sqlite"](t), rand.New(rand.NewPCG(seed, 1)), off)
 			for range 20 {
 				if p.live(250); len(p.wrong) > 0 {
 					return

@@ -251,7 +251,8 @@ func (w *writes) prunings() []pruning {
 }
 
 // scanRevocations reads what sqlRevocations selects.
-func scanRevocations(r rows) (newest uint64, list []delegation.Revocation, err error) {
+// What has ended by now may have lost its target, and then hits nothing.
+func scanRevocations(r rows, now int64) (newest uint64, list []delegation.Revocation, err error) {
 	defer r.Close()
 	for r.Next() {
 		var head, seq, prev, at, until int64
@@ -267,14 +268,19 @@ func scanRevocations(r rows) (newest uint64, list []delegation.Revocation, err e
 			Seq: uint64(seq), Prev: uint64(prev), At: fromMicros(at), Until: fromMicros(until),
 			Target: joinTarget(kind, id, principal, subject),
 		}
-		// A live revocation that lost its target would revive what it hit.
-		if err := checkTarget(v); err != nil {
+		if err := checkTarget(v); err != nil && until != 0 && until < now {
+			v.Target = erasedTarget
+		} else if err != nil { // a live revocation that lost its target would revive what it hit
 			return 0, nil, fmt.Errorf("revocation %d is damaged or was erased while it was live: %w", seq, err)
 		}
 		list = append(list, v)
 	}
 	return newest, list, r.Err()
 }
+
+// erasedTarget stands in for the target of a revocation that has ended and that nobody may be told any
+// more. No token has this id.
+var erasedTarget = delegation.Target{Kind: delegation.BanToken, ID: "erased"}
 
 func joinTarget(kind, id, principal, subject string) delegation.Target {
 	k := delegation.TargetKind(kind)

@@ -195,6 +195,9 @@ func readTier(ctx context.Context, db querier, tenant string, level int, s span)
 		hashes = append(hashes, tlog.Hash(h))
 		return nil
 	})
+	if err == nil && level == 0 && uint64(len(hashes)) != s.to-s.from {
+		hashes, err = readDroppedLeaves(ctx, db, tenant, s)
+	}
 	if err == nil && uint64(len(hashes)) != s.to-s.from {
 		err = fmt.Errorf("the log has %d of the nodes %d to %d of level %d", len(hashes), s.from, s.to-1, level)
 	}

@@ -3,8 +3,10 @@ package ledger
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
+	"slices"
 
 	"golang.org/x/mod/sumdb/tlog"
 
@@ -17,7 +19,8 @@ const page = 500
 // Verify goes over everything that the tenant has recorded, in one snapshot, and returns all that
 // is wrong: numbers with gaps, time that runs backwards, entries that don't give their leaf or their
 // digests, revocations that don't lead one to the next, a head or a tree that is not the entries', and
-// idempotency keys or stored claims that are not those of a grant.
+// idempotency keys or stored claims that are not those of a grant. Of entries that were dropped for their
+// age it verifies the leaves that they left, and the revocations that stayed behind.
 func (l *Ledger) Verify(ctx context.Context, tenant string) error {
 	var findings []error
 	err := l.store.view(ctx, func(db querier) error {
@@ -30,8 +33,15 @@ func (l *Ledger) Verify(ctx context.Context, tenant string) error {
 
 func verify(ctx context.Context, db querier, tenant string) (findings []error, err error) {
 	wrong := func(format string, args ...any) { findings = append(findings, fmt.Errorf(format, args...)) }
-	var last head
-	var nodes []audit.Node
+	m, _, err := readMark(ctx, db, tenant)
+	if err != nil {
+		return nil, err
+	}
+	findings, nodes, err := verifyDropped(ctx, db, tenant, m.tree)
+	if err != nil {
+		return findings, err
+	}
+	last := head{seq: m.tree.Size, time: m.time, revocation: m.revocation, tree: m.tree}
 	for {
 		list, err := scanEntries(ctx, db, `e.tenant = $1 AND e.seq > $2 ORDER BY e.seq LIMIT $3`, tenant, int64(last.seq), int64(page))
 		if err != nil {
@@ -50,11 +60,7 @@ func verify(ctx context.Context, db querier, tenant string) (findings []error, e
 				last.time = at
 			}
 			last.seq = e.Seq
-			last.tree.Add(e.Leaf, func(n audit.Node) {
-				if kept(n) {
-					nodes = append(nodes, n)
-				}
-			})
+			last.tree.Add(e.Leaf, keeping(&nodes))
 			if err := e.Verify(); err != nil {
 				findings = append(findings, err)
 			}
@@ -93,6 +99,60 @@ func verify(ctx context.Context, db querier, tenant string) (findings []error, e
 		findings = append(findings, err)
 	}
 	return findings, nil
+}
+
+// keeping collects the nodes of the tree that are stored.
+func keeping(nodes *[]audit.Node) func(audit.Node) {
+	return func(n audit.Node) {
+		if kept(n) {
+			*nodes = append(*nodes, n)
+		}
+	}
+}
+
+// verifyDropped goes over what is left of the entries that were dropped, which the edge says they were.
+func verifyDropped(ctx context.Context, db querier, tenant string, edge audit.Edge) (findings []error, nodes []audit.Node, err error) {
+	var leaves []tlog.Hash
+	found, err := db.query(ctx, `SELECT block, leaves FROM dropped_leaves WHERE tenant = $1 ORDER BY block`, tenant)
+	if err != nil {
+		return nil, nil, err
+	}
+	var again audit.Edge
+	err = eachRow(found, func() error {
+		var block uint64
+		var row []byte
+		if err := found.Scan(&block, &row); err != nil {
+			return err
+		}
+		if block != again.Size/tierWidth || len(row) != tierWidth*sha256.Size {
+			return fmt.Errorf("the leaves of dropped block %d are damaged or misplaced", block)
+		}
+		for chunk := range slices.Chunk(row, sha256.Size) {
+			leaves = append(leaves, tlog.Hash(chunk))
+			again.Add(tlog.Hash(chunk), keeping(&nodes))
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	if again.Size != edge.Size || !bytes.Equal(edgeBytes(again), edgeBytes(edge)) {
+		findings = append(findings, fmt.Errorf("the leaves that dropped entries left are not those of the first %d", edge.Size))
+	}
+	stayed, err := scanEntries(ctx, db, `e.tenant = $1 AND e.seq <= $2 ORDER BY e.seq`, tenant, int64(edge.Size))
+	for _, e := range stayed {
+		switch {
+		case e.Kind != KindRevocation:
+			findings = append(findings, fmt.Errorf("entry %d was dropped and is there", e.Seq))
+		case e.Seq > again.Size || leaves[e.Seq-1] != e.Leaf:
+			findings = append(findings, fmt.Errorf("entry %d is not what it was when the entries around it were dropped", e.Seq))
+		default:
+			if err := e.Verify(); err != nil {
+				findings = append(findings, err)
+			}
+		}
+	}
+	return findings, nodes, err
 }
 
 // verifyNodes compares the stored nodes of the tree with those that the entries give.

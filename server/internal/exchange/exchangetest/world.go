@@ -8,8 +8,10 @@ import (
 	"context"
 	"log/slog"
 	"maps"
+	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -49,6 +51,7 @@ type Config struct {
 	Agents         []delegation.Principal // beyond planner, researcher and writer
 	Mapping        policy.Mapping
 	ImportAct      *token.Mapping // of the OpenID provider
+	CheckpointFile string         // of a single tenant; default none
 	Registerer     prometheus.Registerer
 	TracerProvider trace.TracerProvider
 }
@@ -74,6 +77,7 @@ type Tenant struct {
 	FGA          *FGA
 	Trust        *token.Trust
 	Keys         *token.Keyset
+	Checkpoints  *exchange.Checkpointer // signs once somebody runs Engine.Checkpoints
 
 	world *World
 }
@@ -141,6 +145,16 @@ func (w *World) Peer(t testing.TB) *World {
 	return peer
 }
 
+// Restored is an instance of the same deployment on another database: a backup that was restored.
+func (w *World) Restored(t testing.TB, dsn string) *World {
+	t.Helper()
+	restored := &World{config: w.config, clock: w.clock, Log: w.Log, Tenants: w.Tenants}
+	restored.config.DSN = dsn
+	restored.ids.Store(1 << 33)
+	restored.open(t)
+	return restored
+}
+
 // Clock moves all instances' time.
 func (w *World) Clock() *Clock { return w.clock }
 
@@ -175,7 +189,7 @@ func (w *World) open(t testing.TB) {
 		checkers = append(checkers, checker)
 		config.Tenants = append(config.Tenants, exchange.Tenant{
 			Name: name, Issuer: tenant.Issuer, Trust: tenant.Trust, Keys: tenant.Keys, Policy: checker,
-			Limits: w.config.Limits, CallerRate: w.config.CallerRate,
+			Limits: w.config.Limits, CallerRate: w.config.CallerRate, Checkpoints: tenant.Checkpoints,
 		})
 	}
 	if w.Engine, err = exchange.New(config); err != nil {
@@ -238,8 +252,26 @@ func (w *World) newTenant(t testing.TB, name string) *Tenant {
 		t.Fatal(err)
 	}
 	tenant.Keys, tenant.Trust = keys, trust
+	tenant.Checkpoints = newCheckpointer(t, issuer, w.config.CheckpointFile)
 	tenant.populate()
 	return tenant
+}
+
+func newCheckpointer(t testing.TB, issuer, file string) *exchange.Checkpointer {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "checkpoint.key")
+	if _, err := exchange.CreateCheckpointKey(path, issuer); err != nil {
+		t.Fatal(err)
+	}
+	key, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := exchange.OpenCheckpointer(strings.TrimSpace(string(key)), issuer, file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
 }
 
 // populate writes the relationships that most tests start from: alice delegates to the planner, each

@@ -15,6 +15,10 @@ import (
 // it replays the entries one by one.
 func Check(ctx context.Context, l *ledger.Ledger, tenant string) error {
 	findings := []error{l.Verify(ctx, tenant)}
+	_, dropped, err := l.Dropped(ctx, tenant)
+	if err != nil {
+		return err
+	}
 	revoked := delegation.NewRevocationSet(0)
 	grants := map[string]*ledger.Entry{}
 	for after := uint64(0); ; {
@@ -32,13 +36,13 @@ func Check(ctx context.Context, l *ledger.Ledger, tenant string) error {
 				revoked.Apply(*e.Revocation)
 			case ledger.KindGrant:
 				grants[e.ID] = e
-				findings = append(findings, checkGrant(grants, revoked, e))
+				findings = append(findings, checkGrant(grants, dropped, revoked, e))
 			}
 		}
 	}
 }
 
-func checkGrant(grants map[string]*ledger.Entry, revoked *delegation.RevocationSet, e *ledger.Entry) error {
+func checkGrant(grants map[string]*ledger.Entry, dropped bool, revoked *delegation.RevocationSet, e *ledger.Entry) error {
 	if len(e.Erased()) > 0 {
 		return nil // whom it names is not known any more
 	}
@@ -52,7 +56,10 @@ func checkGrant(grants map[string]*ledger.Entry, revoked *delegation.RevocationS
 	}
 	for parent := e.Parent; parent != ""; {
 		p := grants[parent]
-		if p == nil {
+		switch {
+		case p == nil && dropped, p != nil && len(p.Erased()) > 0:
+			return nil
+		case p == nil:
 			return fmt.Errorf("entry %d: its ancestor %s was not granted before it", e.Seq, parent)
 		}
 		hop := delegation.Hop{ID: p.ID, Seq: p.Seq, Actor: len(p.Actors) - 1, Key: p.HolderKey}

@@ -1,0 +1,190 @@
+package exchange
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"golang.org/x/mod/sumdb/tlog"
+
+	"deputy.example/deputy/client/audit"
+	"deputy.example/deputy/client/delegation"
+	"deputy.example/deputy/server/internal/ledger"
+)
+
+// signEvery is the pace of checkpoints: a log that grows has one every second.
+const signEvery = time.Second
+
+// Checkpoints signs the head of every tenant's log that has grown, until ctx ends; nothing is signed that
+// does not continue every checkpoint known from before. Any number of instances may do it. It returns nil
+// when ctx ends.
+func (e *Engine) Checkpoints(ctx context.Context) error {
+	var all sync.WaitGroup
+	for _, t := range e.tenants {
+		if t.Checkpoints == nil {
+			e.config.Logger.WarnContext(ctx, "the log has no signed checkpoints: configure audit.checkpoint_key", "tenant", t.Name)
+			continue
+		}
+		n := &notary{Engine: e, tenant: t, Checkpointer: t.Checkpoints}
+		all.Go(func() { n.run(ctx) })
+	}
+	all.Wait()
+	<-ctx.Done()
+	return nil
+}
+
+// Checkpointed says whether the tenant's log is known to continue the checkpoints from before. A tenant
+// without a key has none to continue.
+func (e *Engine) Checkpointed(_ context.Context, tenant string) error {
+	if t := e.tenants[tenant]; t == nil || t.Checkpoints == nil {
+		return nil
+	}
+	result, done := e.proven.Load(tenant)
+	if !done {
+		result = errors.New("the log has not been compared with its checkpoints")
+	}
+	if err, wrong := result.(error); wrong {
+		return delegation.Unavailable("checkpoints", err)
+	}
+	return nil
+}
+
+// notary signs for one tenant. It belongs to one goroutine.
+type notary struct {
+	*Engine
+	*Checkpointer
+	tenant *Tenant
+
+	last    kept // the newest that this process has signed or seen: also what survives a restored disk
+	failing bool // the last round failed: said once
+}
+
+func (n *notary) run(ctx context.Context) {
+	tick := time.NewTicker(signEvery)
+	defer tick.Stop()
+	for {
+		err := n.round(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		n.metrics.checkpoint(n.tenant.Name, n.last.Size, n.last.Time, err)
+		if (err != nil) != n.failing {
+			n.failing = err != nil
+			n.config.Logger.ErrorContext(ctx, "signing checkpoints", "tenant", n.tenant.Name, "failing", n.failing, "cause", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// errBroken is a log that does not continue what was signed of it. Nothing is signed, and the tenant is not
+// ready, until an operator has decided.
+var errBroken = errors.New("the log is not the one that was signed")
+
+func (n *notary) round(ctx context.Context) error {
+	ctx, cancel := n.within(ctx)
+	defer cancel()
+	err := n.sign(ctx)
+	switch {
+	case err == nil:
+		n.proven.Store(n.tenant.Name, nil)
+	case errors.Is(err, errBroken):
+		n.proven.Store(n.tenant.Name, err)
+	}
+	return err // a database or a disk that does not answer leaves standing what was known
+}
+
+// sign reads the newest head, holds it to everything that was signed before, and signs it if it is new.
+func (n *notary) sign(ctx context.Context) error {
+	// The head is read first: what others sign meanwhile may be ahead of it, and that is for the next round.
+	saved, err := n.saved(ctx)
+	if err != nil {
+		return err
+	}
+	outside, err := n.outside()
+	if err != nil {
+		return fmt.Errorf("the checkpoint outside the database: %w", err)
+	}
+	size, root, err := n.config.Ledger.Tree(ctx, n.tenant.Name)
+	if err != nil {
+		return err
+	}
+	for where, before := range map[string]kept{"its own memory": n.last, "the database": saved, n.file: outside} {
+		if err := n.continues(ctx, where, before, size, root); err != nil {
+			return err
+		}
+	}
+	newest := saved
+	if size > saved.Size {
+		newest, err = n.issue(ctx, size, root)
+		switch {
+		case errors.Is(err, ledger.ErrForked): // another instance was faster: what it saved is compared in the next round
+			newest = saved
+		case err != nil:
+			return err
+		}
+	}
+	if newest.Size > outside.Size {
+		if err := n.keep(newest.note); err != nil {
+			return err
+		}
+	}
+	n.last = newest
+	return nil
+}
+
+// saved is the newest checkpoint of the database. Only its signature is believed.
+func (n *notary) saved(ctx context.Context) (kept, error) {
+	last, err := n.config.Ledger.LastCheckpoint(ctx, n.tenant.Name)
+	switch {
+	case errors.Is(err, ledger.ErrNotFound):
+		return kept{}, nil
+	case err != nil:
+		return kept{}, err
+	}
+	k, err := n.parse(last.Note)
+	if err != nil {
+		return kept{}, fmt.Errorf("%w: the checkpoint in the database is not one of this key: %w", errBroken, err)
+	}
+	if k.Size != last.Size || k.Root != last.Root {
+		return kept{}, fmt.Errorf("%w: the checkpoint in the database was changed", errBroken)
+	}
+	return k, nil
+}
+
+// continues proves that the log of this size and root begins with that of the checkpoint.
+func (n *notary) continues(ctx context.Context, where string, before kept, size uint64, root tlog.Hash) error {
+	switch {
+	case before.Size == 0 || n.off.continuity:
+		return nil
+	case before.Size > size:
+		return fmt.Errorf("%w: %s has a checkpoint of %d entries, signed at %s, but the ledger has only %d. An old backup was restored, or the tail was deleted: "+
+			"restore the newest database; docs/ledger.md says what to do if there is none", errBroken, where, before.Size, before.Time.Format(time.RFC3339), size)
+	case before.Size == size && before.Root == root:
+		return nil
+	}
+	proof, err := n.config.Ledger.ProveGrowth(ctx, n.tenant.Name, before.Size, size)
+	if err != nil {
+		return err
+	}
+	if err := tlog.CheckTree(proof, int64(size), root, int64(before.Size), before.Root); err != nil {
+		return fmt.Errorf("%w: its first %d entries are not those of the checkpoint in %s, signed at %s; \"deputy log verify\" with it names the first that is wrong",
+			errBroken, before.Size, where, before.Time.Format(time.RFC3339))
+	}
+	return nil
+}
+
+// issue signs the head and saves it.
+func (n *notary) issue(ctx context.Context, size uint64, root tlog.Hash) (kept, error) {
+	c := audit.Checkpoint{Origin: Origin(n.tenant.Issuer), Size: size, Root: root, Time: n.config.Now().UTC().Truncate(time.Second)}
+	text, err := c.Sign(n.signer)
+	if err != nil {
+		return kept{}, err
+	}
+	return kept{c, text}, n.config.Ledger.SaveCheckpoint(ctx, n.tenant.Name, ledger.Checkpoint{Size: size, Root: root, Time: c.Time, Note: text})
+}

@@ -1,0 +1,144 @@
+package ledger
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"time"
+
+	"golang.org/x/mod/sumdb/tlog"
+)
+
+// leaf is what a dropped entry leaves behind.
+type leaf struct {
+	seq, at    int64
+	revocation bool
+	hash       tlog.Hash
+}
+
+const (
+	sqlLeaves = `SELECT seq, time, kind, leaf FROM entries WHERE tenant = $1 AND seq >= $2 AND seq < $3 ORDER BY seq`
+
+	// sqlDropped succeeds only if nobody has dropped anything since the mark was read.
+	sqlDropped    = `UPDATE retention SET through = $3, time = $4, revocation = $5, tree = $6 WHERE tenant = $1 AND through = $2`
+	sqlKeepLeaves = `INSERT INTO dropped_leaves (tenant, block, leaves) VALUES ($1, $2, $3)`
+	sqlDropKeys   = `DELETE FROM idempotency_keys WHERE tenant = $1 AND seq < $2`
+	// sqlDrop leaves the revocations that are in force, and the newest, which says where the others end;
+	// sqlSweep takes what has ended of those that it once left.
+	sqlDrop = `DELETE FROM entries WHERE tenant = $1 AND seq >= $2 AND seq < $3 AND NOT (kind = 'revocation'
+		AND (until = 0 OR until > $4 OR seq = (SELECT revocation FROM heads WHERE tenant = $1)))`
+	sqlSweep = `DELETE FROM entries WHERE tenant = $1 AND seq < $2 AND kind = 'revocation' AND until <> 0 AND until <= $3
+		AND seq <> (SELECT revocation FROM heads WHERE tenant = $1)`
+)
+
+// drop takes the next block's entries out, and keeps their leaf hashes: whatever could be proven of the
+// log can be proven afterwards, by those who kept what they want to prove.
+func (l *Ledger) drop(ctx context.Context, tenant string, m mark, age time.Duration) (more bool, err error) {
+	through := m.tree.Size
+	block := through / blockSize
+	if due, err := l.due(ctx, tenant, block, age); !due || err != nil {
+		return false, err
+	}
+	first, end := int64(firstOf(block)), int64(firstOf(block+1))
+	leaves, err := readLeaves(ctx, l.store, tenant, first, end)
+	if err != nil {
+		return false, err
+	}
+	if len(leaves) != blockSize {
+		return false, fmt.Errorf("block %d has %d entries, not %d: nothing of it is dropped", block, len(leaves), blockSize)
+	}
+	for _, f := range leaves {
+		m.tree.Add(f.hash, nil)
+		m.time = f.at
+		if f.revocation {
+			m.revocation = uint64(f.seq)
+		}
+	}
+	ended := micros(l.config.Now().Add(-l.config.Skew))
+	err = l.store.change(ctx, func(db changer) error {
+		n, err := db.change(ctx, "mark dropped", sqlDropped, tenant, int64(through), end-1, m.time, int64(m.revocation), edgeBytes(m.tree))
+		if err != nil || n == 0 { // somebody else has done it
+			return err
+		}
+		if err := l.unindex(ctx, db, tenant, block); err != nil {
+			return err
+		}
+		return l.dropBlock(ctx, db, tenant, first, end, ended, leaves)
+	})
+	return err == nil, err
+}
+
+func (l *Ledger) dropBlock(ctx context.Context, db changer, tenant string, first, end, ended int64, leaves []leaf) error {
+	for i := 0; i < len(leaves) && !l.off.droppedLeaves; i += tierWidth {
+		row := make([]byte, 0, tierWidth*sha256.Size)
+		for _, f := range leaves[i : i+tierWidth] {
+			row = append(row, f.hash[:]...)
+		}
+		if _, err := db.change(ctx, "keep leaves", sqlKeepLeaves, tenant, (first-1+int64(i))/tierWidth, row); err != nil {
+			return err
+		}
+	}
+	if l.off.liveEntries {
+		ended = everything
+	}
+	for _, s := range []struct {
+		point, sql string
+		args       []any
+	}{
+		{"drop claims", sqlAgeClaims, []any{tenant, first, end}},
+		{"drop idempotency keys", sqlDropKeys, []any{tenant, end}},
+		{"drop", sqlDrop, []any{tenant, first, end, ended}},
+		{"sweep", sqlSweep, []any{tenant, first, ended}},
+	} {
+		if _, err := db.change(ctx, s.point, s.sql, s.args...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func readLeaves(ctx context.Context, db querier, tenant string, first, end int64) ([]leaf, error) {
+	found, err := db.query(ctx, sqlLeaves, tenant, first, end)
+	if err != nil {
+		return nil, err
+	}
+	var list []leaf
+	err = eachRow(found, func() error {
+		var f leaf
+		var kind string
+		var hash []byte
+		if err := found.Scan(&f.seq, &f.at, &kind, &hash); err != nil {
+			return err
+		}
+		if len(hash) != sha256.Size {
+			return fmt.Errorf("the leaf of entry %d is damaged", f.seq)
+		}
+		f.revocation, f.hash = Kind(kind) == KindRevocation, tlog.Hash(hash)
+		list = append(list, f)
+		return nil
+	})
+	return list, err
+}
+
+// readDroppedLeaves returns the leaf hashes of dropped entries from number from+1 to number to, which lie
+// within one row.
+func readDroppedLeaves(ctx context.Context, db querier, tenant string, s span) ([]tlog.Hash, error) {
+	block := s.from / tierWidth
+	found, err := db.query(ctx, `SELECT leaves FROM dropped_leaves WHERE tenant = $1 AND block = $2`, tenant, int64(block))
+	if err != nil {
+		return nil, err
+	}
+	var row []byte
+	if err := eachRow(found, func() error { return found.Scan(&row) }); err != nil {
+		return nil, err
+	}
+	if len(row) != tierWidth*sha256.Size {
+		return nil, errors.New("neither its entries are there nor the leaves that dropped entries leave")
+	}
+	var hashes []tlog.Hash
+	for n := s.from - block*tierWidth; n < s.to-block*tierWidth; n++ {
+		hashes = append(hashes, tlog.Hash(row[n*sha256.Size:(n+1)*sha256.Size]))
+	}
+	return hashes, nil
+}

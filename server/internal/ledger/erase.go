@@ -1,0 +1,271 @@
+package ledger
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/bits"
+	"strings"
+	"time"
+
+	"deputy.example/deputy/client/audit"
+	"deputy.example/deputy/client/delegation"
+)
+
+// Erasure says what to forget.
+type Erasure struct {
+	Principal delegation.Principal  // whom. Required
+	DryRun    bool                  // only count
+	Progress  func(done, of uint64) // is told now and then how many entries were looked at; may be nil
+}
+
+// Erased is what an erasure did, or would do.
+type Erased struct {
+	Entries int // that lost something
+	Fields  int // that they lost
+	// Deferred counts the entries that keep something for now, because a live grant is re-signed from
+	// it or a live revocation aims by it. Erase again after Until, when none of them needs it any more.
+	Deferred int
+	Until    time.Time
+	// Kept counts the revocations that aim at the principal and never end.
+	Kept int
+}
+
+// Erase makes the tenant's ledger forget a principal: the personal fields, values and salts, of every
+// entry on its behalf, and wherever else it stands the fields that name or describe it. Digests, leaves
+// and all proofs stay as they are; nobody can tell any more what the digests are of.
+//
+// It goes through all entries, block by block, each in a transaction of its own that does not lock the
+// tenant's head. It may be ended and begun again at any time; again, it finds only what is left. In each
+// block, what the search index knew goes in the same transaction.
+//
+// What is recorded of the principal meanwhile, or later, is not erased.
+func (l *Ledger) Erase(ctx context.Context, tenant string, r Erasure) (done Erased, err error) {
+	if _, err := delegation.ParsePrincipal(string(r.Principal)); err != nil {
+		return Erased{}, malformed(err)
+	}
+	size, _, err := l.Tree(ctx, tenant)
+	if err != nil {
+		return Erased{}, err
+	}
+	e := eraser{ledger: l, tenant: tenant, Erasure: r, now: l.config.Now()}
+	for block := uint64(0); firstOf(block) <= size; block++ {
+		if err := e.block(ctx, block); err != nil {
+			return e.done, unavailable(err)
+		}
+		if r.Progress != nil {
+			r.Progress(min(size, firstOf(block+1)-1), size)
+		}
+	}
+	return e.done, nil
+}
+
+type eraser struct {
+	ledger *Ledger
+	tenant string
+	Erasure
+	now  time.Time
+	done Erased
+}
+
+// about selects the entries of a block that say anything of a principal. There is no index for it: what
+// has to be forgotten must not depend on one. replace finds a text within another in both dialects.
+const about = `e.tenant = $1 AND e.seq >= $2 AND e.seq < $3 AND (e.subject = $4 OR e.actor = $4 OR e.caller = $4
+	OR e.target_principal = $4 OR e.target_subject = $4 OR replace(e.actors, $4, '') <> e.actors
+	OR replace(e.detail, $4, '') <> e.detail OR replace(e.details, $4, '') <> e.details) ORDER BY e.seq`
+
+const (
+	sqlErase = `UPDATE entries SET subject = $3, actor = $4, caller = $5, actors = $6, peer = $7, detail = $8, details = $9,
+		actor_proof = $10, target_principal = $11, target_subject = $12, salts = $13 WHERE tenant = $1 AND seq = $2 AND salts = $14`
+	sqlEraseClaims = `DELETE FROM claims WHERE tenant = $1 AND seq = $2`
+)
+
+var errChanged = errors.New("somebody else erased from the same entry: try again")
+
+func (e *eraser) block(ctx context.Context, block uint64) error {
+	ctx, cancel := context.WithTimeout(ctx, e.ledger.config.Timeout)
+	defer cancel()
+	entries, err := scanEntries(ctx, e.ledger.store, about, e.tenant, int64(firstOf(block)), int64(firstOf(block+1)), string(e.Principal))
+	if err != nil {
+		return err
+	}
+	var losers []loss
+	for _, entry := range entries {
+		if lost := e.judge(entry); lost != 0 {
+			losers = append(losers, loss{entry, lost})
+		}
+	}
+	if len(losers) == 0 || e.DryRun {
+		return nil
+	}
+	if err := e.ledger.lose(ctx, e.tenant, block, losers); err != nil {
+		return err
+	}
+	return e.ledger.reindex(ctx, e.tenant, block)
+}
+
+// judge counts what the entry loses and what it must keep.
+func (e *eraser) judge(entry *Entry) fields {
+	named := entry.names(e.Principal)
+	needed, until := entry.needs(e.now.Add(-e.ledger.config.Skew))
+	if e.ledger.off.liveFields {
+		needed = 0
+	}
+	switch {
+	case named&needed == 0:
+	case until.IsZero():
+		e.done.Kept++
+	default:
+		e.done.Deferred++
+		if until = until.Add(e.ledger.config.Skew); until.After(e.done.Until) {
+			e.done.Until = until
+		}
+	}
+	lost := named &^ needed
+	if lost != 0 {
+		e.done.Entries++
+		e.done.Fields += bits.OnesCount16(uint16(lost))
+	}
+	return lost
+}
+
+// fields is a set of personal fields.
+type fields uint16
+
+func fieldSet(list ...audit.Field) (set fields) {
+	for _, f := range list {
+		set |= 1 << f
+	}
+	return set
+}
+
+const everyField fields = 1<<audit.Fields - 1
+
+var (
+	targets     = fieldSet(audit.FieldTarget, audit.FieldTargetSubject)
+	ofSubject   = fieldSet(audit.FieldSubject, audit.FieldPeer, audit.FieldDetail, audit.FieldDetails, audit.FieldClaims, audit.FieldActorProof)
+	ofActor     = fieldSet(audit.FieldActor, audit.FieldActorProof)
+	ofActors    = fieldSet(audit.FieldActors, audit.FieldClaims) // claims name all actors
+	ofCaller    = fieldSet(audit.FieldCaller, audit.FieldPeer)
+	ofTarget    = fieldSet(audit.FieldTarget, audit.FieldDetail)
+	ofTargetFor = fieldSet(audit.FieldTargetSubject, audit.FieldDetail)
+)
+
+// names is which of the fields that the entry still has name or describe the principal.
+func (e *Entry) names(p delegation.Principal) (set fields) {
+	within := func(text string) bool { return strings.Contains(text, string(p)) }
+	var target delegation.Target
+	if e.Revocation != nil {
+		target = e.Revocation.Target
+	}
+	_, aimed := splitTarget(target)
+	for _, rule := range []struct {
+		holds bool
+		set   fields
+	}{
+		{e.Subject == p, ofSubject},
+		{e.Actor == p, ofActor},
+		{e.Actors.Contains(p), ofActors},
+		{e.Caller == p, ofCaller},
+		{aimed == string(p), ofTarget},
+		{target.Subject == p, ofTargetFor},
+		{within(e.Detail), fieldSet(audit.FieldDetail)},
+		{within(joinDetails(e.Details)), fieldSet(audit.FieldDetails)},
+	} {
+		if rule.holds {
+			set |= rule.set
+		}
+	}
+	return set & fields(e.salts.mask)
+}
+
+// needs is which fields have to stay, and until when; zero: for ever. A live grant is signed again from
+// what it has, and a live revocation without its target would revive what it hit.
+func (e *Entry) needs(now time.Time) (set fields, until time.Time) {
+	switch {
+	case e.Kind == KindGrant && e.Expiry.After(now):
+		return everyField, e.Expiry
+	case e.Revocation != nil && (e.Revocation.Until.IsZero() || e.Revocation.Until.After(now)):
+		return targets, e.Revocation.Until
+	}
+	return 0, time.Time{}
+}
+
+// loss is an entry with the fields that it loses.
+type loss struct {
+	*Entry
+	fields fields
+}
+
+// lose erases fields of entries of one block, with what the search index knew of the block. Until it is
+// indexed again, searches read the block itself.
+func (l *Ledger) lose(ctx context.Context, tenant string, block uint64, losers []loss) error {
+	return l.store.change(ctx, func(db changer) error {
+		if err := l.unindex(ctx, db, tenant, block); err != nil {
+			return err
+		}
+		return loseAll(ctx, db, tenant, losers)
+	})
+}
+
+func loseAll(ctx context.Context, db changer, tenant string, losers []loss) error {
+	for _, e := range losers {
+		before := e.salts.bytes()
+		e.forget(e.fields)
+		r, err := e.record()
+		if err != nil {
+			return err
+		}
+		n, err := db.change(ctx, "erase", sqlErase, tenant, r.seq, r.subject, r.actor, r.caller, r.actors, r.peer, r.detail,
+			r.details, r.actorProof, r.targetPrincipal, r.targetSubject, r.salts, before)
+		if err == nil && n != 1 {
+			err = errChanged
+		}
+		if err == nil && e.fields&fieldSet(audit.FieldClaims) != 0 {
+			_, err = db.change(ctx, "erase claims", sqlEraseClaims, tenant, r.seq)
+		}
+		if err != nil {
+			return fmt.Errorf("entry %d: %w", e.Seq, err)
+		}
+	}
+	return nil
+}
+
+// forget empties fields, and takes their salts out.
+func (e *Entry) forget(set fields) {
+	e.salts = e.salts.without(set)
+	has := func(f audit.Field) bool { return set&(1<<f) != 0 }
+	for f, value := range map[audit.Field]*string{
+		audit.FieldSubject: (*string)(&e.Subject), audit.FieldActor: (*string)(&e.Actor), audit.FieldCaller: (*string)(&e.Caller),
+		audit.FieldPeer: &e.Peer, audit.FieldDetail: &e.Detail, audit.FieldActorProof: &e.ActorProof,
+	} {
+		if has(f) {
+			*value = ""
+		}
+	}
+	if has(audit.FieldActors) {
+		e.Actors = nil
+	}
+	if has(audit.FieldDetails) {
+		e.Details = nil
+	}
+	if has(audit.FieldClaims) {
+		e.Claims = nil
+	}
+	if e.Revocation != nil && has(audit.FieldTarget) {
+		e.Revocation.Target.ID, _ = splitTarget(e.Revocation.Target)
+	}
+	if e.Revocation != nil && has(audit.FieldTargetSubject) {
+		e.Revocation.Target.Subject = ""
+	}
+}
+
+// without is the values of all other fields.
+func (s *sealed) without(set fields) (left sealed) {
+	for f := range audit.Fields {
+		if s.has(f) && set&(1<<f) == 0 {
+			left.set(f, s.sum[f])
+		}
+	}
+	return left
+}

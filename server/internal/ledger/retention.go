@@ -1,0 +1,158 @@
+package ledger
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"deputy.example/deputy/client/audit"
+)
+
+// Retention says for how long a tenant's entries are kept. Zero: for ever.
+type Retention struct {
+	Personal time.Duration // after this, entries lose their personal fields
+	Entries  time.Duration // after this, whole entries go; their leaf hashes stay
+}
+
+// Old entries are forgotten a block at a time, from the oldest on and without a gap, and only where all
+// of a block is old enough and nothing in it is alive. What stays behind for ever is what revocations
+// that never end aim at, and those revocations themselves.
+
+// mark is a tenant's row in retention: how far its oldest entries were forgotten.
+type mark struct {
+	personal   uint64     // the last entry whose personal fields went for its age
+	time       int64      // of the last entry that was dropped
+	revocation uint64     // the newest revocation that was dropped, or stayed behind
+	tree       audit.Edge // of the entries that were dropped: its size is the number of the last one
+}
+
+const (
+	sqlNewMark = `INSERT INTO retention (tenant, personal, through, time, revocation, tree) VALUES ($1, 0, 0, 0, 0, $2) ON CONFLICT DO NOTHING`
+	sqlMark    = `SELECT personal, through, time, revocation, tree FROM retention WHERE tenant = $1`
+	sqlThrough = `coalesce((SELECT d.through FROM retention d WHERE d.tenant = $1), 0)`
+
+	// sqlReady counts the entries of a block, and those that must not be forgotten yet.
+	sqlReady = `SELECT count(*), coalesce(sum(CASE WHEN time >= $4 OR kind = 'grant' AND expiry > $5 OR kind = 'revocation' AND until > $5
+		THEN 1 ELSE 0 END), 0) FROM entries WHERE tenant = $1 AND seq >= $2 AND seq < $3`
+
+	sqlAge = `UPDATE entries SET subject = '', actor = '', caller = '', actors = '', peer = '', detail = '', details = '', actor_proof = '',
+		target_principal = '', target_subject = '', salts = $4
+		WHERE tenant = $1 AND seq >= $2 AND seq < $3 AND NOT (kind = 'revocation' AND until = 0)`
+	sqlAgeClaims = `DELETE FROM claims WHERE tenant = $1 AND seq >= $2 AND seq < $3`
+	sqlAged      = `UPDATE retention SET personal = $3 WHERE tenant = $1 AND personal = $2`
+	endless      = `e.tenant = $1 AND e.seq >= $2 AND e.seq < $3 AND e.kind = 'revocation' AND e.until = 0 ORDER BY e.seq`
+)
+
+func readMark(ctx context.Context, db querier, tenant string) (m mark, there bool, err error) {
+	found, err := db.query(ctx, sqlMark, tenant)
+	if err != nil {
+		return m, false, err
+	}
+	err = eachRow(found, func() error {
+		var stored []byte
+		var through uint64
+		if err := found.Scan(&m.personal, &through, &m.time, &m.revocation, &stored); err != nil {
+			return err
+		}
+		there = true
+		m.tree, err = parseEdge(through, stored)
+		return err
+	})
+	if err != nil {
+		err = fmt.Errorf("the mark of what was dropped is damaged: %w", err)
+	}
+	return m, there, err
+}
+
+// Dropped tells which of the tenant's oldest entries were dropped for their age, as it stands in the
+// first line of an export; false if none was. What Entries returns begins after them.
+func (l *Ledger) Dropped(ctx context.Context, tenant string) (audit.Dropped, bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, l.config.attempt())
+	defer cancel()
+	m, _, err := readMark(ctx, l.store, tenant)
+	if err != nil {
+		return audit.Dropped{}, false, unavailable(err)
+	}
+	return audit.Dropped{Through: m.tree.Size, Hashes: m.tree.Hashes}, m.tree.Size > 0, nil
+}
+
+// retain forgets the next block of the tenant that is old enough: first what is personal in it, and when
+// the time has come all of it. Several instances may do so; one wins.
+func (l *Ledger) retain(ctx context.Context, tenant string) (more bool, err error) {
+	keep := l.config.Retention[tenant]
+	if keep == (Retention{}) {
+		return false, nil
+	}
+	m, there, err := readMark(ctx, l.store, tenant)
+	if err == nil && !there {
+		err = l.store.change(ctx, func(db changer) error {
+			_, err := db.change(ctx, "new mark", sqlNewMark, tenant, []byte{})
+			return err
+		})
+	}
+	if err != nil {
+		return false, err
+	}
+	if keep.Personal > 0 {
+		if more, err = l.age(ctx, tenant, m, keep.Personal); more || err != nil {
+			return more, err
+		}
+	}
+	if keep.Entries > 0 {
+		return l.drop(ctx, tenant, m, keep.Entries)
+	}
+	return false, nil
+}
+
+// due says whether all entries of the block are older than that and none of them is alive.
+func (l *Ledger) due(ctx context.Context, tenant string, block uint64, age time.Duration) (bool, error) {
+	now := l.config.Now()
+	found, err := l.store.query(ctx, sqlReady, tenant, int64(firstOf(block)), int64(firstOf(block+1)),
+		micros(now.Add(-age)), micros(now.Add(-l.config.Skew)))
+	if err != nil {
+		return false, err
+	}
+	var there, alive int64
+	err = eachRow(found, func() error { return found.Scan(&there, &alive) })
+	return there == blockSize && (alive == 0 || l.off.liveEntries), err
+}
+
+// age erases all personal fields of the next block.
+func (l *Ledger) age(ctx context.Context, tenant string, m mark, age time.Duration) (more bool, err error) {
+	// What was dropped while nothing was erased by age has no personal fields but those of the
+	// revocations that stayed behind.
+	block := max(m.personal, m.tree.Size) / blockSize
+	if due, err := l.due(ctx, tenant, block, age); !due || err != nil {
+		return false, err
+	}
+	first, end := int64(firstOf(block)), int64(firstOf(block+1))
+	stay, err := scanEntries(ctx, l.store, endless, tenant, first, end)
+	if err != nil {
+		return false, err
+	}
+	var losers []loss
+	for _, e := range stay {
+		losers = append(losers, loss{e, fields(e.salts.mask) &^ targets})
+	}
+	err = l.store.change(ctx, func(db changer) error {
+		n, err := db.change(ctx, "mark aged", sqlAged, tenant, int64(m.personal), end-1)
+		if err != nil || n == 0 { // somebody else has done it
+			return err
+		}
+		if err := l.unindex(ctx, db, tenant, block); err != nil {
+			return err
+		}
+		if err := loseAll(ctx, db, tenant, losers); err != nil {
+			return err
+		}
+		if _, err := db.change(ctx, "age", sqlAge, tenant, first, end, new(sealed).bytes()); err != nil {
+			return err
+		}
+		_, err = db.change(ctx, "age claims", sqlAgeClaims, tenant, first, end)
+		return err
+	})
+	if err != nil {
+		return false, err
+	}
+	return true, l.reindex(ctx, tenant, block)
+}
