@@ -17,6 +17,7 @@ import (
 	"deputy.example/deputy/client"
 	"deputy.example/deputy/client/delegation"
 	"deputy.example/deputy/client/internal/deputytest"
+	deputyv1 "deputy.example/deputy/gen/deputy/v1"
 )
 
 // newPlanner connects to a Deputy as the client "planner". In a program the key comes from
@@ -196,4 +197,56 @@ func ExampleVerifier_UnaryServerInterceptor() {
 	defer server.Stop()
 	fmt.Println(len(server.GetServiceInfo()))
 	// Output: 0
+}
+
+// A responder looks at what an agent can do, and an auditor at what was asked in its name.
+func ExampleClient_Reach() {
+	deputy := deputytest.Start()
+	defer deputy.Close()
+	ctx := context.Background()
+	c := newPlanner(deputy)
+	defer c.Close()
+	if _, err := c.Exchange(ctx, client.ExchangeRequest{
+		SubjectToken: client.NewSecret(deputy.RootToken("alice")),
+		Child:        client.Child{Scopes: delegation.Scopes{"calendar.read"}, Audience: []string{"https://calendar.example"}},
+	}); err != nil {
+		log.Fatal(err)
+	}
+
+	reach, err := c.Reach(ctx, "agent:planner", 0)
+	if err != nil {
+		log.Fatal(err)
+	}
+	for _, token := range reach.Tokens {
+		fmt.Println("holds for", token.Subject, "the scopes", token.Scope)
+	}
+	for entry, err := range c.Search(ctx, client.SearchQuery{Actor: "agent:planner", Kind: client.KindGrant}) {
+		if err != nil {
+			log.Fatal(err)
+		}
+		fmt.Println("entry", entry.Seq, "is", entry.State)
+	}
+	// Output:
+	// holds for user:alice the scopes calendar.read
+	// entry 41 is live
+}
+
+// A program that feeds a SIEM remembers the last number that it handed on, and goes on after it when it
+// is started again.
+func ExampleClient_Entries() {
+	deputy := deputytest.Start()
+	defer deputy.Close()
+	deputy.RevokeNow(deputyv1.RevocationKind_REVOCATION_KIND_SUSPEND, "agent:researcher", "")
+	c := newPlanner(deputy)
+	defer c.Close()
+
+	var last uint64
+	for entry, err := range c.Entries(context.Background(), client.EntriesRequest{After: last}) { // and Follow: true
+		if err != nil {
+			log.Fatal(err)
+		}
+		fmt.Println(entry.Seq, entry.Kind, entry.Revocation.Target.ID)
+		last = entry.Seq
+	}
+	// Output: 41 revocation agent:researcher
 }

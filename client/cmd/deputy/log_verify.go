@@ -191,18 +191,18 @@ func (a *app) judgeLog(r audit.Report, err error) error {
 }
 
 type logReport struct {
-	Verified   bool      `json:"verified"`
-	Tenant     string    `json:"tenant"`
-	First      uint64    `json:"first"`
-	Last       uint64    `json:"last"`
-	Grants     uint64    `json:"grants"`
-	Signed     uint64    `json:"signed"`
-	SignedAt   time.Time `json:"signed_at"`
-	Origin     string    `json:"origin"`
-	Unsigned   uint64    `json:"unsigned"`
-	Kept       int       `json:"kept"`
-	Erased     uint64    `json:"erased"`
-	NotNarrows uint64    `json:"parent_dropped"`
+	Verified bool      `json:"verified"`
+	Tenant   string    `json:"tenant"`
+	First    uint64    `json:"first"`
+	Last     uint64    `json:"last"`
+	Grants   uint64    `json:"grants"`
+	Signed   uint64    `json:"signed"` // entries that the checkpoint covers
+	SignedAt time.Time `json:"signed_at"`
+	Origin   string    `json:"origin"`
+	Unsigned uint64    `json:"unsigned"` // entries behind the checkpoint
+	Kept     int       `json:"kept"`
+	Erased   uint64    `json:"erased"`
+	Orphans  uint64    `json:"orphans"` // grants whose parent was dropped
 }
 
 func logJSON(r audit.Report) logReport {

@@ -34,16 +34,28 @@ func nextForReason(e *delegation.Error) string {
 	case delegation.IdempotencyConflict:
 		return "use a new --idempotency-key for a new request"
 	case delegation.NotFound:
-		if e.Field == "target" || e.Field == "token" || e.Field == "root_token" || e.Field == "agent" {
-			return "you may revoke a token that you hold, what was delegated for you and an agent that you operate; a responder may revoke everything"
-		}
-		return "check the jti; a chain is shown to its subject, its actors and auditors only"
+		return nextForNotFound(e.Field)
 	case delegation.DependencyDown:
 		return "is deputyd running at --addr, and is --plaintext right for it? nothing that you hold has changed"
 	case delegation.RateLimited:
 		return "wait a moment and try again"
 	}
 	return ""
+}
+
+// nextForNotFound says who may see what: what does not exist and what one may not see is one answer.
+func nextForNotFound(field string) string {
+	switch field {
+	case "target", "token", "root_token":
+		return "you may revoke a token that you hold, what was delegated for you and an agent that you operate; a responder may revoke everything"
+	case "agent":
+		return "an agent is for itself, its operators, auditors and responders to ask about, and for its operators and responders to stop"
+	case "after":
+		return "the whole log is for auditors and responders"
+	case "checkpoint":
+		return "it takes a second after the first entry; and does the tenant's configuration have audit.checkpoint_key?"
+	}
+	return "check the jti; an entry is shown to its subject and its actors, to operators of its agents, to auditors and responders"
 }
 
 // missingRelation names the relation where the server told it: only where the caller may know.

@@ -49,6 +49,9 @@ Examples:
 
 // Run searches the ledger.
 func (cmd *searchCommand) Run(a *app) error {
+	if cmd.CSV && a.json {
+		return usage("--csv and --json are two forms: name one")
+	}
 	query, err := cmd.query(a.now())
 	if err != nil {
 		return err
