@@ -15,8 +15,7 @@ const (
 
 // Tail is an auditor's view of all entries as they are recorded. It belongs to one goroutine.
 type Tail struct {
-	Head uint64 // the newest entry when the tail was opened
-
+	head    uint64
 	engine  *Engine
 	inquiry Inquiry
 	by      inquirer
@@ -38,11 +37,14 @@ func (e *Engine) Tail(ctx context.Context, q Inquiry) (*Tail, error) {
 	if err := t.mayStill(ctx, now); err != nil {
 		return nil, err
 	}
-	if t.Head, _, err = e.config.Ledger.Tree(ctx, by.tenant.Name); err != nil {
+	if t.head, _, err = e.config.Ledger.Tree(ctx, by.tenant.Name); err != nil {
 		return nil, delegation.AsError(err)
 	}
 	return t, nil
 }
+
+// Head is the number of the newest entry when the tail was opened.
+func (t *Tail) Head() uint64 { return t.head }
 
 // Next returns entries with numbers above after, in order; none after some seconds in which there was
 // nothing new. It ends as ClientUnauthenticated when a credential has been used for as long as one may
