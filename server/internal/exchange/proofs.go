@@ -11,34 +11,40 @@ import (
 	"deputy.example/deputy/server/internal/ledger"
 )
 
+// Checkpoint is a signed head of a tenant's log, with the key that verifies it.
+type Checkpoint struct {
+	ledger.Checkpoint
+	VerifierKey string
+}
+
 // Proofs show, against a checkpoint, that an entry is in the log and that the log has only grown.
 type Proofs struct {
-	Checkpoint  ledger.Checkpoint
+	Checkpoint  Checkpoint
 	Entry       *Recorded        // nil where none was asked for
 	Inclusion   tlog.RecordProof // of the entry
 	Consistency tlog.TreeProof   // with the log of the old size, where one was given
 }
 
 // Checkpoint returns the newest signed head of the tenant's log. Any caller may ask.
-func (e *Engine) Checkpoint(ctx context.Context, q Inquiry) (ledger.Checkpoint, error) {
+func (e *Engine) Checkpoint(ctx context.Context, q Inquiry) (Checkpoint, error) {
 	ctx, cancel := e.within(ctx)
 	defer cancel()
 	by, err := e.admitReader(ctx, q)
 	if err != nil {
-		return ledger.Checkpoint{}, err
+		return Checkpoint{}, err
 	}
 	return e.lastCheckpoint(ctx, by.tenant)
 }
 
-func (e *Engine) lastCheckpoint(ctx context.Context, tenant *Tenant) (ledger.Checkpoint, error) {
+func (e *Engine) lastCheckpoint(ctx context.Context, tenant *Tenant) (Checkpoint, error) {
 	last, err := e.config.Ledger.LastCheckpoint(ctx, tenant.Name)
-	if errors.Is(err, ledger.ErrNotFound) {
-		return ledger.Checkpoint{}, delegation.Refuse(delegation.NotFound, "checkpoint", "no head of this tenant's log has been signed: it is empty, or configured without a checkpoint key")
+	if errors.Is(err, ledger.ErrNotFound) || err == nil && tenant.Checkpoints == nil {
+		return Checkpoint{}, delegation.Refuse(delegation.NotFound, "checkpoint", "no head of this tenant's log has been signed: it is empty, or configured without a checkpoint key")
 	}
 	if err != nil {
-		return ledger.Checkpoint{}, delegation.AsError(err)
+		return Checkpoint{}, delegation.AsError(err)
 	}
-	return last, nil
+	return Checkpoint{Checkpoint: last, VerifierKey: tenant.Checkpoints.VerifierKey()}, nil
 }
 
 // Proofs proves against the newest checkpoint: of an entry that the caller may see (by Inquiry.Entry or

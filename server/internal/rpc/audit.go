@@ -240,7 +240,9 @@ func (s *auditService) GetCheckpoint(ctx context.Context, r *deputyv1.GetCheckpo
 	if err != nil {
 		return nil, err
 	}
-	return &deputyv1.GetCheckpointResponse{Checkpoint: c.Note, Size: c.Size, RootHash: c.Root[:], Time: timestamppb.New(c.Time)}, nil
+	return &deputyv1.GetCheckpointResponse{
+		Checkpoint: c.Note, Size: c.Size, RootHash: c.Root[:], Time: timestamppb.New(c.Time), VerifierKey: c.VerifierKey,
+	}, nil
 }
 
 // GetProofs proves that an entry is in the log, and that the log has only grown.

@@ -228,7 +228,7 @@ func TestReachProofsAndCheckpoint(t *testing.T) {
 		t.Errorf("%v\nwant %v", reach, want)
 	}
 	checkpoint, err := a.GetCheckpoint(t.Context(), &deputyv1.GetCheckpointRequest{})
-	if err != nil || checkpoint.GetCheckpoint() != "note" || checkpoint.GetSize() != 57 || checkpoint.GetRootHash()[0] != 1 || !proto.Equal(checkpoint.GetTime(), at) {
+	if err != nil || checkpoint.GetCheckpoint() != "note" || checkpoint.GetVerifierKey() != "key" || checkpoint.GetSize() != 57 || checkpoint.GetRootHash()[0] != 1 || !proto.Equal(checkpoint.GetTime(), at) {
 		t.Errorf("%v %v", checkpoint, err)
 	}
 	proofs, err := a.GetProofs(t.Context(), &deputyv1.GetProofsRequest{Entry: 57})

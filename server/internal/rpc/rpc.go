@@ -42,7 +42,7 @@ type Engine interface {
 	Search(ctx context.Context, q exchange.Inquiry, query ledger.Query) ([]exchange.Recorded, uint64, error)
 	Reach(ctx context.Context, q exchange.Inquiry, agent delegation.Principal, depth int) (exchange.Reach, error)
 	Tail(context.Context, exchange.Inquiry) (*exchange.Tail, error)
-	Checkpoint(context.Context, exchange.Inquiry) (ledger.Checkpoint, error)
+	Checkpoint(context.Context, exchange.Inquiry) (exchange.Checkpoint, error)
 	Proofs(ctx context.Context, q exchange.Inquiry, old uint64) (exchange.Proofs, error)
 	Revoke(context.Context, exchange.RevokeCall) (exchange.Revoked, error)
 	Receipts(ctx context.Context, q exchange.Inquiry, entry uint64) ([]guard.Receipt, error)

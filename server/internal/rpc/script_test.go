@@ -98,15 +98,15 @@ func (s *script) Tail(context.Context, exchange.Inquiry) (*exchange.Tail, error)
 	return nil, errors.New("no script for this")
 }
 
-func (s *script) Checkpoint(_ context.Context, q exchange.Inquiry) (ledger.Checkpoint, error) {
+func (s *script) Checkpoint(_ context.Context, q exchange.Inquiry) (exchange.Checkpoint, error) {
 	s.inquired(q)
-	return ledger.Checkpoint{Size: 57, Root: tlog.Hash{1}, Time: time.Unix(1795305600, 0), Note: "note"}, nil
+	return exchange.Checkpoint{Checkpoint: ledger.Checkpoint{Size: 57, Root: tlog.Hash{1}, Time: time.Unix(1795305600, 0), Note: "note"}, VerifierKey: "key"}, nil
 }
 
 func (s *script) Proofs(_ context.Context, q exchange.Inquiry, _ uint64) (exchange.Proofs, error) {
 	s.inquired(q)
 	return exchange.Proofs{
-		Checkpoint: ledger.Checkpoint{Note: "note"}, Entry: &s.found[0],
+		Checkpoint: exchange.Checkpoint{Checkpoint: ledger.Checkpoint{Note: "note"}}, Entry: &s.found[0],
 		Inclusion: tlog.RecordProof{{2}}, Consistency: tlog.TreeProof{{3}},
 	}, nil
 }
