@@ -46,6 +46,7 @@ type Server struct {
 	readiness *readiness
 	tenants   []exchange.Tenant
 	engine    *exchange.Engine
+	ledger    *ledger.Ledger
 	rpc       *rpc.Server
 	http, ops *http.Server
 	listeners struct{ grpc, http, ops net.Listener }
@@ -98,7 +99,7 @@ func New(ctx context.Context, config Config, o Options) (_ *Server, err error) {
 	if err != nil {
 		return nil, err
 	}
-	s.engine, s.readiness = engine, newReadiness(records, limiter, engine)
+	s.engine, s.ledger, s.readiness = engine, records, newReadiness(records, limiter, engine)
 	if err := s.fronts(config, parts, engine, o); err != nil {
 		return nil, err
 	}
@@ -131,6 +132,7 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	run("revocations", func() error { return s.engine.Follow(ctx) })
 	run("checkpoints", func() error { return s.engine.Checkpoints(ctx) })
+	run("ledger", func() error { return s.ledger.Keep(ctx, names(s.tenants)...) })
 	group.Go(func() error {
 		s.readiness.watch(ctx, s.rpc.SetServing)
 		s.drain()
@@ -143,6 +145,13 @@ func (s *Server) Run(ctx context.Context) error {
 }
 
 var errEnded = errors.New("it ended by itself")
+
+func names(tenants []exchange.Tenant) (list []string) {
+	for _, t := range tenants {
+		list = append(list, t.Name)
+	}
+	return list
+}
 
 // drain lets load balancers know, then takes nothing new and waits for what runs; readiness can be
 // asked for until the end.

@@ -147,7 +147,8 @@ const (
 	GrantState_GRANT_STATE_UNSPECIFIED GrantState = 0 // not a grant
 	GrantState_GRANT_STATE_LIVE        GrantState = 1
 	GrantState_GRANT_STATE_EXPIRED     GrantState = 2
-	// Something in its chain was revoked while it lived.
+	// Something in its chain was revoked while it lived. Of a grant that is over, this cannot always be
+	// told any more: then it is expired.
 	GrantState_GRANT_STATE_REVOKED GrantState = 3
 	GrantState_GRANT_STATE_VOIDED  GrantState = 4
 )
@@ -241,13 +242,15 @@ type Entry struct {
 	AuthorizationDetails string `protobuf:"bytes,24,opt,name=authorization_details,json=authorizationDetails,proto3" json:"authorization_details,omitempty"`
 	// How the actor was proven: its own token, a registered key, or the caller itself.
 	ActorProof string `protobuf:"bytes,25,opt,name=actor_proof,json=actorProof,proto3" json:"actor_proof,omitempty"`
-	// Names of the personal fields that were erased.
+	// Names of the personal fields that were erased, or that whoever asks may not see.
 	Erased []string   `protobuf:"bytes,26,rep,name=erased,proto3" json:"erased,omitempty"`
 	State  GrantState `protobuf:"varint,27,opt,name=state,proto3,enum=deputy.v1.GrantState" json:"state,omitempty"`
 	// The entry's leaf hash in the log (RFC 6962 section 2.1).
 	LeafHash []byte `protobuf:"bytes,28,opt,name=leaf_hash,json=leafHash,proto3" json:"leaf_hash,omitempty"`
 	// The entry as one line of an export (docs/ledger.md), where it was asked for.
-	Record        string `protobuf:"bytes,29,opt,name=record,proto3" json:"record,omitempty"`
+	Record string `protobuf:"bytes,29,opt,name=record,proto3" json:"record,omitempty"`
+	// Number of the revocation, of a grant that is revoked, where that is known.
+	RevokedBy     uint64 `protobuf:"varint,30,opt,name=revoked_by,json=revokedBy,proto3" json:"revoked_by,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -483,6 +486,13 @@ func (x *Entry) GetRecord() string {
 		return x.Record
 	}
 	return ""
+}
+
+func (x *Entry) GetRevokedBy() uint64 {
+	if x != nil {
+		return x.RevokedBy
+	}
+	return 0
 }
 
 // Request for one entry. Exactly one of entry and jti is set.
@@ -1284,7 +1294,8 @@ func (x *ReachResponse) GetObtainableTruncated() bool {
 	return false
 }
 
-// Obtainable is what an agent could be handed along one path of consent.
+// Obtainable is what an agent could be handed along one path of consent: each of the audiences by
+// itself, each of the scopes at one of the audiences at least.
 type Obtainable struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// On whose behalf.
@@ -1763,7 +1774,7 @@ var File_deputy_v1_audit_proto protoreflect.FileDescriptor
 
 const file_deputy_v1_audit_proto_rawDesc = "" +
 	"\n" +
-	"\x15deputy/v1/audit.proto\x12\tdeputy.v1\x1a\x18deputy/v1/exchange.proto\x1a\x1adeputy/v1/revocation.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf0\x06\n" +
+	"\x15deputy/v1/audit.proto\x12\tdeputy.v1\x1a\x18deputy/v1/exchange.proto\x1a\x1adeputy/v1/revocation.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8f\a\n" +
 	"\x05Entry\x12\x14\n" +
 	"\x05entry\x18\x01 \x01(\x04R\x05entry\x12(\n" +
 	"\x04kind\x18\x02 \x01(\x0e2\x14.deputy.v1.EntryKindR\x04kind\x12.\n" +
@@ -1798,7 +1809,9 @@ const file_deputy_v1_audit_proto_rawDesc = "" +
 	"\x06erased\x18\x1a \x03(\tR\x06erased\x12+\n" +
 	"\x05state\x18\x1b \x01(\x0e2\x15.deputy.v1.GrantStateR\x05state\x12\x1b\n" +
 	"\tleaf_hash\x18\x1c \x01(\fR\bleafHash\x12\x16\n" +
-	"\x06record\x18\x1d \x01(\tR\x06record\"r\n" +
+	"\x06record\x18\x1d \x01(\tR\x06record\x12\x1d\n" +
+	"\n" +
+	"revoked_by\x18\x1e \x01(\x04R\trevokedBy\"r\n" +
 	"\x0fGetEntryRequest\x12\x14\n" +
 	"\x05entry\x18\x01 \x01(\x04R\x05entry\x12\x10\n" +
 	"\x03jti\x18\x02 \x01(\tR\x03jti\x127\n" +

@@ -14,7 +14,7 @@ type Credentials struct {
 	ClientID      string // client_id; optional, must equal the assertion's subject
 	Bearer        string // a credential of caller audience from "authorization: Bearer"
 	// Person signed in at a front that keeps sessions. People read and revoke; nothing else takes them.
-	Person *Person
+	Person *Person `json:"-"`
 }
 
 // Call is one request to exchange, whichever door it came through. Strings are as the caller sent

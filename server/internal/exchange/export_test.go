@@ -23,6 +23,8 @@ var (
 	NoIdempotency     Protection = func(p *protections) { p.idempotency = true }
 	NoRevocationCheck Protection = func(p *protections) { p.revocation = true }
 	NoContinuity      Protection = func(p *protections) { p.continuity = true }
+	NoReadingRules    Protection = func(p *protections) { p.reading = true }
+	NoWithholding     Protection = func(p *protections) { p.withholding = true }
 )
 
 // SwitchOff must be called before the engine is used.

@@ -4,11 +4,8 @@ import (
 	"context"
 	"errors"
 
-	"github.com/oklog/ulid/v2"
-
 	"deputy.example/deputy/client/delegation"
 	"deputy.example/deputy/server/internal/ledger"
-	"deputy.example/deputy/server/internal/policy"
 	"deputy.example/deputy/server/internal/token"
 )
 
@@ -33,42 +30,6 @@ func (e *Engine) Introspect(ctx context.Context, q Inquiry) (Introspection, erro
 		return Introspection{}, nil
 	}
 	return Introspection{Claims: &claims}, nil
-}
-
-// Chain returns the grants that lead to one, root to leaf, to its subject, to its actors, and to
-// auditors. Unknown and forbidden are the same answer.
-func (e *Engine) Chain(ctx context.Context, q Inquiry) ([]*ledger.Entry, error) {
-	ctx, cancel := e.within(ctx)
-	defer cancel()
-	by, err := e.admitReader(ctx, q)
-	if err != nil {
-		return nil, err
-	}
-	tenant, caller := by.tenant, by.caller
-	nothing := delegation.Refuse(delegation.NotFound, "jti", "no such grant, or none that you may see")
-	var entries []*ledger.Entry
-	if _, odd := ulid.ParseStrict(q.ID); odd == nil { // what no grant is called, no database need be asked for
-		entries, err = e.config.Ledger.Chain(ctx, tenant.Name, q.ID)
-	}
-	if err != nil && !errors.Is(err, ledger.ErrNotFound) {
-		return nil, delegation.AsError(err)
-	}
-	auditor := policy.Relation{User: string(caller.Principal), Relation: "auditor", Object: "system:deputy"}
-	if len(entries) > 0 {
-		leaf := entries[len(entries)-1]
-		if leaf.Subject == caller.Principal || leaf.Actors.Contains(caller.Principal) {
-			return entries, nil
-		}
-	}
-	// Asked whether or not the grant exists, so that the time taken does not tell.
-	allowed, err := tenant.Policy.Has(ctx, auditor)
-	if err != nil {
-		return nil, delegation.AsError(err)
-	}
-	if !allowed || len(entries) == 0 {
-		return nil, nothing
-	}
-	return entries, nil
 }
 
 // inquirer is who asks a question, with the revocations of now.
@@ -122,13 +83,20 @@ func (e *Engine) inquirer(ctx context.Context, q Inquiry, who func(context.Conte
 	if by.revoked, err = e.config.Ledger.Revocations(ctx, by.tenant.Name, true); err != nil {
 		return by, err
 	}
+	return by, e.unrevoked(by, q.Credentials.Person)
+}
+
+// unrevoked refuses a caller that is suspended or whose key is banned, and a person whose session began
+// before something that cut it off.
+func (e *Engine) unrevoked(by inquirer, p *Person) error {
 	if _, hit := by.revoked.HitCaller(by.caller.Principal, by.caller.Key); hit {
-		return by, unauthenticated(errors.New("the caller is suspended, or its key is banned"))
+		return unauthenticated(errors.New("the caller is suspended, or its key is banned"))
 	}
-	if p := q.Credentials.Person; p != nil && !e.off.revocation {
-		if _, hit := by.revoked.Hit(p.lineage(e.config.Ledger.Skew())); hit {
-			return by, unauthenticated(errors.New("the session was revoked"))
-		}
+	if p == nil || e.off.revocation {
+		return nil
 	}
-	return by, nil
+	if _, hit := by.revoked.Hit(p.lineage(e.config.Ledger.Skew())); hit {
+		return unauthenticated(errors.New("the session was revoked"))
+	}
+	return nil
 }

@@ -63,7 +63,7 @@ func (e *Engine) Revoke(ctx context.Context, call RevokeCall) (Revoked, error) {
 		return e.affected(ctx, tenant, target)
 	}
 	if err != nil {
-		return Revoked{}, e.recordRefusal(ctx, tenant, draft, err)
+		return Revoked{}, e.recordRefusal(ctx, tenant, draft, "revocation", err)
 	}
 	draft.Revocation = &delegation.Revocation{Target: target, Until: e.until(tenant, target)}
 	done := e.countHits(ctx, tenant, target)
@@ -214,14 +214,14 @@ func (e *Engine) affected(ctx context.Context, tenant *Tenant, t delegation.Targ
 	return Revoked{Tokens: tokens, Chains: chains, Counted: true, Grants: grants}, nil
 }
 
-// recordRefusal keeps the refusal of an authenticated caller, and returns it.
-func (e *Engine) recordRefusal(ctx context.Context, tenant *Tenant, draft *ledger.Draft, err error) error {
+// recordRefusal keeps the refusal of an authenticated caller with what it wanted, and returns it.
+func (e *Engine) recordRefusal(ctx context.Context, tenant *Tenant, draft *ledger.Draft, wanted string, err error) error {
 	refusal := delegation.AsError(err)
 	if refusal.Temporary() {
 		return refusal
 	}
 	draft.Kind, draft.Reason, draft.Revocation = ledger.KindRefusal, refusal.Reason, nil
-	draft.Detail = "revocation: " + refusal.Description
+	draft.Detail = wanted + ": " + refusal.Description
 	if result := e.config.Ledger.AppendAll(ctx, tenant.Name, []*ledger.Draft{draft}, nil)[0]; result.Err != nil && result.Receipt.Seq == 0 {
 		return delegation.AsError(result.Err)
 	}

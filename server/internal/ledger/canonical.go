@@ -212,3 +212,18 @@ func (e *Entry) MatchesClaims(canonical []byte) bool {
 	const f = audit.FieldClaims
 	return e.salts.has(f) && e.digests.has(f) && audit.Digest(e.salts.sum[f][:], string(canonical)) == e.digests.sum[f]
 }
+
+// Without is the entry as if some of what it says of the request had been erased, for those who may
+// not see it: where it came from, and in words what came of it. Its record still gives the leaf.
+func (e *Entry) Without(peer, detail bool) *Entry {
+	kept := *e
+	if peer {
+		kept.Peer = ""
+		kept.salts.mask &^= 1 << audit.FieldPeer
+	}
+	if detail {
+		kept.Detail = ""
+		kept.salts.mask &^= 1 << audit.FieldDetail
+	}
+	return &kept
+}

@@ -16,7 +16,7 @@ func newMetrics(registerer prometheus.Registerer) (metrics, error) {
 	m := metrics{
 		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "deputy_policy_request_seconds",
-			Help:    "Time that one BatchCheck to OpenFGA took, by outcome: answered or unavailable.",
+			Help:    "Time that one request to OpenFGA took, by outcome: answered or unavailable.",
 			Buckets: []float64{.0005, .001, .002, .005, .01, .02, .05, .1, .2, .5, 1, 2},
 		}, []string{"outcome"}),
 		checks: prometheus.NewCounter(prometheus.CounterOpts{

@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"net/url"
 	"regexp"
+	"sync/atomic"
 	"time"
 
 	openfga "github.com/openfga/go-sdk"
@@ -65,6 +66,7 @@ type Checker struct {
 	api          *openfga.APIClient
 	closeIdle    func()
 	metrics      metrics
+	known        atomic.Pointer[model] // nil until it was read for the first time
 }
 
 // openFGAID is how OpenFGA writes the ids of stores and models.
@@ -220,20 +222,31 @@ func (c *Checker) Has(ctx context.Context, r Relation) (bool, error) {
 	return has[0], nil
 }
 
-// HasEach asks for several relations at once, and answers in their order. One that cannot be answered makes the whole an
-// error.
+// HasEach asks for several relations at once, and answers in their order. What the model has no relation for, nobody has;
+// one that cannot be answered makes the whole an error.
 func (c *Checker) HasEach(ctx context.Context, relations []Relation) ([]bool, error) {
-	for _, r := range relations {
+	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	m, err := c.readModel(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var asked []Relation
+	var at []int
+	for i, r := range relations {
 		if err := r.check(); err != nil {
 			return nil, delegation.Refuse(delegation.Internal, "", "internal error: nothing was decided").WithCause(err)
 		}
+		if m.has(typeOf(r.Object), r.Relation) && m.types[typeOf(r.User)] != nil {
+			asked, at = append(asked, r), append(at, i)
+		}
 	}
 	has := make([]bool, len(relations))
-	for i, result := range c.checkAll(ctx, relations) {
+	for i, result := range c.checkAll(ctx, asked) {
 		if result.verdict == unanswered {
 			return nil, delegation.Unavailable("OpenFGA", result.cause)
 		}
-		has[i] = result.verdict == held
+		has[at[i]] = result.verdict == held
 	}
 	return has, nil
 }

@@ -89,13 +89,18 @@ func (c *Checker) post(ctx context.Context, relations []Relation) ([]byte, error
 	for i, r := range relations {
 		request.Checks[i] = batchItem{tupleKey(r), strconv.Itoa(i)}
 	}
+	return c.execute(ctx, "BatchCheck", "/stores/{store_id}/batch-check", request)
+}
+
+// execute sends one question and returns the raw answer: the SDK's typed decoder takes the last of two equal keys, and keys
+// in any case.
+func (c *Checker) execute(ctx context.Context, name, path string, request any) ([]byte, error) {
 	body, err := json.Marshal(request)
 	if err != nil {
 		return nil, err
 	}
-	// Execute hands out the raw answer: the SDK's typed decoder takes the last of two equal keys, and keys in any case.
 	response, err := c.api.GetAPIExecutor().Execute(ctx,
-		openfga.NewAPIExecutorRequestBuilder("BatchCheck", http.MethodPost, "/stores/{store_id}/batch-check").
+		openfga.NewAPIExecutorRequestBuilder(name, http.MethodPost, path).
 			WithPathParameter("store_id", c.store).
 			WithBody(body).
 			Build())

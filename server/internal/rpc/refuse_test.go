@@ -41,7 +41,8 @@ func TestMetadata(t *testing.T) {
 		rows = append(rows, row{name: key, pairs: []string{key, "x"}, reason: delegation.ParameterUnsupported})
 	}
 	engine := granting()
-	tokens, audit := stubs(t, engine)
+	tokens, _ := stubs(t, engine)
+	audit := audits(t, Config{Engine: engine, tail: engine.tails})
 	revoking := revocations(t, Config{Engine: engine})
 	target := &deputyv1.RevocationTarget{Kind: deputyv1.RevocationKind_REVOCATION_KIND_TOKEN, Id: "01JID"}
 	methods := map[string]func(context.Context, *deputyv1.ClientAuthentication) error{
@@ -60,6 +61,33 @@ func TestMetadata(t *testing.T) {
 		"GetChain": func(ctx context.Context, c *deputyv1.ClientAuthentication) error {
 			_, err := audit.GetChain(ctx, &deputyv1.GetChainRequest{Client: c})
 			return err
+		},
+		"GetEntry": func(ctx context.Context, c *deputyv1.ClientAuthentication) error {
+			_, err := audit.GetEntry(ctx, &deputyv1.GetEntryRequest{Client: c})
+			return err
+		},
+		"ListDescendants": func(ctx context.Context, c *deputyv1.ClientAuthentication) error {
+			_, err := audit.ListDescendants(ctx, &deputyv1.ListDescendantsRequest{Client: c})
+			return err
+		},
+		"SearchEntries": func(ctx context.Context, c *deputyv1.ClientAuthentication) error {
+			_, err := audit.SearchEntries(ctx, &deputyv1.SearchEntriesRequest{Client: c})
+			return err
+		},
+		"Reach": func(ctx context.Context, c *deputyv1.ClientAuthentication) error {
+			_, err := audit.Reach(ctx, &deputyv1.ReachRequest{Client: c})
+			return err
+		},
+		"GetCheckpoint": func(ctx context.Context, c *deputyv1.ClientAuthentication) error {
+			_, err := audit.GetCheckpoint(ctx, &deputyv1.GetCheckpointRequest{Client: c})
+			return err
+		},
+		"GetProofs": func(ctx context.Context, c *deputyv1.ClientAuthentication) error {
+			_, err := audit.GetProofs(ctx, &deputyv1.GetProofsRequest{Client: c})
+			return err
+		},
+		"StreamEntries": func(ctx context.Context, c *deputyv1.ClientAuthentication) error {
+			return streamed(audit.StreamEntries(ctx, &deputyv1.StreamEntriesRequest{Client: c}))
 		},
 		"Revoke": func(ctx context.Context, c *deputyv1.ClientAuthentication) error {
 			_, err := revoking.Revoke(ctx, &deputyv1.RevokeRequest{Client: c, Target: target})
@@ -99,13 +127,18 @@ func TestMetadata(t *testing.T) {
 // same message without it is accepted, which shows that the refusal is about the field.
 func TestUnknownFields(t *testing.T) {
 	engine := granting()
-	tokens, audit := stubs(t, engine)
+	tokens, _ := stubs(t, engine)
+	audit := audits(t, Config{Engine: engine, tail: engine.tails})
 	revoking := revocations(t, Config{Engine: engine})
 	unknown := protowire.AppendVarint(protowire.AppendTag(nil, 2000, protowire.VarintType), 1)
 	child, client := &deputyv1.Child{}, &deputyv1.ClientAuthentication{ClientAssertion: "a"}
 	single := &deputyv1.ExchangeRequest{Child: child, Client: client}
 	batch := &deputyv1.BatchExchangeRequest{Children: []*deputyv1.Child{{}, child}, Client: client}
 	introspect, chain := &deputyv1.IntrospectRequest{Client: client}, &deputyv1.GetChainRequest{Client: client}
+	entry, tree := &deputyv1.GetEntryRequest{Client: client}, &deputyv1.ListDescendantsRequest{Client: client}
+	search, reach := &deputyv1.SearchEntriesRequest{Client: client}, &deputyv1.ReachRequest{Client: client}
+	checkpoint, proofs := &deputyv1.GetCheckpointRequest{Client: client}, &deputyv1.GetProofsRequest{Client: client}
+	entries := &deputyv1.StreamEntriesRequest{Client: client}
 	target := &deputyv1.RevocationTarget{Kind: deputyv1.RevocationKind_REVOCATION_KIND_TOKEN, Id: "01JID"}
 	revoke, suspend := &deputyv1.RevokeRequest{Client: client, Target: target}, &deputyv1.SuspendRequest{Client: client}
 	resume, receipts := &deputyv1.ResumeRequest{Client: client}, &deputyv1.GetReceiptsRequest{Client: client}
@@ -114,6 +147,13 @@ func TestUnknownFields(t *testing.T) {
 		batch:      func() error { _, err := tokens.BatchExchange(t.Context(), batch); return err },
 		introspect: func() error { _, err := tokens.Introspect(t.Context(), introspect); return err },
 		chain:      func() error { _, err := audit.GetChain(t.Context(), chain); return err },
+		entry:      func() error { _, err := audit.GetEntry(t.Context(), entry); return err },
+		tree:       func() error { _, err := audit.ListDescendants(t.Context(), tree); return err },
+		search:     func() error { _, err := audit.SearchEntries(t.Context(), search); return err },
+		reach:      func() error { _, err := audit.Reach(t.Context(), reach); return err },
+		checkpoint: func() error { _, err := audit.GetCheckpoint(t.Context(), checkpoint); return err },
+		proofs:     func() error { _, err := audit.GetProofs(t.Context(), proofs); return err },
+		entries:    func() error { return streamed(audit.StreamEntries(t.Context(), entries)) },
 		revoke:     func() error { _, err := revoking.Revoke(t.Context(), revoke); return err },
 		suspend:    func() error { _, err := revoking.Suspend(t.Context(), suspend); return err },
 		resume:     func() error { _, err := revoking.Resume(t.Context(), resume); return err },
@@ -122,6 +162,7 @@ func TestUnknownFields(t *testing.T) {
 	all := slices.Collect(maps.Keys(call))
 	for where, callers := range map[proto.Message][]proto.Message{
 		single: {single}, batch: {batch}, introspect: {introspect}, chain: {chain},
+		entry: {entry}, tree: {tree}, search: {search}, reach: {reach}, checkpoint: {checkpoint}, proofs: {proofs}, entries: {entries},
 		revoke: {revoke}, suspend: {suspend}, resume: {resume}, receipts: {receipts}, target: {revoke}, child: {single, batch}, client: all,
 	} {
 		for _, through := range callers {

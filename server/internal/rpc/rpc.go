@@ -24,6 +24,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/reflection"
 
+	"deputy.example/deputy/client/delegation"
 	deputyv1 "deputy.example/deputy/gen/deputy/v1"
 	"deputy.example/deputy/server/internal/exchange"
 	"deputy.example/deputy/server/internal/guard"
@@ -35,7 +36,14 @@ import (
 type Engine interface {
 	Exchange(context.Context, exchange.Call) ([]exchange.Outcome, error)
 	Introspect(context.Context, exchange.Inquiry) (exchange.Introspection, error)
-	Chain(context.Context, exchange.Inquiry) ([]*ledger.Entry, error)
+	Entry(context.Context, exchange.Inquiry) (exchange.Recorded, error)
+	Chain(context.Context, exchange.Inquiry) ([]exchange.Recorded, error)
+	Descendants(ctx context.Context, q exchange.Inquiry, after uint64, limit int) ([]exchange.Descendant, uint64, error)
+	Search(ctx context.Context, q exchange.Inquiry, query ledger.Query) ([]exchange.Recorded, uint64, error)
+	Reach(ctx context.Context, q exchange.Inquiry, agent delegation.Principal, depth int) (exchange.Reach, error)
+	Tail(context.Context, exchange.Inquiry) (*exchange.Tail, error)
+	Checkpoint(context.Context, exchange.Inquiry) (exchange.Checkpoint, error)
+	Proofs(ctx context.Context, q exchange.Inquiry, old uint64) (exchange.Proofs, error)
 	Revoke(context.Context, exchange.RevokeCall) (exchange.Revoked, error)
 	Receipts(ctx context.Context, q exchange.Inquiry, entry uint64) ([]guard.Receipt, error)
 	Watch(context.Context, exchange.Inquiry) (*exchange.Watch, error)
@@ -58,6 +66,7 @@ type Config struct {
 	Now            func() time.Time     // nil: time.Now
 
 	watch func(context.Context, exchange.Inquiry) (feed, error) // nil: Engine.Watch. Tests script it.
+	tail  func(context.Context, exchange.Inquiry) (tail, error) // nil: Engine.Tail. Tests script it.
 }
 
 // The bounds of what a stranger can make this process hold. A batch of 100 children, each with an
@@ -132,7 +141,7 @@ func New(c Config) (*Server, error) {
 // through the interceptors, which see it by its full name.
 func (s *Server) register(c Config) {
 	deputyv1.RegisterTokenExchangeServiceServer(s.grpc, &exchangeService{engine: c.Engine})
-	deputyv1.RegisterAuditServiceServer(s.grpc, &auditService{engine: c.Engine})
+	deputyv1.RegisterAuditServiceServer(s.grpc, &auditService{engine: c.Engine, streams: newStreams(c, s.watchers.draining)})
 	deputyv1.RegisterRevocationServiceServer(s.grpc, &revocationService{engine: c.Engine, watchers: s.watchers})
 	healthpb.RegisterHealthServer(s.grpc, s.health)
 	if c.Reflection {

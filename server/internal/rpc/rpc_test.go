@@ -39,7 +39,6 @@ import (
 	"deputy.example/deputy/client/delegation"
 	deputyv1 "deputy.example/deputy/gen/deputy/v1"
 	"deputy.example/deputy/server/internal/exchange"
-	"deputy.example/deputy/server/internal/ledger"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -197,7 +196,7 @@ func TestBrokenOutcomes(t *testing.T) {
 			t.Errorf("%s, batch: %v", name, err)
 		}
 	}
-	_, audit := stubs(t, &script{chain: func(context.Context, exchange.Inquiry) ([]*ledger.Entry, error) { return nil, nil }})
+	_, audit := stubs(t, &script{chain: func(context.Context, exchange.Inquiry) ([]exchange.Recorded, error) { return nil, nil }})
 	if _, err := audit.GetChain(t.Context(), &deputyv1.GetChainRequest{}); status.Code(err) != codes.Internal {
 		t.Errorf("an empty chain: %v", err)
 	}
@@ -240,10 +239,17 @@ func TestGetChain(t *testing.T) {
 	}
 	at := time.Unix(1795305600, 0)
 	want := &deputyv1.GetChainResponse{Root: "9f2c", Txn: "01JTXN", Subject: "user:alice", Entries: []*deputyv1.Entry{
-		{Jti: "01JP", Entry: 41, Time: timestamppb.New(at), Actor: "agent:planner", Caller: "agent:planner", ExpiresAt: timestamppb.New(at.Add(time.Hour)), ActorProof: "caller"},
 		{
-			Jti: "01JID", Entry: 57, Time: timestamppb.New(at), Actor: "agent:researcher", Caller: "agent:planner", ExpiresAt: timestamppb.New(at.Add(time.Hour)),
+			Jti: "01JP", Entry: 41, Kind: deputyv1.EntryKind_ENTRY_KIND_GRANT, Outcome: deputyv1.EntryOutcome_ENTRY_OUTCOME_GRANTED,
+			Time: timestamppb.New(at), Txn: "01JTXN", Root: "9f2c", Subject: "user:alice", Actor: "agent:planner", Caller: "agent:planner",
+			ExpiresAt: timestamppb.New(at.Add(time.Hour)), ActorProof: "caller", State: deputyv1.GrantState_GRANT_STATE_LIVE, LeafHash: make([]byte, 32),
+		},
+		{
+			Jti: "01JID", Parent: "01JP", Entry: 57, Kind: deputyv1.EntryKind_ENTRY_KIND_GRANT, Outcome: deputyv1.EntryOutcome_ENTRY_OUTCOME_GRANTED,
+			Time: timestamppb.New(at), Txn: "01JTXN", Root: "9f2c", Subject: "user:alice", Actor: "agent:researcher", Caller: "agent:planner",
+			Actors: []string{"agent:planner", "agent:researcher"}, ExpiresAt: timestamppb.New(at.Add(time.Hour)),
 			Scope: []string{"calendar.read"}, Audience: []string{"https://calendar.example"}, ActorProof: "actor_jwt", ModelId: "model", TraceId: "trace", Key: "thumb",
+			State: deputyv1.GrantState_GRANT_STATE_REVOKED, RevokedBy: 58, LeafHash: make([]byte, 32),
 		},
 	}}
 	if !proto.Equal(got, want) {

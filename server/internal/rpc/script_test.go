@@ -6,10 +6,13 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/mod/sumdb/tlog"
+
 	"deputy.example/deputy/client/delegation"
 	"deputy.example/deputy/server/internal/exchange"
 	"deputy.example/deputy/server/internal/guard"
 	"deputy.example/deputy/server/internal/ledger"
+	"deputy.example/deputy/server/internal/policy"
 )
 
 // script is an engine that remembers what it was asked and answers what it was told.
@@ -19,7 +22,10 @@ type script struct {
 	inquiries  []exchange.Inquiry
 	exchange   func(context.Context, exchange.Call) ([]exchange.Outcome, error)
 	introspect func(context.Context, exchange.Inquiry) (exchange.Introspection, error)
-	chain      func(context.Context, exchange.Inquiry) ([]*ledger.Entry, error)
+	chain      func(context.Context, exchange.Inquiry) ([]exchange.Recorded, error)
+	found      []exchange.Recorded // what every other question about entries is answered with
+	next       uint64              // and what continues it
+	queries    []ledger.Query
 	revocation []exchange.RevokeCall
 	revoke     func(context.Context, exchange.RevokeCall) (exchange.Revoked, error)
 	receipts   func(context.Context, exchange.Inquiry, uint64) ([]guard.Receipt, error)
@@ -39,11 +45,70 @@ func (s *script) Introspect(ctx context.Context, q exchange.Inquiry) (exchange.I
 	return s.introspect(ctx, q)
 }
 
-func (s *script) Chain(ctx context.Context, q exchange.Inquiry) ([]*ledger.Entry, error) {
-	s.mu.Lock()
-	s.inquiries = append(s.inquiries, q)
-	s.mu.Unlock()
+func (s *script) Chain(ctx context.Context, q exchange.Inquiry) ([]exchange.Recorded, error) {
+	s.inquired(q)
 	return s.chain(ctx, q)
+}
+
+func (s *script) inquired(q exchange.Inquiry) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.inquiries = append(s.inquiries, q)
+}
+
+func (s *script) Entry(_ context.Context, q exchange.Inquiry) (exchange.Recorded, error) {
+	s.inquired(q)
+	return s.found[0], nil
+}
+
+func (s *script) Descendants(_ context.Context, q exchange.Inquiry, after uint64, limit int) ([]exchange.Descendant, uint64, error) {
+	s.inquired(q)
+	s.query(ledger.Query{Before: after, Limit: limit})
+	var list []exchange.Descendant
+	for i, r := range s.found {
+		list = append(list, exchange.Descendant{Recorded: r, Depth: i + 1})
+	}
+	return list, s.next, nil
+}
+
+func (s *script) query(q ledger.Query) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.queries = append(s.queries, q)
+}
+
+func (s *script) Search(_ context.Context, q exchange.Inquiry, query ledger.Query) ([]exchange.Recorded, uint64, error) {
+	s.inquired(q)
+	s.query(query)
+	return s.found, s.next, nil
+}
+
+func (s *script) Reach(_ context.Context, q exchange.Inquiry, agent delegation.Principal, _ int) (exchange.Reach, error) {
+	s.inquired(q)
+	return exchange.Reach{
+		Time: time.Unix(1795305600, 0), Entry: 57, Suspended: true, Tokens: s.found, Live: 3, Below: 4, Truncated: true,
+		Obtainable: []policy.Obtainable{{
+			Path: []delegation.Principal{"user:alice", agent}, Scopes: delegation.Scopes{"calendar.read"}, Audiences: []string{"https://calendar.example"},
+		}},
+	}, nil
+}
+
+// Tail is never asked for here, as Watch is not.
+func (s *script) Tail(context.Context, exchange.Inquiry) (*exchange.Tail, error) {
+	return nil, errors.New("no script for this")
+}
+
+func (s *script) Checkpoint(_ context.Context, q exchange.Inquiry) (exchange.Checkpoint, error) {
+	s.inquired(q)
+	return exchange.Checkpoint{Checkpoint: ledger.Checkpoint{Size: 57, Root: tlog.Hash{1}, Time: time.Unix(1795305600, 0), Note: "note"}, VerifierKey: "key"}, nil
+}
+
+func (s *script) Proofs(_ context.Context, q exchange.Inquiry, _ uint64) (exchange.Proofs, error) {
+	s.inquired(q)
+	return exchange.Proofs{
+		Checkpoint: exchange.Checkpoint{Checkpoint: ledger.Checkpoint{Note: "note"}}, Entry: &s.found[0],
+		Inclusion: tlog.RecordProof{{2}}, Consistency: tlog.TreeProof{{3}},
+	}, nil
 }
 
 func (s *script) Revoke(ctx context.Context, c exchange.RevokeCall) (exchange.Revoked, error) {
@@ -106,14 +171,15 @@ func granting() *script {
 		introspect: func(context.Context, exchange.Inquiry) (exchange.Introspection, error) {
 			return exchange.Introspection{Claims: &claims}, nil
 		},
-		chain: func(context.Context, exchange.Inquiry) ([]*ledger.Entry, error) {
+		found: []exchange.Recorded{{Entry: &ledger.Entry{Seq: 57, Kind: ledger.KindGrant}, State: exchange.StateLive}},
+		chain: func(context.Context, exchange.Inquiry) ([]exchange.Recorded, error) {
 			at := time.Unix(1795305600, 0)
-			return []*ledger.Entry{
-				{ID: "01JP", Seq: 41, Txn: "01JTXN", Root: "9f2c", Subject: "user:alice", Actor: "agent:planner", Caller: "agent:planner", Time: at, Expiry: at.Add(time.Hour), ActorProof: "caller"},
-				{
-					ID: "01JID", Seq: 57, Txn: "01JTXN", Root: "9f2c", Subject: "user:alice", Actor: "agent:researcher", Caller: "agent:planner", Time: at, Expiry: at.Add(time.Hour),
+			return []exchange.Recorded{
+				{State: exchange.StateLive, Entry: &ledger.Entry{ID: "01JP", Seq: 41, Txn: "01JTXN", Root: "9f2c", Subject: "user:alice", Actor: "agent:planner", Caller: "agent:planner", Time: at, Expiry: at.Add(time.Hour), ActorProof: "caller", Kind: ledger.KindGrant, Outcome: ledger.Granted}},
+				{State: exchange.StateRevoked, RevokedBy: 58, Entry: &ledger.Entry{
+					ID: "01JID", Parent: "01JP", Seq: 57, Kind: ledger.KindGrant, Outcome: ledger.Granted, Actors: delegation.Chain{"agent:planner", "agent:researcher"}, Txn: "01JTXN", Root: "9f2c", Subject: "user:alice", Actor: "agent:researcher", Caller: "agent:planner", Time: at, Expiry: at.Add(time.Hour),
 					Scopes: delegation.Scopes{"calendar.read"}, Audiences: []string{"https://calendar.example"}, ActorProof: "actor_jwt", ModelID: "model", TraceID: "trace", HolderKey: "thumb",
-				},
+				}},
 			}, nil
 		},
 		revoke: func(_ context.Context, c exchange.RevokeCall) (exchange.Revoked, error) {

@@ -25,6 +25,7 @@ import (
 	"deputy.example/deputy/server/internal/guard"
 	"deputy.example/deputy/server/internal/ledger"
 	"deputy.example/deputy/server/internal/policy"
+	"deputy.example/deputy/server/internal/policy/policytest"
 	"deputy.example/deputy/server/internal/testservers"
 	"deputy.example/deputy/server/internal/token"
 )
@@ -180,7 +181,7 @@ func (w *World) open(t testing.TB) {
 	for _, name := range w.config.Tenants {
 		tenant := w.Tenants[name]
 		checker, err := policy.New(policy.Config{
-			URL: "http://openfga.invalid", StoreID: "01ARZ3NDEKTSV4RRFFQ69G5FAV", ModelID: "01ARZ3NDEKTSV4RRFFQ69G5FAW",
+			URL: "http://openfga.invalid", StoreID: policytest.FakeStore, ModelID: policytest.FakeModel,
 			Transport: tenant.FGA, Mapping: w.config.Mapping,
 		})
 		if err != nil {

@@ -2,16 +2,13 @@ package conformance
 
 import (
 	"context"
-	"errors"
 	"maps"
 	"reflect"
 	"strings"
 	"testing"
 
 	"deputy.example/deputy/server/internal/exchange"
-	"deputy.example/deputy/server/internal/guard"
 	"deputy.example/deputy/server/internal/httpapi"
-	"deputy.example/deputy/server/internal/ledger"
 )
 
 // faulty is a door to a server with one of the faults that are common among token exchange services.
@@ -100,33 +97,14 @@ func TestFaultsAreNoticed(t *testing.T) {
 }
 
 // recorder is an engine that keeps the call and refuses it.
-type recorder struct{ call exchange.Call }
+type recorder struct {
+	*exchange.Engine // nil: nothing else is asked for here
+	call             exchange.Call
+}
 
 func (r *recorder) Exchange(_ context.Context, c exchange.Call) ([]exchange.Outcome, error) {
 	r.call = c
 	return nil, nil
-}
-
-func (r *recorder) Introspect(context.Context, exchange.Inquiry) (exchange.Introspection, error) {
-	return exchange.Introspection{}, nil
-}
-
-func (r *recorder) Chain(context.Context, exchange.Inquiry) ([]*ledger.Entry, error) { return nil, nil }
-
-func (r *recorder) Revoke(context.Context, exchange.RevokeCall) (exchange.Revoked, error) {
-	return exchange.Revoked{}, nil
-}
-
-func (r *recorder) Receipts(context.Context, exchange.Inquiry, uint64) ([]guard.Receipt, error) {
-	return nil, nil
-}
-
-func (r *recorder) Watch(context.Context, exchange.Inquiry) (*exchange.Watch, error) {
-	return nil, errors.New("not asked for here")
-}
-
-func (r *recorder) StatusList(context.Context, string, uint64) (exchange.StatusList, error) {
-	return exchange.StatusList{}, nil
 }
 
 // The same request is the same call, whichever door it comes through.

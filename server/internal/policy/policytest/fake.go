@@ -94,6 +94,10 @@ func (f *Fake) answer(r *http.Request) (*http.Response, error) {
 	switch store := "/stores/" + FakeStore; {
 	case r.Method == http.MethodPost && r.URL.Path == store+"/batch-check":
 		return f.batchCheck(r)
+	case r.Method == http.MethodPost && r.URL.Path == store+"/list-objects":
+		return f.listObjects(r)
+	case r.Method == http.MethodPost && r.URL.Path == store+"/list-users":
+		return f.listUsers(r)
 	case r.Method == http.MethodGet && r.URL.Path == store:
 		return Response(http.StatusOK, fmt.Sprintf(`{"id":%q,"name":"fake","created_at":"2026-01-01T00:00:00Z","updated_at":"2026-01-01T00:00:00Z"}`, FakeStore)), nil
 	case r.Method == http.MethodGet && r.URL.Path == store+"/authorization-models/"+FakeModel:
@@ -135,6 +139,70 @@ func (f *Fake) batchCheck(r *http.Request) (*http.Response, error) {
 	}
 	f.calls = append(f.calls, asked)
 	body, err := json.Marshal(map[string]any{"result": results})
+	return Response(http.StatusOK, string(body)), err
+}
+
+// pinned says whether a request asks the one model, and for no stale answer.
+func pinned(model, consistency string) bool {
+	return model == FakeModel && consistency == "HIGHER_CONSISTENCY"
+}
+
+var unpinned = `{"code":"validation_error","message":"unpinned or inconsistent"}`
+
+func (f *Fake) listObjects(r *http.Request) (*http.Response, error) {
+	var request struct {
+		Model       string `json:"authorization_model_id"`
+		Consistency string `json:"consistency"`
+		Type        string `json:"type"`
+		Relation    string `json:"relation"`
+		User        string `json:"user"`
+	}
+	if err := json.NewDecoder(r.Body).Decode(&request); err != nil {
+		return nil, err
+	}
+	if !pinned(request.Model, request.Consistency) {
+		return Response(http.StatusBadRequest, unpinned), nil
+	}
+	objects := []string{}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for t := range f.tuples {
+		if t.User == request.User && t.Relation == request.Relation && strings.HasPrefix(t.Object, request.Type+":") {
+			objects = append(objects, t.Object)
+		}
+	}
+	body, err := json.Marshal(map[string]any{"objects": objects})
+	return Response(http.StatusOK, string(body)), err
+}
+
+func (f *Fake) listUsers(r *http.Request) (*http.Response, error) {
+	type named struct {
+		Type string `json:"type"`
+		ID   string `json:"id"`
+	}
+	var request struct {
+		Model       string  `json:"authorization_model_id"`
+		Consistency string  `json:"consistency"`
+		Object      named   `json:"object"`
+		Relation    string  `json:"relation"`
+		Filters     []named `json:"user_filters"`
+	}
+	if err := json.NewDecoder(r.Body).Decode(&request); err != nil {
+		return nil, err
+	}
+	if !pinned(request.Model, request.Consistency) || len(request.Filters) != 1 {
+		return Response(http.StatusBadRequest, unpinned), nil
+	}
+	users := []map[string]named{}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for t := range f.tuples {
+		id, fits := strings.CutPrefix(t.User, request.Filters[0].Type+":")
+		if fits && t.Relation == request.Relation && t.Object == request.Object.Type+":"+request.Object.ID {
+			users = append(users, map[string]named{"object": {request.Filters[0].Type, id}})
+		}
+	}
+	body, err := json.Marshal(map[string]any{"users": users})
 	return Response(http.StatusOK, string(body)), err
 }
 

@@ -1,0 +1,110 @@
+package exchange
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"deputy.example/deputy/client/delegation"
+	"deputy.example/deputy/server/internal/ledger"
+	"deputy.example/deputy/server/internal/policy"
+)
+
+// Reach is what an agent can do now: what it holds and, apart from that, what it could still obtain.
+type Reach struct {
+	Time      time.Time
+	Entry     uint64     // the newest entry that was taken into account
+	Suspended bool       // it can do and obtain nothing until it is resumed
+	Tokens    []Recorded // live tokens of which it is the current actor, the newest first, at most MaxReachTokens
+	Live      int        // all of them
+	Below     int        // live tokens of others in whose chain it stands
+	Truncated bool       // there are more than were counted
+
+	Obtainable          []policy.Obtainable
+	ObtainableTruncated bool // there may be more
+}
+
+// Limits of one answer about what an agent can do.
+const (
+	MaxReachTokens    = 1000
+	DefaultReachDepth = 3
+	MaxReachDepth     = 8
+)
+
+// Reach says what an agent can do now. Auditors may ask about every agent, its operators and the agent
+// itself about it. depth is how many delegation edges are followed upwards, 0 for DefaultReachDepth.
+//
+// What it could obtain is what OpenFGA would allow now, of chains that no suspended principal stands in;
+// root tokens and configuration may still allow less. Where OpenFGA does not say in time, none of it is
+// listed and ObtainableTruncated is set: what the agent holds is answered all the same.
+func (e *Engine) Reach(ctx context.Context, q Inquiry, agent delegation.Principal, depth int) (Reach, error) {
+	ctx, cancel := e.within(ctx)
+	defer cancel()
+	by, err := e.admitReader(ctx, q)
+	if err != nil {
+		return Reach{}, err
+	}
+	if _, err := delegation.ParsePrincipal(string(agent)); err != nil {
+		return Reach{}, delegation.Refuse(delegation.ParameterInvalid, "agent", "%v", err)
+	}
+	if depth < 0 || depth > MaxReachDepth {
+		return Reach{}, delegation.Refuse(delegation.ParameterInvalid, "depth", "at most %d", MaxReachDepth)
+	}
+	if depth == 0 {
+		depth = DefaultReachDepth
+	}
+	sight, err := e.mayRead(ctx, by, agent)
+	if err != nil {
+		return Reach{}, err
+	}
+	if !sight.reaches(agent) {
+		return Reach{}, e.nothing(ctx, by, q, sight, "agent", "no such agent, or none that you may ask about")
+	}
+	return e.reach(ctx, by, sight, agent, min(depth, by.tenant.Limits.MaxDepth))
+}
+
+// reaches says whether what an agent can do may be told.
+func (s sight) reaches(agent delegation.Principal) bool {
+	for _, p := range s.as {
+		if p == agent {
+			return true
+		}
+	}
+	return s.whole
+}
+
+func (e *Engine) reach(ctx context.Context, by inquirer, s sight, agent delegation.Principal, depth int) (Reach, error) {
+	answer := Reach{Time: e.config.Now(), Suspended: suspended(by.revoked, agent)}
+	var holding ledger.Holding
+	both, held := errgroup.WithContext(ctx)
+	both.Go(func() (err error) {
+		holding, err = e.config.Ledger.Holdings(held, by.tenant.Name, agent, MaxReachTokens)
+		return err
+	})
+	both.Go(func() error {
+		obtainable, complete, err := by.tenant.Policy.Obtainable(held, policy.Search{
+			Agent: agent, Depth: depth,
+			Begins: by.tenant.Trust.MayBegin,
+			Usable: func(p delegation.Principal) bool { return !suspended(by.revoked, p) },
+		})
+		if err != nil && !errors.Is(held.Err(), context.Canceled) {
+			e.config.Logger.WarnContext(ctx, "what an agent could obtain is not known", "tenant", by.tenant.Name, "cause", errors.Unwrap(err))
+		}
+		answer.Obtainable, answer.ObtainableTruncated = obtainable, !complete
+		return nil
+	})
+	if err := both.Wait(); err != nil {
+		return Reach{}, delegation.AsError(err)
+	}
+	var err error
+	answer.Entry, answer.Live, answer.Below, answer.Truncated = holding.Head, holding.Live, holding.Below, holding.Truncated
+	answer.Tokens, err = e.show(ctx, by, s, holding.Tokens...)
+	return answer, err
+}
+
+func suspended(revoked *delegation.RevocationSet, p delegation.Principal) bool {
+	_, hit := revoked.HitCaller(p, "")
+	return hit
+}

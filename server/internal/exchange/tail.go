@@ -1,0 +1,113 @@
+package exchange
+
+import (
+	"context"
+	"time"
+
+	"deputy.example/deputy/client/delegation"
+)
+
+const (
+	tailPage     = 200
+	tailPatience = 8 * time.Second  // without news: a sign of life comes at least every ten
+	tailRecheck  = 30 * time.Second // whoever may no longer read stops reading within a minute
+)
+
+// Tail is an auditor's view of all entries as they are recorded. It belongs to one goroutine.
+type Tail struct {
+	head    uint64
+	engine  *Engine
+	inquiry Inquiry
+	by      inquirer
+	sight   sight
+	checked time.Time
+	until   time.Time
+}
+
+// Tail opens a tail for an auditor.
+func (e *Engine) Tail(ctx context.Context, q Inquiry) (*Tail, error) {
+	ctx, cancel := e.within(ctx)
+	defer cancel()
+	by, err := e.admitReader(ctx, q)
+	if err != nil {
+		return nil, err
+	}
+	now := e.config.Now()
+	t := &Tail{engine: e, inquiry: q, by: by, until: now.Add(watchLife)}
+	if err := t.mayStill(ctx, now); err != nil {
+		return nil, err
+	}
+	if t.head, _, err = e.config.Ledger.Tree(ctx, by.tenant.Name); err != nil {
+		return nil, delegation.AsError(err)
+	}
+	return t, nil
+}
+
+// Head is the number of the newest entry when the tail was opened.
+func (t *Tail) Head() uint64 { return t.head }
+
+// Next returns entries with numbers above after, in order; none after some seconds in which there was
+// nothing new. It ends as ClientUnauthenticated when a credential has been used for as long as one may
+// be, and as NotFound soon after its owner is no auditor any more.
+func (t *Tail) Next(ctx context.Context, after uint64) ([]Recorded, error) {
+	patience := time.NewTimer(tailPatience)
+	defer patience.Stop()
+	poll := time.NewTicker(tailEvery)
+	defer poll.Stop()
+	for {
+		page, err := t.page(ctx, after)
+		if err != nil || len(page) > 0 {
+			return page, err
+		}
+		select {
+		case <-poll.C:
+		case <-patience.C:
+			return nil, nil
+		case <-ctx.Done():
+			return nil, delegation.Unavailable("ledger", ctx.Err())
+		}
+	}
+}
+
+func (t *Tail) page(ctx context.Context, after uint64) ([]Recorded, error) {
+	ctx, cancel := t.engine.within(ctx)
+	defer cancel()
+	now := t.engine.config.Now()
+	if !now.Before(t.until) {
+		return nil, delegation.Refuse(delegation.ClientUnauthenticated, "", "the credential has been used for as long as one may be: come back with a fresh one")
+	}
+	if now.Sub(t.checked) >= tailRecheck {
+		if err := t.standing(ctx); err != nil {
+			return nil, err
+		}
+		if err := t.mayStill(ctx, now); err != nil {
+			return nil, err
+		}
+	}
+	entries, err := t.engine.config.Ledger.Entries(ctx, t.by.tenant.Name, after, tailPage)
+	if err != nil {
+		return nil, delegation.AsError(err)
+	}
+	return t.engine.show(ctx, t.by, t.sight, entries...)
+}
+
+// standing looks whether the caller was revoked meanwhile.
+func (t *Tail) standing(ctx context.Context) (err error) {
+	if t.by.revoked, err = t.engine.config.Ledger.Revocations(ctx, t.by.tenant.Name, true); err != nil {
+		return delegation.AsError(err)
+	}
+	return t.engine.unrevoked(t.by, t.inquiry.Credentials.Person)
+}
+
+// mayStill looks whether the caller is an auditor.
+func (t *Tail) mayStill(ctx context.Context, now time.Time) error {
+	sight, err := t.engine.mayRead(ctx, t.by)
+	if err != nil {
+		return err
+	}
+	if !sight.whole {
+		return t.engine.nothing(ctx, t.by, t.inquiry, sight, "after", "no entries, or none that you may see")
+	}
+	t.sight, t.checked = sight, now
+	return nil
+}

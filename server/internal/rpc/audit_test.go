@@ -1,0 +1,332 @@
+package rpc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"deputy.example/deputy/client/audit"
+	"deputy.example/deputy/client/delegation"
+	deputyv1 "deputy.example/deputy/gen/deputy/v1"
+	"deputy.example/deputy/server/internal/exchange"
+	"deputy.example/deputy/server/internal/ledger"
+)
+
+func audits(t *testing.T, c Config) deputyv1.AuditServiceClient {
+	t.Helper()
+	_, conn := dial(t, c)
+	return deputyv1.NewAuditServiceClient(conn)
+}
+
+// streamed reads a stream to its end; the end itself is no error.
+func streamed(stream grpc.ServerStreamingClient[deputyv1.StreamEntriesResponse], err error) error {
+	for err == nil {
+		_, err = stream.Recv()
+	}
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	return err
+}
+
+// tailing follows a script: the entries 1 to head, and then, for those who follow, what comes out of more.
+type tailing struct {
+	head uint64
+	size int // bytes of detail of each entry
+	more chan uint64
+}
+
+func (s *script) tails(_ context.Context, q exchange.Inquiry) (tail, error) {
+	s.inquired(q)
+	return &tailing{}, nil
+}
+
+func (t *tailing) Head() uint64 { return t.head }
+
+func (t *tailing) Next(ctx context.Context, after uint64) ([]exchange.Recorded, error) {
+	var page []exchange.Recorded
+	for seq := after + 1; seq <= t.head+1 && len(page) < 10; seq++ { // one more than at the beginning
+		page = append(page, t.entry(seq))
+	}
+	if len(page) > 0 {
+		return page, nil
+	}
+	select {
+	case seq, more := <-t.more:
+		if !more {
+			return nil, nil
+		}
+		return []exchange.Recorded{t.entry(seq)}, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+func (t *tailing) entry(seq uint64) exchange.Recorded {
+	return exchange.Recorded{Entry: &ledger.Entry{Seq: seq, Kind: ledger.KindRefusal, Detail: strings.Repeat("x", t.size)}}
+}
+
+func numbers(entries []*deputyv1.Entry) (list []uint64) {
+	for _, e := range entries {
+		list = append(list, e.GetEntry())
+	}
+	return list
+}
+
+// A page token goes with the question that it was given for, and with no other.
+func TestPageTokens(t *testing.T) {
+	engine := granting()
+	engine.next = 42
+	a := audits(t, Config{Engine: engine})
+	at := timestamppb.New(time.Unix(1795305600, 0))
+	first := &deputyv1.SearchEntriesRequest{Subject: "user:alice", Scope: "calendar.read", From: at}
+	page, err := a.SearchEntries(t.Context(), first)
+	if err != nil || page.GetNextPageToken() == "" {
+		t.Fatalf("%v %v", page, err)
+	}
+	again := proto.Clone(first).(*deputyv1.SearchEntriesRequest)
+	again.PageToken, again.PageSize = page.GetNextPageToken(), 7
+	again.Client = &deputyv1.ClientAuthentication{ClientAssertion: "another"}
+	if _, err := a.SearchEntries(t.Context(), again); err != nil {
+		t.Fatalf("the next page, of another size and with a fresh credential: %v", err)
+	}
+	if q := engine.queries[1]; q.Before != 42 || q.Limit != 7 || q.Subject != "user:alice" || q.From.IsZero() {
+		t.Errorf("asked for %+v", q)
+	}
+	for name, change := range map[string]func(*deputyv1.SearchEntriesRequest){
+		"another subject":   func(r *deputyv1.SearchEntriesRequest) { r.Subject = "user:bob" },
+		"the subject moved": func(r *deputyv1.SearchEntriesRequest) { r.Subject, r.Caller = "", r.Subject },
+		"one filter more":   func(r *deputyv1.SearchEntriesRequest) { r.Kind = deputyv1.EntryKind_ENTRY_KIND_GRANT },
+		"one filter less":   func(r *deputyv1.SearchEntriesRequest) { r.Scope = "" },
+		"another time":      func(r *deputyv1.SearchEntriesRequest) { r.From = timestamppb.New(at.AsTime().Add(1)) },
+		"the zero time":     func(r *deputyv1.SearchEntriesRequest) { r.Until = &timestamppb.Timestamp{} },
+		"a damaged token":   func(r *deputyv1.SearchEntriesRequest) { r.PageToken = r.GetPageToken()[1:] },
+		"no token at all":   func(r *deputyv1.SearchEntriesRequest) { r.PageToken = "?" },
+		"a descendants' token": func(r *deputyv1.SearchEntriesRequest) {
+			r.PageToken = pagesOf("ListDescendants", "").token(42)
+		},
+		"a position that there is not": func(r *deputyv1.SearchEntriesRequest) { r.PageToken = pagesOfSearch(r).token(1 << 63) },
+	} {
+		r := proto.Clone(again).(*deputyv1.SearchEntriesRequest)
+		change(r)
+		_, err := a.SearchEntries(t.Context(), r)
+		if e := delegation.FromStatus(err); e == nil || e.Reason != delegation.ParameterInvalid || e.Field != "page_token" {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+
+	tree, err := a.ListDescendants(t.Context(), &deputyv1.ListDescendantsRequest{Jti: "01JID"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.ListDescendants(t.Context(), &deputyv1.ListDescendantsRequest{Jti: "01JID", PageToken: tree.GetNextPageToken()}); err != nil {
+		t.Error(err)
+	}
+	_, err = a.ListDescendants(t.Context(), &deputyv1.ListDescendantsRequest{Jti: "01JIE", PageToken: tree.GetNextPageToken()})
+	if e := delegation.FromStatus(err); e == nil || e.Field != "page_token" {
+		t.Errorf("another grant's page: %v", err)
+	}
+	engine.next = 0
+	if last, err := a.SearchEntries(t.Context(), first); err != nil || last.GetNextPageToken() != "" {
+		t.Errorf("the last page: %v %v", last, err)
+	}
+}
+
+// A filter that no entry could match is a mistake, not an empty answer.
+func TestSearchFilters(t *testing.T) {
+	engine := granting()
+	a := audits(t, Config{Engine: engine})
+	for field, r := range map[string]*deputyv1.SearchEntriesRequest{
+		"subject":   {Subject: "alice"},
+		"actor":     {Actor: "agent:a b"},
+		"caller":    {Caller: "*"},
+		"kind":      {Kind: 99},
+		"outcome":   {Outcome: 99},
+		"reason":    {Reason: "because"},
+		"from":      {From: &timestamppb.Timestamp{Nanos: -1}},
+		"until":     {Until: &timestamppb.Timestamp{Seconds: 1 << 60}},
+		"page_size": {PageSize: 501},
+	} {
+		_, err := a.SearchEntries(t.Context(), r)
+		if e := delegation.FromStatus(err); e == nil || e.Reason != delegation.ParameterInvalid || e.Field != field {
+			t.Errorf("%s: %v", field, err)
+		}
+	}
+	if len(engine.queries) > 0 {
+		t.Errorf("asked for %+v", engine.queries)
+	}
+	all := &deputyv1.SearchEntriesRequest{
+		Subject: "user:alice", Actor: "agent:planner", Caller: "agent:researcher", Audience: "https://a", Scope: "s", Kind: deputyv1.EntryKind_ENTRY_KIND_REFUSAL,
+		Outcome: deputyv1.EntryOutcome_ENTRY_OUTCOME_REFUSED, Reason: "token_revoked", TraceId: "trace",
+		From: timestamppb.New(time.Unix(1, 0)), Until: timestamppb.New(time.Unix(2, 0)),
+	}
+	if _, err := a.SearchEntries(t.Context(), all); err != nil {
+		t.Fatal(err)
+	}
+	want := ledger.Query{
+		Subject: "user:alice", Actor: "agent:planner", Caller: "agent:researcher", Audience: "https://a", Scope: "s", Kind: ledger.KindRefusal,
+		Outcome: ledger.Refused, Reason: delegation.TokenRevoked, TraceID: "trace", From: time.Unix(1, 0).UTC(), Until: time.Unix(2, 0).UTC(), Limit: 50,
+	}
+	if got := engine.queries[0]; got != want {
+		t.Errorf("%+v\nwant %+v", got, want)
+	}
+}
+
+// A page that would be too large for a client is cut, and the next one begins where it was cut.
+func TestPagesAreCut(t *testing.T) {
+	engine := granting()
+	engine.found, engine.next = nil, 3
+	for seq := uint64(10); seq > 0; seq-- {
+		engine.found = append(engine.found, (&tailing{size: 600 << 10}).entry(seq))
+	}
+	a := audits(t, Config{Engine: engine})
+	r := &deputyv1.SearchEntriesRequest{}
+	page, err := a.SearchEntries(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := numbers(page.GetEntries()); fmt.Sprint(got) != "[10 9 8]" {
+		t.Errorf("the first page holds %v", got)
+	}
+	if at, err := pagesOfSearch(r).position(page.GetNextPageToken()); err != nil || at != 8 {
+		t.Errorf("it goes on at %d, %v", at, err)
+	}
+	tree, err := a.ListDescendants(t.Context(), &deputyv1.ListDescendantsRequest{Jti: "01JID"})
+	if err != nil || len(tree.GetDescendants()) != 3 {
+		t.Fatalf("%d descendants, %v", len(tree.GetDescendants()), err)
+	}
+	if at, err := pagesOf("ListDescendants", "01JID").position(tree.GetNextPageToken()); err != nil || at != 8 {
+		t.Errorf("the descendants go on at %d, %v", at, err)
+	}
+	reach, err := a.Reach(t.Context(), &deputyv1.ReachRequest{Agent: "agent:planner"})
+	if err != nil || len(reach.GetTokens()) != 3 || reach.GetLiveTokens() != 3 || !reach.GetObtainableTruncated() && len(reach.GetObtainable()) == 0 {
+		t.Errorf("reach: %d tokens of %d, %v", len(reach.GetTokens()), reach.GetLiveTokens(), err)
+	}
+}
+
+func TestReachProofsAndCheckpoint(t *testing.T) {
+	a := audits(t, Config{Engine: granting()})
+	at := timestamppb.New(time.Unix(1795305600, 0))
+	reach, err := a.Reach(t.Context(), &deputyv1.ReachRequest{Agent: "agent:planner"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	entry := &deputyv1.Entry{Entry: 57, Kind: deputyv1.EntryKind_ENTRY_KIND_GRANT, State: deputyv1.GrantState_GRANT_STATE_LIVE, LeafHash: make([]byte, 32), Time: timestamppb.New(time.Time{})}
+	want := &deputyv1.ReachResponse{
+		Time: at, Entry: 57, Suspended: true, Tokens: []*deputyv1.Entry{entry}, LiveTokens: 3, LiveBelow: 4, Truncated: true,
+		Obtainable: []*deputyv1.Obtainable{{Subject: "user:alice", Path: []string{"user:alice", "agent:planner"}, Scope: []string{"calendar.read"}, Audience: []string{"https://calendar.example"}}},
+	}
+	if !proto.Equal(reach, want) {
+		t.Errorf("%v\nwant %v", reach, want)
+	}
+	checkpoint, err := a.GetCheckpoint(t.Context(), &deputyv1.GetCheckpointRequest{})
+	if err != nil || checkpoint.GetCheckpoint() != "note" || checkpoint.GetVerifierKey() != "key" || checkpoint.GetSize() != 57 || checkpoint.GetRootHash()[0] != 1 || !proto.Equal(checkpoint.GetTime(), at) {
+		t.Errorf("%v %v", checkpoint, err)
+	}
+	proofs, err := a.GetProofs(t.Context(), &deputyv1.GetProofsRequest{Entry: 57})
+	if err != nil || proofs.GetCheckpoint() != "note" || proofs.GetEntry().GetRecord() == "" || proofs.GetInclusion()[0][0] != 2 || proofs.GetConsistency()[0][0] != 3 {
+		t.Errorf("%v %v", proofs, err)
+	}
+	if _, err := audit.ParseRecord([]byte(proofs.GetEntry().GetRecord())); err != nil {
+		t.Errorf("the record is none: %v", err)
+	}
+}
+
+// Without follow a stream ends with the entry that was the newest when it began; with it, it goes on, also
+// over pages that say nothing but that it lives, and ends with the instance.
+func TestStreamEntries(t *testing.T) {
+	script := &tailing{head: 25, size: 600 << 10, more: make(chan uint64)}
+	server, conn := dial(t, Config{Engine: granting(), tail: func(context.Context, exchange.Inquiry) (tail, error) { return script, nil }})
+	a := deputyv1.NewAuditServiceClient(conn)
+	read := func(r *deputyv1.StreamEntriesRequest) (seen []uint64, stream grpc.ServerStreamingClient[deputyv1.StreamEntriesResponse]) {
+		t.Helper()
+		stream, err := a.StreamEntries(t.Context(), r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for {
+			m, err := stream.Recv()
+			if errors.Is(err, io.EOF) {
+				return seen, stream
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, e := range m.GetEntries() {
+				seen = append(seen, e.GetEntry())
+				if (e.GetRecord() != "") != r.GetRecords() {
+					t.Errorf("entry %d has the record %q", e.GetEntry(), e.GetRecord())
+				}
+			}
+			if n := len(seen); n > 0 && m.GetLast() != seen[n-1] {
+				t.Errorf("after entry %d it says to resume after %d", seen[n-1], m.GetLast())
+			}
+			if r.GetFollow() && len(seen) > 0 && seen[len(seen)-1] == 26 {
+				return seen, stream
+			}
+		}
+	}
+	if seen, _ := read(&deputyv1.StreamEntriesRequest{After: 20, Records: true}); fmt.Sprint(seen) != "[21 22 23 24 25]" {
+		t.Errorf("to the end: %v", seen)
+	}
+	if seen, _ := read(&deputyv1.StreamEntriesRequest{After: 25}); seen != nil {
+		t.Errorf("after the end: %v", seen)
+	}
+	seen, stream := read(&deputyv1.StreamEntriesRequest{After: 24, Follow: true})
+	if fmt.Sprint(seen) != "[25 26]" {
+		t.Errorf("following: %v", seen)
+	}
+	script.more <- 27
+	if m, err := stream.Recv(); err != nil || numbers(m.GetEntries())[0] != 27 || m.GetLast() != 27 {
+		t.Fatalf("%v %v", m, err)
+	}
+	drained := make(chan struct{})
+	go func() { server.Drain(t.Context()); close(drained) }()
+	if _, err := stream.Recv(); delegation.FromStatus(err) == nil || delegation.FromStatus(err).Reason != delegation.DependencyDown {
+		t.Errorf("when the instance leaves: %v", err)
+	}
+	<-drained
+}
+
+// One instance takes a bounded number of streams, and one more when one has ended.
+func TestStreamsAreBounded(t *testing.T) {
+	script := &tailing{head: 0, more: make(chan uint64)}
+	a := audits(t, Config{Engine: granting(), tail: func(context.Context, exchange.Inquiry) (tail, error) { return script, nil }})
+	ctx, hangUp := context.WithCancel(t.Context())
+	open := func(ctx context.Context) error {
+		stream, err := a.StreamEntries(ctx, &deputyv1.StreamEntriesRequest{Follow: true})
+		if err == nil {
+			_, err = stream.Recv()
+		}
+		return err
+	}
+	for range maxTails {
+		if err := open(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	err := open(t.Context())
+	if e := delegation.FromStatus(err); e == nil || e.Reason != delegation.RateLimited || e.RetryAfter == 0 {
+		t.Fatalf("one too many: %v", err)
+	}
+	hangUp()
+	deadline := time.Now().Add(10 * time.Second)
+	for again, stop := context.WithCancel(t.Context()); ; {
+		if err := open(again); err == nil {
+			stop()
+			return
+		}
+		if time.Now().After(deadline) {
+			stop()
+			t.Fatal("the places of those who hung up stay taken")
+		}
+	}
+}

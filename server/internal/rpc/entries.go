@@ -1,0 +1,106 @@
+package rpc
+
+import (
+	"context"
+	"math"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"deputy.example/deputy/client/delegation"
+	deputyv1 "deputy.example/deputy/gen/deputy/v1"
+	"deputy.example/deputy/server/internal/exchange"
+)
+
+// maxTails bounds the streams of entries of one instance: each of them asks the ledger four times a
+// second.
+const maxTails = 100
+
+// tail is what a stream needs of exchange.Tail.
+type tail interface {
+	Head() uint64
+	Next(ctx context.Context, after uint64) ([]exchange.Recorded, error)
+}
+
+func newStreams(c Config, draining <-chan struct{}) *streams {
+	s := &streams{open: c.tail, draining: draining}
+	if s.open == nil {
+		s.open = func(ctx context.Context, q exchange.Inquiry) (tail, error) {
+			opened, err := c.Engine.Tail(ctx, q)
+			if err != nil {
+				return nil, err
+			}
+			return opened, nil
+		}
+	}
+	return s
+}
+
+// StreamEntries sends all entries after a number, and with follow those that will come.
+func (s *auditService) StreamEntries(r *deputyv1.StreamEntriesRequest, stream grpc.ServerStreamingServer[deputyv1.StreamEntriesResponse]) error {
+	ctx, cancel := context.WithCancel(stream.Context())
+	defer cancel()
+	q, err := inquiry(ctx, r)
+	if err != nil {
+		return err
+	}
+	if r.GetAfter() > math.MaxInt64 {
+		return delegation.Refuse(delegation.ParameterInvalid, "after", "is not a number that an entry can have")
+	}
+	defer s.streams.count.Add(-1)
+	if s.streams.count.Add(1) > maxTails {
+		full := delegation.Refuse(delegation.RateLimited, "", "this instance has as many streams of entries as it takes")
+		full.RetryAfter = time.Second
+		return full
+	}
+	opened, err := s.streams.open(ctx, q)
+	if err != nil {
+		return err
+	}
+	go func() { // so that a stream that waits for news does not hold up the end
+		select {
+		case <-s.streams.draining:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	err = s.streams.send(ctx, opened, r, stream)
+	select {
+	case <-s.streams.draining:
+		return leaving()
+	default:
+		return err
+	}
+}
+
+func (s *streams) send(ctx context.Context, t tail, r *deputyv1.StreamEntriesRequest, stream grpc.ServerStreamingServer[deputyv1.StreamEntriesResponse]) error {
+	last := r.GetAfter()
+	for r.GetFollow() || last < t.Head() {
+		page, err := t.Next(ctx, last)
+		if err != nil {
+			return err
+		}
+		message := &deputyv1.StreamEntriesResponse{Last: last}
+		var room room
+		for _, recorded := range page {
+			if !r.GetFollow() && recorded.Seq > t.Head() {
+				break
+			}
+			entry := newEntry(recorded)
+			if r.GetRecords() {
+				if entry, err = withRecord(recorded); err != nil {
+					return err
+				}
+			}
+			if !room.takes(entry) {
+				break // the next page begins with it
+			}
+			message.Entries, message.Last = append(message.Entries, entry), recorded.Seq
+		}
+		if err := stream.Send(message); err != nil {
+			return err
+		}
+		last = message.Last
+	}
+	return nil
+}
