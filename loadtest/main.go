@@ -1,4 +1,4 @@
-// Command loadtest fills ledgers, so that one can measure what Deputy does with many entries.
+// Command loadtest fills ledgers, and measures what Deputy does with many entries.
 package main
 
 import (
@@ -16,7 +16,8 @@ import (
 )
 
 type arguments struct {
-	Fill filling `cmd:"" help:"Write a ledger as months of service would. The tenant must have no entries; the database must be migrated (deputyd migrate)."`
+	Measure measuring `cmd:"" help:"Ask a ledger that was filled what auditors ask, and say how long the answers take."`
+	Fill    filling   `cmd:"" help:"Write a ledger as months of service would. The tenant must have no entries; the database must be migrated (deputyd migrate)."`
 }
 
 type filling struct {
@@ -27,12 +28,37 @@ type filling struct {
 	Span    time.Duration `default:"720h" placeholder:"DURATION" help:"From the first entry to now. Default ${default}."`
 }
 
+type measuring struct {
+	DSN     string `required:"" placeholder:"ADDRESS" help:"The database."`
+	Tenant  string `required:"" placeholder:"NAME" help:"Whose ledger."`
+	Summary string `required:"" type:"existingfile" placeholder:"FILE" help:"What fill printed."`
+	Rounds  int    `default:"200" placeholder:"N" help:"How often each question is asked. Default ${default}."`
+	Seed    uint64 `default:"1" placeholder:"N" help:"Chooses what is asked for. Default ${default}."`
+}
+
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
 	command := kong.Parse(&arguments{}, kong.Name("loadtest"), kong.BindTo(ctx, (*context.Context)(nil)),
 		kong.BindTo(os.Stdout, (*io.Writer)(nil)))
 	command.FatalIfErrorf(command.Run())
+}
+
+// Run measures, and prints a table.
+func (m measuring) Run(ctx context.Context, stdout io.Writer) error {
+	text, err := os.ReadFile(m.Summary)
+	if err != nil {
+		return err
+	}
+	var summary fill.Summary
+	if err := json.Unmarshal(text, &summary); err != nil {
+		return fmt.Errorf("%s: %w", m.Summary, err)
+	}
+	figures, err := fill.Measure(ctx, m.DSN, fill.Measuring{Tenant: m.Tenant, Summary: summary, Rounds: m.Rounds, Seed: m.Seed})
+	if err != nil {
+		return err
+	}
+	return fill.Print(stdout, figures)
 }
 
 // Run fills, tells of it on standard error and prints the summary as JSON.

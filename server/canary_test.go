@@ -63,6 +63,16 @@ func TestCredentialsStayInside(t *testing.T) {
 		t.Fatal(err)
 	}
 	secrets["signing key"] = strings.Split(string(key), "\n")[1]
+	checkpointKey, checkpointFile := filepath.Join(s.dir, "checkpoint.key"), filepath.Join(s.dir, "checkpoint")
+	if _, err := CreateCheckpointKey(checkpointKey, "https://deputy.example"); err != nil {
+		t.Fatal(err)
+	}
+	private, err := os.ReadFile(checkpointKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	secrets["checkpoint key"] = strings.TrimSpace(string(private[len(private)-40:]))
+	s.text = strings.NewReplacer("    policy:\n", "    audit: {checkpoint_key: DIR/checkpoint.key, checkpoint_file: DIR/checkpoint}\n    policy:\n").Replace(s.text)
 	s.text = strings.NewReplacer(
 		"redis:\n", "redis:\n  password_file: DIR/redis-password\n", "policy:\n", "policy:\n      token_file: DIR/openfga-token\n",
 	).Replace(s.text)
@@ -74,13 +84,18 @@ func TestCredentialsStayInside(t *testing.T) {
 
 	s.presentByGRPC(t, i, secrets)
 	s.presentByHTTP(t, i, secrets)
+	var checkpoint []byte
+	poll(t, func() bool { // it comes within a second
+		checkpoint, err = os.ReadFile(checkpointFile)
+		return err == nil && bytes.Contains([]byte(gathered(t, registry)), []byte("deputy_checkpoint_entries"))
+	}, func() string { return fmt.Sprintf("no checkpoint: %v\n%s", err, s.log) })
 	s.redis.Stop() // errors of dependencies are logged with their causes
 	i.await(t, []string{"redis"})
 	if _, err := i.exchange(t.Context(), t); err == nil {
 		t.Error("granted without Redis")
 	}
 	documented(t, registry)
-	left := map[string]string{"metrics": gathered(t, registry), "traces": exported(t, spans)}
+	left := map[string]string{"checkpoint": string(checkpoint), "metrics": gathered(t, registry), "traces": exported(t, spans)}
 	i.stop(t)
 	left["log"], left["ledger"] = s.log.String(), s.ledgerFiles(t)
 
@@ -92,7 +107,7 @@ func TestCredentialsStayInside(t *testing.T) {
 	// The controls: each place holds what it should, so it was really looked through, and would have
 	// been seen to hold a canary.
 	for place, mark := range map[string]string{
-		"metrics": "deputy_exchange_outcomes_total", "traces": "record", "log": "client_unauthenticated", "ledger": "agent:planner",
+		"checkpoint": "deputy.example\n", "metrics": "deputy_exchange_outcomes_total", "traces": "record", "log": "client_unauthenticated", "ledger": "agent:planner",
 	} {
 		if !strings.Contains(left[place], mark) {
 			t.Errorf("the %s do not even hold %q", place, mark)

@@ -138,7 +138,7 @@ func (v *verification) line(first bool, line []byte) error {
 		v.report.First, v.report.Last = d.Through+1, d.Through
 		if within := v.heads[0]; within.Size < d.Through {
 			return fmt.Errorf("verify: entries up to %d were dropped, so nothing proves any more that the log continues the checkpoint of size %d: "+
-				"give only such as are not within what was dropped", d.Through, within.Size)
+				"leave it out, and have its continuation proven by \"deputy log checkpoint --kept\"", d.Through, within.Size)
 		}
 		return v.root()
 	}

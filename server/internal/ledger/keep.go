@@ -19,7 +19,8 @@ type round struct {
 }
 
 // Keep does what the tenants' ledgers need in the background, until ctx ends: it builds the search index,
-// mends it, and forgets what is older than Config.Retention. Any number of instances may do so on one database. What fails is logged and tried again.
+// mends it, and forgets what is older than Config.Retention. Any number of instances may do so on one
+// database. What fails is logged and tried again.
 func (l *Ledger) Keep(ctx context.Context, tenants ...string) error {
 	rounds := []round{{"index", l.index}, {"mend", l.mend}, {"retain", l.retain}}
 	for {
@@ -127,6 +128,17 @@ func (l *Ledger) index(ctx context.Context, tenant string) (more bool, err error
 	}
 	_, err = l.build(ctx, tenant, h.block, sqlAdvance, h.block, h)
 	return err == nil, err
+}
+
+// IndexBuilt says whether the search index has all of the tenant's entries that make up whole blocks.
+func (l *Ledger) IndexBuilt(ctx context.Context, tenant string) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, l.config.attempt())
+	defer cancel()
+	h, there, err := l.searchHead(ctx, tenant)
+	if err != nil {
+		return false, unavailable(err)
+	}
+	return there && h.seq < firstOf(h.block+1)-1, nil
 }
 
 // reindex builds a block of the index again, after its entries have changed or its rows were lost. Above
