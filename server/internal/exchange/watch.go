@@ -36,6 +36,9 @@ func (e *Engine) Watch(ctx context.Context, q Inquiry) (*Watch, error) {
 	return &Watch{engine: e, tenant: by.tenant, verifier: by.caller.Principal, until: e.config.Now().Add(watchLife)}, nil
 }
 
+// Owner tells whom the verifier's share of an instance's watchers belongs to.
+func (w *Watch) Owner() string { return w.tenant.Name + " " + string(w.verifier) }
+
 // Until is when the verifier must come back with a fresh credential.
 func (w *Watch) Until() time.Time { return w.until }
 

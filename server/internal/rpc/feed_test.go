@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc/metadata"
+
 	"deputy.example/deputy/client/delegation"
 	deputyv1 "deputy.example/deputy/gen/deputy/v1"
 	"deputy.example/deputy/server/internal/exchange"
@@ -27,6 +29,7 @@ type ledgerFeed struct {
 	questions int
 	seen      map[string]uint64
 
+	owner    string
 	until    time.Time
 	last     func(context.Context) error // before Last answers
 	snapshot error
@@ -51,6 +54,7 @@ func (f *ledgerFeed) revoke(n int) {
 	f.changed = make(chan struct{})
 }
 
+func (f *ledgerFeed) Owner() string       { return f.owner }
 func (f *ledgerFeed) Until() time.Time    { return f.until }
 func (f *ledgerFeed) Skew() time.Duration { return 30 * time.Second }
 
@@ -114,11 +118,11 @@ type verifier struct {
 	stream deputyv1.RevocationService_WatchRevocationsClient
 }
 
-func watch(t *testing.T, client deputyv1.RevocationServiceClient) *verifier {
+func watch(t *testing.T, client deputyv1.RevocationServiceClient, header ...string) *verifier {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // nothing here takes long, unless it hangs
 	t.Cleanup(cancel)
-	stream, err := client.WatchRevocations(ctx)
+	stream, err := client.WatchRevocations(metadata.AppendToOutgoingContext(ctx, header...))
 	if err != nil {
 		t.Fatal(err)
 	}

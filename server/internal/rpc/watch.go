@@ -6,7 +6,6 @@ import (
 	"io"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -19,6 +18,8 @@ import (
 const (
 	// maxWatchers bounds the verifiers that watch one instance, whatever connections they share.
 	maxWatchers = 2000
+	// maxShare bounds those of one caller: whoever opens streams without end leaves room for others.
+	maxShare = maxWatchers / 2
 	// snapshotPart is how many revocations travel in one message: some 300 KB if all names are long.
 	snapshotPart = 1000
 	// helloPatience is how long a stream may say nothing at first.
@@ -27,6 +28,7 @@ const (
 
 // feed is what a stream needs of exchange.Watch.
 type feed interface {
+	Owner() string
 	Until() time.Time
 	Events(after uint64) (events []delegation.Revocation, complete bool, changed <-chan struct{})
 	Snapshot(context.Context) (live []delegation.Revocation, last uint64, err error)
@@ -38,12 +40,15 @@ type feed interface {
 // watchers are the streams of all verifiers of this instance.
 type watchers struct {
 	open     func(context.Context, exchange.Inquiry) (feed, error)
-	limit    int64
+	limit    int
+	share    int           // of one owner
 	patience time.Duration // for hello
 	now      func() time.Time
 	draining chan struct{} // closed when every stream shall end
 	drain    sync.Once
-	count    atomic.Int64
+	mu       sync.Mutex // guards what follows
+	count    int
+	owned    map[string]int                                                    // by owner
 	guard    func(ctx context.Context, method string, call func() error) error // catches panics
 
 	// What tests switch off: that an event is the one after the last, and that nothing is echoed where
@@ -52,7 +57,10 @@ type watchers struct {
 }
 
 func newWatchers(c Config, i interceptor) *watchers {
-	w := &watchers{open: c.watch, limit: maxWatchers, patience: helloPatience, now: c.Now, draining: make(chan struct{}), guard: i.guard}
+	w := &watchers{
+		open: c.watch, limit: maxWatchers, share: maxShare, patience: helloPatience, now: c.Now,
+		draining: make(chan struct{}), owned: make(map[string]int), guard: i.guard,
+	}
 	if w.open == nil {
 		w.open = func(ctx context.Context, q exchange.Inquiry) (feed, error) {
 			watch, err := c.Engine.Watch(ctx, q)
@@ -67,6 +75,29 @@ func newWatchers(c Config, i interceptor) *watchers {
 
 // end tells all streams to end, now and from now on.
 func (w *watchers) end() { w.drain.Do(func() { close(w.draining) }) }
+
+// enter counts one more stream, unless there are too many of all or of this owner.
+func (w *watchers) enter(owner string) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.count >= w.limit || w.owned[owner] >= w.share {
+		full := delegation.Refuse(delegation.RateLimited, "", "this instance has as many watchers as it takes, of all or of this caller")
+		full.RetryAfter = time.Second
+		return full
+	}
+	w.count++
+	w.owned[owner]++
+	return nil
+}
+
+func (w *watchers) leave(owner string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.count--
+	if w.owned[owner]--; w.owned[owner] == 0 {
+		delete(w.owned, owner)
+	}
+}
 
 // watcher is one stream. Its goroutine writes; another one reads, and ends with the stream. A third
 // asks the ledger for its newest number while a mark waits for that, so that a ledger that is slow
@@ -93,12 +124,10 @@ func (s *revocationService) WatchRevocations(stream grpc.BidiStreamingServer[dep
 	if err != nil {
 		return err
 	}
-	defer s.watchers.count.Add(-1)
-	if s.watchers.count.Add(1) > s.watchers.limit {
-		full := delegation.Refuse(delegation.RateLimited, "", "this instance has as many watchers as it takes")
-		full.RetryAfter = time.Second
-		return full
+	if err := s.watchers.enter(opened.Owner()); err != nil {
+		return err
 	}
+	defer s.watchers.leave(opened.Owner())
 	w := &watcher{
 		watchers: s.watchers, feed: opened, stream: stream,
 		marks: make(chan *deputyv1.WatchMark, 1), echoes: make(chan *deputyv1.WatchEcho, 1), broken: make(chan error, 1),

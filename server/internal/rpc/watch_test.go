@@ -362,6 +362,32 @@ func TestTooManyWatchers(t *testing.T) {
 	next.hears("snapshot 0 up to 0")
 }
 
+// One caller's streams leave room for another's.
+func TestWatchersOfOneCaller(t *testing.T) {
+	mine, theirs := newLedgerFeed(), newLedgerFeed()
+	mine.owner, theirs.owner = "default agent:a", "default agent:b"
+	config := serving(mine)
+	config.watch = func(_ context.Context, q exchange.Inquiry) (feed, error) {
+		if q.Credentials.Bearer == "theirs" {
+			return theirs, nil
+		}
+		return mine, nil
+	}
+	for share, second := range map[int]string{1: "end: rate_limited", 2: "snapshot 0 up to 0"} { // 2: the control
+		server, conn := dial(t, config)
+		server.watchers.share = share
+		client := deputyv1.NewRevocationServiceClient(conn)
+		for i, want := range []string{"snapshot 0 up to 0", second} {
+			v := watch(t, client)
+			v.hello(fmt.Sprint("v", i), 0)
+			v.hears(want)
+		}
+		v := watch(t, client, "authorization", "Bearer theirs")
+		v.hello("v", 0)
+		v.hears("snapshot 0 up to 0")
+	}
+}
+
 // A drain waits for no verifier, wherever its stream is.
 func TestDrainEndsWatchers(t *testing.T) {
 	f := newLedgerFeed()
@@ -376,7 +402,12 @@ func TestDrainEndsWatchers(t *testing.T) {
 	}
 	asking.mark(1, 0)
 	<-hang
-	for server.watchers.count.Load() < 3 { // the silent one has arrived
+	arrived := func() int {
+		server.watchers.mu.Lock()
+		defer server.watchers.mu.Unlock()
+		return server.watchers.count
+	}
+	for arrived() < 3 { // the silent one has arrived
 		<-time.After(time.Millisecond)
 	}
 	server.Drain(t.Context())
