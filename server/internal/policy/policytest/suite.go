@@ -47,6 +47,8 @@ func Run(t *testing.T, newBackend func(t *testing.T) Backend) {
 		"Limit":               testLimit,
 		"Has":                 testHas,
 		"Property":            testProperty,
+		"Obtainable":          testObtainable,
+		"ObtainableProperty":  testObtainableProperty,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, newBackend(t)) })
 	}
