@@ -55,7 +55,7 @@ func (cmd *containCommand) Run(a *app) error {
 	if cmd.DryRun || a.interactive && !cmd.Yes {
 		doomed, err := cmd.suspend(c, agent, true)
 		switch {
-		case err != nil:
+		case cmd.DryRun && err != nil:
 			return err
 		case cmd.DryRun && a.json:
 			return a.writeJSON(revokedJSON(doomed))
@@ -63,7 +63,11 @@ func (cmd *containCommand) Run(a *app) error {
 			a.drawDoomed(doomed)
 			return nil
 		}
-		if err := a.confirm("Contain %s? %s die.", agent, doomedText(doomed)); err != nil {
+		toll, err := tollOf(doomed, err)
+		if err != nil {
+			return err
+		}
+		if err := a.confirm("Contain %s? %s die.", agent, toll); err != nil {
 			return err
 		}
 	}
@@ -84,6 +88,18 @@ func (cmd *containCommand) Run(a *app) error {
 		return err
 	}
 	return a.showReceipts(suspended, report)
+}
+
+// tollOf says what the agent takes with it. To count takes time in proportion to all that is alive, to
+// contain does not: what cannot be counted in time keeps nobody from containing.
+func tollOf(doomed *client.Revoked, err error) (string, error) {
+	if refusal, typed := errors.AsType[*delegation.Error](err); typed && refusal.Temporary() {
+		return doomedText(&client.Revoked{}), nil
+	}
+	if err != nil {
+		return "", err
+	}
+	return doomedText(doomed), nil
 }
 
 func (cmd *containCommand) suspend(c *client.Client, agent delegation.Principal, dryRun bool) (*client.Revoked, error) {

@@ -233,6 +233,18 @@ func TestChainMatches(t *testing.T) {
 	}
 }
 
+func TestTollOfWhatCannotBeCounted(t *testing.T) {
+	if toll, err := tollOf(nil, delegation.Unavailable("ledger", nil)); err != nil || !strings.Contains(toll, "not counted") {
+		t.Errorf("while the ledger is slow: %q, %v", toll, err)
+	}
+	if _, err := tollOf(nil, delegation.Refuse(delegation.NotFound, "target", "nothing there")); err == nil {
+		t.Error("who may not contain is asked whether to")
+	}
+	if toll, err := tollOf(&client.Revoked{Counted: true, Tokens: 2, Chains: 1}, nil); err != nil || !strings.Contains(toll, "2 live tokens") {
+		t.Errorf("%q, %v", toll, err)
+	}
+}
+
 func TestJudgeReceipts(t *testing.T) {
 	at := time.Unix(1_800_000_000, 0)
 	r := &delegation.Revocation{Seq: 7, At: at}
