@@ -169,6 +169,14 @@ var FrequentStatements = map[string]Statement{
 	"claims":      {sqlClaimsIn, append(byNumber("acme", []uint64{5, 500, 5000}), int64(1))},
 	"index head":  {sqlSearchHead, []any{"acme"}},
 	"new voids":   {sqlVoids, []any{"acme", int64(50_000), int64(50_100), int64(0), int64(131_071)}},
+	"a page":      {sqlEntries + sqlAfter, []any{"acme", int64(5121), int64(500)}},
+	"erased":      {sqlEntries + about, []any{"acme", int64(5121), int64(5633), "user:u-1"}},
+	"due":         {sqlReady, []any{"acme", int64(5121), int64(5633), int64(1), int64(1)}},
+	"endless":     {sqlEntries + endless, []any{"acme", int64(5121), int64(5633)}},
+	"leaves":      {sqlLeaves, []any{"acme", int64(5121), int64(5633)}},
+	"age":         {sqlAge, []any{"acme", int64(5121), int64(5633), []byte{}}},
+	"drop":        {sqlDrop, []any{"acme", int64(5121), int64(5633), int64(1)}},
+	"sweep":       {sqlSweep, []any{"acme", int64(5633), int64(1)}},
 	"live claims": {sqlClaims, []any{"acme", int64(100), int64(50_000), int64(0), int64(claimsPage)}},
 }
 

@@ -19,10 +19,12 @@ func (l *Ledger) EntryAt(ctx context.Context, tenant string, seq uint64) (*Entry
 	return l.one(ctx, tenant, `e.tenant = $1 AND e.seq = $2`, int64(seq))
 }
 
+const sqlAfter = `e.tenant = $1 AND e.seq > $2 AND e.seq > ` + sqlThrough + ` ORDER BY e.seq LIMIT $3`
+
 // Entries returns up to limit entries with numbers above after, in order. They begin after what Dropped
 // tells of, also where a revocation before that is still in force.
 func (l *Ledger) Entries(ctx context.Context, tenant string, after uint64, limit int) ([]*Entry, error) {
-	return l.entries(ctx, `e.tenant = $1 AND e.seq > $2 AND e.seq > `+sqlThrough+` ORDER BY e.seq LIMIT $3`, tenant, int64(after), int64(limit))
+	return l.entries(ctx, sqlAfter, tenant, int64(after), int64(limit))
 }
 
 // First returns the grant that began the chain with the given txn.
