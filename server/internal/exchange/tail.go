@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"deputy.example/deputy/client/audit"
 	"deputy.example/deputy/client/delegation"
 )
 
@@ -45,6 +46,13 @@ func (e *Engine) Tail(ctx context.Context, q Inquiry) (*Tail, error) {
 
 // Head is the number of the newest entry when the tail was opened.
 func (t *Tail) Head() uint64 { return t.head }
+
+// Dropped is the beginning of the log that was dropped for its age, if any was: Next begins after it.
+func (t *Tail) Dropped(ctx context.Context) (audit.Dropped, bool, error) {
+	ctx, cancel := t.engine.within(ctx)
+	defer cancel()
+	return t.engine.config.Ledger.Dropped(ctx, t.by.tenant.Name)
+}
 
 // Next returns entries with numbers above after, in order; none after some seconds in which there was
 // nothing new. It ends as ClientUnauthenticated when a credential has been used for as long as one may

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/mod/sumdb/tlog"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -42,6 +43,12 @@ type tailing struct {
 	head uint64
 	size int // bytes of detail of each entry
 	more chan uint64
+
+	dropped, lost uint64 // what was dropped before, and while it was read
+}
+
+func (t *tailing) Dropped(context.Context) (audit.Dropped, bool, error) {
+	return audit.Dropped{Through: t.dropped, Hashes: []tlog.Hash{{1}}}, t.dropped > 0, nil
 }
 
 func (s *script) tails(_ context.Context, q exchange.Inquiry) (tail, error) {
@@ -53,7 +60,7 @@ func (t *tailing) Head() uint64 { return t.head }
 
 func (t *tailing) Next(ctx context.Context, after uint64) ([]exchange.Recorded, error) {
 	var page []exchange.Recorded
-	for seq := after + 1; seq <= t.head+1 && len(page) < 10; seq++ { // one more than at the beginning
+	for seq := max(after, t.dropped, t.lost) + 1; seq <= t.head+1 && len(page) < 10; seq++ { // one more than at the beginning
 		page = append(page, t.entry(seq))
 	}
 	if len(page) > 0 {
@@ -328,5 +335,39 @@ func TestStreamsAreBounded(t *testing.T) {
 			stop()
 			t.Fatal("the places of those who hung up stay taken")
 		}
+	}
+}
+
+// An export of a log whose beginning was dropped says so first, and none has a hole.
+func TestStreamOfWhatIsLeft(t *testing.T) {
+	script := &tailing{head: 10, dropped: 8}
+	a := audits(t, Config{Engine: granting(), tail: func(context.Context, exchange.Inquiry) (tail, error) { return script, nil }})
+	stream, err := a.StreamEntries(t.Context(), &deputyv1.StreamEntriesRequest{Records: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, err := stream.Recv()
+	if err != nil || first.GetLast() != 8 || len(first.GetEntries()) > 0 {
+		t.Fatalf("%v %v", first, err)
+	}
+	if d, err := audit.ParseDropped([]byte(first.GetDropped())); err != nil || d.Through != 8 {
+		t.Errorf("%q: %v", first.GetDropped(), err)
+	}
+	if rest, err := stream.Recv(); err != nil || fmt.Sprint(numbers(rest.GetEntries())) != "[9 10]" || rest.GetDropped() != "" {
+		t.Errorf("%v %v", rest, err)
+	}
+	for _, r := range []*deputyv1.StreamEntriesRequest{{Records: true, After: 8}, {}} {
+		stream, err := a.StreamEntries(t.Context(), r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if first, err := stream.Recv(); err != nil || first.GetDropped() != "" || numbers(first.GetEntries())[0] != 9 {
+			t.Errorf("%v: %v %v", r, first, err)
+		}
+	}
+	script.lost = 9 // now entry 9 is gone too, after it was said that 8 are
+	err = streamed(a.StreamEntries(t.Context(), &deputyv1.StreamEntriesRequest{Records: true}))
+	if e := delegation.FromStatus(err); e == nil || e.Reason != delegation.DependencyDown {
+		t.Errorf("an export with a hole: %v", err)
 	}
 }

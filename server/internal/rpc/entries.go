@@ -2,11 +2,13 @@ package rpc
 
 import (
 	"context"
+	"errors"
 	"math"
 	"time"
 
 	"google.golang.org/grpc"
 
+	"deputy.example/deputy/client/audit"
 	"deputy.example/deputy/client/delegation"
 	deputyv1 "deputy.example/deputy/gen/deputy/v1"
 	"deputy.example/deputy/server/internal/exchange"
@@ -19,6 +21,7 @@ const maxTails = 100
 // tail is what a stream needs of exchange.Tail.
 type tail interface {
 	Head() uint64
+	Dropped(context.Context) (audit.Dropped, bool, error)
 	Next(ctx context.Context, after uint64) ([]exchange.Recorded, error)
 }
 
@@ -74,11 +77,18 @@ func (s *auditService) StreamEntries(r *deputyv1.StreamEntriesRequest, stream gr
 }
 
 func (s *streams) send(ctx context.Context, t tail, r *deputyv1.StreamEntriesRequest, stream grpc.ServerStreamingServer[deputyv1.StreamEntriesResponse]) error {
-	last := r.GetAfter()
+	last, err := s.begin(ctx, t, r, stream)
+	if err != nil {
+		return err
+	}
 	for r.GetFollow() || last < t.Head() {
 		page, err := t.Next(ctx, last)
 		if err != nil {
 			return err
+		}
+		if r.GetRecords() && len(page) > 0 && page[0].Seq != last+1 {
+			// Who verifies an export would take it for a hole.
+			return delegation.Unavailable("ledger", errors.New("entries were dropped for their age while they were read"))
 		}
 		message := &deputyv1.StreamEntriesResponse{Last: last}
 		var room room
@@ -103,4 +113,21 @@ func (s *streams) send(ctx context.Context, t tail, r *deputyv1.StreamEntriesReq
 		last = message.Last
 	}
 	return nil
+}
+
+// begin says in the first message of an export what was dropped for its age, and returns the number after
+// which the entries begin.
+func (s *streams) begin(ctx context.Context, t tail, r *deputyv1.StreamEntriesRequest, stream grpc.ServerStreamingServer[deputyv1.StreamEntriesResponse]) (uint64, error) {
+	if !r.GetRecords() {
+		return r.GetAfter(), nil
+	}
+	dropped, some, err := t.Dropped(ctx)
+	if err != nil || !some || r.GetAfter() >= dropped.Through {
+		return r.GetAfter(), err
+	}
+	line, err := dropped.MarshalJSON()
+	if err != nil {
+		return 0, broken("what was dropped: %w", err)
+	}
+	return dropped.Through, stream.Send(&deputyv1.StreamEntriesResponse{Dropped: string(line), Last: dropped.Through})
 }
