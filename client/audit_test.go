@@ -138,6 +138,9 @@ func TestDescendants(t *testing.T) {
 	if states := []GrantState{chain.Grants[0].State, chain.Grants[1].State, chain.Grants[2].State}; !slices.Equal(states, []GrantState{StateLive, StateRevoked, StateRevoked}) {
 		t.Errorf("states %v", states)
 	}
+	if by := chain.Grants[2].RevokedBy; by != 45 || chain.Grants[0].RevokedBy != 0 {
+		t.Errorf("revoked by %d", by)
+	}
 }
 
 func TestSearch(t *testing.T) {

@@ -57,6 +57,8 @@ type Entry struct {
 	Outcome EntryOutcome
 	Reason  delegation.Reason // of a refusal
 	State   GrantState        // of a grant
+	// RevokedBy is the number of the revocation that hit a revoked grant, where that is known.
+	RevokedBy uint64
 
 	JTI    string // of a grant
 	Parent string // jti of the parent grant, or "" where the parent is a root token
@@ -103,8 +105,8 @@ func readEntry(m *deputyv1.Entry) (*Entry, error) {
 		Seq: m.GetEntry(), Time: moment(m.GetTime()), Reason: delegation.Reason(m.GetReason()),
 		Kind:    EntryKind(word(m.GetKind(), "ENTRY_KIND_")),
 		Outcome: EntryOutcome(word(m.GetOutcome(), "ENTRY_OUTCOME_")),
-		State:   GrantState(word(m.GetState(), "GRANT_STATE_")),
-		JTI:     m.GetJti(), Parent: m.GetParent(), Txn: m.GetTxn(), Root: m.GetRoot(),
+		State:   GrantState(word(m.GetState(), "GRANT_STATE_")), RevokedBy: m.GetRevokedBy(),
+		JTI: m.GetJti(), Parent: m.GetParent(), Txn: m.GetTxn(), Root: m.GetRoot(),
 		Subject: delegation.Principal(m.GetSubject()), Actor: delegation.Principal(m.GetActor()), Caller: delegation.Principal(m.GetCaller()),
 		Audience: slices.Clone(m.GetAudience()), Expiry: moment(m.GetExpiresAt()), Key: m.GetKey(),
 		ActorProof: m.GetActorProof(), Detail: m.GetDetail(), Peer: m.GetPeer(), ModelID: m.GetModelId(), TraceID: m.GetTraceId(),

@@ -34,6 +34,7 @@ type link struct {
 	JTI      string               `json:"jti"`
 	Actor    delegation.Principal `json:"actor"`
 	State    client.GrantState    `json:"state,omitzero"`
+	By       uint64               `json:"revoked_by,omitzero"`
 	Key      string               `json:"key,omitzero"`
 	Time     time.Time            `json:"time,omitzero"`
 	Expiry   time.Time            `json:"expires_at,omitzero"`
@@ -132,7 +133,7 @@ func (cmd *chainCommand) fromLedger(jti string) (*tree, error) {
 	}
 	for i, g := range record.Grants {
 		l := link{
-			Entry: g.Seq, JTI: g.JTI, Actor: g.Actor, State: g.State, Key: g.Key, Time: g.Time, Expiry: g.Expiry,
+			Entry: g.Seq, JTI: g.JTI, Actor: g.Actor, State: g.State, By: g.RevokedBy, Key: g.Key, Time: g.Time, Expiry: g.Expiry,
 			Scope: g.Scope, Audience: g.Audience, Outcome: g.Outcome, Reason: g.Reason, Detail: g.Detail, Caller: g.Caller,
 			Proof: g.ActorProof, ModelID: g.ModelID, TraceID: g.TraceID, Erased: g.Erased, Known: true,
 		}
@@ -180,7 +181,7 @@ func (a *app) draw(t *tree) {
 	indent := ""
 	for i, l := range t.Links {
 		last := i == len(t.Links)-1
-		p.line("%s└─ %s  #%d  %s%s", styled(indent), p.strong(cmp.Or(string(l.Actor), "(erased)")), l.Entry, l.JTI, a.after("  ", l.State))
+		p.line("%s└─ %s  #%d  %s%s", styled(indent), p.strong(cmp.Or(string(l.Actor), "(erased)")), l.Entry, l.JTI, a.after("  ", l))
 		indent += "   "
 		rail := styled(indent + "│  ")
 		if last {
@@ -231,9 +232,9 @@ func (l link) ruling() string {
 }
 
 // after puts a grant's state behind what is there already.
-func (a *app) after(gap string, state client.GrantState) styled {
-	if state == "" {
+func (a *app) after(gap string, l link) styled {
+	if l.State == "" {
 		return ""
 	}
-	return styled(gap) + a.stdout.stateOf(state)
+	return styled(gap) + a.stdout.fate(l.State, l.By)
 }

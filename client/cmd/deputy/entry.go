@@ -32,6 +32,7 @@ type entryReport struct {
 	Outcome    client.EntryOutcome  `json:"outcome,omitzero"`
 	Reason     delegation.Reason    `json:"reason,omitzero"`
 	State      client.GrantState    `json:"state,omitzero"`
+	RevokedBy  uint64               `json:"revoked_by,omitzero"`
 	JTI        string               `json:"jti,omitzero"`
 	Parent     string               `json:"parent,omitzero"`
 	Txn        string               `json:"txn,omitzero"`
@@ -73,7 +74,7 @@ func names(chain delegation.Chain) []string {
 
 func entryJSON(e *client.Entry) entryReport {
 	report := entryReport{
-		Entry: e.Seq, Kind: e.Kind, Time: e.Time, Outcome: e.Outcome, Reason: e.Reason, State: e.State,
+		Entry: e.Seq, Kind: e.Kind, Time: e.Time, Outcome: e.Outcome, Reason: e.Reason, State: e.State, RevokedBy: e.RevokedBy,
 		JTI: e.JTI, Parent: e.Parent, Txn: e.Txn, Root: e.Root, Subject: e.Subject, Actor: e.Actor, Caller: e.Caller,
 		Actors: names(e.Actors), Scope: e.Scope, Audience: e.Audience, Details: e.Details, Expiry: e.Expiry, Key: e.Key, ActorProof: e.ActorProof,
 		Detail: e.Detail, Peer: e.Peer, ModelID: e.ModelID, TraceID: e.TraceID, Voids: e.Voids, Erased: e.Erased,
@@ -82,6 +83,14 @@ func entryJSON(e *client.Entry) entryReport {
 		report.Revocation = &revocationReport{Kind: r.Target.Kind, ID: r.Target.ID, Subject: r.Target.Subject, Until: r.Until}
 	}
 	return report
+}
+
+// fate says what has become of a grant, and by what.
+func (p *printer) fate(state client.GrantState, by uint64) styled {
+	if by == 0 {
+		return p.stateOf(state)
+	}
+	return p.stateOf(state) + styled(fmt.Sprintf(" by #%d", by))
 }
 
 // stateOf says what has become of a grant, so that it is seen at a glance.

@@ -147,7 +147,7 @@ func ocsfEvent(e *client.Entry, now time.Time) ocsfReport {
 	if e.Outcome == client.OutcomeRefused {
 		event.StatusID, event.Status = 2, "Failure"
 	}
-	event.Unmapped.State = ""
+	event.Unmapped.State, event.Unmapped.RevokedBy = "", 0
 	return event
 }
 

@@ -138,7 +138,7 @@ func (a *app) drawFamily(f *family) {
 		if last {
 			fork, rail = "└─ ", "   "
 		}
-		p.line("%s%s  %s  #%d  %s", styled(indent+fork), p.strong(name(e.Actor, e, "actor")), p.stateOf(e.State), e.Seq, e.JTI)
+		p.line("%s%s  %s  #%d  %s", styled(indent+fork), p.strong(name(e.Actor, e, "actor")), p.fate(e.State, e.RevokedBy), e.Seq, e.JTI)
 		children := f.below[e.JTI]
 		inner := indent + rail
 		if len(children) > 0 {

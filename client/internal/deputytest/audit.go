@@ -119,7 +119,8 @@ func (s *Server) shown(e *deputyv1.Entry) *deputyv1.Entry {
 	case slices.ContainsFunc(s.journal.entries, func(v *deputyv1.Entry) bool { return v.GetVoids() == e.GetEntry() }):
 		e.State = deputyv1.GrantState_GRANT_STATE_VOIDED
 	case signed && s.Revoked(claims):
-		e.State = deputyv1.GrantState_GRANT_STATE_REVOKED
+		by, _ := s.revocations().Hit(claims.Lineage())
+		e.State, e.RevokedBy = deputyv1.GrantState_GRANT_STATE_REVOKED, by.Seq
 	case e.GetExpiresAt().AsTime().Before(time.Now()):
 		e.State = deputyv1.GrantState_GRANT_STATE_EXPIRED
 	default:
