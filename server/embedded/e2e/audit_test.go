@@ -3,8 +3,10 @@ package e2e
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -111,6 +113,11 @@ func TestAuditByCommandLine(t *testing.T) {
 	if code != 0 || !strings.Contains(proof, child.JTI) {
 		t.Errorf("log prove: exit code %d\n%s%s", code, proof, stderr)
 	}
+	for document, want := range map[string]int{proof: 0, strings.Replace(proof, "calendar.read", "calendar.write", 1): 1} {
+		if out, code := standalone(t, key, document); code != want {
+			t.Errorf("docs/proof/verify.go: exit code %d, want %d\n%s", code, want, out)
+		}
+	}
 	if stdout, stderr, code := auditor.run("", "log", "checkpoint", "--key", in("acme.vkey"), "--kept", in("early")); code != 0 {
 		t.Errorf("log checkpoint: exit code %d\n%s%s", code, stdout, stderr)
 	}
@@ -133,6 +140,19 @@ func TestAuditByCommandLine(t *testing.T) {
 			t.Errorf("%s: %+v, want entry %d", name, verified, test.entry)
 		}
 	}
+}
+
+// standalone verifies a proof with the page of code that shares nothing with Deputy.
+func standalone(t *testing.T, key, proof string) (out string, code int) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "go", "run", filepath.Join("docs", "proof", "verify.go"), key)
+	cmd.Dir, cmd.Stdin = filepath.Join("..", "..", ".."), strings.NewReader(proof)
+	content, err := cmd.CombinedOutput()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		t.Fatal(err)
+	}
+	return string(content), cmd.ProcessState.ExitCode()
 }
 
 // signs fetches checkpoints until one covers so many entries, and keeps it.

@@ -28,9 +28,13 @@ func (d *deployment) commandLine(t *testing.T, i *instance, who delegation.Princ
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("building the command line: %v\n%s", err, out)
 	}
-	return &commandLine{t: t, program: program, env: append(os.Environ(),
+	return &commandLine{t: t, program: program, env: d.environment(i, who)}
+}
+
+func (d *deployment) environment(i *instance, who delegation.Principal) []string {
+	return append(os.Environ(),
 		"DEPUTY_ISSUER="+d.issuer, "DEPUTY_JWKS=http://"+i.http+"/oauth2/jwks", "DEPUTY_ADDR="+i.grpc, "DEPUTY_PLAINTEXT=true",
-		"DEPUTY_CLIENT_ID="+string(who), "DEPUTY_CLIENT_KEY="+d.keyPath(who))}
+		"DEPUTY_CLIENT_ID="+string(who), "DEPUTY_CLIENT_KEY="+d.keyPath(who))
 }
 
 // run returns what was printed and the exit code.
