@@ -28,7 +28,7 @@ var (
 	proofs   = []string{"client/audit"}
 	engines  = []string{"server/internal/token", "server/internal/policy", "server/internal/guard", "server/internal/ledger"}
 	exchange = []string{"server/internal/exchange"}
-	fronts   = []string{"server/internal/rpc", "server/internal/httpapi"}
+	fronts   = []string{"server/internal/rpc", "server/internal/httpapi", "server/internal/console"}
 	server   = []string{"server"}
 	sdk      = []string{"client"}
 )
@@ -66,6 +66,8 @@ var onlyIn = map[string][]string{
 	"github.com/jackc/pgx":        {"server/internal/ledger", "server/internal/testservers"},
 	"modernc.org/sqlite":          {"server/internal/ledger", "server/embedded"},
 	"github.com/pressly/goose/v3": {"server/internal/ledger"},
+	"github.com/coreos/go-oidc":   {"server/internal/console"},
+	"golang.org/x/oauth2":         {"server/internal/console"},
 }
 
 // An edge is one import of a package that is not a test.
@@ -209,12 +211,15 @@ var versions = map[string]map[string]string{
 		"golang.org/x/mod":                "v0.41.0",
 		"pgregory.net/rapid":              "v1.3.0",
 		"github.com/rogpeppe/go-internal": "v1.14.1",
+		"github.com/coreos/go-oidc/v3":    "v3.21.0",
+		"golang.org/x/oauth2":             "v0.37.0",
 	},
 	"server/embedded": {
 		"google.golang.org/grpc":           "v1.85.0",
 		"github.com/openfga/go-sdk":        "v0.8.2",
 		"github.com/openfga/openfga":       "v1.22.1",
 		"github.com/alicebob/miniredis/v2": "v2.40.0",
+		"github.com/chromedp/chromedp":     "v0.23.0",
 	},
 }
 

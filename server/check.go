@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"deputy.example/deputy/client/delegation"
+	"deputy.example/deputy/server/internal/console"
+	"deputy.example/deputy/server/internal/exchange"
 	"deputy.example/deputy/server/internal/token"
 )
 
@@ -150,6 +152,24 @@ func (t *Tenant) check(p *problems, path string) {
 	if t.Audit.CheckpointFile != "" && t.Audit.CheckpointKey == "" {
 		p.add(path+".audit.checkpoint_file", "has no meaning without checkpoint_key: name the key that signs")
 	}
+	if t.Console != nil {
+		t.Console.check(p, path+".console", t.TrustedIssuers)
+	}
+}
+
+func (c *Console) check(p *problems, path string, trusted []token.TrustedIssuer) {
+	required(p, path+".issuer", c.Issuer, "write the issuer of the OpenID provider, which is one of trusted_issuers")
+	required(p, path+".client_id", c.ClientID, "write what the provider calls the console")
+	n := slices.IndexFunc(trusted, func(i token.TrustedIssuer) bool { return i.Issuer == c.Issuer })
+	switch {
+	case c.Issuer == "":
+	case n < 0:
+		p.add(path+".issuer", "is not among trusted_issuers: add it there, with the principals that its people become")
+	case slices.Contains(trusted[n].Audiences, c.ClientID):
+		p.add(path+".client_id", "is an audience of %s too, so that whoever signs in could start a chain: register the console as a client of its own", c.Issuer)
+	}
+	between(p, path+".idle_timeout", &c.IdleTimeout, 30*time.Minute, time.Minute, 8*time.Hour)
+	between(p, path+".max_session", &c.MaxSession, 12*time.Hour, c.IdleTimeout, exchange.MaxSession)
 }
 
 func (t *Tenant) checkIssuer(p *problems, path string) {
@@ -263,6 +283,9 @@ func (c *Config) checkApart(p *problems) {
 			case pathOf(t.Issuer) == pathOf(other.Issuer):
 				p.add(path+".issuer", "has the same path as that of %s: endpoints are told apart by path", tenantPath(j))
 			}
+			if t.below(other) || other.below(t) {
+				p.add(path+".issuer", "and the issuer of %s: one lies where the other's console is", tenantPath(j))
+			}
 			checkTrustApart(p, i, t, j, other)
 		}
 		for k, trusted := range t.TrustedIssuers {
@@ -272,6 +295,12 @@ func (c *Config) checkApart(p *problems) {
 			}
 		}
 	}
+}
+
+// below says whether the tenant's address lies where another's console is.
+func (t *Tenant) below(other Tenant) bool {
+	place := pathOf(other.Issuer) + console.Path
+	return other.Console != nil && (pathOf(t.Issuer) == place || strings.HasPrefix(pathOf(t.Issuer), place+"/"))
 }
 
 // checkTrustApart is I7 between tenants: an issuer belongs to one tenant. Principals are the tenant's,

@@ -136,6 +136,8 @@ type Tenant struct {
 	AcceptJSONSTS bool `yaml:"accept_json_sts"`
 	// Audit says how the tenant's record is kept.
 	Audit Audit `yaml:"audit"`
+	// Console serves pages for auditors and responders below the issuer, at /console. Default none.
+	Console *Console `yaml:"console"`
 }
 
 // Audit is about the record of what happened, and how it is made evident to outsiders.
@@ -149,6 +151,25 @@ type Audit struct {
 	// continue it. Default none: a restored backup is noticed only by those who kept a checkpoint.
 	CheckpointFile string    `yaml:"checkpoint_file"`
 	Retention      Retention `yaml:"retention"`
+}
+
+// Console lets people sign in with an OpenID provider to see what was recorded and to take it back. Who
+// may do what follows from OpenFGA alone (docs/console.md).
+type Console struct {
+	// Issuer of the provider: one of the trusted issuers, whose mapping says who somebody is. Required.
+	Issuer string `yaml:"issuer"`
+	// ClientID is what the provider calls the console. Register the redirect address
+	// <tenant's issuer>/console/sign-in/callback with it. Required. Danger: it must not be among the
+	// audiences of that trusted issuer, or whoever signs in to the console could start a chain with it.
+	ClientID string `yaml:"client_id"`
+	// ClientSecretFile holds the secret that the provider gave. Default none: PKCE alone, as for a public client.
+	ClientSecretFile string `yaml:"client_secret_file"`
+	// Scopes to ask for besides openid, where the principal comes from a claim that they give. Default none.
+	Scopes []string `yaml:"scopes"`
+	// IdleTimeout ends a session that is not used. Default 30m, 1m to 8h. A page that follows the ledger uses it.
+	IdleTimeout time.Duration `yaml:"idle_timeout"`
+	// MaxSession ends every session. Default 12h, at most 24h. Danger: whoever takes a session has it for so long.
+	MaxSession time.Duration `yaml:"max_session"`
 }
 
 // Policy says which OpenFGA store and model decide for the tenant.

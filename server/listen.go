@@ -5,15 +5,17 @@ import (
 	"crypto/tls"
 	"fmt"
 	"net"
+	"net/http"
 
 	"google.golang.org/grpc/credentials"
 
+	"deputy.example/deputy/server/internal/console"
 	"deputy.example/deputy/server/internal/exchange"
 	"deputy.example/deputy/server/internal/httpapi"
 	"deputy.example/deputy/server/internal/rpc"
 )
 
-// fronts makes the two doors to the engine and the one for operators.
+// fronts makes the doors to the engine, for programs and for people, and the one for operators.
 func (s *Server) fronts(config Config, parts opened, engine *exchange.Engine, o Options) error {
 	door := rpc.Config{Engine: engine, Logger: o.Logger, TracerProvider: o.TracerProvider, Now: o.Now}
 	if parts.grpc != nil {
@@ -35,9 +37,35 @@ func (s *Server) fronts(config Config, parts opened, engine *exchange.Engine, o 
 	if err != nil {
 		return err
 	}
-	s.http = httpapi.NewServer(oauth, o.Logger)
+	front, err := withConsoles(oauth, console.Config{
+		Engine: console.For(engine), Sessions: s.ledger, Tenants: parts.consoles, Transport: o.KeyTransport,
+		Logger: o.Logger, TracerProvider: o.TracerProvider, Now: o.Now,
+	})
+	if err != nil {
+		return err
+	}
+	s.http = httpapi.NewServer(front, o.Logger)
 	s.ops = httpapi.NewServer(httpapi.Ops(s.readiness.checks(), o.Registry), o.Logger)
 	return nil
+}
+
+// withConsoles puts the tenants' consoles beside the OAuth endpoints.
+func withConsoles(oauth http.Handler, c console.Config) (http.Handler, error) {
+	if len(c.Tenants) == 0 {
+		return oauth, nil
+	}
+	pages, err := console.New(c)
+	if err != nil {
+		return nil, err
+	}
+	isPage := console.Serves(c.Tenants)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if isPage(r) {
+			pages.ServeHTTP(w, r)
+		} else {
+			oauth.ServeHTTP(w, r)
+		}
+	}), nil
 }
 
 // bind listens on what Options do not bring. From here on clients can connect; they wait until Run.

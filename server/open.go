@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"deputy.example/deputy/client/delegation"
+	"deputy.example/deputy/server/internal/console"
 	"deputy.example/deputy/server/internal/exchange"
 	"deputy.example/deputy/server/internal/guard"
 	"deputy.example/deputy/server/internal/httpapi"
@@ -28,6 +29,7 @@ type opened struct {
 	database, redis string // addresses with their passwords: never in a log or an error
 	grpc, http, ops *tls.Config
 	tenants         []exchange.Tenant
+	consoles        []console.Tenant
 }
 
 // open reads every file that the configuration names and makes all parts that need no connection. It
@@ -43,6 +45,9 @@ func (c *Config) open(o Options) (opened, problems) {
 	}
 	for i := range c.Tenants {
 		parts.tenants = append(parts.tenants, c.Tenants[i].open(&p, tenantPath(i), o))
+		if t := c.Tenants[i]; t.Console != nil {
+			parts.consoles = append(parts.consoles, t.Console.open(&p, tenantPath(i)+".console", t))
+		}
 	}
 	return parts, p
 }
@@ -230,6 +235,20 @@ func parts(err error) []error {
 		return nil
 	}
 	return []error{err}
+}
+
+func (c *Console) open(p *problems, path string, t Tenant) console.Tenant {
+	opened := console.Tenant{
+		Name: t.Name, Issuer: t.Issuer, Provider: c.Issuer, ClientID: c.ClientID, Scopes: c.Scopes,
+		Idle: c.IdleTimeout, Life: c.MaxSession, InsecureLoopback: t.AllowInsecureLoopback,
+	}
+	if c.ClientSecretFile != "" {
+		var err error
+		if opened.ClientSecret, err = secret(c.ClientSecretFile); err != nil {
+			p.add(path+".client_secret_file", "%v", err)
+		}
+	}
+	return opened
 }
 
 // front is what the HTTP front tells the world about the tenant.

@@ -261,6 +261,7 @@ func (e *Embedded) settings() (server.Config, error) {
 		SigningKeys: []token.KeyFile{{Path: e.path("keys", "signing.pem"), Algorithm: "ES256"}},
 		Policy:      server.Policy{URL: e.devAddress(), Store: e.store, Model: e.model},
 		Audit:       server.Audit{CheckpointKey: e.path("keys", "checkpoint.key"), CheckpointFile: e.path("checkpoint")},
+		Console:     &server.Console{Issuer: e.issuer.PeopleIssuer(), ClientID: consoleClient},
 		// Long enough to try things out with the demo's tokens, and fast enough to measure.
 		Limits: server.Limits{MaxLifetime: personLifetime, DefaultLifetime: personLifetime, CallerRate: 10_000},
 		TrustedIssuers: []token.TrustedIssuer{

@@ -1,0 +1,325 @@
+// Package console is the front for people: auditors and responders look at what the ledger recorded,
+// see what an agent can do now, and contain it. It is HTML made on the server; scripts add comfort only.
+//
+// It owns pages, browser sessions, the sign-in with OpenID Connect and what a browser must be told to
+// keep others out. It decides nothing about who may see or do what: each page asks the engine as the
+// person who is signed in, and shows what comes back.
+package console
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"time"
+
+	"go.opentelemetry.io/otel/attribute"
+	otelcodes "go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/trace"
+	"go.opentelemetry.io/otel/trace/noop"
+
+	"deputy.example/deputy/client/delegation"
+	"deputy.example/deputy/server/internal/exchange"
+)
+
+// Path is where a tenant's console is, below its issuer's path.
+const Path = "/console"
+
+// Tenant is one tenant's console.
+type Tenant struct {
+	Name string
+	// Issuer is the tenant's address; the console's is below it.
+	Issuer string
+	// Provider is the issuer of the OpenID provider that signs people in: one of the tenant's trusted
+	// issuers.
+	Provider string
+	// ClientID is what the provider calls the console.
+	ClientID string
+	// ClientSecret authenticates the console to the provider; "" where PKCE alone does.
+	ClientSecret string
+	// Scopes are asked of the provider beside openid, where a principal comes from a claim that they give.
+	Scopes []string
+	// Idle is how long a session lives without a request, Life how long at most.
+	Idle, Life time.Duration
+	// VerifierKey is what the tenant's checkpoints are verified with; "" where none are signed.
+	VerifierKey string
+	// InsecureLoopback permits http:// for a provider on this machine.
+	InsecureLoopback bool
+}
+
+// Config is what New needs.
+type Config struct {
+	Engine   Engine
+	Sessions Sessions
+	Tenants  []Tenant
+	// Transport reaches the OpenID providers. Default: the network.
+	Transport http.RoundTripper
+	// Timeout bounds one page. Default 10 s.
+	Timeout        time.Duration
+	Logger         *slog.Logger         // nil: discard
+	TracerProvider trace.TracerProvider // nil: no traces
+	Now            func() time.Time     // nil: time.Now
+}
+
+// maxTails bounds how many browsers of this instance wait for new entries at the same time.
+const maxTails = 64
+
+// console is all tenants' consoles.
+type console struct {
+	Config
+	routes map[string]*route // by exact escaped path; never changed after New
+	tracer trace.Tracer
+	tails  chan struct{} // one for each browser that waits
+	off    protections
+}
+
+// protections are switched off by tests only, which then see their attacks succeed.
+type protections struct {
+	csrf, crossOrigin, rotation, state, headers, formula bool
+}
+
+// route is one address of one tenant's console.
+type route struct {
+	site   *site
+	path   string // as logged
+	get    func(*call) error
+	post   func(*call) error
+	public bool // needs no session
+}
+
+// New returns the handler for all consoles. It fetches nothing: a provider that is away keeps people
+// from signing in, and nothing else from starting.
+func New(c Config) (http.Handler, error) {
+	if c.Engine == nil || c.Sessions == nil {
+		return nil, errors.New("console: an engine and a store of sessions are required")
+	}
+	if c.Timeout <= 0 {
+		c.Timeout = 10 * time.Second
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.TracerProvider == nil {
+		c.TracerProvider = noop.NewTracerProvider()
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	h := &console{
+		Config: c, routes: make(map[string]*route), tails: make(chan struct{}, maxTails),
+		tracer: c.TracerProvider.Tracer("deputy.example/deputy/server/internal/console"),
+	}
+	for _, t := range c.Tenants {
+		s, err := newSite(t, c)
+		if err != nil {
+			return nil, fmt.Errorf("console: tenant %q: %w", t.Name, err)
+		}
+		h.add(s)
+	}
+	return h, nil
+}
+
+// Serves says whether a path belongs to a console of one of the tenants, so that whoever mounts the
+// handler needs to know no more.
+func Serves(tenants []Tenant) func(*http.Request) bool {
+	var bases []string
+	for _, t := range tenants {
+		bases = append(bases, consolePath(t.Issuer))
+	}
+	return func(r *http.Request) bool {
+		path := r.URL.EscapedPath()
+		return slices.ContainsFunc(bases, func(base string) bool {
+			return path == base || strings.HasPrefix(path, base+"/")
+		})
+	}
+}
+
+func consolePath(issuer string) string {
+	u, err := url.Parse(issuer)
+	if err != nil {
+		return Path
+	}
+	return strings.TrimSuffix(u.EscapedPath(), "/") + Path
+}
+
+// add registers a tenant's addresses, byte for byte: there is no pattern and no cleaning.
+func (h *console) add(s *site) {
+	for path, r := range map[string]route{
+		"":                  {get: h.search},
+		"/search.csv":       {get: h.searchCSV},
+		"/entry":            {get: h.entry},
+		"/chain":            {get: h.chain},
+		"/agent":            {get: h.agent},
+		"/take-back":        {get: h.confirm, post: h.takeBack},
+		"/live":             {get: h.live},
+		"/live/entries":     {get: h.liveEntries},
+		"/ledger":           {get: h.ledger},
+		"/sign-in":          {get: h.askSignIn, post: h.beginSignIn, public: true},
+		"/sign-in/callback": {get: h.finishSignIn, public: true},
+		"/sign-out":         {post: h.signOut},
+	} {
+		r.site, r.path = s, s.base+path
+		h.routes[s.base+path] = &r
+	}
+	h.routes[s.base+"/"] = h.routes[s.base]
+	for _, a := range s.assets {
+		h.routes[a.path] = &route{site: s, path: a.path, public: true, get: a.serve}
+	}
+}
+
+// call is one request on its way.
+type call struct {
+	*site
+	w      *answer
+	r      *http.Request
+	person *exchange.Person     // nil on public pages
+	who    delegation.Principal // "" on public pages
+	secret string               // the session's id, "" on public pages
+	role   exchange.Role
+}
+
+// ServeHTTP answers one request.
+func (h *console) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	began := h.Now()
+	out := &answer{ResponseWriter: w, status: http.StatusOK}
+	found, known := h.routes[r.URL.EscapedPath()]
+	if !known {
+		found = &route{path: "unknown", site: h.siteOf(r), public: true, get: notThere, post: notThere}
+	}
+	ctx, span := h.tracer.Start(r.Context(), "HTTP "+found.path, trace.WithSpanKind(trace.SpanKindServer))
+	defer span.End()
+	ctx, cancel := context.WithTimeout(ctx, h.Timeout)
+	defer cancel()
+	c := &call{site: found.site, w: out, r: r.WithContext(ctx)}
+	if !h.off.headers {
+		c.setHeaders()
+	}
+	err := h.dispatch(found, c)
+	if err != nil {
+		h.fail(c, err)
+	}
+	h.record(ctx, span, c, found.path, err, h.Now().Sub(began))
+}
+
+// siteOf finds the console that an unknown address lies under, for the looks of its answer.
+func (h *console) siteOf(r *http.Request) *site {
+	var best *site
+	for _, known := range h.routes {
+		if strings.HasPrefix(r.URL.EscapedPath(), known.site.base) && (best == nil || len(known.site.base) > len(best.base)) {
+			best = known.site
+		}
+	}
+	if best == nil { // mounted where no console is
+		for _, known := range h.routes {
+			return known.site
+		}
+	}
+	return best
+}
+
+func notThere(*call) error { return errNotThere }
+
+// dispatch lets a request through its gates, in order: method, where it comes from, who sends it, and
+// whether this browser's own page made it.
+func (h *console) dispatch(to *route, c *call) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			// The panic's value may repeat what was being read: only the stack is logged.
+			h.Logger.ErrorContext(c.r.Context(), "panic", "route", to.path, "stack", string(debug.Stack()))
+			err = delegation.Refuse(delegation.Internal, "", "internal error")
+		}
+	}()
+	serve := to.get
+	switch c.r.Method {
+	case http.MethodGet, http.MethodHead:
+	case http.MethodPost:
+		serve = to.post
+		c.r.Body = http.MaxBytesReader(c.w, c.r.Body, maxForm)
+		if err := h.sameOrigin(c.r); err != nil {
+			return err
+		}
+	default:
+		serve = nil
+	}
+	if serve == nil {
+		c.w.Header().Set("Allow", to.allowed())
+		return delegation.Refuse(delegation.MethodNotAllowed, "", "use %s", to.allowed())
+	}
+	if to.public {
+		return serve(c)
+	}
+	if err := h.authenticate(c); err != nil {
+		return err
+	}
+	if c.r.Method == http.MethodPost && !h.off.csrf {
+		if err := c.checkToken(); err != nil {
+			return err
+		}
+	}
+	return serve(c)
+}
+
+func (r *route) allowed() string {
+	switch {
+	case r.post == nil:
+		return "GET, HEAD"
+	case r.get == nil:
+		return "POST"
+	}
+	return "GET, HEAD, POST"
+}
+
+// inquiry begins a question of the person who is signed in.
+func (c *call) inquiry() exchange.Inquiry {
+	return exchange.Inquiry{
+		Tenant: c.Name, Credentials: exchange.Credentials{Person: c.person}, Peer: c.r.RemoteAddr,
+	}
+}
+
+// record writes the access log and closes the span. Neither sees query, headers or body.
+func (h *console) record(ctx context.Context, span trace.Span, c *call, path string, err error, took time.Duration) {
+	method := c.r.Method
+	if !slices.Contains([]string{http.MethodGet, http.MethodHead, http.MethodPost}, method) {
+		method = "other"
+	}
+	span.SetAttributes(attribute.String("http.request.method", method), attribute.String("http.route", path),
+		attribute.Int("http.response.status_code", c.w.status))
+	level := slog.LevelInfo
+	attrs := []slog.Attr{
+		slog.String("method", method), slog.String("route", path), slog.String("tenant", c.Name),
+		slog.Int("status", c.w.status), slog.Duration("took", took),
+	}
+	if id := span.SpanContext().TraceID(); id.IsValid() {
+		attrs = append(attrs, slog.String("trace_id", id.String()))
+	}
+	if refusal, typed := errors.AsType[*delegation.Error](err); typed {
+		attrs = append(attrs, slog.String("reason", string(refusal.Reason)))
+		if cause := errors.Unwrap(refusal); cause != nil {
+			attrs = append(attrs, slog.String("cause", cause.Error()))
+		}
+		if refusal.Reason == delegation.Internal {
+			level = slog.LevelError
+			span.SetStatus(otelcodes.Error, string(refusal.Reason))
+		}
+	}
+	h.Logger.LogAttrs(ctx, level, "console request", attrs...)
+}
+
+// answer remembers the status of a response.
+type answer struct {
+	http.ResponseWriter
+	status int
+}
+
+func (a *answer) WriteHeader(status int) {
+	a.status = status
+	a.ResponseWriter.WriteHeader(status)
+}
+
+// Unwrap lets http.ResponseController reach the connection.
+func (a *answer) Unwrap() http.ResponseWriter { return a.ResponseWriter }

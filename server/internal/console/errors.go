@@ -1,0 +1,88 @@
+package console
+
+import (
+	"errors"
+	"net/http"
+	"strconv"
+	"time"
+
+	"go.opentelemetry.io/otel/trace"
+
+	"deputy.example/deputy/client/delegation"
+)
+
+// What the console itself refuses.
+var (
+	errSignedOut   = delegation.Refuse(delegation.ClientUnauthenticated, "", "nobody is signed in")
+	errForeignForm = delegation.Refuse(delegation.AccessDenied, "csrf", "the form does not come from a page of this session")
+	errOtherSignIn = delegation.Refuse(delegation.AccessDenied, "state", "the provider's answer does not belong to a sign-in of this browser")
+	errNotBelieved = delegation.Refuse(delegation.SubjectTokenInvalid, "id_token", "the provider's token does not sign anybody in here")
+	errNotThere    = delegation.Refuse(delegation.NotFound, "", "there is nothing at this address")
+)
+
+// problem is a page that says what went wrong and what to do.
+type problem struct {
+	Heading, Text, Remedy, Trace string
+	Link                         *link
+}
+
+type link struct{ Href, Text string }
+
+// fail answers with what an error means to a person. Somebody who is not signed in is asked to, and
+// comes back to the page afterwards.
+func (h *console) fail(c *call, err error) {
+	if errors.Is(err, errSignedOut) && c.r.Method != http.MethodPost && !c.fragment() {
+		c.redirect("sign-in", "next", c.r.URL.RequestURI())
+		return
+	}
+	refusal := delegation.AsError(err)
+	status := refusal.Reason.Wire().HTTP
+	p := describe(refusal)
+	if errors.Is(err, errSignedOut) {
+		p.Link = &link{c.link("sign-in"), "Sign in"}
+	} else if c.person != nil {
+		p.Link = &link{c.base, "To the ledger's entries"}
+	}
+	if id := trace.SpanContextFromContext(c.r.Context()).TraceID(); id.IsValid() && status >= 500 {
+		p.Trace = id.String()
+	}
+	if refusal.RetryAfter > 0 {
+		seconds := (refusal.RetryAfter + time.Second - 1) / time.Second
+		c.w.Header().Set("Retry-After", strconv.FormatInt(int64(seconds), 10))
+	}
+	c.w.Header().Del("Content-Disposition")
+	if shown := c.show(status, "problem", page{Title: p.Heading, Narrow: true, Body: p}); shown != nil {
+		h.Logger.ErrorContext(c.r.Context(), "a problem could not be shown", "cause", shown)
+		http.Error(c.w, "internal error", http.StatusInternalServerError)
+	}
+}
+
+// describe puts a reason into words for people. The description names field and rule, and repeats no
+// credential.
+func describe(refusal *delegation.Error) problem {
+	switch refusal.Reason {
+	case delegation.NotFound:
+		return problem{Heading: "Nothing there", Text: "There is no such thing, or none that you may see. Both look the same on purpose.",
+			Remedy: "Check the number or the name. If you should see it, somebody who administers Deputy can make you an auditor."}
+	case delegation.ClientUnauthenticated:
+		return problem{Heading: "Signed out", Text: "Your session has ended, and what you sent was not done.", Remedy: "Sign in and do it again."}
+	case delegation.AccessDenied:
+		return problem{Heading: "Refused", Text: "What arrived was not made by a page of your session: " + refusal.Description + ".",
+			Remedy: "If it was you, go back, reload the page and try once more."}
+	case delegation.RateLimited:
+		return problem{Heading: "Too fast", Text: "You asked for more than one person may in so short a time.", Remedy: "Wait a moment and reload."}
+	case delegation.DependencyDown:
+		return problem{Heading: "No answer", Text: "Something that Deputy depends on did not answer. Nothing was shown and nothing was done: " + refusal.Description + ".",
+			Remedy: "Reload. If it stays like this, look at /readyz."}
+	case delegation.Internal:
+		return problem{Heading: "Internal error", Text: "Deputy failed to do this.", Remedy: "The log has the cause."}
+	case delegation.SubjectTokenInvalid:
+		return problem{Heading: "Not signed in", Text: "The provider knows you, and Deputy did not accept what it said.",
+			Remedy: "The log has the cause: the console's settings may not fit the provider's, or whoever you are was cut off."}
+	}
+	text := refusal.Description
+	if refusal.Field != "" {
+		text = refusal.Field + ": " + text
+	}
+	return problem{Heading: "That cannot be asked", Text: text + ".", Remedy: "Go back and change it."}
+}

@@ -1,0 +1,72 @@
+package console
+
+import (
+	"context"
+	"net/http"
+	"slices"
+	"strconv"
+	"time"
+
+	"deputy.example/deputy/client/delegation"
+	"deputy.example/deputy/server/internal/exchange"
+	"deputy.example/deputy/server/internal/ledger"
+)
+
+const (
+	// livePause is how often the live page reloads itself without script.
+	livePause = 5
+	// tailPatience bounds how long a script waits for the next entry: it must end before the server gives
+	// up on the whole request.
+	tailPatience = 9 * time.Second
+)
+
+// livePage shows what is being recorded.
+type livePage struct {
+	Rows []exchange.Recorded // newest first
+	Last uint64
+}
+
+func (h *console) live(c *call) error {
+	rows, _, err := h.Engine.Search(c.r.Context(), c.inquiry(), ledger.Query{Limit: pageSize})
+	if err != nil {
+		return err
+	}
+	p := livePage{Rows: rows}
+	if len(rows) > 0 {
+		p.Last = rows[0].Seq
+	}
+	return c.show(http.StatusOK, "live", page{Title: "Live", Refresh: livePause, Body: p})
+}
+
+// liveEntries answers a script with the rows of what was recorded since, as soon as there is something
+// or when it has waited long enough.
+func (h *console) liveEntries(c *call) error {
+	after, err := readNumber("after", c.r.URL.Query().Get("after"))
+	if err != nil {
+		return err
+	}
+	select {
+	case h.tails <- struct{}{}:
+		defer func() { <-h.tails }()
+	default:
+		busy := delegation.Refuse(delegation.RateLimited, "", "too many browsers are watching this instance")
+		busy.RetryAfter = 5 * time.Second
+		return busy
+	}
+	tail, err := h.Engine.Tail(c.r.Context(), c.inquiry())
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(c.r.Context(), tailPatience)
+	defer cancel()
+	rows, err := tail.Next(ctx, after)
+	if err != nil && ctx.Err() == nil {
+		return err
+	}
+	if len(rows) > 0 {
+		after = rows[len(rows)-1].Seq
+	}
+	slices.Reverse(rows)
+	c.w.Header().Set("Deputy-Last-Entry", strconv.FormatUint(after, 10))
+	return c.showPart("live", "rows", rows)
+}

@@ -1,0 +1,158 @@
+package console
+
+import (
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"errors"
+	"net/http"
+	"time"
+
+	"deputy.example/deputy/client/delegation"
+	"deputy.example/deputy/server/internal/exchange"
+	"deputy.example/deputy/server/internal/ledger"
+)
+
+// maxForm is far more than any form of the console holds.
+const maxForm = 16 << 10
+
+// newSecret makes 256 bits that nobody can guess.
+func newSecret() string {
+	var secret [32]byte
+	_, _ = rand.Read(secret[:]) // it never fails: crypto/rand ends the process first
+	return base64.RawURLEncoding.EncodeToString(secret[:])
+}
+
+// derive makes another secret of one, which tells nothing about it or about its siblings.
+func derive(secret, purpose string) string {
+	mac := hmac.New(sha256.New, []byte(secret))
+	mac.Write([]byte(purpose))
+	return base64.RawURLEncoding.EncodeToString(mac.Sum(nil))
+}
+
+// key is how the database knows a session.
+func key(secret string) [32]byte { return sha256.Sum256([]byte("console session\x00" + secret)) }
+
+// cookie makes one of this tenant's cookies. The __Host- prefix makes browsers refuse one that another
+// host or a plaintext connection set; on loopback, where there is no TLS, it cannot be had. All tenants
+// of a host get each other's cookies, so each has names of its own.
+func (s *site) cookie(name, value string, life time.Duration) *http.Cookie {
+	return &http.Cookie{
+		Name: s.cookieName(name), Value: value, Path: "/", MaxAge: int(life / time.Second),
+		Secure: s.secure, HttpOnly: true, SameSite: http.SameSiteLaxMode,
+	}
+}
+
+func (s *site) cookieName(name string) string {
+	name = "deputy-" + s.Name + "-" + name
+	if s.secure {
+		return "__Host-" + name
+	}
+	return name
+}
+
+// held is the value of one of this tenant's cookies. One that comes twice is none: a second one of the
+// same name can only have been planted.
+func (s *site) held(r *http.Request, name string) string {
+	found := r.CookiesNamed(s.cookieName(name))
+	if len(found) != 1 {
+		return ""
+	}
+	return found[0].Value
+}
+
+// drop makes the browser forget a cookie.
+func (s *site) drop(w http.ResponseWriter, name string) {
+	gone := s.cookie(name, "", 0)
+	gone.MaxAge = -1
+	http.SetCookie(w, gone)
+}
+
+const (
+	sessionCookie = "session"
+	signInCookie  = "sign-in"
+)
+
+// authenticate finds out who sends the request, or says that it must sign in.
+func (h *console) authenticate(c *call) error {
+	secret := c.held(c.r, sessionCookie)
+	if secret == "" {
+		return errSignedOut
+	}
+	ctx := c.r.Context()
+	session, err := h.Sessions.Session(ctx, c.Name, key(secret))
+	if errors.Is(err, ledger.ErrNotFound) {
+		c.drop(c.w, sessionCookie)
+		return errSignedOut
+	} else if err != nil {
+		return err
+	}
+	person, err := h.Engine.Restore(ctx, c.Name, exchange.Session{
+		Principal: session.Principal, Issuer: session.Issuer, SignedIn: session.SignedIn,
+	})
+	if err != nil {
+		return h.ended(c, secret, err)
+	}
+	c.person, c.who, c.secret = &person, session.Principal, secret
+	c.role, err = h.Engine.Role(ctx, c.inquiry())
+	if err != nil {
+		return h.ended(c, secret, err)
+	}
+	return nil
+}
+
+// ended forgets a session whose person is not believed any more: suspended, cut off, or of an issuer
+// that is not trusted now. Everything else is no reason to sign in again.
+func (h *console) ended(c *call, secret string, err error) error {
+	if delegation.AsError(err).Reason != delegation.ClientUnauthenticated {
+		return err
+	}
+	if err := h.Sessions.EndSession(c.r.Context(), c.Name, key(secret)); err != nil {
+		return err
+	}
+	c.drop(c.w, sessionCookie)
+	return errSignedOut
+}
+
+// token is what a form must send back. It follows from the session, so that no other session's fits.
+func (c *call) token() string {
+	if c.secret == "" {
+		return ""
+	}
+	return derive(c.secret, "csrf")
+}
+
+// checkToken refuses a form that no page of this session made.
+func (c *call) checkToken() error {
+	sent := c.r.PostFormValue("csrf")
+	if c.secret == "" || !hmac.Equal([]byte(sent), []byte(c.token())) {
+		return errForeignForm
+	}
+	return nil
+}
+
+// crossOrigin is the library's check of Sec-Fetch-Site and Origin.
+var crossOrigin = http.NewCrossOriginProtection()
+
+// sameOrigin refuses what another site made the browser send. The library lets pass what carries
+// neither header, because it may not be a browser's: nothing but browsers uses the console.
+func (h *console) sameOrigin(r *http.Request) error {
+	if h.off.crossOrigin {
+		return nil
+	}
+	if r.Header.Get("Sec-Fetch-Site") == "" && r.Header.Get("Origin") == "" || crossOrigin.Check(r) != nil {
+		return errForeignForm
+	}
+	return nil
+}
+
+// signOut ends the session here. The provider's own goes on: that is its business.
+func (h *console) signOut(c *call) error {
+	if err := h.Sessions.EndSession(c.r.Context(), c.Name, key(c.secret)); err != nil {
+		return err
+	}
+	c.drop(c.w, sessionCookie)
+	c.redirect("sign-in", "signed-out", "1")
+	return nil
+}
