@@ -23,6 +23,7 @@ func (d *demo) next(context.Context) error {
 	}
 	d.line("")
 	d.line("Deputy is serving: gRPC on %s, HTTP on %s.", d.config.GRPC, d.Issuer())
+	d.line("The console: %s. Be rita (who can contain an agent), audrey (who may see everything) or alice.", d.ConsoleAddress())
 	d.line("What to try next, in another shell:")
 	for _, s := range d.steps() {
 		if s.about != "" {

@@ -215,7 +215,7 @@ func (v *visitor) noticed() (found []string) {
 		found = append(found, "a dialog: "+d)
 	}
 	for _, address := range v.asked {
-		if u, err := url.Parse(address); err != nil || u.Scheme != "blob" && u.Hostname() != "127.0.0.1" {
+		if u, err := url.Parse(address); err != nil || strings.HasPrefix(u.Scheme, "http") && u.Hostname() != "127.0.0.1" {
 			found = append(found, "a request to "+address)
 		}
 	}

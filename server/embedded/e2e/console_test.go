@@ -373,10 +373,10 @@ func hostileStory(t *testing.T, c *consoleWorld) {
 	v.signIn("rita")
 	last := evaluate[int](v, "Number(document.querySelector('tbody th a').textContent)")
 	paths := []string{"", "/live", "/chain?jti=" + leaf, "/agent?agent=agent%3Aplanner"}
-	for entry := last; entry > last-3*len(hostile) && entry > 0; entry-- {
+	for entry := last; entry > last-3*len(hostile); entry-- {
 		paths = append(paths, fmt.Sprintf("/entry?entry=%d", entry))
 	}
-	for _, evil := range hostile {
+	for _, evil := range hostile[:2] { // the handler's own tests send all of them to all pages
 		quoted := url.QueryEscape(evil)
 		paths = append(paths, "/?scope="+quoted, "/?audience="+quoted, "/agent?agent="+quoted, "/chain?jti="+quoted, "/take-back?kind=token&id="+quoted, "/sign-in?next="+quoted, "/"+quoted)
 	}
@@ -445,10 +445,14 @@ func signOutStory(t *testing.T, c *consoleWorld) {
 	if len(v.cookies()) != 0 {
 		t.Errorf("the browser still holds %v", v.cookies())
 	}
-	v.do(chromedp.NavigateBack())
-	if strings.Contains(v.text(), "Ledger entries") {
-		t.Error("going back shows what was there")
-	}
+	evaluate[any](v, "history.back()")
+	eventually(t, browserPatience, func() error {
+		at, err := chromedp.Run(v.ctx, chromedp.Evaluate[string]("location.search + document.body.innerText"))
+		if err == nil && (!strings.Contains(at, "?next=") || strings.Contains(at, "Ledger entries")) {
+			err = fmt.Errorf("going back shows %s", at)
+		}
+		return err
+	})
 	v.setCookie("deputy-demo-session", held)
 	v.open("")
 	v.shows("Sign in")

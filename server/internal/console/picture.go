@@ -157,7 +157,7 @@ func lanesOf(a authority, y int, hops []hop, column func(int) int) []lane {
 				alive += " dead"
 			}
 			list = append(list,
-				lane{Class: alive, X1: gap, X2: box, Y: y, TextX: gap + 8, TextY: y - 5, Text: shorten(a.name, 23), Full: a.name},
+				lane{Class: alive, X1: gap, X2: box, Y: y, TextX: gap + 8, TextY: y - 5, Text: shorten(a.name, 24), Full: a.name},
 				lane{Class: alive + " inside", X1: box + 1, X2: box + nodeWidth - 1, Y: y})
 			continue
 		}

@@ -134,6 +134,7 @@ func (s *site) functions() template.FuncMap {
 		"principalType": func(p delegation.Principal) string { return p.Type() + ":" },
 		"principalID":   func(p delegation.Principal) string { return p.ID() },
 		"shortID":       func(p delegation.Principal) string { return shorten(p.ID(), 30) },
+		"shortAim":      func(s string) string { return shorten(s, 36) },
 		"expiryTime":    expiryTime,
 		"humanTime":     func(t time.Time) string { return t.UTC().Format(time.DateTime) },
 		"machineTime":   func(t time.Time) string { return t.UTC().Format(time.RFC3339) },
@@ -197,8 +198,8 @@ func aimOf(r exchange.Recorded) []string {
 func hasChain(r exchange.Recorded) bool { return r.Kind == ledger.KindGrant && r.ID != "" }
 
 // expiryTime leaves the date out where it is that of the entry.
-func expiryTime(r exchange.Recorded) string {
-	at, recorded := r.Expiry.UTC(), r.Time.UTC()
+func expiryTime(e *ledger.Entry) string {
+	at, recorded := e.Expiry.UTC(), e.Time.UTC()
 	if at.YearDay() == recorded.YearDay() && at.Year() == recorded.Year() {
 		return at.Format(time.TimeOnly)
 	}

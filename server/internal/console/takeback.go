@@ -64,7 +64,7 @@ func (h *console) askConfirmation(c *call, status int, kind, id, reason, mistake
 			p.Grants, p.Shown = p.Grants[:mostDoomed], mostDoomed
 		}
 	}
-	return c.show(status, "takeback", page{Title: p.Heading, Narrow: true, Body: p})
+	return c.show(status, "takeback", page{Title: p.Heading, Body: p})
 }
 
 // takeBack revokes, and leads to the entry that says so.
