@@ -46,8 +46,6 @@ type Tenant struct {
 	Scopes []string
 	// Idle is how long a session lives without a request, Life how long at most.
 	Idle, Life time.Duration
-	// VerifierKey is what the tenant's checkpoints are verified with; "" where none are signed.
-	VerifierKey string
 	// InsecureLoopback permits http:// for a provider on this machine.
 	InsecureLoopback bool
 }

@@ -22,7 +22,7 @@ type Engine interface {
 	Descendants(ctx context.Context, q exchange.Inquiry, after uint64, limit int) (page []exchange.Descendant, next uint64, err error)
 	Reach(ctx context.Context, q exchange.Inquiry, agent delegation.Principal, depth int) (exchange.Reach, error)
 	Tail(context.Context, exchange.Inquiry) (Tail, error)
-	Checkpoint(context.Context, exchange.Inquiry) (ledger.Checkpoint, error)
+	Checkpoint(context.Context, exchange.Inquiry) (exchange.Checkpoint, error)
 
 	Revoke(context.Context, exchange.RevokeCall) (exchange.Revoked, error)
 	Receipts(ctx context.Context, q exchange.Inquiry, entry uint64) ([]guard.Receipt, error)

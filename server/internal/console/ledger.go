@@ -7,12 +7,13 @@ import (
 	"strings"
 
 	"deputy.example/deputy/client/delegation"
+	"deputy.example/deputy/server/internal/exchange"
 	"deputy.example/deputy/server/internal/ledger"
 )
 
 // ledgerPage is how the log stands that proves that nothing was altered.
 type ledgerPage struct {
-	Checkpoint       *ledger.Checkpoint
+	Checkpoint       *exchange.Checkpoint
 	Root             string
 	Key, KeyArgument string
 	NewestKnown      bool
@@ -32,7 +33,7 @@ func (h *console) ledger(c *call) error {
 		return c.show(http.StatusOK, "ledger", page{Title: "Ledger", Body: p})
 	}
 	p.Checkpoint, p.Root = &checkpoint, hex.EncodeToString(checkpoint.Root[:])
-	p.Key, p.KeyArgument = c.VerifierKey, "'"+strings.ReplaceAll(c.VerifierKey, "'", "")+"'"
+	p.Key, p.KeyArgument = checkpoint.VerifierKey, "'"+strings.ReplaceAll(checkpoint.VerifierKey, "'", "")+"'"
 	if c.role.Audits {
 		newest, _, err := h.Engine.Search(c.r.Context(), c.inquiry(), ledger.Query{Limit: 1})
 		if err != nil {

@@ -322,7 +322,7 @@ func TestWhatAgentsSayIsInert(t *testing.T) {
 			s.engine.reach.Obtainable[i].Path = []delegation.Principal{delegation.Principal(evil)}
 		}
 		s.engine.receipts = []guard.Receipt{{ID: evil, Verifier: delegation.Principal(evil)}}
-		s.engine.checkpoint.Note = evil
+		s.engine.checkpoint.Note, s.engine.checkpoint.VerifierKey = evil, evil
 		if len(s.cookies()) == 0 {
 			s.signIn("")
 		}

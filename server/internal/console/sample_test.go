@@ -50,8 +50,8 @@ func (s *stage) sample(t testing.TB) {
 			{Path: []delegation.Principal{"user:bob", "agent:planner", "agent:researcher"}, Scopes: scopes(t, "calendar.read"), Audiences: calendar},
 		},
 	}
-	s.engine.checkpoint = ledger.Checkpoint{
+	s.engine.checkpoint = exchange.Checkpoint{VerifierKey: "deputy.example/t/demo+c74f20a3+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW", Checkpoint: ledger.Checkpoint{
 		Note: "deputy.example/t/demo\n58\nCsUYapGGPo4dkMgIAUqom/Xajj7h2fB2MPA3j2jxq2I=\ntime 2026-11-23T12:00:00Z\n\n— deputy.example/t/demo Az3grlgtzPICa5OS8npVmf1Myq/5IZniMp+ZJurmRDeOoRDe4URYN7u5/Zhcyv2q1gGzGku9nTo+zyWE+xeMcTOAYQ8=\n",
 		Size: 58, Root: [32]byte{10, 197, 24, 106, 145, 134, 62, 142}, Time: s.clock.Add(-time.Second),
-	}
+	}}
 }

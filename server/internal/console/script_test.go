@@ -49,7 +49,7 @@ type script struct {
 	descendants []exchange.Descendant
 	reach       exchange.Reach
 	tail        []exchange.Recorded
-	checkpoint  ledger.Checkpoint
+	checkpoint  exchange.Checkpoint
 	receipts    []guard.Receipt
 }
 
@@ -116,7 +116,7 @@ func (s *script) Next(_ context.Context, after uint64) ([]exchange.Recorded, err
 	return news, nil
 }
 
-func (s *script) Checkpoint(context.Context, exchange.Inquiry) (ledger.Checkpoint, error) {
+func (s *script) Checkpoint(context.Context, exchange.Inquiry) (exchange.Checkpoint, error) {
 	return s.checkpoint, s.err
 }
 
@@ -271,7 +271,7 @@ func newStage(t *testing.T) *stage {
 func (s *stage) tenant(name, path string) Tenant {
 	return Tenant{
 		Name: name, Issuer: s.site.URL + path, Provider: s.idp.URL, ClientID: "console", Idle: 30 * time.Minute, Life: 12 * time.Hour,
-		InsecureLoopback: true, VerifierKey: "deputy.example/t/demo+c74f20a3+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW",
+		InsecureLoopback: true,
 	}
 }
 
