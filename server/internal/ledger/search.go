@@ -25,6 +25,10 @@ type Query struct {
 	Until    time.Time // recorded before
 	Before   uint64    // with a lower number; 0: from the newest on
 	Limit    int       // at least 1; more than 1,000 are not found at once
+
+	// Seen, where it is not nil, says which of these whoever asks may see. The others are not there: no
+	// page ends at one.
+	Seen func(*Entry) bool
 }
 
 const (
@@ -80,6 +84,7 @@ type walk struct {
 	ledger *Ledger
 	tenant string
 	wants  []want
+	seen   func(*Entry) bool
 	low    uint64 // what is still to be looked at: from low to below high
 	high   uint64
 	head   uint64 // the newest entry when the walk began
@@ -120,7 +125,7 @@ const (
 )
 
 func (l *Ledger) walk(ctx context.Context, tenant string, q Query) (*walk, error) {
-	w := &walk{ledger: l, tenant: tenant, wants: q.wants(), rows: mostRows, ahead: ahead{most: 4}}
+	w := &walk{ledger: l, tenant: tenant, wants: q.wants(), seen: q.Seen, rows: mostRows, ahead: ahead{most: 4}}
 	found, err := l.store.query(ctx, sqlExtent, tenant)
 	if err != nil {
 		return nil, err
@@ -181,7 +186,7 @@ func (w *walk) page(ctx context.Context, limit int) (page []*Entry, before uint6
 			}
 			w.rows -= len(chunk)
 			for _, e := range slices.Backward(entries) {
-				if len(page) < limit && (w.matches(e) || w.ledger.off.comparison) {
+				if len(page) < limit && (w.matches(e) || w.ledger.off.comparison) && (w.seen == nil || w.seen(e)) {
 					page = append(page, e)
 				}
 			}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -182,7 +183,7 @@ func TestSearchFilters(t *testing.T) {
 		Subject: "user:alice", Actor: "agent:planner", Caller: "agent:researcher", Audience: "https://a", Scope: "s", Kind: ledger.KindRefusal,
 		Outcome: ledger.Refused, Reason: delegation.TokenRevoked, TraceID: "trace", From: time.Unix(1, 0).UTC(), Until: time.Unix(2, 0).UTC(), Limit: 50,
 	}
-	if got := engine.queries[0]; got != want {
+	if got := engine.queries[0]; !reflect.DeepEqual(got, want) {
 		t.Errorf("%+v\nwant %+v", got, want)
 	}
 }

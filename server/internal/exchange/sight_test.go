@@ -1,0 +1,32 @@
+package exchange_test
+
+import (
+	"testing"
+
+	"deputy.example/deputy/client/delegation"
+	"deputy.example/deputy/server/internal/exchange"
+	"deputy.example/deputy/server/internal/exchange/exchangetest"
+	"deputy.example/deputy/server/internal/ledger"
+)
+
+// Where the pages of a search end says nothing of entries that match and that whoever asks may not see: with
+// one filter more each time, that would spell them out.
+func TestPagesDoNotEndAtWhatIsKeptBack(t *testing.T) {
+	w := exchangetest.New(t, exchangetest.Config{})
+	n := w.Tenant()
+	parent := w.Chain(t, n, exchangetest.Planner, exchangetest.Researcher)[1]
+	n.FGA.Deny("agent:writer", "holder", "scope:calendar.read")
+	if _, refusal := w.One(t.Context(), n.Call(t, parent.AccessToken, exchangetest.Researcher, exchangetest.Writer)); refusal == nil {
+		t.Fatal("granted")
+	}
+	for who, sees := range map[delegation.Principal]int{exchangetest.Researcher: 1, exchangetest.Writer: 0} {
+		q := ledger.Query{Subject: "user:alice", Actor: who, Kind: ledger.KindRefusal, Limit: 1}
+		page, before, err := w.Engine.Search(t.Context(), exchange.Inquiry{Credentials: n.Credentials(t, who)}, q)
+		if err != nil || len(page) != sees {
+			t.Fatalf("%s: %d entries, %v", who, len(page), err)
+		}
+		if sees == 0 && before != 0 {
+			t.Errorf("%s sees nothing, and is told that it goes on at %d", who, before)
+		}
+	}
+}
