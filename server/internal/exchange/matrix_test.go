@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"math"
 	"net"
 	"slices"
 	"strings"
@@ -83,6 +84,7 @@ type library struct {
 	*exchangetest.World
 	audit  deputyv1.AuditServiceClient
 	chains map[string][]*exchange.Grant
+	called map[string]bool // full names of methods
 }
 
 // roles are who asks. People begin with person-.
@@ -91,7 +93,7 @@ var roles = []string{"agent:stranger", "person-alice", "person-bob", "agent:plan
 func newLibrary(t *testing.T) *library {
 	t.Helper()
 	w := exchangetest.New(t, exchangetest.Config{Tenants: []string{"default", "other"}, Agents: []delegation.Principal{stranger, auditor, responder, admin}})
-	l := &library{World: w, chains: map[string][]*exchange.Grant{}}
+	l := &library{World: w, chains: map[string][]*exchange.Grant{}, called: map[string]bool{}}
 	front := people{Engine: w.Engine, signedIn: map[string]*exchange.Person{}}
 	for name, n := range w.Tenants {
 		for _, p := range []delegation.Principal{auditor, responder, admin} { // as the model has it: each is an auditor
@@ -110,6 +112,14 @@ func newLibrary(t *testing.T) *library {
 	listener := bufconn.Listen(1 << 20)
 	go func() { _ = server.Serve(listener) }()
 	conn, err := grpc.NewClient("passthrough:///deputy.example", grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithUnaryInterceptor(func(ctx context.Context, method string, request, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+			l.called[method] = true
+			return invoke(ctx, method, request, reply, conn, opts...)
+		}),
+		grpc.WithStreamInterceptor(func(ctx context.Context, desc *grpc.StreamDesc, conn *grpc.ClientConn, method string, open grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+			l.called[method] = true
+			return open(ctx, desc, conn, method, opts...)
+		}),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return listener.DialContext(ctx) }))
 	if err != nil {
 		t.Fatal(err)
@@ -122,6 +132,9 @@ func newLibrary(t *testing.T) *library {
 	})
 	l.audit = deputyv1.NewAuditServiceClient(conn)
 	for name := range w.Tenants { // what is read once is read before anything is counted
+		if err := w.Engine.Notary(name)(t.Context()); err != nil {
+			t.Fatal(err)
+		}
 		if _, err := l.audit.GetEntry(l.as(t, "agent:auditor", name), &deputyv1.GetEntryRequest{Entry: 1}); err != nil {
 			t.Fatal(err)
 		}
@@ -188,23 +201,51 @@ func (l *library) count(t *testing.T, tenant string) int {
 	return int(size)
 }
 
-// byID are the methods that are asked about one grant.
-func (l *library) byID() map[string]func(context.Context, string) error {
-	return map[string]func(context.Context, string) error{
-		"GetEntry": func(ctx context.Context, jti string) error {
-			_, err := l.audit.GetEntry(ctx, &deputyv1.GetEntryRequest{Jti: jti})
+// one is a grant as a request can name it.
+type one struct {
+	jti string
+	seq uint64
+}
+
+func (l *library) grants(tenant string) (all []one) {
+	for _, g := range l.chains[tenant] {
+		all = append(all, one{g.Claims.ID, g.Entry})
+	}
+	return all
+}
+
+// byGrant are the methods that are asked about one grant.
+func (l *library) byGrant() map[string]func(context.Context, one) error {
+	return map[string]func(context.Context, one) error{
+		"GetEntry": func(ctx context.Context, g one) error {
+			_, err := l.audit.GetEntry(ctx, &deputyv1.GetEntryRequest{Jti: g.jti})
 			return err
 		},
-		"GetChain": func(ctx context.Context, jti string) error {
-			_, err := l.audit.GetChain(ctx, &deputyv1.GetChainRequest{Jti: jti})
+		byNumber + "GetEntry": func(ctx context.Context, g one) error {
+			_, err := l.audit.GetEntry(ctx, &deputyv1.GetEntryRequest{Entry: g.seq})
 			return err
 		},
-		"ListDescendants": func(ctx context.Context, jti string) error {
-			_, err := l.audit.ListDescendants(ctx, &deputyv1.ListDescendantsRequest{Jti: jti})
+		"GetChain": func(ctx context.Context, g one) error {
+			_, err := l.audit.GetChain(ctx, &deputyv1.GetChainRequest{Jti: g.jti})
+			return err
+		},
+		"ListDescendants": func(ctx context.Context, g one) error {
+			_, err := l.audit.ListDescendants(ctx, &deputyv1.ListDescendantsRequest{Jti: g.jti})
+			return err
+		},
+		"GetProofs": func(ctx context.Context, g one) error {
+			_, err := l.audit.GetProofs(ctx, &deputyv1.GetProofsRequest{Jti: g.jti})
+			return err
+		},
+		byNumber + "GetProofs": func(ctx context.Context, g one) error {
+			_, err := l.audit.GetProofs(ctx, &deputyv1.GetProofsRequest{Entry: g.seq})
 			return err
 		},
 	}
 }
+
+// byNumber marks methods that name an entry by its number, which each tenant has one of.
+const byNumber = "by number, "
 
 // Every role, at both tenants, may read what it may and nothing else; and what it may not read and what
 // does not exist are one answer, byte for byte, for the same work.
@@ -218,23 +259,26 @@ func TestWhoMayRead(t *testing.T) {
 	for _, tenant := range []string{"default", "other"} {
 		elsewhere := map[string]string{"default": "other", "other": "default"}[tenant]
 		for _, role := range roles {
-			for method, call := range l.byID() {
-				ask := func(jti string) asked {
-					return l.ask(t, role, tenant, func(ctx context.Context) error { return call(ctx, jti) })
+			for method, call := range l.byGrant() {
+				ask := func(g one) asked {
+					return l.ask(t, role, tenant, func(ctx context.Context) error { return call(ctx, g) })
 				}
-				nothing := ask(unknown)
+				nothing := ask(one{unknown, math.MaxInt64})
 				if nothing.allowed {
 					t.Errorf("%s of %s, %s: an unknown grant was found", role, tenant, method)
 				}
-				for i, g := range l.chains[tenant] {
-					got := ask(g.Claims.ID)
+				for i, g := range l.grants(tenant) {
+					got := ask(g)
 					switch {
 					case got.allowed != may[role][i]:
 						t.Errorf("%s of %s, %s of token %d: allowed %t", role, tenant, method, i, got.allowed)
 					case !got.allowed && got != nothing:
 						t.Errorf("%s of %s, %s of token %d: %+v, but for an unknown one %+v", role, tenant, method, i, got, nothing)
 					}
-					if foreign := ask(l.chains[elsewhere][i].Claims.ID); foreign != nothing {
+					if strings.HasPrefix(method, byNumber) {
+						continue
+					}
+					if foreign := ask(l.grants(elsewhere)[i]); foreign != nothing {
 						t.Errorf("%s of %s, %s of the other tenant's token %d: %+v, but for an unknown one %+v", role, tenant, method, i, foreign, nothing)
 					}
 				}
@@ -243,9 +287,14 @@ func TestWhoMayRead(t *testing.T) {
 	}
 }
 
-// What is not asked about one grant: searches, agents, the whole log.
-func TestWhoMayAsk(t *testing.T) {
-	l := newLibrary(t)
+// question is one that is not about a grant, but about searches, agents and the whole log.
+type question struct {
+	call func(context.Context) error
+	may  []string
+	like func(context.Context) error // the same about what does not exist
+}
+
+func (l *library) questions() map[string]question {
 	search := func(r *deputyv1.SearchEntriesRequest) func(context.Context) error {
 		return func(ctx context.Context) error { _, err := l.audit.SearchEntries(ctx, r); return err }
 	}
@@ -256,11 +305,7 @@ func TestWhoMayAsk(t *testing.T) {
 		}
 	}
 	whole := []string{"agent:auditor", "agent:responder", "agent:admin"}
-	for name, c := range map[string]struct {
-		call func(context.Context) error
-		may  []string
-		like func(context.Context) error // the same about what does not exist
-	}{
+	return map[string]question{
 		"search for anything":   {search(&deputyv1.SearchEntriesRequest{}), whole, search(&deputyv1.SearchEntriesRequest{Scope: "nothing"})},
 		"search for alice":      {search(&deputyv1.SearchEntriesRequest{Subject: "user:alice"}), append([]string{"person-alice"}, whole...), search(&deputyv1.SearchEntriesRequest{Subject: "user:nobody"})},
 		"search for researcher": {search(&deputyv1.SearchEntriesRequest{Actor: "agent:researcher"}), append([]string{"agent:researcher", "person-olga"}, whole...), search(&deputyv1.SearchEntriesRequest{Actor: "agent:nobody"})},
@@ -276,7 +321,20 @@ func TestWhoMayAsk(t *testing.T) {
 			}
 			return err
 		}, whole, nil},
-	} {
+		"checkpoint": {func(ctx context.Context) error {
+			_, err := l.audit.GetCheckpoint(ctx, &deputyv1.GetCheckpointRequest{})
+			return err
+		}, roles, nil},
+		"growth": {func(ctx context.Context) error {
+			_, err := l.audit.GetProofs(ctx, &deputyv1.GetProofsRequest{OldSize: 1})
+			return err
+		}, roles, nil},
+	}
+}
+
+func TestWhoMayAsk(t *testing.T) {
+	l := newLibrary(t)
+	for name, c := range l.questions() {
 		for _, tenant := range []string{"default", "other"} {
 			for _, role := range roles {
 				got := l.ask(t, role, tenant, c.call)
@@ -347,11 +405,43 @@ func TestWhatIsWithheld(t *testing.T) {
 func TestTheMatrixBearsWeight(t *testing.T) {
 	l := newLibrary(t)
 	l.Engine.SwitchOff(exchange.NoReadingRules)
-	for method, call := range l.byID() {
-		for _, g := range l.chains["default"] {
-			if got := l.ask(t, "agent:stranger", "default", func(ctx context.Context) error { return call(ctx, g.Claims.ID) }); !got.allowed {
-				t.Errorf("%s is refused by something else", method)
-			}
+	stranger := func(name string, call func(context.Context) error) {
+		if got := l.ask(t, "agent:stranger", "default", call); !got.allowed {
+			t.Errorf("%s is refused by something else", name)
+		}
+	}
+	for method, call := range l.byGrant() {
+		for _, g := range l.grants("default") {
+			stranger(method, func(ctx context.Context) error { return call(ctx, g) })
+		}
+	}
+	for name, c := range l.questions() {
+		stranger(name, c.call)
+	}
+}
+
+// The matrix has every method that the service has.
+func TestTheMatrixIsWhole(t *testing.T) {
+	l := newLibrary(t)
+	for name, call := range l.byGrant() {
+		if got := l.ask(t, "agent:auditor", "default", func(ctx context.Context) error { return call(ctx, l.grants("default")[0]) }); !got.allowed {
+			t.Error(name)
+		}
+	}
+	for name, c := range l.questions() {
+		if got := l.ask(t, "agent:auditor", "default", c.call); !got.allowed {
+			t.Error(name)
+		}
+	}
+	service := deputyv1.AuditService_ServiceDesc
+	for _, m := range service.Methods {
+		if !l.called["/"+service.ServiceName+"/"+m.MethodName] {
+			t.Errorf("nobody asks %s", m.MethodName)
+		}
+	}
+	for _, m := range service.Streams {
+		if !l.called["/"+service.ServiceName+"/"+m.StreamName] {
+			t.Errorf("nobody asks %s", m.StreamName)
 		}
 	}
 }
