@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -243,7 +244,7 @@ func TestSearchAsksExactlyWhatTheFormSays(t *testing.T) {
 		Kind: ledger.KindRefusal, Outcome: ledger.Refused, Reason: delegation.ScopeExceedsParent, TraceID: "4bf9",
 		From: time.Date(2026, 11, 23, 10, 0, 0, 0, time.UTC), Until: time.Date(2026, 11, 23, 11, 30, 15, 0, time.UTC), Before: 41, Limit: 10,
 	}
-	if len(s.engine.queries) != 1 || s.engine.queries[0] != want {
+	if len(s.engine.queries) != 1 || !reflect.DeepEqual(s.engine.queries[0], want) {
 		t.Errorf("asked %+v", s.engine.queries)
 	}
 	for _, query := range []string{"subject=alice", "actor=a:b:c", "kind=approval", "outcome=x", "reason=because", "from=yesterday", "until=12", "before=-1", "before=x", "limit=501"} {
