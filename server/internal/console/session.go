@@ -153,6 +153,7 @@ func (h *console) signOut(c *call) error {
 		return err
 	}
 	c.drop(c.w, sessionCookie)
+	c.w.Header().Set("Clear-Site-Data", `"cache"`) // also the pages that the browser keeps to go back to
 	c.redirect("sign-in", "signed-out", "1")
 	return nil
 }

@@ -2,6 +2,9 @@
 // were written and escaped by the server.
 "use strict";
 
+// A page that the browser kept alive to go back to may be of a session that is over: ask the server.
+addEventListener("pageshow", (event) => { if (event.persisted) location.reload(); });
+
 // Copy buttons beside whatever says what there is to copy.
 for (const value of document.querySelectorAll("[data-copy]")) {
   if (!navigator.clipboard) break;
