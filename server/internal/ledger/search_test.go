@@ -149,7 +149,7 @@ func differs(t testing.TB, r *records, l *ledger.Ledger, entries []*ledger.Entry
 	return ""
 }
 
-func rounds() int { return testservers.Campaign(1000, 15) }
+func rounds() int { return testservers.Campaign(1000, 5) }
 
 // damages are what may happen to an index of three blocks and more.
 var damages = map[string]string{

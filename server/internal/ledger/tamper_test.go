@@ -23,6 +23,7 @@ import (
 type evidence struct {
 	*testing.T
 	dsn    string
+	tenant string // whose log it is: the database has others
 	l      *ledger.Ledger
 	signer note.Signer
 	key    note.Verifier
@@ -31,13 +32,13 @@ type evidence struct {
 
 const origin = "deputy.example/t/acme"
 
-func gather(t *testing.T, dsn string) *evidence {
+func gather(t *testing.T, dsn, tenant string) *evidence {
 	t.Helper()
 	private, public, err := note.GenerateKey(rand.Reader, origin)
 	if err != nil {
 		t.Fatal(err)
 	}
-	ev := &evidence{T: t, dsn: dsn, l: opened(t, dsn, patient)}
+	ev := &evidence{T: t, dsn: dsn, tenant: tenant, l: opened(t, dsn, patient)}
 	if ev.signer, err = note.NewSigner(private); err != nil {
 		t.Fatal(err)
 	}
@@ -64,7 +65,7 @@ func (ev *evidence) live(n int) {
 
 func (ev *evidence) append(d *ledger.Draft) ledger.Receipt {
 	ev.Helper()
-	r, err := ev.l.Append(ev.Context(), tenant, d)
+	r, err := ev.l.Append(ev.Context(), ev.tenant, d)
 	if err != nil {
 		ev.Fatal(err)
 	}
@@ -74,7 +75,7 @@ func (ev *evidence) append(d *ledger.Draft) ledger.Receipt {
 // sign is what the server does: it signs what the head says.
 func (ev *evidence) sign() string {
 	ev.Helper()
-	size, root, err := ev.l.Tree(ev.Context(), tenant)
+	size, root, err := ev.l.Tree(ev.Context(), ev.tenant)
 	if err != nil {
 		ev.Fatal(err)
 	}
@@ -92,7 +93,7 @@ func (ev *evidence) export() []byte {
 	ev.Helper()
 	var lines bytes.Buffer
 	for after := uint64(0); ; {
-		page, err := ev.l.Entries(ev.Context(), tenant, after, 500)
+		page, err := ev.l.Entries(ev.Context(), ev.tenant, after, 500)
 		if err != nil {
 			ev.Fatal(err)
 		}
@@ -119,19 +120,18 @@ func (ev *evidence) verify(newest string, kept ...string) (audit.Report, error) 
 // seq is the number of entries; entry loads one.
 func (ev *evidence) entry(seq uint64) *ledger.Entry {
 	ev.Helper()
-	e, err := ev.l.EntryAt(ev.Context(), tenant, seq)
+	e, err := ev.l.EntryAt(ev.Context(), ev.tenant, seq)
 	if err != nil {
 		ev.Fatal(err)
 	}
 	return e
 }
 
-// execute runs statements of somebody who can write to the database.
+// execute runs statements of somebody who can write to the database, in which @ stands for the tenant's
+// rows.
 func (ev *evidence) execute(statements ...string) {
 	ev.Helper()
-	for _, s := range statements {
-		execute(ev.T, ev.dsn, s)
-	}
+	execute(ev.T, ev.dsn, strings.ReplaceAll(strings.Join(statements, ";"), "@", "tenant = '"+ev.tenant+"'"))
 }
 
 func (ev *evidence) blob(b []byte) string {
@@ -141,12 +141,16 @@ func (ev *evidence) blob(b []byte) string {
 	return `'\x` + hex.EncodeToString(b) + "'"
 }
 
-// rehash gives an entry that was edited the leaf that its fields have now.
-func (ev *evidence) rehash(seq uint64) {
+// rehash gives entries that were edited the leaves that their fields have now.
+func (ev *evidence) rehash(first, last uint64) {
 	ev.Helper()
-	r := ev.entry(seq).Record()
-	leaf := r.Leaf()
-	ev.execute(fmt.Sprintf(`UPDATE entries SET leaf = %s WHERE seq = %d`, ev.blob(leaf[:]), seq))
+	var statements []string
+	for seq := first; seq <= last; seq++ {
+		r := ev.entry(seq).Record()
+		leaf := r.Leaf()
+		statements = append(statements, fmt.Sprintf(`UPDATE entries SET leaf = %s WHERE @ AND seq = %d`, ev.blob(leaf[:]), seq))
+	}
+	ev.execute(statements...)
 }
 
 // truncate takes the database back to the state that it had when it was of this size: what an old backup
@@ -167,12 +171,12 @@ func (ev *evidence) truncate(size uint64) {
 		tree = append(tree, h[:]...)
 	}
 	ev.execute(
-		fmt.Sprintf(`DELETE FROM entries WHERE seq > %d`, size), fmt.Sprintf(`DELETE FROM claims WHERE seq > %d`, size),
-		fmt.Sprintf(`DELETE FROM tree_nodes WHERE n >= %d`, size/256),
-		fmt.Sprintf(`UPDATE heads SET seq = %d, tree_size = %d, tree = %s, revocation = %d`, size, size, ev.blob(tree), revocation),
+		fmt.Sprintf(`DELETE FROM entries WHERE @ AND seq > %d`, size), fmt.Sprintf(`DELETE FROM claims WHERE @ AND seq > %d`, size),
+		fmt.Sprintf(`DELETE FROM tree_nodes WHERE @ AND n >= %d`, size/256),
+		fmt.Sprintf(`UPDATE heads SET seq = %d, tree_size = %d, tree = %s, revocation = %d WHERE @`, size, size, ev.blob(tree), revocation),
 	)
 	ev.l = opened(ev.T, ev.dsn, patient) // the attacker restarts the server
-	if err := ev.l.Verify(ev.Context(), tenant); err != nil {
+	if err := ev.l.Verify(ev.Context(), ev.tenant); err != nil {
 		ev.Fatalf("the backup is not one: %v", err)
 	}
 }
@@ -180,44 +184,44 @@ func (ev *evidence) truncate(size uint64) {
 // TestTamperingIsFound changes the database behind the server's back. Checkpoints were kept at 12, 23, 24
 // and 36 entries. Without tampering the log verifies: that is the control of every case.
 func TestTamperingIsFound(t *testing.T) {
-	for name, test := range map[string]struct {
+	type tampering struct {
 		tamper         func(*evidence)
 		entry, through uint64
 		rule           string
-	}{
-		"edit":                  {func(ev *evidence) { ev.execute(`UPDATE entries SET scopes = 'admin' WHERE seq = 14`) }, 14, 14, "leaf"},
-		"edit a personal field": {func(ev *evidence) { ev.execute(`UPDATE entries SET subject = 'user:mallory' WHERE seq = 14`) }, 14, 14, "digest"},
+	}
+	cases := map[string]tampering{
+		"edit":                  {func(ev *evidence) { ev.execute(`UPDATE entries SET scopes = 'admin' WHERE @ AND seq = 14`) }, 14, 14, "leaf"},
+		"edit a personal field": {func(ev *evidence) { ev.execute(`UPDATE entries SET subject = 'user:mallory' WHERE @ AND seq = 14`) }, 14, 14, "digest"},
 		"edit a stored leaf": {func(ev *evidence) {
-			ev.execute(`UPDATE entries SET leaf = (SELECT leaf FROM entries WHERE seq = 2) WHERE seq = 14`)
+			ev.execute(`UPDATE entries SET leaf = (SELECT leaf FROM entries WHERE @ AND seq = 2) WHERE @ AND seq = 14`)
 		}, 14, 14, "leaf"},
 		"edit and re-hash": {func(ev *evidence) {
-			ev.execute(`UPDATE entries SET model_id = 'another' WHERE seq = 15`)
-			ev.rehash(15)
+			ev.execute(`UPDATE entries SET model_id = 'another' WHERE @ AND seq = 15`)
+			ev.rehash(15, 15)
 		}, 13, 23, "root"},
 		"edit and re-hash between close checkpoints": {func(ev *evidence) {
-			ev.execute(`UPDATE entries SET model_id = 'another' WHERE seq = 24`)
-			ev.rehash(24)
+			ev.execute(`UPDATE entries SET model_id = 'another' WHERE @ AND seq = 24`)
+			ev.rehash(24, 24)
 		}, 24, 24, "root"},
 		"widen and re-hash": {func(ev *evidence) {
-			ev.execute(`UPDATE entries SET scopes = 'admin' WHERE seq = 14`)
-			ev.rehash(14)
+			ev.execute(`UPDATE entries SET scopes = 'admin' WHERE @ AND seq = 14`)
+			ev.rehash(14, 14)
 		}, 14, 14, "I1"},
-		"delete": {func(ev *evidence) { ev.execute(`DELETE FROM entries WHERE seq = 14`) }, 14, 14, "order"},
+		"delete": {func(ev *evidence) { ev.execute(`DELETE FROM entries WHERE @ AND seq = 14`) }, 14, 14, "order"},
 		"delete and renumber": {func(ev *evidence) {
-			ev.execute(`DELETE FROM claims WHERE seq >= 15`, `DELETE FROM entries WHERE seq = 15`)
+			renumber := []string{`DELETE FROM claims WHERE @ AND seq >= 15`, `DELETE FROM entries WHERE @ AND seq = 15`}
 			for seq := 16; seq <= 40; seq++ {
-				ev.execute(fmt.Sprintf(`UPDATE entries SET seq = %d WHERE seq = %d`, seq-1, seq))
+				renumber = append(renumber, fmt.Sprintf(`UPDATE entries SET seq = %d WHERE @ AND seq = %d`, seq-1, seq))
 			}
+			ev.execute(renumber...)
 		}, 15, 15, "leaf"},
 		"swap": {func(ev *evidence) {
-			ev.execute(`UPDATE entries SET seq = 1000 WHERE seq = 14`, `UPDATE entries SET seq = 14 WHERE seq = 15`, `UPDATE entries SET seq = 15 WHERE seq = 1000`)
+			ev.execute(`UPDATE entries SET seq = 1000 WHERE @ AND seq = 14`, `UPDATE entries SET seq = 14 WHERE @ AND seq = 15`, `UPDATE entries SET seq = 15 WHERE @ AND seq = 1000`)
 		}, 14, 14, "leaf"},
 		"swap and re-hash": {func(ev *evidence) {
-			ev.execute(`DELETE FROM claims`, `UPDATE entries SET time = (SELECT max(time) FROM entries) WHERE seq >= 3`,
-				`UPDATE entries SET seq = 1000 WHERE seq = 14`, `UPDATE entries SET seq = 14 WHERE seq = 15`, `UPDATE entries SET seq = 15 WHERE seq = 1000`)
-			for seq := uint64(3); seq <= 40; seq++ {
-				ev.rehash(seq)
-			}
+			ev.execute(`DELETE FROM claims WHERE @`, `UPDATE entries SET time = (SELECT max(time) FROM entries WHERE @) WHERE @ AND seq >= 3`,
+				`UPDATE entries SET seq = 1000 WHERE @ AND seq = 14`, `UPDATE entries SET seq = 14 WHERE @ AND seq = 15`, `UPDATE entries SET seq = 15 WHERE @ AND seq = 1000`)
+			ev.rehash(3, 40)
 		}, 1, 12, "root"},
 		"truncate the tail": {func(ev *evidence) { ev.truncate(30) }, 31, 40, "missing"},
 		"re-hash a suffix": {func(ev *evidence) {
@@ -233,11 +237,11 @@ func TestTamperingIsFound(t *testing.T) {
 			ev.live(5)
 		}, 13, 23, "root"},
 		"empty the database": {func(ev *evidence) { ev.truncate(0) }, 1, 40, "missing"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			onBoth(t, func(t *testing.T, dsn string) {
-				ev := gather(t, dsn)
+	}
+	onBoth(t, func(t *testing.T, dsn string) {
+		for name, test := range cases {
+			t.Run(name, func(t *testing.T) {
+				ev := gather(t, dsn, name)
 				ev.live(2)
 				ev.keep() // 12
 				ev.live(1)
@@ -264,15 +268,15 @@ func TestTamperingIsFound(t *testing.T) {
 					t.Errorf("found %v, want entry %d to %d: %s", err, test.entry, test.through, test.rule)
 				}
 			})
-		})
-	}
+		}
+	})
 }
 
 // TestOnlyWhatWasKeptProvesTheSuffix is the control of the kept checkpoints: whoever can make the server
 // sign a log that was written anew is found by nothing else.
 func TestOnlyWhatWasKeptProvesTheSuffix(t *testing.T) {
 	onBoth(t, func(t *testing.T, dsn string) {
-		ev := gather(t, dsn)
+		ev := gather(t, dsn, tenant)
 		ev.live(3)
 		ev.keep()
 		ev.truncate(12)
