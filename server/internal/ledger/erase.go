@@ -39,7 +39,7 @@ type Erased struct {
 // tenant's head. It may be ended and begun again at any time; again, it finds only what is left. In each
 // block, what the search index knew goes in the same transaction.
 //
-// What is recorded of the principal meanwhile, or later, is not erased.
+// The principal's console sessions end. What is recorded of it meanwhile, or later, is not erased.
 func (l *Ledger) Erase(ctx context.Context, tenant string, r Erasure) (done Erased, err error) {
 	if _, err := delegation.ParsePrincipal(string(r.Principal)); err != nil {
 		return Erased{}, malformed(err)
@@ -47,6 +47,11 @@ func (l *Ledger) Erase(ctx context.Context, tenant string, r Erasure) (done Eras
 	size, _, err := l.Tree(ctx, tenant)
 	if err != nil {
 		return Erased{}, err
+	}
+	if !r.DryRun {
+		if err := l.endSessions(ctx, tenant, r.Principal); err != nil {
+			return Erased{}, err
+		}
 	}
 	e := eraser{ledger: l, tenant: tenant, Erasure: r, now: l.config.Now()}
 	for block := uint64(0); firstOf(block) <= size; block++ {
@@ -68,16 +73,19 @@ type eraser struct {
 	done Erased
 }
 
-// about selects the entries of a block that say anything of a principal. There is no index for it: what
-// has to be forgotten must not depend on one. replace finds a text within another in both dialects.
+// about selects the entries of a block that say anything of a principal, or may: claims are bytes, and judge
+// looks into them. There is no index for it: what has to be forgotten must not depend on one. replace finds
+// a text within another in both dialects.
 const about = `e.tenant = $1 AND e.seq >= $2 AND e.seq < $3 AND (e.subject = $4 OR e.actor = $4 OR e.caller = $4
 	OR e.target_principal = $4 OR e.target_subject = $4 OR replace(e.actors, $4, '') <> e.actors
-	OR replace(e.detail, $4, '') <> e.detail OR replace(e.details, $4, '') <> e.details) ORDER BY e.seq`
+	OR replace(e.detail, $4, '') <> e.detail OR replace(e.details, $4, '') <> e.details OR c.value IS NOT NULL) ORDER BY e.seq`
 
 const (
 	sqlErase = `UPDATE entries SET subject = $3, actor = $4, caller = $5, actors = $6, peer = $7, detail = $8, details = $9,
 		actor_proof = $10, target_principal = $11, target_subject = $12, salts = $13 WHERE tenant = $1 AND seq = $2 AND salts = $14`
 	sqlEraseClaims = `DELETE FROM claims WHERE tenant = $1 AND seq = $2`
+	// sqlEraseSessions needs no index: a tenant has as many sessions as people look at its console.
+	sqlEraseSessions = `DELETE FROM console_sessions WHERE tenant = $1 AND principal = $2`
 )
 
 var errChanged = errors.New("somebody else erased from the same entry: try again")
@@ -170,7 +178,8 @@ func (e *Entry) names(p delegation.Principal) (set fields) {
 		{aimed == string(p), ofTarget},
 		{target.Subject == p, ofTargetFor},
 		{within(e.Detail), fieldSet(audit.FieldDetail)},
-		{within(joinDetails(e.Details)), fieldSet(audit.FieldDetails)},
+		{within(joinDetails(e.Details)), fieldSet(audit.FieldDetails, audit.FieldClaims)}, // claims repeat them
+		{within(string(e.Claims)), fieldSet(audit.FieldClaims)},                           // for instance in may_act
 	} {
 		if rule.holds {
 			set |= rule.set

@@ -192,6 +192,72 @@ func TestErasingALiveTargetWouldStopTheLedger(t *testing.T) {
 	})
 }
 
+// TestErasesWhatClaimsRepeat has the principal nowhere but in the claims of grants of others, which stay in
+// the database after the grants have expired until newer grants push them out.
+func TestErasesWhatClaimsRepeat(t *testing.T) {
+	onBoth(t, func(t *testing.T, dsn string) {
+		p := newPast(t, dsn, ledger.Retention{})
+		details, err := delegation.ParseDetails([]byte(`[{"type":"mail","to":"user:alice"}]`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, say := range []func(*ledger.Draft, *delegation.Claims){
+			func(_ *ledger.Draft, c *delegation.Claims) { c.MayAct = &delegation.MayAct{Sub: alice} },
+			func(d *ledger.Draft, c *delegation.Claims) { d.Details, c.Details = details, details },
+		} {
+			d := ledgertest.Grant(p.Now(), "user:bob", "agent:planner")
+			made := d.Claims
+			claims := ledgertest.Decode(func() []byte { b, _ := made(1); return b }())
+			say(d, &claims)
+			d.Claims = func(seq uint64) ([]byte, error) {
+				c := claims
+				c.Delegation.Hops[0].Seq = seq
+				return c.MarshalJSON()
+			}
+			p.add(d)
+		}
+		end := p.all()[0].Expiry.Add(30 * time.Second)
+		p.erase(ledger.Erased{Deferred: 2, Until: end})
+		p.Add(end.Sub(p.Now()) + time.Second)
+		if got := p.mentions(alice); len(got) != 2 {
+			t.Fatalf("%d mention the principal before it is erased, want both", got)
+		}
+		p.erase(ledger.Erased{Entries: 2, Fields: 1 + 2})
+		if got := p.mentions(alice); len(got) != 0 {
+			t.Errorf("entries %d still mention the principal", got)
+		}
+		p.erase(ledger.Erased{})
+	})
+}
+
+// TestErasureEndsSessions looks for the principal among those who signed in to the console.
+func TestErasureEndsSessions(t *testing.T) {
+	onBoth(t, func(t *testing.T, dsn string) {
+		p := newPast(t, dsn, ledger.Retention{})
+		keys := map[delegation.Principal][32]byte{alice: {1}, "user:bob": {2}}
+		for who, key := range keys {
+			for _, in := range []string{tenant, "other"} {
+				if err := p.StartSession(t.Context(), in, key, ledger.Session{Principal: who, Idle: time.Hour, Until: p.Now().Add(time.Hour)}); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		there := func(in string, who delegation.Principal) bool {
+			_, err := p.Session(t.Context(), in, keys[who])
+			return err == nil
+		}
+		if _, err := p.Erase(t.Context(), tenant, ledger.Erasure{Principal: alice, DryRun: true}); err != nil || !there(tenant, alice) {
+			t.Errorf("a dry run ends sessions: %v", err)
+		}
+		if _, err := p.Erase(t.Context(), tenant, ledger.Erasure{Principal: alice}); err != nil {
+			t.Fatal(err)
+		}
+		if there(tenant, alice) || !there(tenant, "user:bob") || !there("other", alice) {
+			t.Error("an erasure ends the principal's sessions in this tenant, and no others")
+		}
+	})
+}
+
 // TestErasureMayBeEndedAnywhere fails each statement once. Whatever is left, a search never finds what
 // the entries don't say any more, and the next erasure does the rest.
 func TestErasureMayBeEndedAnywhere(t *testing.T) {

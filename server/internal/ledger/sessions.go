@@ -101,6 +101,14 @@ func (l *Ledger) EndSession(ctx context.Context, tenant string, key [32]byte) er
 	})
 }
 
+// endSessions forgets all sessions of somebody.
+func (l *Ledger) endSessions(ctx context.Context, tenant string, p delegation.Principal) error {
+	return l.changeSessions(ctx, func(ctx context.Context, db changer) error {
+		_, err := db.change(ctx, "end sessions", sqlEraseSessions, tenant, string(p))
+		return err
+	})
+}
+
 func (l *Ledger) changeSessions(ctx context.Context, f func(context.Context, changer) error) error {
 	ctx, cancel := context.WithTimeout(ctx, l.config.attempt())
 	defer cancel()
