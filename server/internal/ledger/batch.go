@@ -8,6 +8,8 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/mod/sumdb/tlog"
+
 	"deputy.example/deputy/client/audit"
 	"deputy.example/deputy/client/delegation"
 )
@@ -116,6 +118,9 @@ func (b *batch) revoked() []delegation.Revocation {
 func (b *batch) catchUp(q questions) error {
 	if b.facts.head.seq < b.s.seen {
 		return errWentBack
+	}
+	if damaged := b.facts.head.damaged; damaged != nil && !b.s.ledger.off.tree {
+		return fmt.Errorf("the head is damaged: %w", damaged)
 	}
 	b.s.seen = b.facts.head.seq
 	return b.s.live.complete(q, b.facts.head.revocation, b.facts.revocations)
@@ -324,11 +329,9 @@ func (b *batch) append(e *Entry, d *Draft, refusal *delegation.Error) Result {
 	}
 	b.w.head.seq = e.Seq
 	b.w.entries = append(b.w.entries, e)
-	b.w.head.tree.Add(e.Leaf, func(n audit.Node) {
-		if kept(n) {
-			b.w.nodes = append(b.w.nodes, n)
-		}
-	})
+	if !b.s.ledger.off.tree {
+		b.plant(e.Leaf)
+	}
 	if e.ID != "" {
 		b.facts.ids[e.ID] = true
 	}
@@ -345,6 +348,15 @@ func (b *batch) append(e *Entry, d *Draft, refusal *delegation.Error) Result {
 		r.Err = refusal
 	}
 	return r
+}
+
+// plant makes a leaf of the tree from the entry's.
+func (b *batch) plant(leaf tlog.Hash) {
+	b.w.head.tree.Add(leaf, func(n audit.Node) {
+		if kept(n) {
+			b.w.nodes = append(b.w.nodes, n)
+		}
+	})
 }
 
 // grant keeps what a retry will ask for.

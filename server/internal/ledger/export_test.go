@@ -30,6 +30,7 @@ var (
 	NoIdempotency     Protection = func(p *protections) { p.idempotency = true }
 	NoDurability      Protection = func(p *protections) { p.durability = true }
 	NoUnbroken        Protection = func(p *protections) { p.unbroken = true }
+	NoTree            Protection = func(p *protections) { p.tree = true }
 	NoLostPostings    Protection = func(p *protections) { p.lostPostings = true }
 	NoComparison      Protection = func(p *protections) { p.comparison = true }
 	NoVersion         Protection = func(p *protections) { p.version = true }

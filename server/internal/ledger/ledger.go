@@ -96,6 +96,7 @@ type Ledger struct {
 // protections are switched off by tests only, which then see their checks fail.
 type protections struct {
 	revocations, singleUse, idempotency, durability, unbroken bool
+	tree                                                      bool
 	lostPostings, comparison, version                         bool // of the search index
 	statusNews, statusVoids, statusGap                        bool // of status lists
 	liveFields, liveEntries, droppedLeaves                    bool // of retention

@@ -179,7 +179,7 @@ func (p *pipeline) lockHead(tenant string, h *head) {
 		var tree []byte
 		err := row.Scan(&seq, &at, &revocation, &tree)
 		if err == nil {
-			*h, err = lockedHead(seq, at, tree)
+			*h = lockedHead(seq, at, tree)
 		}
 		return err
 	})

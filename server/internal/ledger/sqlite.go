@@ -313,7 +313,7 @@ func (tx *sqliteTx) answer(tenant string, q questions) (facts, error) {
 	var tree []byte
 	_, err := tx.one(sqlLockRow, []any{tenant}, &seq, &at, &revocation, &tree)
 	if err == nil {
-		found.head, err = lockedHead(seq, at, tree)
+		found.head = lockedHead(seq, at, tree)
 	}
 	if err != nil {
 		return found, err

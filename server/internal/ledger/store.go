@@ -75,15 +75,14 @@ type head struct {
 	time       int64 // of the newest entry, microseconds
 	revocation uint64
 	tree       audit.Edge // of seq entries
+	damaged    error      // the tree is not one of seq entries: nothing can be appended
 }
 
 // lockedHead is the head as its row has it; the newest revocation is read with the revocations.
-func lockedHead(seq, at int64, tree []byte) (h head, err error) {
-	h.seq, h.time = uint64(seq), at
-	if h.tree, err = parseEdge(h.seq, tree); err != nil {
-		err = fmt.Errorf("the head is damaged: %w", err)
-	}
-	return h, err
+func lockedHead(seq, at int64, tree []byte) head {
+	h := head{seq: uint64(seq), time: at}
+	h.tree, h.damaged = parseEdge(h.seq, tree)
+	return h
 }
 
 type digest = [sha256.Size]byte

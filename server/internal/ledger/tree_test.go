@@ -278,3 +278,20 @@ func TestTreeIsVerified(t *testing.T) {
 		})
 	}
 }
+
+// TestNobodyBuildsOnAHeadWithoutItsTree is the control of BenchmarkTree: what it switches off is missed.
+func TestNobodyBuildsOnAHeadWithoutItsTree(t *testing.T) {
+	onBoth(t, func(t *testing.T, dsn string) {
+		l := opened(t, dsn, patient)
+		l.SwitchOff(ledger.NoTree)
+		if _, err := l.Append(t.Context(), tenant, everything()); err != nil {
+			t.Fatal(err)
+		}
+		if l.Verify(t.Context(), tenant) == nil {
+			t.Error("an entry is not in the tree, and the ledger verifies")
+		}
+		if _, err := opened(t, dsn, patient).Append(t.Context(), tenant, everything()); reason(err) != delegation.DependencyDown {
+			t.Errorf("appended to a head whose tree is not that of its entries: %v", err)
+		}
+	})
+}
