@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/mod/sumdb/tlog"
+
+	"deputy.example/deputy/client/audit"
 )
 
 // leaf is what a dropped entry leaves behind.
@@ -23,7 +25,6 @@ const (
 	// sqlDropped succeeds only if nobody has dropped anything since the mark was read.
 	sqlDropped    = `UPDATE retention SET through = $3, time = $4, revocation = $5, tree = $6 WHERE tenant = $1 AND through = $2`
 	sqlKeepLeaves = `INSERT INTO dropped_leaves (tenant, block, leaves) VALUES ($1, $2, $3)`
-	sqlDropKeys   = `DELETE FROM idempotency_keys WHERE tenant = $1 AND seq < $2`
 	// sqlDrop leaves the revocations that are in force, and the newest, which says where the others end;
 	// sqlSweep takes what has ended of those that it once left.
 	sqlDrop = `DELETE FROM entries WHERE tenant = $1 AND seq >= $2 AND seq < $3 AND NOT (kind = 'revocation'
@@ -37,16 +38,10 @@ const (
 func (l *Ledger) drop(ctx context.Context, tenant string, m mark, age time.Duration) (more bool, err error) {
 	through := m.tree.Size
 	block := through / blockSize
-	if due, err := l.due(ctx, tenant, block, age); !due || err != nil {
-		return false, err
-	}
 	first, end := int64(firstOf(block)), int64(firstOf(block+1))
-	leaves, err := readLeaves(ctx, l.store, tenant, first, end)
-	if err != nil {
+	leaves, err := l.oldLeaves(ctx, tenant, m, age)
+	if len(leaves) == 0 || err != nil {
 		return false, err
-	}
-	if len(leaves) != blockSize {
-		return false, fmt.Errorf("block %d has %d entries, not %d: nothing of it is dropped", block, len(leaves), blockSize)
 	}
 	for _, f := range leaves {
 		m.tree.Add(f.hash, nil)
@@ -69,6 +64,43 @@ func (l *Ledger) drop(ctx context.Context, tenant string, m mark, age time.Durat
 	return err == nil, err
 }
 
+// oldLeaves reads the leaves of the block that comes next, on one snapshot; none if it is not due, or if
+// somebody else has just dropped it.
+func (l *Ledger) oldLeaves(ctx context.Context, tenant string, m mark, age time.Duration) (leaves []leaf, err error) {
+	block := m.tree.Size / blockSize
+	err = l.store.view(ctx, func(db querier) error {
+		if due, err := l.due(ctx, db, tenant, block, age); !due || err != nil {
+			return err
+		}
+		if leaves, err = readLeaves(ctx, db, tenant, int64(firstOf(block)), int64(firstOf(block+1))); err != nil {
+			return err
+		}
+		return undamaged(ctx, db, tenant, block, leaves)
+	})
+	return leaves, err
+}
+
+// undamaged compares a block's leaves with the nodes of the tree above them. Where they differ, the entries
+// are the evidence: once they are dropped, nobody can say any more which of them was changed.
+func undamaged(ctx context.Context, db querier, tenant string, block uint64, leaves []leaf) error {
+	first := block * (blockSize / tierWidth)
+	nodes, err := readTier(ctx, db, tenant, tierHeight, span{first, first + blockSize/tierWidth})
+	if err != nil {
+		return err
+	}
+	for i, node := range nodes {
+		below := leaves[i*tierWidth : (i+1)*tierWidth]
+		var edge audit.Edge
+		for _, f := range below {
+			edge.Add(f.hash, nil)
+		}
+		if edge.Root() != node {
+			return fmt.Errorf("entries %d to %d are not those of the tree: nothing of them is dropped", below[0].seq, below[tierWidth-1].seq)
+		}
+	}
+	return nil
+}
+
 func (l *Ledger) dropBlock(ctx context.Context, db changer, tenant string, first, end, ended int64, leaves []leaf) error {
 	for i := 0; i < len(leaves) && !l.off.droppedLeaves; i += tierWidth {
 		row := make([]byte, 0, tierWidth*sha256.Size)
@@ -87,7 +119,6 @@ func (l *Ledger) dropBlock(ctx context.Context, db changer, tenant string, first
 		args       []any
 	}{
 		{"drop claims", sqlAgeClaims, []any{tenant, first, end}},
-		{"drop idempotency keys", sqlDropKeys, []any{tenant, end}},
 		{"drop", sqlDrop, []any{tenant, first, end, ended}},
 		{"sweep", sqlSweep, []any{tenant, first, ended}},
 	} {

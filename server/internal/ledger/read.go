@@ -89,11 +89,12 @@ func (l *Ledger) Lookup(ctx context.Context, tenant string, caller delegation.Pr
 }
 
 // sqlKeys selects idempotency keys with what they name; the condition on the digest goes into it. The
-// keys are materialized first, so that a planner without statistics cannot start from the entries.
+// keys are materialized first, so that a planner without statistics cannot start from the entries. A key
+// may outlive its grant, which was dropped for its age: it is taken, and what it names is gone.
 func sqlKeys(condition string) string {
 	return `WITH k AS MATERIALIZED (SELECT digest, fingerprint, seq FROM idempotency_keys WHERE tenant = $1 AND digest ` + condition + `)
-	SELECT k.digest, k.fingerprint, k.seq, e.time, c.value FROM k
-	JOIN entries e ON e.tenant = $1 AND e.seq = k.seq
+	SELECT k.digest, k.fingerprint, k.seq, coalesce(e.time, 0), c.value FROM k
+	LEFT JOIN entries e ON e.tenant = $1 AND e.seq = k.seq
 	LEFT JOIN claims c ON c.tenant = $1 AND c.seq = k.seq AND c.until > $3`
 }
 

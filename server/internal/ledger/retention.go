@@ -105,9 +105,9 @@ func (l *Ledger) retain(ctx context.Context, tenant string) (more bool, err erro
 }
 
 // due says whether all entries of the block are older than that and none of them is alive.
-func (l *Ledger) due(ctx context.Context, tenant string, block uint64, age time.Duration) (bool, error) {
+func (l *Ledger) due(ctx context.Context, db querier, tenant string, block uint64, age time.Duration) (bool, error) {
 	now := l.config.Now()
-	found, err := l.store.query(ctx, sqlReady, tenant, int64(firstOf(block)), int64(firstOf(block+1)),
+	found, err := db.query(ctx, sqlReady, tenant, int64(firstOf(block)), int64(firstOf(block+1)),
 		micros(now.Add(-age)), micros(now.Add(-l.config.Skew)))
 	if err != nil {
 		return false, err
@@ -122,7 +122,7 @@ func (l *Ledger) age(ctx context.Context, tenant string, m mark, age time.Durati
 	// What was dropped while nothing was erased by age has no personal fields but those of the
 	// revocations that stayed behind.
 	block := max(m.personal, m.tree.Size) / blockSize
-	if due, err := l.due(ctx, tenant, block, age); !due || err != nil {
+	if due, err := l.due(ctx, l.store, tenant, block, age); !due || err != nil {
 		return false, err
 	}
 	first, end := int64(firstOf(block)), int64(firstOf(block+1))

@@ -519,6 +519,48 @@ func TestDroppingTooMuch(t *testing.T) {
 	})
 }
 
+// TestAKeyOutlivesItsGrant retries, within the life of its key, a request whose grant was dropped.
+func TestAKeyOutlivesItsGrant(t *testing.T) {
+	onBoth(t, func(t *testing.T, dsn string) {
+		p := newPast(t, dsn, ledger.Retention{Entries: 24 * time.Hour})
+		draft := func() *ledger.Draft {
+			d := ledgertest.Grant(p.Now(), "user:bob", "agent:planner")
+			d.Idempotency = &ledger.Idempotency{Key: "order-7", Until: time.Date(2200, 1, 1, 0, 0, 0, 0, time.UTC)}
+			return d
+		}
+		p.add(draft())
+		p.month()
+		p.Add(91 * 24 * time.Hour)
+		p.retain()
+		if _, err := p.EntryAt(t.Context(), tenant, 1); !errors.Is(err, ledger.ErrNotFound) {
+			t.Fatalf("the grant was not dropped: %v", err)
+		}
+		stranger := ledgertest.Grant(p.Now(), "user:carol", "agent:planner")
+		results := p.AppendAll(t.Context(), tenant, []*ledger.Draft{draft(), stranger}, nil)
+		if reason(results[0].Err) != delegation.GrantGone || results[1].Err != nil {
+			t.Errorf("a retry is answered with %v, a stranger with %v", results[0].Err, results[1].Err)
+		}
+		checked(t, p.Ledger)
+	})
+}
+
+// TestNothingIsDroppedThatWasTamperedWith keeps the evidence.
+func TestNothingIsDroppedThatWasTamperedWith(t *testing.T) {
+	onBoth(t, func(t *testing.T, dsn string) {
+		p := newPast(t, dsn, ledger.Retention{Entries: 24 * time.Hour})
+		p.month()
+		p.Add(91 * 24 * time.Hour)
+		execute(t, dsn, `UPDATE entries SET leaf = (SELECT leaf FROM entries WHERE seq = 600) WHERE seq = 700`)
+		if err := p.Retain(t.Context(), tenant); err == nil {
+			t.Error("what was tampered with is dropped, and nobody is told")
+		}
+		dropped, _, err := p.Dropped(t.Context(), tenant)
+		if _, there := p.EntryAt(t.Context(), tenant, 700); err != nil || dropped.Through != 512 || there != nil {
+			t.Errorf("dropped through %d, %v; the entry: %v", dropped.Through, err, there)
+		}
+	})
+}
+
 // TestEveryProofHolds is the property: whatever is recorded, erased, aged and dropped in whatever order,
 // all that was signed can be proven, and what is left verifies.
 func TestEveryProofHolds(t *testing.T) {
