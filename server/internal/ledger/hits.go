@@ -13,9 +13,8 @@ import (
 )
 
 // Hits says what a revocation of the target would kill if it were recorded now: the grants that have
-// neither expired nor been voided and that it hits, oldest first and at most limit of them, together
-// with the number of all such tokens and of the chains that they belong to. Grants that something
-// else has revoked already count too.
+// neither expired nor been voided or revoked and that it hits, oldest first and at most limit of them,
+// together with the number of all such tokens and of the chains that they belong to.
 //
 // It asks RevocationSet.Hit of the lineage in each live grant's stored claims, so it cannot differ
 // from what becomes of them. That takes time in proportion to all live grants of the tenant, within
@@ -40,6 +39,7 @@ type survey struct {
 	limit  int
 	target delegation.Target
 	set    *delegation.RevocationSet // the target alone
+	dead   *delegation.RevocationSet // what was revoked before
 	head   uint64                    // grants with higher numbers came after the question
 
 	grants []*Entry
@@ -58,6 +58,9 @@ const (
 func (s *survey) run(ctx context.Context) error {
 	var err error
 	if s.head, err = s.ledger.headSeq(ctx, s.tenant); err != nil {
+		return err
+	}
+	if s.dead, err = s.ledger.Revocations(ctx, s.tenant, true); err != nil {
 		return err
 	}
 	s.set = delegation.NewRevocationSet(s.ledger.config.Skew)
@@ -118,7 +121,8 @@ func (s *survey) page(ctx context.Context, after uint64) (last uint64, more bool
 		if err != nil {
 			return fmt.Errorf("claims of entry %d: %w", seq, err)
 		}
-		if _, dead := s.set.Hit(claims.Lineage()); dead {
+		_, dies := s.set.Hit(claims.Lineage())
+		if _, dead := s.dead.Hit(claims.Lineage()); dies && !dead {
 			s.tokens++
 			s.chains[maphash.String(s.seed, claims.Txn)] = struct{}{}
 			if len(s.grants)+len(hit) < s.limit {

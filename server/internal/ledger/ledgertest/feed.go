@@ -232,6 +232,9 @@ func hits(b *bench) {
 			b.Errorf("grant %d of %s: foretold %t, refused: %v", i, d.Actor, named, err)
 		}
 	}
+	if _, tokens, chains, err := l.Hits(b.Context(), tenant, target, 100); err != nil || tokens != 0 || chains != 0 {
+		b.Errorf("what is dead already dies again: %d tokens in %d chains, %v", tokens, chains, err)
+	}
 	if _, _, _, err := l.Hits(b.Context(), tenant, delegation.Target{Kind: "moon", ID: "x"}, 1); reason(err) != delegation.Internal {
 		b.Errorf("an unknown kind of target: %v", err)
 	}
