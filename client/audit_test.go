@@ -453,6 +453,11 @@ func TestEntriesDropped(t *testing.T) {
 	if !slices.Equal(lines, []string{`{"dropped":{}}`}) || r.last != 256 {
 		t.Errorf("%q, %d", lines, r.last)
 	}
+	// Of what an export has begun with, nothing may be missing: a hole is no second beginning.
+	err := r.take(&deputyv1.StreamEntriesResponse{Dropped: `{"dropped":{"more":1}}`, Last: 512})
+	if reason(t, err) != delegation.NotFound || len(lines) != 1 || r.last != 256 {
+		t.Errorf("%v, %q, %d", err, lines, r.last)
+	}
 }
 
 // TestCheckpointAndProofs: what a server gives can be verified with its key, and is read strictly.

@@ -53,7 +53,7 @@ type entryReader struct {
 	yield   func(*Entry, error) bool
 	last    uint64 // resume after this number
 	heard   bool   // something came, on this stream or on an earlier one
-	dropped bool   // the line of dropped entries was given out
+	began   bool   // an entry was given out, or the line of dropped ones: nothing may be missing from there on
 }
 
 func (r *entryReader) run(ctx context.Context) error {
@@ -139,8 +139,12 @@ func silenced(ctx context.Context, err error) error {
 // take hands on what one message holds. Numbers only grow: what came twice or in another order would
 // make resuming by number lose something.
 func (r *entryReader) take(message *deputyv1.StreamEntriesResponse) error {
-	if line := message.GetDropped(); line != "" && !r.dropped {
-		r.dropped = true
+	line := message.GetDropped()
+	if line != "" && r.began && message.GetLast() > r.last {
+		return delegation.Refuse(delegation.NotFound, "after", "entries from %d on were dropped for their age while they were read: begin again", r.last+1)
+	}
+	if line != "" && !r.began {
+		r.began = true
 		if r.request.Dropped != nil {
 			r.request.Dropped(line)
 		}
@@ -153,7 +157,7 @@ func (r *entryReader) take(message *deputyv1.StreamEntriesResponse) error {
 		if e.Seq <= r.last {
 			return malformed("entry %d after entry %d", e.Seq, r.last)
 		}
-		r.last = e.Seq
+		r.last, r.began = e.Seq, true
 		if !r.yield(e, nil) {
 			return errEnough
 		}

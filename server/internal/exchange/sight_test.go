@@ -2,6 +2,7 @@ package exchange_test
 
 import (
 	"testing"
+	"time"
 
 	"deputy.example/deputy/client/delegation"
 	"deputy.example/deputy/server/internal/exchange"
@@ -28,5 +29,26 @@ func TestPagesDoNotEndAtWhatIsKeptBack(t *testing.T) {
 		if sees == 0 && before != 0 {
 			t.Errorf("%s sees nothing, and is told that it goes on at %d", who, before)
 		}
+	}
+}
+
+// A session that ends takes its tails with it.
+func TestATailEndsWithItsSession(t *testing.T) {
+	w := exchangetest.New(t, exchangetest.Config{})
+	n := w.Tenant()
+	n.FGA.Allow("user:alice", "auditor", "system:deputy")
+	w.Chain(t, n, exchangetest.Planner)
+	signedIn := w.SignIn(t, n, "alice")
+	w.Clock().Advance(exchange.MaxSession - time.Minute)
+	tail, err := w.Engine.Tail(t.Context(), exchange.Inquiry{Credentials: exchange.Credentials{Person: signedIn}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if page, err := tail.Next(t.Context(), 0); err != nil || len(page) == 0 {
+		t.Fatalf("%d entries, %v", len(page), err)
+	}
+	w.Clock().Advance(2 * time.Minute)
+	if page, err := tail.Next(t.Context(), 0); reason(err) != delegation.ClientUnauthenticated {
+		t.Errorf("after the session: %d entries, %v", len(page), err)
 	}
 }

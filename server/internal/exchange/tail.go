@@ -99,8 +99,13 @@ func (t *Tail) page(ctx context.Context, after uint64) ([]Recorded, error) {
 	return t.engine.show(ctx, t.by, t.sight, entries...)
 }
 
-// standing looks whether the caller was revoked meanwhile.
+// standing looks whether the caller was revoked meanwhile, and whether a person's session is over.
 func (t *Tail) standing(ctx context.Context) (err error) {
+	if t.inquiry.Credentials.Person != nil {
+		if _, _, err := t.engine.person(ctx, t.inquiry); err != nil {
+			return err
+		}
+	}
 	if t.by.revoked, err = t.engine.config.Ledger.Revocations(ctx, t.by.tenant.Name, true); err != nil {
 		return delegation.AsError(err)
 	}

@@ -57,7 +57,7 @@ type link struct {
 
 func (f *family) page(ctx context.Context, origin *Entry, after uint64, limit int) (page []Descendant, next uint64, err error) {
 	after = max(after, origin.Seq)
-	links, err := f.links(ctx, sqlFamily, f.tenant, origin.Txn, int64(after), int64(mostDescendants))
+	links, err := f.links(ctx, sqlFamily, f.tenant, origin.Txn, stored(after), int64(mostDescendants))
 	if err != nil {
 		return nil, 0, err
 	}

@@ -3,6 +3,7 @@ package ledger
 import (
 	"context"
 	"fmt"
+	"math"
 	"strings"
 	"time"
 
@@ -24,8 +25,12 @@ const sqlAfter = `e.tenant = $1 AND e.seq > $2 AND e.seq > ` + sqlThrough + ` OR
 // Entries returns up to limit entries with numbers above after, in order. They begin after what Dropped
 // tells of, also where a revocation before that is still in force.
 func (l *Ledger) Entries(ctx context.Context, tenant string, after uint64, limit int) ([]*Entry, error) {
-	return l.entries(ctx, sqlAfter, tenant, int64(after), int64(limit))
+	return l.entries(ctx, sqlAfter, tenant, stored(after), int64(limit))
 }
+
+// stored is a number as the databases have it. What they cannot hold is above all that they have, and must
+// not become a negative one, which is below.
+func stored(seq uint64) int64 { return int64(min(seq, math.MaxInt64)) }
 
 // First returns the grant that began the chain with the given txn.
 func (l *Ledger) First(ctx context.Context, tenant, txn string) (*Entry, error) {

@@ -295,3 +295,26 @@ func TestNobodyBuildsOnAHeadWithoutItsTree(t *testing.T) {
 		}
 	})
 }
+
+// TestNothingIsAboveTheHighestNumber asks for what comes after numbers that the databases cannot hold.
+func TestNothingIsAboveTheHighestNumber(t *testing.T) {
+	onBoth(t, func(t *testing.T, dsn string) {
+		l := opened(t, dsn, patient)
+		parent := ledgertest.Grant(time.Now(), "user:alice", "agent:planner")
+		r, err := l.Append(t.Context(), tenant, parent)
+		if err == nil {
+			_, err = l.Append(t.Context(), tenant, ledgertest.Child(time.Now(), r.Claims, "agent:writer"))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		for after, want := range map[uint64]int{1: 1, 1<<63 - 1: 0, 1 << 63: 0, 1<<64 - 1: 0} {
+			if page, err := l.Entries(t.Context(), tenant, after, 10); err != nil || len(page) != want {
+				t.Errorf("%d entries after %d, %v", len(page), after, err)
+			}
+			if page, next, err := l.Descendants(t.Context(), tenant, parent.ID, after, 10); err != nil || len(page) != want || next != 0 {
+				t.Errorf("%d descendants after %d, %v", len(page), after, err)
+			}
+		}
+	})
+}

@@ -372,3 +372,21 @@ func TestStreamOfWhatIsLeft(t *testing.T) {
 		t.Errorf("an export with a hole: %v", err)
 	}
 }
+
+// Where all that was there when a stream began is gone by now, it ends: an export as broken, others well.
+func TestStreamOfWhatIsGone(t *testing.T) {
+	for name, script := range map[string]*tailing{"before": {head: 10, dropped: 10}, "meanwhile": {head: 10, lost: 11}} {
+		script.more = make(chan uint64)
+		close(script.more) // nothing comes
+		a := audits(t, Config{Engine: granting(), tail: func(context.Context, exchange.Inquiry) (tail, error) { return script, nil }})
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		if err := streamed(a.StreamEntries(ctx, &deputyv1.StreamEntriesRequest{})); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		err := streamed(a.StreamEntries(ctx, &deputyv1.StreamEntriesRequest{Records: true}))
+		if e := delegation.FromStatus(err); (e == nil) != (name == "before") || e != nil && e.Reason != delegation.DependencyDown || ctx.Err() != nil {
+			t.Errorf("%s, with records: %v", name, err)
+		}
+	}
+}

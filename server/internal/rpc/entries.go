@@ -86,9 +86,13 @@ func (s *streams) send(ctx context.Context, t tail, r *deputyv1.StreamEntriesReq
 		if err != nil {
 			return err
 		}
-		if r.GetRecords() && len(page) > 0 && page[0].Seq != last+1 {
+		end := len(page) == 0 && !r.GetFollow() // what was there is not any more
+		if r.GetRecords() && (end || len(page) > 0 && page[0].Seq != last+1) {
 			// Who verifies an export would take it for a hole.
 			return delegation.Unavailable("ledger", errors.New("entries were dropped for their age while they were read"))
+		}
+		if end {
+			return nil
 		}
 		message := &deputyv1.StreamEntriesResponse{Last: last}
 		var room room
@@ -115,15 +119,15 @@ func (s *streams) send(ctx context.Context, t tail, r *deputyv1.StreamEntriesReq
 	return nil
 }
 
-// begin says in the first message of an export what was dropped for its age, and returns the number after
-// which the entries begin.
+// begin returns the number after which the entries begin. In the first message of an export it says what was
+// dropped for its age before that.
 func (s *streams) begin(ctx context.Context, t tail, r *deputyv1.StreamEntriesRequest, stream grpc.ServerStreamingServer[deputyv1.StreamEntriesResponse]) (uint64, error) {
-	if !r.GetRecords() {
-		return r.GetAfter(), nil
-	}
 	dropped, some, err := t.Dropped(ctx)
 	if err != nil || !some || r.GetAfter() >= dropped.Through {
 		return r.GetAfter(), err
+	}
+	if !r.GetRecords() {
+		return dropped.Through, nil
 	}
 	line, err := dropped.MarshalJSON()
 	if err != nil {
