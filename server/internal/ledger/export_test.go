@@ -181,6 +181,12 @@ var FrequentStatements = map[string]Statement{
 	"live claims": {sqlClaims, []any{"acme", int64(100), int64(50_000), int64(0), int64(claimsPage)}},
 }
 
+// PruningStatements run in every transaction that adds rows of their kind.
+var PruningStatements = map[string]Statement{
+	"single_uses_until":      {sqlPruneUses, []any{"acme", int64(1), int64(2)}},
+	"idempotency_keys_until": {sqlPruneKeys, []any{"acme", int64(1), int64(2)}},
+}
+
 // WastefulStatement is one that no index helps.
 var WastefulStatement = Statement{`SELECT seq FROM entries WHERE detail = $1`, []any{"x"}}
 

@@ -492,3 +492,13 @@ func TestSearchIsBounded(t *testing.T) {
 		}
 	})
 }
+
+// TestPruningReadsWhatItPrunes: an append must not walk through all that its tenant, or another, has used.
+func TestPruningReadsWhatItPrunes(t *testing.T) {
+	l := opened(t, databases["sqlite"](t), patient)
+	for index, statement := range ledger.PruningStatements {
+		if plan := l.Plan(t, statement); !strings.Contains(plan, index+" (tenant=? AND until<?)") {
+			t.Errorf("not by %s:\n%s", index, plan)
+		}
+	}
+}
