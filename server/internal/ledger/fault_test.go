@@ -239,7 +239,7 @@ func TestCheckFinds(t *testing.T) {
 		"other tenant's entry": `UPDATE entries SET tenant = 'other' WHERE seq = 4`,
 		"erased without salt":  `UPDATE entries SET subject = '' WHERE seq = 1`,
 		"broken prev":          `UPDATE entries SET prev = 1 WHERE seq = 4`,
-		"edited head":          `UPDATE heads SET seq = 7`,
+		"edited head":          `UPDATE heads SET seq = 7, tree_size = 7`,
 		"key of no grant":      `UPDATE idempotency_keys SET seq = 3 WHERE seq = 1`,
 		"two keys, one grant":  `UPDATE idempotency_keys SET seq = 1`,
 		"claims of no grant":   `UPDATE claims SET seq = 3 WHERE seq = 1`,
@@ -276,7 +276,8 @@ func TestWentBack(t *testing.T) {
 			t.Fatal(err)
 		}
 		execute(t, dsn, `DELETE FROM entries WHERE seq = 2`)
-		execute(t, dsn, `UPDATE heads SET seq = 1, revocation = 0`)
+		execute(t, dsn, `UPDATE heads SET revocation = 0`)
+		moveHead(t, dsn, 1)
 		if _, err := l.Append(t.Context(), tenant, everything()); reason(err) != delegation.DependencyDown {
 			t.Errorf("Append: %v, want unavailable", err)
 		}

@@ -210,6 +210,7 @@ func stuff(t testing.TB, dsn string, n int) {
 	execute(t, dsn, numbers+` INSERT INTO entries (`+columns+`) SELECT '`+tenant+`', i, 'revocation', 1, '', '', '', '', '', 'done', '', '', '[]',
 		0, '', '', 0, i - 1, 'token', '01KAAAAAAAAAAAAAAAAAAAAAA' || i, 0, '', '', 'user:r', '', '', '', '', '', '', '', `+nothing+`, `+nothing+`, `+nothing+` FROM s`)
 	execute(t, dsn, fmt.Sprintf(`INSERT INTO heads (tenant, seq, time, revocation, tree_size) VALUES ('%s', %d, 1, %d, %d)`, tenant, n, n, n))
+	moveHead(t, dsn, uint64(n))
 }
 
 // TestPlans wants indexes used by whatever reads a table that grows.
