@@ -61,23 +61,21 @@ func (e *Engine) Chain(ctx context.Context, q Inquiry) ([]Recorded, error) {
 	if err != nil {
 		return nil, err
 	}
-	var entries []*ledger.Entry
-	var leaf *ledger.Entry
-	if isID(q.ID) {
-		entries, err = e.config.Ledger.Chain(ctx, by.tenant.Name, q.ID)
-	}
-	if err != nil && !errors.Is(err, ledger.ErrNotFound) {
-		return nil, delegation.AsError(err)
-	}
-	if len(entries) > 0 {
-		leaf = entries[len(entries)-1]
+	q.Entry = 0
+	leaf, err := e.find(ctx, by.tenant, q)
+	if err != nil {
+		return nil, err
 	}
 	sight, err := e.mayRead(ctx, by, standing(leaf)...)
 	if err != nil {
 		return nil, err
 	}
-	if leaf == nil || !sight.sees(leaf) {
+	if leaf == nil || leaf.Kind != ledger.KindGrant || !sight.sees(leaf) {
 		return nil, e.nothing(ctx, by, q, sight, "jti", "no such grant, or none that you may see")
+	}
+	entries, err := e.config.Ledger.Chain(ctx, by.tenant.Name, q.ID) // only now: it takes longer where there is more
+	if err != nil {
+		return nil, delegation.AsError(err)
 	}
 	return e.show(ctx, by, sight, entries...)
 }
@@ -184,7 +182,7 @@ type sight struct {
 func (e *Engine) mayRead(ctx context.Context, by inquirer, about ...delegation.Principal) (sight, error) {
 	caller := string(by.caller.Principal)
 	relations := []policy.Relation{{User: caller, Relation: "auditor", Object: system}}
-	for i := range max(len(about), by.tenant.Limits.MaxDepth+1) {
+	for i := range max(len(about), by.tenant.Limits.MaxDepth+2) {
 		agent := nobody
 		if i < len(about) && about[i] != "" {
 			agent = about[i]
@@ -226,9 +224,11 @@ func standing(entry *ledger.Entry) []delegation.Principal {
 	if entry == nil {
 		return nil
 	}
-	all := append(slices.Clone(entry.Actors), entry.Caller)
-	if entry.Caller == "" || entry.Actors.Contains(entry.Caller) {
-		all = all[:len(all)-1]
+	all := slices.Clone(entry.Actors)
+	for _, p := range []delegation.Principal{entry.Subject, entry.Caller} {
+		if p != "" && !all.Contains(p) {
+			all = append(all, p)
+		}
 	}
 	return all
 }
