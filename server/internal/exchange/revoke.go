@@ -98,6 +98,9 @@ func (e *Engine) decideRevocation(ctx context.Context, tenant *Tenant, caller to
 	if len(call.Reason) > maxReason {
 		return delegation.Target{}, delegation.Refuse(delegation.ParameterInvalid, "reason", "at most %d bytes", maxReason)
 	}
+	if delegation.HoldsToken(call.Reason) {
+		return delegation.Target{}, delegation.Refuse(delegation.ParameterInvalid, "reason", "holds a token, which must not be recorded: say why in words")
+	}
 	target, err := revocationTarget(ctx, tenant, call)
 	if err != nil {
 		return delegation.Target{}, err

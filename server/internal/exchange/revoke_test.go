@@ -2,6 +2,7 @@ package exchange_test
 
 import (
 	"context"
+	"strings"
 	"testing"
 	"time"
 
@@ -319,5 +320,20 @@ func TestRevokeWithoutCount(t *testing.T) {
 	})
 	if e := delegation.AsError(err); e == nil || e.Reason != delegation.DependencyDown {
 		t.Errorf("the dry run: %v", err)
+	}
+}
+
+// The reason of a revocation is recorded, so it must hold no token.
+func TestAReasonIsWords(t *testing.T) {
+	w := exchangetest.New(t, exchangetest.Config{})
+	n := w.Tenant()
+	token := w.Chain(t, n, planner)[0].AccessToken
+	for reason, refused := range map[string]bool{"drill": false, "leaked: " + token: true, strings.Repeat("x", 1001): true} {
+		_, err := w.Engine.Revoke(t.Context(), exchange.RevokeCall{
+			Tenant: "default", Credentials: n.Credentials(t, planner), Token: token, Reason: reason,
+		})
+		if e := delegation.AsError(err); err != nil != refused || refused && (e.Reason != delegation.ParameterInvalid || e.Field != "reason" || strings.Contains(e.Error(), token)) {
+			t.Errorf("%.20q: %v", reason, err)
+		}
 	}
 }

@@ -44,6 +44,9 @@ func (e *Engine) Tail(ctx context.Context, q Inquiry) (*Tail, error) {
 	return t, nil
 }
 
+// Owner tells whom the stream's share of an instance's streams belongs to.
+func (t *Tail) Owner() string { return t.by.tenant.Name + " " + string(t.by.caller.Principal) }
+
 // Head is the number of the newest entry when the tail was opened.
 func (t *Tail) Head() uint64 { return t.head }
 

@@ -3,7 +3,6 @@ package rpc
 import (
 	"context"
 	"math"
-	"sync/atomic"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -24,7 +23,7 @@ type auditService struct {
 type streams struct {
 	open     func(context.Context, exchange.Inquiry) (tail, error)
 	draining <-chan struct{} // closed when every stream shall end
-	count    atomic.Int64
+	places   *places
 }
 
 // Sizes of pages.

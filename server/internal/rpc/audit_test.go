@@ -45,6 +45,7 @@ type tailing struct {
 	size int // bytes of detail of each entry
 	more chan uint64
 
+	owner         string
 	dropped, lost uint64 // what was dropped before, and while it was read
 }
 
@@ -57,7 +58,8 @@ func (s *script) tails(_ context.Context, q exchange.Inquiry) (tail, error) {
 	return &tailing{}, nil
 }
 
-func (t *tailing) Head() uint64 { return t.head }
+func (t *tailing) Owner() string { return t.owner }
+func (t *tailing) Head() uint64  { return t.head }
 
 func (t *tailing) Next(ctx context.Context, after uint64) ([]exchange.Recorded, error) {
 	var page []exchange.Recorded
@@ -306,8 +308,11 @@ func TestStreamEntries(t *testing.T) {
 
 // One instance takes a bounded number of streams, and one more when one has ended.
 func TestStreamsAreBounded(t *testing.T) {
-	script := &tailing{head: 0, more: make(chan uint64)}
-	a := audits(t, Config{Engine: granting(), tail: func(context.Context, exchange.Inquiry) (tail, error) { return script, nil }})
+	more, opened := make(chan uint64), 0 // one after the other
+	a := audits(t, Config{Engine: granting(), tail: func(context.Context, exchange.Inquiry) (tail, error) {
+		opened++
+		return &tailing{more: more, owner: []string{"user:anna", "user:ben"}[opened%2]}, nil
+	}})
 	ctx, hangUp := context.WithCancel(t.Context())
 	open := func(ctx context.Context) error {
 		stream, err := a.StreamEntries(ctx, &deputyv1.StreamEntriesRequest{Follow: true})

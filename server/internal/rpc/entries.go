@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"math"
-	"time"
 
 	"google.golang.org/grpc"
 
@@ -20,13 +19,14 @@ const maxTails = 100
 
 // tail is what a stream needs of exchange.Tail.
 type tail interface {
+	Owner() string
 	Head() uint64
 	Dropped(context.Context) (audit.Dropped, bool, error)
 	Next(ctx context.Context, after uint64) ([]exchange.Recorded, error)
 }
 
 func newStreams(c Config, draining <-chan struct{}) *streams {
-	s := &streams{open: c.tail, draining: draining}
+	s := &streams{open: c.tail, draining: draining, places: newPlaces("streams of entries", maxTails)}
 	if s.open == nil {
 		s.open = func(ctx context.Context, q exchange.Inquiry) (tail, error) {
 			opened, err := c.Engine.Tail(ctx, q)
@@ -50,16 +50,14 @@ func (s *auditService) StreamEntries(r *deputyv1.StreamEntriesRequest, stream gr
 	if r.GetAfter() > math.MaxInt64 {
 		return delegation.Refuse(delegation.ParameterInvalid, "after", "is not a number that an entry can have")
 	}
-	defer s.streams.count.Add(-1)
-	if s.streams.count.Add(1) > maxTails {
-		full := delegation.Refuse(delegation.RateLimited, "", "this instance has as many streams of entries as it takes")
-		full.RetryAfter = time.Second
-		return full
-	}
 	opened, err := s.streams.open(ctx, q)
 	if err != nil {
 		return err
 	}
+	if err := s.streams.places.enter(opened.Owner()); err != nil {
+		return err
+	}
+	defer s.streams.places.leave(opened.Owner())
 	go func() { // so that a stream that waits for news does not hold up the end
 		select {
 		case <-s.streams.draining:

@@ -18,8 +18,6 @@ import (
 const (
 	// maxWatchers bounds the verifiers that watch one instance, whatever connections they share.
 	maxWatchers = 2000
-	// maxShare bounds those of one caller: whoever opens streams without end leaves room for others.
-	maxShare = maxWatchers / 2
 	// snapshotPart is how many revocations travel in one message: some 300 KB if all names are long.
 	snapshotPart = 1000
 	// helloPatience is how long a stream may say nothing at first.
@@ -40,15 +38,11 @@ type feed interface {
 // watchers are the streams of all verifiers of this instance.
 type watchers struct {
 	open     func(context.Context, exchange.Inquiry) (feed, error)
-	limit    int
-	share    int           // of one owner
+	places   *places
 	patience time.Duration // for hello
 	now      func() time.Time
 	draining chan struct{} // closed when every stream shall end
 	drain    sync.Once
-	mu       sync.Mutex // guards what follows
-	count    int
-	owned    map[string]int                                                    // by owner
 	guard    func(ctx context.Context, method string, call func() error) error // catches panics
 
 	// What tests switch off: that an event is the one after the last, and that nothing is echoed where
@@ -58,8 +52,8 @@ type watchers struct {
 
 func newWatchers(c Config, i interceptor) *watchers {
 	w := &watchers{
-		open: c.watch, limit: maxWatchers, share: maxShare, patience: helloPatience, now: c.Now,
-		draining: make(chan struct{}), owned: make(map[string]int), guard: i.guard,
+		open: c.watch, places: newPlaces("watchers", maxWatchers), patience: helloPatience, now: c.Now,
+		draining: make(chan struct{}), guard: i.guard,
 	}
 	if w.open == nil {
 		w.open = func(ctx context.Context, q exchange.Inquiry) (feed, error) {
@@ -75,29 +69,6 @@ func newWatchers(c Config, i interceptor) *watchers {
 
 // end tells all streams to end, now and from now on.
 func (w *watchers) end() { w.drain.Do(func() { close(w.draining) }) }
-
-// enter counts one more stream, unless there are too many of all or of this owner.
-func (w *watchers) enter(owner string) error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.count >= w.limit || w.owned[owner] >= w.share {
-		full := delegation.Refuse(delegation.RateLimited, "", "this instance has as many watchers as it takes, of all or of this caller")
-		full.RetryAfter = time.Second
-		return full
-	}
-	w.count++
-	w.owned[owner]++
-	return nil
-}
-
-func (w *watchers) leave(owner string) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.count--
-	if w.owned[owner]--; w.owned[owner] == 0 {
-		delete(w.owned, owner)
-	}
-}
 
 // watcher is one stream. Its goroutine writes; another one reads, and ends with the stream. A third
 // asks the ledger for its newest number while a mark waits for that, so that a ledger that is slow
@@ -124,10 +95,10 @@ func (s *revocationService) WatchRevocations(stream grpc.BidiStreamingServer[dep
 	if err != nil {
 		return err
 	}
-	if err := s.watchers.enter(opened.Owner()); err != nil {
+	if err := s.watchers.places.enter(opened.Owner()); err != nil {
 		return err
 	}
-	defer s.watchers.leave(opened.Owner())
+	defer s.watchers.places.leave(opened.Owner())
 	w := &watcher{
 		watchers: s.watchers, feed: opened, stream: stream,
 		marks: make(chan *deputyv1.WatchMark, 1), echoes: make(chan *deputyv1.WatchEcho, 1), broken: make(chan error, 1),

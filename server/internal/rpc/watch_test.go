@@ -345,7 +345,7 @@ func TestStreamsAreLogged(t *testing.T) {
 // The watchers of an instance are counted, and whoever leaves makes room.
 func TestTooManyWatchers(t *testing.T) {
 	server, conn := dial(t, serving(newLedgerFeed()))
-	server.watchers.limit = 1
+	server.watchers.places.limit, server.watchers.places.share = 1, 1
 	client := deputyv1.NewRevocationServiceClient(conn)
 	first := watch(t, client)
 	first.hello("v1", 0)
@@ -375,7 +375,7 @@ func TestWatchersOfOneCaller(t *testing.T) {
 	}
 	for _, share := range []int{1, 2} { // 2: the control
 		server, conn := dial(t, config)
-		server.watchers.share = share
+		server.watchers.places.share = share
 		client := deputyv1.NewRevocationServiceClient(conn)
 		for i := range share {
 			v := watch(t, client)
@@ -404,9 +404,9 @@ func TestDrainEndsWatchers(t *testing.T) {
 	asking.mark(1, 0)
 	<-hang
 	arrived := func() int {
-		server.watchers.mu.Lock()
-		defer server.watchers.mu.Unlock()
-		return server.watchers.count
+		server.watchers.places.mu.Lock()
+		defer server.watchers.places.mu.Unlock()
+		return server.watchers.places.taken
 	}
 	for arrived() < 3 { // the silent one has arrived
 		<-time.After(time.Millisecond)
