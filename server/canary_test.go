@@ -2,14 +2,19 @@ package server
 
 import (
 	"bytes"
+	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"html"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -18,9 +23,11 @@ import (
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 
 	"deputy.example/deputy/client/delegation"
 	deputyv1 "deputy.example/deputy/gen/deputy/v1"
+	"deputy.example/deputy/server/internal/testservers"
 )
 
 // canaries are secrets by where they were presented. What identifies a token are its payload and its
@@ -36,96 +43,207 @@ func (c canaries) token(where, token string) string {
 	return token
 }
 
-// foundIn names the canaries that the text holds.
+// foundIn names the canaries that the text holds, as they are or encoded.
 func (c canaries) foundIn(text string) []string {
 	var found []string
 	for where, secret := range c {
-		if strings.Contains(text, secret) {
+		if slices.ContainsFunc(disguises(secret), func(form string) bool { return strings.Contains(text, form) }) {
 			found = append(found, where)
 		}
 	}
 	return found
 }
 
+// disguises are the forms in which a text of more texts holds a secret: as it is, in an address, on a
+// page, in hexadecimal, and in base64 behind any number of other bytes.
+func disguises(secret string) []string {
+	forms := []string{secret, url.QueryEscape(secret), strings.ReplaceAll(html.EscapeString(secret), "+", "&#43;"), hex.EncodeToString([]byte(secret))}
+	for before, own := range []int{0, 2, 3} { // characters that other bytes have a part in
+		for _, encoding := range []*base64.Encoding{base64.RawStdEncoding, base64.RawURLEncoding} {
+			form := encoding.EncodeToString([]byte(strings.Repeat("x", before) + secret))[own:]
+			if (before+len(secret))%3 != 0 {
+				form = form[:len(form)-1]
+			}
+			forms = append(forms, form)
+		}
+	}
+	return forms
+}
+
+func TestCanariesAreFoundInDisguise(t *testing.T) {
+	secret := "canary+of/secrets-7f1c"
+	c := canaries{"it": secret}
+	for _, text := range []string{
+		secret, "https://x.example/?t=" + url.QueryEscape(secret), `<input value="canary&#43;of/secrets-7f1c">`, hex.EncodeToString([]byte("a" + secret + "b")),
+		base64.StdEncoding.EncodeToString([]byte(secret)), base64.StdEncoding.EncodeToString([]byte("a" + secret + "bc")),
+		base64.URLEncoding.EncodeToString([]byte("ab" + secret + "c")), base64.RawURLEncoding.EncodeToString([]byte("abc" + secret)),
+	} {
+		if len(c.foundIn(text)) == 0 {
+			t.Errorf("not found in %s", text)
+		}
+		if len(c.foundIn(text[:len(text)/2])) > 0 {
+			t.Errorf("found in half of %s", text)
+		}
+	}
+}
+
+// planted looks like a secret and is none: the name of a scope, which goes where a leak would go.
+const planted = "canary.planted-2b71"
+
+// traces are what a server left behind, by place, and what each place holds for certain: where nothing
+// else is said, what was planted. So it is known that each was really looked through, and that a leak
+// would have been found there.
+type traces struct{ left, marks map[string]string }
+
+func (l traces) leave(place, text, mark string) { l.left[place] += text; l.marks[place] = mark }
+
+func (l traces) check(t *testing.T, secrets canaries) {
+	t.Helper()
+	for place, text := range l.left {
+		if found := secrets.foundIn(text); len(found) > 0 {
+			t.Errorf("the %s hold: %v", place, found)
+		}
+		if mark := l.marks[place]; len(canaries{"mark": mark}.foundIn(text)) == 0 {
+			t.Errorf("the %s do not even hold %q: %.2000s", place, mark, text)
+		}
+	}
+}
+
 // TestCredentialsStayInside runs a server with a canary in every place where a credential can be,
-// through both doors, accepted and refused, and then looks through all that it left behind.
+// through every door, accepted and refused, and then looks through all that it left behind and all that
+// it tells those who may read everything.
 func TestCredentialsStayInside(t *testing.T) {
+	for _, database := range []string{"SQLite", "PostgreSQL"} {
+		t.Run(database, func(t *testing.T) { credentialsStayInside(t, database == "PostgreSQL") })
+	}
+}
+
+func credentialsStayInside(t *testing.T, onPostgres bool) {
 	s := newSite(t)
 	secrets := canaries{
-		"Redis password": "canary-redis-password-7f1c", "OpenFGA token": "canary-openfga-token-93ab",
+		"Redis password": "canary-redis-password-7f1c", "OpenFGA token": "canary-openfga-token-93ab", "database password": "canary-database-password-5e20",
 		"bearer": "canary-bearer-0d52", "password": "canary-basic-71e9", "garbage": "canary-garbage-4c1d", "unknown": "canary-unknown-88aa",
+		"idempotency key": "canary-idempotency-3a6d",
 	}
 	requirePass(t, s.redis.Addr, secrets["Redis password"])
 	s.write("redis-password", []byte(secrets["Redis password"]+"\n"))
 	s.write("openfga-token", []byte(secrets["OpenFGA token"]))
-	key, err := os.ReadFile(filepath.Join(s.dir, "key.pem"))
-	if err != nil {
+	s.write("database-password", []byte(secrets["database password"]))
+	if _, err := CreateCheckpointKey(filepath.Join(s.dir, "checkpoint.key"), issuer); err != nil {
 		t.Fatal(err)
 	}
-	secrets["signing key"] = strings.Split(string(key), "\n")[1]
-	checkpointKey, checkpointFile := filepath.Join(s.dir, "checkpoint.key"), filepath.Join(s.dir, "checkpoint")
-	if _, err := CreateCheckpointKey(checkpointKey, "https://deputy.example"); err != nil {
-		t.Fatal(err)
-	}
-	private, err := os.ReadFile(checkpointKey)
-	if err != nil {
-		t.Fatal(err)
-	}
-	secrets["checkpoint key"] = strings.TrimSpace(string(private[len(private)-40:]))
-	s.text = strings.NewReplacer("    policy:\n", "    audit: {checkpoint_key: DIR/checkpoint.key, checkpoint_file: DIR/checkpoint}\n    policy:\n").Replace(s.text)
+	secrets["signing key"] = strings.Split(s.read(t, "key.pem"), "\n")[1]
+	private := strings.TrimSpace(s.read(t, "checkpoint.key"))
+	secrets["checkpoint key"] = private[len(private)-40:]
+	provider := s.withConsole(secrets)
 	s.text = strings.NewReplacer(
-		"redis:\n", "redis:\n  password_file: DIR/redis-password\n", "policy:\n", "policy:\n      token_file: DIR/openfga-token\n",
+		"redis:\n", "redis:\n  password_file: DIR/redis-password\n",
+		"policy:\n", "policy:\n      token_file: DIR/openfga-token\n",
+		"    clients:\n", "    audit: {checkpoint_key: DIR/checkpoint.key, checkpoint_file: DIR/checkpoint}\n    clients:\n",
 	).Replace(s.text)
+	dsn := "sqlite://" + filepath.Join(s.dir, "ledger.db")
+	var postgres *testservers.PostgresServer
+	if onPostgres {
+		postgres = testservers.NewPostgres(t)
+		dsn = postgres.DSN
+		s.text = strings.NewReplacer("sqlite://DIR/ledger.db\n", dsn+"\n  password_file: DIR/database-password\n").Replace(s.text)
+	}
 	spans := tracetest.NewInMemoryExporter()
-	traces := sdktrace.NewTracerProvider(sdktrace.WithSyncer(spans), sdktrace.WithSampler(sdktrace.AlwaysSample()))
+	tracer := sdktrace.NewTracerProvider(sdktrace.WithSyncer(spans), sdktrace.WithSampler(sdktrace.AlwaysSample()))
 	registry := prometheus.NewRegistry()
-	s.options.TracerProvider, s.options.Registry = traces, registry
+	s.options.TracerProvider, s.options.Registry = tracer, registry
 	i := s.start(t)
 
-	s.presentByGRPC(t, i, secrets)
-	s.presentByHTTP(t, i, secrets)
-	var checkpoint []byte
-	poll(t, func() bool { // it comes within a second
-		checkpoint, err = os.ReadFile(checkpointFile)
-		return err == nil && bytes.Contains([]byte(gathered(t, registry)), []byte("deputy_checkpoint_entries"))
-	}, func() string { return fmt.Sprintf("no checkpoint: %v\n%s", err, s.log) })
+	all := traces{left: map[string]string{}, marks: map[string]string{}}
+	grant := s.plant(t, i, secrets)
+	all.leave("refusals by gRPC", s.presentByGRPC(t, i, secrets), "Unauthenticated")
+	all.leave("refusals by HTTP", s.presentByHTTP(t, i, secrets), "invalid_request")
+	s.browse(t, i, provider, grant, all, secrets)
+	poll(t, func() bool { // a checkpoint comes within a second
+		return strings.Contains(gathered(t, registry), "deputy_checkpoint_entries")
+	}, func() string { return fmt.Sprintf("no checkpoint\n%s", s.log) })
+	s.ask(t, i, grant, all, secrets)
+	if !onPostgres { // the command line makes the same of both
+		s.askByCommandLine(t, i, grant, all)
+	}
+	all.leave("checkpoint", s.read(t, "checkpoint")+s.read(t, "checkpoint.history"), "deputy.example\n")
+	all.leave("rows", rows(t, dsn), planted)
+
+	missing := []string{"redis"}
 	s.redis.Stop() // errors of dependencies are logged with their causes
-	i.await(t, []string{"redis"})
+	if onPostgres {
+		postgres.Stop()
+		missing = []string{"ledger", "redis"}
+	}
+	i.await(t, missing)
 	if _, err := i.exchange(t.Context(), t); err == nil {
 		t.Error("granted without Redis")
 	}
 	documented(t, registry)
-	left := map[string]string{"checkpoint": string(checkpoint), "metrics": gathered(t, registry), "traces": exported(t, spans)}
 	i.stop(t)
-	left["log"], left["ledger"] = s.log.String(), s.ledgerFiles(t)
-
-	for place, text := range left {
-		if found := secrets.foundIn(text); len(found) > 0 {
-			t.Errorf("the %s hold: %v", place, found)
-		}
+	if !onPostgres {
+		all.leave("ledger's files", s.ledgerFiles(t), planted)
 	}
-	// The controls: each place holds what it should, so it was really looked through, and would have
-	// been seen to hold a canary.
-	for place, mark := range map[string]string{
-		"checkpoint": "deputy.example\n", "metrics": "deputy_exchange_outcomes_total", "traces": "record", "log": "client_unauthenticated", "ledger": "agent:planner",
-	} {
-		if !strings.Contains(left[place], mark) {
+	// What the ledger and those who read it repeat of a scope, these would not: it is leaked to them.
+	slog.New(slog.NewJSONHandler(s.log, nil)).Info("planted", "scope", planted)
+	_, span := tracer.Tracer("planted").Start(t.Context(), planted)
+	span.End()
+	registry.MustRegister(prometheus.NewCounter(prometheus.CounterOpts{Name: "planted", ConstLabels: prometheus.Labels{"scope": planted}}))
+	for place, text := range map[string]string{"log": s.log.String(), "metrics": gathered(t, registry), "traces": exported(t, spans)} {
+		all.leave(place, text, planted)
+	}
+	all.check(t, secrets)
+	for place, mark := range map[string]string{"metrics": "deputy_exchange_outcomes_total", "traces": "record", "log": "client_unauthenticated"} {
+		if !strings.Contains(all.left[place], mark) {
 			t.Errorf("the %s do not even hold %q", place, mark)
 		}
-		for where, secret := range secrets {
-			if found := secrets.foundIn(left[place] + secret); len(found) == 0 {
-				t.Errorf("%s would not be found in the %s", where, place)
-			}
-		}
 	}
-	for _, needed := range []string{"subject (payload)", "assertion (signature)", "issued by gRPC (payload)", "issued by HTTP (signature)", "actor (payload)"} {
+	for _, needed := range []string{
+		"subject (payload)", "assertion (signature)", "issued by gRPC (payload)", "issued by HTTP (signature)", "actor (payload)", "workload token (signature)",
+		"proof (signature)", "ID token (payload)", "code", "session", "sign-in", "PKCE verifier", "client secret of the console", "reader's assertion (signature)",
+	} {
 		if secrets[needed] == "" {
 			t.Errorf("there was no canary for %s", needed)
 		}
 	}
 }
 
-func (s *site) presentByGRPC(t *testing.T, i *instance, secrets canaries) {
+func (s *site) read(t *testing.T, name string) string {
+	t.Helper()
+	content, err := os.ReadFile(filepath.Join(s.dir, name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(content)
+}
+
+// plant has a token issued whose scope is what was planted, with a key that names the request.
+func (s *site) plant(t *testing.T, i *instance, secrets canaries) *deputyv1.ExchangeResponse {
+	t.Helper()
+	r := s.request(t)
+	r.SubjectToken = secrets.token("subject of what was planted", s.people.Sign(t, "at+jwt", map[string]any{
+		"sub": "alice", "aud": issuer + "/subject-tokens", "scope": planted, "jti": s.id(),
+		"iat": time.Now().Unix(), "exp": time.Now().Add(10 * time.Minute).Unix(),
+	}))
+	r.Child.Scope, r.IdempotencyKey = planted, secrets["idempotency key"]
+	grant, err := deputyv1.NewTokenExchangeServiceClient(i.conn).Exchange(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	secrets.token("issued with what was planted", grant.GetAccessToken())
+	child := s.request(t)
+	child.SubjectToken, child.Child.Scope = grant.GetAccessToken(), planted
+	if _, err := deputyv1.NewTokenExchangeServiceClient(i.conn).Exchange(t.Context(), child); err != nil {
+		t.Fatal(err)
+	}
+	return grant
+}
+
+// refusal is all that a caller is told.
+func refusal(err error) string { return fmt.Sprintf("%+v\n%+v\n", err, status.Convert(err).Proto()) }
+
+// presentByGRPC returns what was said in refusals.
+func (s *site) presentByGRPC(t *testing.T, i *instance, secrets canaries) (said string) {
 	t.Helper()
 	service := deputyv1.NewTokenExchangeServiceClient(i.conn)
 	r := s.request(t)
@@ -136,7 +254,8 @@ func (s *site) presentByGRPC(t *testing.T, i *instance, secrets canaries) {
 		t.Fatal(err)
 	}
 	secrets.token("issued by gRPC", grant.GetAccessToken())
-	if _, err := service.Exchange(t.Context(), r); err == nil {
+	_, err = service.Exchange(t.Context(), r)
+	if said += refusal(err); err == nil {
 		t.Error("an assertion was accepted twice")
 	}
 
@@ -155,17 +274,50 @@ func (s *site) presentByGRPC(t *testing.T, i *instance, secrets canaries) {
 		r := s.request(t)
 		r.Child.ActorToken, r.Child.ActorTokenType = actor, delegation.TokenTypeJWT
 		spoil(r)
-		if _, err := service.Exchange(t.Context(), r); err == nil {
+		_, err := service.Exchange(t.Context(), r)
+		if said += refusal(err); err == nil {
 			t.Errorf("refusal %d was granted", n)
 		}
 	}
 	bearer := metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer "+secrets["bearer"])
-	if _, err := service.Introspect(bearer, &deputyv1.IntrospectRequest{Token: grant.GetAccessToken()}); err == nil {
+	_, err = service.Introspect(bearer, &deputyv1.IntrospectRequest{Token: grant.GetAccessToken()})
+	if said += refusal(err); err == nil {
 		t.Error("a bearer of nothing was accepted")
 	}
+
+	// A proof of possession that is none, a cookie that is for others, and a workload's token.
+	proof := secrets.token("proof", s.planner.Sign(t, "dpop+jwt", map[string]any{"jti": s.id(), "htm": "POST", "htu": issuer, "iat": time.Now().Unix()}))
+	_, err = service.Exchange(metadata.AppendToOutgoingContext(t.Context(), "dpop", proof, "cookie", "session="+secrets["garbage"]), s.request(t))
+	said += refusal(err)
+	workload := s.request(t)
+	workload.Client = nil
+	ctx := metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer "+secrets.token("workload token", s.workload(t)))
+	if _, err := service.Exchange(ctx, workload); err != nil {
+		t.Error(err)
+	}
+	revocations := deputyv1.NewRevocationServiceClient(i.conn)
+	for n, r := range []*deputyv1.RevokeRequest{
+		{Token: grant.GetAccessToken(), Reason: "drill", Client: s.request(t).GetClient()},
+		{RootToken: secrets.token("root token that is revoked", s.root(t)), Reason: "drill", Client: s.request(t).GetClient()},
+	} {
+		if _, err := revocations.Revoke(t.Context(), r); err != nil {
+			t.Errorf("revocation %d: %v", n, err)
+		}
+	}
+	watch, err := revocations.WatchRevocations(metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer "+secrets["bearer"]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = watch.Recv()
+	if said += refusal(err); err == nil {
+		t.Error("a bearer of nothing may watch")
+	}
+	_, err = revocations.Revoke(t.Context(), &deputyv1.RevokeRequest{Token: actor + "x", Client: s.request(t).GetClient()})
+	return said + refusal(err)
 }
 
-func (s *site) presentByHTTP(t *testing.T, i *instance, secrets canaries) {
+// presentByHTTP returns what was said in refusals.
+func (s *site) presentByHTTP(t *testing.T, i *instance, secrets canaries) (said string) {
 	t.Helper()
 	form := func(set ...string) url.Values {
 		v := url.Values{
@@ -211,10 +363,12 @@ func (s *site) presentByHTTP(t *testing.T, i *instance, secrets canaries) {
 		{"", "", form("actor_confirmation", granted.AccessToken)},
 		{"", "", form("idempotency_key", granted.AccessToken)},
 	} {
-		if code, _ := s.post(t, i, try.query, try.form, try.authorization); code == http.StatusOK {
+		code, body := s.post(t, i, try.query, try.form, try.authorization)
+		if said += body; code == http.StatusOK {
 			t.Errorf("refusal %d was granted", n)
 		}
 	}
+	return said
 }
 
 func (s *site) post(t *testing.T, i *instance, query string, form url.Values, authorization string) (int, string) {
@@ -226,6 +380,8 @@ func (s *site) post(t *testing.T, i *instance, query string, form url.Values, au
 	r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	if authorization != "" {
 		r.Header.Set("Authorization", authorization)
+		r.Header.Set("DPoP", authorization)
+		r.Header.Set("Cookie", "session="+authorization)
 	}
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	response, err := client.Do(r)

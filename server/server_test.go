@@ -37,15 +37,16 @@ import (
 // site is a deployment: its files, its people, its dependencies. Servers on it come and go.
 type site struct {
 	scene
-	redis   *testservers.RedisServer
-	fga     *policytest.Fake
-	people  *exchangetest.Signer
-	planner *exchangetest.Signer
-	log     *syncBuffer
-	options Options
-	text    string // of the configuration
-	ids     int
-	mu      sync.Mutex
+	redis     *testservers.RedisServer
+	fga       *policytest.Fake
+	people    *exchangetest.Signer
+	planner   *exchangetest.Signer
+	workloads *exchangetest.Signer // nil: there are none
+	log       *syncBuffer
+	options   Options
+	text      string // of the configuration
+	ids       int
+	mu        sync.Mutex
 }
 
 type syncBuffer struct {

@@ -228,8 +228,9 @@ func (h *console) answer(c *call, code, secret string) (exchange.Session, error)
 	ctx := oidc.ClientContext(c.r.Context(), c.provider.client)
 	token, err := to.Exchange(ctx, code, oauth2.VerifierOption(derive(secret, "verifier")))
 	if refused := new(oauth2.RetrieveError); errors.As(err, &refused) {
-		// Its text repeats what the provider answered: only the registered code may go on.
-		return exchange.Session{}, errOtherSignIn.WithCause(fmt.Errorf("the provider refused the code: %q", refused.ErrorCode))
+		// Its text repeats what the provider answered, which may repeat what it was sent: only a
+		// registered error may go on.
+		return exchange.Session{}, errOtherSignIn.WithCause(fmt.Errorf("the provider refused the code: %s", registered(refused.ErrorCode)))
 	} else if err != nil {
 		return exchange.Session{}, delegation.Unavailable("OpenID provider", errors.New("it did not answer the code with a token"))
 	}
@@ -241,6 +242,15 @@ func (h *console) answer(c *call, code, secret string) (exchange.Session, error)
 		return exchange.Session{}, errNotBelieved.WithCause(err)
 	}
 	return session, err
+}
+
+// registered is an error that a token endpoint may answer with (RFC 6749 section 5.2).
+func registered(code string) string {
+	switch code {
+	case "invalid_request", "invalid_client", "invalid_grant", "unauthorized_client", "unsupported_grant_type", "invalid_scope":
+		return code
+	}
+	return "an error that is not registered"
 }
 
 // begin starts a session, in place of the one that the browser may hold.
