@@ -176,7 +176,7 @@ func TestSlowIssuerIsUnavailable(t *testing.T) {
 	d := deploy(t, plan{issuers: fmt.Sprintf(`- issuer: %q
   keys: {jwks_url: %q}
   algorithms: [ES256]
-  principal: {type: service}
+  principal: {type: service, prefix: partner/}
   audiences: ["https://deputy.example"]
 `, "https://slow.example", hanging.url+"/jwks")})
 	i := d.start()
