@@ -362,6 +362,7 @@ func TestEntriesEnd(t *testing.T) {
 		}
 		read(t, EntriesRequest{After: 41}, broken, func(t *testing.T, r *reading) {
 			pass(time.Minute)
+			synctest.Wait()
 			if r.err != nil || !slices.Equal(r.got, []uint64{42, 43}) {
 				t.Errorf("%v, %v", r.got, r.err)
 			}
@@ -384,6 +385,7 @@ func TestEntriesEnd(t *testing.T) {
 			}
 			read(t, EntriesRequest{Follow: true}, fail, func(t *testing.T, r *reading) {
 				pass(time.Minute)
+				synctest.Wait()
 				if reason(t, r.err) != test.want || len(r.deputy.Bearers()) != test.calls {
 					t.Errorf("%v after %d calls", r.err, len(r.deputy.Bearers()))
 				}

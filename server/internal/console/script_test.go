@@ -234,6 +234,24 @@ func challengeOf(verifier string) string {
 // canary stands in for an ID token, and must turn up nowhere.
 const canary = "canary-of-an-id-token"
 
+// diary is a log that may be read while the site writes.
+type diary struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (d *diary) Write(b []byte) (int, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.text.Write(b)
+}
+
+func (d *diary) String() string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.text.String()
+}
+
 // stage is a console with everything around it, and a browser.
 type stage struct {
 	t       *testing.T
@@ -243,13 +261,13 @@ type stage struct {
 	console *console
 	site    *httptest.Server
 	browser *http.Client
-	log     *bytes.Buffer
+	log     *diary
 	clock   time.Time
 }
 
 func newStage(t *testing.T) *stage {
 	t.Helper()
-	s := &stage{t: t, idp: newIDP(t), log: &bytes.Buffer{}, clock: time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)}
+	s := &stage{t: t, idp: newIDP(t), log: &diary{}, clock: time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)}
 	now := func() time.Time { return s.clock }
 	s.engine = &script{clock: now, role: exchange.Role{Principal: rita, Audits: true, Responds: true}}
 	s.shelf = &shelf{kept: map[[32]byte]ledger.Session{}, seen: map[[32]byte]time.Time{}, now: now}

@@ -28,6 +28,7 @@ func TestSignInLeadsToThePageThatWasWanted(t *testing.T) {
 	if held := s.cookies(); len(held) != 1 || len(held["deputy-demo-session"]) != 43 {
 		t.Errorf("the browser holds %v", held)
 	}
+	s.site.Close() // whatever is logged has been logged
 	if strings.Contains(s.log.String(), canary) || strings.Contains(s.log.String(), s.cookies()["deputy-demo-session"]) {
 		t.Errorf("a secret is in the log:\n%s", s.log)
 	}
