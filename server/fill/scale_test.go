@@ -21,7 +21,7 @@ import (
 // TestScale prints how long auditors wait, with a million entries in a campaign. It asserts what they
 // get, not when: figures depend on the machine.
 func TestScale(t *testing.T) {
-	entries := testservers.Campaign(1_000_000, 20_000)
+	entries := testservers.Campaign(1_000_000, 5_000)
 	rounds := testservers.Campaign(300, 3)
 	for _, kind := range []string{"sqlite", "postgres"} {
 		t.Run(kind, func(t *testing.T) {
