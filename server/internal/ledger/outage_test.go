@@ -19,21 +19,24 @@ import (
 // mostWait is what a caller may have to wait for the word unavailable.
 const mostWait = 2 * time.Second
 
-// unavailable asks for everything that needs the database, and for an answer in time.
+// unavailable asks for everything that needs the database, and for an answer in time. It has the
+// patience of package exchange: who asks for fresh revocations may have to wait for two reads.
 func unavailable(t *testing.T, l *ledger.Ledger) {
 	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 1800*time.Millisecond)
+	defer cancel()
 	var wg sync.WaitGroup
 	for name, call := range map[string]func() error{
-		"Append":      func() error { _, err := l.Append(t.Context(), tenant, everything()); return err },
-		"Spend":       func() error { return l.Spend(t.Context(), tenant, everything().Uses) },
-		"Revocations": func() error { _, err := l.Revocations(t.Context(), tenant, true); return err },
-		"EntryAt":     func() error { _, err := l.EntryAt(t.Context(), tenant, 1); return err },
-		"Search":      func() error { _, _, err := l.Search(t.Context(), tenant, ledger.Query{Limit: 1}); return err },
-		"Holdings":    func() error { _, err := l.Holdings(t.Context(), tenant, "a:b", 1); return err },
-		"Descendants": func() error { _, _, err := l.Descendants(t.Context(), tenant, "x", 0, 1); return err },
-		"Voided":      func() error { _, err := l.Voided(t.Context(), tenant, []uint64{1}); return err },
-		"Lookup":      func() error { _, err := l.Lookup(t.Context(), tenant, "a:b", "k"); return err },
-		"Ready":       func() error { return l.Ready(t.Context()) },
+		"Append":      func() error { _, err := l.Append(ctx, tenant, everything()); return err },
+		"Spend":       func() error { return l.Spend(ctx, tenant, everything().Uses) },
+		"Revocations": func() error { _, err := l.Revocations(ctx, tenant, true); return err },
+		"EntryAt":     func() error { _, err := l.EntryAt(ctx, tenant, 1); return err },
+		"Search":      func() error { _, _, err := l.Search(ctx, tenant, ledger.Query{Limit: 1}); return err },
+		"Holdings":    func() error { _, err := l.Holdings(ctx, tenant, "a:b", 1); return err },
+		"Descendants": func() error { _, _, err := l.Descendants(ctx, tenant, "x", 0, 1); return err },
+		"Voided":      func() error { _, err := l.Voided(ctx, tenant, []uint64{1}); return err },
+		"Lookup":      func() error { _, err := l.Lookup(ctx, tenant, "a:b", "k"); return err },
+		"Ready":       func() error { return l.Ready(ctx) },
 	} {
 		wg.Go(func() {
 			start := time.Now()
