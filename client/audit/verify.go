@@ -201,6 +201,10 @@ func (v *verification) end() error {
 		return &BadEntry{Entry: v.edge.Size + 1, Through: missing.Size, Rule: "missing",
 			Detail: fmt.Sprintf("the log ends here, but a checkpoint of %d entries was signed at %s", missing.Size, missing.Time.Format(time.RFC3339))}
 	}
+	if v.rules.dropped > 0 && v.edge.Size == v.rules.dropped {
+		return &BadEntry{Entry: 1, Through: v.edge.Size, Rule: "dropped",
+			Detail: "all entries are said to have been dropped for their age: nothing is left that could be verified"}
+	}
 	v.report.Uncovered = v.edge.Size - min(v.edge.Size, v.report.Checkpoint.Size)
 	return nil
 }

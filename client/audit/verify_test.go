@@ -406,6 +406,25 @@ func TestDroppedPrefix(t *testing.T) {
 	}
 }
 
+// TestNothingIsLeft: whoever says that everything was dropped has shown nothing, though the hashes give
+// the root.
+func TestNothingIsLeft(t *testing.T) {
+	b, _, _ := chain(t)
+	var edge audit.Edge
+	for _, r := range b.records {
+		edge.Add(r.LeafHash, nil)
+	}
+	line, err := audit.Dropped{Through: edge.Size, Hashes: edge.Hashes}.MarshalJSON()
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := audit.Options{Key: b.key, Checkpoint: b.head(len(b.records))}
+	_, err = audit.VerifyLog(t.Context(), bytes.NewReader(append(line, '\n')), o)
+	if bad, _ := errors.AsType[*audit.BadEntry](err); bad == nil || bad.Rule != "dropped" || bad.Entry != 1 || bad.Through != edge.Size {
+		t.Errorf("%v", err)
+	}
+}
+
 // TestLongLogs sees that memory is bounded: grants that ended long ago are forgotten, and can be told from
 // those that live.
 func TestLongLogs(t *testing.T) {
