@@ -35,6 +35,9 @@ type Tenant struct {
 	Limits Limits
 	// CallerRate bounds what one caller may ask for, in children; every child of a batch counts.
 	CallerRate guard.Limit
+	// RequireNonce wants a nonce of this server's in each DPoP proof, so that nobody can make proofs for
+	// later (RFC 9449 §8). Default: the time that a proof was made is enough.
+	RequireNonce bool
 	// Checkpoints sign the heads of its log. Default: nobody does.
 	Checkpoints *Checkpointer
 
@@ -140,10 +143,10 @@ func New(config Config) (*Engine, error) {
 // Tenants are the tenants as configured, in order.
 func (e *Engine) Tenants() []Tenant { return e.config.Tenants }
 
-// tenant finds the tenant that a call belongs to: the one that its door names or, where the door
+// tenantOf finds the tenant that a call belongs to: the one that its door names or, where the door
 // names none, the one whose issuer the credential is addressed to. The credential is then verified
 // by that tenant's rules, so a wrong guess can only fail.
-func (e *Engine) tenant(named, credential string) (*Tenant, error) {
+func (e *Engine) tenantOf(named, credential string) (*Tenant, error) {
 	if named != "" {
 		if t := e.tenants[named]; t != nil {
 			return t, nil

@@ -18,6 +18,8 @@ type Caller struct {
 	Key       string // thumbprint of the client's key that signed; "" for a workload
 	Method    string // MethodPrivateKeyJWT or MethodWorkloadJWT
 	Use       *Use   // must be new, or the assertion is a replay; nil: reusable until it expires
+	// Confirmation is what the credential is bound to, or nil. It authenticates only whoever proves that.
+	Confirmation *delegation.Confirmation
 }
 
 // Use identifies an assertion that may serve once.
@@ -63,7 +65,7 @@ func (t *Trust) Bearer(ctx context.Context, credential string) (Caller, error) {
 	case !a.Authenticates:
 		return Caller{}, unauthenticated(broken("it only names an actor"))
 	}
-	return Caller{Principal: a.Principal, Method: a.Method}, nil
+	return Caller{Principal: a.Principal, Method: a.Method, Confirmation: a.Confirmation}, nil
 }
 
 func (t *Trust) client(ctx context.Context, p presented) (Caller, error) {

@@ -143,6 +143,18 @@ func (t *Trust) Registered(p delegation.Principal, thumbprint string) bool {
 	return known && thumbprint != "" && c.keys.registered(thumbprint)
 }
 
+// Binding is what a token for the principal is bound to that names this registered thumbprint: the zero
+// Confirmation where the thumbprint is not registered for it.
+func (t *Trust) Binding(p delegation.Principal, thumbprint string) delegation.Confirmation {
+	if !t.Registered(p, thumbprint) {
+		return delegation.Confirmation{}
+	}
+	return delegation.Confirmation{JKT: thumbprint}
+}
+
+// Skew is how far the tenant lets other clocks be off.
+func (t *Trust) Skew() time.Duration { return t.skew }
+
 // newDecoys makes a key that nobody holds for each algorithm. The RSA modulus is no product of two
 // primes, which costs a verifier the same.
 func newDecoys() (map[string]*publicKey, error) {
