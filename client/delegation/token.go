@@ -190,6 +190,20 @@ func (u *Unverified) Claim(name string) ([]byte, bool) {
 // StringClaim returns one claim that must be a string.
 func (u *Unverified) StringClaim(name string) (string, error) { return stringMember(u.claims, name) }
 
+// StringAt returns the string that these members lead to, each by exact name, from the claims inwards.
+// All but the last must be objects: a place in a list is nobody's name.
+func (u *Unverified) StringAt(path ...string) (string, error) {
+	v := u.claims
+	for _, name := range path {
+		v = v.member(name)
+	}
+	s, isText := v.str()
+	if !isText {
+		return "", errors.New("no string is there")
+	}
+	return s, nil
+}
+
 // StringsClaim returns one claim that must be a string or a list of strings.
 func (u *Unverified) StringsClaim(name string) ([]string, error) {
 	return stringsMember(u.claims, name)

@@ -172,9 +172,18 @@ func (b *builder) issuer(path string, c TrustedIssuer) (*issuer, error) {
 		return nil, err
 	}
 	b.realms = append(b.realms, own)
+	if i.identity, err = c.Principal.identity(); err != nil {
+		return nil, fault(path+".principal.claim", "%v", err)
+	}
+	if i.conditions, err = c.Principal.conditions(path + ".principal"); err != nil {
+		return nil, err
+	}
 	if c.ImportAct != nil {
-		if c.ImportAct.claim() != subjectClaim {
+		if c.ImportAct.Claim != "" && c.ImportAct.Claim != subjectClaim {
 			return nil, fault(path+".import_act.claim", "cannot be chosen: an actor is named by act.sub")
+		}
+		if len(c.ImportAct.When) > 0 {
+			return nil, fault(path+".import_act.when", "has no meaning: the conditions under principal are on the whole token")
 		}
 		imported, err := c.ImportAct.realm(path+".import_act", c.Issuer, c.SharedPrincipals)
 		if err != nil {
