@@ -59,7 +59,7 @@ type client struct {
 // NewTrust checks the whole configuration and reads what is on this machine; it fetches nothing. Its
 // errors are *delegation.Error with the field at fault, such as trusted_issuers[1].principal.
 func NewTrust(config TrustConfig) (*Trust, error) {
-	b := &builder{TrustConfig: config, fetcher: newFetcher(config.Transport, config.AllowInsecureLoopback)}
+	b := &builder{TrustConfig: config}
 	if b.Skew == 0 {
 		b.Skew = defaultSkew
 	}
