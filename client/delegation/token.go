@@ -32,7 +32,8 @@ type Unverified struct {
 }
 
 // forbiddenHeaders would let a token choose its own key, change how it is read, or demand an
-// extension that nobody here implements (RFC 7515 §4.1, RFC 8725 §3).
+// extension that nobody here implements (RFC 7515 §4.1, RFC 8725 §3). Others are ignored, such as x5t,
+// which GitHub sends: it names a certificate, and the key is found without it.
 var forbiddenHeaders = []string{"jku", "jwk", "x5u", "x5c", "crit", "b64", "zip", "enc", "epk", "cty"}
 
 // Parse is the strict gate that every token passes first, on the server and in the SDK: JWS compact
