@@ -90,14 +90,14 @@ func (r reach) permitsHost(host string) error {
 	return r.permits(address)
 }
 
-// routes leads to a source directly, or through the proxy that the environment names for it.
+// routes leads to a source directly, or through the proxy that is there for it.
 type routes struct {
-	direct  http.RoundTripper // under the rule of a reach
-	proxied http.RoundTripper // the proxy looks names up and connects, so it has to keep the rule
+	direct  *http.Transport // connects under the rule of a reach
+	proxied *http.Transport // connects to the proxy, which looks names up and has to keep the rule itself
 }
 
 func (r routes) RoundTrip(request *http.Request) (*http.Response, error) {
-	if proxy, err := http.ProxyFromEnvironment(request); err != nil || proxy != nil {
+	if proxy, err := r.proxied.Proxy(request); err != nil || proxy != nil {
 		return r.proxied.RoundTrip(request)
 	}
 	return r.direct.RoundTrip(request)

@@ -2,8 +2,10 @@ package token
 
 import (
 	"crypto/x509"
+	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"net/url"
 	"os"
@@ -130,6 +132,50 @@ func TestConnectionsToPrivateAddresses(t *testing.T) {
 	err = w.rootBy(t, key)
 	wantReason(t, err, delegation.DependencyDown, "")
 	wantCause(t, err, "certificate")
+}
+
+// A proxy usually stands inside. It is reached where it is; what is asked of it by address is judged before.
+func TestProxyIsReachedWhereItIs(t *testing.T) {
+	authority := tokentest.NewAuthority(t)
+	server := authority.Server(t, serve("application/json", `{"keys":[]}`))
+	var asked atomic.Int64
+	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked.Add(1)
+		there, err := net.Dial("tcp", server.Listener.Addr().String())
+		if err != nil || r.Method != http.MethodConnect {
+			w.WriteHeader(http.StatusBadGateway)
+			return
+		}
+		w.WriteHeader(http.StatusOK)
+		here, _, err := w.(http.Hijacker).Hijack()
+		if err != nil {
+			return
+		}
+		go func() { defer here.Close(); _, _ = io.Copy(here, there) }()
+		defer there.Close()
+		_, _ = io.Copy(there, here)
+	}))
+	t.Cleanup(proxy.Close)
+	address, err := url.Parse(proxy.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := newFetcher(nil, reach{}, roots(t, authority.File))
+	f.client.Transport.(routes).proxied.Proxy = func(r *http.Request) (*url.URL, error) {
+		if r.URL.Path == "/direct" {
+			return nil, nil
+		}
+		return address, nil
+	}
+	named := strings.Replace(server.URL, "127.0.0.1", "localhost", 1)
+	if _, err := f.get(t.Context(), named+"/jwks"); err != nil || asked.Load() != 1 {
+		t.Errorf("through the proxy: %v, asked %d times", err, asked.Load())
+	}
+	for _, refused := range []string{server.URL + "/jwks", named + "/direct", "https://169.254.169.254/jwks"} {
+		if _, err := f.get(t.Context(), refused); err == nil || asked.Load() != 1 {
+			t.Errorf("%s: %v, and the proxy was asked %d times", refused, err, asked.Load())
+		}
+	}
 }
 
 // What an issuer's metadata names is held to the same rule as what the configuration names.
