@@ -95,6 +95,10 @@ func TestHostileIssuers(t *testing.T) {
 			}
 			return endless(w, "X-More: "+strings.Repeat("x", 1000)+"\r\n")
 		}, "exceeded", 0},
+		{"keys behind a head of 100 KB", func(w io.Writer, set string) error {
+			_, err := fmt.Fprintf(w, "%sX-More: %s\r\n\r\n%s", okHead, strings.Repeat("x", 100_000), set)
+			return err
+		}, "exceeded", 0},
 		{"one header that never ends", func(w io.Writer, _ string) error {
 			if _, err := io.WriteString(w, okHead+"X-More: "); err != nil {
 				return err
