@@ -21,6 +21,7 @@ import (
 	"deputy.example/deputy/server/internal/httpapi"
 	"deputy.example/deputy/server/internal/policy"
 	"deputy.example/deputy/server/internal/token"
+	"deputy.example/deputy/server/internal/vault"
 )
 
 // opened is what a configuration names on this machine, read and tried. Nothing in it runs yet, and
@@ -29,6 +30,8 @@ type opened struct {
 	database, redis string // addresses with their passwords: never in a log or an error
 	grpc, http, ops *tls.Config
 	tenants         []exchange.Tenant
+	kms             vault.KMS      // nil: no key is managed
+	managed         []vault.Member // have their keys once a vault has opened them
 	consoles        []console.Tenant
 }
 
@@ -43,8 +46,9 @@ func (c *Config) open(o Options) (opened, problems) {
 		http:     c.Listen.HTTP.TLS.open(&p, "listen.http.tls"),
 		ops:      c.Listen.Ops.TLS.open(&p, "listen.ops.tls"),
 	}
+	parts.kms = c.KeyEncryption.open(&p)
 	for i := range c.Tenants {
-		parts.tenants = append(parts.tenants, c.Tenants[i].open(&p, tenantPath(i), o))
+		parts.tenants = append(parts.tenants, c.Tenants[i].open(&p, &parts, tenantPath(i), o))
 		if t := c.Tenants[i]; t.Console != nil {
 			parts.consoles = append(parts.consoles, t.Console.open(&p, tenantPath(i)+".console", t))
 		}
@@ -81,7 +85,7 @@ func (t *TLS) open(p *problems, path string) *tls.Config {
 	return &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{certificate}}
 }
 
-func (t *Tenant) open(p *problems, path string, o Options) exchange.Tenant {
+func (t *Tenant) open(p *problems, parts *opened, path string, o Options) exchange.Tenant {
 	tenant := exchange.Tenant{
 		Name: t.Name, Issuer: t.Issuer,
 		Limits: exchange.Limits{
@@ -90,7 +94,7 @@ func (t *Tenant) open(p *problems, path string, o Options) exchange.Tenant {
 			ActorMayRecur: t.Limits.ActorMayRecur, ScopeTargets: t.Limits.ScopeTargets,
 		},
 		CallerRate: guard.Limit{Rate: t.Limits.CallerRate, Burst: t.Limits.CallerBurst},
-		Keys:       t.openKeys(p, path, o),
+		Keys:       t.openKeys(p, parts, path, o),
 
 		Checkpoints: t.openCheckpoints(p, path+".audit", o),
 	}
@@ -104,7 +108,10 @@ func (t *Tenant) open(p *problems, path string, o Options) exchange.Tenant {
 }
 
 // openKeys tries each key by itself first, as an error names only the first that is wrong.
-func (t *Tenant) openKeys(p *problems, path string, o Options) *token.Keyset {
+func (t *Tenant) openKeys(p *problems, parts *opened, path string, o Options) *token.Keyset {
+	if t.ManagedKeys != nil {
+		return t.openManaged(parts, o)
+	}
 	before := len(*p)
 	for i, file := range t.SigningKeys {
 		_, err := token.OpenKeyset(token.KeysetConfig{Keys: []token.KeyFile{file}, Create: o.CreateKeys && i == 0})
