@@ -29,7 +29,7 @@ func (c *Config) check() problems {
 	for i := range c.Tenants {
 		c.Tenants[i].check(&p, tenantPath(i))
 	}
-	c.checkKeys(&p)
+	c.checkSealed(&p)
 	c.checkApart(&p)
 	return p
 }
@@ -131,6 +131,7 @@ func (t *Tenant) check(p *problems, path string) {
 		p.add(path+".name", "must be 1 to 63 lower-case letters, digits and dashes, such as acme")
 	}
 	t.checkIssuer(p, path)
+	t.checkSigning(p, path)
 	for i, key := range t.SigningKeys {
 		at := fmt.Sprintf("%s.signing_keys[%d]", path, i)
 		required(p, at+".path", key.Path, "name the file of the private key")

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"deputy.example/deputy/server/internal/exchange"
 	"deputy.example/deputy/server/internal/ledger"
 	"deputy.example/deputy/server/internal/token"
 	"deputy.example/deputy/server/internal/vault"
@@ -41,16 +42,20 @@ func (m *ManagedKeys) check(p *problems, path string, l Limits) {
 	between(p, path+".rotate_every", &m.RotateEvery, max(2160*time.Hour, 2*m.PublishAhead), max(2*m.PublishAhead, l.MaxLifetime/24), 87600*time.Hour)
 }
 
-// checkKeys wants exactly one kind of signing keys, and what managed ones need.
-func (c *Config) checkKeys(p *problems) {
+// checkSigning wants exactly one kind of signing keys.
+func (t *Tenant) checkSigning(p *problems, path string) {
+	switch {
+	case t.ManagedKeys == nil && len(t.SigningKeys) == 0:
+		p.add(path+".signing_keys", `is missing: make a key with "deputyd keys create" and name its file and algorithm, or write managed_keys`)
+	case t.ManagedKeys != nil && len(t.SigningKeys) > 0:
+		p.add(path+".managed_keys", "contradicts signing_keys: keep one of the two")
+	}
+}
+
+// checkSealed wants a key-encryption key for what is managed.
+func (c *Config) checkSealed(p *problems) {
 	for i, t := range c.Tenants {
 		path := tenantPath(i)
-		switch {
-		case t.ManagedKeys == nil && len(t.SigningKeys) == 0:
-			p.add(path+".signing_keys", `is missing: make a key with "deputyd keys create" and name its file and algorithm, or write managed_keys`)
-		case t.ManagedKeys != nil && len(t.SigningKeys) > 0:
-			p.add(path+".managed_keys", "contradicts signing_keys: keep one of the two")
-		}
 		for _, managed := range []struct {
 			at  string
 			set bool
@@ -146,6 +151,9 @@ func RotateKey(ctx context.Context, c Config, tenant string, checkpoints, immedi
 // RetireKey ends a key at once and for good.
 func RetireKey(ctx context.Context, c Config, tenant, id string) (retired Key, err error) {
 	err = c.withKeys(ctx, tenant, func(k keyring) error {
+		if err := k.spare(ctx, tenant, id); err != nil {
+			return err
+		}
 		s, err := k.Retire(ctx, tenant, id)
 		retired = k.key(s)
 		return err
@@ -158,7 +166,27 @@ func RetireKey(ctx context.Context, c Config, tenant, id string) (retired Key, e
 func CreateKEK(path string) (keyID string, err error) { return vault.CreateKEK(path) }
 
 // keyring is the managed keys of a configuration that does not serve.
-type keyring struct{ *vault.Vault }
+type keyring struct {
+	*vault.Vault
+	tenants []exchange.Tenant
+	ledger  *ledger.Ledger
+}
+
+// spare refuses to retire a key that alone has signed the newest checkpoint.
+func (k keyring) spare(ctx context.Context, tenant, id string) error {
+	n := slices.IndexFunc(k.tenants, func(t exchange.Tenant) bool { return t.Name == tenant })
+	if n < 0 || k.tenants[n].Checkpoints == nil || k.tenants[n].Checkpoints.VerifierKeys()[id] == "" {
+		return nil
+	}
+	last, err := k.ledger.LastCheckpoint(ctx, tenant)
+	switch {
+	case errors.Is(err, ledger.ErrNotFound):
+		return nil
+	case err == nil && !k.tenants[n].Checkpoints.SignedWithout(id, last.Note):
+		err = fmt.Errorf("no other key than %s has signed the newest checkpoint: rotate, and let an instance run for some seconds before you retire it", id)
+	}
+	return err
+}
 
 func (k keyring) key(s vault.State) Key {
 	key := Key{
@@ -170,6 +198,11 @@ func (k keyring) key(s vault.State) Key {
 	}
 	if s.Phase == vault.Retired {
 		key.SealedBy = "" // nothing is sealed any more
+	}
+	for _, t := range k.tenants {
+		if t.Name == s.Tenant && s.Use == vault.Checkpoints {
+			key.Verifier = t.Checkpoints.VerifierKeys()[s.ID]
+		}
 	}
 	return key
 }
@@ -202,5 +235,5 @@ func (c *Config) withKeys(ctx context.Context, tenant string, f func(keyring) er
 	if err != nil {
 		return err
 	}
-	return f(keyring{v})
+	return f(keyring{v, parts.tenants, l})
 }

@@ -96,7 +96,7 @@ func (t *Tenant) open(p *problems, parts *opened, path string, o Options) exchan
 		CallerRate: guard.Limit{Rate: t.Limits.CallerRate, Burst: t.Limits.CallerBurst},
 		Keys:       t.openKeys(p, parts, path, o),
 
-		Checkpoints: t.openCheckpoints(p, path+".audit", o),
+		Checkpoints: t.openCheckpoints(p, parts, path+".audit", o),
 	}
 	tenant.Trust = t.openTrust(p, path, tenant.Keys, o)
 	var principals []string
@@ -126,17 +126,11 @@ func (t *Tenant) openKeys(p *problems, parts *opened, path string, o Options) *t
 }
 
 // openCheckpoints reads the key, and sees whether the checkpoints' place is there.
-func (t *Tenant) openCheckpoints(p *problems, path string, o Options) *exchange.Checkpointer {
-	if t.Audit.CheckpointKey == "" {
+func (t *Tenant) openCheckpoints(p *problems, parts *opened, path string, o Options) *exchange.Checkpointer {
+	if !t.Audit.signs() {
 		return nil
 	}
-	if _, err := os.Lstat(t.Audit.CheckpointKey); o.CreateKeys && errors.Is(err, fs.ErrNotExist) {
-		if _, err := exchange.CreateCheckpointKey(t.Audit.CheckpointKey, t.Issuer); err != nil {
-			p.add(path+".checkpoint_key", "%v", err)
-			return nil
-		}
-	}
-	key, err := secret(t.Audit.CheckpointKey)
+	key, err := t.checkpointKey(o)
 	if err != nil {
 		p.add(path+".checkpoint_key", "%v", err)
 		return nil
@@ -145,12 +139,28 @@ func (t *Tenant) openCheckpoints(p *problems, path string, o Options) *exchange.
 	if err != nil {
 		p.add(path+".checkpoint_key", "%v", err)
 	}
+	if t.Audit.ManagedCheckpointKey && c != nil {
+		parts.managed = append(parts.managed, c.Manage(t.Name, t.Issuer, o.Now))
+	}
 	if file := t.Audit.CheckpointFile; file != "" {
 		if dir, err := os.Stat(filepath.Dir(file)); err != nil || !dir.IsDir() {
 			p.add(path+".checkpoint_file", "must be in a directory that is there and that Deputy may write to")
 		}
 	}
 	return c
+}
+
+// checkpointKey reads the key of the file, if there is one.
+func (t *Tenant) checkpointKey(o Options) (string, error) {
+	if t.Audit.CheckpointKey == "" {
+		return "", nil
+	}
+	if _, err := os.Lstat(t.Audit.CheckpointKey); o.CreateKeys && errors.Is(err, fs.ErrNotExist) {
+		if _, err := exchange.CreateCheckpointKey(t.Audit.CheckpointKey, t.Issuer); err != nil {
+			return "", err
+		}
+	}
+	return secret(t.Audit.CheckpointKey)
 }
 
 // openTrust tries each issuer and client by itself, for the same reason, and then all together.

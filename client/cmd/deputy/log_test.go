@@ -36,7 +36,7 @@ func auditor(t *testing.T) (*deputytest.Server, *client.Client, note.Verifier, l
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
-	key, err := keyFlag(s.CheckpointKey())
+	key, _, err := keyFlag(s.CheckpointKey())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -97,7 +97,7 @@ func TestGrownIsProven(t *testing.T) {
 		if err := os.WriteFile(file, []byte(test.kept), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		newest, err := (&checkpointCommand{Kept: file, ledgerFlags: flags}).grown(c, key)
+		newest, err := (&checkpointCommand{Kept: file, ledgerFlags: flags}).grown(c, key, nil)
 		if (err == nil) != test.good || test.good != strings.Contains(newest, "\n44\n") {
 			t.Errorf("%s: %q, %v", name, newest, err)
 		}
