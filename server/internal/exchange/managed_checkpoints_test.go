@@ -75,7 +75,7 @@ func TestCheckpointKeysRotate(t *testing.T) {
 	ofFile := tenant.Checkpoints.VerifierKey()
 	a.grow(t, a.World, 2)
 	must(t, a.Engine.Notary(tenant.Name)(t.Context()))
-	w, v := instance(tenant.Checkpoints) // both
+	w, _ := instance(tenant.Checkpoints) // both
 	round := w.Engine.Notary(tenant.Name)
 	must(t, round(t.Context())) // the log has not grown, and the new key signs it all the same
 	first := tenant.Checkpoints.VerifierKey()
@@ -91,7 +91,7 @@ func TestCheckpointKeysRotate(t *testing.T) {
 
 	c, err := exchange.OpenCheckpointer("", tenant.Issuer, a.file)
 	must(t, err)
-	w, v = instance(c) // the file is gone
+	w, v := instance(c) // the file is gone
 	round = w.Engine.Notary(tenant.Name)
 	must(t, round(t.Context()))
 	a.grow(t, w, 1)

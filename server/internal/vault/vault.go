@@ -67,6 +67,9 @@ func Open(ctx context.Context, config Config, series ...Member) (*Vault, error) 
 func (v *Vault) read(ctx context.Context) (map[Member][]Row, error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	if len(v.members) == 0 {
+		return nil, nil
+	}
 	began := v.config.Now()
 	all, err := v.config.Store.SealedKeys(ctx)
 	if err != nil {

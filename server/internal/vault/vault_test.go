@@ -616,3 +616,30 @@ func TestRunReadsUntilTold(t *testing.T) {
 		}
 	})
 }
+
+// TestRetiredBeforeItSigned: a key that never signed takes over from nobody.
+func TestRetiredBeforeItSigned(t *testing.T) {
+	kms, _ := newKMS(t, 1)
+	store, clock := &table{}, newClock()
+	i := begin(t, store, kms, clock.now, quarterly)
+	first := i.signs(t)
+	next, err := i.Rotate(t.Context(), "acme", Tokens, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := i.Retire(t.Context(), "acme", next.ID); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if i.round(t); i.signs(t) != first {
+			t.Error("the first key signs no more")
+		}
+		clock.add(quarterly.Ahead)
+	}
+	clock.add(quarterly.Rotate)
+	i.round(t)
+	clock.add(quarterly.Ahead)
+	if i.round(t); i.signs(t) != store.rows[2].ID {
+		t.Error("after it nothing follows")
+	}
+}
