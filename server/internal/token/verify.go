@@ -177,9 +177,9 @@ func (t *Trust) signedByUs(p presented) (delegation.Claims, error) {
 	if !t.typFits(typRule{delegation.HeaderTypeAccessToken}, p.Header.Type) {
 		return delegation.Claims{}, broken("its typ is not at+jwt")
 	}
-	key := t.keys.public.find(p.Header.KeyID)
-	if key == nil || p.Header.KeyID == "" {
-		return delegation.Claims{}, errUnknownKey
+	key, err := t.keys.find(p.Header.KeyID)
+	if err != nil {
+		return delegation.Claims{}, err
 	}
 	if err := t.verify(key, p.Unverified); err != nil {
 		return delegation.Claims{}, err
