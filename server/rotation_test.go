@@ -33,10 +33,18 @@ func (s *site) manage(t *testing.T, section string) {
 	).Replace(s.text)
 }
 
-// fast is a clock that runs, by so much, faster than the real one.
-func fast(times time.Duration) func() time.Time {
-	began := time.Now()
-	return func() time.Time { return began.Add(time.Since(began) * times) }
+// fast is a clock that runs, by so much, faster than the real one once it is told to hurry: until then, so
+// that nothing is late that takes long to start, it runs like it.
+func fast(times time.Duration) (now func() time.Time, hurry func()) {
+	var since atomic.Pointer[time.Time]
+	now = func() time.Time {
+		at := time.Now()
+		if began := since.Load(); began != nil {
+			return began.Add(at.Sub(*began) * times)
+		}
+		return at
+	}
+	return now, func() { since.Store(new(time.Now())) }
 }
 
 // people of a site whose time is not the real one.
@@ -201,9 +209,10 @@ func TestRotationUnderLoad(t *testing.T) {
 	s.manage(t, "{rotate_every: 4m, publish_ahead: 2m}")
 	s.text = strings.NewReplacer(
 		"sqlite://DIR/ledger.db", testservers.Postgres(t),
-		"    clients:\n", "    limits: {max_lifetime: 1m, caller_rate: 100000}\n    clients:\n",
+		"limits: {allow_bearer: true}", "limits: {allow_bearer: true, max_lifetime: 1m, caller_rate: 100000}",
 	).Replace(s.text)
-	s.options.Now = fast(times)
+	now, hurry := fast(times)
+	s.options.Now = now
 	l := &load{hurried: hurried{s, s.options.Now}, why: make(map[string]int)}
 	for range 2 {
 		i := s.start(t)
@@ -214,6 +223,7 @@ func TestRotationUnderLoad(t *testing.T) {
 		t.Fatalf("the instances began with %v and %v", first, l.fleet[0].published(t))
 	}
 
+	hurry()
 	ctx, stop := context.WithCancel(t.Context())
 	var workers sync.WaitGroup
 	for n := range 3 {
@@ -274,7 +284,9 @@ func TestRetiredKeyIsRefusedEverywhere(t *testing.T) {
 	s := newSite(t)
 	s.manage(t, "{}")
 	s.text = strings.Replace(s.text, "sqlite://DIR/ledger.db", testservers.Postgres(t), 1)
-	s.options.Now = fast(times)
+	now, hurry := fast(times)
+	s.options.Now = now
+	hurry()
 	people := hurried{s, s.options.Now}
 	here, there := s.start(t), s.start(t)
 	v := people.verifier(t, there)
