@@ -31,6 +31,7 @@ type Trust struct {
 	skew    time.Duration
 	now     func() time.Time
 	decoys  map[string]*publicKey // by algorithm: what a caller without a key is verified with
+	memory  *Memory
 
 	// The protections that tests switch off to show that each of them bears weight.
 	parse    func(string) (*delegation.Unverified, error)
@@ -66,6 +67,9 @@ func NewTrust(config TrustConfig) (*Trust, error) {
 	if b.Now == nil {
 		b.Now = time.Now
 	}
+	if b.Memory == nil {
+		b.Memory = NewMemory(DefaultMemory)
+	}
 	if b.Logger == nil {
 		b.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -73,7 +77,7 @@ func NewTrust(config TrustConfig) (*Trust, error) {
 		return nil, err
 	}
 	t := &Trust{
-		issuer: b.Issuer, keys: b.Keys, skew: b.Skew, now: b.Now,
+		issuer: b.Issuer, keys: b.Keys, skew: b.Skew, now: b.Now, memory: b.Memory,
 		issuers: make(map[string]*issuer), clients: make(map[string]*client),
 		parse: delegation.Parse, verify: (*publicKey).verify, typFits: typRule.fits, intended: isIntended, meets: condition.metBy,
 	}
