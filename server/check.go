@@ -68,8 +68,7 @@ func (l *Listener) check(p *problems, path string) {
 		p.add(path+".address", "would carry credentials in plaintext to other machines: add tls, listen on 127.0.0.1, or set insecure_plaintext where something in front encrypts")
 	}
 	if l.TLS != nil {
-		required(p, path+".tls.cert_file", l.TLS.CertFile, "name the PEM file of the certificate")
-		required(p, path+".tls.key_file", l.TLS.KeyFile, "name the PEM file of its key")
+		l.TLS.check(p, path+".tls", path != "listen.ops")
 		if l.InsecurePlaintext {
 			p.add(path+".insecure_plaintext", "contradicts tls: remove one of the two")
 		}

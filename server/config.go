@@ -62,12 +62,6 @@ type Listener struct {
 	InsecurePlaintext bool `yaml:"insecure_plaintext"`
 }
 
-// TLS names a certificate, read once at start: renew it with a rolling restart.
-type TLS struct {
-	CertFile string `yaml:"cert_file"` // PEM, with intermediates. Required.
-	KeyFile  string `yaml:"key_file"`  // PEM. Required. Danger: readable by Deputy alone.
-}
-
 // Database is where the ledger is.
 type Database struct {
 	// DSN is postgres://user@host/database?sslmode=verify-full or sqlite:///path/of/file.db. Required.

@@ -39,9 +39,9 @@ func (c *Config) open(o Options) (opened, problems) {
 	parts := opened{
 		database: withPassword(&p, "database.password_file", c.Database.DSN, c.Database.PasswordFile),
 		redis:    withPassword(&p, "redis.password_file", c.Redis.URL, c.Redis.PasswordFile),
-		grpc:     c.Listen.GRPC.TLS.open(&p, "listen.grpc.tls"),
-		http:     c.Listen.HTTP.TLS.open(&p, "listen.http.tls"),
-		ops:      c.Listen.Ops.TLS.open(&p, "listen.ops.tls"),
+		grpc:     c.Listen.GRPC.TLS.open(&p, "listen.grpc.tls", o),
+		http:     c.Listen.HTTP.TLS.open(&p, "listen.http.tls", o),
+		ops:      c.Listen.Ops.TLS.open(&p, "listen.ops.tls", o),
 	}
 	for i := range c.Tenants {
 		parts.tenants = append(parts.tenants, c.Tenants[i].open(&p, tenantPath(i), o))
@@ -67,18 +67,6 @@ func withPassword(p *problems, path, address, file string) string {
 	}
 	u.User = url.UserPassword(u.User.Username(), password)
 	return u.String()
-}
-
-func (t *TLS) open(p *problems, path string) *tls.Config {
-	if t == nil {
-		return nil
-	}
-	certificate, err := tls.LoadX509KeyPair(t.CertFile, t.KeyFile)
-	if err != nil {
-		p.add(path, "the certificate cannot be used: %v", err)
-		return nil
-	}
-	return &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{certificate}}
 }
 
 func (t *Tenant) open(p *problems, path string, o Options) exchange.Tenant {
