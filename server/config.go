@@ -116,8 +116,14 @@ type Tenant struct {
 	SigningKeys []token.KeyFile `yaml:"signing_keys"`
 	// TrustedIssuers are whose tokens start chains or name actors. Default none: nothing can start.
 	TrustedIssuers []token.TrustedIssuer `yaml:"trusted_issuers"`
-	// Clients authenticate with keys registered here (private_key_jwt). Default none.
+	// Clients authenticate with keys registered here (private_key_jwt), or with certificates (tls). Default none.
 	Clients []token.Client `yaml:"clients"`
+	// ClientCAFile holds the authorities, as PEM, whose certificates count where a client is known by a name
+	// (clients[].tls). Default none. Danger: each of them can issue a certificate in any client's name.
+	ClientCAFile string `yaml:"client_ca_file"`
+	// SPIFFE lists trust domains whose workloads authenticate and name actors. Default none. Danger: whoever
+	// holds a key of a bundle can be every workload of its trust domain.
+	SPIFFE []token.TrustDomain `yaml:"spiffe"`
 	// Skew is how far in the future nbf and iat may lie. Default 5s, at most 1m. exp has no leeway.
 	Skew time.Duration `yaml:"skew"`
 	// AllowInsecureLoopback permits http:// for issuer addresses and keys on this machine, for

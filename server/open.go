@@ -134,11 +134,11 @@ func (t *Tenant) openCheckpoints(p *problems, path string, o Options) *exchange.
 	return c
 }
 
-// openTrust tries each issuer and client by itself, for the same reason, and then all together.
+// openTrust tries each issuer, client and trust domain by itself, for the same reason, and then all together.
 func (t *Tenant) openTrust(p *problems, path string, keys *token.Keyset, o Options) *token.Trust {
 	config := token.TrustConfig{
 		Issuer: t.Issuer, Keys: keys, Skew: t.Skew, AllowInsecureLoopback: t.AllowInsecureLoopback,
-		Transport: o.KeyTransport, Now: o.Now, Logger: o.Logger,
+		ClientCAFile: t.ClientCAFile, Transport: o.KeyTransport, Now: o.Now, Logger: o.Logger,
 	}
 	before := len(*p)
 	if _, err := token.NewTrust(config); err != nil {
@@ -157,10 +157,16 @@ func (t *Tenant) openTrust(p *problems, path string, keys *token.Keyset, o Optio
 		_, err := token.NewTrust(alone)
 		p.fault(path, i, err)
 	}
+	for i, domain := range t.SPIFFE {
+		alone := config
+		alone.TrustDomains = []token.TrustDomain{domain}
+		_, err := token.NewTrust(alone)
+		p.fault(path, i, err)
+	}
 	if len(*p) > before {
 		return nil
 	}
-	config.TrustedIssuers, config.Clients = t.TrustedIssuers, t.Clients
+	config.TrustedIssuers, config.Clients, config.TrustDomains = t.TrustedIssuers, t.Clients, t.SPIFFE
 	trust, err := token.NewTrust(config)
 	p.fault(path, 0, err)
 	return trust
@@ -239,16 +245,25 @@ func (c *Console) open(p *problems, path string, t Tenant) console.Tenant {
 	return opened
 }
 
-// front is what the HTTP front tells the world about the tenant.
-func (t *Tenant) front(keys *token.Keyset) httpapi.Tenant {
-	var algorithms []string
+// front is what the HTTP front tells the world about the tenant. certificates says whether clients can
+// show any there.
+func (t *Tenant) front(keys *token.Keyset, certificates bool) httpapi.Tenant {
+	var algorithms, methods []string
 	for _, c := range t.Clients {
 		algorithms = append(algorithms, c.Algorithms...)
+		if c.TLS != nil && certificates {
+			methods = append(methods, c.TLS.Method())
+		}
+	}
+	if len(t.SPIFFE) > 0 && certificates { // an SVID is issued by an authority like any other
+		methods = append(methods, token.MethodTLSClientAuth)
 	}
 	slices.Sort(algorithms)
+	slices.Sort(methods)
 	return httpapi.Tenant{
 		Name: t.Name, Issuer: t.Issuer, JWKS: keys.JWKS,
 		AssertionAlgorithms: slices.Compact(algorithms),
+		CertificateMethods:  slices.Compact(methods), CertificateBound: certificates,
 		DetailTypes:         slices.Sorted(maps.Keys(t.Policy.Mapping.Details)),
 		AcceptJSONSTS:       t.AcceptJSONSTS,
 	}

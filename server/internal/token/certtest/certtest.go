@@ -51,7 +51,12 @@ func (c *CA) Intermediate(t testing.TB, name string, changes ...Change) *CA {
 // ago until an hour from now.
 func (c *CA) Issue(t testing.TB, changes ...Change) tls.Certificate {
 	t.Helper()
-	key := newKey(t)
+	return c.IssueFor(t, newKey(t), changes...)
+}
+
+// IssueFor is Issue for a key that is there.
+func (c *CA) IssueFor(t testing.TB, key crypto.Signer, changes ...Change) tls.Certificate {
+	t.Helper()
 	certificate := sign(t, leaf(changes), c.Certificate, key, c.key)
 	return tls.Certificate{Certificate: append([][]byte{certificate.Raw}, c.Chain...), PrivateKey: key, Leaf: certificate}
 }
@@ -65,7 +70,18 @@ func (c *CA) SVID(t testing.TB, id string, changes ...Change) tls.Certificate {
 // SelfSigned makes a certificate that nobody vouches for.
 func SelfSigned(t testing.TB, changes ...Change) tls.Certificate {
 	t.Helper()
-	key := newKey(t)
+	return SelfSignedBy(t, newKey(t), changes...)
+}
+
+// Again makes another certificate of the same key.
+func Again(t testing.TB, c tls.Certificate, changes ...Change) tls.Certificate {
+	t.Helper()
+	return SelfSignedBy(t, c.PrivateKey.(crypto.Signer), changes...)
+}
+
+// SelfSignedBy is SelfSigned for a key that is there.
+func SelfSignedBy(t testing.TB, key crypto.Signer, changes ...Change) tls.Certificate {
+	t.Helper()
 	template := leaf(changes)
 	certificate := sign(t, template, template, key, key)
 	return tls.Certificate{Certificate: [][]byte{certificate.Raw}, PrivateKey: key, Leaf: certificate}
