@@ -18,6 +18,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"deputy.example/deputy/server/internal/token/certtest"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -43,6 +45,8 @@ func newScene(t testing.TB) scene {
 		}
 		s.writeKey(name, key)
 	}
+	s.write("ca.pem", certtest.PEM(certtest.NewCA(t, "authority").Certificate))
+	s.writeCertificate("tls.crt", "tls.key")
 	s.write("secret", []byte("canary-of-a-secret-file\n"))
 	s.write("empty", nil)
 	return s

@@ -264,7 +264,7 @@ func (t *Tenant) front(keys *token.Keyset, certificates bool) httpapi.Tenant {
 		Name: t.Name, Issuer: t.Issuer, JWKS: keys.JWKS,
 		AssertionAlgorithms: slices.Compact(algorithms),
 		CertificateMethods:  slices.Compact(methods), CertificateBound: certificates,
-		DetailTypes:         slices.Sorted(maps.Keys(t.Policy.Mapping.Details)),
-		AcceptJSONSTS:       t.AcceptJSONSTS,
+		DetailTypes:   slices.Sorted(maps.Keys(t.Policy.Mapping.Details)),
+		AcceptJSONSTS: t.AcceptJSONSTS,
 	}
 }
