@@ -25,7 +25,7 @@ var modules = []string{".", "server/embedded"}
 // The floors of the house. A package belongs to the longest of these paths that it lies under.
 var (
 	ground   = []string{"client/delegation", "gen", "fga-models"}
-	proofs   = []string{"client/audit"}
+	proofs   = []string{"client/audit", "client/dpop"}
 	engines  = []string{"server/internal/token", "server/internal/policy", "server/internal/guard", "server/internal/ledger"}
 	exchange = []string{"server/internal/exchange"}
 	fronts   = []string{"server/internal/rpc", "server/internal/httpapi", "server/internal/console"}
@@ -37,9 +37,9 @@ var (
 // place in the house.
 var mayImport = func() map[string][]string {
 	rules := map[string][]string{
-		"client":                      {"client/delegation", "client/audit", "gen"},
-		"client/cmd":                  {"client", "client/delegation", "client/audit", "gen"},
-		"client/internal/deputytest":  {"client/delegation", "client/audit", "gen"},
+		"client":                      {"client/delegation", "client/audit", "client/dpop", "gen"},
+		"client/cmd":                  {"client", "client/delegation", "client/audit", "client/dpop", "gen"},
+		"client/internal/deputytest":  {"client/delegation", "client/audit", "client/dpop", "gen"},
 		"loadtest":                    {"server/fill"},
 		"server/internal/testservers": nil,
 		"server/fill":                 {"client/delegation", "server/internal/ledger"},
@@ -153,6 +153,7 @@ func TestForbiddenImportsAreNoticed(t *testing.T) {
 		{"client/delegation", "client/audit"},
 		{"client/audit", "server/internal/ledger"}, // who verifies believes no server
 		{"client/audit", "client"},
+		{"client/dpop", "client"}, // who judges a proof keeps nothing
 		{"client", "server/internal/token"}, // the SDK and the server
 		{"server", "client"},                // and back
 		{"server", "server/embedded"},       // would bring OpenFGA to everybody

@@ -51,6 +51,9 @@ func (l *Listen) check(p *problems) {
 			listener.at.Address = listener.address
 		}
 		listener.at.check(p, listener.path)
+		if listener.at != &l.GRPC && len(listener.at.Authorities) > 0 {
+			p.add(listener.path+".authorities", "has no meaning here: only a gRPC listener has them")
+		}
 		if other, taken := taken[listener.at.Address]; taken && !strings.HasSuffix(listener.at.Address, ":0") {
 			p.add(listener.path+".address", "is that of %s too: give each its own port", other)
 		}
@@ -67,6 +70,11 @@ func (l *Listener) check(p *problems, path string) {
 		p.add(path+".address", "must be host:port, such as 127.0.0.1:9090")
 	case l.TLS == nil && !l.InsecurePlaintext && !isLoopback(host):
 		p.add(path+".address", "would carry credentials in plaintext to other machines: add tls, listen on 127.0.0.1, or set insecure_plaintext where something in front encrypts")
+	}
+	for i, name := range l.Authorities {
+		if u, err := url.Parse("https://" + name); err != nil || u.Host != name || u.Hostname() == "" || u.User != nil {
+			p.add(fmt.Sprintf("%s.authorities[%d]", path, i), "must be host or host:port, as clients dial it")
+		}
 	}
 	if l.TLS != nil {
 		l.TLS.check(p, path+".tls", path != "listen.ops")

@@ -56,6 +56,11 @@ type Listener struct {
 	Address string `yaml:"address"`
 	// TLS encrypts the connections. Default none.
 	TLS *TLS `yaml:"tls"`
+	// Authorities are the names by which clients reach a gRPC listener, each host or host:port as they
+	// dial it. DPoP proofs are made for such a name, and a proof for any other is refused: it was meant
+	// for another server. gRPC only: HTTP has the tenants' issuers for that. Default: this machine's own
+	// names where the listener is on a loopback address, and else none, so that no proof is accepted.
+	Authorities []string `yaml:"authorities"`
 	// InsecurePlaintext allows connections without TLS from other machines. Default false. Danger: a
 	// bearer token on a plain connection belongs to everyone on the way. Set it only where something
 	// in front, such as a service mesh, encrypts.
@@ -131,6 +136,10 @@ type Tenant struct {
 	AllowInsecureLoopback bool   `yaml:"allow_insecure_loopback"`
 	Policy                Policy `yaml:"policy"`
 	Limits                Limits `yaml:"limits"`
+	// RequireDPoPNonce wants a nonce of Deputy's in each DPoP proof (RFC 9449 section 8). Clients hear of
+	// it in the first answer and try again; it keeps anybody from making proofs for later, with a key that
+	// is at hand only now. Default false: a proof is good for a minute.
+	RequireDPoPNonce bool `yaml:"require_dpop_nonce"`
 	// AcceptJSONSTS lets the token endpoint take a JSON object of RFC 8693's string members too, which
 	// is what grpc-go's STS credential sends. Default false: OAuth asks for a form.
 	AcceptJSONSTS bool `yaml:"accept_json_sts"`
@@ -207,6 +216,10 @@ type Limits struct {
 	// ActorMayRecur lets an actor that is in the chain already act again. Default false. It gains
 	// nothing by it, but chains become harder to read.
 	ActorMayRecur bool `yaml:"actor_may_recur"`
+	// AllowBearer issues tokens that are bound to no key too. Default false: a child is bound to a key or
+	// a certificate of its actor's, and refused where none is known. Danger: whoever gets hold of a
+	// bearer token can use it.
+	AllowBearer bool `yaml:"allow_bearer"`
 	// ScopeTargets lists the audiences at which a scope means something. Only scopes that are listed
 	// may stand in a token for several audiences. Default none: one audience per token.
 	ScopeTargets map[string][]string `yaml:"scope_targets"`

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"slices"
+	"strings"
 
 	"google.golang.org/grpc/credentials"
 
@@ -17,7 +19,7 @@ import (
 
 // fronts makes the doors to the engine, for programs and for people, and the one for operators.
 func (s *Server) fronts(config Config, parts opened, engine *exchange.Engine, o Options) error {
-	door := rpc.Config{Engine: engine, Logger: o.Logger, TracerProvider: o.TracerProvider, Now: o.Now}
+	door := rpc.Config{Engine: engine, Authority: s.isAuthority, Logger: o.Logger, TracerProvider: o.TracerProvider, Now: o.Now}
 	if parts.grpc != nil {
 		door.TLS = credentials.NewTLS(parts.grpc)
 	}
@@ -66,6 +68,21 @@ func withConsoles(oauth http.Handler, c console.Config) (http.Handler, error) {
 			oauth.ServeHTTP(w, r)
 		}
 	}), nil
+}
+
+// isAuthority says whether a name is one by which the gRPC listener is reached.
+func (s *Server) isAuthority(name string) bool {
+	same := func(own string) bool {
+		return strings.EqualFold(strings.TrimSuffix(own, ":443"), strings.TrimSuffix(name, ":443"))
+	}
+	if own := s.listen.GRPC.Authorities; len(own) > 0 {
+		return slices.ContainsFunc(own, same)
+	}
+	host, port, err := net.SplitHostPort(s.GRPCAddr())
+	if err != nil || !isLoopback(host) {
+		return false
+	}
+	return slices.ContainsFunc([]string{host, "localhost"}, func(host string) bool { return same(net.JoinHostPort(host, port)) })
 }
 
 // bind listens on what Options do not bring. From here on clients can connect; they wait until Run.

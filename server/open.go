@@ -75,10 +75,11 @@ func (t *Tenant) open(p *problems, path string, o Options) exchange.Tenant {
 		Limits: exchange.Limits{
 			MaxLifetime: t.Limits.MaxLifetime, DefaultLifetime: t.Limits.DefaultLifetime,
 			MaxDepth: t.Limits.MaxDepth, MaxBatch: t.Limits.MaxBatch,
-			ActorMayRecur: t.Limits.ActorMayRecur, ScopeTargets: t.Limits.ScopeTargets,
+			ActorMayRecur: t.Limits.ActorMayRecur, AllowBearer: t.Limits.AllowBearer, ScopeTargets: t.Limits.ScopeTargets,
 		},
-		CallerRate: guard.Limit{Rate: t.Limits.CallerRate, Burst: t.Limits.CallerBurst},
-		Keys:       t.openKeys(p, path, o),
+		RequireNonce: t.RequireDPoPNonce,
+		CallerRate:   guard.Limit{Rate: t.Limits.CallerRate, Burst: t.Limits.CallerBurst},
+		Keys:         t.openKeys(p, path, o),
 
 		Checkpoints: t.openCheckpoints(p, path+".audit", o),
 	}

@@ -89,7 +89,7 @@ type Hop struct {
 	ID    string // jti of the grant
 	Seq   uint64 // the ledger's sequence number of the grant
 	Actor int    // index in the Chain of the actor that the grant was made to
-	Key   string // RFC 7638 thumbprint of the key that the grant is bound to, or ""
+	Key   string // thumbprint of the key or certificate that the grant is bound to (Confirmation.Key), or ""
 }
 
 // MarshalJSON writes ["jti",seq,actor,"key"].

@@ -1,6 +1,7 @@
 package delegation
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"strconv"
@@ -37,10 +38,18 @@ type Delegation struct {
 	Uses      int    // 1: may be exchanged at most once; 0: not limited
 }
 
-// Confirmation is the cnf claim, RFC 9449 §6.1.
+// Confirmation is the cnf claim: what a holder must prove to hold (RFC 7800). Exactly one field is set,
+// but for the zero value, which binds to nothing.
 type Confirmation struct {
-	JKT string `json:"jkt"` // RFC 7638 SHA-256 thumbprint of the holder's key
+	// JKT is the RFC 7638 SHA-256 thumbprint of a key that is proven by DPoP (RFC 9449 §6.1).
+	JKT string `json:"jkt,omitzero"`
+	// X5T is the SHA-256 thumbprint of a certificate that is proven by mutual TLS (RFC 8705 §3.1).
+	X5T string `json:"x5t#S256,omitzero"`
 }
+
+// Key is the thumbprint, of whichever kind; "" where it binds to nothing. Hops, bans and ledger entries
+// name keys by it: nobody can make a key and a certificate of one thumbprint.
+func (c Confirmation) Key() string { return c.JKT + c.X5T }
 
 // MayAct is the may_act claim.
 type MayAct struct {
@@ -232,14 +241,33 @@ func readDelegation(v value) (d Delegation, err error) {
 	return d, nil
 }
 
-// readConfirmation refuses every confirmation method but jkt: a proof that is not understood cannot
+// readConfirmation refuses every confirmation method but the two: a proof that is not understood cannot
 // be asked for, and a token must not lose its binding that way.
 func readConfirmation(v value) (*Confirmation, error) {
-	jkt, isText := v.member("jkt").str()
-	if !isText || jkt == "" || v.count() != 1 {
-		return nil, errors.New("cnf holds something other than one jkt")
+	var c Confirmation
+	c.JKT, _ = v.member("jkt").str()
+	c.X5T, _ = v.member("x5t#S256").str()
+	if v.count() != 1 || c.Key() == "" {
+		return nil, errors.New("cnf holds something other than one jkt or one x5t#S256")
 	}
-	return &Confirmation{JKT: jkt}, nil
+	return &c, nil
+}
+
+// ReadConfirmation reads a cnf claim of anybody's token as strictly as one of Deputy's, and wants the
+// thumbprint to be one of SHA-256.
+func ReadConfirmation(claim []byte) (*Confirmation, error) {
+	v, err := new(reader).object(claim)
+	if err != nil {
+		return nil, fmt.Errorf("cnf: %w", err)
+	}
+	c, err := readConfirmation(v)
+	if err != nil {
+		return nil, err
+	}
+	if sum, err := strictBase64.DecodeString(c.Key()); err != nil || len(sum) != sha256.Size {
+		return nil, errors.New("cnf holds something other than a SHA-256 thumbprint")
+	}
+	return c, nil
 }
 
 func readMayAct(v value) (*MayAct, error) {
@@ -308,7 +336,14 @@ func (c Claims) Check() error {
 	if actor != len(c.Act)-1 {
 		return errors.New("hops and act must end with the same actor")
 	}
-	if key := hops[len(hops)-1].Key; (c.Confirmation == nil) != (key == "") || c.Confirmation != nil && c.Confirmation.JKT != key {
+	bound := Confirmation{}
+	if c.Confirmation != nil {
+		bound = *c.Confirmation
+		if (bound.JKT == "") == (bound.X5T == "") {
+			return errors.New("cnf must name one key or one certificate")
+		}
+	}
+	if bound.Key() != hops[len(hops)-1].Key {
 		return errors.New("cnf must be the key of the last hop")
 	}
 	return nil

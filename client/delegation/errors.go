@@ -16,6 +16,9 @@ import (
 // ErrorDomain is the domain of google.rpc.ErrorInfo in every gRPC error that Deputy returns.
 const ErrorDomain = "deputy"
 
+// MetadataNonce is the metadata of a ProofNonceNeeded that holds the nonce for the next DPoP proof.
+const MetadataNonce = "dpop_nonce"
+
 // Error is the one error of Deputy's API. The wires carry reason, field, description and metadata;
 // the cause stays with the server, for its log and its ledger.
 type Error struct {

@@ -56,9 +56,9 @@ func TestEveryReasonIsRegisteredAndDocumented(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	oauth := []string{ // RFC 6749 §5.2, RFC 8707 §2, RFC 9396 §5, and what §4.1.2.1 has for the rest
+	oauth := []string{ // RFC 6749 §5.2, RFC 8707 §2, RFC 9396 §5, RFC 9449 §5 and §8, and what §4.1.2.1 has for the rest
 		"invalid_request", "invalid_client", "unsupported_grant_type", "invalid_scope", "invalid_target",
-		"invalid_authorization_details", "access_denied", "temporarily_unavailable", "server_error",
+		"invalid_authorization_details", "invalid_dpop_proof", "use_dpop_nonce", "access_denied", "temporarily_unavailable", "server_error",
 	}
 	seen := map[delegation.Reason]bool{}
 	for _, r := range reasons(t) {

@@ -190,7 +190,7 @@ func TestClaimsOfADerivedTokenAreReadStrictly(t *testing.T) {
 		{`["j0",1,0,""]`, `["j0","1",0,""]`}, {`["j0",1,0,""]`, `["j0",1.0,0,""]`}, {`["j0",1,0,""]`, `{"j0":1}`}, {`["j0",1,0,""]`, `null`}, {`["j0",1,0,""],["j1",2,1,"key"]`, ``},
 		{`["j1",2,1,"key"]`, `["j1",2,0,"key"]`}, {`["j1",2,1,"key"]`, `["j1",2,1,""]`}, {`["j1",2,1,"key"]`, `["j1",2,1,"other"]`}, {`["j1",2,1,"key"]`, `["j2",2,1,"key"]`},
 		{`,"cnf":{"jkt":"key"}`, ``}, {`"cnf":{"jkt":"key"}`, `"cnf":null`}, {`"cnf":{"jkt":"key"}`, `"cnf":{}`}, {`"cnf":{"jkt":"key"}`, `"cnf":{"jkt":""}`}, {`"cnf":{"jkt":"key"}`, `"cnf":{"jkt":"other"}`},
-		{`"cnf":{"jkt":"key"}`, `"cnf":{"jkt":"key","x5t#S256":"y"}`}, {`"cnf":{"jkt":"key"}`, `"cnf":{"JKT":"key"}`}, {`"cnf":{"jkt":"key"}`, `"cnf":"key"`}, {`"cnf":{"jkt":"key"}`, `"Cnf":{"jkt":"key"}`},
+		{`"cnf":{"jkt":"key"}`, `"cnf":{"jkt":"key","x5t#S256":"y"}`}, {`"cnf":{"jkt":"key"}`, `"cnf":{"JKT":"key"}`}, {`"cnf":{"jkt":"key"}`, `"cnf":{"x5t#S256":"other"}`}, {`"cnf":{"jkt":"key"}`, `"cnf":{"x5t":"key"}`}, {`"cnf":{"jkt":"key"}`, `"cnf":{"x5t#s256":"key"}`}, {`"cnf":{"jkt":"key"}`, `"cnf":"key"`}, {`"cnf":{"jkt":"key"}`, `"Cnf":{"jkt":"key"}`},
 		{`"cnf":`, `"may_act":null,"cnf":`}, {`"cnf":`, `"may_act":{},"cnf":`}, {`"cnf":`, `"may_act":{"sub":"bob"},"cnf":`}, {`"cnf":`, `"may_act":{"sub":"agent:c","iss":"i"},"cnf":`},
 		{`"cnf":`, `"may_act":[{"sub":"agent:c"}],"cnf":`}, {`"cnf":`, `"authorization_details":[],"cnf":`}, {`"cnf":`, `"authorization_details":null,"cnf":`},
 		{`"cnf":`, `"status":null,"cnf":`}, {`"cnf":`, `"status":{},"cnf":`}, {`"cnf":`, `"status":{"status_list":null},"cnf":`}, {`"cnf":`, `"status":{"status_list":{"idx":1}},"cnf":`},

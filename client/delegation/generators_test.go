@@ -107,6 +107,9 @@ func claims() *rapid.Generator[delegation.Claims] {
 		last.ID = c.ID
 		if last.Key != "" {
 			c.Confirmation = &delegation.Confirmation{JKT: last.Key}
+			if rapid.Bool().Draw(t, "certificate") {
+				c.Confirmation = &delegation.Confirmation{X5T: last.Key}
+			}
 		}
 		c.Delegation.Root = name.Draw(t, "root")
 		c.Delegation.DepthLeft = rapid.IntRange(0, delegation.MaxChainDepth-len(c.Delegation.Hops)).Draw(t, "depth_left")

@@ -42,7 +42,11 @@ const (
 	SubjectTokenInvalid  Reason = "subject_token_invalid"
 	ActorTokenInvalid    Reason = "actor_token_invalid"
 	TokenTypeUnsupported Reason = "token_type_unsupported"
-	ProofRequired        Reason = "proof_required" // the token is bound to a key that was not proven
+	ProofRequired        Reason = "proof_required"     // the token is bound to a key that was not proven
+	ProofInvalid         Reason = "proof_invalid"      // a DPoP proof breaks a rule of RFC 9449 §4.3
+	ProofReplayed        Reason = "proof_replayed"     // a DPoP proof was used before (RFC 9449 §11.1)
+	ProofNonceNeeded     Reason = "proof_nonce_needed" // the DPoP proof lacks the server's nonce (RFC 9449 §8)
+	BearerNotIssued      Reason = "bearer_not_issued"  // the token would be bound to no key, which this tenant does not allow
 	TokenRevoked         Reason = "token_revoked"
 	TokenSpent           Reason = "token_spent" // a token with uses 1 was exchanged already
 	ForeignActorChain    Reason = "foreign_actor_chain"
@@ -83,7 +87,7 @@ const (
 
 // Wire is a reason's place on both wires.
 type Wire struct {
-	OAuth string     // error code of RFC 6749 §5.2, 8693 §2.2.2, 8707 §2, 9396 §5
+	OAuth string     // error code of RFC 6749 §5.2, 8693 §2.2.2, 8707 §2, 9396 §5, 9449 §5 and §8
 	GRPC  codes.Code // status code
 	HTTP  int        // status code
 }
@@ -94,6 +98,7 @@ var (
 	badTarget  = Wire{"invalid_target", codes.PermissionDenied, http.StatusBadRequest}
 	badScope   = Wire{"invalid_scope", codes.PermissionDenied, http.StatusBadRequest}
 	badDetails = Wire{"invalid_authorization_details", codes.PermissionDenied, http.StatusBadRequest}
+	badProof   = Wire{"invalid_dpop_proof", codes.Unauthenticated, http.StatusBadRequest}
 	badClient  = Wire{"invalid_client", codes.Unauthenticated, http.StatusUnauthorized}
 )
 
@@ -125,6 +130,10 @@ var wires = map[Reason]Wire{
 	ActorTokenInvalid:    badRequest,
 	TokenTypeUnsupported: badRequest,
 	ProofRequired:        forbidden,
+	ProofInvalid:         badProof,
+	ProofReplayed:        badProof,
+	ProofNonceNeeded:     {"use_dpop_nonce", codes.Unauthenticated, http.StatusBadRequest},
+	BearerNotIssued:      forbidden,
 	TokenRevoked:         forbidden,
 	TokenSpent:           forbidden,
 	ForeignActorChain:    forbidden,

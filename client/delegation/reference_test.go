@@ -49,7 +49,11 @@ func (ref reference) claims(payload []byte) (c delegation.Claims, ok bool) {
 		c.Scope, r.bad = scopes, r.bad || err != nil
 	}
 	if cnf, present := m["cnf"]; present {
-		c.Confirmation = &delegation.Confirmation{JKT: r.text(r.object(cnf, "jkt"), "jkt")}
+		if object, _ := cnf.(map[string]any); object["x5t#S256"] != nil {
+			c.Confirmation = &delegation.Confirmation{X5T: r.text(r.object(cnf, "x5t#S256"), "x5t#S256")}
+		} else {
+			c.Confirmation = &delegation.Confirmation{JKT: r.text(r.object(cnf, "jkt"), "jkt")}
+		}
 	}
 	if mayAct, present := m["may_act"]; present {
 		c.MayAct = &delegation.MayAct{Sub: r.principal(r.object(mayAct, "sub"), "sub")}

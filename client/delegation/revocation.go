@@ -246,13 +246,18 @@ func (s *RevocationSet) Hit(l Lineage) (Revocation, bool) {
 
 // HitCaller returns a revocation that keeps a caller from authenticating: it is suspended, or the key
 // that it authenticated with ("" if there was none) is banned.
-func (s *RevocationSet) HitCaller(caller Principal, key string) (Revocation, bool) {
+func (s *RevocationSet) HitCaller(caller Principal, keys ...string) (Revocation, bool) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	if r, suspended := s.find(Target{Kind: BanSuspend, ID: string(caller)}, whatever); suspended || key == "" {
-		return r, suspended
+	if r, suspended := s.find(Target{Kind: BanSuspend, ID: string(caller)}, whatever); suspended {
+		return r, true
 	}
-	return s.find(Target{Kind: BanKey, ID: key}, whatever)
+	for _, key := range keys {
+		if r, banned := s.find(Target{Kind: BanKey, ID: key}, whatever); banned && key != "" {
+			return r, true
+		}
+	}
+	return Revocation{}, false
 }
 
 // find returns the revocation of a target that is hit by it as soon as it is there (numberless), or

@@ -54,11 +54,16 @@ func Parse(token string) (*Unverified, error) {
 	if err != nil {
 		return nil, err
 	}
+	return parseRest(&r, header, exact, signingInput, body, token[dot+1:])
+}
+
+// parseRest reads what stands behind the header.
+func parseRest(r *reader, header Header, exact bool, signingInput, body, sealed string) (*Unverified, error) {
 	payload, err := decodeSegment("payload", body)
 	if err != nil {
 		return nil, err
 	}
-	signature, err := decodeSegment("signature", token[dot+1:])
+	signature, err := decodeSegment("signature", sealed)
 	if err != nil {
 		return nil, err
 	}

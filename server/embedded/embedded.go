@@ -263,7 +263,7 @@ func (e *Embedded) settings() (server.Config, error) {
 		Audit:       server.Audit{CheckpointKey: e.path("keys", "checkpoint.key"), CheckpointFile: e.path("checkpoint")},
 		Console:     &server.Console{Issuer: e.issuer.PeopleIssuer(), ClientID: consoleClient},
 		// Long enough to try things out with the demo's tokens, and fast enough to measure.
-		Limits: server.Limits{MaxLifetime: personLifetime, DefaultLifetime: personLifetime, CallerRate: 10_000},
+		Limits: server.Limits{AllowBearer: true, MaxLifetime: personLifetime, DefaultLifetime: personLifetime, CallerRate: 10_000},
 		TrustedIssuers: []token.TrustedIssuer{
 			{
 				Issuer: e.issuer.PeopleIssuer(), Keys: token.KeySource{Discovery: true}, Algorithms: []string{"ES256"},

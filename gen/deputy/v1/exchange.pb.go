@@ -976,11 +976,13 @@ func (x *IntrospectResponse) GetCnf() *Confirmation {
 	return nil
 }
 
-// Confirmation names the holder's key.
+// Confirmation names what a holder must prove to hold; exactly one field is set.
 type Confirmation struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// RFC 7638 SHA-256 thumbprint.
-	Jkt           string `protobuf:"bytes,1,opt,name=jkt,proto3" json:"jkt,omitempty"`
+	// RFC 7638 SHA-256 thumbprint of a key that is proven by DPoP (RFC 9449).
+	Jkt string `protobuf:"bytes,1,opt,name=jkt,proto3" json:"jkt,omitempty"`
+	// SHA-256 thumbprint of a certificate that is proven by mutual TLS (RFC 8705), x5t#S256.
+	X5TS256       string `protobuf:"bytes,2,opt,name=x5t_s256,json=x5tS256,proto3" json:"x5t_s256,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1022,6 +1024,13 @@ func (x *Confirmation) GetJkt() string {
 	return ""
 }
 
+func (x *Confirmation) GetX5TS256() string {
+	if x != nil {
+		return x.X5TS256
+	}
+	return ""
+}
+
 // Hop is one grant of a chain.
 type Hop struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1029,7 +1038,7 @@ type Hop struct {
 	// The ledger's sequence number.
 	Entry uint64 `protobuf:"varint,2,opt,name=entry,proto3" json:"entry,omitempty"`
 	Actor string `protobuf:"bytes,3,opt,name=actor,proto3" json:"actor,omitempty"`
-	// RFC 7638 thumbprint of the key that the grant is bound to, or empty.
+	// Thumbprint of the key or certificate that the grant is bound to, or empty.
 	Key           string `protobuf:"bytes,4,opt,name=key,proto3" json:"key,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1187,9 +1196,10 @@ const file_deputy_v1_exchange_proto_rawDesc = "" +
 	"\x04hops\x18\x0f \x03(\v2\x0e.deputy.v1.HopR\x04hops\x12\x1d\n" +
 	"\n" +
 	"depth_left\x18\x10 \x01(\rR\tdepthLeft\x12)\n" +
-	"\x03cnf\x18\x11 \x01(\v2\x17.deputy.v1.ConfirmationR\x03cnf\" \n" +
+	"\x03cnf\x18\x11 \x01(\v2\x17.deputy.v1.ConfirmationR\x03cnf\";\n" +
 	"\fConfirmation\x12\x10\n" +
-	"\x03jkt\x18\x01 \x01(\tR\x03jkt\"U\n" +
+	"\x03jkt\x18\x01 \x01(\tR\x03jkt\x12\x19\n" +
+	"\bx5t_s256\x18\x02 \x01(\tR\ax5tS256\"U\n" +
 	"\x03Hop\x12\x10\n" +
 	"\x03jti\x18\x01 \x01(\tR\x03jti\x12\x14\n" +
 	"\x05entry\x18\x02 \x01(\x04R\x05entry\x12\x14\n" +

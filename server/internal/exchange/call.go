@@ -1,18 +1,24 @@
 package exchange
 
 import (
+	"crypto/x509"
 	"time"
 
 	"deputy.example/deputy/client/delegation"
 )
 
-// Credentials are what a caller presented to authenticate itself. At most one of Assertion, Bearer and
-// Person may be set; with none, an actor token of caller audience must authenticate.
+// Credentials are what a caller presented to authenticate itself. At most one of Assertion, Bearer, DPoP
+// and Person may be set; with none, an actor token of caller audience must authenticate.
 type Credentials struct {
 	AssertionType string // client_assertion_type (RFC 7521 §4.2)
 	Assertion     string // client_assertion
 	ClientID      string // client_id; optional, must equal the assertion's subject
 	Bearer        string // a credential of caller audience from "authorization: Bearer"
+	DPoP          string // a credential of caller audience that is bound to the key of Proof, from "authorization: DPoP"
+	Proof         *Proof // the one DPoP proof that came with the request, or nil
+	// Certificates are what the caller presented in the handshake of its connection, its own first. The
+	// handshake proved that it holds the key of that one; nobody has looked at the rest.
+	Certificates []*x509.Certificate
 	// Person signed in at a front that keeps sessions. People read and revoke; nothing else takes them.
 	Person *Person `json:"-"`
 }

@@ -6,33 +6,32 @@ import (
 	"errors"
 
 	"deputy.example/deputy/client/delegation"
-	"deputy.example/deputy/server/internal/token"
 )
 
-// authenticateCertificate takes the certificate of the caller's TLS connection for what it says, where a
-// tenant knows it. known is false where nobody does: that is a stranger's certificate, or none, which
-// authenticates nobody and stands in nobody's way; it may still be what a token is bound to.
+// identifyCertificate takes the certificate of the caller's connection for what it says, where a tenant
+// knows it. known is false where nobody does: that is a stranger's certificate, or none, which
+// authenticates nobody and stands in nobody's way; a token may still be bound to it.
 //
 // RFC 8705 §2 asks for client_id in every such request, so that a certificate which a client's machine
 // shows to everybody speaks for no request by accident. Over gRPC the certificate may stand alone.
-func (e *Engine) authenticateCertificate(ctx context.Context, door string, c Credentials) (tenant *Tenant, caller token.Caller, known bool, err error) {
-	tenant, err = e.knowing(door, c.Certificates)
+func (e *Engine) identifyCertificate(ctx context.Context, door string, c Credentials) (a arrival, known bool, err error) {
+	a.tenant, err = e.knowing(door, c.Certificates)
 	switch {
 	case err != nil:
-		return nil, token.Caller{}, true, err
-	case tenant == nil && c.ClientID != "":
-		return nil, token.Caller{}, true, unauthenticated(errors.New("nobody knows the certificate that comes with client_id"))
-	case tenant == nil:
-		return nil, token.Caller{}, false, nil
+		return arrival{}, false, err
+	case a.tenant == nil && c.ClientID != "":
+		return arrival{}, false, unauthenticated(errors.New("nobody knows the certificate that comes with client_id"))
+	case a.tenant == nil:
+		return arrival{}, false, nil
 	}
-	caller, err = tenant.Trust.Certificate(ctx, c.Certificates, c.ClientID)
+	a.caller, err = a.tenant.Trust.Certificate(ctx, c.Certificates, c.ClientID)
 	if err == nil && door != "" && c.ClientID == "" {
 		err = delegation.Refuse(delegation.ParameterMissing, "client_id", "is required where a certificate authenticates (RFC 8705 section 2)")
 	}
 	if err != nil {
-		return nil, token.Caller{}, true, err
+		return arrival{}, false, err
 	}
-	return tenant, caller, true, nil
+	return a, true, nil
 }
 
 // knowing finds the tenant that a certificate belongs to: the door's, or else the only one that knows it.

@@ -35,6 +35,9 @@ type Tenant struct {
 	Limits Limits
 	// CallerRate bounds what one caller may ask for, in children; every child of a batch counts.
 	CallerRate guard.Limit
+	// RequireNonce wants a nonce of this server's in each DPoP proof, so that nobody can make proofs for
+	// later (RFC 9449 §8). Default: the time that a proof was made is enough.
+	RequireNonce bool
 	// Checkpoints sign the heads of its log. Default: nobody does.
 	Checkpoints *Checkpointer
 
@@ -140,10 +143,10 @@ func New(config Config) (*Engine, error) {
 // Tenants are the tenants as configured, in order.
 func (e *Engine) Tenants() []Tenant { return e.config.Tenants }
 
-// tenant finds the tenant that a call belongs to: the one that its door names or, where the door
+// tenantOf finds the tenant that a call belongs to: the one that its door names or, where the door
 // names none, the one whose issuer the credential is addressed to. The credential is then verified
 // by that tenant's rules, so a wrong guess can only fail.
-func (e *Engine) tenant(named, credential string) (*Tenant, error) {
+func (e *Engine) tenantOf(named, credential string) (*Tenant, error) {
 	if named != "" {
 		if t := e.tenants[named]; t != nil {
 			return t, nil
@@ -154,11 +157,11 @@ func (e *Engine) tenant(named, credential string) (*Tenant, error) {
 	if err != nil {
 		return nil, unauthenticated(err)
 	}
-	claims, err := unverified.Registered()
+	audiences, err := unverified.StringsClaim("aud")
 	if err != nil {
 		return nil, unauthenticated(err)
 	}
-	for _, audience := range claims.Audience {
+	for _, audience := range audiences {
 		if t := e.byIssuer[audience]; t != nil {
 			return t, nil
 		}
@@ -169,7 +172,7 @@ func (e *Engine) tenant(named, credential string) (*Tenant, error) {
 // unauthenticated is the one answer to every failed authentication, whatever the cause.
 func unauthenticated(cause error) *delegation.Error {
 	return delegation.Refuse(delegation.ClientUnauthenticated, "",
-		"the caller could not be authenticated: send a private_key_jwt assertion or a workload JWT whose audience is the tenant's issuer").WithCause(cause)
+		"the caller could not be authenticated: send a private_key_jwt assertion, a workload JWT whose audience is the tenant's issuer, or a client certificate that the tenant knows").WithCause(cause)
 }
 
 // newID makes a ULID: sortable by time, 80 random bits.

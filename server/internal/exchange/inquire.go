@@ -5,8 +5,6 @@ import (
 	"errors"
 
 	"deputy.example/deputy/client/delegation"
-	"deputy.example/deputy/server/internal/ledger"
-	"deputy.example/deputy/server/internal/token"
 )
 
 // Introspect says whether a token is active now (RFC 7662). Any authenticated caller of the tenant
@@ -34,8 +32,7 @@ func (e *Engine) Introspect(ctx context.Context, q Inquiry) (Introspection, erro
 
 // inquirer is who asks a question, with the revocations of now.
 type inquirer struct {
-	tenant  *Tenant
-	caller  token.Caller
+	arrival
 	revoked *delegation.RevocationSet
 }
 
@@ -60,23 +57,21 @@ func (e *Engine) admitReader(ctx context.Context, q Inquiry) (inquirer, error) {
 	return by, nil
 }
 
-func (e *Engine) workload(ctx context.Context, q Inquiry) (*Tenant, token.Caller, error) {
-	tenant, caller, _, err := e.authenticate(ctx, q.Tenant, q.Credentials, nil)
-	return tenant, caller, err
+func (e *Engine) workload(ctx context.Context, q Inquiry) (arrival, error) {
+	return e.authenticate(ctx, q.Tenant, q.Credentials, nil)
 }
 
-// inquirer admits whoever asks, and who says who that is. A single-use assertion is spent durably here,
-// as an exchange spends it in its entry.
-func (e *Engine) inquirer(ctx context.Context, q Inquiry, who func(context.Context, Inquiry) (*Tenant, token.Caller, error)) (by inquirer, err error) {
-	if by.tenant, by.caller, err = who(ctx, q); err != nil {
+// inquirer admits whoever asks, and who says who that is. Single-use assertions and proofs are spent
+// durably here, as an exchange spends them in its entry.
+func (e *Engine) inquirer(ctx context.Context, q Inquiry, who func(context.Context, Inquiry) (arrival, error)) (by inquirer, err error) {
+	if by.arrival, err = who(ctx, q); err != nil {
 		return by, err
 	}
-	if err := e.admitCaller(ctx, by.tenant, by.caller, 1); err != nil {
+	if err := e.admitCaller(ctx, by.arrival, 1); err != nil {
 		return by, err
 	}
-	if u := by.caller.Use; u != nil {
-		spent := ledger.SingleUse{Issuer: u.Issuer, Key: u.Key, ID: u.ID, Until: u.Until, Reason: delegation.AssertionReplayed}
-		if err := e.config.Ledger.Spend(ctx, by.tenant.Name, []ledger.SingleUse{spent}); err != nil {
+	if uses := by.uses(); len(uses) > 0 {
+		if err := e.config.Ledger.Spend(ctx, by.tenant.Name, uses); err != nil {
 			return by, err
 		}
 	}
@@ -89,7 +84,7 @@ func (e *Engine) inquirer(ctx context.Context, q Inquiry, who func(context.Conte
 // unrevoked refuses a caller that is suspended or whose key is banned, and a person whose session began
 // before something that cut it off.
 func (e *Engine) unrevoked(by inquirer, p *Person) error {
-	if _, hit := by.revoked.HitCaller(by.caller.Principal, by.caller.Key); hit {
+	if _, hit := by.revoked.HitCaller(by.caller.Principal, by.keys()...); hit {
 		return unauthenticated(errors.New("the caller is suspended, or its key is banned"))
 	}
 	if p == nil || e.off.revocation {

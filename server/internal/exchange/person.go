@@ -86,23 +86,23 @@ func (p Person) lineage(skew time.Duration) delegation.Lineage {
 }
 
 // person says who a signed-in person is, for every call anew.
-func (e *Engine) person(_ context.Context, q Inquiry) (*Tenant, token.Caller, error) {
+func (e *Engine) person(_ context.Context, q Inquiry) (arrival, error) {
 	c, p := q.Credentials, q.Credentials.Person
-	if c != (Credentials{Person: p}) {
-		return nil, token.Caller{}, delegation.Refuse(delegation.ParameterConflict, "client_assertion", "a person has signed in: send nothing else that authenticates")
+	if c.AssertionType+c.Assertion+c.ClientID+c.Bearer+c.DPoP != "" || c.Proof != nil || c.Certificates != nil {
+		return arrival{}, delegation.Refuse(delegation.ParameterConflict, "client_assertion", "a person has signed in: send nothing else that authenticates")
 	}
 	tenant := e.tenants[p.tenant]
 	if tenant == nil || q.Tenant != "" && q.Tenant != p.tenant {
-		return nil, token.Caller{}, unauthenticated(errors.New("the person signed in to another tenant"))
+		return arrival{}, unauthenticated(errors.New("the person signed in to another tenant"))
 	}
 	now, s := e.config.Now(), p.session
 	switch {
 	case s.SignedIn.After(now) || !s.SignedIn.After(now.Add(-MaxSession)):
-		return nil, token.Caller{}, unauthenticated(errors.New("the session is over"))
+		return arrival{}, unauthenticated(errors.New("the session is over"))
 	case !tenant.Trust.Names(s.Issuer, s.Principal):
-		return nil, token.Caller{}, unauthenticated(errors.New("the issuer does not name that principal any more"))
+		return arrival{}, unauthenticated(errors.New("the issuer does not name that principal any more"))
 	}
-	return tenant, token.Caller{Principal: s.Principal, Method: token.MethodSignIn}, nil
+	return arrival{tenant: tenant, caller: token.Caller{Principal: s.Principal, Method: token.MethodSignIn}}, nil
 }
 
 // Role is what Deputy's own access control would let somebody do. It decides nothing: it says what to

@@ -21,6 +21,9 @@ type Limits struct {
 	// ActorMayRecur lets an actor that is in the chain already become the actor again. It gains
 	// nothing: each hop still narrows the one before it.
 	ActorMayRecur bool
+	// AllowBearer issues tokens that are bound to no key. Default: every token is bound to a key or a
+	// certificate of its actor's, and a child that would be bound to none is refused (I6).
+	AllowBearer bool
 	// ScopeTargets says at which audiences a scope means something. A token for several audiences is
 	// issued only where each of its scopes is mapped to each of them: RFC 8693 §2.1.1 makes the two a
 	// Cartesian product.
@@ -38,7 +41,8 @@ func (l Limits) withDefaults() Limits {
 // parent is what a plan may start from: a root token's ceiling or a derived token's claims. Nothing
 // else of the subject token has a say.
 type parent struct {
-	issuer, id string // the token's identity; id is "" for a root token without a jti
+	binding    *delegation.Confirmation // what the token is bound to, and was proven; nil for a bearer token
+	issuer, id string                   // the token's identity; id is "" for a root token without a jti
 	root       string
 	txn        string // "" for a root token: the child starts a chain
 	subject    delegation.Principal
@@ -82,8 +86,8 @@ type wish struct {
 // actor is who the child is for.
 type actor struct {
 	principal delegation.Principal
-	key       string // thumbprint of the key that the child is bound to, or ""
-	proof     string // how the actor was proven, for the record
+	binding   delegation.Confirmation // what the child is bound to; zero for a bearer token
+	proof     string                  // how the actor was proven, for the record
 }
 
 // parseWish checks the form of everything that a child asks for, and that the ledger can keep it: a
@@ -188,6 +192,10 @@ func targets(resources, audiences []string) ([]string, error) {
 // beyond the parent. It is a pure function; id and txn are fresh names, of which txn is used only
 // where a chain starts. The last hop's number stays 0 until the ledger gives it.
 func (p parent) claims(a actor, w wish, l Limits, tenantIssuer, id, txn string, now time.Time) (delegation.Claims, error) {
+	if a.binding.Key() == "" && !l.AllowBearer {
+		return delegation.Claims{}, delegation.Refuse(delegation.BearerNotIssued, "",
+			"the token would be bound to no key: send a DPoP proof, connect with a certificate, or name the actor with its key (cnf of actor_token, or actor_confirmation)")
+	}
 	expires, err := p.expiry(w, l, now)
 	if err != nil {
 		return delegation.Claims{}, err
@@ -210,13 +218,13 @@ func (p parent) claims(a actor, w wish, l Limits, tenantIssuer, id, txn string, 
 		ID: id, Txn: cmp.Or(p.txn, txn), Act: actors,
 		Delegation: delegation.Delegation{
 			Root:      p.root,
-			Hops:      append(slices.Clone(p.hops), delegation.Hop{ID: id, Actor: len(actors) - 1, Key: a.key}),
+			Hops:      append(slices.Clone(p.hops), delegation.Hop{ID: id, Actor: len(actors) - 1, Key: a.binding.Key()}),
 			DepthLeft: depthLeft,
 			Uses:      max(p.uses, w.uses),
 		},
 	}
-	if a.key != "" {
-		c.Confirmation = &delegation.Confirmation{JKT: a.key}
+	if a.binding.Key() != "" {
+		c.Confirmation = &a.binding
 	}
 	return c, nil
 }

@@ -66,6 +66,7 @@ var scenarios = rapid.Custom(func(t *rapid.T) scenario {
 			MaxLifetime:     time.Duration(rapid.IntRange(1, 3600).Draw(t, "max lifetime")) * time.Second,
 			DefaultLifetime: time.Duration(rapid.IntRange(1, 3600).Draw(t, "default lifetime")) * time.Second,
 			MaxDepth:        rapid.IntRange(1, 8).Draw(t, "max depth"),
+			AllowBearer:     rapid.IntRange(0, 3).Draw(t, "bearer") > 0,
 			ScopeTargets:    map[string][]string{"a.read": someAudiences[:2], "b.read": someAudiences},
 		}.withDefaults(),
 		root: parent{
@@ -81,7 +82,7 @@ var scenarios = rapid.Custom(func(t *rapid.T) scenario {
 		w.scopes, w.audiences = scopeSet(t, "scopes"), some(t, "audiences", someAudiences, 2)
 		w.details = some(t, "details", someDetails, 2)
 		w.lifetime = time.Duration(max(0, rapid.IntRange(-600, 600).Draw(t, "lifetime"))) * time.Second
-		a := actor{principal: rapid.SampledFrom(someActors).Draw(t, "actor"), key: rapid.SampledFrom([]string{"", "k1", "k2"}).Draw(t, "key")}
+		a := actor{principal: rapid.SampledFrom(someActors).Draw(t, "actor"), binding: rapid.SampledFrom([]delegation.Confirmation{{}, {JKT: "k1"}, {X5T: "c1"}}).Draw(t, "binding")}
 		s.steps = append(s.steps, step{wish: w, actor: a, after: time.Duration(rapid.IntRange(0, 2500).Draw(t, "after")) * time.Millisecond})
 	}
 	return s
@@ -179,6 +180,13 @@ func narrower(above parent, c delegation.Claims, st step, l Limits, now time.Tim
 			return fmt.Errorf("I5: %s", d)
 		}
 	}
+	own := c.Delegation.Hops[len(c.Delegation.Hops)-1]
+	if bound := st.actor.binding; own.Key != bound.Key() || (c.Confirmation == nil) != (bound.Key() == "") || c.Confirmation != nil && *c.Confirmation != bound {
+		return errors.New("I6: the child is not bound to its actor's key")
+	}
+	if c.Confirmation == nil && !l.AllowBearer {
+		return errors.New("I6: a bearer token where none may be")
+	}
 	if above.uses > 0 && c.Delegation.Uses != above.uses {
 		return errors.New("uses: the child may be used more often than its parent")
 	}
@@ -220,7 +228,7 @@ func TestNarrowingHoldsForAnySequenceOfExchanges(t *testing.T) {
 func straight(depth int) scenario {
 	scopes, _ := delegation.NewScopes("a.read")
 	s := scenario{
-		limits: Limits{MaxDepth: depth}.withDefaults(),
+		limits: Limits{MaxDepth: depth, AllowBearer: true}.withDefaults(),
 		root: parent{
 			issuer: "https://idp.example", root: "digest", subject: "user:alice", scopes: scopes, audiences: someAudiences[:1],
 			details: someDetails[:1], issuedAt: epoch, expiresAt: epoch.Add(time.Hour), depthLeft: depth,
@@ -277,6 +285,14 @@ func TestNarrowingPropertyCatchesEachMissingProtection(t *testing.T) {
 		},
 		"I5 details": func(p parent, a actor, w wish, l Limits, iss, id, txn string, now time.Time) (delegation.Claims, error) {
 			p.details = someDetails
+			return p.claims(a, w, l, iss, id, txn, now)
+		},
+		"I6 sender": func(p parent, a actor, w wish, l Limits, iss, id, txn string, now time.Time) (delegation.Claims, error) {
+			a.binding, l.AllowBearer = delegation.Confirmation{}, true
+			return p.claims(a, w, l, iss, id, txn, now)
+		},
+		"I6 bearer": func(p parent, a actor, w wish, l Limits, iss, id, txn string, now time.Time) (delegation.Claims, error) {
+			l.AllowBearer = true
 			return p.claims(a, w, l, iss, id, txn, now)
 		},
 		"uses": func(p parent, a actor, w wish, l Limits, iss, id, txn string, now time.Time) (delegation.Claims, error) {

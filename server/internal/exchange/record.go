@@ -82,7 +82,7 @@ func (w *walk) draft(ctx context.Context, c *child) *ledger.Draft {
 		Kind: ledger.KindGrant, Outcome: ledger.Granted,
 		Parent: w.parent.id, Txn: w.parent.txn, Root: w.parent.root,
 		Subject: w.parent.subject, Caller: w.caller.Principal,
-		Actor: c.actor.principal, Actors: w.parent.chainWith(c.actor.principal), HolderKey: c.actor.key, ActorProof: c.actor.proof,
+		Actor: c.actor.principal, Actors: w.parent.chainWith(c.actor.principal), HolderKey: c.actor.binding.Key(), ActorProof: c.actor.proof,
 		ModelID: c.decision.ModelID, Peer: w.call.Peer, TraceID: traceID(ctx),
 		Scopes: c.wish.scopes, Audiences: c.wish.audiences, Details: c.wish.details,
 	}
@@ -138,11 +138,10 @@ func (t *Tenant) numbered(c delegation.Claims, seq uint64) ([]byte, error) {
 }
 
 func (w *walk) callerUses() []ledger.SingleUse {
-	if w.caller.Use == nil || w.off.replay {
+	if w.off.replay {
 		return nil
 	}
-	u := w.caller.Use
-	return []ledger.SingleUse{{Issuer: u.Issuer, Key: u.Key, ID: u.ID, Until: u.Until, Reason: delegation.AssertionReplayed}}
+	return w.uses()
 }
 
 func (w *walk) itemKey(c *child) string {
@@ -168,7 +167,7 @@ func (w *walk) fingerprint(c *child) [32]byte {
 	}
 	field("deputy/fingerprint/v1")
 	field(w.parent.issuer, w.parent.id, w.parent.root)
-	field(string(c.actor.principal), c.actor.key)
+	field(string(c.actor.principal), c.actor.binding.Key())
 	field(c.wish.scopes...)
 	field(c.wish.audiences...)
 	details := make([]string, len(c.wish.details))

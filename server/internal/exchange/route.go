@@ -1,7 +1,6 @@
 package exchange
 
 import (
-	"cmp"
 	"slices"
 
 	"deputy.example/deputy/client/delegation"
@@ -15,11 +14,15 @@ import (
 //   - step in: the caller is the new actor itself, and the subject token is a root token or names it
 //     in may_act.
 //
-// named is nil where the request names nobody; then the caller is meant.
-func (p parent) route(caller delegation.Principal, named *actor, l Limits) (actor, error) {
+// named is nil where the request names nobody; then the caller is meant. held is what the request shows
+// that the caller holds: the caller's own token is bound to it, unless it is named with another key.
+func (p parent) route(caller delegation.Principal, named *actor, held delegation.Confirmation, l Limits) (actor, error) {
 	next := actor{principal: caller, proof: "caller"}
 	if named != nil {
 		next = *named
+	}
+	if next.principal == caller && next.binding.Key() == "" {
+		next.binding = held
 	}
 	current := p.actors.Current()
 	switch {
@@ -38,7 +41,7 @@ func (p parent) route(caller delegation.Principal, named *actor, l Limits) (acto
 	if p.actors.Contains(next.principal) && !l.ActorMayRecur {
 		return actor{}, delegation.Refuse(delegation.ActorInChain, "actor_token", "the actor is in the chain already")
 	}
-	if next.key != "" && slices.ContainsFunc(p.hops, func(h delegation.Hop) bool { return h.Key == next.key }) {
+	if key := next.binding.Key(); key != "" && slices.ContainsFunc(p.hops, func(h delegation.Hop) bool { return h.Key == key }) {
 		return actor{}, delegation.Refuse(delegation.ActorUnconfirmed, "actor_confirmation", "the key belongs to an ancestor")
 	}
 	return next, nil
@@ -47,13 +50,12 @@ func (p parent) route(caller delegation.Principal, named *actor, l Limits) (acto
 // selfNarrow keeps the actor and its key: a bound token stays bound to the same key, or becomes
 // bound, but never loses its binding.
 func (p parent) selfNarrow(next actor) (actor, error) {
-	held := ""
-	if len(p.hops) > 0 {
-		held = p.hops[len(p.hops)-1].Key
+	if p.binding == nil {
+		return next, nil
 	}
-	if held != "" && next.key != "" && next.key != held {
+	if next.binding != *p.binding && next.binding.Key() != "" {
 		return actor{}, delegation.Refuse(delegation.ActorUnconfirmed, "actor_confirmation", "self-narrowing keeps the key of the subject token")
 	}
-	next.key = cmp.Or(held, next.key)
+	next.binding = *p.binding
 	return next, nil
 }

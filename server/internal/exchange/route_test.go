@@ -13,7 +13,7 @@ import (
 // time: who may ask, whom for, and what may stand against it.
 func TestCallerRulesForAnyone(t *testing.T) {
 	people := rapid.SampledFrom([]delegation.Principal{"agent:a", "agent:b", "agent:c", "agent:d"})
-	keys := rapid.SampledFrom([]string{"", "k1", "k2"})
+	bindings := rapid.SampledFrom([]delegation.Confirmation{{}, {JKT: "k1"}, {JKT: "k2"}, {X5T: "c1"}, {X5T: "c2"}})
 	seen := map[string]int{}
 	rapid.Check(t, func(rt *rapid.T) {
 		p := parent{subject: "user:alice"}
@@ -22,7 +22,11 @@ func TestCallerRulesForAnyone(t *testing.T) {
 		}
 		if len(p.actors) > 0 && rapid.Bool().Draw(rt, "derived") {
 			for i := range p.actors {
-				p.hops = append(p.hops, delegation.Hop{ID: "j", Actor: i, Key: keys.Draw(rt, "held")})
+				bound := bindings.Draw(rt, "bound")
+				p.hops = append(p.hops, delegation.Hop{ID: "j", Actor: i, Key: bound.Key()})
+				if p.binding = nil; bound.Key() != "" {
+					p.binding = &bound
+				}
 			}
 		}
 		if rapid.Bool().Draw(rt, "may_act") {
@@ -33,14 +37,18 @@ func TestCallerRulesForAnyone(t *testing.T) {
 		var named *actor
 		asked := actor{principal: caller}
 		if rapid.Bool().Draw(rt, "named") {
-			asked = actor{principal: people.Draw(rt, "named"), key: keys.Draw(rt, "key"), proof: "token"}
-			named = &asked
+			asked = actor{principal: people.Draw(rt, "named"), binding: bindings.Draw(rt, "binding"), proof: "token"}
+			named = new(asked)
+		}
+		held := bindings.Draw(rt, "held")
+		if asked.principal == caller && asked.binding.Key() == "" {
+			asked.binding = held // what is made for the caller is bound to what it has just proven
 		}
 		limits := Limits{ActorMayRecur: rapid.Bool().Draw(rt, "recur")}
 
 		path := rule(p, caller, asked, limits)
 		seen[path]++
-		got, err := p.route(caller, named, limits)
+		got, err := p.route(caller, named, held, limits)
 		if (err == nil) != (path != "refused") {
 			rt.Fatalf("%s asks for %+v of %+v: want %s, got %v", caller, asked, p, path, err)
 		}
@@ -50,11 +58,14 @@ func TestCallerRulesForAnyone(t *testing.T) {
 			}
 			return
 		}
-		if got.principal != asked.principal || asked.key != "" && got.key != asked.key {
+		if got.principal != asked.principal || asked.binding.Key() != "" && got.binding != asked.binding {
 			rt.Fatalf("asked for %+v, got %+v", asked, got)
 		}
-		if held := heldKey(p); path == "self-narrowing" && held != "" && got.key != held {
+		if path == "self-narrowing" && p.binding != nil && got.binding != *p.binding {
 			rt.Fatalf("a binding got lost: %+v, %+v", p, got)
+		}
+		if got.principal != caller && got.binding != asked.binding {
+			rt.Fatalf("another's token is bound to what the caller holds: %+v", got)
 		}
 	})
 	for _, path := range []string{"hand down", "self-narrowing", "step in", "refused"} {
@@ -75,7 +86,7 @@ func rule(p parent, caller delegation.Principal, asked actor, l Limits) string {
 	path := "refused"
 	switch {
 	case caller == holder && asked.principal == holder:
-		if held := heldKey(p); held == "" || asked.key == "" || asked.key == held {
+		if p.binding == nil || asked.binding.Key() == "" || asked.binding == *p.binding {
 			path = "self-narrowing"
 		}
 		return path
@@ -86,18 +97,12 @@ func rule(p parent, caller delegation.Principal, asked actor, l Limits) string {
 	}
 	again := slices.Contains(p.actors, asked.principal) && !l.ActorMayRecur
 	another := root && p.mayAct != nil && !mayAct(asked.principal)
-	keyOfAncestor := asked.key != "" && slices.ContainsFunc(p.hops, func(h delegation.Hop) bool { return h.Key == asked.key })
+	key := asked.binding.Key()
+	keyOfAncestor := key != "" && slices.ContainsFunc(p.hops, func(h delegation.Hop) bool { return h.Key == key })
 	if again || another || keyOfAncestor {
 		return "refused"
 	}
 	return path
-}
-
-func heldKey(p parent) string {
-	if len(p.hops) == 0 {
-		return ""
-	}
-	return p.hops[len(p.hops)-1].Key
 }
 
 func BenchmarkPlan(b *testing.B) {
@@ -108,7 +113,7 @@ func BenchmarkPlan(b *testing.B) {
 		p.actors = append(p.actors, someActors[len(p.actors)])
 	}
 	p.txn, p.depthLeft = "txn", 2
-	st, limits := s.steps[3], Limits{}.withDefaults()
+	st, limits := s.steps[3], Limits{AllowBearer: true}.withDefaults()
 	tenant := &Tenant{frame: 250}
 	b.ReportAllocs()
 	for b.Loop() {

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"deputy.example/deputy/client/delegation"
-	"deputy.example/deputy/server/internal/guard"
 	"deputy.example/deputy/server/internal/ledger"
 	"deputy.example/deputy/server/internal/policy"
 	"deputy.example/deputy/server/internal/token"
@@ -23,83 +22,106 @@ func (w *walk) front(ctx context.Context) error {
 		return delegation.Refuse(delegation.ParameterMissing, "children", "ask for at least one child")
 	}
 	first := w.children[0]
-	tenant, caller, named, err := w.authenticate(ctx, w.call.Tenant, w.call.Credentials, &actorToken{first.ActorToken, first.ActorTokenType})
-	if err != nil {
+	var err error
+	if w.arrival, err = w.authenticate(ctx, w.call.Tenant, w.call.Credentials, &actorToken{first.ActorToken, first.ActorTokenType}); err != nil {
 		return err
 	}
-	w.tenant, w.caller = tenant, caller
-	first.named = named
+	first.named = w.named
 	return nil
 }
 
 // actorToken is an actor_token with its type.
 type actorToken struct{ raw, tokenType string }
 
-// authenticate finds tenant and caller. Client authentication comes first; without it an actor token
-// of caller audience authenticates, and is returned so that it need not be verified again. fallback
-// is nil where no actor token can be.
-func (e *Engine) authenticate(ctx context.Context, door string, c Credentials, fallback *actorToken) (*Tenant, token.Caller, *token.Actor, error) {
+// authenticate finds tenant and caller, and then what the request shows that the caller holds. Client
+// authentication comes first; without it an actor token of caller audience authenticates, and is
+// returned so that it need not be verified again. fallback is nil where no actor token can be.
+func (e *Engine) authenticate(ctx context.Context, door string, c Credentials, fallback *actorToken) (arrival, error) {
+	a, err := e.identify(ctx, door, c, fallback)
+	if err != nil {
+		return arrival{}, err
+	}
+	if a.held, err = e.hold(ctx, a.tenant, c); err != nil {
+		return arrival{}, err
+	}
+	return a, e.bound(a, c)
+}
+
+func (e *Engine) identify(ctx context.Context, door string, c Credentials, fallback *actorToken) (arrival, error) {
+	presented := 0
+	for _, credential := range []string{c.Assertion, c.Bearer, c.DPoP} {
+		if credential != "" {
+			presented++
+		}
+	}
 	switch {
 	case c.Person != nil:
-		return nil, token.Caller{}, nil, unauthenticated(errors.New("a person who signed in may read and revoke, and nothing else"))
-	case c.Assertion != "" && c.Bearer != "":
-		return nil, token.Caller{}, nil, delegation.Refuse(delegation.ParameterConflict, "client_assertion",
+		return arrival{}, unauthenticated(errors.New("a person who signed in may read and revoke, and nothing else"))
+	case presented > 1:
+		return arrival{}, delegation.Refuse(delegation.ParameterConflict, "client_assertion",
 			"the authorization metadata authenticates the caller too: send one of them")
-	case c.Assertion == "" && (c.AssertionType != "" || c.ClientID != ""):
-		return nil, token.Caller{}, nil, delegation.Refuse(delegation.ParameterMissing, "client_assertion",
-			"client_assertion_type and client_id need a client_assertion")
+	case c.Assertion == "" && (c.AssertionType != "" || c.ClientID != "" && (presented > 0 || len(c.Certificates) == 0)):
+		return arrival{}, delegation.Refuse(delegation.ParameterMissing, "client_assertion",
+			"client_assertion_type needs a client_assertion, and client_id one or a client certificate")
 	case c.Assertion != "" && c.AssertionType != delegation.ClientAssertionTypeJWTBearer:
-		return nil, token.Caller{}, nil, delegation.Refuse(delegation.ParameterInvalid, "client_assertion_type",
+		return arrival{}, delegation.Refuse(delegation.ParameterInvalid, "client_assertion_type",
 			"must be %s", delegation.ClientAssertionTypeJWTBearer)
+	case c.DPoP != "" && c.Proof == nil:
+		return arrival{}, delegation.Refuse(delegation.ParameterMissing, "dpop", "a credential of scheme DPoP needs a proof of its key (RFC 9449 section 7.1)")
 	}
-	credential := c.Assertion + c.Bearer // one of them is empty
-	if credential == "" && fallback != nil {
-		return e.authenticateActor(ctx, door, *fallback)
+	credential := c.Assertion + c.Bearer + c.DPoP // all but one are empty
+	if credential == "" {
+		if a, known, err := e.identifyCertificate(ctx, door, c); known || err != nil {
+			return a, err
+		}
+		if fallback != nil {
+			return e.identifyActor(ctx, door, *fallback)
+		}
 	}
-	tenant, err := e.tenant(door, credential)
+	tenant, err := e.tenantOf(door, credential)
 	if err != nil {
-		return nil, token.Caller{}, nil, err
+		return arrival{}, err
 	}
-	verify := tenant.Trust.Caller
-	if c.Bearer != "" {
-		verify = tenant.Trust.Bearer
+	verify := tenant.Trust.Bearer
+	if c.Assertion != "" {
+		verify = tenant.Trust.Caller
 	}
 	caller, err := verify(ctx, credential)
 	if err != nil {
-		return nil, token.Caller{}, nil, err
+		return arrival{}, err
 	}
 	if c.ClientID != "" && c.ClientID != string(caller.Principal) {
-		return nil, token.Caller{}, nil, unauthenticated(errors.New("client_id is not the assertion's subject"))
+		return arrival{}, unauthenticated(errors.New("client_id is not the assertion's subject"))
 	}
-	return tenant, caller, nil, nil
+	return arrival{tenant: tenant, caller: caller}, nil
 }
 
-// authenticateActor takes an actor token of caller audience for the caller. One of actor audience
-// only names: whoever was handed it must not become the actor.
-func (e *Engine) authenticateActor(ctx context.Context, door string, t actorToken) (*Tenant, token.Caller, *token.Actor, error) {
+// identifyActor takes an actor token of caller audience for the caller. One of actor audience only
+// names: whoever was handed it must not become the actor.
+func (e *Engine) identifyActor(ctx context.Context, door string, t actorToken) (arrival, error) {
 	switch {
 	case t.raw == "":
-		return nil, token.Caller{}, nil, unauthenticated(errors.New("no credential"))
+		return arrival{}, unauthenticated(errors.New("no credential"))
 	case t.tokenType == "":
-		return nil, token.Caller{}, nil, errActorTokenType
+		return arrival{}, errActorTokenType
 	}
-	tenant, err := e.tenant(door, t.raw)
+	tenant, err := e.tenantOf(door, t.raw)
 	if err != nil {
-		return nil, token.Caller{}, nil, err
+		return arrival{}, err
 	}
 	named, err := tenant.Trust.Actor(ctx, t.raw, t.tokenType)
 	if err != nil {
 		var refusal *delegation.Error
 		if errors.As(err, &refusal) && (refusal.Temporary() || refusal.Reason == delegation.TokenTypeUnsupported) {
-			return nil, token.Caller{}, nil, refusal
+			return arrival{}, refusal
 		}
-		return nil, token.Caller{}, nil, unauthenticated(err)
+		return arrival{}, unauthenticated(err)
 	}
 	if !named.Authenticates && !e.off.actorAudience {
-		return nil, token.Caller{}, nil, unauthenticated(errors.New("an actor token of actor audience authenticates nobody"))
+		return arrival{}, unauthenticated(errors.New("an actor token of actor audience authenticates nobody"))
 	}
-	caller := token.Caller{Principal: named.Principal, Key: named.Key, Method: named.Method}
-	return tenant, caller, &named, nil
+	caller := token.Caller{Principal: named.Principal, Method: named.Method, Confirmation: named.Confirmation}
+	return arrival{tenant: tenant, caller: caller, named: &named}, nil
 }
 
 var errActorTokenType = delegation.Refuse(delegation.ParameterMissing, "actor_token_type", "is required with actor_token (RFC 8693 section 2.1)")
@@ -107,24 +129,16 @@ var errActorTokenType = delegation.Refuse(delegation.ParameterMissing, "actor_to
 // admit is step 2: is the caller within its rate, is its credential fresh? Redis is asked early and
 // cheaply here; the row that decides on replay is written in step 6.
 func (w *walk) admit(ctx context.Context) error {
-	return w.admitCaller(ctx, w.tenant, w.caller, len(w.children))
+	return w.admitCaller(ctx, w.arrival, len(w.children))
 }
 
-// admitCaller notes the caller's use first: with an assertion that somebody captured, nobody can use
+// admitCaller notes the caller's uses first: with an assertion that somebody captured, nobody can use
 // up its owner's rate.
-func (e *Engine) admitCaller(ctx context.Context, tenant *Tenant, caller token.Caller, calls int) error {
-	if err := e.noteUse(ctx, tenant, caller); err != nil {
+func (e *Engine) admitCaller(ctx context.Context, a arrival, calls int) error {
+	if err := e.noteUses(ctx, a); err != nil {
 		return err
 	}
-	return e.config.Guard.Admit(ctx, tenant.Name, caller.Principal, calls, tenant.CallerRate)
-}
-
-func (e *Engine) noteUse(ctx context.Context, tenant *Tenant, caller token.Caller) error {
-	if caller.Use == nil {
-		return nil
-	}
-	u := *caller.Use
-	return e.config.Guard.Note(ctx, tenant.Name, []guard.Use{{Issuer: u.Issuer, Key: u.Key, ID: u.ID, Until: u.Until}})
+	return e.config.Guard.Admit(ctx, a.tenant.Name, a.caller.Principal, calls, a.tenant.CallerRate)
 }
 
 // verify is step 3: the subject token once, then each child's actor.
@@ -139,8 +153,8 @@ func (w *walk) verify(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if subject.Derived != nil && subject.Derived.Confirmation != nil && !w.off.binding {
-		return delegation.Refuse(delegation.ProofRequired, "subject_token", "it is bound to a key, and no proof of that key was sent")
+	if err := w.mustHold(w.held, subject.Confirmation(), "subject_token"); err != nil {
+		return err
 	}
 	if w.parent, err = parentOf(subject, w.tenant.Limits); err != nil {
 		return err
@@ -150,7 +164,7 @@ func (w *walk) verify(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if _, hit := revoked.Hit(w.parent.lineage(w.caller)); hit && !w.off.revocation {
+	if _, hit := revoked.Hit(w.parent.lineage(w.arrival)); hit && !w.off.revocation {
 		return delegation.Refuse(delegation.TokenRevoked, "subject_token", "it, something it descends from, or its caller was revoked")
 	}
 	for _, c := range w.children {
@@ -184,7 +198,8 @@ func parentOf(s token.Subject, l Limits) (parent, error) {
 	case s.Derived != nil:
 		c := *s.Derived
 		p := parent{
-			issuer: c.Issuer, id: c.ID, root: c.Delegation.Root, txn: c.Txn,
+			binding: s.Confirmation(),
+			issuer:  c.Issuer, id: c.ID, root: c.Delegation.Root, txn: c.Txn,
 			subject: c.Subject, actors: c.Act, hops: c.Delegation.Hops,
 			scopes: c.Scope, audiences: c.Audience, details: c.Details,
 			expiresAt: time.Unix(c.ExpiresAt, 0), depthLeft: c.Delegation.DepthLeft, uses: c.Delegation.Uses,
@@ -196,7 +211,8 @@ func parentOf(s token.Subject, l Limits) (parent, error) {
 	case s.Root != nil:
 		r := *s.Root
 		return parent{
-			issuer: r.Issuer, id: r.ID, root: r.Digest,
+			binding: s.Confirmation(),
+			issuer:  r.Issuer, id: r.ID, root: r.Digest,
 			subject: r.Principal, actors: r.Actors,
 			scopes: r.Scopes, audiences: r.Audiences, details: r.Details,
 			issuedAt: r.IssuedAt, expiresAt: r.ExpiresAt, depthLeft: l.MaxDepth, mayAct: r.MayAct,
@@ -205,28 +221,25 @@ func parentOf(s token.Subject, l Limits) (parent, error) {
 	return parent{}, delegation.Refuse(delegation.SubjectTokenInvalid, "subject_token", "it says nothing")
 }
 
-// lineage is what a revocation can name of the parent and of who asks, the key that it signed its
-// assertion with included: whoever stole that key is stopped by a ban on it.
-func (p parent) lineage(caller token.Caller) delegation.Lineage {
+// lineage is what a revocation can name of the parent and of who asks, the keys that it signed with
+// included: whoever stole one is stopped by a ban on it.
+func (p parent) lineage(by arrival) delegation.Lineage {
 	l := delegation.Lineage{
 		Root: p.root, RootIssuedAt: p.issuedAt, Txn: p.txn,
-		Subject: p.subject, Actors: p.actors, Hops: p.hops, Caller: caller.Principal,
+		Subject: p.subject, Actors: p.actors, Hops: p.hops, Caller: by.caller.Principal, Keys: by.keys(),
 	}
 	if p.isRoot() {
 		l.RootActors = p.actors
-	}
-	if caller.Key != "" {
-		l.Keys = []string{caller.Key}
 	}
 	return l
 }
 
 // lineage is the parent's with the child's actor and its key.
 func (w *walk) lineage(c *child) delegation.Lineage {
-	l := w.parent.lineage(w.caller)
+	l := w.parent.lineage(w.arrival)
 	l.Actors = w.parent.chainWith(c.actor.principal)
-	if c.actor.key != "" {
-		l.Keys = append(l.Keys, c.actor.key)
+	if key := c.actor.binding.Key(); key != "" {
+		l.Keys = append(l.Keys, key)
 	}
 	return l
 }
@@ -257,7 +270,7 @@ func (w *walk) nameActor(ctx context.Context, c *child) error {
 	if named != nil {
 		c.actor = *named // for the record, should the route be refused
 	}
-	next, err := w.parent.route(w.caller.Principal, named, w.tenant.Limits)
+	next, err := w.parent.route(w.caller.Principal, named, w.held.binding(), w.tenant.Limits)
 	switch {
 	case err != nil && !w.off.callerRules:
 		return err
@@ -266,8 +279,8 @@ func (w *walk) nameActor(ctx context.Context, c *child) error {
 	case err != nil:
 		next = *named
 	}
-	if next.key != "" && slices.ContainsFunc(w.parent.actors, func(p delegation.Principal) bool {
-		return p != next.principal && w.tenant.Trust.Registered(p, next.key)
+	if slices.ContainsFunc(w.parent.actors, func(p delegation.Principal) bool {
+		return p != next.principal && w.tenant.Trust.Registered(p, next.binding.Key())
 	}) {
 		return delegation.Refuse(delegation.ActorUnconfirmed, "actor_confirmation", "the key is registered for an ancestor")
 	}
@@ -290,7 +303,16 @@ func (w *walk) actorByToken(ctx context.Context, c *child) (actor, error) {
 		return actor{}, delegation.Refuse(delegation.ActorTokenInvalid, "actor_token",
 			"it authenticates another caller: ask that actor for a token whose audience is %s", delegation.ActorAudience(w.tenant.Issuer))
 	}
-	return actor{principal: c.named.Principal, key: c.named.Key, proof: string(c.named.Method)}, nil
+	if c.named.Authenticates {
+		if err := w.mustHold(w.held, c.named.Confirmation, "actor_token"); err != nil {
+			return actor{}, err
+		}
+	}
+	named := actor{principal: c.named.Principal, proof: c.named.Method}
+	if c.named.Confirmation != nil {
+		named.binding = *c.named.Confirmation
+	}
+	return named, nil
 }
 
 func (w *walk) actorByKey(c *child) (actor, error) {
@@ -301,10 +323,11 @@ func (w *walk) actorByKey(c *child) (actor, error) {
 	if c.ActorConfirmation == "" {
 		return actor{}, delegation.Refuse(delegation.ParameterMissing, "actor_confirmation", "requested_actor needs the thumbprint of one of that actor's registered keys")
 	}
-	if !w.tenant.Trust.Registered(principal, c.ActorConfirmation) {
+	binding := w.tenant.Trust.Binding(principal, c.ActorConfirmation)
+	if binding.Key() == "" {
 		return actor{}, delegation.Refuse(delegation.ActorUnconfirmed, "actor_confirmation", "is not a registered key of the requested actor")
 	}
-	return actor{principal: principal, key: c.ActorConfirmation, proof: "registered_key"}, nil
+	return actor{principal: principal, binding: binding, proof: "registered_key"}, nil
 }
 
 // plan is step 4. See parent.claims, which is pure.

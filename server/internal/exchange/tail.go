@@ -105,7 +105,7 @@ func (t *Tail) page(ctx context.Context, after uint64) ([]Recorded, error) {
 // standing looks whether the caller was revoked meanwhile, and whether a person's session is over.
 func (t *Tail) standing(ctx context.Context) (err error) {
 	if t.inquiry.Credentials.Person != nil {
-		if _, _, err := t.engine.person(ctx, t.inquiry); err != nil {
+		if _, err := t.engine.person(ctx, t.inquiry); err != nil {
 			return err
 		}
 	}

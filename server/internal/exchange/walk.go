@@ -17,9 +17,8 @@ import (
 // walk is one Call on its way through the seven steps.
 type walk struct {
 	*Engine
+	arrival  // zero until step 1 has found it out
 	call     Call
-	tenant   *Tenant
-	caller   token.Caller
 	parent   parent
 	now      time.Time // one instant for the whole call
 	children []*child

@@ -1,7 +1,7 @@
 // Package guard is what Deputy keeps in Redis: may this caller go on at this rate, was this assertion
-// seen before, and which revocations are in force?
+// seen before, which nonces may a proof hold, and which revocations are in force?
 //
-// It owns the keys under "{tenant}:rate:", "{tenant}:replay:" and "{tenant}:revoked:" and nothing
+// It owns the keys under "{tenant}:rate:", "{tenant}:replay:", "{tenant}:nonce:" and "{tenant}:revoked:" and nothing
 // else, shared by every instance on the same Redis. Nothing here is the truth: what is remembered may
 // be lost at any time. The row that decides about a replay is the ledger's, and so guard only ever
 // says no early. The lists of revocations are for other services to read, and to spread news fast;
@@ -12,6 +12,7 @@
 package guard
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	_ "embed"
@@ -142,9 +143,10 @@ func (g *Guard) Admit(ctx context.Context, tenant string, caller delegation.Prin
 type Use struct {
 	Issuer, Key, ID string
 	Until           time.Time
+	Reason          delegation.Reason // of the refusal; AssertionReplayed if empty
 }
 
-// Note remembers the uses until their time has passed and refuses with assertion_replayed if any
+// Note remembers the uses until their time has passed and refuses with the reason of the first that
 // was noted before. It is for credentials that are new in every request, also in a retried one:
 // a token with uses 1 goes to the ledger only, which knows an idempotent retry from a second use.
 func (g *Guard) Note(ctx context.Context, tenant string, uses []Use) (err error) {
@@ -159,26 +161,28 @@ func (g *Guard) Note(ctx context.Context, tenant string, uses []Use) (err error)
 	for i, u := range uses {
 		ttl := u.Until.Sub(g.now())
 		if ttl < time.Millisecond {
-			return delegation.Refuse(delegation.ClientUnauthenticated, "", "the assertion has expired")
+			return delegation.Refuse(delegation.ClientUnauthenticated, "", "the assertion or the proof has expired")
 		}
 		noted[i] = pipe.SetArgs(ctx, key(tenant, "replay", u.digest()), 1, redis.SetArgs{Mode: "NX", TTL: ttl})
 	}
 	if _, err := pipe.Exec(ctx); err != nil && !errors.Is(err, redis.Nil) {
 		return delegation.Unavailable(dependency, err)
 	}
-	replayed := false
-	for _, n := range noted { // Exec reports only the first error
+	var replayed *Use
+	for i, n := range noted { // Exec reports only the first error
 		switch answer, err := n.Result(); {
 		case errors.Is(err, redis.Nil):
-			replayed = true
+			if replayed == nil {
+				replayed = &uses[i]
+			}
 		case err != nil:
 			return delegation.Unavailable(dependency, err)
 		case answer != "OK":
 			return delegation.Unavailable(dependency, fmt.Errorf("SET NX answered %q", answer))
 		}
 	}
-	if replayed {
-		return delegation.Refuse(delegation.AssertionReplayed, "", "the assertion was used before: make a new one for every request")
+	if replayed != nil {
+		return delegation.Refuse(cmp.Or(replayed.Reason, delegation.AssertionReplayed), "", "the assertion or the proof was used before: make a new one for every request")
 	}
 	return nil
 }

@@ -31,6 +31,9 @@ func writeError(w http.ResponseWriter, r *http.Request, ep *endpoint, err error)
 	case http.StatusMethodNotAllowed:
 		header.Set("Allow", strings.Join(ep.methods, ", "))
 	}
+	if nonce := refusal.Metadata[delegation.MetadataNonce]; nonce != "" {
+		header.Set("DPoP-Nonce", nonce) // RFC 9449 §8
+	}
 	if refusal.RetryAfter > 0 {
 		// Rounded up: a client that comes back on the second must not come too early.
 		seconds := (refusal.RetryAfter + time.Second - 1) / time.Second

@@ -380,7 +380,7 @@ func TestIntrospection(t *testing.T) {
 		engine := granting(t)
 		full := url.Values{"token": {"t"}, "client_assertion": {"a"}, "client_assertion_type": {"b"}, "client_id": {"c"}}
 		answerTo(t, newHandler(t, Config{Engine: engine}), post("/oauth2/introspect", full))
-		if want := (exchange.Credentials{Assertion: "a", AssertionType: "b", ClientID: "c"}); engine.inquiries[0].Credentials != want {
+		if want := (exchange.Credentials{Assertion: "a", AssertionType: "b", ClientID: "c"}); !reflect.DeepEqual(engine.inquiries[0].Credentials, want) {
 			t.Errorf("%+v", engine.inquiries[0])
 		}
 	})

@@ -28,9 +28,9 @@ var introspectParameters = map[string]arity{
 func introspectEndpoint(e Engine, t *Tenant) *endpoint {
 	return &endpoint{
 		methods: []string{http.MethodPost},
-		gates:   []gate{{"query", refuseQuery}, {"proof", refuseProof}},
+		gates:   []gate{{"query", refuseQuery}},
 		serve: func(w http.ResponseWriter, r *http.Request) error {
-			who, p, err := readInquiry(w, r, introspectParameters)
+			who, p, err := readInquiry(w, r, t, pathIntrospect, introspectParameters)
 			if err != nil {
 				return err
 			}
@@ -50,9 +50,9 @@ func introspectEndpoint(e Engine, t *Tenant) *endpoint {
 }
 
 // readInquiry reads the form of a question about a token, and who asks: by an assertion in the form or
-// by a credential in the Authorization header.
-func readInquiry(w http.ResponseWriter, r *http.Request, known map[string]arity) (exchange.Credentials, parameters, error) {
-	bearer, err := bearerCredential(r)
+// by a credential in the Authorization header, perhaps with a proof of its key.
+func readInquiry(w http.ResponseWriter, r *http.Request, t *Tenant, path string, known map[string]arity) (exchange.Credentials, parameters, error) {
+	scheme, credential, err := authorization(r)
 	if err != nil {
 		return exchange.Credentials{}, nil, err
 	}
@@ -64,25 +64,36 @@ func readInquiry(w http.ResponseWriter, r *http.Request, known map[string]arity)
 		return exchange.Credentials{}, nil, err
 	}
 	who := credentials(p)
-	if bearer != "" && who != (exchange.Credentials{}) {
+	if credential != "" && who.AssertionType+who.Assertion+who.ClientID != "" {
 		return exchange.Credentials{}, nil, delegation.Refuse(delegation.ParameterConflict, "client_assertion", "authenticate once: in the form or in the Authorization header")
 	}
-	who.Bearer = bearer
-	return who, p, nil
+	if strings.EqualFold(scheme, schemeDPoP) {
+		who.DPoP = credential
+	} else {
+		who.Bearer = credential
+	}
+	return who, p, hold(&who, r, t, path)
 }
 
-// bearerCredential returns the one credential of the Authorization header (RFC 6750 §2.1), or "" if
-// there is no such header. The scheme's name is case-insensitive (RFC 9110 §11.1).
-func bearerCredential(r *http.Request) (string, error) {
+// The schemes of the Authorization header (RFC 6750 §2.1, RFC 9449 §7.1). Their case does not matter
+// (RFC 9110 §11.1).
+const (
+	schemeBearer = "Bearer"
+	schemeDPoP   = "DPoP"
+)
+
+// authorization returns scheme and credential of the one Authorization header, or nothing if there is none.
+func authorization(r *http.Request) (scheme, credential string, err error) {
 	values := r.Header.Values("Authorization")
 	if len(values) == 0 {
-		return "", nil
+		return "", "", nil
 	}
-	scheme, credential, _ := strings.Cut(values[0], " ")
-	if len(values) > 1 || !strings.EqualFold(scheme, "Bearer") || credential == "" || strings.ContainsAny(credential, " \t,") {
-		return "", delegation.Refuse(delegation.ClientUnauthenticated, "Authorization", "send one Authorization header of scheme Bearer, or client_assertion in the form")
+	scheme, credential, _ = strings.Cut(values[0], " ")
+	known := strings.EqualFold(scheme, schemeBearer) || strings.EqualFold(scheme, schemeDPoP)
+	if len(values) > 1 || !known || credential == "" || strings.ContainsAny(credential, " \t,") {
+		return "", "", delegation.Refuse(delegation.ClientUnauthenticated, "Authorization", "send one Authorization header of scheme Bearer or DPoP, or client_assertion in the form")
 	}
-	return credential, nil
+	return scheme, credential, nil
 }
 
 // introspectionResponse is RFC 7662 §2.2: the claims as they stand in the token, act nested, and

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"deputy.example/deputy/client/delegation"
+	"deputy.example/deputy/client/dpop"
 )
 
 const (
@@ -32,6 +33,9 @@ type metadata struct {
 	// authorization endpoint, and clients look for the member.
 	ResponseTypes []string `json:"response_types_supported"`
 	DetailTypes   []string `json:"authorization_details_types_supported,omitempty"`
+
+	// ProofAlgorithms are those of DPoP proofs (RFC 9449 §5.1).
+	ProofAlgorithms []string `json:"dpop_signing_alg_values_supported"`
 
 	TokenAuth            []string `json:"token_endpoint_auth_methods_supported"`
 	TokenAlgorithms      []string `json:"token_endpoint_auth_signing_alg_values_supported,omitempty"`
@@ -65,6 +69,7 @@ func metadataDocument(t *Tenant) ([]byte, error) {
 		GrantTypes:           []string{delegation.GrantTypeTokenExchange},
 		ResponseTypes:        []string{},
 		DetailTypes:          t.DetailTypes,
+		ProofAlgorithms:      dpop.Algorithms(),
 		TokenAuth:            tokenAuth,
 		TokenAlgorithms:      t.AssertionAlgorithms,
 		IntrospectAuth:       inquiryAuth,

@@ -30,9 +30,9 @@ var revokeParameters = map[string]arity{
 func revokeEndpoint(e Engine, t *Tenant) *endpoint {
 	return &endpoint{
 		methods: []string{http.MethodPost},
-		gates:   []gate{{"query", refuseQuery}, {"proof", refuseProof}},
+		gates:   []gate{{"query", refuseQuery}},
 		serve: func(w http.ResponseWriter, r *http.Request) error {
-			who, p, err := readInquiry(w, r, revokeParameters)
+			who, p, err := readInquiry(w, r, t, pathRevoke, revokeParameters)
 			if err != nil {
 				return err
 			}

@@ -81,7 +81,7 @@ func TestRevocationRefuses(t *testing.T) {
 	}
 	engine := granting(t)
 	w, _ := answerTo(t, newHandler(t, Config{Engine: engine}), post("/oauth2/revoke", url.Values{"token": {"t"}, "client_assertion": {"a"}, "client_assertion_type": {"b"}, "client_id": {"c"}}))
-	if w.Code != http.StatusOK || engine.revoked[0].Credentials != (exchange.Credentials{Assertion: "a", AssertionType: "b", ClientID: "c"}) {
+	if w.Code != http.StatusOK || !reflect.DeepEqual(engine.revoked[0].Credentials, exchange.Credentials{Assertion: "a", AssertionType: "b", ClientID: "c"}) {
 		t.Errorf("the same with nothing wrong: %d %+v", w.Code, engine.revoked)
 	}
 }

@@ -75,7 +75,6 @@ func tokenEndpoint(e Engine, t *Tenant) *endpoint {
 		gates: []gate{
 			{"query", refuseQuery},
 			{"authorization", refuseAuthorization},
-			{"proof", refuseProof},
 		},
 		serve: func(w http.ResponseWriter, r *http.Request) error {
 			p, err := readParameters(w, r, tokenParameters, t.AcceptJSONSTS)
@@ -87,6 +86,9 @@ func tokenEndpoint(e Engine, t *Tenant) *endpoint {
 				return err
 			}
 			call.Tenant, call.Peer = t.Name, r.RemoteAddr
+			if err := hold(&call.Credentials, r, t, pathToken); err != nil {
+				return err
+			}
 			outcomes, err := e.Exchange(r.Context(), call)
 			if err != nil {
 				return err
@@ -118,12 +120,20 @@ func refuseAuthorization(r *http.Request) error {
 	return delegation.Refuse(delegation.ClientUnauthenticated, "Authorization", "the Authorization header is not accepted here: send client_assertion in the form")
 }
 
-// refuseProof: a proof that is not looked at must not look as if it had been accepted.
-func refuseProof(r *http.Request) error {
-	if _, sent := r.Header["Dpop"]; !sent {
-		return nil
+// hold adds what shows that the caller holds a key: the one DPoP proof of the request, which was made for
+// the endpoint's public address (RFC 9449 section 4.3), and what it presented in the handshake.
+func hold(c *exchange.Credentials, r *http.Request, t *Tenant, path string) error {
+	if r.TLS != nil {
+		c.Certificates = r.TLS.PeerCertificates
 	}
-	return delegation.Refuse(delegation.ParameterUnsupported, "DPoP", "it is not supported here and must not be sent")
+	switch proofs := r.Header.Values("DPoP"); len(proofs) {
+	case 0:
+	case 1:
+		c.Proof = &exchange.Proof{JWT: proofs[0], Method: r.Method, URI: strings.TrimSuffix(t.Issuer, "/") + path}
+	default:
+		return delegation.Refuse(delegation.ParameterRepeated, "DPoP", "it must not be sent more than once (RFC 9449 section 4.3)")
+	}
+	return nil
 }
 
 // readParameters reads the body in one of the forms that the endpoint takes.
@@ -275,9 +285,10 @@ func newTokenResponse(call exchange.Call, outcomes []exchange.Outcome) (tokenRes
 	return response, nil
 }
 
-// tokenType says how to present the token: one that is bound to a key needs a proof (RFC 9449 §5).
+// tokenType says how to present the token: one that is bound to a key needs a proof (RFC 9449 §5), one that
+// is bound to a certificate is a Bearer token on a connection with it (RFC 8705 §3).
 func tokenType(c delegation.Claims) string {
-	if c.Confirmation != nil {
+	if c.Confirmation != nil && c.Confirmation.JKT != "" {
 		return "DPoP"
 	}
 	return "Bearer"

@@ -15,6 +15,7 @@ import (
 
 type auditService struct {
 	deputyv1.UnimplementedAuditServiceServer
+	door
 	engine  Engine
 	streams *streams
 }
@@ -39,11 +40,11 @@ type audited interface {
 }
 
 // inquiry is strict about the request and takes the caller's credentials from it.
-func inquiry(ctx context.Context, r audited) (exchange.Inquiry, error) {
+func (d door) inquiry(ctx context.Context, r audited) (exchange.Inquiry, error) {
 	if err := refuseUnknown(r, r.GetClient()); err != nil {
 		return exchange.Inquiry{}, err
 	}
-	who, err := credentialsOf(ctx, r.GetClient())
+	who, err := d.credentialsOf(ctx, r.GetClient())
 	if err != nil {
 		return exchange.Inquiry{}, err
 	}
@@ -52,7 +53,7 @@ func inquiry(ctx context.Context, r audited) (exchange.Inquiry, error) {
 
 // GetEntry returns one entry with its record.
 func (s *auditService) GetEntry(ctx context.Context, r *deputyv1.GetEntryRequest) (*deputyv1.GetEntryResponse, error) {
-	q, err := inquiry(ctx, r)
+	q, err := s.inquiry(ctx, r)
 	if err != nil {
 		return nil, err
 	}
@@ -67,7 +68,7 @@ func (s *auditService) GetEntry(ctx context.Context, r *deputyv1.GetEntryRequest
 
 // GetChain returns the grants that lead to one, root to leaf.
 func (s *auditService) GetChain(ctx context.Context, r *deputyv1.GetChainRequest) (*deputyv1.GetChainResponse, error) {
-	q, err := inquiry(ctx, r)
+	q, err := s.inquiry(ctx, r)
 	if err != nil {
 		return nil, err
 	}
@@ -89,7 +90,7 @@ func (s *auditService) GetChain(ctx context.Context, r *deputyv1.GetChainRequest
 
 // ListDescendants returns a page of what was derived from a grant.
 func (s *auditService) ListDescendants(ctx context.Context, r *deputyv1.ListDescendantsRequest) (*deputyv1.ListDescendantsResponse, error) {
-	q, err := inquiry(ctx, r)
+	q, err := s.inquiry(ctx, r)
 	if err != nil {
 		return nil, err
 	}
@@ -123,7 +124,7 @@ func (s *auditService) ListDescendants(ctx context.Context, r *deputyv1.ListDesc
 
 // SearchEntries returns a page of the entries that match.
 func (s *auditService) SearchEntries(ctx context.Context, r *deputyv1.SearchEntriesRequest) (*deputyv1.SearchEntriesResponse, error) {
-	q, err := inquiry(ctx, r)
+	q, err := s.inquiry(ctx, r)
 	if err != nil {
 		return nil, err
 	}
@@ -195,7 +196,7 @@ func searchQuery(r *deputyv1.SearchEntriesRequest) (q ledger.Query, err error) {
 
 // Reach says what an agent can do now.
 func (s *auditService) Reach(ctx context.Context, r *deputyv1.ReachRequest) (*deputyv1.ReachResponse, error) {
-	q, err := inquiry(ctx, r)
+	q, err := s.inquiry(ctx, r)
 	if err != nil {
 		return nil, err
 	}
@@ -231,7 +232,7 @@ func (s *auditService) Reach(ctx context.Context, r *deputyv1.ReachRequest) (*de
 
 // GetCheckpoint returns the newest signed head.
 func (s *auditService) GetCheckpoint(ctx context.Context, r *deputyv1.GetCheckpointRequest) (*deputyv1.GetCheckpointResponse, error) {
-	q, err := inquiry(ctx, r)
+	q, err := s.inquiry(ctx, r)
 	if err != nil {
 		return nil, err
 	}
@@ -246,7 +247,7 @@ func (s *auditService) GetCheckpoint(ctx context.Context, r *deputyv1.GetCheckpo
 
 // GetProofs proves that an entry is in the log, and that the log has only grown.
 func (s *auditService) GetProofs(ctx context.Context, r *deputyv1.GetProofsRequest) (*deputyv1.GetProofsResponse, error) {
-	q, err := inquiry(ctx, r)
+	q, err := s.inquiry(ctx, r)
 	if err != nil {
 		return nil, err
 	}

@@ -2,23 +2,32 @@ package rpc
 
 import (
 	"context"
+	"crypto/x509"
+	"net/http"
 	"strings"
 
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 
 	"deputy.example/deputy/client/delegation"
+	"deputy.example/deputy/client/dpop"
 	deputyv1 "deputy.example/deputy/gen/deputy/v1"
 	"deputy.example/deputy/server/internal/exchange"
 )
 
 // foreignCredentials are metadata that carry credentials or proofs elsewhere. None of them is looked
 // at here, so none of them may look as if it had been accepted.
-var foreignCredentials = []string{"cookie", "dpop", "grpcgateway-authorization", "proxy-authorization", "x-api-key", "x-goog-iam-authorization-token"}
+var foreignCredentials = []string{"cookie", "grpcgateway-authorization", "proxy-authorization", "x-api-key", "x-goog-iam-authorization-token"}
+
+// door knows by which names the server is reached.
+type door struct{ authority func(string) bool }
 
 // credentialsOf takes what the caller presented to authenticate itself, from the one place where it
-// is: the request or the metadata.
-func credentialsOf(ctx context.Context, client *deputyv1.ClientAuthentication) (exchange.Credentials, error) {
+// is, the request or the metadata, and what shows that it holds a key: a DPoP proof in the metadata, a
+// certificate in the handshake.
+func (d door) credentialsOf(ctx context.Context, client *deputyv1.ClientAuthentication) (exchange.Credentials, error) {
 	incoming, _ := metadata.FromIncomingContext(ctx)
 	for _, key := range foreignCredentials {
 		if len(incoming.Get(key)) > 0 {
@@ -29,6 +38,11 @@ func credentialsOf(ctx context.Context, client *deputyv1.ClientAuthentication) (
 		AssertionType: client.GetClientAssertionType(),
 		Assertion:     client.GetClientAssertion(),
 		ClientID:      client.GetClientId(),
+		Certificates:  certificatesOf(ctx),
+	}
+	var err error
+	if c.Proof, err = d.proofOf(ctx, incoming); err != nil {
+		return exchange.Credentials{}, err
 	}
 	values := incoming.Get("authorization")
 	if len(values) == 0 {
@@ -38,13 +52,49 @@ func credentialsOf(ctx context.Context, client *deputyv1.ClientAuthentication) (
 	switch {
 	case len(values) > 1:
 		return exchange.Credentials{}, delegation.Refuse(delegation.ParameterRepeated, "authorization", "it must not be sent more than once")
-	case !strings.EqualFold(scheme, "Bearer") || credential == "" || strings.ContainsAny(credential, " \t,"):
-		return exchange.Credentials{}, delegation.Refuse(delegation.ClientUnauthenticated, "authorization", "send one credential of scheme Bearer, or client in the request")
+	case !strings.EqualFold(scheme, "Bearer") && !strings.EqualFold(scheme, "DPoP") || credential == "" || strings.ContainsAny(credential, " \t,"):
+		return exchange.Credentials{}, delegation.Refuse(delegation.ClientUnauthenticated, "authorization", "send one credential of scheme Bearer or DPoP, or client in the request")
 	case client != nil:
 		return exchange.Credentials{}, delegation.Refuse(delegation.ParameterConflict, "client", "authenticate once: in the request or in the metadata")
 	}
-	c.Bearer = credential
+	if strings.EqualFold(scheme, "DPoP") {
+		c.DPoP = credential
+	} else {
+		c.Bearer = credential
+	}
 	return c, nil
+}
+
+// proofOf is the one DPoP proof of the call, made for the address that dpop.CallURI says. A call that came
+// by a name which is not this server's has no address: whoever was sent a proof for another server must
+// not be able to use it here by calling us by that server's name.
+func (d door) proofOf(ctx context.Context, incoming metadata.MD) (*exchange.Proof, error) {
+	proofs := incoming.Get("dpop")
+	switch len(proofs) {
+	case 0:
+		return nil, nil
+	case 1:
+	default:
+		return nil, delegation.Refuse(delegation.ParameterRepeated, "dpop", "it must not be sent more than once (RFC 9449 section 4.3)")
+	}
+	proof := &exchange.Proof{JWT: proofs[0], Method: http.MethodPost}
+	method, known := grpc.Method(ctx)
+	if authority := incoming.Get(":authority"); known && len(authority) == 1 && d.authority(authority[0]) {
+		proof.URI = dpop.CallURI(authority[0], method)
+	}
+	return proof, nil
+}
+
+// certificatesOf is what the caller presented in the handshake, its own certificate first.
+func certificatesOf(ctx context.Context) []*x509.Certificate {
+	p, known := peer.FromContext(ctx)
+	if !known {
+		return nil
+	}
+	if info, ok := p.AuthInfo.(credentials.TLSInfo); ok {
+		return info.State.PeerCertificates
+	}
+	return nil
 }
 
 // peerOf is the network address of the caller, for the record.

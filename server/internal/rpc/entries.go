@@ -43,7 +43,7 @@ func newStreams(c Config, draining <-chan struct{}) *streams {
 func (s *auditService) StreamEntries(r *deputyv1.StreamEntriesRequest, stream grpc.ServerStreamingServer[deputyv1.StreamEntriesResponse]) error {
 	ctx, cancel := context.WithCancel(stream.Context())
 	defer cancel()
-	q, err := inquiry(ctx, r)
+	q, err := s.inquiry(ctx, r)
 	if err != nil {
 		return err
 	}

@@ -20,12 +20,13 @@ const maxChildren = 100
 
 type exchangeService struct {
 	deputyv1.UnimplementedTokenExchangeServiceServer
+	door
 	engine Engine
 }
 
 // Exchange makes one child.
 func (s *exchangeService) Exchange(ctx context.Context, r *deputyv1.ExchangeRequest) (*deputyv1.ExchangeResponse, error) {
-	call, err := newCall(ctx, r, []*deputyv1.Child{r.GetChild()})
+	call, err := s.newCall(ctx, r, []*deputyv1.Child{r.GetChild()})
 	if err != nil {
 		return nil, err
 	}
@@ -44,7 +45,7 @@ func (s *exchangeService) BatchExchange(ctx context.Context, r *deputyv1.BatchEx
 	if n := len(r.GetChildren()); n < 1 || n > maxChildren {
 		return nil, delegation.Refuse(delegation.ParameterInvalid, "children", "there must be 1 to %d, not %d", maxChildren, n)
 	}
-	call, err := newCall(ctx, r, r.GetChildren())
+	call, err := s.newCall(ctx, r, r.GetChildren())
 	if err != nil {
 		return nil, err
 	}
@@ -89,11 +90,11 @@ type exchangeRequest interface {
 	GetValidateOnly() bool
 }
 
-func newCall(ctx context.Context, r exchangeRequest, children []*deputyv1.Child) (exchange.Call, error) {
+func (d door) newCall(ctx context.Context, r exchangeRequest, children []*deputyv1.Child) (exchange.Call, error) {
 	if err := refuseUnknown(r, r.GetClient()); err != nil {
 		return exchange.Call{}, err
 	}
-	who, err := credentialsOf(ctx, r.GetClient())
+	who, err := d.credentialsOf(ctx, r.GetClient())
 	if err != nil {
 		return exchange.Call{}, err
 	}
@@ -234,7 +235,7 @@ func (s *exchangeService) Introspect(ctx context.Context, r *deputyv1.Introspect
 	if err := refuseUnknown(r, r.GetClient()); err != nil {
 		return nil, err
 	}
-	who, err := credentialsOf(ctx, r.GetClient())
+	who, err := s.credentialsOf(ctx, r.GetClient())
 	if err != nil {
 		return nil, err
 	}
@@ -279,7 +280,7 @@ func newIntrospection(c delegation.Claims) (*deputyv1.IntrospectResponse, error)
 		response.Hops = append(response.Hops, &deputyv1.Hop{Jti: hop.ID, Entry: hop.Seq, Actor: string(c.Act[hop.Actor]), Key: hop.Key})
 	}
 	if c.Confirmation != nil {
-		response.Cnf = &deputyv1.Confirmation{Jkt: c.Confirmation.JKT}
+		response.Cnf = &deputyv1.Confirmation{Jkt: c.Confirmation.JKT, X5TS256: c.Confirmation.X5T}
 	}
 	return response, nil
 }
@@ -292,9 +293,10 @@ func detailsText(details []delegation.Detail) (string, error) {
 	return string(text), err
 }
 
-// tokenType says how to present the token: one that is bound to a key needs a proof (RFC 9449 §5).
+// tokenType says how to present the token: one that is bound to a key needs a proof (RFC 9449 §5), one that
+// is bound to a certificate is a Bearer token on a connection with it (RFC 8705 §3).
 func tokenType(c delegation.Claims) string {
-	if c.Confirmation != nil {
+	if c.Confirmation != nil && c.Confirmation.JKT != "" {
 		return "DPoP"
 	}
 	return "Bearer"

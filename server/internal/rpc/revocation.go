@@ -14,6 +14,7 @@ import (
 
 type revocationService struct {
 	deputyv1.UnimplementedRevocationServiceServer
+	door
 	engine   Engine
 	watchers *watchers
 }
@@ -73,7 +74,7 @@ func (s *revocationService) GetReceipts(ctx context.Context, r *deputyv1.GetRece
 	if err := refuseUnknown(r, r.GetClient()); err != nil {
 		return nil, err
 	}
-	who, err := credentialsOf(ctx, r.GetClient())
+	who, err := s.credentialsOf(ctx, r.GetClient())
 	if err != nil {
 		return nil, err
 	}
@@ -93,7 +94,7 @@ func (s *revocationService) GetReceipts(ctx context.Context, r *deputyv1.GetRece
 // revoke asks the engine, and takes no success for one that has not been recorded.
 func (s *revocationService) revoke(ctx context.Context, client *deputyv1.ClientAuthentication, call exchange.RevokeCall) (exchange.Revoked, error) {
 	var err error
-	if call.Credentials, err = credentialsOf(ctx, client); err != nil {
+	if call.Credentials, err = s.credentialsOf(ctx, client); err != nil {
 		return exchange.Revoked{}, err
 	}
 	call.Peer = peerOf(ctx)

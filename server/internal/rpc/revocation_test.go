@@ -3,6 +3,7 @@ package rpc
 import (
 	"context"
 	"errors"
+	"reflect"
 	"testing"
 	"time"
 
@@ -36,7 +37,7 @@ func TestRevoke(t *testing.T) {
 	}
 	asked := engine.revocation[0]
 	asked.Peer = ""
-	if asked != (exchange.RevokeCall{
+	if !reflect.DeepEqual(asked, exchange.RevokeCall{
 		Credentials: exchange.Credentials{Bearer: "assertion"}, Reason: "leaked",
 		Target: delegation.Target{Kind: delegation.CutAgentSubject, ID: "agent:a", Subject: "user:alice"},
 	}) {
@@ -75,7 +76,7 @@ func TestSuspendResumeReceipts(t *testing.T) {
 		{Target: delegation.Target{Kind: delegation.Resume, ID: "agent:a"}, Reason: "fine"},
 	} {
 		want.Peer = engine.revocation[i].Peer
-		if engine.revocation[i] != want {
+		if !reflect.DeepEqual(engine.revocation[i], want) {
 			t.Errorf("asked for %+v, want %+v", engine.revocation[i], want)
 		}
 	}

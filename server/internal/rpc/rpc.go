@@ -59,6 +59,9 @@ type Config struct {
 	Timeout time.Duration
 	// MaxConnectionAge makes clients reconnect, so that load spreads to new instances. Default: 30 min.
 	MaxConnectionAge time.Duration
+	// Authority says whether the server is reached by this name, as :authority has it: host or host:port.
+	// DPoP proofs are for a name of the server's. Nil: it has none, and no proof is good.
+	Authority func(string) bool
 	// Reflection tells anyone who connects which services and messages there are.
 	Reflection     bool
 	Logger         *slog.Logger         // nil: discard
@@ -107,6 +110,9 @@ func New(c Config) (*Server, error) {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
+	if c.Authority == nil {
+		c.Authority = func(string) bool { return false }
+	}
 	i := interceptor{timeout: c.Timeout, logger: c.Logger, now: c.Now}
 	options := []grpc.ServerOption{
 		grpc.MaxRecvMsgSize(maxMessageBytes),
@@ -140,9 +146,9 @@ func New(c Config) (*Server, error) {
 // register is the one place where a service becomes reachable. Every method of every service passes
 // through the interceptors, which see it by its full name.
 func (s *Server) register(c Config) {
-	deputyv1.RegisterTokenExchangeServiceServer(s.grpc, &exchangeService{engine: c.Engine})
-	deputyv1.RegisterAuditServiceServer(s.grpc, &auditService{engine: c.Engine, streams: newStreams(c, s.watchers.draining)})
-	deputyv1.RegisterRevocationServiceServer(s.grpc, &revocationService{engine: c.Engine, watchers: s.watchers})
+	deputyv1.RegisterTokenExchangeServiceServer(s.grpc, &exchangeService{door: door{c.Authority}, engine: c.Engine})
+	deputyv1.RegisterAuditServiceServer(s.grpc, &auditService{door: door{c.Authority}, engine: c.Engine, streams: newStreams(c, s.watchers.draining)})
+	deputyv1.RegisterRevocationServiceServer(s.grpc, &revocationService{door: door{c.Authority}, engine: c.Engine, watchers: s.watchers})
 	healthpb.RegisterHealthServer(s.grpc, s.health)
 	if c.Reflection {
 		reflection.Register(s.grpc)

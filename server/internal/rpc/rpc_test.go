@@ -15,6 +15,7 @@ import (
 	"maps"
 	"math/big"
 	"net"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -219,7 +220,7 @@ func TestIntrospect(t *testing.T) {
 	if !proto.Equal(got, want) {
 		t.Errorf("%v\nwant %v", got, want)
 	}
-	if q := engine.inquiries[0]; q.Credentials != (exchange.Credentials{Bearer: "assertion"}) || q.Token != "presented" || q.Peer == "" {
+	if q := engine.inquiries[0]; !reflect.DeepEqual(q.Credentials, exchange.Credentials{Bearer: "assertion"}) || q.Token != "presented" || q.Peer == "" {
 		t.Errorf("%+v", q)
 	}
 	engine.introspect = func(context.Context, exchange.Inquiry) (exchange.Introspection, error) {
@@ -255,7 +256,7 @@ func TestGetChain(t *testing.T) {
 	if !proto.Equal(got, want) {
 		t.Errorf("%v\nwant %v", got, want)
 	}
-	if q := engine.inquiries[0]; q.ID != "01JID" || q.Credentials != (exchange.Credentials{Assertion: "a", AssertionType: "b", ClientID: "c"}) {
+	if q := engine.inquiries[0]; q.ID != "01JID" || !reflect.DeepEqual(q.Credentials, exchange.Credentials{Assertion: "a", AssertionType: "b", ClientID: "c"}) {
 		t.Errorf("%+v", q)
 	}
 }

@@ -87,7 +87,7 @@ type watcher struct {
 // WatchRevocations serves one verifier. Its credential comes in the metadata.
 func (s *revocationService) WatchRevocations(stream grpc.BidiStreamingServer[deputyv1.WatchRevocationsRequest, deputyv1.WatchRevocationsResponse]) error {
 	ctx := stream.Context()
-	who, err := credentialsOf(ctx, nil)
+	who, err := s.credentialsOf(ctx, nil)
 	if err != nil {
 		return err
 	}

@@ -2,11 +2,7 @@ package token
 
 import (
 	"context"
-	"encoding/base64"
 	"time"
-
-	"github.com/go-json-experiment/json"
-	"github.com/go-json-experiment/json/jsontext"
 
 	"deputy.example/deputy/client/delegation"
 )
@@ -28,12 +24,14 @@ type Actor struct {
 	// principal. Otherwise it was addressed to the actor audience and only names the principal: it says
 	// nothing about who presents it.
 	Authenticates bool
-	Key           string // thumbprint of the key that the actor's tokens shall be bound to (cnf.jkt), or ""
-	Method        string // MethodWorkloadJWT, MethodJWTSVID or MethodActorJWT
+	// Confirmation is what the actor's tokens shall be bound to (cnf), or nil. A token that authenticates
+	// is bound to it itself: it authenticates only whoever proves that.
+	Confirmation *delegation.Confirmation
+	Method       string // MethodWorkloadJWT, MethodJWTSVID or MethodActorJWT
 }
 
 // Actor verifies an actor token that was presented with the given token type URN. Errors are
-// ActorTokenInvalid with the broken rule, or TokenTypeUnsupported, ProofRequired or DependencyDown.
+// ActorTokenInvalid with the broken rule, or TokenTypeUnsupported or DependencyDown.
 func (t *Trust) Actor(ctx context.Context, raw, tokenType string) (Actor, error) {
 	if err := checkTokenType(actorSlot, tokenType); err != nil {
 		return Actor{}, err
@@ -94,11 +92,8 @@ func (t *Trust) workloadOf(p presented) (Actor, error) {
 		return Actor{}, errActorAudience
 	}
 	var err error
-	if a.Key, err = boundKey(p); err != nil {
+	if a.Confirmation, err = confirmation(p); err != nil {
 		return Actor{}, err
-	}
-	if a.Authenticates && a.Key != "" {
-		return Actor{}, errBound(actorSlot)
 	}
 	if _, delegated := p.Claim("act"); delegated {
 		return Actor{}, broken("it is about a delegation itself")
@@ -138,8 +133,8 @@ func (t *Trust) selfNamed(ctx context.Context, c *client, p presented, tokenType
 	case time.Unix(p.claims.ExpiresAt, 0).After(t.now().Add(maxActorLifetime + t.skew)):
 		return Actor{}, broken("it expires too late")
 	}
-	key, err := boundKey(p)
-	return Actor{Principal: c.principal, Key: key, Method: MethodActorJWT}, err
+	bound, err := confirmation(p)
+	return Actor{Principal: c.principal, Confirmation: bound, Method: MethodActorJWT}, err
 }
 
 const errActorAudience = broken("its aud is not exactly one of those that this tenant gives to actors")
@@ -149,19 +144,16 @@ func (t *Trust) addressed(p presented, audience string) bool {
 	return len(p.claims.Audience) == 1 && t.intended(p.claims.Audience, []string{audience})
 }
 
-// boundKey is the thumbprint in cnf, or "" without one. Any other way of binding is refused, because
-// a binding that is not understood must not get lost.
-func boundKey(p presented) (string, error) {
+// confirmation is the token's cnf, or nil without one. Any way of binding but the two that Deputy knows
+// is refused, because a binding that is not understood must not get lost.
+func confirmation(p presented) (*delegation.Confirmation, error) {
 	raw, present := p.Claim("cnf")
 	if !present {
-		return "", nil
+		return nil, nil
 	}
-	var cnf delegation.Confirmation
-	if jsontext.Value(raw).Kind() != '{' || json.Unmarshal(raw, &cnf, json.RejectUnknownMembers(true)) != nil {
-		return "", errBound(actorSlot)
+	c, err := delegation.ReadConfirmation(raw)
+	if err != nil {
+		return nil, broken("its cnf holds something other than one jkt or one x5t#S256")
 	}
-	if sum, err := base64.RawURLEncoding.Strict().DecodeString(cnf.JKT); err != nil || len(sum) != 32 {
-		return "", errBound(actorSlot)
-	}
-	return cnf.JKT, nil
+	return c, nil
 }

@@ -22,6 +22,7 @@ func TestWorkloadTokenRules(t *testing.T) {
 		reason    delegation.Reason
 		words     string
 		want      Actor
+		bound     delegation.Confirmation
 	}{
 		{name: "caller audience authenticates", want: Actor{Authenticates: true}},
 		{name: "caller audience as a single string", claims: func(*world) object { return object{"aud": tenantIssuer} }, want: Actor{Authenticates: true}},
@@ -53,17 +54,17 @@ func TestWorkloadTokenRules(t *testing.T) {
 		{name: "no sub", claims: func(*world) object { return object{"sub": nil} }, reason: delegation.ActorTokenInvalid, words: "names its principal"},
 		{name: "act", claims: func(*world) object { return object{"act": object{"sub": "x"}} }, reason: delegation.ActorTokenInvalid, words: "about a delegation"},
 
-		{name: "names a key", claims: func(*world) object { return object{"aud": actorAudience, "cnf": object{"jkt": aThumbprint}} }, want: Actor{Key: aThumbprint}},
-		{name: "authenticates by a key it does not prove", claims: func(*world) object { return object{"cnf": object{"jkt": aThumbprint}} }, reason: delegation.ProofRequired},
+		{name: "names a key", claims: func(*world) object { return object{"aud": actorAudience, "cnf": object{"jkt": aThumbprint}} }, bound: delegation.Confirmation{JKT: aThumbprint}},
+		{name: "authenticates who proves a key", claims: func(*world) object { return object{"cnf": object{"jkt": aThumbprint}} }, bound: delegation.Confirmation{JKT: aThumbprint}, want: Actor{Authenticates: true}},
 		{name: "names a certificate", claims: func(*world) object {
 			return object{"aud": actorAudience, "cnf": object{"x5t#S256": aThumbprint}}
-		}, reason: delegation.ProofRequired},
+		}, bound: delegation.Confirmation{X5T: aThumbprint}},
 		{name: "names a key and more", claims: func(*world) object {
 			return object{"aud": actorAudience, "cnf": object{"jkt": aThumbprint, "x5t#S256": aThumbprint}}
-		}, reason: delegation.ProofRequired},
-		{name: "names no thumbprint", claims: func(*world) object { return object{"aud": actorAudience, "cnf": object{"jkt": "x"}} }, reason: delegation.ProofRequired},
-		{name: "empty cnf", claims: func(*world) object { return object{"aud": actorAudience, "cnf": object{}} }, reason: delegation.ProofRequired},
-		{name: "cnf null", claims: func(*world) object { return object{"aud": actorAudience, "cnf": explicitNull{}} }, reason: delegation.ProofRequired},
+		}, reason: delegation.ActorTokenInvalid, words: "its cnf holds"},
+		{name: "names no thumbprint", claims: func(*world) object { return object{"aud": actorAudience, "cnf": object{"jkt": "x"}} }, reason: delegation.ActorTokenInvalid, words: "its cnf holds"},
+		{name: "empty cnf", claims: func(*world) object { return object{"aud": actorAudience, "cnf": object{}} }, reason: delegation.ActorTokenInvalid, words: "its cnf holds"},
+		{name: "cnf null", claims: func(*world) object { return object{"aud": actorAudience, "cnf": explicitNull{}} }, reason: delegation.ActorTokenInvalid, words: "its cnf holds"},
 	}
 	for _, row := range rows {
 		t.Run(row.name, func(t *testing.T) {
@@ -86,11 +87,25 @@ func TestWorkloadTokenRules(t *testing.T) {
 			if row.reason == "" {
 				want.Principal, want.Method = "agent:spire/spiffe%3A//acme/researcher", MethodWorkloadJWT
 			}
+			wantBinding(t, &a.Confirmation, row.bound)
 			if a != want {
 				t.Errorf("actor %+v, want %+v", a, want)
 			}
 		})
 	}
+}
+
+// wantBinding compares what a token is bound to, and takes it away.
+func wantBinding(t *testing.T, got **delegation.Confirmation, want delegation.Confirmation) {
+	t.Helper()
+	bound := delegation.Confirmation{}
+	if *got != nil {
+		bound = **got
+	}
+	if bound != want || (*got != nil) != (want.Key() != "") {
+		t.Errorf("bound to %+v, want %+v", bound, want)
+	}
+	*got = nil
 }
 
 func TestSelfNamedActorRules(t *testing.T) {
@@ -101,11 +116,11 @@ func TestSelfNamedActorRules(t *testing.T) {
 		claims    func(w *world) object
 		reason    delegation.Reason
 		words     string
-		key       string
+		bound     delegation.Confirmation
 	}{
 		{name: "names its client"},
 		{name: "no typ", typ: "-"},
-		{name: "names a key", claims: func(*world) object { return object{"cnf": object{"jkt": aThumbprint}} }, key: aThumbprint},
+		{name: "names a key", claims: func(*world) object { return object{"cnf": object{"jkt": aThumbprint}} }, bound: delegation.Confirmation{JKT: aThumbprint}},
 		{name: "at+jwt", typ: "at+jwt", reason: delegation.ActorTokenInvalid, words: "its typ is not JWT"},
 		{name: "a client assertion's typ", typ: "client-authentication+jwt", reason: delegation.ActorTokenInvalid, words: "its typ is not JWT"},
 		{name: "as access token", tokenType: accessType, reason: delegation.ActorTokenInvalid, words: "of token type jwt"},
@@ -131,8 +146,9 @@ func TestSelfNamedActorRules(t *testing.T) {
 			wantReason(t, err, row.reason, row.words)
 			want := Actor{}
 			if row.reason == "" {
-				want = Actor{Principal: "agent:planner", Method: MethodActorJWT, Key: row.key}
+				want = Actor{Principal: "agent:planner", Method: MethodActorJWT}
 			}
+			wantBinding(t, &a.Confirmation, row.bound)
 			if a != want {
 				t.Errorf("actor %+v, want %+v", a, want)
 			}

@@ -18,6 +18,8 @@ type Caller struct {
 	Key       string // thumbprint of the client's key that signed, or of the certificate; "" for a workload's JWT
 	Method    string // how it was proven, one of the Method constants
 	Use       *Use   // must be new, or the assertion is a replay; nil: reusable until it expires
+	// Confirmation is what the credential is bound to, or nil. It authenticates only whoever proves that.
+	Confirmation *delegation.Confirmation
 }
 
 // Use identifies an assertion that may serve once.
@@ -69,7 +71,7 @@ func (t *Trust) Bearer(ctx context.Context, credential string) (Caller, error) {
 	case !a.Authenticates:
 		return Caller{}, unauthenticated(broken("it only names an actor"))
 	}
-	return Caller{Principal: a.Principal, Method: a.Method}, nil
+	return Caller{Principal: a.Principal, Method: a.Method, Confirmation: a.Confirmation}, nil
 }
 
 func (t *Trust) client(ctx context.Context, p presented) (Caller, error) {
@@ -91,7 +93,7 @@ func (t *Trust) client(ctx context.Context, p presented) (Caller, error) {
 
 func unauthenticated(cause error) error {
 	return delegation.Refuse(delegation.ClientUnauthenticated, "",
-		"the caller could not be authenticated: send a private_key_jwt assertion or a workload JWT whose audience is the tenant's issuer").WithCause(cause)
+		"the caller could not be authenticated: send a private_key_jwt assertion, a workload JWT whose audience is the tenant's issuer, or a client certificate that the tenant knows").WithCause(cause)
 }
 
 // callerKey returns the client and its key. Where there is none, it returns an error and a decoy to

@@ -149,6 +149,11 @@ func (c *clientTLS) overlaps(other *clientTLS) bool {
 	return false
 }
 
+// registers says whether this very certificate is one of the client's.
+func (c *clientTLS) registers(thumbprint string) bool {
+	return c != nil && c.certificates.certifies(thumbprint)
+}
+
 // certifies says whether the certificate with this thumbprint is in hand and may still be used.
 func (s *source) certifies(thumbprint string) bool {
 	if s == nil {

@@ -622,7 +622,7 @@ func TestJWTSVID(t *testing.T) {
 		{name: "another key under the kid", header: object{"kid": "p1"}, key: newTestKey(t, "ES256", "p1")},
 		{name: "another algorithm", header: object{"alg": "ES384"}},
 		{name: "delegated", change: object{"act": object{"sub": "x"}}},
-		{name: "bound, and it authenticates", change: object{"cnf": object{"jkt": strings.Repeat("A", 43)}}},
+		{name: "bound to what nobody understands", change: object{"cnf": object{"jku": "https://x.example"}}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			key := prod
@@ -655,11 +655,46 @@ func TestJWTSVID(t *testing.T) {
 			}
 		})
 	}
+	thumbprint := strings.Repeat("A", 43)
+	bound, err := w.Bearer(t.Context(), prod.sign(t, "", claims.with(object{"cnf": object{"x5t#S256": thumbprint}})))
+	if err != nil || bound.Confirmation == nil || *bound.Confirmation != (delegation.Confirmation{X5T: thumbprint}) {
+		t.Errorf("a bound one: %+v, %v", bound, err)
+	}
 	unprotected := *w.Trust
 	unprotected.verify = func(*publicKey, *delegation.Unverified) error { return nil }
 	forged := newTestKey(t, "ES256", "p1").sign(t, "", claims)
 	if _, err := unprotected.Actor(t.Context(), forged, delegation.TokenTypeJWT); err != nil {
 		t.Errorf("the control: %v", err)
+	}
+}
+
+// A registered certificate is what its client's tokens can be bound to; one that counts by its name is
+// not known before it is shown.
+func TestRegisteredCertificates(t *testing.T) {
+	w := newCertWorld(t)
+	own, named := CertificateThumbprint(w.own.Leaf), CertificateThumbprint(w.ca.Issue(t, certtest.DNS("client.example")).Leaf)
+	key, err := thumbprintOf(w.agent.private.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		who        delegation.Principal
+		thumbprint string
+		want       delegation.Confirmation
+	}{
+		{"agent:own", own, delegation.Confirmation{X5T: own}},
+		{"agent:planner", key, delegation.Confirmation{JKT: key}},
+		{"agent:planner", own, delegation.Confirmation{}},
+		{"agent:own", key, delegation.Confirmation{}},
+		{"agent:own", "", delegation.Confirmation{}},
+		{"agent:x5c", own, delegation.Confirmation{}},
+		{"agent:dns", named, delegation.Confirmation{}},
+		{"agent:dns", "", delegation.Confirmation{}},
+		{"agent:nobody", own, delegation.Confirmation{}},
+	} {
+		if got := w.Binding(c.who, c.thumbprint); got != c.want || w.Registered(c.who, c.thumbprint) != (c.want != delegation.Confirmation{}) {
+			t.Errorf("%s, %s: %+v", c.who, c.thumbprint, got)
+		}
 	}
 }
 

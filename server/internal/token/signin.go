@@ -76,7 +76,7 @@ func (t *Trust) signIn(ctx context.Context, p presented, s SignIn) (delegation.P
 		}
 	}
 	if _, bound := p.Claim("cnf"); bound {
-		return "", errBound(idTokenSlot)
+		return "", delegation.Refuse(delegation.ProofRequired, string(idTokenSlot), "the token is bound to a key, and nobody can prove one by signing in")
 	}
 	return i.Principal.of(p)
 }

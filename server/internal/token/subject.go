@@ -22,6 +22,17 @@ type Subject struct {
 	Root *Root
 }
 
+// Confirmation is what the token is bound to, or nil. It is not proven: whoever takes the token sees to that.
+func (s Subject) Confirmation() *delegation.Confirmation {
+	if s.Derived != nil {
+		return s.Derived.Confirmation
+	}
+	if s.Root != nil {
+		return s.Root.Confirmation
+	}
+	return nil
+}
+
 // Root is a verified token of a trusted issuer, and the ceiling of what may be derived from it.
 type Root struct {
 	Issuer    string
@@ -34,12 +45,14 @@ type Root struct {
 	Audiences []string
 	Details   []delegation.Detail
 	MayAct    *delegation.Principal // who may become the actor, or nil: it did not say
-	Actors    delegation.Chain      // of an imported act, oldest first; nil unless the issuer is configured to import
+	// Confirmation is what the token is bound to, or nil.
+	Confirmation *delegation.Confirmation
+	Actors       delegation.Chain // of an imported act, oldest first; nil unless the issuer is configured to import
 }
 
 // Subject verifies a subject token that was presented with the given token type URN. Errors are
-// SubjectTokenInvalid with the broken rule, or TokenTypeUnsupported, ProofRequired,
-// ForeignActorChain, RootTooLong or DependencyDown.
+// SubjectTokenInvalid with the broken rule, or TokenTypeUnsupported, ForeignActorChain, RootTooLong or
+// DependencyDown.
 func (t *Trust) Subject(ctx context.Context, raw, tokenType string) (Subject, error) {
 	if err := checkTokenType(subjectSlot, tokenType); err != nil {
 		return Subject{}, err
@@ -89,14 +102,15 @@ func (t *Trust) root(ctx context.Context, p presented, tokenType string) (*Root,
 	if err := i.shortLived(p.claims); err != nil {
 		return nil, err
 	}
-	if _, bound := p.Claim("cnf"); bound {
-		return nil, errBound(subjectSlot)
+	bound, err := confirmation(p)
+	if err != nil {
+		return nil, err
 	}
 	root := &Root{
-		Issuer: i.Issuer, ID: p.claims.ID, Digest: digestOf(p),
+		Confirmation: bound,
+		Issuer:       i.Issuer, ID: p.claims.ID, Digest: digestOf(p),
 		IssuedAt: time.Unix(p.claims.IssuedAt, 0), ExpiresAt: time.Unix(p.claims.ExpiresAt, 0),
 	}
-	var err error
 	if root.Principal, err = i.Principal.of(p); err != nil {
 		return nil, err
 	}
@@ -107,11 +121,6 @@ func (t *Trust) root(ctx context.Context, p presented, tokenType string) (*Root,
 		return nil, err
 	}
 	return root, i.grant(root, p)
-}
-
-// errBound refuses a foreign token that is bound to a key: it is never treated as a bearer token.
-func errBound(s slot) error {
-	return delegation.Refuse(delegation.ProofRequired, string(s), "the token is bound to a key, and no proof of that key is accepted here")
 }
 
 func (i *issuer) shortLived(r delegation.Registered) error {

@@ -134,8 +134,10 @@ func TestSubjectTokenRules(t *testing.T) {
 
 		{name: "act", claims: func(w *world) object { return object{"act": object{"sub": "svc"}} }, reason: delegation.ForeignActorChain, words: "not configured to hand in"},
 		{name: "act null", claims: func(w *world) object { return object{"act": explicitNull{}} }, reason: delegation.ForeignActorChain, words: "not configured to hand in"},
-		{name: "cnf jkt", claims: func(w *world) object { return object{"cnf": object{"jkt": "x"}} }, reason: delegation.ProofRequired, words: "bound to a key"},
-		{name: "cnf null", claims: func(w *world) object { return object{"cnf": explicitNull{}} }, reason: delegation.ProofRequired, words: "bound to a key"},
+		{name: "cnf jkt", claims: func(w *world) object { return object{"cnf": object{"jkt": aThumbprint}} }},
+		{name: "cnf that is no thumbprint", claims: func(w *world) object { return object{"cnf": object{"jkt": "x"}} }, reason: delegation.SubjectTokenInvalid, words: "its cnf holds"},
+		{name: "cnf of an unknown kind", claims: func(w *world) object { return object{"cnf": object{"kid": aThumbprint}} }, reason: delegation.SubjectTokenInvalid, words: "its cnf holds"},
+		{name: "cnf null", claims: func(w *world) object { return object{"cnf": explicitNull{}} }, reason: delegation.SubjectTokenInvalid, words: "its cnf holds"},
 
 		{name: "no sub", claims: func(w *world) object { return object{"sub": nil} }, reason: delegation.SubjectTokenInvalid, words: "the claim that names its principal"},
 		{name: "empty sub", claims: func(w *world) object { return object{"sub": ""} }, reason: delegation.SubjectTokenInvalid, words: "sub is not a string with content"},

@@ -176,12 +176,28 @@ func (t *Trust) sources() []*source {
 	return slices.DeleteFunc(append(all, t.authorities), func(s *source) bool { return s == nil })
 }
 
-// Registered says whether the configuration registers a key with this RFC 7638 thumbprint for the
-// principal.
+// Registered says whether the configuration registers a key or a certificate with this thumbprint (RFC
+// 7638, or x5t#S256 of RFC 8705) for the principal.
 func (t *Trust) Registered(p delegation.Principal, thumbprint string) bool {
-	c, known := t.clients[string(p)]
-	return known && thumbprint != "" && c.keys.registered(thumbprint)
+	return t.Binding(p, thumbprint) != delegation.Confirmation{}
 }
+
+// Binding is what a token for the principal is bound to that names this registered thumbprint: the zero
+// Confirmation where the thumbprint is not registered for it.
+func (t *Trust) Binding(p delegation.Principal, thumbprint string) delegation.Confirmation {
+	c, known := t.clients[string(p)]
+	switch {
+	case !known || thumbprint == "":
+	case c.keys.registered(thumbprint):
+		return delegation.Confirmation{JKT: thumbprint}
+	case c.tls.registers(thumbprint):
+		return delegation.Confirmation{X5T: thumbprint}
+	}
+	return delegation.Confirmation{}
+}
+
+// Skew is how far the tenant lets other clocks be off.
+func (t *Trust) Skew() time.Duration { return t.skew }
 
 // newDecoys makes a key that nobody holds for each algorithm. The RSA modulus is no product of two
 // primes, which costs a verifier the same.

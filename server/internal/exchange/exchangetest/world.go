@@ -47,6 +47,8 @@ type Config struct {
 	RedisURL       string   // default: a fresh real server's
 	Tenants        []string // default: default
 	Limits         exchange.Limits
+	BoundOnly      bool // every token is bound to a key: bearer tokens are not issued
+	RequireNonce   bool // of DPoP proofs
 	CallerRate     guard.Limit
 	Deadline       time.Duration
 	Agents         []delegation.Principal // beyond planner, researcher and writer
@@ -174,6 +176,8 @@ func (w *World) open(t testing.TB) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	limits := w.config.Limits
+	limits.AllowBearer = !w.config.BoundOnly
 	config := exchange.Config{
 		Ledger: l, Guard: guard.New(guard.Config{Client: redis}), Deadline: w.config.Deadline,
 		Logger: logger, Registerer: w.config.Registerer, TracerProvider: w.config.TracerProvider, Now: w.clock.Now,
@@ -191,7 +195,7 @@ func (w *World) open(t testing.TB) {
 		checkers = append(checkers, checker)
 		config.Tenants = append(config.Tenants, exchange.Tenant{
 			Name: name, Issuer: tenant.Issuer, Trust: tenant.Trust, Keys: tenant.Keys, Policy: checker,
-			Limits: w.config.Limits, CallerRate: w.config.CallerRate, Checkpoints: tenant.Checkpoints,
+			Limits: limits, RequireNonce: w.config.RequireNonce, CallerRate: w.config.CallerRate, Checkpoints: tenant.Checkpoints,
 		})
 	}
 	if w.Engine, err = exchange.New(config); err != nil {

@@ -138,8 +138,8 @@ func TestDoorsMakeTheSameCall(t *testing.T) {
 			}
 			calls[i] = engine.call
 		}
-		if calls[0].Tenant != "acme" || calls[1].Tenant != "" || calls[0].Credentials != calls[1].Credentials ||
-			calls[2].Credentials != (exchange.Credentials{Bearer: "assertion"}) {
+		if calls[0].Tenant != "acme" || calls[1].Tenant != "" || !reflect.DeepEqual(calls[0].Credentials, calls[1].Credentials) ||
+			!reflect.DeepEqual(calls[2].Credentials, exchange.Credentials{Bearer: "assertion"}) {
 			t.Errorf("%s: credentials %+v", name, calls)
 		}
 		for i := range calls {
