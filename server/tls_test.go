@@ -1,20 +1,31 @@
 package server
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/status"
+
+	deputyv1 "deputy.example/deputy/gen/deputy/v1"
 	"deputy.example/deputy/server/internal/token/certtest"
 )
 
@@ -240,6 +251,89 @@ func TestNoSessionIsResumed(t *testing.T) {
 			if stale := got.server.PeerCertificates[0].Equal(old.Leaf); stale != resumable || got.server.DidResume != resumable {
 				t.Errorf("TLS %x, resumable %v: resumed %v, the old certificate %v", newest, resumable, got.server.DidResume, stale)
 			}
+		}
+	}
+}
+
+// A whole server: a client that is known by its certificate, and a workload by its SVID, on both doors.
+func TestMutualTLS(t *testing.T) {
+	s := newSite(t)
+	ca, prod := certtest.NewCA(t, "clients"), certtest.NewCA(t, "prod")
+	s.write("ca.pem", certtest.PEM(ca.Certificate))
+	s.write("prod.json", prod.Bundle(t))
+	server := s.writeCertificate("tls.crt", "tls.key")
+	at := strings.Index(s.text, "listen:")
+	s.text = s.text[:at] + strings.NewReplacer(
+		"grpc: {address: 127.0.0.1:0}", "grpc: {address: 127.0.0.1:0, tls: {cert_file: DIR/tls.crt, key_file: DIR/tls.key}}",
+		"http: {address: 127.0.0.1:0}", "http: {address: 127.0.0.1:0, tls: {cert_file: DIR/tls.crt, key_file: DIR/tls.key}}",
+	).Replace(s.text[at:])
+	s.text = strings.Replace(s.text, "    clients:\n", `    client_ca_file: DIR/ca.pem
+    spiffe:
+      - {trust_domain: prod.example, bundle_file: DIR/prod.json, principal: {type: agent, prefix: prod/}}
+    clients:
+      - {id: service:job, tls: {san_dns: job.example}}
+`, 1)
+	config, err := s.load(s.text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := Migrate(t.Context(), config.Database); err != nil {
+		t.Fatal(err)
+	}
+	srv, err := New(t.Context(), config, s.options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- srv.Run(ctx) }()
+	defer func() { cancel(); <-done }()
+
+	roots := x509.NewCertPool()
+	roots.AddCert(server)
+	for clientID, shown := range map[string]*tls.Certificate{
+		"service:job":        new(ca.Issue(t, certtest.DNS("job.example"))),
+		"agent:prod/planner": new(prod.SVID(t, "spiffe://prod.example/planner")),
+		"service:stranger":   new(certtest.SelfSigned(t, certtest.DNS("job.example"))),
+		"service:nobody":     nil,
+	} {
+		known := clientID == "service:job" || clientID == "agent:prod/planner"
+		client := &tls.Config{RootCAs: roots, ServerName: "localhost"}
+		if shown != nil {
+			client.Certificates = []tls.Certificate{*shown}
+		}
+		conn, err := grpc.NewClient(srv.GRPCAddr(), grpc.WithTransportCredentials(credentials.NewTLS(client.Clone())))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = deputyv1.NewTokenExchangeServiceClient(conn).Introspect(t.Context(), &deputyv1.IntrospectRequest{Token: "x"})
+		if want := codes.Unauthenticated; known != (err == nil) || !known && status.Code(err) != want {
+			t.Errorf("%s over gRPC: %v", clientID, err)
+		}
+		if err := conn.Close(); err != nil {
+			t.Error(err)
+		}
+		web := &http.Client{Transport: &http.Transport{TLSClientConfig: client, DisableKeepAlives: true}}
+		response, err := web.PostForm("https://"+srv.HTTPAddr()+"/oauth2/introspect", url.Values{"token": {"x"}, "client_id": {clientID}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = response.Body.Close()
+		if known != (response.StatusCode == http.StatusOK) {
+			t.Errorf("%s over HTTP: %s", clientID, response.Status)
+		}
+		response, err = web.Get("https://" + srv.HTTPAddr() + "/.well-known/oauth-authorization-server")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var metadata struct {
+			Methods []string `json:"token_endpoint_auth_methods_supported"`
+			Bound   bool     `json:"tls_client_certificate_bound_access_tokens"`
+		}
+		err = json.NewDecoder(response.Body).Decode(&metadata)
+		_ = response.Body.Close()
+		if err != nil || !metadata.Bound || !slices.Equal(metadata.Methods, []string{"private_key_jwt", "tls_client_auth"}) {
+			t.Errorf("%+v, %v", metadata, err)
 		}
 	}
 }

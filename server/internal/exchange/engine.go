@@ -86,6 +86,7 @@ type Engine struct {
 
 // protections are switched off by tests only, which then see their attacks succeed.
 type protections struct {
+	clientID, oneTenant                                                                             bool
 	callerRules, actorAudience, otherCaller, binding, policy, replay, uses, idempotency, revocation bool
 	continuity, reading, withholding                                                                bool
 }

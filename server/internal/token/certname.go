@@ -31,15 +31,10 @@ func namesOf(c *x509.Certificate) ([]string, error) {
 	if dn, comparable := distinguishedName(c.RawSubject); comparable {
 		names = append(names, nameDN+dn)
 	}
-	found := false
-	for _, extension := range c.Extensions {
+	for _, extension := range c.Extensions { // of which crypto/x509 takes no kind twice
 		if !extension.Id.Equal(oidSubjectAltName) {
 			continue
 		}
-		if found {
-			return nil, broken("the certificate has two lists of names")
-		}
-		found = true
 		alternatives, err := alternativeNames(extension.Value)
 		if err != nil {
 			return nil, err

@@ -11,6 +11,8 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/base64"
+	"encoding/json"
 	"encoding/pem"
 	"math/big"
 	"net/url"
@@ -65,6 +67,33 @@ func (c *CA) IssueFor(t testing.TB, key crypto.Signer, changes ...Change) tls.Ce
 func (c *CA) SVID(t testing.TB, id string, changes ...Change) tls.Certificate {
 	t.Helper()
 	return c.Issue(t, append([]Change{URI(id)}, changes...)...)
+}
+
+// Bundle is a SPIFFE bundle of this authority and of JWT authorities, each a public JWK.
+func (c *CA) Bundle(t testing.TB, jwks ...string) []byte {
+	t.Helper()
+	point, err := c.Certificate.PublicKey.(*ecdsa.PublicKey).Bytes() // 4 ‖ x ‖ y
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys := []any{map[string]any{
+		"use": "x509-svid", "kty": "EC", "crv": "P-256", "x": base64.RawURLEncoding.EncodeToString(point[1:33]),
+		"y": base64.RawURLEncoding.EncodeToString(point[33:]), "x5c": []string{base64.StdEncoding.EncodeToString(c.Certificate.Raw)},
+	}}
+	for _, jwk := range jwks {
+		var key map[string]any
+		if err := json.Unmarshal([]byte(jwk), &key); err != nil {
+			t.Fatal(err)
+		}
+		key["use"] = "jwt-svid"
+		delete(key, "alg")
+		keys = append(keys, key)
+	}
+	bundle, err := json.Marshal(map[string]any{"keys": keys, "spiffe_sequence": 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return bundle
 }
 
 // SelfSigned makes a certificate that nobody vouches for.
