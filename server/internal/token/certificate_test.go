@@ -354,6 +354,9 @@ func TestCertificate(t *testing.T) {
 			}
 		})
 	}
+	if pool(nil) == nil {
+		t.Error("nobody trusted means everybody that the machine trusts")
+	}
 	if w.Knows(nil) || w.Knows(certtest.Chain(t, certtest.SelfSigned(t, certtest.DNS("nobody.example")))) {
 		t.Error("a stranger is known")
 	}
@@ -401,6 +404,19 @@ func TestRegisteredCertificateExpires(t *testing.T) {
 			t.Errorf("refused at %v: %v", at, err)
 		}
 	}
+}
+
+// A certificate that was removed is refused by a minute later, also where nothing but requests loads it.
+func TestRemovedCertificateWithoutRun(t *testing.T) {
+	w := newCertWorld(t)
+	w.file(t, "own.pem", certtest.PEM(certtest.SelfSigned(t).Leaf))
+	if _, err := w.Certificate(t.Context(), certtest.Chain(t, w.own), ""); err != nil { // the control
+		t.Fatal(err)
+	}
+	w.clock.advance(time.Minute)
+	_, err := w.Certificate(t.Context(), certtest.Chain(t, w.own), "")
+	wantReason(t, err, delegation.ClientUnauthenticated, "")
+	wantCause(t, err, "not registered any more")
 }
 
 // What was removed is refused within a minute, and what was added counts by then; in files of every
@@ -451,7 +467,7 @@ func TestCertificatesRotate(t *testing.T) {
 		expect("a minute after its removal", false, true)
 
 		// Half a file is none: what was there stays. An empty one is meant.
-		for _, half := range [][]byte{certtest.PEM(w.ca.Certificate)[:300], []byte(`{"keys":[`), append(certtest.PEM(w.ca.Certificate)[:300], certtest.PEM(w.ca.Certificate)...)} {
+		for _, half := range [][]byte{certtest.PEM(w.ca.Certificate)[:300], []byte(`{"keys":[`), []byte(string(certtest.PEM(w.ca.Certificate)[:300]) + "\n" + string(certtest.PEM(w.ca.Certificate)))} {
 			for _, name := range []string{"ca.pem", "own.pem", "prod.json", "partner.pem"} {
 				w.file(t, name, half)
 			}
@@ -729,7 +745,13 @@ func TestDistinguishedNames(t *testing.T) {
 			t.Errorf("%q (%v), want %q, which can be configured: %v", got, comparable, want, subjectDN.MatchString(got))
 		}
 	}
-	if _, comparable := distinguishedName([]byte{0x30, 0}); comparable {
-		t.Error("an empty name is a name")
+	number, err := asn1.Marshal(pkix.RDNSequence{relative{{Type: cn, Value: 65}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, der := range map[string][]byte{"an empty name": {0x30, 0}, "a number": number, "no name": {0x04, 0}} {
+		if name, comparable := distinguishedName(der); comparable {
+			t.Errorf("%s is the name %q", what, name)
+		}
 	}
 }
