@@ -78,7 +78,7 @@ func (t *Trust) workload(ctx context.Context, i *issuer, p presented, tokenType 
 	if err != nil {
 		return Actor{}, err
 	}
-	a.Principal, err = i.Principal.of(p)
+	a.Principal, err = t.named(i, p)
 	return a, err
 }
 

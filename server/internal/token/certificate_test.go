@@ -568,6 +568,7 @@ func TestCertificateSettings(t *testing.T) {
 		{"no bundle at all", domains(with(func(d *TrustDomain) { d.BundleFile = w.file(t, "no.json", []byte(`{"a":1}`)) })), "spiffe[0].bundle_file", "not a SPIFFE bundle"},
 		{"leaf as authority", domains(with(func(d *TrustDomain) { d.BundleFile = leafBundle })), "spiffe[0].bundle_file", "not an authority's"},
 		{"claim", domains(with(func(d *TrustDomain) { d.Principal.Claim = "sub" })), "spiffe[0].principal.claim", "cannot be chosen"},
+		{"conditions", domains(with(func(d *TrustDomain) { d.Principal.When = []Condition{{Claim: "aud", Values: []string{"x"}}} })), "spiffe[0].principal.when", "no meaning"},
 		{"no type", domains(with(func(d *TrustDomain) { d.Principal.Type = "" })), "spiffe[0].principal", "type"},
 		{"principals of a client", domains(with(func(d *TrustDomain) { d.Principal.Prefix = "" })), "spiffe[0].principal", "same principals"},
 		{"principals of an issuer", domains(with(func(d *TrustDomain) { d.Principal.Prefix = "spire/x" })), "spiffe[0].principal", "same principals"},

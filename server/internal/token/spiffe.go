@@ -35,7 +35,7 @@ type TrustDomain struct {
 	BundleFile string `yaml:"bundle_file"`
 	// Principal makes principals of SPIFFE IDs: Type, a colon, and the percent-encoding of Prefix followed
 	// by the path without its first slash. spiffe://prod.acme.example/agents/planner becomes
-	// agent:agents/planner. Claim cannot be chosen. Required.
+	// agent:agents/planner. Claim cannot be chosen, and there are no conditions. Required.
 	Principal Mapping `yaml:"principal"`
 	// SharedPrincipals accepts that another source, which must say so too, is able to yield the same
 	// principals. Danger: either can then speak for the other's.
@@ -56,6 +56,9 @@ func (b *builder) domain(path string, c TrustDomain) (*domain, error) {
 	}
 	if c.Principal.Claim != "" {
 		return nil, fault(path+".principal.claim", "cannot be chosen: a workload is named by its SPIFFE ID")
+	}
+	if len(c.Principal.When) > 0 {
+		return nil, fault(path+".principal.when", "has no meaning: a SPIFFE ID is all that an SVID says of its workload")
 	}
 	own, err := c.Principal.realm(path+".principal", name.IDString(), c.SharedPrincipals)
 	if err != nil {

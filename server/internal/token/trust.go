@@ -44,6 +44,7 @@ type Trust struct {
 	verify   func(*publicKey, *delegation.Unverified) error
 	typFits  func(rule typRule, typ string) bool
 	intended func(audiences, acceptable []string) bool
+	meets    func(condition, presented) bool
 
 	checkChain           func([]*x509.Certificate) error
 	clientLeaf, svidLeaf func(*x509.Certificate) error
@@ -55,10 +56,12 @@ type Trust struct {
 // issuer is a TrustedIssuer whose configuration was checked.
 type issuer struct {
 	TrustedIssuer
-	keys    *source
-	skew    time.Duration
-	scopes  delegation.Scopes   // fixed part of the ceiling
-	details []delegation.Detail // fixed part of the ceiling
+	keys       *source
+	skew       time.Duration
+	identity   claimPath           // to the claim that names the principal
+	conditions []condition         // all must hold before it names anybody
+	scopes     delegation.Scopes   // fixed part of the ceiling
+	details    []delegation.Detail // fixed part of the ceiling
 }
 
 type client struct {
@@ -70,7 +73,7 @@ type client struct {
 // NewTrust checks the whole configuration and reads what is on this machine; it fetches nothing. Its
 // errors are *delegation.Error with the field at fault, such as trusted_issuers[1].principal.
 func NewTrust(config TrustConfig) (*Trust, error) {
-	b := &builder{TrustConfig: config, fetcher: newFetcher(config.Transport, config.AllowInsecureLoopback)}
+	b := &builder{TrustConfig: config}
 	if b.Skew == 0 {
 		b.Skew = defaultSkew
 	}
@@ -86,7 +89,7 @@ func NewTrust(config TrustConfig) (*Trust, error) {
 	t := &Trust{
 		issuer: b.Issuer, keys: b.Keys, skew: b.Skew, now: b.Now,
 		issuers: make(map[string]*issuer), clients: make(map[string]*client),
-		parse: delegation.Parse, verify: (*publicKey).verify, typFits: typRule.fits, intended: isIntended,
+		parse: delegation.Parse, verify: (*publicKey).verify, typFits: typRule.fits, intended: isIntended, meets: condition.metBy,
 		checkChain: checkChain, clientLeaf: clientLeaf, svidLeaf: svidLeaf, inForce: isInForce,
 		verifyChain: verifyChain, verifySVID: verifySVID,
 		domains: make(map[spiffeid.TrustDomain]*domain),

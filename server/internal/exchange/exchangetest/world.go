@@ -56,6 +56,7 @@ type Config struct {
 	ImportAct      *token.Mapping                            // of the OpenID provider
 	Trust          func(tenant string, c *token.TrustConfig) // changes what a tenant accepts; default: nothing
 	CheckpointFile string                                    // of a single tenant; default none
+	Issuers        []token.TrustedIssuer                     // beside the OpenID provider and the issuer of workloads
 	Registerer     prometheus.Registerer
 	TracerProvider trace.TracerProvider
 }
@@ -241,7 +242,7 @@ func (w *World) newTenant(t testing.TB, name string) *Tenant {
 	}
 	accepted := token.TrustConfig{
 		Issuer: issuer, Keys: keys, Clients: clients, Now: w.clock.Now,
-		TrustedIssuers: []token.TrustedIssuer{
+		TrustedIssuers: append([]token.TrustedIssuer{
 			{
 				Issuer: tenant.IDP.Issuer, Keys: token.KeySource{JWKS: tenant.IDP.JWKS()}, Algorithms: []string{"ES256"},
 				Principal: token.Mapping{Type: "user"}, Audiences: []string{"deputy"}, IDTokens: true, MaxLifetime: 10 * time.Hour,
@@ -252,7 +253,7 @@ func (w *World) newTenant(t testing.TB, name string) *Tenant {
 				Issuer: tenant.Workloads.Issuer, Keys: token.KeySource{JWKS: tenant.Workloads.JWKS()}, Algorithms: []string{"ES256"},
 				Principal: token.Mapping{Type: "agent", Prefix: "wl/"}, Workloads: true,
 			},
-		},
+		}, w.config.Issuers...),
 	}
 	if w.config.Trust != nil {
 		w.config.Trust(name, &accepted)
