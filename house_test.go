@@ -153,7 +153,7 @@ func TestForbiddenImportsAreNoticed(t *testing.T) {
 		{"client/delegation", "client/audit"},
 		{"client/audit", "server/internal/ledger"}, // who verifies believes no server
 		{"client/audit", "client"},
-		{"client/dpop", "client"}, // who judges a proof keeps nothing
+		{"client/dpop", "client"},           // who judges a proof keeps nothing
 		{"client", "server/internal/token"}, // the SDK and the server
 		{"server", "client"},                // and back
 		{"server", "server/embedded"},       // would bring OpenFGA to everybody
