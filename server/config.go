@@ -69,12 +69,6 @@ type Listener struct {
 	InsecurePlaintext bool `yaml:"insecure_plaintext"`
 }
 
-// TLS names a certificate, read once at start: renew it with a rolling restart.
-type TLS struct {
-	CertFile string `yaml:"cert_file"` // PEM, with intermediates. Required.
-	KeyFile  string `yaml:"key_file"`  // PEM. Required. Danger: readable by Deputy alone.
-}
-
 // Database is where the ledger is.
 type Database struct {
 	// DSN is postgres://user@host/database?sslmode=verify-full or sqlite:///path/of/file.db. Required.
@@ -131,8 +125,14 @@ type Tenant struct {
 	ManagedKeys *ManagedKeys `yaml:"managed_keys"`
 	// TrustedIssuers are whose tokens start chains or name actors. Default none: nothing can start.
 	TrustedIssuers []token.TrustedIssuer `yaml:"trusted_issuers"`
-	// Clients authenticate with keys registered here (private_key_jwt). Default none.
+	// Clients authenticate with keys registered here (private_key_jwt), or with certificates (tls). Default none.
 	Clients []token.Client `yaml:"clients"`
+	// ClientCAFile holds the authorities, as PEM, whose certificates count where a client is known by a name
+	// (clients[].tls). Default none. Danger: each of them can issue a certificate in any client's name.
+	ClientCAFile string `yaml:"client_ca_file"`
+	// SPIFFE lists trust domains whose workloads authenticate and name actors. Default none. Danger: whoever
+	// holds a key of a bundle can be every workload of its trust domain.
+	SPIFFE []token.TrustDomain `yaml:"spiffe"`
 	// Skew is how far in the future nbf and iat may lie. Default 5s, at most 1m. exp has no leeway.
 	Skew time.Duration `yaml:"skew"`
 	// AllowInsecureLoopback permits http:// for issuer addresses and keys on this machine, for

@@ -32,6 +32,7 @@ type opened struct {
 	tenants         []exchange.Tenant
 	kms             vault.KMS      // nil: no key is managed
 	managed         []vault.Member // have their keys once a vault has opened them
+	memory          *token.Memory  // of all tenants
 	consoles        []console.Tenant
 }
 
@@ -42,9 +43,10 @@ func (c *Config) open(o Options) (opened, problems) {
 	parts := opened{
 		database: withPassword(&p, "database.password_file", c.Database.DSN, c.Database.PasswordFile),
 		redis:    withPassword(&p, "redis.password_file", c.Redis.URL, c.Redis.PasswordFile),
-		grpc:     c.Listen.GRPC.TLS.open(&p, "listen.grpc.tls"),
-		http:     c.Listen.HTTP.TLS.open(&p, "listen.http.tls"),
-		ops:      c.Listen.Ops.TLS.open(&p, "listen.ops.tls"),
+		grpc:     c.Listen.GRPC.TLS.open(&p, "listen.grpc.tls", o),
+		http:     c.Listen.HTTP.TLS.open(&p, "listen.http.tls", o),
+		ops:      c.Listen.Ops.TLS.open(&p, "listen.ops.tls", o),
+		memory:   token.NewMemory(token.DefaultMemory),
 	}
 	parts.kms = c.KeyEncryption.open(&p)
 	for i := range c.Tenants {
@@ -73,18 +75,6 @@ func withPassword(p *problems, path, address, file string) string {
 	return u.String()
 }
 
-func (t *TLS) open(p *problems, path string) *tls.Config {
-	if t == nil {
-		return nil
-	}
-	certificate, err := tls.LoadX509KeyPair(t.CertFile, t.KeyFile)
-	if err != nil {
-		p.add(path, "the certificate cannot be used: %v", err)
-		return nil
-	}
-	return &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{certificate}}
-}
-
 func (t *Tenant) open(p *problems, parts *opened, path string, o Options) exchange.Tenant {
 	tenant := exchange.Tenant{
 		Name: t.Name, Issuer: t.Issuer,
@@ -99,7 +89,7 @@ func (t *Tenant) open(p *problems, parts *opened, path string, o Options) exchan
 
 		Checkpoints: t.openCheckpoints(p, parts, path+".audit", o),
 	}
-	tenant.Trust = t.openTrust(p, path, tenant.Keys, o)
+	tenant.Trust = t.openTrust(p, parts, path, tenant.Keys, o)
 	var principals []string
 	if tenant.Trust != nil {
 		principals = tenant.Trust.PrincipalTypes()
@@ -164,11 +154,11 @@ func (t *Tenant) checkpointKey(o Options) (string, error) {
 	return secret(t.Audit.CheckpointKey)
 }
 
-// openTrust tries each issuer and client by itself, for the same reason, and then all together.
-func (t *Tenant) openTrust(p *problems, path string, keys *token.Keyset, o Options) *token.Trust {
+// openTrust tries each issuer, client and trust domain by itself, for the same reason, and then all together.
+func (t *Tenant) openTrust(p *problems, parts *opened, path string, keys *token.Keyset, o Options) *token.Trust {
 	config := token.TrustConfig{
 		Issuer: t.Issuer, Keys: keys, Skew: t.Skew, AllowInsecureLoopback: t.AllowInsecureLoopback,
-		Transport: o.KeyTransport, Now: o.Now, Logger: o.Logger,
+		ClientCAFile: t.ClientCAFile, Transport: o.KeyTransport, Memory: parts.memory, Now: o.Now, Logger: o.Logger,
 	}
 	before := len(*p)
 	if _, err := token.NewTrust(config); err != nil {
@@ -187,10 +177,16 @@ func (t *Tenant) openTrust(p *problems, path string, keys *token.Keyset, o Optio
 		_, err := token.NewTrust(alone)
 		p.fault(path, i, err)
 	}
+	for i, domain := range t.SPIFFE {
+		alone := config
+		alone.TrustDomains = []token.TrustDomain{domain}
+		_, err := token.NewTrust(alone)
+		p.fault(path, i, err)
+	}
 	if len(*p) > before {
 		return nil
 	}
-	config.TrustedIssuers, config.Clients = t.TrustedIssuers, t.Clients
+	config.TrustedIssuers, config.Clients, config.TrustDomains = t.TrustedIssuers, t.Clients, t.SPIFFE
 	trust, err := token.NewTrust(config)
 	p.fault(path, 0, err)
 	return trust
@@ -269,17 +265,26 @@ func (c *Console) open(p *problems, path string, t Tenant) console.Tenant {
 	return opened
 }
 
-// front is what the HTTP front tells the world about the tenant.
-func (t *Tenant) front(keys *token.Keyset) httpapi.Tenant {
-	var algorithms []string
+// front is what the HTTP front tells the world about the tenant. certificates says whether clients can
+// show any there.
+func (t *Tenant) front(keys *token.Keyset, certificates bool) httpapi.Tenant {
+	var algorithms, methods []string
 	for _, c := range t.Clients {
 		algorithms = append(algorithms, c.Algorithms...)
+		if c.TLS != nil && certificates {
+			methods = append(methods, c.TLS.Method())
+		}
+	}
+	if len(t.SPIFFE) > 0 && certificates { // an SVID is issued by an authority like any other
+		methods = append(methods, token.MethodTLSClientAuth)
 	}
 	slices.Sort(algorithms)
+	slices.Sort(methods)
 	return httpapi.Tenant{
 		Name: t.Name, Issuer: t.Issuer, JWKS: keys.JWKS,
 		AssertionAlgorithms: slices.Compact(algorithms),
-		DetailTypes:         slices.Sorted(maps.Keys(t.Policy.Mapping.Details)),
-		AcceptJSONSTS:       t.AcceptJSONSTS,
+		CertificateMethods:  slices.Compact(methods), CertificateBound: certificates,
+		DetailTypes:   slices.Sorted(maps.Keys(t.Policy.Mapping.Details)),
+		AcceptJSONSTS: t.AcceptJSONSTS,
 	}
 }

@@ -153,6 +153,14 @@ func TestRegisteredClaimsHaveTheirTypes(t *testing.T) {
 			t.Errorf("%s is read as %+v", bad, r)
 		}
 	}
+	if r, err := parse(t, `{"exp":1,"sub":"spiffe://a/b"}`).RegisteredSVID(); err != nil || r.Issuer != "" || r.Subject != "spiffe://a/b" {
+		t.Errorf("an SVID without iss: %+v, %v", r, err)
+	}
+	for _, payload := range []string{`{"exp":1,"iss":""}`, `{"exp":1,"iss":null}`, `{"exp":1,"iss":["x"]}`, `{"iss":"x"}`} {
+		if _, err := parse(t, payload).RegisteredSVID(); err == nil {
+			t.Errorf("accepted: %s", payload)
+		}
+	}
 	r, err := parse(t, `{"iss":"x","exp":2,"nbf":1,"iat":1,"sub":"s","jti":"j","aud":["a","b"],"Sub":"other"}`).Registered()
 	if err != nil || r.Issuer != "x" || r.Subject != "s" || r.ID != "j" || strings.Join(r.Audience, " ") != "a b" {
 		t.Errorf("%+v, %v", r, err)

@@ -160,10 +160,16 @@ type Registered struct {
 
 // Registered reads the registered claims by exact case: iss and exp must be there, and each claim
 // that is there must have its type.
-func (u *Unverified) Registered() (Registered, error) {
+func (u *Unverified) Registered() (Registered, error) { return u.registered(stringMember) }
+
+// RegisteredSVID is Registered for a SPIFFE JWT-SVID, which need not have iss: the trust domain in its
+// sub says whose keys verify it (JWT-SVID §3 and §4).
+func (u *Unverified) RegisteredSVID() (Registered, error) { return u.registered(filledMember) }
+
+func (u *Unverified) registered(issuer func(value, string) (string, error)) (Registered, error) {
 	var r Registered
 	var errs [6]error
-	r.Issuer, errs[0] = stringMember(u.claims, "iss")
+	r.Issuer, errs[0] = issuer(u.claims, "iss")
 	r.Subject, errs[1] = filledMember(u.claims, "sub")
 	r.ExpiresAt, errs[2] = secondsMember(u.claims, "exp")
 	r.NotBefore, errs[3] = secondsMember(u.claims, "nbf")

@@ -83,6 +83,7 @@ type Engine struct {
 
 // protections are switched off by tests only, which then see their attacks succeed.
 type protections struct {
+	clientID, oneTenant                                                                             bool
 	callerRules, actorAudience, otherCaller, binding, policy, replay, uses, idempotency, revocation bool
 	continuity, reading, withholding                                                                bool
 }
@@ -152,11 +153,11 @@ func (e *Engine) tenantOf(named, credential string) (*Tenant, error) {
 	if err != nil {
 		return nil, unauthenticated(err)
 	}
-	claims, err := unverified.Registered()
+	audiences, err := unverified.StringsClaim("aud")
 	if err != nil {
 		return nil, unauthenticated(err)
 	}
-	for _, audience := range claims.Audience {
+	for _, audience := range audiences {
 		if t := e.byIssuer[audience]; t != nil {
 			return t, nil
 		}
@@ -167,7 +168,7 @@ func (e *Engine) tenantOf(named, credential string) (*Tenant, error) {
 // unauthenticated is the one answer to every failed authentication, whatever the cause.
 func unauthenticated(cause error) *delegation.Error {
 	return delegation.Refuse(delegation.ClientUnauthenticated, "",
-		"the caller could not be authenticated: send a private_key_jwt assertion or a workload JWT whose audience is the tenant's issuer").WithCause(cause)
+		"the caller could not be authenticated: send a private_key_jwt assertion, a workload JWT whose audience is the tenant's issuer, or a client certificate that the tenant knows").WithCause(cause)
 }
 
 // newID makes a ULID: sortable by time, 80 random bits.

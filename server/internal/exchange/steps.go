@@ -60,9 +60,9 @@ func (e *Engine) identify(ctx context.Context, door string, c Credentials, fallb
 	case presented > 1:
 		return arrival{}, delegation.Refuse(delegation.ParameterConflict, "client_assertion",
 			"the authorization metadata authenticates the caller too: send one of them")
-	case c.Assertion == "" && (c.AssertionType != "" || c.ClientID != ""):
+	case c.Assertion == "" && (c.AssertionType != "" || c.ClientID != "" && (presented > 0 || len(c.Certificates) == 0)):
 		return arrival{}, delegation.Refuse(delegation.ParameterMissing, "client_assertion",
-			"client_assertion_type and client_id need a client_assertion")
+			"client_assertion_type needs a client_assertion, and client_id one or a client certificate")
 	case c.Assertion != "" && c.AssertionType != delegation.ClientAssertionTypeJWTBearer:
 		return arrival{}, delegation.Refuse(delegation.ParameterInvalid, "client_assertion_type",
 			"must be %s", delegation.ClientAssertionTypeJWTBearer)
@@ -70,8 +70,13 @@ func (e *Engine) identify(ctx context.Context, door string, c Credentials, fallb
 		return arrival{}, delegation.Refuse(delegation.ParameterMissing, "dpop", "a credential of scheme DPoP needs a proof of its key (RFC 9449 section 7.1)")
 	}
 	credential := c.Assertion + c.Bearer + c.DPoP // all but one are empty
-	if credential == "" && fallback != nil {
-		return e.identifyActor(ctx, door, *fallback)
+	if credential == "" {
+		if a, known, err := e.identifyCertificate(ctx, door, c); known || err != nil {
+			return a, err
+		}
+		if fallback != nil {
+			return e.identifyActor(ctx, door, *fallback)
+		}
 	}
 	tenant, err := e.tenantOf(door, credential)
 	if err != nil {

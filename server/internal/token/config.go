@@ -14,6 +14,8 @@ import (
 	"time"
 	"unicode"
 
+	"github.com/lestrrat-go/jwx/v2/jwa"
+
 	"deputy.example/deputy/client/delegation"
 )
 
@@ -26,8 +28,14 @@ type TrustConfig struct {
 	Keys *Keyset
 	// TrustedIssuers whose tokens start a chain, or name an actor.
 	TrustedIssuers []TrustedIssuer
-	// Clients that authenticate with a key of their own.
+	// Clients that authenticate with a key or a certificate of their own.
 	Clients []Client
+	// ClientCAFile is a PEM bundle of the authorities whose certificates count where a client is known by
+	// a name (Client.TLS). Read again every 45 s; what was removed is refused within 60 s. None but these
+	// count, not even those that the machine trusts.
+	ClientCAFile string
+	// TrustDomains whose workloads authenticate and name actors by SPIFFE.
+	TrustDomains []TrustDomain
 	// Skew is how far in the future nbf and iat may lie; default 5 s, at most 60 s. exp has none.
 	Skew time.Duration
 	// AllowInsecureLoopback permits http:// addresses on this machine, for development.
@@ -94,11 +102,13 @@ type KeySource struct {
 	PrivateAddress bool `yaml:"private_address"`
 }
 
-// Client authenticates with assertions it signs itself (RFC 7523): iss and sub are its ID.
+// Client authenticates with assertions it signs itself (RFC 7523), whose iss and sub are its ID, or
+// with a certificate (RFC 8705). It has keys, tls or both.
 type Client struct {
 	ID               delegation.Principal `yaml:"id"`
 	Keys             KeySource            `yaml:"keys"` // file or jwks
 	Algorithms       []string             `yaml:"algorithms"`
+	TLS              *ClientTLS           `yaml:"tls"`
 	SharedPrincipals bool                 `yaml:"shared_principals"`
 }
 
@@ -235,13 +245,20 @@ func (b *builder) client(path string, c Client) (*client, error) {
 		return nil, fault(path+".keys", "a client's keys are registered here, by file or jwks, never fetched")
 	}
 	b.realms = append(b.realms, realm{path: path + ".id", origin: path, start: string(c.ID), shared: c.SharedPrincipals})
-	keys, err := b.source(path, string(c.ID), c.Keys, c.Algorithms)
-	return &client{principal: c.ID, keys: keys}, err
+	made := &client{principal: c.ID}
+	var err error
+	if c.TLS == nil || c.Keys != (KeySource{}) || len(c.Algorithms) > 0 {
+		if made.keys, err = b.source(path, string(c.ID), c.Keys, c.Algorithms); err != nil {
+			return nil, err
+		}
+	}
+	made.tls, err = b.clientTLS(path+".tls", string(c.ID), c.TLS)
+	return made, err
 }
 
 // source checks everything that can be checked without the network: a start never waits for an issuer.
 func (b *builder) source(path, name string, from KeySource, algorithmNames []string) (*source, error) {
-	s := &source{name: name, timing: defaultTiming, now: b.Now, logger: b.Logger}
+	var algorithms []jwa.SignatureAlgorithm
 	if len(algorithmNames) == 0 {
 		return nil, fault(path+".algorithms", "missing: name the algorithms of the keys, such as ES256")
 	}
@@ -250,11 +267,12 @@ func (b *builder) source(path, name string, from KeySource, algorithmNames []str
 		if err != nil {
 			return nil, fault(path+".algorithms", "%v", err)
 		}
-		if slices.Contains(s.algorithms, algorithm) {
+		if slices.Contains(algorithms, algorithm) {
 			return nil, fault(path+".algorithms", "names %s twice", algorithm)
 		}
-		s.algorithms = append(s.algorithms, algorithm)
+		algorithms = append(algorithms, algorithm)
 	}
+	s := b.newSource(name, func(data []byte) (*keyring, []string, error) { return parseJWKS(data, algorithms) })
 	path += ".keys"
 	if err := from.check(path); err != nil {
 		return nil, err
@@ -320,12 +338,12 @@ func (s *source) loadNow(path string, load func(context.Context) ([]byte, error)
 	if err != nil {
 		return fault(path, "%v", err)
 	}
-	ring, ignored, err := parseJWKS(data, s.algorithms)
+	ring, ignored, err := s.parse(data)
 	if err != nil {
 		return fault(path, "%v", err)
 	}
-	if len(ring.byID) == 0 || len(ignored) > 0 {
-		return fault(path, "want usable keys only, have %d; not usable: %s", len(ring.byID), strings.Join(ignored, "; "))
+	if usable := len(ring.byID) + len(ring.certificates); usable == 0 || len(ignored) > 0 {
+		return fault(path, "want usable keys only, have %d; not usable: %s", usable, strings.Join(ignored, "; "))
 	}
 	s.current.Store(&snapshot{keyring: ring, at: began})
 	return nil

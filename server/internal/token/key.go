@@ -6,6 +6,7 @@ import (
 	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rsa"
+	"crypto/x509"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -164,7 +165,8 @@ func curveOf(algorithm jwa.SignatureAlgorithm) elliptic.Curve {
 
 // keyring is one issuer's or client's keys as they were at one moment. The nil keyring is empty.
 type keyring struct {
-	byID map[string]*publicKey
+	byID         map[string]*publicKey
+	certificates map[string]*x509.Certificate // by thumbprint: authorities, or what is registered
 }
 
 // find returns the key that a token names, or nil. A token may leave its kid out only where there is

@@ -91,7 +91,7 @@ func TestRememberedTokensDie(t *testing.T) {
 				t.Fatal(err)
 			}
 			next.kid = map[bool]string{true: w.idp.kid, false: "another"}[next.kid == "idp-1"]
-			ring, _, err := parseJWKS([]byte(jwks(t, next)), w.idpSource().algorithms)
+			ring, _, err := w.idpSource().parse([]byte(jwks(t, next)))
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -55,7 +55,11 @@ func (t *Trust) read(raw string) (presented, error) {
 	if err != nil {
 		return presented{}, broken(err.Error())
 	}
-	claims, err := u.Registered()
+	registered := (*delegation.Unverified).Registered
+	if t.mayLackIssuer(u) {
+		registered = (*delegation.Unverified).RegisteredSVID
+	}
+	claims, err := registered(u)
 	if err != nil {
 		return presented{}, broken(err.Error())
 	}
