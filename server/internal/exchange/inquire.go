@@ -60,6 +60,12 @@ func (e *Engine) admitReader(ctx context.Context, q Inquiry) (inquirer, error) {
 	return by, nil
 }
 
+// Stranger turns away somebody who brought nothing that could authenticate it, in place of whatever was
+// asked: with the one answer to every failed authentication.
+func (e *Engine) Stranger(ctx context.Context) error {
+	return e.turnAway(ctx, unauthenticated(errors.New("no credential")))
+}
+
 func (e *Engine) workload(ctx context.Context, q Inquiry) (*Tenant, token.Caller, error) {
 	tenant, caller, _, err := e.authenticate(ctx, q.Tenant, q.Credentials, nil)
 	return tenant, caller, err

@@ -15,8 +15,9 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// interceptor does for every call what no method may forget: deadline, panic, error, log.
+// interceptor does for every call what no method may forget: deadline, door, panic, error, log.
 type interceptor struct {
+	door    doorkeeper
 	timeout time.Duration
 	logger  *slog.Logger
 	now     func() time.Time
@@ -28,6 +29,12 @@ func (i interceptor) unary(ctx context.Context, request any, info *grpc.UnarySer
 	defer cancel()
 	var response any
 	err := i.guard(ctx, info.FullMethod, func() (err error) {
+		if err = i.door.knock(ctx, info.FullMethod); err != nil {
+			return err
+		}
+		if err = i.door.enter(ctx, info.FullMethod, request); err != nil {
+			return err
+		}
 		response, err = handle(ctx, request)
 		return err
 	})
@@ -42,7 +49,12 @@ func (i interceptor) unary(ctx context.Context, request any, info *grpc.UnarySer
 // watches and reflection where it is on, have errors of their own, so those pass as they are.
 func (i interceptor) stream(server any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
 	began := i.now()
-	err := i.guard(stream.Context(), info.FullMethod, func() error { return handle(server, stream) })
+	err := i.guard(stream.Context(), info.FullMethod, func() error {
+		if err := i.door.knock(stream.Context(), info.FullMethod); err != nil {
+			return err
+		}
+		return handle(server, admitted{stream, i.door, info.FullMethod})
+	})
 	if typed := new(delegation.Error); !strings.HasPrefix(info.FullMethod, ownMethods) && !errors.As(err, &typed) {
 		return err
 	}

@@ -47,6 +47,7 @@ type Engine interface {
 	Revoke(context.Context, exchange.RevokeCall) (exchange.Revoked, error)
 	Receipts(ctx context.Context, q exchange.Inquiry, entry uint64) ([]guard.Receipt, error)
 	Watch(context.Context, exchange.Inquiry) (*exchange.Watch, error)
+	Stranger(context.Context) error
 }
 
 // Config is what New needs.
@@ -67,6 +68,7 @@ type Config struct {
 
 	watch func(context.Context, exchange.Inquiry) (feed, error) // nil: Engine.Watch. Tests script it.
 	tail  func(context.Context, exchange.Inquiry) (tail, error) // nil: Engine.Tail. Tests script it.
+	door  doorkeeper                                            // tests leave it open
 }
 
 // The bounds of what a stranger can make this process hold. A batch of 100 children, each with an
@@ -107,7 +109,8 @@ func New(c Config) (*Server, error) {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
-	i := interceptor{timeout: c.Timeout, logger: c.Logger, now: c.Now}
+	c.door.stranger = c.Engine.Stranger
+	i := interceptor{door: c.door, timeout: c.Timeout, logger: c.Logger, now: c.Now}
 	options := []grpc.ServerOption{
 		grpc.MaxRecvMsgSize(maxMessageBytes),
 		grpc.MaxConcurrentStreams(maxStreams),
@@ -137,8 +140,8 @@ func New(c Config) (*Server, error) {
 	return s, nil
 }
 
-// register is the one place where a service becomes reachable. Every method of every service passes
-// through the interceptors, which see it by its full name.
+// register is the one place where a service is registered. A method of it becomes reachable by its rule
+// in methods: the interceptors, through which every call passes, refuse one that has none.
 func (s *Server) register(c Config) {
 	deputyv1.RegisterTokenExchangeServiceServer(s.grpc, &exchangeService{engine: c.Engine})
 	deputyv1.RegisterAuditServiceServer(s.grpc, &auditService{engine: c.Engine, streams: newStreams(c, s.watchers.draining)})
