@@ -25,6 +25,7 @@ type interceptor struct {
 
 func (i interceptor) unary(ctx context.Context, request any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
 	began := i.now()
+	messageCame(ctx)
 	ctx, cancel := context.WithTimeout(ctx, i.timeout)
 	defer cancel()
 	var response any

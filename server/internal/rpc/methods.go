@@ -158,5 +158,6 @@ func (a admitted) RecvMsg(message any) error {
 	if err := a.ServerStream.RecvMsg(message); err != nil {
 		return err
 	}
+	messageCame(a.Context())
 	return a.door.enter(a.Context(), a.method, message)
 }

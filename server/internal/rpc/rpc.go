@@ -69,6 +69,7 @@ type Config struct {
 	watch func(context.Context, exchange.Inquiry) (feed, error) // nil: Engine.Watch. Tests script it.
 	tail  func(context.Context, exchange.Inquiry) (tail, error) // nil: Engine.Tail. Tests script it.
 	door  doorkeeper                                            // tests leave it open
+	waits *waits                                                // nil: patience. Tests have less.
 }
 
 // The bounds of what a stranger can make this process hold. A batch of 100 children, each with an
@@ -77,9 +78,19 @@ const (
 	maxMessageBytes  = 1 << 20
 	maxMetadataBytes = 16 << 10
 	maxStreams       = maxWatchers + 500 // of one connection: a proxy may bring all watchers through one
-	connectDeadline  = 10 * time.Second
 	drainGrace       = 20 * time.Second
 )
+
+// waits are how long a connection or a call may do nothing.
+type waits struct {
+	connect time.Duration // until the handshakes are over
+	message time.Duration // until the first message of a call is whole: what it holds until then it holds unasked
+	idle    time.Duration // of a connection without calls
+	ping    time.Duration // until a silent connection is asked for a sign of life
+	pong    time.Duration // until it gave one; a header that is never finished is none
+}
+
+var patience = waits{connect: 10 * time.Second, message: 10 * time.Second, idle: 15 * time.Minute, ping: time.Minute, pong: 20 * time.Second}
 
 // Server serves deputy.v1. Its methods are safe for concurrent use.
 type Server struct {
@@ -109,20 +120,24 @@ func New(c Config) (*Server, error) {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
+	if c.waits == nil {
+		c.waits = &patience
+	}
 	c.door.stranger = c.Engine.Stranger
 	i := interceptor{door: c.door, timeout: c.Timeout, logger: c.Logger, now: c.Now}
 	options := []grpc.ServerOption{
 		grpc.MaxRecvMsgSize(maxMessageBytes),
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.MaxHeaderListSize(maxMetadataBytes),
-		grpc.ConnectionTimeout(connectDeadline),
+		grpc.ConnectionTimeout(c.waits.connect),
+		grpc.InTapHandle(c.waits.tap),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{
-			MaxConnectionIdle:     15 * time.Minute,
+			MaxConnectionIdle:     c.waits.idle,
 			MaxConnectionAge:      c.MaxConnectionAge,
 			MaxConnectionAgeGrace: drainGrace,
-			Time:                  time.Minute,
-			Timeout:               20 * time.Second,
+			Time:                  c.waits.ping,
+			Timeout:               c.waits.pong,
 		}),
 		// Trace context comes in; baggage, which anyone may fill, does not.
 		grpc.StatsHandler(otelgrpc.NewServerHandler(
