@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc/credentials"
 
 	"deputy.example/deputy/server/internal/console"
@@ -70,6 +71,13 @@ func withConsoles(oauth http.Handler, c console.Config) (http.Handler, error) {
 
 // bind listens on what Options do not bring. From here on clients can connect; they wait until Run.
 func (s *Server) bind(ctx context.Context, parts opened, o Options) error {
+	refused := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "deputy_connections_refused_total",
+		Help: "Connections that were closed at once, because there were too many of all or of their address.",
+	}, []string{"listener"})
+	if err := o.Registry.Register(refused); err != nil {
+		return err
+	}
 	for _, door := range []struct {
 		name    string
 		at      *net.Listener
@@ -90,6 +98,7 @@ func (s *Server) bind(ctx context.Context, parts opened, o Options) error {
 			s.owns(l)
 			*door.at = l
 		}
+		*door.at = newCrowd(*door.at, maxConnections, refused.WithLabelValues(door.name))
 		if door.tls != nil {
 			*door.at = tls.NewListener(*door.at, door.tls)
 		}
