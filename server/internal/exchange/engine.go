@@ -84,7 +84,7 @@ type Engine struct {
 // protections are switched off by tests only, which then see their attacks succeed.
 type protections struct {
 	callerRules, actorAudience, otherCaller, binding, policy, replay, uses, idempotency, revocation bool
-	continuity, reading, withholding                                                                bool
+	continuity, reading, withholding, equalAnswers                                                  bool
 }
 
 // New checks that the tenants are told apart by name and by issuer.

@@ -25,6 +25,7 @@ var (
 	NoContinuity      Protection = func(p *protections) { p.continuity = true }
 	NoReadingRules    Protection = func(p *protections) { p.reading = true }
 	NoWithholding     Protection = func(p *protections) { p.withholding = true }
+	NoEqualAnswers    Protection = func(p *protections) { p.equalAnswers = true }
 )
 
 // SwitchOff must be called before the engine is used.

@@ -89,15 +89,16 @@ func (e *Engine) inquirer(ctx context.Context, q Inquiry, who func(context.Conte
 	if by.revoked, err = e.config.Ledger.Revocations(ctx, by.tenant.Name, true); err != nil {
 		return by, err
 	}
-	return by, e.unrevoked(by, q.Credentials.Person)
+	return by, e.unrevoked(ctx, by, q)
 }
 
 // unrevoked refuses a caller that is suspended or whose key is banned, and a person whose session began
 // before something that cut it off.
-func (e *Engine) unrevoked(by inquirer, p *Person) error {
-	if _, hit := by.revoked.HitCaller(by.caller.Principal, by.caller.Key); hit {
-		return unauthenticated(errors.New("the caller is suspended, or its key is banned"))
+func (e *Engine) unrevoked(ctx context.Context, by inquirer, q Inquiry) error {
+	if err := e.standing(ctx, by, q.Peer); err != nil {
+		return err
 	}
+	p := q.Credentials.Person
 	if p == nil || e.off.revocation {
 		return nil
 	}
@@ -105,4 +106,19 @@ func (e *Engine) unrevoked(by inquirer, p *Person) error {
 		return unauthenticated(errors.New("the session was revoked"))
 	}
 	return nil
+}
+
+// standing refuses a caller that is suspended, or whose key is banned, with the answer for one that nobody
+// knows: what was taken back authenticates nobody, and whoever stole it learns nothing. Responders find
+// the attempt in the ledger.
+func (e *Engine) standing(ctx context.Context, by inquirer, peer string) error {
+	if _, hit := by.revoked.HitCaller(by.caller.Principal, by.caller.Key); !hit {
+		return nil
+	}
+	kept := delegation.Refuse(delegation.TokenRevoked, "", "the caller is suspended, or its key is banned")
+	draft := &ledger.Draft{Caller: by.caller.Principal, Peer: peer, TraceID: traceID(ctx)}
+	if err := delegation.AsError(e.recordRefusal(ctx, by.tenant, draft, "authentication", kept)); err.Temporary() || e.off.equalAnswers {
+		return err
+	}
+	return unauthenticated(kept)
 }

@@ -83,6 +83,7 @@ type wish struct {
 type actor struct {
 	principal delegation.Principal
 	key       string // thumbprint of the key that the child is bound to, or ""
+	signer    string // thumbprint of the key that signed its actor token, or ""
 	proof     string // how the actor was proven, for the record
 }
 

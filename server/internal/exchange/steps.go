@@ -107,7 +107,14 @@ var errActorTokenType = delegation.Refuse(delegation.ParameterMissing, "actor_to
 // admit is step 2: is the caller within its rate, is its credential fresh? Redis is asked early and
 // cheaply here; the row that decides on replay is written in step 6.
 func (w *walk) admit(ctx context.Context) error {
-	return w.admitCaller(ctx, w.tenant, w.caller, len(w.children))
+	if err := w.admitCaller(ctx, w.tenant, w.caller, len(w.children)); err != nil {
+		return err
+	}
+	revoked, err := w.config.Ledger.Revocations(ctx, w.tenant.Name, w.call.ValidateOnly)
+	if err != nil || w.off.revocation {
+		return err
+	}
+	return w.standing(ctx, inquirer{w.tenant, w.caller, revoked}, w.call.Peer)
 }
 
 // admitCaller notes the caller's use first: with an assertion that somebody captured, nobody can use
@@ -154,7 +161,7 @@ func (w *walk) verify(ctx context.Context) error {
 		return delegation.Refuse(delegation.TokenRevoked, "subject_token", "it, something it descends from, or its caller was revoked")
 	}
 	for _, c := range w.children {
-		if err := w.nameActor(ctx, c); err != nil {
+		if err := w.nameActor(ctx, c, revoked); err != nil {
 			c.fail(err)
 		} else if _, hit := revoked.Hit(w.lineage(c)); hit && !w.off.revocation {
 			c.fail(delegation.Refuse(delegation.TokenRevoked, "actor_token", "the actor, or its key, was revoked"))
@@ -225,14 +232,16 @@ func (p parent) lineage(caller token.Caller) delegation.Lineage {
 func (w *walk) lineage(c *child) delegation.Lineage {
 	l := w.parent.lineage(w.caller)
 	l.Actors = w.parent.chainWith(c.actor.principal)
-	if c.actor.key != "" {
-		l.Keys = append(l.Keys, c.actor.key)
+	for _, key := range []string{c.actor.key, c.actor.signer} {
+		if key != "" {
+			l.Keys = append(l.Keys, key)
+		}
 	}
 	return l
 }
 
 // nameActor settles who a child is for.
-func (w *walk) nameActor(ctx context.Context, c *child) error {
+func (w *walk) nameActor(ctx context.Context, c *child, revoked *delegation.RevocationSet) error {
 	var named *actor
 	switch {
 	case c.ActorToken == "" && c.ActorTokenType != "":
@@ -242,7 +251,7 @@ func (w *walk) nameActor(ctx context.Context, c *child) error {
 	case c.RequestedActor == "" && c.ActorConfirmation != "":
 		return delegation.Refuse(delegation.ParameterConflict, "actor_confirmation", "goes with requested_actor")
 	case c.ActorToken != "":
-		byToken, err := w.actorByToken(ctx, c)
+		byToken, err := w.actorByToken(ctx, c, revoked)
 		if err != nil {
 			return err
 		}
@@ -256,6 +265,9 @@ func (w *walk) nameActor(ctx context.Context, c *child) error {
 	}
 	if named != nil {
 		c.actor = *named // for the record, should the route be refused
+		if named.principal != w.caller.Principal && named.hit(revoked) && !w.off.revocation {
+			return w.asIfUnknown(c)
+		}
 	}
 	next, err := w.parent.route(w.caller.Principal, named, w.tenant.Limits)
 	switch {
@@ -275,7 +287,32 @@ func (w *walk) nameActor(ctx context.Context, c *child) error {
 	return nil
 }
 
-func (w *walk) actorByToken(ctx context.Context, c *child) (actor, error) {
+// hit says whether the actor is suspended, or a key of its own that has a part in this is banned.
+func (a actor) hit(revoked *delegation.RevocationSet) bool {
+	for _, key := range []string{a.key, a.signer} {
+		if _, hit := revoked.HitCaller(a.principal, key); hit {
+			return true
+		}
+	}
+	return false
+}
+
+// asIfUnknown refuses an actor that is suspended, or whose key is banned, as one that nobody knows: who
+// names an actor has not shown that it may know how that actor stands. The entry has the reason.
+func (w *walk) asIfUnknown(c *child) error {
+	if w.off.equalAnswers {
+		return delegation.Refuse(delegation.TokenRevoked, "actor_token", "the actor, or its key, was revoked")
+	}
+	c.kept = delegation.Refuse(delegation.TokenRevoked, "", "the actor is suspended, or its key is banned")
+	if c.named != nil {
+		return token.NamesNobody()
+	}
+	return errNotRegistered
+}
+
+var errNotRegistered = delegation.Refuse(delegation.ActorUnconfirmed, "actor_confirmation", "is not a registered key of the requested actor")
+
+func (w *walk) actorByToken(ctx context.Context, c *child, revoked *delegation.RevocationSet) (actor, error) {
 	if c.ActorTokenType == "" {
 		return actor{}, errActorTokenType
 	}
@@ -286,11 +323,12 @@ func (w *walk) actorByToken(ctx context.Context, c *child) (actor, error) {
 		}
 		c.named = &verified
 	}
-	if c.named.Authenticates && c.named.Principal != w.caller.Principal && !w.off.otherCaller {
+	named := actor{principal: c.named.Principal, key: c.named.Key, signer: c.named.Signer, proof: string(c.named.Method)}
+	if c.named.Authenticates && named.principal != w.caller.Principal && !named.hit(revoked) && !w.off.otherCaller {
 		return actor{}, delegation.Refuse(delegation.ActorTokenInvalid, "actor_token",
 			"it authenticates another caller: ask that actor for a token whose audience is %s", delegation.ActorAudience(w.tenant.Issuer))
 	}
-	return actor{principal: c.named.Principal, key: c.named.Key, proof: string(c.named.Method)}, nil
+	return named, nil
 }
 
 func (w *walk) actorByKey(c *child) (actor, error) {
@@ -302,7 +340,7 @@ func (w *walk) actorByKey(c *child) (actor, error) {
 		return actor{}, delegation.Refuse(delegation.ParameterMissing, "actor_confirmation", "requested_actor needs the thumbprint of one of that actor's registered keys")
 	}
 	if !w.tenant.Trust.Registered(principal, c.ActorConfirmation) {
-		return actor{}, delegation.Refuse(delegation.ActorUnconfirmed, "actor_confirmation", "is not a registered key of the requested actor")
+		return actor{}, errNotRegistered
 	}
 	return actor{principal: principal, key: c.ActorConfirmation, proof: "registered_key"}, nil
 }
