@@ -263,7 +263,7 @@ func (r *race) exchangeSomething(t *testing.T, rnd *rand.Rand, late bool) {
 	}
 	outcomes, err := r.at(rnd.IntN(2)).Engine.Exchange(t.Context(), call)
 	if err != nil {
-		if refusal := delegation.AsError(err); !refusal.Temporary() {
+		if refusal := delegation.AsError(err); !takenBack(refusal) && !refusal.Temporary() {
 			r.add("%s: an exchange: %v", r.name, refusal)
 		}
 		return
