@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc/credentials"
 
 	"deputy.example/deputy/server/internal/console"
@@ -87,6 +88,13 @@ func (s *Server) isAuthority(name string) bool {
 
 // bind listens on what Options do not bring. From here on clients can connect; they wait until Run.
 func (s *Server) bind(ctx context.Context, parts opened, o Options) error {
+	refused := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "deputy_connections_refused_total",
+		Help: "Connections that were closed at once, because there were too many of all or of their address.",
+	}, []string{"listener"})
+	if err := o.Registry.Register(refused); err != nil {
+		return err
+	}
 	for _, door := range []struct {
 		name    string
 		at      *net.Listener
@@ -107,6 +115,7 @@ func (s *Server) bind(ctx context.Context, parts opened, o Options) error {
 			s.owns(l)
 			*door.at = l
 		}
+		*door.at = newCrowd(*door.at, maxConnections, refused.WithLabelValues(door.name))
 		if door.tls != nil {
 			*door.at = tls.NewListener(*door.at, door.tls)
 		}

@@ -12,6 +12,11 @@ import (
 // MaxTokenBytes bounds a token before anything of it is decoded.
 const MaxTokenBytes = 8 << 10
 
+// maxIDBytes bounds what tokens and keys are called: such names are kept, and compared, long after the token.
+const maxIDBytes = 256
+
+const maxAudiences = 64
+
 // Header holds the JOSE header parameters that Deputy honours.
 type Header struct {
 	Algorithm string
@@ -99,6 +104,9 @@ func parseHeader(r *reader, segment string) (h Header, exact bool, err error) {
 	if err := cmp.Or(errs[:]...); err != nil {
 		return Header{}, false, fmt.Errorf("token header: %w", err)
 	}
+	if len(h.KeyID) > maxIDBytes {
+		return Header{}, false, fmt.Errorf("token header: kid is longer than %d bytes", maxIDBytes)
+	}
 	h.Type = strings.TrimPrefix(strings.ToLower(h.Type), "application/")
 	return h, exact, nil
 }
@@ -178,6 +186,9 @@ func (u *Unverified) registered(issuer func(value, string) (string, error)) (Reg
 	if err := cmp.Or(errs[:]...); err != nil {
 		return Registered{}, err
 	}
+	if len(r.ID) > maxIDBytes {
+		return Registered{}, fmt.Errorf("jti is longer than %d bytes", maxIDBytes)
+	}
 	if r.ExpiresAt == 0 {
 		return Registered{}, errors.New("exp is missing")
 	}
@@ -185,6 +196,9 @@ func (u *Unverified) registered(issuer func(value, string) (string, error)) (Reg
 		var err error
 		if r.Audience, err = stringsMember(u.claims, "aud"); err != nil || slices.Contains(r.Audience, "") {
 			return Registered{}, errors.New("aud is neither a string nor a list of strings")
+		}
+		if len(r.Audience) > maxAudiences {
+			return Registered{}, fmt.Errorf("aud has more than %d values", maxAudiences)
 		}
 	}
 	return r, nil

@@ -424,7 +424,7 @@ func containStory(t *testing.T, c *consoleWorld) {
 		SubjectToken: own.AccessToken,
 		Child:        client.Child{ActorToken: naming, Scopes: delegation.Scopes{"calendar.read"}, Audience: []string{calendarAudience}},
 	})
-	if got := delegation.AsError(err); got == nil || got.Reason != delegation.TokenRevoked {
+	if got := delegation.AsError(err); got == nil || got.Reason != delegation.ActorTokenInvalid {
 		t.Errorf("handing on to a contained agent: %v", err)
 	}
 	v.press(".actions a:last-child")

@@ -130,6 +130,9 @@ func (e *Engine) Search(ctx context.Context, q Inquiry, query ledger.Query) (pag
 	if err != nil {
 		return nil, 0, err
 	}
+	if err := searchable(query); err != nil {
+		return nil, 0, err
+	}
 	sight, err := e.mayRead(ctx, by, query.Actor)
 	if err != nil {
 		return nil, 0, err

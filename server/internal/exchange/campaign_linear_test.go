@@ -210,7 +210,7 @@ func (w *workers) exchange(t *testing.T, c *chainHistory, id int, at *exchangete
 		c.tokens = append(c.tokens[:len(c.tokens):len(c.tokens)], held{grant: grant, holder: parent.holder})
 		c.mu.Unlock()
 		w.record(c, id, in, began, true)
-	case refusal.Reason == delegation.TokenRevoked:
+	case takenBack(refusal):
 		w.record(c, id, in, began, false)
 	default:
 		return w.silent("exchange", refusal)

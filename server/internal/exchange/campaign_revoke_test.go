@@ -263,7 +263,7 @@ func (r *race) exchangeSomething(t *testing.T, rnd *rand.Rand, late bool) {
 	}
 	outcomes, err := r.at(rnd.IntN(2)).Engine.Exchange(t.Context(), call)
 	if err != nil {
-		if refusal := delegation.AsError(err); !refusal.Temporary() {
+		if refusal := delegation.AsError(err); !takenBack(refusal) && !refusal.Temporary() {
 			r.add("%s: an exchange: %v", r.name, refusal)
 		}
 		return
@@ -274,7 +274,7 @@ func (r *race) exchangeSomething(t *testing.T, rnd *rand.Rand, late bool) {
 		switch {
 		case o.Err == nil:
 			r.raced = append(r.raced, held{grant: o.Grant, holder: holders[i], fromRoot: fromRoot, late: late})
-		case o.Err.Reason != delegation.TokenRevoked && !o.Err.Temporary():
+		case !takenBack(o.Err) && !o.Err.Temporary():
 			r.add("%s: an exchange: %v (cause: %v)", r.name, o.Err, o.Err.Unwrap())
 		}
 	}
@@ -326,7 +326,7 @@ func (r *race) exchangeAfter(t *testing.T, w *exchangetest.World, instance int, 
 		_, refusal = w.One(t.Context(), call)
 	}
 	switch dead := kills(revocation, h.grant.Claims); {
-	case dead && (refusal == nil || refusal.Reason != delegation.TokenRevoked):
+	case dead && !takenBack(refusal):
 		r.add("%s: instance %d, entry %d after revocation %d: exchanged, %v", r.name, instance, h.grant.Entry, revocation.Seq, refusal)
 	case !dead && refusal != nil:
 		r.add("%s: instance %d, entry %d is alive, and refused: %v", r.name, instance, h.grant.Entry, refusal)

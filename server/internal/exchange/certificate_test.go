@@ -191,10 +191,10 @@ func TestRegisteredCertificateAsConfirmation(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	if refusal := narrow(c.own); refusal == nil || refusal.Reason != delegation.TokenRevoked {
+	if refusal := narrow(c.own); refusal == nil || refusal.Reason != delegation.ClientUnauthenticated {
 		t.Errorf("with a banned certificate: %v", refusal)
 	}
-	if _, refusal := c.One(t.Context(), c.call(t, "acme", c.own, "agent:own")); refusal == nil || refusal.Reason != delegation.TokenRevoked {
+	if _, refusal := c.One(t.Context(), c.call(t, "acme", c.own, "agent:own")); refusal == nil || refusal.Reason != delegation.ClientUnauthenticated {
 		t.Errorf("a root token with a banned certificate: %v", refusal)
 	}
 }

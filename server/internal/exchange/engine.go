@@ -85,7 +85,7 @@ type Engine struct {
 type protections struct {
 	clientID, oneTenant                                                                             bool
 	callerRules, actorAudience, otherCaller, binding, policy, replay, uses, idempotency, revocation bool
-	continuity, reading, withholding                                                                bool
+	continuity, reading, withholding, equalAnswers                                                  bool
 }
 
 // New checks that the tenants are told apart by name and by issuer.

@@ -27,6 +27,7 @@ var (
 	NoWithholding     Protection = func(p *protections) { p.withholding = true }
 	NoClientID        Protection = func(p *protections) { p.clientID = true }
 	NoOneTenant       Protection = func(p *protections) { p.oneTenant = true }
+	NoEqualAnswers    Protection = func(p *protections) { p.equalAnswers = true }
 )
 
 // SwitchOff must be called before the engine is used.

@@ -5,6 +5,7 @@ import (
 	"errors"
 
 	"deputy.example/deputy/client/delegation"
+	"deputy.example/deputy/server/internal/ledger"
 )
 
 // Introspect says whether a token is active now (RFC 7662). Any authenticated caller of the tenant
@@ -57,6 +58,12 @@ func (e *Engine) admitReader(ctx context.Context, q Inquiry) (inquirer, error) {
 	return by, nil
 }
 
+// Stranger turns away somebody who brought nothing that could authenticate it, in place of whatever was
+// asked: with the one answer to every failed authentication.
+func (e *Engine) Stranger(ctx context.Context) error {
+	return e.turnAway(ctx, unauthenticated(errors.New("no credential")))
+}
+
 func (e *Engine) workload(ctx context.Context, q Inquiry) (arrival, error) {
 	return e.authenticate(ctx, q.Tenant, q.Credentials, nil)
 }
@@ -78,15 +85,16 @@ func (e *Engine) inquirer(ctx context.Context, q Inquiry, who func(context.Conte
 	if by.revoked, err = e.config.Ledger.Revocations(ctx, by.tenant.Name, true); err != nil {
 		return by, err
 	}
-	return by, e.unrevoked(by, q.Credentials.Person)
+	return by, e.unrevoked(ctx, by, q)
 }
 
 // unrevoked refuses a caller that is suspended or whose key is banned, and a person whose session began
 // before something that cut it off.
-func (e *Engine) unrevoked(by inquirer, p *Person) error {
-	if _, hit := by.revoked.HitCaller(by.caller.Principal, by.keys()...); hit {
-		return unauthenticated(errors.New("the caller is suspended, or its key is banned"))
+func (e *Engine) unrevoked(ctx context.Context, by inquirer, q Inquiry) error {
+	if err := e.standing(ctx, by, q.Peer); err != nil {
+		return err
 	}
+	p := q.Credentials.Person
 	if p == nil || e.off.revocation {
 		return nil
 	}
@@ -94,4 +102,19 @@ func (e *Engine) unrevoked(by inquirer, p *Person) error {
 		return unauthenticated(errors.New("the session was revoked"))
 	}
 	return nil
+}
+
+// standing refuses a caller that is suspended, or whose key is banned, with the answer for one that nobody
+// knows: what was taken back authenticates nobody, and whoever stole it learns nothing. Responders find
+// the attempt in the ledger.
+func (e *Engine) standing(ctx context.Context, by inquirer, peer string) error {
+	if _, hit := by.revoked.HitCaller(by.caller.Principal, by.keys()...); !hit {
+		return nil
+	}
+	kept := delegation.Refuse(delegation.TokenRevoked, "", "the caller is suspended, or its key is banned")
+	draft := &ledger.Draft{Caller: by.caller.Principal, Peer: peer, TraceID: traceID(ctx)}
+	if err := delegation.AsError(e.recordRefusal(ctx, by.tenant, draft, "authentication", kept)); err.Temporary() || e.off.equalAnswers {
+		return err
+	}
+	return unauthenticated(kept)
 }

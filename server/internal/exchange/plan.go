@@ -87,6 +87,7 @@ type wish struct {
 type actor struct {
 	principal delegation.Principal
 	binding   delegation.Confirmation // what the child is bound to; zero for a bearer token
+	signer    string                  // thumbprint of the key that signed its actor token, or ""
 	proof     string                  // how the actor was proven, for the record
 }
 
@@ -180,9 +181,9 @@ func targets(resources, audiences []string) ([]string, error) {
 	}
 	all := slices.Concat(resources, audiences)
 	if slices.ContainsFunc(all, func(s string) bool {
-		return s == "" || len(s) > 512 || !utf8.ValidString(s) || strings.ContainsFunc(s, unicode.IsControl)
+		return s == "" || len(s) > maxTarget || !utf8.ValidString(s) || strings.ContainsFunc(s, unicode.IsControl)
 	}) {
-		return nil, delegation.Refuse(delegation.TargetMalformed, "audience", "must have 1 to 512 bytes of UTF-8 without control characters")
+		return nil, delegation.Refuse(delegation.TargetMalformed, "audience", "must have 1 to %d bytes of UTF-8 without control characters", maxTarget)
 	}
 	slices.Sort(all)
 	return slices.Compact(all), nil

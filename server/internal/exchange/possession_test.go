@@ -403,8 +403,11 @@ func TestBannedKeysProveNothing(t *testing.T) {
 			for _, subject := range []string{bound.AccessToken, n.Root(t, nil)} {
 				call := n.Call(t, subject, planner, "")
 				s.onto(t, w, &call)
-				if _, err := w.One(t.Context(), call); err == nil || err.Reason != delegation.TokenRevoked {
+				if _, err := w.One(t.Context(), call); err == nil || err.Reason != delegation.ClientUnauthenticated {
 					t.Errorf("exchange: %v", err)
+				}
+				if e := newest(t, w); e.Kind != ledger.KindRefusal || e.Reason != delegation.TokenRevoked {
+					t.Errorf("the attempt is not in the ledger: %+v", e)
 				}
 			}
 			q := exchange.Inquiry{Tenant: "default", Credentials: n.Credentials(t, planner), Token: bound.AccessToken}

@@ -1,6 +1,7 @@
 package exchange
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
@@ -96,7 +97,8 @@ func (w *walk) draft(ctx context.Context, c *child) *ledger.Draft {
 		if d.Kind == ledger.KindGrant {
 			d.Kind = ledger.KindRefusal
 		}
-		d.Outcome, d.Reason, d.Detail = ledger.Refused, c.outcome.Err.Reason, c.outcome.Err.Description
+		refusal := cmp.Or(c.kept, c.outcome.Err)
+		d.Outcome, d.Reason, d.Detail = ledger.Refused, refusal.Reason, refusal.Description
 		if missing := c.decision.Missing; missing != nil {
 			d.Detail = "missing: " + missing.Relation.String()
 		}

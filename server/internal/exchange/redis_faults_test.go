@@ -221,7 +221,7 @@ func (v *ward) probe(t *testing.T, w *exchangetest.World) (available bool) {
 	}
 	exchanged := func(h held) (bool, error) {
 		_, refusal := w.One(t.Context(), v.byWorkload(t, h.grant.AccessToken, h.holder, ""))
-		if refusal == nil || refusal.Reason == delegation.TokenRevoked {
+		if refusal == nil || takenBack(refusal) {
 			return refusal == nil, nil
 		}
 		return false, refusal

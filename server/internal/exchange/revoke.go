@@ -52,7 +52,7 @@ const system = "system:deputy"
 func (e *Engine) Revoke(ctx context.Context, call RevokeCall) (Revoked, error) {
 	ctx, cancel := e.within(ctx)
 	defer cancel()
-	by, err := e.admitReader(ctx, Inquiry{Tenant: call.Tenant, Credentials: call.Credentials})
+	by, err := e.admitReader(ctx, Inquiry{Tenant: call.Tenant, Credentials: call.Credentials, Peer: call.Peer})
 	if err != nil {
 		return Revoked{}, err
 	}
@@ -101,22 +101,39 @@ func (e *Engine) decideRevocation(ctx context.Context, tenant *Tenant, caller to
 	if delegation.HoldsToken(call.Reason) {
 		return delegation.Target{}, delegation.Refuse(delegation.ParameterInvalid, "reason", "holds a token, which must not be recorded: say why in words")
 	}
-	target, err := revocationTarget(ctx, tenant, call)
-	if err != nil {
-		return delegation.Target{}, err
+	target, unreadable := revocationTarget(ctx, tenant, call)
+	if unreadable != nil && unreadable.Reason != delegation.NotFound {
+		return delegation.Target{}, unreadable
 	}
+	// Asked for what does not exist, too: neither answer nor time shall tell that from what is another's.
 	may, err := e.mayRevoke(ctx, tenant, caller.Principal, target)
-	if err != nil {
+	switch {
+	case err != nil:
 		return delegation.Target{}, err
-	}
-	if !may {
-		return delegation.Target{}, delegation.Refuse(delegation.NotFound, "target", "nothing there to revoke, or nothing that you may revoke")
+	case unreadable != nil:
+		return delegation.Target{}, unreadable
+	case !may && e.off.equalAnswers:
+		return delegation.Target{}, delegation.Refuse(delegation.NotFound, "target", "nothing that you may revoke")
+	case !may:
+		return delegation.Target{}, nothingToRevoke(call)
 	}
 	return target, nil
 }
 
+// nothingToRevoke is the answer about what is not there, and about what the caller may not aim at.
+func nothingToRevoke(call RevokeCall) *delegation.Error {
+	field := "target"
+	switch {
+	case call.Token != "":
+		field = "token"
+	case call.RootToken != "":
+		field = "root_token"
+	}
+	return delegation.Refuse(delegation.NotFound, field, "nothing there to revoke, or nothing that you may revoke")
+}
+
 // revocationTarget reads what is aimed at, strictly.
-func revocationTarget(ctx context.Context, tenant *Tenant, call RevokeCall) (delegation.Target, error) {
+func revocationTarget(ctx context.Context, tenant *Tenant, call RevokeCall) (delegation.Target, *delegation.Error) {
 	given := 0
 	for _, is := range []bool{call.Target != (delegation.Target{}), call.Token != "", call.RootToken != ""} {
 		if is {
@@ -130,17 +147,17 @@ func revocationTarget(ctx context.Context, tenant *Tenant, call RevokeCall) (del
 	case call.Token != "":
 		claims, err := tenant.Trust.Issued(call.Token)
 		if err != nil {
-			return delegation.Target{}, delegation.Refuse(delegation.NotFound, "token", "nothing there to revoke, or nothing that you may revoke").WithCause(err)
+			return delegation.Target{Kind: delegation.BanToken}, nothingToRevoke(call).WithCause(err)
 		}
 		return delegation.Target{Kind: delegation.BanToken, ID: claims.ID}, nil
 	case call.RootToken != "":
 		subject, err := tenant.Trust.Subject(ctx, call.RootToken, delegation.TokenTypeJWT)
 		if err != nil || subject.Root == nil {
-			return delegation.Target{}, delegation.Refuse(delegation.NotFound, "root_token", "nothing there to revoke, or nothing that you may revoke").WithCause(err)
+			return delegation.Target{Kind: delegation.BanRoot}, nothingToRevoke(call).WithCause(err)
 		}
 		return delegation.Target{Kind: delegation.BanRoot, ID: subject.Root.Digest}, nil
 	}
-	return call.Target, call.Target.Check()
+	return call.Target, delegation.AsError(call.Target.Check())
 }
 
 // mayRevoke is the one place that says who may take what back. Responders may everything; what

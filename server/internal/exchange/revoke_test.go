@@ -190,7 +190,7 @@ func TestResumeRevivesNothing(t *testing.T) {
 	if _, refusal := take(w, t, operator, suspend); refusal != nil {
 		t.Fatal(refusal)
 	}
-	if _, refusal := w.One(t.Context(), n.Call(t, chain[0].AccessToken, planner, researcher)); refusal == nil || refusal.Reason != delegation.TokenRevoked {
+	if _, refusal := w.One(t.Context(), n.Call(t, chain[0].AccessToken, planner, researcher)); refusal == nil || refusal.Reason != delegation.ActorTokenInvalid {
 		t.Errorf("a grant to a suspended agent: %v", refusal)
 	}
 	if _, refusal := take(w, t, operator, resume); refusal != nil {

@@ -129,7 +129,14 @@ var errActorTokenType = delegation.Refuse(delegation.ParameterMissing, "actor_to
 // admit is step 2: is the caller within its rate, is its credential fresh? Redis is asked early and
 // cheaply here; the row that decides on replay is written in step 6.
 func (w *walk) admit(ctx context.Context) error {
-	return w.admitCaller(ctx, w.arrival, len(w.children))
+	if err := w.admitCaller(ctx, w.arrival, len(w.children)); err != nil {
+		return err
+	}
+	revoked, err := w.config.Ledger.Revocations(ctx, w.tenant.Name, w.call.ValidateOnly)
+	if err != nil || w.off.revocation {
+		return err
+	}
+	return w.standing(ctx, inquirer{w.arrival, revoked}, w.call.Peer)
 }
 
 func (e *Engine) admitCaller(ctx context.Context, a arrival, calls int) error {
@@ -167,7 +174,7 @@ func (w *walk) verify(ctx context.Context) error {
 		return delegation.Refuse(delegation.TokenRevoked, "subject_token", "it, something it descends from, or its caller was revoked")
 	}
 	for _, c := range w.children {
-		if err := w.nameActor(ctx, c); err != nil {
+		if err := w.nameActor(ctx, c, revoked); err != nil {
 			c.fail(err)
 		} else if _, hit := revoked.Hit(w.lineage(c)); hit && !w.off.revocation {
 			c.fail(delegation.Refuse(delegation.TokenRevoked, "actor_token", "the actor, or its key, was revoked"))
@@ -237,14 +244,16 @@ func (p parent) lineage(by arrival) delegation.Lineage {
 func (w *walk) lineage(c *child) delegation.Lineage {
 	l := w.parent.lineage(w.arrival)
 	l.Actors = w.parent.chainWith(c.actor.principal)
-	if key := c.actor.binding.Key(); key != "" {
-		l.Keys = append(l.Keys, key)
+	for _, key := range []string{c.actor.binding.Key(), c.actor.signer} {
+		if key != "" {
+			l.Keys = append(l.Keys, key)
+		}
 	}
 	return l
 }
 
 // nameActor settles who a child is for.
-func (w *walk) nameActor(ctx context.Context, c *child) error {
+func (w *walk) nameActor(ctx context.Context, c *child, revoked *delegation.RevocationSet) error {
 	var named *actor
 	switch {
 	case c.ActorToken == "" && c.ActorTokenType != "":
@@ -254,7 +263,7 @@ func (w *walk) nameActor(ctx context.Context, c *child) error {
 	case c.RequestedActor == "" && c.ActorConfirmation != "":
 		return delegation.Refuse(delegation.ParameterConflict, "actor_confirmation", "goes with requested_actor")
 	case c.ActorToken != "":
-		byToken, err := w.actorByToken(ctx, c)
+		byToken, err := w.actorByToken(ctx, c, revoked)
 		if err != nil {
 			return err
 		}
@@ -268,6 +277,9 @@ func (w *walk) nameActor(ctx context.Context, c *child) error {
 	}
 	if named != nil {
 		c.actor = *named // for the record, should the route be refused
+		if named.principal != w.caller.Principal && named.hit(revoked) && !w.off.revocation {
+			return w.asIfUnknown(c)
+		}
 	}
 	next, err := w.parent.route(w.caller.Principal, named, w.held.binding(), w.tenant.Limits)
 	switch {
@@ -287,7 +299,32 @@ func (w *walk) nameActor(ctx context.Context, c *child) error {
 	return nil
 }
 
-func (w *walk) actorByToken(ctx context.Context, c *child) (actor, error) {
+// hit says whether the actor is suspended, or a key of its own that has a part in this is banned.
+func (a actor) hit(revoked *delegation.RevocationSet) bool {
+	for _, key := range []string{a.binding.Key(), a.signer} {
+		if _, hit := revoked.HitCaller(a.principal, key); hit {
+			return true
+		}
+	}
+	return false
+}
+
+// asIfUnknown refuses an actor that is suspended, or whose key is banned, as one that nobody knows: who
+// names an actor has not shown that it may know how that actor stands. The entry has the reason.
+func (w *walk) asIfUnknown(c *child) error {
+	if w.off.equalAnswers {
+		return delegation.Refuse(delegation.TokenRevoked, "actor_token", "the actor, or its key, was revoked")
+	}
+	c.kept = delegation.Refuse(delegation.TokenRevoked, "", "the actor is suspended, or its key is banned")
+	if c.named != nil {
+		return token.NamesNobody()
+	}
+	return errNotRegistered
+}
+
+var errNotRegistered = delegation.Refuse(delegation.ActorUnconfirmed, "actor_confirmation", "is not a registered key of the requested actor")
+
+func (w *walk) actorByToken(ctx context.Context, c *child, revoked *delegation.RevocationSet) (actor, error) {
 	if c.ActorTokenType == "" {
 		return actor{}, errActorTokenType
 	}
@@ -298,20 +335,18 @@ func (w *walk) actorByToken(ctx context.Context, c *child) (actor, error) {
 		}
 		c.named = &verified
 	}
-	if c.named.Authenticates && c.named.Principal != w.caller.Principal && !w.off.otherCaller {
-		return actor{}, delegation.Refuse(delegation.ActorTokenInvalid, "actor_token",
-			"it authenticates another caller: ask that actor for a token whose audience is %s", delegation.ActorAudience(w.tenant.Issuer))
-	}
-	if c.named.Authenticates {
-		if err := w.mustHold(w.held, c.named.Confirmation, "actor_token"); err != nil {
-			return actor{}, err
-		}
-	}
-	named := actor{principal: c.named.Principal, proof: c.named.Method}
+	named := actor{principal: c.named.Principal, signer: c.named.Signer, proof: c.named.Method}
 	if c.named.Confirmation != nil {
 		named.binding = *c.named.Confirmation
 	}
-	return named, nil
+	switch {
+	case !c.named.Authenticates || named.hit(revoked): // who was taken back is looked after by whoever asked
+		return named, nil
+	case named.principal != w.caller.Principal && !w.off.otherCaller:
+		return actor{}, delegation.Refuse(delegation.ActorTokenInvalid, "actor_token",
+			"it authenticates another caller: ask that actor for a token whose audience is %s", delegation.ActorAudience(w.tenant.Issuer))
+	}
+	return named, w.mustHold(w.held, c.named.Confirmation, "actor_token")
 }
 
 func (w *walk) actorByKey(c *child) (actor, error) {
@@ -324,7 +359,7 @@ func (w *walk) actorByKey(c *child) (actor, error) {
 	}
 	binding := w.tenant.Trust.Binding(principal, c.ActorConfirmation)
 	if binding.Key() == "" {
-		return actor{}, delegation.Refuse(delegation.ActorUnconfirmed, "actor_confirmation", "is not a registered key of the requested actor")
+		return actor{}, errNotRegistered
 	}
 	return actor{principal: principal, binding: binding, proof: "registered_key"}, nil
 }

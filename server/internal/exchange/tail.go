@@ -112,7 +112,7 @@ func (t *Tail) standing(ctx context.Context) (err error) {
 	if t.by.revoked, err = t.engine.config.Ledger.Revocations(ctx, t.by.tenant.Name, true); err != nil {
 		return delegation.AsError(err)
 	}
-	return t.engine.unrevoked(t.by, t.inquiry.Credentials.Person)
+	return t.engine.unrevoked(ctx, t.by, t.inquiry)
 }
 
 // mayStill looks whether the caller is an auditor.

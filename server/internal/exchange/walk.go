@@ -36,6 +36,7 @@ type child struct {
 	payload  []byte // the claims as the ledger keeps them
 	retried  bool   // the grant was made by an earlier call with the same idempotency key
 	outcome  Outcome
+	kept     *delegation.Error // in the ledger in place of the outcome's, which tells the caller less
 }
 
 func (c *child) alive() bool { return c.outcome.Err == nil }

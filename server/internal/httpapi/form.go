@@ -3,12 +3,15 @@ package httpapi
 import (
 	"errors"
 	"io"
+	"maps"
 	"mime"
 	"net/http"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
 	"deputy.example/deputy/client/delegation"
+	"deputy.example/deputy/server/internal/exchange"
 )
 
 // arity says what a parameter's name is worth. Names that have none are not known and are ignored
@@ -70,6 +73,22 @@ func (p parameters) refuseUnsupported(known map[string]arity) error {
 		return nil
 	}
 	return delegation.Refuse(delegation.ParameterUnsupported, first, "it is not supported here and must not be sent")
+}
+
+// fit refuses the first parameter, in the order of the alphabet, with a value that is longer than its
+// bound. Those that are not honoured are refused whatever they hold.
+func (p parameters) fit(known map[string]arity) error {
+	for _, name := range slices.Sorted(maps.Keys(p)) {
+		for _, value := range p[name] {
+			if known[name] == unsupported {
+				continue
+			}
+			if err := exchange.Fits(name, len(value), exchange.Bound(name)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // parseForm reads an application/x-www-form-urlencoded body. There is one reading of every body that

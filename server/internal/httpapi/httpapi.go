@@ -73,6 +73,7 @@ const (
 	maxBodyBytes   = 64 << 10
 	maxParameters  = 128
 	maxHeaderBytes = 16 << 10
+	maxStreams     = 100 // requests at once on one HTTP/2 connection
 )
 
 // New returns the handler for all tenants. It refuses tenants whose addresses cannot be told apart.
@@ -118,7 +119,20 @@ func NewServer(h http.Handler, logger *slog.Logger) *http.Server {
 		WriteTimeout:      20 * time.Second,
 		IdleTimeout:       60 * time.Second,
 		MaxHeaderBytes:    maxHeaderBytes,
+		Protocols:         new(http.Protocols),
+		HTTP2: &http.HTTP2Config{ // where TLS negotiates it
+			MaxConcurrentStreams:          maxStreams,
+			MaxDecoderHeaderTableSize:     4 << 10,
+			MaxReadFrameSize:              16 << 10,
+			MaxReceiveBufferPerStream:     maxBodyBytes,
+			MaxReceiveBufferPerConnection: 4 * maxBodyBytes,
+			SendPingTimeout:               30 * time.Second,
+			PingTimeout:                   15 * time.Second,
+			WriteByteTimeout:              20 * time.Second,
+		},
 	}
+	s.Protocols.SetHTTP1(true)
+	s.Protocols.SetHTTP2(true) // and never without TLS
 	if logger != nil {
 		s.ErrorLog = slog.NewLogLogger(logger.Handler(), slog.LevelWarn)
 	}

@@ -151,10 +151,15 @@ func readParameters(w http.ResponseWriter, r *http.Request, known map[string]ari
 	if err != nil {
 		return nil, err
 	}
+	parse := parseForm
 	if media == mediaJSON {
-		return parseSTS(body, known)
+		parse = parseSTS
 	}
-	return parseForm(body, known)
+	p, err := parse(body, known)
+	if err != nil {
+		return nil, err
+	}
+	return p, p.fit(known)
 }
 
 // newCall turns the parameters into a call. What it checks is the form of a parameter; whether what

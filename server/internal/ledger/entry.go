@@ -211,7 +211,7 @@ func (d *Draft) checkGrant() error {
 		return errors.New("draft of a grant: Lineage.Hops must end with Parent")
 	case d.Idempotency == nil:
 		return nil
-	case d.Idempotency.Key == "" || d.Idempotency.Until.IsZero():
+	case d.Idempotency.Key == "" || !storable(d.Idempotency.Key) || d.Idempotency.Until.IsZero():
 		return errors.New("draft of a grant: an idempotency key needs content and an end")
 	}
 	return nil
@@ -243,6 +243,9 @@ func checkUses(uses []SingleUse) error {
 	for _, u := range uses {
 		if u.Issuer == "" || u.ID == "" || u.Until.IsZero() || u.Reason != "" && !u.Reason.Known() {
 			return errors.New("a single use needs issuer, id and an end, and a registered reason if it gives one")
+		}
+		if !storable(u.Issuer) || !storable(u.Key) || !storable(u.ID) {
+			return errors.New("what names a single use is not UTF-8, holds a NUL or is longer than 8 KiB")
 		}
 	}
 	return nil

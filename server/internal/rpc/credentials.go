@@ -65,11 +65,14 @@ func (d door) credentialsOf(ctx context.Context, client *deputyv1.ClientAuthenti
 	return c, nil
 }
 
+// metadataProof is where a DPoP proof is: docs/dpop.md has the profile of RFC 9449 for gRPC.
+const metadataProof = "dpop"
+
 // proofOf is the one DPoP proof of the call, made for the address that dpop.CallURI says. A call that came
 // by a name which is not this server's has no address: whoever was sent a proof for another server must
 // not be able to use it here by calling us by that server's name.
 func (d door) proofOf(ctx context.Context, incoming metadata.MD) (*exchange.Proof, error) {
-	proofs := incoming.Get("dpop")
+	proofs := incoming.Get(metadataProof)
 	switch len(proofs) {
 	case 0:
 		return nil, nil

@@ -16,8 +16,9 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// interceptor does for every call what no method may forget: deadline, panic, error, log.
+// interceptor does for every call what no method may forget: deadline, door, panic, error, log.
 type interceptor struct {
+	door    doorkeeper
 	timeout time.Duration
 	logger  *slog.Logger
 	now     func() time.Time
@@ -25,10 +26,17 @@ type interceptor struct {
 
 func (i interceptor) unary(ctx context.Context, request any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
 	began := i.now()
+	messageCame(ctx)
 	ctx, cancel := context.WithTimeout(ctx, i.timeout)
 	defer cancel()
 	var response any
 	err := i.guard(ctx, info.FullMethod, func() (err error) {
+		if err = i.door.knock(ctx, info.FullMethod); err != nil {
+			return err
+		}
+		if err = i.door.enter(ctx, info.FullMethod, request); err != nil {
+			return err
+		}
 		response, err = handle(ctx, request)
 		return err
 	})
@@ -53,7 +61,12 @@ func answer(err error, trailer func(metadata.MD)) error {
 // watches and reflection where it is on, have errors of their own, so those pass as they are.
 func (i interceptor) stream(server any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
 	began := i.now()
-	err := i.guard(stream.Context(), info.FullMethod, func() error { return handle(server, stream) })
+	err := i.guard(stream.Context(), info.FullMethod, func() error {
+		if err := i.door.knock(stream.Context(), info.FullMethod); err != nil {
+			return err
+		}
+		return handle(server, admitted{stream, i.door, info.FullMethod})
+	})
 	if typed := new(delegation.Error); !strings.HasPrefix(info.FullMethod, ownMethods) && !errors.As(err, &typed) {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"maps"
 	"slices"
+	"strings"
 	"testing"
 
 	"google.golang.org/protobuf/encoding/protowire"
@@ -21,10 +22,11 @@ func TestMetadata(t *testing.T) {
 		pairs  []string
 		client *deputyv1.ClientAuthentication
 		reason delegation.Reason // "": accepted
+		none   bool              // it brings no credential, which an exchange alone may do
 	}
 	rows := []row{
-		{name: "nothing"},
-		{name: "metadata that mean nothing here", pairs: []string{"x-request-id", "x"}},
+		{name: "nothing", none: true},
+		{name: "metadata that mean nothing here", pairs: []string{"x-request-id", "x"}, none: true},
 		{name: "bearer", pairs: []string{"authorization", "Bearer x"}},
 		{name: "bearer in another case", pairs: []string{"Authorization", "BEARER x"}},
 		{name: "in the request", client: client},
@@ -45,13 +47,14 @@ func TestMetadata(t *testing.T) {
 	audit := audits(t, Config{Engine: engine, tail: engine.tails})
 	revoking := revocations(t, Config{Engine: engine})
 	target := &deputyv1.RevocationTarget{Kind: deputyv1.RevocationKind_REVOCATION_KIND_TOKEN, Id: "01JID"}
+	child := &deputyv1.Child{ActorToken: "may authenticate"}
 	methods := map[string]func(context.Context, *deputyv1.ClientAuthentication) error{
 		"Exchange": func(ctx context.Context, c *deputyv1.ClientAuthentication) error {
-			_, err := tokens.Exchange(ctx, &deputyv1.ExchangeRequest{Client: c})
+			_, err := tokens.Exchange(ctx, &deputyv1.ExchangeRequest{Client: c, Child: child})
 			return err
 		},
 		"BatchExchange": func(ctx context.Context, c *deputyv1.ClientAuthentication) error {
-			_, err := tokens.BatchExchange(ctx, &deputyv1.BatchExchangeRequest{Client: c, Children: []*deputyv1.Child{{}}})
+			_, err := tokens.BatchExchange(ctx, &deputyv1.BatchExchangeRequest{Client: c, Children: []*deputyv1.Child{child}})
 			return err
 		},
 		"Introspect": func(ctx context.Context, c *deputyv1.ClientAuthentication) error {
@@ -109,15 +112,19 @@ func TestMetadata(t *testing.T) {
 	for _, r := range rows {
 		for name, call := range methods {
 			before := engine.asked()
-			err := call(with(t.Context(), r.pairs...), r.client)
-			if r.reason == "" {
+			err := call(bare(with(t.Context(), r.pairs...)), r.client)
+			want := r.reason
+			if r.none && !strings.HasSuffix(name, "Exchange") {
+				want = delegation.ClientUnauthenticated
+			}
+			if want == "" {
 				if err != nil || engine.asked() != before+1 {
 					t.Errorf("%s, %s: %v", name, r.name, err)
 				}
 				continue
 			}
-			if e := delegation.FromStatus(err); e == nil || e.Reason != r.reason || engine.asked() != before {
-				t.Errorf("%s, %s: %v, want %s", name, r.name, err, r.reason)
+			if e := delegation.FromStatus(err); e == nil || e.Reason != want || engine.asked() != before {
+				t.Errorf("%s, %s: %v, want %s", name, r.name, err, want)
 			}
 		}
 	}
@@ -153,7 +160,7 @@ func TestUnknownFields(t *testing.T) {
 		reach:      func() error { _, err := audit.Reach(t.Context(), reach); return err },
 		checkpoint: func() error { _, err := audit.GetCheckpoint(t.Context(), checkpoint); return err },
 		proofs:     func() error { _, err := audit.GetProofs(t.Context(), proofs); return err },
-		entries:    func() error { return streamed(audit.StreamEntries(t.Context(), entries)) },
+		entries:    func() error { return streamed(audit.StreamEntries(bare(t.Context()), entries)) },
 		revoke:     func() error { _, err := revoking.Revoke(t.Context(), revoke); return err },
 		suspend:    func() error { _, err := revoking.Suspend(t.Context(), suspend); return err },
 		resume:     func() error { _, err := revoking.Resume(t.Context(), resume); return err },

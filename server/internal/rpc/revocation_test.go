@@ -75,7 +75,7 @@ func TestSuspendResumeReceipts(t *testing.T) {
 		{Target: delegation.Target{Kind: delegation.BanSuspend, ID: "agent:a"}, DryRun: true},
 		{Target: delegation.Target{Kind: delegation.Resume, ID: "agent:a"}, Reason: "fine"},
 	} {
-		want.Peer = engine.revocation[i].Peer
+		want.Peer, want.Credentials = engine.revocation[i].Peer, exchange.Credentials{Bearer: "somebody"}
 		if !reflect.DeepEqual(engine.revocation[i], want) {
 			t.Errorf("asked for %+v, want %+v", engine.revocation[i], want)
 		}

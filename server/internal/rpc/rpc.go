@@ -47,6 +47,7 @@ type Engine interface {
 	Revoke(context.Context, exchange.RevokeCall) (exchange.Revoked, error)
 	Receipts(ctx context.Context, q exchange.Inquiry, entry uint64) ([]guard.Receipt, error)
 	Watch(context.Context, exchange.Inquiry) (*exchange.Watch, error)
+	Stranger(context.Context) error
 }
 
 // Config is what New needs.
@@ -70,6 +71,8 @@ type Config struct {
 
 	watch func(context.Context, exchange.Inquiry) (feed, error) // nil: Engine.Watch. Tests script it.
 	tail  func(context.Context, exchange.Inquiry) (tail, error) // nil: Engine.Tail. Tests script it.
+	door  doorkeeper                                            // tests leave it open
+	waits *waits                                                // nil: patience. Tests have less.
 }
 
 // The bounds of what a stranger can make this process hold. A batch of 100 children, each with an
@@ -78,9 +81,19 @@ const (
 	maxMessageBytes  = 1 << 20
 	maxMetadataBytes = 16 << 10
 	maxStreams       = maxWatchers + 500 // of one connection: a proxy may bring all watchers through one
-	connectDeadline  = 10 * time.Second
 	drainGrace       = 20 * time.Second
 )
+
+// waits are how long a connection or a call may do nothing.
+type waits struct {
+	connect time.Duration // until the handshakes are over
+	message time.Duration // until the first message of a call is whole: what it holds until then it holds unasked
+	idle    time.Duration // of a connection without calls
+	ping    time.Duration // until a silent connection is asked for a sign of life
+	pong    time.Duration // until it gave one; a header that is never finished is none
+}
+
+var patience = waits{connect: 10 * time.Second, message: 10 * time.Second, idle: 15 * time.Minute, ping: time.Minute, pong: 20 * time.Second}
 
 // Server serves deputy.v1. Its methods are safe for concurrent use.
 type Server struct {
@@ -113,19 +126,24 @@ func New(c Config) (*Server, error) {
 	if c.Authority == nil {
 		c.Authority = func(string) bool { return false }
 	}
-	i := interceptor{timeout: c.Timeout, logger: c.Logger, now: c.Now}
+	if c.waits == nil {
+		c.waits = &patience
+	}
+	c.door.stranger = c.Engine.Stranger
+	i := interceptor{door: c.door, timeout: c.Timeout, logger: c.Logger, now: c.Now}
 	options := []grpc.ServerOption{
 		grpc.MaxRecvMsgSize(maxMessageBytes),
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.MaxHeaderListSize(maxMetadataBytes),
-		grpc.ConnectionTimeout(connectDeadline),
+		grpc.ConnectionTimeout(c.waits.connect),
+		grpc.InTapHandle(c.waits.tap),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{
-			MaxConnectionIdle:     15 * time.Minute,
+			MaxConnectionIdle:     c.waits.idle,
 			MaxConnectionAge:      c.MaxConnectionAge,
 			MaxConnectionAgeGrace: drainGrace,
-			Time:                  time.Minute,
-			Timeout:               20 * time.Second,
+			Time:                  c.waits.ping,
+			Timeout:               c.waits.pong,
 		}),
 		// Trace context comes in; baggage, which anyone may fill, does not.
 		grpc.StatsHandler(otelgrpc.NewServerHandler(
@@ -143,8 +161,8 @@ func New(c Config) (*Server, error) {
 	return s, nil
 }
 
-// register is the one place where a service becomes reachable. Every method of every service passes
-// through the interceptors, which see it by its full name.
+// register is the one place where a service is registered. A method of it becomes reachable by its rule
+// in methods: the interceptors, through which every call passes, refuse one that has none.
 func (s *Server) register(c Config) {
 	deputyv1.RegisterTokenExchangeServiceServer(s.grpc, &exchangeService{door: door{c.Authority}, engine: c.Engine})
 	deputyv1.RegisterAuditServiceServer(s.grpc, &auditService{door: door{c.Authority}, engine: c.Engine, streams: newStreams(c, s.watchers.draining)})

@@ -62,7 +62,9 @@ func redial(t *testing.T, server *Server, options ...grpc.DialOption) *grpc.Clie
 	go func() { served <- server.Serve(listener) }()
 	transport := grpc.WithTransportCredentials(insecure.NewCredentials())
 	connect := grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return listener.DialContext(ctx) })
-	conn, err := grpc.NewClient("passthrough:///deputy.example", append([]grpc.DialOption{transport, connect}, options...)...)
+	conn, err := grpc.NewClient("passthrough:///deputy.example", append([]grpc.DialOption{
+		transport, connect, grpc.WithUnaryInterceptor(authenticatedCall), grpc.WithStreamInterceptor(authenticatedStream),
+	}, options...)...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -76,6 +78,37 @@ func redial(t *testing.T, server *Server, options ...grpc.DialOption) *grpc.Clie
 		}
 	})
 	return conn
+}
+
+// bare calls bring no credential but their own. To all others one is added where they have none, because
+// the door turns them away without.
+func bare(ctx context.Context) context.Context { return context.WithValue(ctx, bareKey{}, true) }
+
+type bareKey struct{}
+
+func authenticated(ctx context.Context, request any) context.Context {
+	own, _ := metadata.FromOutgoingContext(ctx)
+	with, has := request.(interface {
+		GetClient() *deputyv1.ClientAuthentication
+	})
+	if ctx.Value(bareKey{}) != nil || len(own.Get("authorization")) > 0 || has && with.GetClient() != nil {
+		return ctx
+	}
+	return metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer somebody")
+}
+
+func authenticatedCall(ctx context.Context, method string, request, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, options ...grpc.CallOption) error {
+	if strings.HasPrefix(method, ownMethods) {
+		ctx = authenticated(ctx, request)
+	}
+	return invoke(ctx, method, request, reply, conn, options...)
+}
+
+func authenticatedStream(ctx context.Context, d *grpc.StreamDesc, conn *grpc.ClientConn, method string, open grpc.Streamer, options ...grpc.CallOption) (grpc.ClientStream, error) {
+	if strings.HasPrefix(method, ownMethods) {
+		ctx = authenticated(ctx, nil)
+	}
+	return open(ctx, d, conn, method, options...)
 }
 
 func stubs(t *testing.T, engine Engine) (deputyv1.TokenExchangeServiceClient, deputyv1.AuditServiceClient) {
@@ -420,8 +453,12 @@ func TestBounds(t *testing.T) {
 	if status.Code(err) != codes.ResourceExhausted {
 		t.Errorf("a message of a mebibyte: %v", err)
 	}
-	if _, err := tokens.Exchange(t.Context(), &deputyv1.ExchangeRequest{SubjectToken: strings.Repeat("a", maxMessageBytes-100)}); err != nil {
-		t.Errorf("a message within the bound: %v", err)
+	batch := &deputyv1.BatchExchangeRequest{SubjectToken: strings.Repeat("a", delegation.MaxTokenBytes)}
+	for range maxChildren {
+		batch.Children = append(batch.Children, &deputyv1.Child{ActorToken: strings.Repeat("a", delegation.MaxTokenBytes)})
+	}
+	if _, err := tokens.BatchExchange(t.Context(), batch); err != nil {
+		t.Errorf("the largest batch: %v", err)
 	}
 	if _, err := tokens.Exchange(with(t.Context(), "x", strings.Repeat("a", maxMetadataBytes)), &deputyv1.ExchangeRequest{}); err == nil {
 		t.Error("metadata beyond the bound are accepted")

@@ -130,6 +130,11 @@ func (s *script) Watch(context.Context, exchange.Inquiry) (*exchange.Watch, erro
 	return nil, errors.New("no script for this")
 }
 
+// Stranger answers as the engine does.
+func (s *script) Stranger(context.Context) error {
+	return delegation.Refuse(delegation.ClientUnauthenticated, "", "no credential")
+}
+
 func (s *script) asked() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()

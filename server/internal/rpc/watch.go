@@ -299,7 +299,10 @@ func replace[T any](slot chan T, newest T) {
 
 func (w *watcher) next() (*deputyv1.WatchRevocationsRequest, error) {
 	m, err := w.stream.Recv()
+	refusal, refused := errors.AsType[*delegation.Error](err) // by the door
 	switch {
+	case refused:
+		return nil, refusal
 	case errors.Is(err, io.EOF):
 		return nil, errHungUp
 	case err != nil:

@@ -2,6 +2,7 @@ package token
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"deputy.example/deputy/client/delegation"
@@ -27,6 +28,7 @@ type Actor struct {
 	// Confirmation is what the actor's tokens shall be bound to (cnf), or nil. A token that authenticates
 	// is bound to it itself: it authenticates only whoever proves that.
 	Confirmation *delegation.Confirmation
+	Signer       string // thumbprint of the client's key that signed; "" for a workload
 	Method       string // MethodWorkloadJWT, MethodJWTSVID or MethodActorJWT
 }
 
@@ -60,16 +62,52 @@ func (t *Trust) actor(ctx context.Context, p presented, tokenType string) (Actor
 	if d, known := t.svidDomain(p); known {
 		return t.svid(ctx, d, p, tokenType)
 	}
-	return Actor{}, broken("its issuer is not trusted to name actors here")
+	_, err := t.namedBy(ctx, nil, p)
+	return Actor{}, err
+}
+
+// errNobody is the one answer to an actor token of nobody who is known here: by its issuer, by its key or by
+// its signature.
+const errNobody = broken("it names nobody who may act here")
+
+// NamesNobody refuses an actor token as one that nobody who is known here has signed.
+func NamesNobody() *delegation.Error { return delegation.AsError(actorSlot.refuse(errNobody)) }
+
+// namedBy checks the signature before anything else about an actor token, so that the other rules are
+// named to nobody but who has shown a token of somebody known. Without keys, which nobody has who is not
+// known, it costs as much as with them.
+func (t *Trust) namedBy(ctx context.Context, keys *source, p presented) (signer string, err error) {
+	with, known := t.decoys[p.Header.Algorithm]
+	if !known {
+		return "", errNobody
+	}
+	err = errNobody
+	if keys != nil {
+		var key *publicKey
+		if key, err = keys.key(ctx, p.Header.KeyID); err == nil {
+			if key.algorithm.String() != p.Header.Algorithm {
+				_ = t.verify(with, p.Unverified) // a key of another algorithm refuses without any work
+			}
+			with = key
+		}
+	}
+	forged := t.authentic(with, p)
+	if _, down := errors.AsType[*delegation.Error](err); down {
+		return "", err
+	}
+	if err != nil || forged != nil {
+		return "", errNobody
+	}
+	return with.thumbprint, nil
 }
 
 // workload takes a trusted issuer's token about one of its workloads.
 func (t *Trust) workload(ctx context.Context, i *issuer, p presented, tokenType string) (Actor, error) {
+	if _, err := t.namedBy(ctx, i.keys, p); err != nil {
+		return Actor{}, err
+	}
 	if !t.typFits(i.workloadTypesFor(tokenType), p.Header.Type) {
 		return Actor{}, broken("its typ does not fit the token type it was presented with")
-	}
-	if _, err := t.signedBy(ctx, i.keys, p); err != nil {
-		return Actor{}, err
 	}
 	if err := t.timely(p.claims, i.skew); err != nil {
 		return Actor{}, err
@@ -113,14 +151,15 @@ func (i *issuer) workloadTypesFor(tokenType string) typRule {
 // selfNamed takes what a registered client signed to be named by. It never authenticates: for that a
 // client presents a client assertion, which is single-use.
 func (t *Trust) selfNamed(ctx context.Context, c *client, p presented, tokenType string) (Actor, error) {
+	signer, err := t.namedBy(ctx, c.keys, p)
+	if err != nil {
+		return Actor{}, err
+	}
 	if tokenType != delegation.TokenTypeJWT {
 		return Actor{}, broken("what a client signs itself is of token type jwt")
 	}
 	if !t.typFits(typRule{typAbsent, typJWT}, p.Header.Type) {
 		return Actor{}, broken("its typ is not JWT")
-	}
-	if _, err := t.signedBy(ctx, c.keys, p); err != nil {
-		return Actor{}, err
 	}
 	if err := t.timely(p.claims, t.skew); err != nil {
 		return Actor{}, err
@@ -134,7 +173,7 @@ func (t *Trust) selfNamed(ctx context.Context, c *client, p presented, tokenType
 		return Actor{}, broken("it expires too late")
 	}
 	bound, err := confirmation(p)
-	return Actor{Principal: c.principal, Confirmation: bound, Method: MethodActorJWT}, err
+	return Actor{Principal: c.principal, Confirmation: bound, Signer: signer, Method: MethodActorJWT}, err
 }
 
 const errActorAudience = broken("its aud is not exactly one of those that this tenant gives to actors")

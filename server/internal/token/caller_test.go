@@ -166,3 +166,37 @@ func TestRegisteredKeys(t *testing.T) {
 		}
 	}
 }
+
+// An actor token costs one verification too, and gets one answer: whether nobody knows its issuer, the issuer has no
+// such key, its algorithm is another, or the signature is wrong, and whatever else is wrong with it.
+func TestUnknownActorsCostTheSameWork(t *testing.T) {
+	for _, alg := range []string{"ES256", "ES384", "EdDSA", "RS256"} {
+		w := newWorld(t, func(c *TrustConfig) {
+			c.Clients[0].Algorithms = []string{"ES256"}
+		})
+		verified := map[string]int{}
+		w.verify = func(k *publicKey, u *delegation.Unverified) error {
+			if k.algorithm.String() == u.Header.Algorithm {
+				verified[k.algorithm.String()]++ // another algorithm is refused before any work
+			}
+			return k.verify(u)
+		}
+		stranger := newTestKey(t, alg, "agent-1")
+		claims, asked := w.assertionClaims().with(object{"aud": delegation.ActorAudience(tenantIssuer)}), 0
+		for _, who := range []object{claims, claims.with(object{"iss": "agent:nobody"}), claims.with(object{"iss": "https://nobody.example"})} {
+			for _, kid := range []string{"agent-1", "agent-2"} {
+				for _, typ := range []string{"JWT", "at+jwt"} {
+					for _, wrong := range []object{nil, {"aud": "elsewhere"}, {"exp": 1}} {
+						_, err := w.Actor(t.Context(), stranger.sign(t, typ, who.with(wrong), object{"kid": kid}), jwtType)
+						if asked++; err == nil || err.Error() != NamesNobody().Error() {
+							t.Fatalf("%s: %v", alg, err)
+						}
+					}
+				}
+			}
+		}
+		if verified[alg] != asked || len(verified) != 1 {
+			t.Errorf("%s: %d actor tokens cost %v verifications", alg, asked, verified)
+		}
+	}
+}

@@ -52,6 +52,7 @@ type Config struct {
 	CallerRate     guard.Limit
 	Deadline       time.Duration
 	Agents         []delegation.Principal // beyond planner, researcher and writer
+	Elsewhere      []delegation.Principal // that every tenant but the first knows
 	Mapping        policy.Mapping
 	ImportAct      *token.Mapping                            // of the OpenID provider
 	Trust          func(tenant string, c *token.TrustConfig) // changes what a tenant accepts; default: nothing
@@ -229,7 +230,11 @@ func (w *World) newTenant(t testing.TB, name string) *Tenant {
 		Clients:   make(map[delegation.Principal]*Signer),
 	}
 	var clients []token.Client
-	for _, agent := range append([]delegation.Principal{Planner, Researcher, Writer}, w.config.Agents...) {
+	agents := append([]delegation.Principal{Planner, Researcher, Writer}, w.config.Agents...)
+	if name != w.config.Tenants[0] {
+		agents = append(agents, w.config.Elsewhere...)
+	}
+	for _, agent := range agents {
 		signer := NewSigner(t, string(agent))
 		tenant.Clients[agent] = signer
 		clients = append(clients, token.Client{ID: agent, Keys: token.KeySource{JWKS: signer.JWKS()}, Algorithms: []string{"ES256"}})

@@ -1,0 +1,70 @@
+package exchange
+
+import (
+	"deputy.example/deputy/client/delegation"
+	"deputy.example/deputy/server/internal/ledger"
+)
+
+// MaxText is the longest that any text in a request may be, in bytes: what a form over HTTP has room
+// for.
+const MaxText = 64 << 10
+
+// Lengths of what is only ever compared or looked up.
+const (
+	maxName       = 256 // a principal, or the URN of a type
+	maxIdentifier = 128 // a trace, a number or the position in a list of pages
+	maxTarget     = 512 // an audience or a resource
+)
+
+// bounds say how many bytes a field of a request may hold, by its name in RFC 8693, RFC 7662, RFC 7009
+// and deputy.v1. MaxText stands where something behind the doors has a narrower bound and a refusal of
+// its own, which an authenticated caller gets recorded: tokens have 8 KiB (delegation.Parse), what a
+// child may ask for is parseWish's, what can be revoked delegation.Target.Check's.
+var bounds = map[string]int{
+	"grant_type": maxName,
+
+	"subject_token": MaxText, "subject_token_type": maxName,
+	"actor_token": MaxText, "actor_token_type": maxName,
+	"token": MaxText, "root_token": MaxText, "token_type_hint": maxName,
+	"requested_token_type": maxName,
+
+	"client_assertion": MaxText, "client_assertion_type": maxName, "client_id": maxName,
+
+	"audience": MaxText, "resource": MaxText, "scope": MaxText, "authorization_details": MaxText,
+	"requested_actor": MaxText, "actor_confirmation": maxName, "idempotency_key": MaxText,
+	"requested_lifetime": maxIdentifier, "max_depth": maxIdentifier, "uses": maxIdentifier, "validate_only": maxIdentifier,
+
+	"reason": MaxText, "id": MaxText, "subject": MaxText, "agent": MaxText,
+	"actor": MaxText, "caller": MaxText,
+
+	"jti":      MaxText, // what is no ULID is not looked up
+	"trace_id": maxIdentifier, "page_token": maxIdentifier,
+}
+
+// Bound is the length in bytes that a field of that name may have; 0, so that it may hold nothing, where
+// nobody has said. A field that is added gets its bound first.
+func Bound(name string) int { return bounds[name] }
+
+// Fits refuses the value of a field that is longer than its bound.
+func Fits(field string, length, most int) error {
+	if length > most {
+		return delegation.Refuse(delegation.ParameterInvalid, field, "must have at most %d bytes", most)
+	}
+	return nil
+}
+
+// searchable refuses a filter that is longer than what any entry has.
+func searchable(q ledger.Query) error {
+	for _, f := range []struct {
+		field, value string
+		most         int
+	}{
+		{"audience", q.Audience, maxTarget}, {"scope", q.Scope, delegation.MaxTokenBytes}, {"trace_id", q.TraceID, maxIdentifier},
+		{"reason", string(q.Reason), maxIdentifier},
+	} {
+		if err := Fits(f.field, len(f.value), f.most); err != nil {
+			return err
+		}
+	}
+	return nil
+}

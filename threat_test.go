@@ -1,0 +1,101 @@
+package deputy_test
+
+import (
+	"fmt"
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+const threatModel = "docs/threat-model.md"
+
+// openThreats is the section in which a row may have no test yet.
+const openThreats = "## Sender-constrained tokens and keys"
+
+var namedTest = regexp.MustCompile("`([a-zA-Z0-9_/.-]+_test\\.go):((?:Test|Fuzz)[A-Za-z0-9_]+)`")
+
+// threatFaults reads the rows of the tables that end in a column of tests: what is named and not there, what has no
+// test, and which invariants stand nowhere.
+func threatFaults(text string, source func(path string) (string, error)) (faults []string, tests int) {
+	invariants := make(map[string]bool)
+	inTable, open := false, false
+	for _, line := range strings.Split(text, "\n") {
+		if strings.HasPrefix(line, "## ") {
+			open = line == openThreats
+		}
+		cells := strings.Split(strings.Trim(line, "|"), "|")
+		last := strings.TrimSpace(cells[len(cells)-1])
+		switch {
+		case !strings.HasPrefix(line, "|"):
+			inTable = false
+			continue
+		case last == "test":
+			inTable = true
+			continue
+		case !inTable || strings.HasPrefix(line, "|---"):
+			continue
+		}
+		named := namedTest.FindAllStringSubmatch(last, -1)
+		if len(named) == 0 && !(open && last == "*not yet*") {
+			faults = append(faults, "no test: "+line)
+		}
+		for _, n := range named {
+			tests++
+			if code, err := source(n[1]); err != nil || !strings.Contains(code, "\nfunc "+n[2]+"(") {
+				faults = append(faults, fmt.Sprintf("%s has no %s", n[1], n[2]))
+			}
+		}
+		if first := strings.Fields(cells[0]); len(named) > 0 && len(first) > 0 {
+			invariants[first[0]] = true
+		}
+	}
+	for i := 1; i <= 14; i++ {
+		if name := fmt.Sprint("I", i); !invariants[name] {
+			faults = append(faults, "invariant "+name+" has no row with a test")
+		}
+	}
+	return faults, tests
+}
+
+func readSource(path string) (string, error) {
+	code, err := os.ReadFile(path)
+	return string(code), err
+}
+
+func TestThreatModelNamesRealTests(t *testing.T) {
+	text, err := os.ReadFile(threatModel)
+	if err != nil {
+		t.Fatal(err)
+	}
+	faults, tests := threatFaults(string(text), readSource)
+	for _, fault := range faults {
+		t.Error(fault)
+	}
+	if tests < 100 {
+		t.Errorf("only %d tests were found", tests)
+	}
+}
+
+func TestFaultsOfTheThreatModelAreNoticed(t *testing.T) {
+	text, err := os.ReadFile(threatModel)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, change := range map[string]func(string) string{
+		"a test that is not there": func(s string) string { return strings.Replace(s, ":TestRateLimit`", ":TestRate`", 1) },
+		"a file that is not there": func(s string) string {
+			return strings.Replace(s, "`server/crowd_test.go:", "`server/cloud_test.go:", 1)
+		},
+		"a row without a test":  func(s string) string { return strings.Replace(s, "`server/config_test.go:TestDefaults`", "", 1) },
+		"an invariant left out": func(s string) string { return strings.Replace(s, "| I13 tenants", "| tenants", 1) },
+		"not yet, elsewhere": func(s string) string {
+			return strings.Replace(s, "`server/config_test.go:TestDefaults`", "*not yet*", 1)
+		},
+	} {
+		changed := change(string(text))
+		if faults, _ := threatFaults(changed, readSource); changed == string(text) || len(faults) != 1 {
+			t.Errorf("%s: %v", name, faults)
+		}
+	}
+}
