@@ -45,6 +45,7 @@ type TrustConfig struct {
 	// given answers for where it connects to and whose certificates it believes: private_address and
 	// ca_file of a source do not reach it. It is for tests.
 	Transport http.RoundTripper
+	Memory    *Memory          // of authentic tokens, which tenants may share; nil: one of its own with DefaultMemory
 	Now       func() time.Time // nil: time.Now
 	Logger    *slog.Logger     // nil: no log
 }

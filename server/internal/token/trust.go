@@ -35,6 +35,7 @@ type Trust struct {
 	skew    time.Duration
 	now     func() time.Time
 	decoys  map[string]*publicKey // by algorithm: what a caller without a key is verified with
+	memory  *Memory
 
 	authorities *source // of clients' certificates; nil: none
 	domains     map[spiffeid.TrustDomain]*domain
@@ -80,6 +81,9 @@ func NewTrust(config TrustConfig) (*Trust, error) {
 	if b.Now == nil {
 		b.Now = time.Now
 	}
+	if b.Memory == nil {
+		b.Memory = NewMemory(DefaultMemory)
+	}
 	if b.Logger == nil {
 		b.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -87,7 +91,7 @@ func NewTrust(config TrustConfig) (*Trust, error) {
 		return nil, err
 	}
 	t := &Trust{
-		issuer: b.Issuer, keys: b.Keys, skew: b.Skew, now: b.Now,
+		issuer: b.Issuer, keys: b.Keys, skew: b.Skew, now: b.Now, memory: b.Memory,
 		issuers: make(map[string]*issuer), clients: make(map[string]*client),
 		parse: delegation.Parse, verify: (*publicKey).verify, typFits: typRule.fits, intended: isIntended, meets: condition.metBy,
 		checkChain: checkChain, clientLeaf: clientLeaf, svidLeaf: svidLeaf, inForce: isInForce,
