@@ -32,6 +32,7 @@ type opened struct {
 	tenants         []exchange.Tenant
 	kms             vault.KMS      // nil: no key is managed
 	managed         []vault.Member // have their keys once a vault has opened them
+	memory          *token.Memory  // of all tenants
 	consoles        []console.Tenant
 }
 
@@ -45,6 +46,7 @@ func (c *Config) open(o Options) (opened, problems) {
 		grpc:     c.Listen.GRPC.TLS.open(&p, "listen.grpc.tls", o),
 		http:     c.Listen.HTTP.TLS.open(&p, "listen.http.tls", o),
 		ops:      c.Listen.Ops.TLS.open(&p, "listen.ops.tls", o),
+		memory:   token.NewMemory(token.DefaultMemory),
 	}
 	parts.kms = c.KeyEncryption.open(&p)
 	for i := range c.Tenants {
@@ -87,7 +89,7 @@ func (t *Tenant) open(p *problems, parts *opened, path string, o Options) exchan
 
 		Checkpoints: t.openCheckpoints(p, parts, path+".audit", o),
 	}
-	tenant.Trust = t.openTrust(p, path, tenant.Keys, o)
+	tenant.Trust = t.openTrust(p, parts, path, tenant.Keys, o)
 	var principals []string
 	if tenant.Trust != nil {
 		principals = tenant.Trust.PrincipalTypes()
@@ -153,10 +155,10 @@ func (t *Tenant) checkpointKey(o Options) (string, error) {
 }
 
 // openTrust tries each issuer, client and trust domain by itself, for the same reason, and then all together.
-func (t *Tenant) openTrust(p *problems, path string, keys *token.Keyset, o Options) *token.Trust {
+func (t *Tenant) openTrust(p *problems, parts *opened, path string, keys *token.Keyset, o Options) *token.Trust {
 	config := token.TrustConfig{
 		Issuer: t.Issuer, Keys: keys, Skew: t.Skew, AllowInsecureLoopback: t.AllowInsecureLoopback,
-		ClientCAFile: t.ClientCAFile, Transport: o.KeyTransport, Now: o.Now, Logger: o.Logger,
+		ClientCAFile: t.ClientCAFile, Transport: o.KeyTransport, Memory: parts.memory, Now: o.Now, Logger: o.Logger,
 	}
 	before := len(*p)
 	if _, err := token.NewTrust(config); err != nil {
