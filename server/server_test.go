@@ -76,6 +76,7 @@ func newSite(t *testing.T) *site {
 	s.text = strings.NewReplacer(
 		"redis://127.0.0.1:6379", s.redis.URL(),
 		"keys: {discovery: true}", "keys: {file: DIR/people.jwks.json}",
+		"    policy:\n", "    limits: {allow_bearer: true}\n    policy:\n",
 		"principal: {type: user}", "principal: {type: user}\n        root_grants: {scopes_claim: scope, audiences: [https://calendar.example]}",
 	).Replace(good) + "listen:\n  grpc: {address: 127.0.0.1:0}\n  http: {address: 127.0.0.1:0}\n  ops: {address: 127.0.0.1:0}\n"
 	s.options = Options{PolicyTransport: s.fga, Logger: slog.New(slog.NewJSONHandler(s.log, &slog.HandlerOptions{Level: slog.LevelDebug}))}

@@ -52,6 +52,7 @@ type plan struct {
 	// reachable makes the issuer the address of the HTTP listener, for clients that discover it.
 	reachable bool
 	tls       bool   // on the HTTP listener
+	bound     bool   // no bearer tokens are issued
 	tenant    string // more lines of the tenant's section, as YAML without indentation
 	issuers   string // more trusted issuers, likewise
 	people    string // one more line about the issuer of people
@@ -154,10 +155,21 @@ func (d *deployment) configuration(grpc, http, ops string) (file string) {
 	for who := range d.keys {
 		fmt.Fprintf(&b, "      - {id: %q, keys: {file: %q}, algorithms: [ES256], shared_principals: true}\n", who, d.jwksPath(who))
 	}
-	b.WriteString(indented("    ", d.plan.tenant))
+	b.WriteString(indented("    ", withLimits(d.plan)))
 	file = filepath.Join(d.dir, fmt.Sprintf("deputy-%d.yaml", rand.Uint32()))
 	check(d.t, os.WriteFile(file, b.Bytes(), 0o600))
 	return file
+}
+
+// withLimits allows bearer tokens unless the plan is about bound ones.
+func withLimits(p plan) string {
+	switch {
+	case p.bound:
+		return p.tenant
+	case strings.Contains(p.tenant, "limits: {"):
+		return strings.Replace(p.tenant, "limits: {", "limits: {allow_bearer: true, ", 1)
+	}
+	return p.tenant + "limits: {allow_bearer: true}\n"
 }
 
 func indented(by, text string) string {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"deputy.example/deputy/client/delegation"
+	"deputy.example/deputy/server/internal/guard"
 	"deputy.example/deputy/server/internal/ledger"
 	"deputy.example/deputy/server/internal/policy"
 	"deputy.example/deputy/server/internal/token"
@@ -127,13 +128,12 @@ func (w *walk) admit(ctx context.Context) error {
 	return w.admitCaller(ctx, w.arrival, len(w.children))
 }
 
-// admitCaller notes the caller's uses first: with an assertion that somebody captured, nobody can use
-// up its owner's rate.
 func (e *Engine) admitCaller(ctx context.Context, a arrival, calls int) error {
-	if err := e.noteUses(ctx, a); err != nil {
-		return err
+	var uses []guard.Use
+	for _, u := range a.uses() {
+		uses = append(uses, guard.Use{Issuer: u.Issuer, Key: u.Key, ID: u.ID, Until: u.Until, Reason: u.Reason})
 	}
-	return e.config.Guard.Admit(ctx, a.tenant.Name, a.caller.Principal, calls, a.tenant.CallerRate)
+	return e.config.Guard.Admit(ctx, a.tenant.Name, a.caller.Principal, calls, a.tenant.CallerRate, uses...)
 }
 
 // verify is step 3: the subject token once, then each child's actor.

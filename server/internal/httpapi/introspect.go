@@ -28,7 +28,7 @@ var introspectParameters = map[string]arity{
 func introspectEndpoint(e Engine, t *Tenant) *endpoint {
 	return &endpoint{
 		methods: []string{http.MethodPost},
-		gates:   []gate{{"query", refuseQuery}},
+		gates:   []gate{{"query", refuseQuery}, {"proof", refuseSecondProof}},
 		serve: func(w http.ResponseWriter, r *http.Request) error {
 			who, p, err := readInquiry(w, r, t, pathIntrospect, introspectParameters)
 			if err != nil {
@@ -72,7 +72,8 @@ func readInquiry(w http.ResponseWriter, r *http.Request, t *Tenant, path string,
 	} else {
 		who.Bearer = credential
 	}
-	return who, p, hold(&who, r, t, path)
+	hold(&who, r, t, path)
+	return who, p, nil
 }
 
 // The schemes of the Authorization header (RFC 6750 §2.1, RFC 9449 §7.1). Their case does not matter

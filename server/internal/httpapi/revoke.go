@@ -30,7 +30,7 @@ var revokeParameters = map[string]arity{
 func revokeEndpoint(e Engine, t *Tenant) *endpoint {
 	return &endpoint{
 		methods: []string{http.MethodPost},
-		gates:   []gate{{"query", refuseQuery}},
+		gates:   []gate{{"query", refuseQuery}, {"proof", refuseSecondProof}},
 		serve: func(w http.ResponseWriter, r *http.Request) error {
 			who, p, err := readInquiry(w, r, t, pathRevoke, revokeParameters)
 			if err != nil {

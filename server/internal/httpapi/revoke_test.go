@@ -70,7 +70,7 @@ func TestRevocationRefuses(t *testing.T) {
 		{"two ways at once", url.Values{"token": {"t"}, "client_assertion": {"a"}}, []string{"Authorization", "Bearer x"}, "", "parameter_conflict"},
 		{"client_secret_basic", form, []string{"Authorization", "Basic eDp5"}, "", "client_unauthenticated"},
 		{"client_secret_post", url.Values{"token": {"t"}, "client_secret": {"s"}}, nil, "", "parameter_unsupported"},
-		{"a proof", form, []string{"DPoP", "x"}, "", "parameter_unsupported"},
+		{"two proofs", form, []string{"DPoP", "x", "DPoP", "x"}, "", "parameter_repeated"},
 		{"a query", form, nil, "?token=t", "parameter_invalid"},
 	} {
 		engine := granting(t)

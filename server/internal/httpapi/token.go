@@ -75,6 +75,7 @@ func tokenEndpoint(e Engine, t *Tenant) *endpoint {
 		gates: []gate{
 			{"query", refuseQuery},
 			{"authorization", refuseAuthorization},
+			{"proof", refuseSecondProof},
 		},
 		serve: func(w http.ResponseWriter, r *http.Request) error {
 			p, err := readParameters(w, r, tokenParameters, t.AcceptJSONSTS)
@@ -86,9 +87,7 @@ func tokenEndpoint(e Engine, t *Tenant) *endpoint {
 				return err
 			}
 			call.Tenant, call.Peer = t.Name, r.RemoteAddr
-			if err := hold(&call.Credentials, r, t, pathToken); err != nil {
-				return err
-			}
+			hold(&call.Credentials, r, t, pathToken)
 			outcomes, err := e.Exchange(r.Context(), call)
 			if err != nil {
 				return err
@@ -120,20 +119,23 @@ func refuseAuthorization(r *http.Request) error {
 	return delegation.Refuse(delegation.ClientUnauthenticated, "Authorization", "the Authorization header is not accepted here: send client_assertion in the form")
 }
 
-// hold adds what shows that the caller holds a key: the one DPoP proof of the request, which was made for
-// the endpoint's public address (RFC 9449 section 4.3), and what it presented in the handshake.
-func hold(c *exchange.Credentials, r *http.Request, t *Tenant, path string) error {
+// refuseSecondProof is the first check of RFC 9449 §4.3.
+func refuseSecondProof(r *http.Request) error {
+	if len(r.Header.Values("DPoP")) < 2 {
+		return nil
+	}
+	return delegation.Refuse(delegation.ParameterRepeated, "DPoP", "it must not be sent more than once (RFC 9449 section 4.3)")
+}
+
+// hold adds what shows that the caller holds a key: the DPoP proof of the request, which must have been
+// made for the endpoint's public address, and what it presented in the handshake.
+func hold(c *exchange.Credentials, r *http.Request, t *Tenant, path string) {
 	if r.TLS != nil {
 		c.Certificates = r.TLS.PeerCertificates
 	}
-	switch proofs := r.Header.Values("DPoP"); len(proofs) {
-	case 0:
-	case 1:
+	if proofs := r.Header.Values("DPoP"); len(proofs) > 0 {
 		c.Proof = &exchange.Proof{JWT: proofs[0], Method: r.Method, URI: strings.TrimSuffix(t.Issuer, "/") + path}
-	default:
-		return delegation.Refuse(delegation.ParameterRepeated, "DPoP", "it must not be sent more than once (RFC 9449 section 4.3)")
 	}
-	return nil
 }
 
 // readParameters reads the body in one of the forms that the endpoint takes.

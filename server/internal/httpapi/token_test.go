@@ -91,7 +91,9 @@ func (c doorCase) request() *http.Request {
 	for name, value := range c.Headers {
 		r.Header.Del(name)
 		if value != nil {
-			r.Header.Set(name, *value)
+			for line := range strings.SplitSeq(*value, "\n") { // of a header that comes more than once
+				r.Header.Add(name, line)
+			}
 		}
 	}
 	return r

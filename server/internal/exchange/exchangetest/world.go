@@ -178,7 +178,7 @@ func (w *World) open(t testing.TB) {
 	limits := w.config.Limits
 	limits.AllowBearer = !w.config.BoundOnly
 	config := exchange.Config{
-		Ledger: l, Guard: guard.New(guard.Config{Client: redis}), Deadline: w.config.Deadline,
+		Ledger: l, Guard: guard.New(guard.Config{Client: redis, Now: w.clock.Now}), Deadline: w.config.Deadline,
 		Logger: logger, Registerer: w.config.Registerer, TracerProvider: w.config.TracerProvider, Now: w.clock.Now,
 	}
 	var checkers []*policy.Checker

@@ -1,0 +1,118 @@
+package exchangetest
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/json"
+	"maps"
+	"math/big"
+	"testing"
+	"time"
+
+	"deputy.example/deputy/client/delegation"
+	"deputy.example/deputy/client/dpop"
+	"deputy.example/deputy/server/internal/exchange"
+)
+
+// TokenEndpoint is what proofs are made for that a Call brings: the engine is told so by its door.
+const TokenEndpoint = "https://deputy.example/oauth2/token"
+
+// Prover holds a key that it proves by DPoP.
+type Prover struct {
+	*Signer
+	key *dpop.Key
+}
+
+// NewProver makes a key.
+func NewProver(t testing.TB) *Prover {
+	t.Helper()
+	p := &Prover{Signer: NewSigner(t, "")}
+	var err error
+	if p.key, err = dpop.NewKey(p.Signer.key); err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// Binding is what tokens for the key's holder are bound to.
+func (p *Prover) Binding() delegation.Confirmation {
+	return delegation.Confirmation{JKT: p.key.Thumbprint()}
+}
+
+// Prove makes a proof.
+func (p *Prover) Prove(t testing.TB, r dpop.Request, now time.Time) string {
+	t.Helper()
+	proof, err := p.key.Prove(r, now, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return proof
+}
+
+// Proof is a proof for a call of the engine at the token endpoint.
+func (w *World) Proof(t testing.TB, p *Prover) *exchange.Proof {
+	t.Helper()
+	r := dpop.Request{Method: "POST", URI: TokenEndpoint}
+	return &exchange.Proof{JWT: p.Prove(t, r, w.clock.Now()), Method: r.Method, URI: r.URI}
+}
+
+// Forge signs a proof of the ordinary header and claims with changes: a nil removes.
+func (p *Prover) Forge(t testing.TB, header, claims map[string]any) string {
+	t.Helper()
+	x, y := p.coordinates()
+	h := map[string]any{"typ": "dpop+jwt", "alg": "ES256", "jwk": map[string]any{"kty": "EC", "crv": "P-256", "x": x, "y": y}}
+	c := map[string]any{"jti": rand.Text(), "htm": "POST", "htu": TokenEndpoint, "iat": time.Now().Unix()}
+	for all, changes := range map[*map[string]any]map[string]any{&h: header, &c: claims} {
+		maps.Copy(*all, changes)
+		maps.DeleteFunc(*all, func(_ string, v any) bool { return v == nil })
+	}
+	rawHeader, err := json.Marshal(h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	payload, err := json.Marshal(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p.SignRaw(t, string(rawHeader), payload)
+}
+
+// Certified holds a key with a certificate that it signed itself.
+type Certified struct {
+	Certificate *x509.Certificate
+	TLS         tls.Certificate
+}
+
+// NewCertified makes a key and a certificate.
+func NewCertified(t testing.TB, name string) *Certified {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name}, DNSNames: []string{"localhost"},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth}, BasicConstraintsValid: true,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &Certified{TLS: tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}}
+	if c.Certificate, err = x509.ParseCertificate(der); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// Binding is what tokens for the certificate's holder are bound to.
+func (c *Certified) Binding() delegation.Confirmation {
+	sum := sha256.Sum256(c.Certificate.Raw)
+	return delegation.Confirmation{X5T: encode(sum[:])}
+}
