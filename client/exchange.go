@@ -42,9 +42,10 @@ type Child struct {
 	ActorTokenType string
 	// RequestedActor names the new actor without a credential; needs Confirmation.
 	RequestedActor delegation.Principal
-	// Confirmation is the RFC 7638 thumbprint of a key registered for RequestedActor. The child is
-	// bound to that key: a verifier refuses it without proof of the key. A child of the caller's own
-	// is bound to Config.ProofKey, or else to the certificate of the connection.
+	// Confirmation is the SHA-256 thumbprint of a key (RFC 7638) or a certificate (RFC 8705) that is
+	// registered for RequestedActor. The child is bound to it: a verifier refuses the child without
+	// proof. A child of the caller's own is bound to Config.ProofKey, or else to the certificate of the
+	// connection.
 	Confirmation string
 	// Scopes that the child may use.
 	Scopes delegation.Scopes
