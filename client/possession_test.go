@@ -384,13 +384,16 @@ func TestProofMemory(t *testing.T) {
 		if err := m.spend(id(i), now.Add(proofSkew), now); err != nil {
 			t.Fatal(err)
 		}
+		if err := m.spend(id(-i-1), now.Add(time.Second-dpop.MaxAge-proofSkew), now); err != nil {
+			t.Fatalf("second %d: a proof in its last second: %v", i, err)
+		}
 		for j := max(0, i-int(proofLife/time.Second)+1); j <= i; j++ {
 			if err := m.spend(id(j), at.Add(time.Duration(j)*time.Second+proofSkew), now); err == nil {
 				t.Fatalf("proof %d is forgotten %d s later", j, i-j)
 			}
 		}
 	}
-	if n := len(m.young) + len(m.old); n > 2*int(proofLife/time.Second) {
+	if n := len(m.young) + len(m.old); n > 4*int(proofLife/time.Second) {
 		t.Errorf("%d are remembered", n)
 	}
 	// A clock that is set back must not make what was forgotten good again.
@@ -681,6 +684,38 @@ func grpcTool(t *testing.T, s *deputytest.Server, edit func(*VerifierConfig)) (*
 	}
 }
 
+// TestCalledByAnotherName: a server that was sent a proof for its own name cannot use it at a tool by calling the
+// tool that.
+func TestCalledByAnotherName(t *testing.T) {
+	s, h := startDeputy(t), newHolder(t)
+	token := boundTo(s, time.Now(), delegation.Confirmation{JKT: h.jkt})
+	for name, test := range map[string]struct {
+		urls                 []string
+		authority, provedFor string
+		good                 bool
+	}{
+		"its own name":               {[]string{calendar}, "calendar.example", "calendar.example", true},
+		"its own name, with a port":  {[]string{calendar}, "calendar.example:443", "calendar.example", true},
+		"another's":                  {[]string{calendar}, "evil.example", "evil.example", false},
+		"another's, of two":          {[]string{calendar, "https://cal.example:9090"}, "evil.example", "evil.example", false},
+		"another's, proved for ours": {[]string{calendar, "https://cal.example:9090"}, "evil.example", "calendar.example", false},
+		"the second of two":          {[]string{calendar, "https://cal.example:9090"}, "cal.example:9090", "cal.example:9090", true},
+		"no name":                    {nil, "calendar.example", "calendar.example", false},
+	} {
+		listener, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		v := provingVerifier(t, s, func(cfg *VerifierConfig) { cfg.URLs = test.urls })
+		tool := serveTool(t, v, listener, insecure.NewCredentials(), grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithAuthority(test.authority))
+		proof := h.proof("POST", dpop.CallURI(test.provedFor, healthCheck), token, time.Now(), nil, nil)
+		_, err = tool.Check(metadata.AppendToOutgoingContext(t.Context(), "authorization", "DPoP "+token, "dpop", proof), &healthpb.HealthCheckRequest{})
+		if (err == nil) != test.good {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 // serveTool serves gRPC's health service behind the interceptors.
 func serveTool(t *testing.T, v *Verifier, listener net.Listener, server credentials.TransportCredentials, options ...grpc.DialOption) healthpb.HealthClient {
 	t.Helper()
@@ -843,6 +878,24 @@ func TestAddresses(t *testing.T) {
 		if _, err := NewVerifier(VerifierConfig{Issuer: s.Issuer, Audience: calendar, JWKS: s.JWKS(), IgnoreRevocations: true, URLs: []string{text}}); err == nil {
 			t.Errorf("%s: %q is an address", name, text)
 		}
+	}
+}
+
+// TestChallengesOfAScope: what was refused stands with the scheme that was used.
+func TestChallengesOfAScope(t *testing.T) {
+	s, h := startDeputy(t), newHolder(t)
+	v := provingVerifier(t, s, asIs)
+	token := boundTo(s, time.Now(), delegation.Confirmation{JKT: h.jkt})
+	r, w := httptest.NewRequest(http.MethodGet, "/events", nil), httptest.NewRecorder()
+	r.Header.Set("Authorization", "DPoP "+token)
+	r.Header.Set("DPoP", h.proof("GET", events, token, time.Now(), nil, nil))
+	v.Handler(http.NotFoundHandler(), "mail.read").ServeHTTP(w, r)
+	want := []string{
+		`Bearer realm="https://calendar.example"`,
+		`DPoP realm="https://calendar.example", algs="ES256 ES384 ES512 EdDSA Ed25519 RS256 PS256", error="insufficient_scope", error_description="the token does not allow this", scope="mail.read"`,
+	}
+	if got := w.Header().Values("WWW-Authenticate"); w.Code != http.StatusForbidden || !slices.Equal(got, want) {
+		t.Errorf("%d %q", w.Code, got)
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"google.golang.org/grpc"
@@ -204,6 +205,27 @@ func TestNonces(t *testing.T) {
 			t.Errorf("%s: a nonce that is none is used: %v, %d attempts", name, err, len(s.Bearers())-before)
 		}
 	}
+}
+
+// TestFeedIsNotAskedForever: a feed that is never content with its nonce is opened again with pauses.
+func TestFeedIsNotAskedForever(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		never := delegation.Refuse(delegation.ProofNonceNeeded, "dpop", "another")
+		calls := 0
+		f := newFeed("", nil, maxMaxStaleness, time.Now)
+		f.open = func(context.Context) (watchStream, func(), error) {
+			if calls++; calls > 1000 {
+				f.end()
+			}
+			return nil, nil, never.GRPCStatus().Err()
+		}
+		go f.run()
+		time.Sleep(10 * time.Second) // of the bubble
+		f.close()
+		if calls < 4 || calls > 40 {
+			t.Errorf("opened %d times in ten seconds", calls)
+		}
+	})
 }
 
 // workload is a workload's own token, bound to a key.
