@@ -29,6 +29,7 @@ func (c *Config) check() problems {
 	for i := range c.Tenants {
 		c.Tenants[i].check(&p, tenantPath(i))
 	}
+	c.checkSealed(&p)
 	c.checkApart(&p)
 	return p
 }
@@ -138,9 +139,7 @@ func (t *Tenant) check(p *problems, path string) {
 		p.add(path+".name", "must be 1 to 63 lower-case letters, digits and dashes, such as acme")
 	}
 	t.checkIssuer(p, path)
-	if len(t.SigningKeys) == 0 {
-		p.add(path+".signing_keys", `is missing: make a key with "deputyd keys create" and name its file and algorithm`)
-	}
+	t.checkSigning(p, path)
 	for i, key := range t.SigningKeys {
 		at := fmt.Sprintf("%s.signing_keys[%d]", path, i)
 		required(p, at+".path", key.Path, "name the file of the private key")
@@ -156,9 +155,12 @@ func (t *Tenant) check(p *problems, path string) {
 	}
 	t.Policy.check(p, path+".policy")
 	t.Limits.check(p, path+".limits")
+	if t.ManagedKeys != nil {
+		t.ManagedKeys.check(p, path+".managed_keys", t.Limits)
+	}
 	t.Audit.Retention.check(p, path+".audit.retention")
-	if t.Audit.CheckpointFile != "" && t.Audit.CheckpointKey == "" {
-		p.add(path+".audit.checkpoint_file", "has no meaning without checkpoint_key: name the key that signs")
+	if t.Audit.CheckpointFile != "" && !t.Audit.signs() {
+		p.add(path+".audit.checkpoint_file", "has no meaning without checkpoint_key or managed_checkpoint_key: say what signs")
 	}
 	if t.Console != nil {
 		t.Console.check(p, path+".console", t.TrustedIssuers)

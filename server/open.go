@@ -21,6 +21,7 @@ import (
 	"deputy.example/deputy/server/internal/httpapi"
 	"deputy.example/deputy/server/internal/policy"
 	"deputy.example/deputy/server/internal/token"
+	"deputy.example/deputy/server/internal/vault"
 )
 
 // opened is what a configuration names on this machine, read and tried. Nothing in it runs yet, and
@@ -29,6 +30,8 @@ type opened struct {
 	database, redis string // addresses with their passwords: never in a log or an error
 	grpc, http, ops *tls.Config
 	tenants         []exchange.Tenant
+	kms             vault.KMS      // nil: no key is managed
+	managed         []vault.Member // have their keys once a vault has opened them
 	consoles        []console.Tenant
 }
 
@@ -43,8 +46,9 @@ func (c *Config) open(o Options) (opened, problems) {
 		http:     c.Listen.HTTP.TLS.open(&p, "listen.http.tls"),
 		ops:      c.Listen.Ops.TLS.open(&p, "listen.ops.tls"),
 	}
+	parts.kms = c.KeyEncryption.open(&p)
 	for i := range c.Tenants {
-		parts.tenants = append(parts.tenants, c.Tenants[i].open(&p, tenantPath(i), o))
+		parts.tenants = append(parts.tenants, c.Tenants[i].open(&p, &parts, tenantPath(i), o))
 		if t := c.Tenants[i]; t.Console != nil {
 			parts.consoles = append(parts.consoles, t.Console.open(&p, tenantPath(i)+".console", t))
 		}
@@ -81,7 +85,7 @@ func (t *TLS) open(p *problems, path string) *tls.Config {
 	return &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{certificate}}
 }
 
-func (t *Tenant) open(p *problems, path string, o Options) exchange.Tenant {
+func (t *Tenant) open(p *problems, parts *opened, path string, o Options) exchange.Tenant {
 	tenant := exchange.Tenant{
 		Name: t.Name, Issuer: t.Issuer,
 		Limits: exchange.Limits{
@@ -91,9 +95,9 @@ func (t *Tenant) open(p *problems, path string, o Options) exchange.Tenant {
 		},
 		RequireNonce: t.RequireDPoPNonce,
 		CallerRate:   guard.Limit{Rate: t.Limits.CallerRate, Burst: t.Limits.CallerBurst},
-		Keys:         t.openKeys(p, path, o),
+		Keys:         t.openKeys(p, parts, path, o),
 
-		Checkpoints: t.openCheckpoints(p, path+".audit", o),
+		Checkpoints: t.openCheckpoints(p, parts, path+".audit", o),
 	}
 	tenant.Trust = t.openTrust(p, path, tenant.Keys, o)
 	var principals []string
@@ -105,7 +109,10 @@ func (t *Tenant) open(p *problems, path string, o Options) exchange.Tenant {
 }
 
 // openKeys tries each key by itself first, as an error names only the first that is wrong.
-func (t *Tenant) openKeys(p *problems, path string, o Options) *token.Keyset {
+func (t *Tenant) openKeys(p *problems, parts *opened, path string, o Options) *token.Keyset {
+	if t.ManagedKeys != nil {
+		return t.openManaged(parts, o)
+	}
 	before := len(*p)
 	for i, file := range t.SigningKeys {
 		_, err := token.OpenKeyset(token.KeysetConfig{Keys: []token.KeyFile{file}, Create: o.CreateKeys && i == 0})
@@ -120,17 +127,11 @@ func (t *Tenant) openKeys(p *problems, path string, o Options) *token.Keyset {
 }
 
 // openCheckpoints reads the key, and sees whether the checkpoints' place is there.
-func (t *Tenant) openCheckpoints(p *problems, path string, o Options) *exchange.Checkpointer {
-	if t.Audit.CheckpointKey == "" {
+func (t *Tenant) openCheckpoints(p *problems, parts *opened, path string, o Options) *exchange.Checkpointer {
+	if !t.Audit.signs() {
 		return nil
 	}
-	if _, err := os.Lstat(t.Audit.CheckpointKey); o.CreateKeys && errors.Is(err, fs.ErrNotExist) {
-		if _, err := exchange.CreateCheckpointKey(t.Audit.CheckpointKey, t.Issuer); err != nil {
-			p.add(path+".checkpoint_key", "%v", err)
-			return nil
-		}
-	}
-	key, err := secret(t.Audit.CheckpointKey)
+	key, err := t.checkpointKey(o)
 	if err != nil {
 		p.add(path+".checkpoint_key", "%v", err)
 		return nil
@@ -139,12 +140,28 @@ func (t *Tenant) openCheckpoints(p *problems, path string, o Options) *exchange.
 	if err != nil {
 		p.add(path+".checkpoint_key", "%v", err)
 	}
+	if t.Audit.ManagedCheckpointKey && c != nil {
+		parts.managed = append(parts.managed, c.Manage(t.Name, t.Issuer, o.Now))
+	}
 	if file := t.Audit.CheckpointFile; file != "" {
 		if dir, err := os.Stat(filepath.Dir(file)); err != nil || !dir.IsDir() {
 			p.add(path+".checkpoint_file", "must be in a directory that is there and that Deputy may write to")
 		}
 	}
 	return c
+}
+
+// checkpointKey reads the key of the file, if there is one.
+func (t *Tenant) checkpointKey(o Options) (string, error) {
+	if t.Audit.CheckpointKey == "" {
+		return "", nil
+	}
+	if _, err := os.Lstat(t.Audit.CheckpointKey); o.CreateKeys && errors.Is(err, fs.ErrNotExist) {
+		if _, err := exchange.CreateCheckpointKey(t.Audit.CheckpointKey, t.Issuer); err != nil {
+			return "", err
+		}
+	}
+	return secret(t.Audit.CheckpointKey)
 }
 
 // openTrust tries each issuer and client by itself, for the same reason, and then all together.

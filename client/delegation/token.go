@@ -32,7 +32,8 @@ type Unverified struct {
 }
 
 // forbiddenHeaders would let a token choose its own key, change how it is read, or demand an
-// extension that nobody here implements (RFC 7515 §4.1, RFC 8725 §3).
+// extension that nobody here implements (RFC 7515 §4.1, RFC 8725 §3). Others are ignored, such as x5t,
+// which GitHub sends: it names a certificate, and the key is found without it.
 var forbiddenHeaders = []string{"jku", "jwk", "x5u", "x5c", "crit", "b64", "zip", "enc", "epk", "cty"}
 
 // Parse is the strict gate that every token passes first, on the server and in the SDK: JWS compact
@@ -194,6 +195,20 @@ func (u *Unverified) Claim(name string) ([]byte, bool) {
 
 // StringClaim returns one claim that must be a string.
 func (u *Unverified) StringClaim(name string) (string, error) { return stringMember(u.claims, name) }
+
+// StringAt returns the string that these members lead to, each by exact name, from the claims inwards.
+// All but the last must be objects: a place in a list is nobody's name.
+func (u *Unverified) StringAt(path ...string) (string, error) {
+	v := u.claims
+	for _, name := range path {
+		v = v.member(name)
+	}
+	s, isText := v.str()
+	if !isText {
+		return "", errors.New("no string is there")
+	}
+	return s, nil
+}
 
 // StringsClaim returns one claim that must be a string or a list of strings.
 func (u *Unverified) StringsClaim(name string) ([]string, error) {

@@ -3,7 +3,6 @@ package exchange
 import (
 	"context"
 	"crypto/rand"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -40,8 +39,6 @@ type Tenant struct {
 	RequireNonce bool
 	// Checkpoints sign the heads of its log. Default: nobody does.
 	Checkpoints *Checkpointer
-
-	frame int // length of a signed token beside its encoded claims
 }
 
 // Config is what an Engine works with. Ledger and Guard are shared by all tenants and stay the
@@ -130,11 +127,9 @@ func New(config Config) (*Engine, error) {
 		if e.tenants[t.Name] != nil || e.byIssuer[t.Issuer] != nil {
 			return nil, fmt.Errorf("exchange: tenant %q or its issuer stands twice", t.Name)
 		}
-		probe, err := t.Keys.Sign([]byte(`{}`))
-		if err != nil {
+		if _, err := t.Keys.Sign([]byte(`{}`)); err != nil {
 			return nil, fmt.Errorf("exchange: tenant %q: %w", t.Name, err)
 		}
-		t.frame = len(probe) - base64.RawURLEncoding.EncodedLen(len(`{}`))
 		e.tenants[t.Name], e.byIssuer[t.Issuer] = t, t
 	}
 	return e, nil

@@ -2,7 +2,6 @@ package exchange
 
 import (
 	"context"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"math"
@@ -364,7 +363,11 @@ func (t *Tenant) fits(c delegation.Claims) error {
 	if err != nil {
 		return err
 	}
-	if size := t.frame + base64.RawURLEncoding.EncodedLen(len(payload)); size > delegation.MaxTokenBytes {
+	size, err := t.Keys.SizeOf(len(payload))
+	if err != nil {
+		return delegation.Unavailable("the signing keys", err)
+	}
+	if size > delegation.MaxTokenBytes {
 		return delegation.Refuse(delegation.RequestTooLarge, "",
 			"the token would have %d bytes, more than %d: ask for fewer scopes, audiences or details", size, delegation.MaxTokenBytes)
 	}

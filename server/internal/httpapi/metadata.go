@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"encoding/json"
+	"errors"
 	"net/http"
 	"strconv"
 	"strings"
@@ -87,7 +88,7 @@ func publicEndpoint(mediaType string, document func() []byte) *endpoint {
 		serve: func(w http.ResponseWriter, r *http.Request) error {
 			body := document()
 			if len(body) == 0 {
-				return delegation.Refuse(delegation.Internal, "", "the document is not there")
+				return delegation.Unavailable("this document", errors.New("it is empty"))
 			}
 			header := w.Header()
 			header.Set("Content-Type", mediaType)

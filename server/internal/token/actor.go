@@ -85,7 +85,7 @@ func (t *Trust) workload(ctx context.Context, i *issuer, p presented, tokenType 
 	if _, delegated := p.Claim("act"); delegated {
 		return Actor{}, broken("it is about a delegation itself")
 	}
-	a.Principal, err = i.Principal.of(p)
+	a.Principal, err = t.named(i, p)
 	return a, err
 }
 

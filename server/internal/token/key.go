@@ -184,7 +184,10 @@ func (r *keyring) find(kid string) *publicKey {
 // errOtherPurpose is about a key that is in order and no concern of ours.
 var errOtherPurpose = errors.New("is not for signatures")
 
-// parseJWKS reads a JWK Set (RFC 7517 §5). Keys for other purposes are passed over; keys that should
+// maxKeys bounds one JWK Set: each key costs work before anybody has asked for it.
+const maxKeys = 100
+
+// parseJWKS reads a JWK Set (RFC 7517 §5) of at most maxKeys. Keys for other purposes are passed over; keys that should
 // verify signatures and must not do so here are left out and the reasons returned. A kid that two
 // keys share names neither.
 func parseJWKS(data []byte, algorithms []jwa.SignatureAlgorithm) (*keyring, []string, error) {
@@ -193,6 +196,9 @@ func parseJWKS(data []byte, algorithms []jwa.SignatureAlgorithm) (*keyring, []st
 	}
 	if err := json.Unmarshal(data, &set); err != nil || set.Keys == nil {
 		return nil, nil, errors.New("not a strict JSON object with a list of keys")
+	}
+	if len(set.Keys) > maxKeys {
+		return nil, nil, fmt.Errorf("more than %d keys", maxKeys)
 	}
 	ring := &keyring{byID: make(map[string]*publicKey, len(set.Keys))}
 	var ignored []string

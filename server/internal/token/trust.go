@@ -31,21 +31,25 @@ type Trust struct {
 	skew    time.Duration
 	now     func() time.Time
 	decoys  map[string]*publicKey // by algorithm: what a caller without a key is verified with
+	memory  *Memory
 
 	// The protections that tests switch off to show that each of them bears weight.
 	parse    func(string) (*delegation.Unverified, error)
 	verify   func(*publicKey, *delegation.Unverified) error
 	typFits  func(rule typRule, typ string) bool
 	intended func(audiences, acceptable []string) bool
+	meets    func(condition, presented) bool
 }
 
 // issuer is a TrustedIssuer whose configuration was checked.
 type issuer struct {
 	TrustedIssuer
-	keys    *source
-	skew    time.Duration
-	scopes  delegation.Scopes   // fixed part of the ceiling
-	details []delegation.Detail // fixed part of the ceiling
+	keys       *source
+	skew       time.Duration
+	identity   claimPath           // to the claim that names the principal
+	conditions []condition         // all must hold before it names anybody
+	scopes     delegation.Scopes   // fixed part of the ceiling
+	details    []delegation.Detail // fixed part of the ceiling
 }
 
 type client struct {
@@ -56,12 +60,15 @@ type client struct {
 // NewTrust checks the whole configuration and reads what is on this machine; it fetches nothing. Its
 // errors are *delegation.Error with the field at fault, such as trusted_issuers[1].principal.
 func NewTrust(config TrustConfig) (*Trust, error) {
-	b := &builder{TrustConfig: config, fetcher: newFetcher(config.Transport, config.AllowInsecureLoopback)}
+	b := &builder{TrustConfig: config}
 	if b.Skew == 0 {
 		b.Skew = defaultSkew
 	}
 	if b.Now == nil {
 		b.Now = time.Now
+	}
+	if b.Memory == nil {
+		b.Memory = NewMemory(DefaultMemory)
 	}
 	if b.Logger == nil {
 		b.Logger = slog.New(slog.DiscardHandler)
@@ -70,9 +77,9 @@ func NewTrust(config TrustConfig) (*Trust, error) {
 		return nil, err
 	}
 	t := &Trust{
-		issuer: b.Issuer, keys: b.Keys, skew: b.Skew, now: b.Now,
+		issuer: b.Issuer, keys: b.Keys, skew: b.Skew, now: b.Now, memory: b.Memory,
 		issuers: make(map[string]*issuer), clients: make(map[string]*client),
-		parse: delegation.Parse, verify: (*publicKey).verify, typFits: typRule.fits, intended: isIntended,
+		parse: delegation.Parse, verify: (*publicKey).verify, typFits: typRule.fits, intended: isIntended, meets: condition.metBy,
 	}
 	for n, c := range b.TrustedIssuers {
 		path := fmt.Sprintf("trusted_issuers[%d]", n)

@@ -53,8 +53,9 @@ type Config struct {
 	Deadline       time.Duration
 	Agents         []delegation.Principal // beyond planner, researcher and writer
 	Mapping        policy.Mapping
-	ImportAct      *token.Mapping // of the OpenID provider
-	CheckpointFile string         // of a single tenant; default none
+	ImportAct      *token.Mapping        // of the OpenID provider
+	CheckpointFile string                // of a single tenant; default none
+	Issuers        []token.TrustedIssuer // beside the OpenID provider and the issuer of workloads
 	Registerer     prometheus.Registerer
 	TracerProvider trace.TracerProvider
 }
@@ -240,7 +241,7 @@ func (w *World) newTenant(t testing.TB, name string) *Tenant {
 	}
 	trust, err := token.NewTrust(token.TrustConfig{
 		Issuer: issuer, Keys: keys, Clients: clients, Now: w.clock.Now,
-		TrustedIssuers: []token.TrustedIssuer{
+		TrustedIssuers: append([]token.TrustedIssuer{
 			{
 				Issuer: tenant.IDP.Issuer, Keys: token.KeySource{JWKS: tenant.IDP.JWKS()}, Algorithms: []string{"ES256"},
 				Principal: token.Mapping{Type: "user"}, Audiences: []string{"deputy"}, IDTokens: true, MaxLifetime: 10 * time.Hour,
@@ -251,7 +252,7 @@ func (w *World) newTenant(t testing.TB, name string) *Tenant {
 				Issuer: tenant.Workloads.Issuer, Keys: token.KeySource{JWKS: tenant.Workloads.JWKS()}, Algorithms: []string{"ES256"},
 				Principal: token.Mapping{Type: "agent", Prefix: "wl/"}, Workloads: true,
 			},
-		},
+		}, w.config.Issuers...),
 	})
 	if err != nil {
 		t.Fatal(err)
