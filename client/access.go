@@ -8,10 +8,12 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"deputy.example/deputy/client/delegation"
+	"deputy.example/deputy/client/dpop"
 )
 
 // AccessCode says in which way a resource server refuses.
@@ -22,9 +24,13 @@ const (
 	AccessNoToken AccessCode = ""
 	// AccessInvalidRequest: the request carries its token in a way that is not allowed.
 	AccessInvalidRequest AccessCode = "invalid_request"
-	// AccessInvalidToken: the token is malformed, expired, for somebody else, bound to a key that
-	// was not proven, or not signed by the issuer.
+	// AccessInvalidToken: the token is malformed, expired, for somebody else, bound to a key or a
+	// certificate that was not proven, or not signed by the issuer.
 	AccessInvalidToken AccessCode = "invalid_token"
+	// AccessInvalidProof: the DPoP proof is missing, breaks a rule or was used before (RFC 9449 §7.1).
+	AccessInvalidProof AccessCode = "invalid_dpop_proof"
+	// AccessUseNonce: the DPoP proof lacks the server's nonce, which is in AccessError.Nonce (RFC 9449 §9).
+	AccessUseNonce AccessCode = "use_dpop_nonce"
 	// AccessInsufficientScope: the token is good and does not allow this.
 	AccessInsufficientScope AccessCode = "insufficient_scope"
 	// AccessUnavailable: the token cannot be judged now. Not a code of RFC 6750.
@@ -36,8 +42,10 @@ type AccessError struct {
 	Code        AccessCode
 	Description string            // fit for the wire: never repeats the token
 	Scopes      delegation.Scopes // what is needed; AccessInsufficientScope only
+	Nonce       string            // for the next proof; AccessUseNonce only
 
-	cause error
+	scheme string // of the Authorization that was refused, or ""
+	cause  error
 }
 
 // Error is what the wire may see.
@@ -58,6 +66,13 @@ func denied(code AccessCode, format string, args ...any) *AccessError {
 func (e *AccessError) because(cause error) *AccessError {
 	e.cause = cause
 	return e
+}
+
+// as notes with which scheme the request came that was refused.
+func (e *AccessError) as(scheme string) *AccessError {
+	c := *e
+	c.scheme = scheme
+	return &c
 }
 
 // accessError finds the AccessError in err; anything else means that nothing is known.
@@ -82,7 +97,8 @@ func (e *AccessError) HTTPStatus() int {
 	return http.StatusUnauthorized
 }
 
-// GRPCStatus makes the error a gRPC status.
+// GRPCStatus makes the error a gRPC status. One that asks for a nonce has it in Deputy's ErrorInfo, as
+// Deputy's own answers do.
 func (e *AccessError) GRPCStatus() *status.Status {
 	code := codes.Unauthenticated
 	switch e.Code {
@@ -93,31 +109,59 @@ func (e *AccessError) GRPCStatus() *status.Status {
 	case AccessUnavailable:
 		code = codes.Unavailable
 	}
-	return status.New(code, e.Error())
+	st := status.New(code, e.Error())
+	if e.Code != AccessUseNonce {
+		return st
+	}
+	info := &errdetails.ErrorInfo{
+		Reason: string(delegation.ProofNonceNeeded), Domain: delegation.ErrorDomain,
+		Metadata: map[string]string{delegation.MetadataNonce: e.Nonce},
+	}
+	if detailed, err := st.WithDetails(info); err == nil {
+		return detailed
+	}
+	return st
 }
 
-// write answers an HTTP request with the refusal, RFC 6750 §3.
-func (e *AccessError) write(w http.ResponseWriter, realm string) {
+// write answers an HTTP request with the refusal, RFC 6750 §3 and RFC 9449 §7.1. proofs says whether the
+// server takes tokens that are bound to a key.
+func (e *AccessError) write(w http.ResponseWriter, realm string, proofs bool) {
 	h := w.Header()
 	h.Set("Cache-Control", "no-store")
 	if e.Code == AccessUnavailable {
 		h.Set("Retry-After", strconv.Itoa(int(failurePause/time.Second)))
 	} else {
-		h.Set("WWW-Authenticate", e.challenge(realm))
+		h["Www-Authenticate"] = e.challenges(realm, proofs)
+	}
+	if e.Nonce != "" {
+		h.Set(headerNonce, e.Nonce)
 	}
 	http.Error(w, e.Error(), e.HTTPStatus())
 }
 
-func (e *AccessError) challenge(realm string) string {
-	challenge := "Bearer realm=" + quoted(realm)
+// challenges offers each scheme that is accepted; what was wrong stands with the one that was used.
+func (e *AccessError) challenges(realm string, proofs bool) []string {
+	bearer := "Bearer realm=" + quoted(realm)
+	if !proofs {
+		return []string{bearer + e.challenged()}
+	}
+	proof := "DPoP realm=" + quoted(realm) + ", algs=" + quoted(strings.Join(dpop.Algorithms(), " "))
+	if strings.EqualFold(e.scheme, schemeDPoP) {
+		return []string{bearer, proof + e.challenged()}
+	}
+	return []string{bearer + e.challenged(), proof}
+}
+
+// challenged is what a challenge says about the request that was refused.
+func (e *AccessError) challenged() string {
 	if e.Code == AccessNoToken {
-		return challenge
+		return ""
 	}
-	challenge += ", error=" + quoted(string(e.Code)) + ", error_description=" + quoted(e.Description)
+	text := ", error=" + quoted(string(e.Code)) + ", error_description=" + quoted(e.Description)
 	if len(e.Scopes) > 0 {
-		challenge += ", scope=" + quoted(e.Scopes.String())
+		text += ", scope=" + quoted(e.Scopes.String())
 	}
-	return challenge
+	return text
 }
 
 // quoted makes a quoted-string of RFC 9110 §5.6.4 that needs no escapes.

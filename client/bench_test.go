@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"deputy.example/deputy/client/delegation"
+	"deputy.example/deputy/client/dpop"
 )
 
 // BenchmarkVerify is one request at a resource server that holds the keys and knows the revocations,
@@ -67,6 +68,26 @@ func BenchmarkVerify(b *testing.B) {
 			}
 		})
 	})
+}
+
+// BenchmarkVerifyPresented is one request with a token that is bound to a key, whose verdict is remembered: a
+// proof is verified each time.
+func BenchmarkVerifyPresented(b *testing.B) {
+	s := startDeputy(b)
+	key := newProofKey(b)
+	v := provingVerifier(b, s, asIs)
+	v.spendNothing()
+	token := boundTo(s, time.Now(), delegation.Confirmation{JKT: key.Thumbprint()})
+	proof, err := key.Prove(dpop.Request{Method: "GET", URI: events, AccessToken: token}, time.Now().Add(proofSkew), nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := v.VerifyPresented(b.Context(), Presentation{Token: token, Scheme: "DPoP", Proofs: []string{proof}, Method: "GET", URI: events}); err != nil {
+			b.Fatal(err)
+		}
+	}
 }
 
 // BenchmarkECDSA is what no verifier of ES256 can do without.

@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 
 	"deputy.example/deputy/client/delegation"
+	"deputy.example/deputy/client/dpop"
 	deputyv1 "deputy.example/deputy/gen/deputy/v1"
 )
 
@@ -44,21 +45,29 @@ type Config struct {
 	// Transport protects the connection. Default: TLS.
 	Transport Transport
 	// TLSConfig holds roots or a client certificate for TLS. Default: the system's roots.
-	// InsecureSkipVerify is refused.
+	// InsecureSkipVerify is refused. A certificate that is replaced while the program runs belongs
+	// behind GetClientCertificate, which is asked for every new connection.
 	TLSConfig *tls.Config
 	// Credential authenticates the caller. Nil is right only where each request carries an actor
 	// token of caller audience.
 	Credential Credential
+	// ProofKey is the caller's DPoP key (RFC 9449): every call carries a new proof of it. It is needed to
+	// exchange a token that is bound to it, or to call with a Credential that is, and what is granted to
+	// the caller itself is bound to it. Default: none, and nothing is proven. See Key.ProofKey.
+	ProofKey *dpop.Key
 	// Timeout bounds one attempt; the context bounds them all. Default: 5 s.
 	Timeout time.Duration
 	// Attempts is how often a call is tried while Deputy answers "unavailable" or not at all.
-	// Default: 4. Every attempt has the same idempotency key and a credential of its own.
+	// Default: 4. Every attempt has the same idempotency key, and a credential and a proof of its own.
+	// A call whose proof lacks Deputy's nonce is made again at once, and that does not count.
 	Attempts int
 	// DialOptions are applied last, for instance otelgrpc's stats handler.
 	DialOptions []grpc.DialOption
-	// Now is the clock that a token's expiry is computed with. Default: time.Now.
+	// Now is the clock that a token's expiry is computed with, and that proofs are dated by. Default:
+	// time.Now.
 	Now func() time.Time
-	// Rand gives the bytes of generated idempotency keys. Default: crypto/rand.Reader.
+	// Rand gives the bytes of generated idempotency keys and of the jti of proofs. Default:
+	// crypto/rand.Reader.
 	Rand io.Reader
 }
 
@@ -85,11 +94,11 @@ func New(cfg Config) (*Client, error) {
 	if cfg.Timeout < 0 || cfg.Attempts < 0 {
 		return nil, errors.New("deputy client: Timeout and Attempts must not be negative")
 	}
-	options, err := dialOptions(cfg)
+	c := newClient(cfg)
+	options, err := dialOptions(cfg, &prover{key: cfg.ProofKey, now: c.now, rand: c.rand})
 	if err != nil {
 		return nil, fmt.Errorf("deputy client: %w", err)
 	}
-	c := newClient(cfg)
 	c.dial = func() (*grpc.ClientConn, error) { return grpc.NewClient(cfg.Address, options...) }
 	if c.conn, err = c.dial(); err != nil {
 		return nil, fmt.Errorf("deputy client: %w", err)
@@ -120,7 +129,7 @@ func newClient(cfg Config) *Client {
 // Close ends the connection; calls that are under way fail.
 func (c *Client) Close() error { return c.conn.Close() }
 
-func dialOptions(cfg Config) ([]grpc.DialOption, error) {
+func dialOptions(cfg Config, p *prover) ([]grpc.DialOption, error) {
 	options := []grpc.DialOption{
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 5 * time.Second},
@@ -132,7 +141,7 @@ func dialOptions(cfg Config) ([]grpc.DialOption, error) {
 		// Service configuration from DNS could switch on retries with the same assertion.
 		grpc.WithDisableServiceConfig(),
 	}
-	perRPC := credentials.PerRPCCredentials(cfg.Credential)
+	perRPC := callCredentials{credential: cfg.Credential, prover: p}
 	switch cfg.Transport {
 	case TLS:
 		tlsConfig := &tls.Config{MinVersion: tls.VersionTLS12}
@@ -148,18 +157,21 @@ func dialOptions(cfg Config) ([]grpc.DialOption, error) {
 		// local refuses in its handshake every peer that is not on this machine, whatever the name
 		// in Address resolved to.
 		options = append(options, grpc.WithTransportCredentials(local.NewCredentials()), grpc.WithNoProxy())
-		perRPC = plaintextCredential{cfg.Credential}
+		perRPC.plaintext = true
 	case PlaintextTrustedNetwork:
 		options = append(options, grpc.WithTransportCredentials(insecure.NewCredentials()))
-		perRPC = plaintextCredential{cfg.Credential}
+		perRPC.plaintext = true
 	default:
 		return nil, fmt.Errorf("Transport %d is unknown", cfg.Transport)
 	}
 	if cfg.TLSConfig != nil && cfg.Transport != TLS {
 		return nil, errors.New("TLSConfig is set, and Transport says not to use TLS")
 	}
-	if cfg.Credential != nil {
+	if cfg.Credential != nil || p.key != nil {
 		options = append(options, grpc.WithPerRPCCredentials(perRPC))
+	}
+	if p.key != nil {
+		options = append(options, p.interceptors()...)
 	}
 	return append(options, cfg.DialOptions...), nil
 }

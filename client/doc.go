@@ -12,6 +12,10 @@
 // every call. They are never sent without TLS, except to this machine or where [Config] says that
 // the network itself is trusted.
 //
+// Tokens can be bound to a key or a certificate (RFC 9449, RFC 8705): [Config].ProofKey proves the key to
+// Deputy with every call, a [Presenter] sends a token with its proof to a tool, and a Verifier accepts a bound
+// token from nobody who does not prove it. docs/dpop.md says what goes over the wire.
+//
 // What Deputy refuses comes back as *[delegation.Error]; what a Verifier refuses as *[AccessError].
 // Tokens travel in a [Secret], which prints as "[redacted]" whatever it is printed with.
 //

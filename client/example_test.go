@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"log"
 	"net/http"
 	"net/http/httptest"
@@ -197,6 +198,89 @@ func ExampleVerifier_UnaryServerInterceptor() {
 	defer server.Stop()
 	fmt.Println(len(server.GetServiceInfo()))
 	// Output: 0
+}
+
+// A token that is bound to the agent's key is useless to whoever steals it. In a program the key comes from
+// LoadKey and ProofKey, and the tool is elsewhere.
+func ExamplePresenter() {
+	deputy := deputytest.Start()
+	defer deputy.Close()
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		log.Fatal(err)
+	}
+	key, err := client.NewKey(private, "planner-1")
+	if err != nil {
+		log.Fatal(err)
+	}
+	proofKey, err := key.ProofKey()
+	if err != nil {
+		log.Fatal(err)
+	}
+	credential, err := client.NewAssertion(client.AssertionConfig{Issuer: deputy.Issuer, ClientID: "planner", Key: key})
+	if err != nil {
+		log.Fatal(err)
+	}
+	planner, err := client.New(client.Config{
+		Address: deputy.Address, Transport: client.PlaintextLoopback, Credential: credential, ProofKey: proofKey,
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer planner.Close()
+
+	// The tool knows by which address it is reached.
+	tool := httptest.NewUnstartedServer(nil)
+	defer tool.Close()
+	address := "http://" + tool.Listener.Addr().String()
+	verifier, err := client.NewVerifier(client.VerifierConfig{
+		Issuer: deputy.Issuer, Audience: "https://calendar.example", Client: planner, // in a program, the calendar's own
+		URLs: []string{address},
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer verifier.Close()
+	if err := verifier.Ready(context.Background()); err != nil {
+		log.Fatal(err)
+	}
+	tool.Config.Handler = verifier.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if d, ok := client.FromContext(r.Context()); ok {
+			fmt.Fprintf(w, "events of %s", d.Subject())
+		}
+	}), "calendar.read")
+	tool.Start()
+
+	source := planner.TokenSource(func(context.Context) (client.ExchangeRequest, error) {
+		return client.ExchangeRequest{
+			SubjectToken: client.NewSecret(deputy.RootToken("alice")),
+			Child:        client.Child{Scopes: delegation.Scopes{"calendar.read"}, Audience: []string{"https://calendar.example"}},
+		}, nil
+	})
+	presenter, err := client.NewPresenter(client.PresenterConfig{Origin: address, Token: source.Token, ProofKey: proofKey})
+	if err != nil {
+		log.Fatal(err)
+	}
+	response, err := (&http.Client{Transport: presenter}).Get(address + "/events")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(response.Body)
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(response.StatusCode, string(body))
+
+	token, err := source.Token(context.Background())
+	if err != nil {
+		log.Fatal(err)
+	}
+	_, err = verifier.Verify(context.Background(), token.AccessToken.Reveal())
+	fmt.Println(token.TokenType, err)
+	// Output:
+	// 200 events of user:alice
+	// DPoP invalid_token: the token is bound to a key, and this server takes no proof of it
 }
 
 // A responder looks at what an agent can do, and an auditor at what was asked in its name.

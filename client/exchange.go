@@ -15,7 +15,9 @@ import (
 
 // ExchangeRequest asks for one derived token.
 type ExchangeRequest struct {
-	// SubjectToken is the parent: a root token of a trusted issuer, or a derived token. Required.
+	// SubjectToken is the parent: a root token of a trusted issuer, or a derived token. Required. One
+	// that is bound to a key needs Config.ProofKey to be that key; one that is bound to a certificate,
+	// a connection with it (Config.TLSConfig).
 	SubjectToken Secret
 	// SubjectTokenType is a token type URN. Default: delegation.TokenTypeAccessToken.
 	SubjectTokenType string
@@ -34,14 +36,16 @@ type ExchangeRequest struct {
 // the parent's (self-narrowing).
 type Child struct {
 	// ActorToken names the new actor by a credential of its own, of audience
-	// delegation.ActorAudience(issuer).
+	// delegation.ActorAudience(issuer). The child is bound to what it is bound to.
 	ActorToken Secret
 	// ActorTokenType is a token type URN. Default: delegation.TokenTypeJWT where there is an ActorToken.
 	ActorTokenType string
 	// RequestedActor names the new actor without a credential; needs Confirmation.
 	RequestedActor delegation.Principal
-	// Confirmation is the RFC 7638 thumbprint of a key registered for RequestedActor. The child is
-	// bound to that key: a verifier refuses it without proof of the key.
+	// Confirmation is the SHA-256 thumbprint of a key (RFC 7638) or a certificate (RFC 8705) that is
+	// registered for RequestedActor. The child is bound to it: a verifier refuses the child without
+	// proof. A child of the caller's own is bound to Config.ProofKey, or else to the certificate of the
+	// connection.
 	Confirmation string
 	// Scopes that the child may use.
 	Scopes delegation.Scopes
@@ -64,7 +68,7 @@ type Child struct {
 type Token struct {
 	AccessToken     Secret
 	IssuedTokenType string
-	TokenType       string    // how to present it: "Bearer"
+	TokenType       string    // how to present it: "DPoP" with a proof of its key, else "Bearer". See Presenter
 	Expiry          time.Time // counted from before the call, so never later than the token's own
 	Scope           delegation.Scopes
 	Details         []delegation.Detail
@@ -304,7 +308,7 @@ type Hop struct {
 	JTI   string
 	Entry uint64 // the ledger's number
 	Actor delegation.Principal
-	Key   string // RFC 7638 thumbprint that the grant is bound to, or ""
+	Key   string // thumbprint of the key or certificate that the grant is bound to, or ""
 }
 
 // Introspect asks whether a token is active now.
@@ -325,7 +329,7 @@ func (c *Client) Introspect(ctx context.Context, token Secret) (*Introspection, 
 		return nil, malformed("%v", err)
 	}
 	if r.GetCnf() != nil {
-		in.Confirmation = &delegation.Confirmation{JKT: r.GetCnf().GetJkt()}
+		in.Confirmation = &delegation.Confirmation{JKT: r.GetCnf().GetJkt(), X5T: r.GetCnf().GetX5TS256()}
 	}
 	return in, nil
 }

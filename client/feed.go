@@ -140,10 +140,12 @@ func (f *feed) status() Status {
 	return s
 }
 
-// run opens one stream after the other. One that held for a while is followed by the next at once.
+// run opens one stream after the other. One that held for a while is followed by the next at once, and so
+// is one that lacked nothing but a nonce, which the next one has.
 func (f *feed) run() {
 	defer close(f.done)
 	var resume uint64
+	lackedNonce := false
 	for attempt := 1; f.life.Err() == nil; attempt++ {
 		began := f.now()
 		err := f.watch(resume)
@@ -154,6 +156,9 @@ func (f *feed) run() {
 		resume = f.position()
 		if errors.Is(err, errGap) {
 			resume = 0 // what was missed cannot be told from what was not: from a snapshot then
+		}
+		if lackedNonce = needsNonce(err) && !lackedNonce; lackedNonce {
+			continue
 		}
 		pause(f.life, retryDelay(attempt, min(delegation.FromStatus(err).RetryAfter, maxFeedPause)))
 	}

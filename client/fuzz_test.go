@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"deputy.example/deputy/client/delegation"
+	"deputy.example/deputy/client/dpop"
 	"deputy.example/deputy/client/internal/deputytest"
 )
 
@@ -17,7 +18,7 @@ func FuzzVerify(f *testing.F) {
 	now := time.Unix(1_800_000_000, 0)
 	v := &Verifier{
 		issuer: "https://deputy.example", audience: calendar, now: func() time.Time { return now },
-		envelope: envelopeRules(), admission: admissionRules(),
+		envelope: envelopeRules(), admission: admissionRules(), binding: bindingRules(), proven: proofRules(), verifyProof: dpop.Verify,
 		verdicts: new(verdicts), ignoreRevocations: true,
 		keys: fixedKeys(map[string]*verificationKey{
 			deputytest.KeyID: {algorithm: algorithmES256, verifies: yes},

@@ -3,14 +3,22 @@ package client
 import (
 	"context"
 	"net/http"
+	"net/url"
 	"strings"
 
 	"deputy.example/deputy/client/delegation"
 )
 
+// headerNonce is where a server gives nonces (RFC 9449 §8.1, §9).
+const headerNonce = "DPoP-Nonce"
+
 // Handler lets through to next what carries a token that v accepts and that allows every one of
-// the scopes; next finds it with FromContext. Everything else is answered as RFC 6750 §3 says, or
-// with 503 while the issuer's keys cannot be had.
+// the scopes; next finds it with FromContext. Everything else is answered as RFC 6750 §3 and RFC 9449 §7.1
+// say, or with 503 while the issuer's keys cannot be had.
+//
+// A token that is bound to a key comes with scheme DPoP and a proof for the address that
+// VerifierConfig.URLs says; one that is bound to a certificate comes with scheme Bearer over a TLS
+// connection that was opened with it and ends in this very server.
 //
 // The token must be in one Authorization header. A token in the query is refused even beside a good
 // one: addresses end up in logs.
@@ -20,8 +28,11 @@ func (v *Verifier) Handler(next http.Handler, scopes ...string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		d, err := v.admitRequest(r, required)
 		if err != nil {
-			accessError(err).write(w, v.audience)
+			accessError(err).write(w, v.audience, len(v.urls) > 0)
 			return
+		}
+		if v.requireNonce {
+			w.Header().Set(headerNonce, v.nonces.at(v.now()))
 		}
 		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), contextKey{}, d)))
 	})
@@ -31,33 +42,55 @@ func (v *Verifier) admitRequest(r *http.Request, required delegation.Scopes) (*D
 	if r.URL.Query().Has("access_token") {
 		return nil, denied(AccessInvalidRequest, "a token in the query is not accepted")
 	}
-	token, err := bearerToken(r.Header.Values("Authorization"))
+	p, err := presentation(r.Header.Values("Authorization"))
 	if err != nil {
 		return nil, err
 	}
-	d, err := v.Verify(r.Context(), token)
+	if r.TLS != nil && len(r.TLS.PeerCertificates) > 0 {
+		p.Certificate = r.TLS.PeerCertificates[0]
+	}
+	if p.Scheme == schemeDPoP {
+		p.Proofs, p.Method, p.URI = r.Header.Values(metadataProof), r.Method, v.httpURI(r.Host, sentPath(r))
+	}
+	d, err := v.VerifyPresented(r.Context(), p)
 	if err != nil {
 		return nil, err
 	}
-	return d, d.require(required)
+	if err := d.require(required); err != nil {
+		return nil, accessError(err).as(p.Scheme)
+	}
+	return d, nil
 }
 
-// bearerToken reads the only Authorization header there may be (RFC 6750 §2.1). The scheme's case
-// does not matter (RFC 9110 §11.1); what follows the one space is for delegation.Parse to judge.
-func bearerToken(headers []string) (string, error) {
+// sentPath is the path that was sent, where a handler before this one may have cut it.
+func sentPath(r *http.Request) string {
+	if sent, err := url.ParseRequestURI(r.RequestURI); err == nil {
+		return sent.EscapedPath()
+	}
+	return r.URL.EscapedPath()
+}
+
+// presentation reads the only Authorization header there may be (RFC 6750 §2.1, RFC 9449 §7.1). The scheme's
+// case does not matter (RFC 9110 §11.1); what follows the one space is for delegation.Parse to judge.
+func presentation(headers []string) (Presentation, error) {
 	switch len(headers) {
 	case 0:
-		return "", denied(AccessNoToken, "a Bearer token is needed")
+		return Presentation{}, denied(AccessNoToken, "a token is needed")
 	case 1:
 	default:
-		return "", denied(AccessInvalidRequest, "more than one Authorization header")
+		return Presentation{}, denied(AccessInvalidRequest, "more than one Authorization header")
 	}
+	p := Presentation{Scheme: schemeBearer}
 	scheme, token, _ := strings.Cut(headers[0], " ")
-	if !strings.EqualFold(scheme, "Bearer") {
-		return "", denied(AccessNoToken, "a Bearer token is needed")
+	switch {
+	case strings.EqualFold(scheme, schemeBearer):
+	case strings.EqualFold(scheme, schemeDPoP):
+		p.Scheme = schemeDPoP
+	default:
+		return Presentation{}, denied(AccessNoToken, "a token is needed")
 	}
-	if token == "" {
-		return "", denied(AccessInvalidRequest, "the Authorization header holds no token")
+	if p.Token = token; token == "" {
+		return Presentation{}, denied(AccessInvalidRequest, "the Authorization header holds no token").as(p.Scheme)
 	}
-	return token, nil
+	return p, nil
 }

@@ -47,7 +47,7 @@ func TestHandler(t *testing.T) {
 		"two spaces":                        {"", []string{"Bearer  " + good}, 401, invalid + `"the token is malformed"`},
 		"two tokens":                        {"", []string{"Bearer " + good + ", Bearer " + good}, 401, invalid + `"the token is malformed"`},
 		"bound to a key":                    {"", []string{"Bearer " + s.Token(bound)}, 401, invalid + `"the token is bound to a key, and this server takes no proof of it"`},
-		"bound to a key, and proof claimed": {"", []string{"DPoP " + s.Token(bound)}, 401, realm},
+		"bound to a key, and proof claimed": {"", []string{"DPoP " + s.Token(bound)}, 401, invalid + `"the token is bound to a key, and this server takes no proof of it"`},
 	}
 	for name, test := range tests {
 		r := httptest.NewRequest(http.MethodGet, "/events"+test.query, nil)

@@ -3,12 +3,15 @@ package client
 import (
 	"context"
 	"errors"
+	"net/http"
 	"slices"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
 	"deputy.example/deputy/client/delegation"
@@ -25,7 +28,8 @@ type Methods struct {
 }
 
 // UnaryServerInterceptor admits unary calls as Handler admits HTTP requests, with the token in
-// "authorization: Bearer" metadata.
+// "authorization" metadata and the proof of its key in "dpop" metadata, made for POST and dpop.CallURI. A
+// nonce for the next proof is in "dpop-nonce" metadata, and in the ErrorInfo of a call that lacked it.
 func (v *Verifier) UnaryServerInterceptor(methods Methods) grpc.UnaryServerInterceptor {
 	return func(ctx context.Context, request any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
 		ctx, err := v.admitCall(ctx, info.FullMethod, methods)
@@ -40,6 +44,7 @@ func (v *Verifier) UnaryServerInterceptor(methods Methods) grpc.UnaryServerInter
 // when it is revoked or expires, within seconds when its key was removed, and when revocations are not
 // known here any more. The stream's context ends with the *AccessError as its cause, what the handler
 // sends and receives fails, and the caller gets PERMISSION_DENIED, or UNAVAILABLE where nothing is known.
+// A proof is needed once, when the stream is opened.
 func (v *Verifier) StreamServerInterceptor(methods Methods) grpc.StreamServerInterceptor {
 	return func(server any, stream grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
 		ctx, by, err := v.admitStream(stream.Context(), info.FullMethod, methods)
@@ -162,16 +167,44 @@ func (v *Verifier) admitStream(ctx context.Context, method string, methods Metho
 	if !known {
 		return nil, nil, denied(AccessInsufficientScope, "no rule says who may call this method")
 	}
-	token, err := bearerToken(metadata.ValueFromIncomingContext(ctx, "authorization"))
+	p, err := presentation(metadata.ValueFromIncomingContext(ctx, metadataAuthorization))
 	if err != nil {
 		return nil, nil, err
 	}
-	d, err := v.verdict(ctx, token)
+	v.completeCall(ctx, method, &p)
+	d, err := v.presented(ctx, p)
 	if err != nil {
-		return nil, nil, accessError(err)
+		v.giveNonce(ctx, accessError(err).Nonce)
+		return nil, nil, err
 	}
 	if err := d.require(required); err != nil {
 		return nil, nil, err
 	}
-	return context.WithValue(ctx, contextKey{}, &d.Delegation), &admitted{token, d}, nil
+	if v.requireNonce {
+		v.giveNonce(ctx, v.nonces.at(v.now()))
+	}
+	return context.WithValue(ctx, contextKey{}, &d.Delegation), &admitted{p.Token, d}, nil
+}
+
+// completeCall adds what shows that the caller holds a key.
+func (v *Verifier) completeCall(ctx context.Context, method string, p *Presentation) {
+	if caller, known := peer.FromContext(ctx); known {
+		if info, ok := caller.AuthInfo.(credentials.TLSInfo); ok && len(info.State.PeerCertificates) > 0 {
+			p.Certificate = info.State.PeerCertificates[0]
+		}
+	}
+	if p.Scheme != schemeDPoP {
+		return
+	}
+	p.Proofs, p.Method = metadata.ValueFromIncomingContext(ctx, metadataProof), http.MethodPost
+	if authority := metadata.ValueFromIncomingContext(ctx, ":authority"); len(authority) == 1 {
+		p.URI = v.callURI(authority[0], method)
+	}
+}
+
+// giveNonce puts a nonce where callers without the SDK look for it too. Outside a real call it cannot.
+func (v *Verifier) giveNonce(ctx context.Context, nonce string) {
+	if nonce != "" {
+		_ = grpc.SetHeader(ctx, metadata.Pairs(metadataNonce, nonce))
+	}
 }

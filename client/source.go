@@ -18,34 +18,38 @@ import (
 	"google.golang.org/grpc/credentials"
 
 	"deputy.example/deputy/client/delegation"
+	"deputy.example/deputy/client/dpop"
 )
 
 // Credential returns the JWT that authenticates the caller. It is asked anew for every attempt of
 // every call and may be asked concurrently. It can be used as gRPC per-RPC credentials by itself,
-// and then demands TLS.
+// and then demands TLS and sends whatever it is as a Bearer token.
 type Credential func(context.Context) (string, error)
 
 var _ credentials.PerRPCCredentials = Credential(nil)
 
 // GetRequestMetadata implements credentials.PerRPCCredentials.
 func (c Credential) GetRequestMetadata(ctx context.Context, _ ...string) (map[string]string, error) {
+	token, err := c.token(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return map[string]string{metadataAuthorization: schemeBearer + " " + token}, nil
+}
+
+func (c Credential) token(ctx context.Context) (string, error) {
 	token, err := c(ctx)
 	if err == nil && token == "" {
 		err = errors.New("the credential is empty")
 	}
 	if err != nil {
-		return nil, delegation.Refuse(delegation.ClientUnauthenticated, "", "no credential to call with: %v", err).WithCause(err)
+		return "", delegation.Refuse(delegation.ClientUnauthenticated, "", "no credential to call with: %v", err).WithCause(err)
 	}
-	return map[string]string{"authorization": "Bearer " + token}, nil
+	return token, nil
 }
 
 // RequireTransportSecurity implements credentials.PerRPCCredentials.
 func (Credential) RequireTransportSecurity() bool { return true }
-
-// plaintextCredential is for the two transports that Config names as exceptions.
-type plaintextCredential struct{ Credential }
-
-func (plaintextCredential) RequireTransportSecurity() bool { return false }
 
 // Key is a private signing key, held here or, as a crypto.Signer, in a KMS or an HSM.
 type Key struct {
@@ -98,6 +102,16 @@ func (k *Key) Thumbprint() string {
 		panic("deputy client: a key that NewKey accepted has no thumbprint: " + err.Error())
 	}
 	return sum
+}
+
+// ProofKey is the same key as one that makes DPoP proofs, for Config.ProofKey and PresenterConfig.ProofKey.
+// The thumbprint stays the same. RSA keys of more than 4096 bits make no proofs.
+func (k *Key) ProofKey() (*dpop.Key, error) {
+	key, err := dpop.NewKey(k.signer)
+	if err != nil {
+		return nil, fmt.Errorf("deputy client: key %s: %w", k.id, err)
+	}
+	return key, nil
 }
 
 // Format implements fmt.Formatter: a key prints as its kid.

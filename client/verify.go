@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"deputy.example/deputy/client/delegation"
+	"deputy.example/deputy/client/dpop"
 )
 
 // VerifierConfig says whose tokens a resource server accepts, and as whom.
@@ -35,6 +36,25 @@ type VerifierConfig struct {
 	// its subject was revoked. For tools that look at tokens, and for servers that ask
 	// Client.Introspect about each one. It excludes the three fields above.
 	IgnoreRevocations bool
+
+	// URLs are the addresses by which callers reach this resource server, for instance
+	// "https://calendar.example": a token that is bound to a key is accepted only with a DPoP proof for
+	// the request's path below one of them (RFC 9449 §4.3). Where there are several, the host that the
+	// request names says which. A path stands before the path that arrives here. gRPC callers reach it
+	// by the same hosts. https, or http to this machine. Default: none, and every token that is bound
+	// to a key is refused.
+	URLs []string
+	// SeenProof notes that the proof with this id was used, and says whether that was the first time;
+	// until then it must be remembered. It has up to 2 s, and an error refuses the request with
+	// AccessUnavailable. Set it, over a store that all instances of a service share (SET NX in Redis),
+	// where there are several: otherwise one proof is good once at each of them. Default: a memory of
+	// this Verifier's own for half a million proofs, which refuses more when it is full, and which asks
+	// for a nonce where a proof may be from before it began.
+	SeenProof func(ctx context.Context, id string, until time.Time) (fresh bool, err error)
+	// RequireProofNonce takes only proofs with a nonce that this Verifier gave in the last minutes (RFC
+	// 9449 §9), so that none is made in advance. It costs a holder one more round trip every few
+	// minutes, and a caller must reach the same instance again to use its nonce. Default: no nonce.
+	RequireProofNonce bool
 
 	// JWKSURL is where the issuer publishes its keys. Default: Issuer + "/oauth2/jwks".
 	JWKSURL string
@@ -85,6 +105,17 @@ type Verifier struct {
 
 	envelope  []rule[*delegation.Unverified]
 	admission []rule[*delegation.Claims]
+
+	// What shows that a token is its sender's; see held.
+	urls         []publicURL
+	binding      []possessionRule
+	proven       []possessionRule
+	verifyProof  func(string, dpop.Expectation) (dpop.Proof, error)
+	requireNonce bool
+	nonces       *nonces
+	seenProof    func(context.Context, string, time.Time) (bool, error) // nil: memory
+	memory       *proofMemory
+	began        time.Time
 }
 
 // NewVerifier checks the configuration and begins to follow revocations. It waits for nothing: until
@@ -111,6 +142,15 @@ func newVerifier(cfg VerifierConfig) (*Verifier, error) {
 	v := &Verifier{
 		issuer: cfg.Issuer, audience: cfg.Audience, now: cfg.Now, verdicts: new(verdicts), ignoreRevocations: cfg.IgnoreRevocations,
 		envelope: envelopeRules(), admission: admissionRules(),
+		binding: bindingRules(), proven: proofRules(), verifyProof: dpop.Verify, requireNonce: cfg.RequireProofNonce,
+		nonces: newNonces(), seenProof: cfg.SeenProof, memory: &proofMemory{most: maxProofs}, began: cfg.Now(),
+	}
+	for _, text := range cfg.URLs {
+		u, err := parsePublicURL(text)
+		if err != nil {
+			return nil, fmt.Errorf("URLs: %q: %w", text, err)
+		}
+		v.urls = append(v.urls, u)
 	}
 	var err error
 	if v.keys, err = cfg.keys(); err != nil || cfg.IgnoreRevocations {
@@ -286,16 +326,38 @@ func (d *Delegation) Claims() delegation.Claims {
 }
 
 // Verify accepts a derived token that the issuer signed, for this audience, that is in force now, in
-// whose chain nothing was revoked, and that is not bound to a key. Everything else is an *AccessError.
+// whose chain nothing was revoked, and that is bound to nothing. Everything else is an *AccessError.
 //
 // It answers from memory. It waits for the network only where the issuer's keys were never fetched or
 // are too old, and where IntrospectWhenStale says so.
 func (v *Verifier) Verify(ctx context.Context, token string) (*Delegation, error) {
-	d, err := v.verdict(ctx, token)
+	return v.VerifyPresented(ctx, Presentation{Token: token, Scheme: schemeBearer})
+}
+
+// VerifyPresented accepts what Verify does, and a token that is bound to a key or a certificate where the
+// presentation shows that its sender holds it: with scheme DPoP and one good proof that was not used
+// before (RFC 9449), or over a connection that was opened with the certificate (RFC 8705). Handler and the
+// interceptors do it; it is for servers that are reached in another way.
+//
+// It waits for SeenProof too, where there is one.
+func (v *Verifier) VerifyPresented(ctx context.Context, p Presentation) (*Delegation, error) {
+	d, err := v.presented(ctx, p)
 	if err != nil {
 		return nil, err
 	}
 	return &d.Delegation, nil
+}
+
+// presented judges a token and the one who sent it. The error is an *AccessError.
+func (v *Verifier) presented(ctx context.Context, p Presentation) (*verdict, error) {
+	d, err := v.verdict(ctx, p.Token)
+	if err == nil {
+		err = v.held(ctx, p, d)
+	}
+	if err != nil {
+		return nil, accessError(err).as(p.Scheme)
+	}
+	return d, nil
 }
 
 // verdict finds or reaches the verdict on a token, and holds it against this moment.
@@ -372,12 +434,13 @@ func (v *Verifier) standing(ctx context.Context, token string, d *verdict) error
 type Inspection struct {
 	Header delegation.Header
 	Claims delegation.Claims
-	// Refusal is why Verify would refuse the token; nil if it would accept it.
+	// Refusal is why the token would be refused whoever presented it; nil if its holder may use it. What
+	// a holder must prove is in Claims.Confirmation.
 	Refusal error
 }
 
 // Inspect is for people and tools that look at tokens: the signature must be right, but the token
-// may have expired, be for another audience or be bound to a key. Never let anybody in by it.
+// may have expired, be for another audience or be bound to somebody's key. Never let anybody in by it.
 func (v *Verifier) Inspect(ctx context.Context, token string) (*Inspection, error) {
 	claims, header, key, err := v.authenticate(ctx, token)
 	if err != nil {
@@ -460,8 +523,8 @@ func envelopeRules() []rule[*delegation.Unverified] {
 	}
 }
 
-// admissionRules hold for authentic claims, each time that a token is presented. Proofs of cnf belong
-// here.
+// admissionRules hold for authentic claims, each time that a token is presented, and as long as a stream
+// lasts that was opened with it. What its sender must show once is in bindingRules and proofRules.
 func admissionRules() []rule[*delegation.Claims] {
 	return []rule[*delegation.Claims]{
 		{"the token is for another audience", func(v *Verifier, c *delegation.Claims) bool {
@@ -472,9 +535,6 @@ func admissionRules() []rule[*delegation.Claims] {
 		}},
 		{"the token is not valid yet", func(v *Verifier, c *delegation.Claims) bool {
 			return v.now().Add(futureSkew).Before(time.Unix(c.NotBefore, 0))
-		}},
-		{"the token is bound to a key, and this server takes no proof of it", func(_ *Verifier, c *delegation.Claims) bool {
-			return c.Confirmation != nil
 		}},
 	}
 }

@@ -200,3 +200,33 @@ func FuzzDetails(f *testing.F) {
 		}
 	})
 }
+
+// FuzzParseProof looks for what is a proof and a token at once, and for a header that says more than it may.
+func FuzzParseProof(f *testing.F) {
+	jws := func(header, payload string) string {
+		return base64.RawURLEncoding.EncodeToString([]byte(header)) + "." + base64.RawURLEncoding.EncodeToString([]byte(payload)) + ".AA"
+	}
+	for _, header := range []string{
+		`{"typ":"dpop+jwt","alg":"ES256","jwk":{"kty":"EC","crv":"P-256","x":"AA","y":"AA"}}`,
+		`{"typ":"dpop+jwt","alg":"ES256","jwk":{"kty":"EC","d":1}}`, `{"typ":"dpop+jwt","alg":"ES256","jwk":{},"crit":[]}`,
+		`{"typ":"dpop+jwt","alg":"ES256","jwk":[]}`, `{"alg":"ES256","kid":"x"}`, `{"typ":"a","typ":"b","alg":"c"}`,
+	} {
+		f.Add(jws(header, `{"jti":"a","htm":"GET","htu":"https://h.example/","iat":1800000000}`))
+	}
+	f.Add("..")
+	f.Fuzz(func(t *testing.T, proof string) {
+		u, jwk, err := delegation.ParseProof(proof)
+		if err != nil {
+			if len(proof) > 40 && strings.Contains(err.Error(), proof) {
+				t.Errorf("the error repeats the proof: %v", err)
+			}
+			return
+		}
+		if _, err := delegation.Parse(proof); err == nil {
+			t.Error("a proof and a token at once")
+		}
+		if jwk == nil || u.Header.KeyID != "" || len(proof) > delegation.MaxTokenBytes || u.SigningInput+"."+base64.RawURLEncoding.EncodeToString(u.Signature) != proof {
+			t.Errorf("parsed: %+v", u)
+		}
+	})
+}

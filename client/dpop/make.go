@@ -86,6 +86,9 @@ func (k *Key) Prove(r Request, now time.Time, random io.Reader) (string, error) 
 	if _, err := io.ReadFull(random, id); err != nil {
 		return "", fmt.Errorf("dpop: reading random bytes: %w", err)
 	}
+	if r.Method == "" {
+		return "", errors.New("dpop: the method of the request is missing")
+	}
 	htu, err := withoutQuery(r.URI)
 	if err != nil {
 		return "", fmt.Errorf("dpop: %w", err)

@@ -31,6 +31,7 @@ type Expectation struct {
 type Proof struct {
 	Thumbprint string    // RFC 7638 SHA-256 of the key that made it
 	ID         string    // jti: with Thumbprint it is the proof's identity
+	Nonce      string    // as it stands in the proof; "" if it holds none
 	IssuedAt   time.Time // by the sender's clock
 	Until      time.Time // when it stops being acceptable by itself, and need not be remembered any more
 }
@@ -105,7 +106,7 @@ func verify(proof string, e Expectation, rules []rule) (Proof, error) {
 		}
 	}
 	return Proof{
-		Thumbprint: c.key.thumbprint, ID: c.id, IssuedAt: c.issuedAt,
+		Thumbprint: c.key.thumbprint, ID: c.id, Nonce: c.nonce, IssuedAt: c.issuedAt,
 		Until: c.issuedAt.Add(MaxAge + e.Skew),
 	}, nil
 }

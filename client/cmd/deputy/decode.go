@@ -22,7 +22,8 @@ type decodeCommand struct {
 
 func (decodeCommand) Help() string {
 	return `The signature is checked with the issuer's keys before anything is said about the token. Whether it
-was revoked is not known here. Exit code 1 means that a resource server would refuse it now.
+was revoked is not known here, nor whether you hold the key that it is bound to. Exit code 1 means that a
+resource server would refuse it now whoever presents it.
 
 Examples:
   deputy decode --issuer http://127.0.0.1:8080 - < token.jwt
@@ -124,11 +125,7 @@ func (a *app) explain(in *client.Inspection, issuer string) {
 	p.line("  until   %s", a.when(time.Unix(c.ExpiresAt, 0)))
 	p.line("  since   %s", a.when(time.Unix(c.NotBefore, 0)))
 	p.line("  deeper  %s", deeper(c))
-	if c.Confirmation != nil {
-		p.line("  bound   to the key %s: useless without it", c.Confirmation.JKT)
-	} else {
-		p.line("  bound   to no key: whoever holds it can use it")
-	}
+	p.line("  bound   %s", boundText(c.Confirmation))
 	if c.MayAct != nil {
 		p.line("  may be  exchanged by %s without the holder's help", c.MayAct.Sub)
 	}
@@ -149,6 +146,16 @@ func actsFor(c delegation.Claims) string {
 		text += ", through " + strings.Join(names, ", then ")
 	}
 	return text
+}
+
+func boundText(c *delegation.Confirmation) string {
+	switch {
+	case c == nil:
+		return "to no key: whoever holds it can use it"
+	case c.JKT != "":
+		return "to the key " + c.JKT + ": useless without a DPoP proof of it"
+	}
+	return "to the certificate " + c.X5T + ": useless without a TLS connection that was opened with it"
 }
 
 func deeper(c delegation.Claims) string {

@@ -45,6 +45,9 @@ Examples:
   # would it be allowed?
   deputy exchange --validate-only --subject-token-file - --scope mail.read --audience mail < alice.jwt
 
+  # a token that is bound to your own key, for which a thief has no use
+  deputy exchange --dpop-key agent.pem --subject-token-file alice.jwt --scope calendar.read --audience calendar
+
   # straight into an explanation
   deputy exchange --scope calendar.read --audience calendar | deputy decode -`
 }
@@ -185,4 +188,7 @@ func (cmd *exchangeCommand) explain(a *app, token *client.Token) {
 	p.line("  may    %s", orNone(token.Scope.String()))
 	p.line("  where  %s", strings.Join(append(cmd.Audience, cmd.Resource...), ", "))
 	p.line("  until  %s", a.when(token.Expiry))
+	if token.TokenType == "DPoP" {
+		p.line("  how    with scheme DPoP and a proof of its key: see deputy proof --help")
+	}
 }

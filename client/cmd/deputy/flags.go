@@ -1,8 +1,6 @@
 package main
 
 import (
-	"crypto/tls"
-	"crypto/x509"
 	"fmt"
 	"io"
 	"os"
@@ -49,12 +47,15 @@ type serverFlags struct {
 	ClientID      string        `env:"DEPUTY_CLIENT_ID" placeholder:"ID" help:"Call as this client, with --client-key."`
 	ClientKey     string        `env:"DEPUTY_CLIENT_KEY" placeholder:"FILE" help:"Private key of the client: JWK or PEM."`
 	WorkloadToken string        `name:"workload-token-file" env:"DEPUTY_WORKLOAD_TOKEN_FILE" placeholder:"FILE" help:"Call with this workload JWT instead of a key."`
+	DPoPKey       string        `name:"dpop-key" env:"DEPUTY_DPOP_KEY" placeholder:"FILE" help:"Private key that tokens are bound to, proven with every call: JWK or PEM."`
+	TLSCert       string        `name:"tls-cert" env:"DEPUTY_TLS_CERT" placeholder:"FILE" help:"Client certificate for mutual TLS: PEM."`
+	TLSKey        string        `name:"tls-key" env:"DEPUTY_TLS_KEY" placeholder:"FILE" help:"Private key of --tls-cert: PEM."`
 	Timeout       time.Duration `default:"15s" placeholder:"DURATION" help:"Give up after this long (${default})."`
 }
 
 // authenticated says whether the flags name a credential.
 func (f serverFlags) authenticated() bool {
-	return f.ClientID != "" || f.ClientKey != "" || f.WorkloadToken != ""
+	return f.ClientID != "" || f.ClientKey != "" || f.WorkloadToken != "" || f.TLSCert != ""
 }
 
 func (f serverFlags) credential(issuer string) (client.Credential, error) {
@@ -84,14 +85,12 @@ func (f serverFlags) connect(issuer string) (*client.Client, error) {
 	if f.Plaintext {
 		cfg.Transport = client.PlaintextLoopback
 	}
-	if f.CAFile != "" {
-		pem, err := os.ReadFile(f.CAFile)
-		if err != nil {
-			return nil, usage("--ca-file: %v", err)
-		}
-		cfg.TLSConfig = &tls.Config{RootCAs: x509.NewCertPool(), MinVersion: tls.VersionTLS12}
-		if !cfg.TLSConfig.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, usage("--ca-file: %s holds no certificate in PEM", f.CAFile)
+	if cfg.TLSConfig, err = f.tlsConfig(); err != nil {
+		return nil, err
+	}
+	if f.DPoPKey != "" {
+		if cfg.ProofKey, err = loadProofKey(f.DPoPKey); err != nil {
+			return nil, err
 		}
 	}
 	c, err := client.New(cfg)

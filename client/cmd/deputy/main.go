@@ -35,6 +35,8 @@ Exit codes: 0 done; 1 refused, or not verified; 2 wrong usage; 3 Deputy, its key
 type commands struct {
 	Exchange exchangeCommand `cmd:"" help:"Trade a token for a narrower one that names a sub-agent."`
 	Decode   decodeCommand   `cmd:"" help:"Verify a token and explain it."`
+	Proof    proofCommand    `cmd:"" help:"Make a DPoP proof for one request, for curl."`
+	Thumb    thumbCommand    `cmd:"" name:"thumbprint" help:"Show the thumbprint of a key or a certificate."`
 	Chain    chainCommand    `cmd:"" help:"Show who handed what to whom, down to one token."`
 	Tree     treeCommand     `cmd:"" help:"Show all that was derived from a token."`
 	Search   searchCommand   `cmd:"" help:"Find entries of the ledger."`

@@ -6,8 +6,11 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"math/big"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -17,6 +20,8 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/protobuf/encoding/protojson"
 
 	"deputy.example/deputy/client"
@@ -30,9 +35,10 @@ func TestMain(m *testing.M) {
 }
 
 // TestScripts runs each script against a server of its own. Besides Deputy's environment a script
-// finds in its directory: planner.pem, the caller's key; alice.jwt, a root token; researcher.jwt, a
-// derived token; expired.jwt; stranger.jwt, signed by somebody else; evil.jwt, whose claims try to
-// write on the terminal; keys.json; log.vkey, the log's verifier key, and
+// finds in its directory: planner.pem, the caller's key; other.pem, another; alice.jwt, a root token;
+// researcher.jwt, a derived token; bound.jwt, one that is bound to planner.pem; certified.jwt, one that is
+// bound to a certificate; expired.jwt; stranger.jwt, signed by somebody else; evil.jwt, whose claims try to
+// write on the terminal; tls.pem and tls-key.pem, a certificate and its key; keys.json; log.vkey, the log's verifier key, and
 // other.vkey, another one. "follow" starts a verifier that follows revocations, "receipt ID
 // VERIFIER ENTRY AGE" pretends that one was last heard of a while ago; "record JSON" appends an entry to
 // the ledger, "obtainable JSON..." says what agents could be handed.
@@ -101,18 +107,37 @@ func obtainable(ts *testscript.TestScript, _ bool, args []string) {
 }
 
 func writeFiles(dir string, s, stranger *deputytest.Server) error {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	planner, plannerPEM, err := newKey()
 	if err != nil {
 		return err
 	}
-	pkcs8, err := x509.MarshalPKCS8PrivateKey(key)
+	_, otherPEM, err := newKey()
+	if err != nil {
+		return err
+	}
+	certificate, err := selfSigned(planner)
+	if err != nil {
+		return err
+	}
+	key, err := client.NewKey(planner, "")
 	if err != nil {
 		return err
 	}
 	claims := s.Claims(time.Now())
 	claims.ExpiresAt = claims.IssuedAt + 30*24*3600 // so that relative times do not hang on the second
+	bound := func(c delegation.Confirmation) string {
+		b := claims
+		b.Confirmation, b.Delegation.Hops = &c, slices.Clone(claims.Delegation.Hops)
+		b.Delegation.Hops[1].Key = c.Key()
+		return s.Token(b)
+	}
 	for name, content := range map[string]string{
-		"planner.pem":    string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8})),
+		"planner.pem":    plannerPEM,
+		"other.pem":      otherPEM,
+		"tls.pem":        certificate,
+		"tls-key.pem":    plannerPEM,
+		"bound.jwt":      bound(delegation.Confirmation{JKT: key.Thumbprint()}),
+		"certified.jwt":  bound(delegation.Confirmation{X5T: strings.Repeat("A", 43)}),
 		"alice.jwt":      s.RootToken("alice"),
 		"researcher.jwt": s.Token(claims),
 		"expired.jwt":    s.Token(s.Claims(time.Unix(1_700_000_000, 0))),
@@ -130,6 +155,75 @@ func writeFiles(dir string, s, stranger *deputytest.Server) error {
 		}
 	}
 	return nil
+}
+
+func newKey() (*ecdsa.PrivateKey, string, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, "", err
+	}
+	pkcs8, err := x509.MarshalPKCS8PrivateKey(key)
+	return key, string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8})), err
+}
+
+// selfSigned is a certificate for 127.0.0.1.
+func selfSigned(key *ecdsa.PrivateKey) (string, error) {
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: true, BasicConstraintsValid: true,
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})), err
+}
+
+// TestMutualTLS: what is exchanged over a connection with a client certificate is bound to it.
+func TestMutualTLS(t *testing.T) {
+	key, keyPEM, err := newKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	certificate, err := selfSigned(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pair, err := tls.X509KeyPair([]byte(certificate), []byte(keyPEM))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := deputytest.Start(grpc.Creds(credentials.NewTLS(&tls.Config{Certificates: []tls.Certificate{pair}, ClientAuth: tls.RequestClientCert, MinVersion: tls.VersionTLS13})))
+	defer s.Close()
+	dir := t.TempDir()
+	if err := writeFiles(dir, s, s); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "ca.pem"), []byte(certificate), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	file := func(name string) string { return filepath.Join(dir, name) }
+	exchange := func(subject string, flags ...string) (int, string, string) {
+		return runApp(t, subject, slices.Concat([]string{
+			"exchange", "--addr", s.Address, "--ca-file", file("ca.pem"), "--issuer", s.Issuer, "--client-id", "planner", "--client-key", file("planner.pem"),
+			"--subject-token-file", "-", "--scope", "calendar.read", "--audience", "calendar",
+		}, flags)...)
+	}
+	own := []string{"--tls-cert", file("tls.pem"), "--tls-key", file("tls-key.pem")}
+	code, token, stderr := exchange(s.RootToken("alice"), own...)
+	if code != 0 {
+		t.Fatal(stderr)
+	}
+	_, thumbprint, _ := runApp(t, "", "thumbprint", file("tls.pem"))
+	if _, out, _ := runApp(t, token, "decode", "--issuer", s.Issuer, "-"); !strings.Contains(out, "to the certificate "+strings.TrimSpace(thumbprint)) {
+		t.Errorf("%s is not in %s", thumbprint, out)
+	}
+	if code, _, stderr := exchange(token, own...); code != 0 {
+		t.Errorf("the holder: %s", stderr)
+	}
+	if code, _, stderr := exchange(token); code != exitRefused || !strings.Contains(stderr, "proof_required") || !strings.Contains(stderr, "--tls-cert and --tls-key") {
+		t.Errorf("without the certificate: %d %s", code, stderr)
+	}
+	if code, _, stderr := exchange(token, own[:2]...); code != exitUsage {
+		t.Errorf("a certificate without its key: %d %s", code, stderr)
+	}
 }
 
 // runApp runs a command in this process as a person at a terminal would see it.

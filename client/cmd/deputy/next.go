@@ -28,7 +28,13 @@ func nextForReason(e *delegation.Error) string {
 	case delegation.TokenRevoked:
 		return "the chain was revoked: start again from a root token"
 	case delegation.ProofRequired:
-		return "the token is bound to a key, and this version takes no proof of it: exchange a token without cnf"
+		return "deputy decode says what the token is bound to: name that key with --dpop-key, or that certificate with --tls-cert and --tls-key"
+	case delegation.ProofInvalid:
+		return "is the clock of this machine right, and does --addr call Deputy by one of its own names (listen.grpc.authorities)?"
+	case delegation.ProofReplayed, delegation.ProofNonceNeeded:
+		return "run the command again: every try makes a new proof, with the newest nonce"
+	case delegation.BearerNotIssued:
+		return "name your own key with --dpop-key or --tls-cert, or an actor with a key of its own: this tenant issues no bearer tokens"
 	case delegation.ActorUnconfirmed:
 		return "--actor-confirmation must be the RFC 7638 thumbprint of a key that is registered for that agent"
 	case delegation.IdempotencyConflict:

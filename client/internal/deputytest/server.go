@@ -49,6 +49,7 @@ type Server struct {
 	feed    feed
 
 	mu        sync.Mutex
+	proofs    proofs
 	fail      []error
 	bearers   []string
 	keys      []string
@@ -60,13 +61,14 @@ type Server struct {
 	lastEntry uint64
 }
 
-// Start makes a server; like httptest.NewServer it panics where there are no ports.
-func Start() *Server {
+// Start makes a server; like httptest.NewServer it panics where there are no ports. The options are those
+// of its gRPC side, for instance TLS.
+func Start(options ...grpc.ServerOption) *Server {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		panic(err)
 	}
-	s := newServer()
+	s := newServer(options...)
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /oauth2/jwks", func(w http.ResponseWriter, _ *http.Request) { w.Write(s.JWKS()) })
 	s.http = httptest.NewServer(mux)
@@ -90,13 +92,13 @@ func (s *Server) Dial(ctx context.Context, _ string) (net.Conn, error) {
 	return s.bufconn.DialContext(ctx)
 }
 
-func newServer() *Server {
+func newServer(options ...grpc.ServerOption) *Server {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		panic(err)
 	}
 	s := &Server{
-		key: key, grpc: grpc.NewServer(), lastEntry: DroppedThrough,
+		key: key, grpc: grpc.NewServer(options...), lastEntry: DroppedThrough,
 		seen: make(map[string]bool), stored: make(map[string]*deputyv1.ExchangeResponse),
 		lineages: make(map[string]delegation.Claims), feed: newFeed(), journal: newJournal(), tree: newTree(),
 	}
@@ -197,27 +199,43 @@ func (s *Server) Claims(now time.Time) delegation.Claims {
 	}
 }
 
-// enter notes the caller's credential and ends the call where a test wants it to end.
+// enter notes the caller's credential and what it holds, and ends the call where a test wants it to end.
 func (s *Server) enter(ctx context.Context) error {
-	bearer := strings.Join(metadata.ValueFromIncomingContext(ctx, "authorization"), ",")
+	authorization := strings.Join(metadata.ValueFromIncomingContext(ctx, "authorization"), ",")
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.bearers = append(s.bearers, bearer)
+	s.bearers = append(s.bearers, authorization)
 	if len(s.fail) > 0 {
 		err := s.fail[0]
 		s.fail = s.fail[1:]
 		return err
 	}
-	return s.authenticate(strings.TrimPrefix(bearer, "Bearer "))
+	scheme, credential, _ := strings.Cut(authorization, " ")
+	held, err := s.proofs.judge(ctx, scheme, credential)
+	if err != nil {
+		return err
+	}
+	return s.authenticate(scheme, credential, held)
 }
 
-func (s *Server) authenticate(assertion string) error {
+func (s *Server) authenticate(scheme, assertion string, held delegation.Confirmation) error {
 	u, err := delegation.Parse(assertion)
 	if err != nil {
 		return delegation.Refuse(delegation.ClientUnauthenticated, "", "the caller is not authenticated")
 	}
 	r, err := u.Registered()
+	cnf, bound := u.Claim("cnf")
+	want := delegation.Confirmation{}
+	if bound {
+		if c, err := delegation.ReadConfirmation(cnf); err == nil {
+			want = *c
+		}
+	}
 	switch {
+	case (scheme == "DPoP") != (want.JKT != "") || bound && want != held:
+		return delegation.Refuse(delegation.ClientUnauthenticated, "", "the caller does not hold the key of its credential")
+	case bound && err == nil && slices.Equal(r.Audience, []string{s.Issuer}):
+		return nil // a workload's, good until it expires
 	case err != nil || !slices.Equal(r.Audience, []string{s.Issuer}) || time.Until(time.Unix(r.ExpiresAt, 0)) > time.Minute:
 		return delegation.Refuse(delegation.ClientUnauthenticated, "", "the caller is not authenticated")
 	case s.seen[r.ID]:
@@ -244,7 +262,7 @@ func (s *Server) Exchange(ctx context.Context, r *deputyv1.ExchangeRequest) (*de
 	if response, again := s.stored[r.GetIdempotencyKey()]; again {
 		return response, nil
 	}
-	response, refusal := s.derive(r.GetSubjectToken(), r.GetChild(), r.GetValidateOnly())
+	response, refusal := s.derive(ctx, r.GetSubjectToken(), r.GetChild(), r.GetValidateOnly())
 	if refusal != nil {
 		return nil, refusal
 	}
@@ -263,7 +281,7 @@ func (s *Server) BatchExchange(ctx context.Context, r *deputyv1.BatchExchangeReq
 	defer s.mu.Unlock()
 	response := &deputyv1.BatchExchangeResponse{}
 	for _, child := range r.GetChildren() {
-		grant, e := s.derive(r.GetSubjectToken(), child, r.GetValidateOnly())
+		grant, e := s.derive(ctx, r.GetSubjectToken(), child, r.GetValidateOnly())
 		outcome := &deputyv1.BatchOutcome{Outcome: &deputyv1.BatchOutcome_Grant{Grant: grant}}
 		if e != nil {
 			outcome.Outcome = &deputyv1.BatchOutcome_Refusal{Refusal: &deputyv1.Refusal{
@@ -276,10 +294,14 @@ func (s *Server) BatchExchange(ctx context.Context, r *deputyv1.BatchExchangeReq
 }
 
 // derive makes a child of the parent, under the lock.
-func (s *Server) derive(parent string, child *deputyv1.Child, validateOnly bool) (*deputyv1.ExchangeResponse, *delegation.Error) {
+func (s *Server) derive(ctx context.Context, parent string, child *deputyv1.Child, validateOnly bool) (*deputyv1.ExchangeResponse, *delegation.Error) {
 	c, allowed, err := s.parent(parent)
 	if err != nil {
 		return nil, delegation.Refuse(delegation.SubjectTokenInvalid, "subject_token", "the subject token is not valid")
+	}
+	holds := held(ctx)
+	if c.Confirmation != nil && *c.Confirmation != holds {
+		return nil, delegation.Refuse(delegation.ProofRequired, "subject_token", "it is bound to a key that was not proven")
 	}
 	if child.GetScope() != "" {
 		if c.Scope, err = delegation.ParseScopes(child.GetScope()); err != nil {
@@ -301,10 +323,17 @@ func (s *Server) derive(parent string, child *deputyv1.Child, validateOnly bool)
 		c.Act = delegation.Chain{"agent:planner"}
 	}
 	c.ClientID = c.Act.Current()
+	bound := delegation.Confirmation{JKT: child.GetActorConfirmation()}
+	if child.GetRequestedActor() == "" {
+		bound = holds
+	}
+	key, tokenType := bound.Key(), "Bearer"
 	c.Confirmation = nil
-	key := child.GetActorConfirmation()
 	if key != "" {
-		c.Confirmation = &delegation.Confirmation{JKT: key}
+		c.Confirmation = &bound
+	}
+	if bound.JKT != "" {
+		tokenType = "DPoP"
 	}
 	lifetime := 5 * time.Minute
 	if child.GetRequestedLifetime() != nil {
@@ -323,7 +352,7 @@ func (s *Server) derive(parent string, child *deputyv1.Child, validateOnly bool)
 		c.Delegation.DepthLeft = int(child.GetMaxDepth())
 	}
 	response := &deputyv1.ExchangeResponse{
-		IssuedTokenType: delegation.TokenTypeAccessToken, TokenType: "Bearer", ExpiresIn: c.ExpiresAt - c.IssuedAt,
+		IssuedTokenType: delegation.TokenTypeAccessToken, TokenType: tokenType, ExpiresIn: c.ExpiresAt - c.IssuedAt,
 		Scope: c.Scope.String(), AuthorizationDetails: child.GetAuthorizationDetails(), Jti: c.ID, Txn: c.Txn, Entry: s.lastEntry,
 	}
 	entry := &deputyv1.Entry{
@@ -384,6 +413,9 @@ func (s *Server) Introspect(ctx context.Context, r *deputyv1.IntrospectRequest) 
 	response := &deputyv1.IntrospectResponse{
 		Active: true, Scope: scopes.String(), ClientId: string(c.ClientID), TokenType: "Bearer", Exp: c.ExpiresAt, Iat: c.IssuedAt,
 		Nbf: c.NotBefore, Sub: string(c.Subject), Aud: c.Audience, Iss: c.Issuer, Jti: c.ID, Txn: c.Txn, DepthLeft: uint32(c.Delegation.DepthLeft),
+	}
+	if c.Confirmation != nil {
+		response.Cnf = &deputyv1.Confirmation{Jkt: c.Confirmation.JKT, X5TS256: c.Confirmation.X5T}
 	}
 	for _, actor := range slices.Backward(c.Act) {
 		response.Act = append(response.Act, string(actor))

@@ -1,0 +1,312 @@
+package client
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/binary"
+	"errors"
+	"net/netip"
+	"net/url"
+	"strings"
+	"sync"
+	"time"
+
+	"deputy.example/deputy/client/delegation"
+	"deputy.example/deputy/client/dpop"
+)
+
+// Presentation is a token as a request brought it, with what shows whose it is.
+type Presentation struct {
+	Token string
+	// Scheme of the Authorization that held the token: Bearer or DPoP, in any case of letters.
+	Scheme string
+	// Proofs are all values of the DPoP header. A token that is bound to a key needs exactly one.
+	Proofs []string
+	// Method of the request; POST for gRPC.
+	Method string
+	// URI that the request was sent to, as its sender knows it; dpop.CallURI for gRPC. Without it no
+	// proof is good. Never take its host from the request unless it is one of the server's own names:
+	// a proof that was made for another server must not be good here.
+	URI string
+	// Certificate that the sender presented in the handshake of this very connection, as
+	// tls.ConnectionState has it. Nil: none. Never take it from a header.
+	Certificate *x509.Certificate
+}
+
+// proofSkew is how far a holder's clock may be off, both ways.
+const proofSkew = futureSkew
+
+// A showing is a presentation of an authentic token.
+type showing struct {
+	Presentation
+	bound delegation.Confirmation // what the token is bound to; zero: nothing
+	proof dpop.Proof              // of the rules that follow it only
+}
+
+func (s *showing) comes(scheme string) bool { return strings.EqualFold(s.Scheme, scheme) }
+
+// possessionRule is one way not to be the holder of a token. They are tables as the other rules are.
+type possessionRule struct {
+	code   AccessCode
+	text   string
+	broken func(*Verifier, *showing) bool
+}
+
+const (
+	textNoAddress    = "the token is bound to a key, and this server takes no proof of it"
+	textBearer       = "the token is bound to a key: send it with scheme DPoP and a proof of that key"
+	textUnboundDPoP  = "scheme DPoP is for tokens that are bound to a key, and this one is not"
+	textCertificate  = "the token is bound to a certificate, and this connection was not opened with it"
+	textOneProof     = "exactly one DPoP proof must come with the token"
+	textOtherKey     = "the DPoP proof is of another key than the token is bound to"
+	textNonceNeeded  = "make a new DPoP proof with the nonce that comes with this answer"
+	textProofReplay  = "the DPoP proof was used before: make a new one for every request"
+	textProofsFull   = "more DPoP proofs than can be remembered"
+	textProofsBroken = "whether the DPoP proof was used before cannot be told"
+)
+
+// bindingRules hold before a proof is looked at (RFC 9449 §7.1, RFC 8705 §3).
+func bindingRules() []possessionRule {
+	return []possessionRule{
+		{AccessInvalidToken, textNoAddress, func(_ *Verifier, s *showing) bool {
+			return s.bound.JKT != "" && s.URI == ""
+		}},
+		{AccessInvalidToken, textBearer, func(_ *Verifier, s *showing) bool {
+			return s.bound.JKT != "" && !s.comes(schemeDPoP)
+		}},
+		{AccessInvalidToken, textUnboundDPoP, func(_ *Verifier, s *showing) bool {
+			return s.bound.JKT == "" && !s.comes(schemeBearer)
+		}},
+		{AccessInvalidToken, textCertificate, func(_ *Verifier, s *showing) bool {
+			return s.bound.X5T != "" && s.bound.X5T != certificateThumbprint(s.Certificate)
+		}},
+		{AccessInvalidProof, textOneProof, func(_ *Verifier, s *showing) bool {
+			return s.bound.JKT != "" && len(s.Proofs) != 1
+		}},
+	}
+}
+
+// proofRules hold for a proof that is good by itself.
+func proofRules() []possessionRule {
+	return []possessionRule{
+		{AccessInvalidToken, textOtherKey, func(_ *Verifier, s *showing) bool {
+			return s.proof.Thumbprint != s.bound.JKT
+		}},
+		{AccessUseNonce, textNonceNeeded, func(v *Verifier, s *showing) bool {
+			return v.wantsNonce(s.proof) && !v.nonces.gave(s.proof.Nonce, v.now())
+		}},
+	}
+}
+
+// certificateThumbprint is x5t#S256 (RFC 8705 §3.1).
+func certificateThumbprint(c *x509.Certificate) string {
+	if c == nil {
+		return ""
+	}
+	sum := sha256.Sum256(c.Raw)
+	return base64.RawURLEncoding.EncodeToString(sum[:])
+}
+
+// held refuses a token from whoever does not show that it is theirs. Nothing of it is ever remembered: a
+// bound token comes with a new proof each time.
+func (v *Verifier) held(ctx context.Context, p Presentation, d *verdict) error {
+	if d.claims.Confirmation == nil && strings.EqualFold(p.Scheme, schemeBearer) {
+		return nil
+	}
+	return v.shown(ctx, p, d)
+}
+
+func (v *Verifier) shown(ctx context.Context, p Presentation, d *verdict) error {
+	s := &showing{Presentation: p}
+	if d.claims.Confirmation != nil {
+		s.bound = *d.claims.Confirmation
+	}
+	if err := v.broken(v.binding, s); err != nil || s.bound.JKT == "" {
+		return err
+	}
+	var err error
+	s.proof, err = v.verifyProof(p.Proofs[0], dpop.Expectation{
+		Method: p.Method, URI: p.URI, AccessToken: p.Token, Now: v.now(), Skew: proofSkew,
+	})
+	if err != nil {
+		return denied(AccessInvalidProof, "the DPoP proof is refused: %v", err)
+	}
+	if err := v.broken(v.proven, s); err != nil {
+		return err
+	}
+	return v.spend(ctx, s.proof, p.Token, d)
+}
+
+func (v *Verifier) broken(rules []possessionRule, s *showing) error {
+	for _, rule := range rules {
+		if !rule.broken(v, s) {
+			continue
+		}
+		e := denied(rule.code, "%s", rule.text)
+		if rule.code == AccessUseNonce {
+			e.Nonce = v.nonces.at(v.now())
+		}
+		return e
+	}
+	return nil
+}
+
+// wantsNonce says whether the proof must show that it was made since this process began. Without a memory
+// that outlives the process, nobody knows which of the proofs from before were used: one may be dated as
+// far ahead as clocks may be off.
+func (v *Verifier) wantsNonce(p dpop.Proof) bool {
+	return v.requireNonce || v.seenProof == nil && !p.IssuedAt.After(v.began.Add(proofSkew))
+}
+
+// spend notes that the proof was used, and refuses it if it was before. It comes last: only who holds a
+// good token and its key can make this server remember anything.
+func (v *Verifier) spend(ctx context.Context, p dpop.Proof, token string, d *verdict) error {
+	id := sha256.Sum256([]byte(p.Thumbprint + "." + p.ID))
+	if v.seenProof == nil {
+		return v.memory.spend(id, p.IssuedAt, v.now())
+	}
+	ctx, cancel := context.WithTimeout(ctx, seenProofTimeout)
+	defer cancel()
+	fresh, err := v.seenProof(ctx, base64.RawURLEncoding.EncodeToString(id[:]), p.Until)
+	switch {
+	case err != nil:
+		return denied(AccessUnavailable, textProofsBroken).because(err)
+	case !fresh:
+		return denied(AccessInvalidProof, textProofReplay)
+	}
+	return v.standing(ctx, token, d) // much may have been revoked while the answer was on its way
+}
+
+const (
+	seenProofTimeout = 2 * time.Second
+	// maxProofs bounds what is remembered: two generations of eighty seconds, some 50 MB when full.
+	maxProofs = 1 << 19
+	// proofLife is how long after its use a proof could be used again: it may have been dated ahead.
+	proofLife = dpop.MaxAge + 2*proofSkew
+)
+
+// proofMemory remembers the proofs that were used, in two generations: the young one becomes the old one
+// when it is as old as a proof may become, and the old one is forgotten then. A proof is never forgotten
+// before its time: when the memory is full, others are refused.
+type proofMemory struct {
+	most int
+
+	mu         sync.Mutex
+	young, old map[[sha256.Size]byte]struct{}
+	since      time.Time // young holds what was used from then on
+	floor      time.Time // what was issued by then may have been forgotten: it matters when a clock is set back
+}
+
+func (m *proofMemory) spend(id [sha256.Size]byte, issued, now time.Time) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.young == nil || now.Sub(m.since) >= proofLife {
+		if m.young != nil {
+			m.floor = m.since.Add(proofSkew)
+		}
+		m.old, m.young, m.since = m.young, make(map[[sha256.Size]byte]struct{}), now
+	}
+	_, young := m.young[id]
+	_, old := m.old[id]
+	switch {
+	case young || old || !issued.After(m.floor):
+		return denied(AccessInvalidProof, textProofReplay)
+	case len(m.young)+len(m.old) >= m.most:
+		return denied(AccessUnavailable, textProofsFull)
+	}
+	m.young[id] = struct{}{}
+	return nil
+}
+
+// noncePeriod is how long one nonce is given out; it is accepted for as long again.
+const noncePeriod = 2 * time.Minute
+
+// nonces makes and knows the nonces of one process: a number of the period, sealed with a key that ends
+// with the process.
+type nonces struct{ key [sha256.Size]byte }
+
+func newNonces() *nonces {
+	n := new(nonces)
+	rand.Read(n.key[:]) // never fails: see crypto/rand
+	return n
+}
+
+func (n *nonces) at(t time.Time) string {
+	mac := hmac.New(sha256.New, n.key[:])
+	mac.Write(binary.BigEndian.AppendUint64(nil, uint64(t.UnixNano()/int64(noncePeriod))))
+	return base64.RawURLEncoding.EncodeToString(mac.Sum(nil)[:16])
+}
+
+func (n *nonces) gave(nonce string, now time.Time) bool {
+	equal := func(at time.Time) bool { return hmac.Equal([]byte(nonce), []byte(n.at(at))) }
+	return equal(now) || equal(now.Add(-noncePeriod))
+}
+
+// publicURL is one of the addresses by which a server is reached.
+type publicURL struct {
+	host      string // as requests name it: lower case, without the scheme's own port
+	authority string // as it was given
+	base      string // scheme, host and path, without a slash at the end
+}
+
+func parsePublicURL(text string) (publicURL, error) {
+	u, err := url.Parse(text)
+	switch {
+	case err != nil || u.Host == "" || u.User != nil || u.Opaque != "" || u.RawQuery != "" || u.ForceQuery || u.Fragment != "":
+		return publicURL{}, errors.New("want an absolute URL without user, query and fragment")
+	case u.Scheme != "https" && !(u.Scheme == "http" && isLoopback(u.Hostname())):
+		return publicURL{}, errors.New("want https, or http to this machine")
+	}
+	return publicURL{
+		host: canonicalHost(u.Scheme, u.Host), authority: u.Host,
+		base: u.Scheme + "://" + u.Host + strings.TrimRight(u.EscapedPath(), "/"),
+	}, nil
+}
+
+// canonicalHost is how two names of one host and port compare.
+func canonicalHost(scheme, host string) string {
+	port := map[string]string{"https": ":443", "http": ":80"}[scheme]
+	return strings.TrimSuffix(strings.ToLower(host), port)
+}
+
+func isLoopback(host string) bool {
+	address, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && address.Unmap().IsLoopback()
+}
+
+// urlFor is the address by which a request came that names the host. A server with one address has no
+// other, whatever the request and the proxies before it say.
+func (v *Verifier) urlFor(host string) (_ publicURL, ours bool) {
+	if len(v.urls) == 1 {
+		return v.urls[0], true
+	}
+	for _, u := range v.urls {
+		scheme, _, _ := strings.Cut(u.base, ":")
+		if u.host == canonicalHost(scheme, host) {
+			return u, true
+		}
+	}
+	return publicURL{}, false
+}
+
+// httpURI is the address of an HTTP request as its sender knows it, or "".
+func (v *Verifier) httpURI(host, path string) string {
+	u, ours := v.urlFor(host)
+	if !ours || path != "" && path[0] != '/' {
+		return ""
+	}
+	return u.base + path
+}
+
+// callURI is the address of a gRPC call as its sender knows it, or "".
+func (v *Verifier) callURI(authority, method string) string {
+	u, ours := v.urlFor(authority)
+	if !ours {
+		return ""
+	}
+	return dpop.CallURI(u.authority, method)
+}
