@@ -40,7 +40,8 @@ var mayImport = func() map[string][]string {
 		"client":                      {"client/delegation", "client/audit", "client/dpop", "gen"},
 		"client/cmd":                  {"client", "client/delegation", "client/audit", "client/dpop", "gen"},
 		"client/internal/deputytest":  {"client/delegation", "client/audit", "client/dpop", "gen"},
-		"loadtest":                    {"server/fill"},
+		"loadtest":                    {"server/fill", "loadtest/sim"},
+		"loadtest/sim":                nil,
 		"server/internal/testservers": nil,
 		"server/fill":                 {"client/delegation", "server/internal/ledger"},
 		"server/cmd":                  slices.Concat(ground, proofs, engines, exchange, fronts, server),
@@ -152,7 +153,7 @@ func TestForbiddenImportsAreNoticed(t *testing.T) {
 		{"client/delegation", "client/audit"},
 		{"client/audit", "server/internal/ledger"}, // who verifies believes no server
 		{"client/audit", "client"},
-		{"client/dpop", "client"}, // who judges a proof keeps nothing
+		{"client/dpop", "client"},           // who judges a proof keeps nothing
 		{"client", "server/internal/token"}, // the SDK and the server
 		{"server", "client"},                // and back
 		{"server", "server/embedded"},       // would bring OpenFGA to everybody
@@ -160,6 +161,7 @@ func TestForbiddenImportsAreNoticed(t *testing.T) {
 		{"server/internal/exchange", "server/internal/guard/guardtest"},
 		{"server", "server/fill"}, // not for production
 		{"loadtest", "server/internal/ledger"},
+		{"loadtest/sim", "server/fill"},                      // who simulates runs nothing
 		{"server/internal/exchange", "server/internal/util"}, // a part that nobody planned
 		{"server/util", "client/delegation"},
 	} {

@@ -63,13 +63,20 @@ func (r *Result) Chart(w io.Writer) error {
 			return top + panelHeight*(1-v/p.top)
 		}
 		fmt.Fprintf(&b, `<text x="%d" y="%.0f">%s</text>`+"\n", chartLeft, top-24, p.title)
-		for _, mark := range []float64{0, 0.25, 0.5, 0.75, 1} {
-			v := mark * p.top
-			if p.log {
-				v = 0.1 * math.Pow(p.top/0.1, mark)
+		marks := []float64{0, 25, 50, 75, 100}
+		if p.log {
+			marks = []float64{0.1, 1, 10, 100, 1000, 10_000}
+		}
+		for _, v := range marks {
+			fmt.Fprintf(&b, `<line x1="%d" x2="%d" y1="%.1f" y2="%.1f" stroke="#ddd"/><text x="%d" y="%.1f" text-anchor="end">%g</text>`+"\n",
+				chartLeft, chartWidth-chartRight, y(v), y(v), chartLeft-6, y(v)+4, v)
+		}
+		for at, n := warmUp.Seconds(), 0; n < len(r.Rows) && len(r.Rows) <= 8; n++ { // a ramp has more, and needs no names
+			fmt.Fprintf(&b, `<line x1="%.1f" x2="%.1f" y1="%.0f" y2="%.0f" stroke="#bbb" stroke-dasharray="3"/>`+"\n", x(at), x(at), top, top+panelHeight)
+			if i == 0 {
+				fmt.Fprintf(&b, `<text x="%.1f" y="%.0f" fill="#666">%s</text>`+"\n", x(at)+3, top+panelHeight-6, r.Rows[n].Phase)
 			}
-			fmt.Fprintf(&b, `<line x1="%d" x2="%d" y1="%.1f" y2="%.1f" stroke="#ddd"/><text x="%d" y="%.1f" text-anchor="end">%s</text>`+"\n",
-				chartLeft, chartWidth-chartRight, y(v), y(v), chartLeft-6, y(v)+4, fmt.Sprintf("%.3g", v))
+			at += r.Rows[n].Seconds
 		}
 		for n, l := range p.lines {
 			fmt.Fprintf(&b, `<text x="%d" y="%.0f" fill="%s">%s</text>`+"\n", chartLeft+n*150, top-8, colours[n], l.name)

@@ -35,6 +35,7 @@ type verifier struct {
 	applied int
 	attempt int
 	opening time.Duration
+	joined  time.Duration // when the stream began
 }
 
 // begin places a verifier where it has been for a while.
@@ -55,7 +56,7 @@ func (v *verifier) happen() {
 	switch {
 	case v.desk == nil:
 		v.open()
-	case w.now-v.asOf > patience:
+	case w.now-max(v.asOf, v.joined) > patience:
 		v.leave()
 		v.retry(0)
 	default:
@@ -89,7 +90,7 @@ func (v *verifier) place() *desk {
 }
 
 func (v *verifier) join(d *desk) {
-	v.desk, v.at, v.applied, v.attempt = d, len(d.members), d.known, 0
+	v.desk, v.at, v.applied, v.attempt, v.joined = d, len(d.members), d.known, 0, v.w.now
 	d.members = append(d.members, v)
 	d.instance.streams++
 }
@@ -109,8 +110,7 @@ func (v *verifier) retry(asked time.Duration) {
 	v.w.add(v.w.now+max(v.w.pause(v.attempt), asked), v.next)
 }
 
-// open authenticates and takes a snapshot: the worst case, where the instance's memory does not reach back
-// to what the verifier has applied.
+// open authenticates, and gets what it has missed or a snapshot.
 func (v *verifier) open() {
 	w := v.w
 	d := v.place()
@@ -123,7 +123,10 @@ func (v *verifier) open() {
 	default:
 		c := &w.costs
 		v.opening = w.now
-		rows := v.tenant.live + len(v.tenant.revoked)
+		rows := d.known - v.applied
+		if w.plan.Snapshots || rows < 0 || v.applied == 0 && v.asOf == 0 {
+			rows = v.tenant.live + len(v.tenant.revoked)
+		}
 		w.seen.snapshots += rows
 		_, end := d.instance.cpu.share(w.now, w.about(c.OpenStream.time())+time.Duration(rows)*c.SnapshotRow.time(), 10*time.Millisecond)
 		w.call(end+c.RoundTrip.time(), func() {
@@ -156,6 +159,9 @@ func (d *desk) read() {
 	began, last := w.now, len(d.tenant.revoked)
 	w.seen.reads++
 	cut := d.instance.cut
+	if cut {
+		last = 0 // nobody says
+	}
 	done := w.now + commitsWithin
 	if !cut {
 		d.instance.cpu.take(w.now, c.ReadCall.time())
@@ -188,7 +194,7 @@ func (d *desk) echo(asked []mark, began time.Duration, last int, silent bool) {
 	w.seen.marks += len(asked)
 	_, end := d.instance.cpu.share(w.now, time.Duration(d.streams(len(asked)))*w.costs.Echo.time(), time.Millisecond)
 	hops := time.Duration(w.plan.Depth+1) * w.costs.RoundTrip.time() / 2
-	w.call(max(end+hops, d.sentBy), func() {
+	w.call(max(end+hops, d.sentBy)+w.plan.holds, func() {
 		for _, m := range asked {
 			v := m.from
 			if v.desk != d || v.applied < last {
@@ -219,7 +225,7 @@ func (d *desk) deliver(upTo int) {
 	start, end := d.instance.cpu.share(w.now, news*time.Duration(d.streams(len(d.members)))*c.Event.time(), time.Millisecond)
 	w.seen.events += int(news) * len(d.members)
 	// A relay sends the news to one stream after the other; it has two processors and nothing else to do.
-	relay := news * time.Duration(w.plan.Degree) * c.Event.time() / 2
+	relay := news * time.Duration(min(w.plan.Degree, len(d.members))) * c.Event.time() / 2
 	hops := c.RoundTrip.time()/2 + time.Duration(w.plan.Depth)*(c.RoundTrip.time()/2+relay)
 	d.sentBy = max(d.sentBy, end+hops)
 	w.call(end+hops, func() {

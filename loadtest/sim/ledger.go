@@ -115,7 +115,9 @@ func (d *desk) take() {
 			r.unavailable()
 		case only == r.revokes && (d.rows == 0 || d.rows < d.w.plan.Rows):
 			d.batch = append(d.batch, r)
-			d.rows += r.children
+			if !r.kept {
+				d.rows += r.children
+			}
 		default:
 			rest = append(rest, r)
 		}

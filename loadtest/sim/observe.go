@@ -22,9 +22,7 @@ type observer struct {
 	window  histogram // of calls that were answered since the last sample
 	news    histogram // delay of revocations since then
 	gone    int       // calls that ended unavailable since then
-	ended0  int
 	samples []Sample
-	began0  time.Duration
 }
 
 // sampleEvery is how often the observer looks.
@@ -49,8 +47,6 @@ type phase struct {
 	calls, revokes   histogram
 	news             histogram
 	over             [outcomes]int
-	begun            int
-	area             float64
 	sojourn          time.Duration
 	left             int
 	demands          [resources][]float64 // sums over samples, of each machine
@@ -59,7 +55,9 @@ type phase struct {
 	accepting        float64 // the smallest share of verifiers that accept
 	stalest          time.Duration
 	counted          observer // the counters at its beginning
-	batches, entries int
+	batches          int
+	offered, entries int // exchanges
+	largest          int // of entries, the largest tenant's
 }
 
 func (o *observer) begin(w *world) {
@@ -89,8 +87,11 @@ func (o *observer) settle() {
 	o.since = o.w.now
 }
 
-func (o *observer) started(*request) {
+func (o *observer) started(r *request) {
 	o.settle()
+	if !r.revokes {
+		o.phase.offered += r.children
+	}
 	o.begun++
 	o.alive++
 }
@@ -120,6 +121,9 @@ func (o *observer) ended(r *request, how outcome) {
 	p.calls.add(took, 1)
 	o.window.add(took, 1)
 	p.entries += r.children
+	if r.tenant == o.w.tenants[0] {
+		p.largest += r.children
+	}
 }
 
 // delivered notes how long revocations took from their acknowledgement to the desk's verifiers, whom the

@@ -47,25 +47,27 @@ type Plan struct {
 	Spread        int `json:"spread" default:"0" placeholder:"N" help:"Instances that take a tenant's exchanges. 0: all of its deployment, as nothing routes by tenant. Default ${default}."`
 	DatabaseCores int `json:"database_cores" default:"16" placeholder:"N" help:"Processors of a database. Default ${default}."`
 	RedisShards   int `json:"redis_shards" default:"3" placeholder:"N" help:"Masters of each deployment's Redis Cluster; a tenant is in one. Default ${default}."`
-	OpenFGACores  int `json:"openfga_cores" default:"12" placeholder:"N" help:"Processors of each deployment's OpenFGA replicas together. Default ${default}."`
+	OpenFGACores  int `json:"openfga_cores" name:"openfga-cores" default:"12" placeholder:"N" help:"Processors of each deployment's OpenFGA replicas together. Default ${default}."`
 
 	Misses     float64 `json:"misses" default:"0.1" placeholder:"X" help:"Share of exchanges whose policy decision is not in memory. Default ${default}."`
 	BatchShare float64 `json:"batch_share" default:"0.2" placeholder:"X" help:"Share of exchanges that come in batches. Default ${default}."`
 	BatchSize  int     `json:"batch_size" default:"20" placeholder:"N" help:"Children of a batch. Default ${default}."`
 	Refusals   float64 `json:"refusals" default:"0.05" placeholder:"X" help:"Share of calls that are refused, which the ledger records too. Default ${default}."`
 	Rows       int     `json:"rows" default:"256" placeholder:"N" help:"Rows that one transaction takes at most; 1: no group commit. Default ${default}, as it is built."`
-	Attempts   int     `json:"attempts" default:"3" placeholder:"N" help:"Tries of a caller that hears unavailable. Default ${default}."`
+	Attempts   int     `json:"attempts" default:"4" placeholder:"N" help:"Tries of a caller that hears unavailable. Default ${default}, as the SDK does."`
 
-	Degree   int           `json:"degree" default:"100" placeholder:"N" help:"Streams of a relay, where there are relays. Default ${default}."`
-	Depth    int           `json:"depth" default:"0" placeholder:"N" help:"Levels of relays between instances and verifiers. 0: none, as relays are not built. Default ${default}."`
-	NoWake   bool          `json:"no_wake" help:"Redis wakes nobody: instances learn of revocations by reading on every 250 ms."`
-	Live     int           `json:"live" default:"1000000" placeholder:"N" help:"Revocations in force, of all tenants. Default ${default}."`
-	Storm    int           `json:"storm" default:"10000" placeholder:"N" help:"Revocations of the storm, within ten seconds. Default ${default}."`
-	Struck   int           `json:"struck" default:"0" placeholder:"N" help:"The storm strikes only so many of the largest tenants. 0: all, by their load. Default ${default}."`
-	Jitter   time.Duration `json:"jitter" default:"100ms" placeholder:"DURATION" help:"Verifiers whose stream ended come back within the second half of this, at first. Default ${default}, as the SDK does."`
-	Duration time.Duration `json:"duration" default:"5s" placeholder:"DURATION" help:"How long steady lasts, in virtual time. Default ${default}."`
+	Degree    int           `json:"degree" default:"1000" placeholder:"N" help:"Streams of a relay, where there are relays. Default ${default}."`
+	Depth     int           `json:"depth" default:"0" placeholder:"N" help:"Levels of relays between instances and verifiers. 0: none, as relays are not built. Default ${default}."`
+	NoWake    bool          `json:"no_wake" help:"Redis wakes nobody: instances learn of revocations by reading on every 250 ms."`
+	Live      int           `json:"live" default:"1000000" placeholder:"N" help:"Revocations in force, of all tenants. Default ${default}."`
+	Storm     int           `json:"storm" default:"10000" placeholder:"N" help:"Revocations of the storm, within ten seconds. Default ${default}."`
+	Struck    int           `json:"struck" default:"0" placeholder:"N" help:"The storm strikes only so many of the largest tenants. 0: all, by their load. Default ${default}."`
+	Snapshots bool          `json:"snapshots" help:"Verifiers that come back need a snapshot. Otherwise they go on where they were, as they can after a restart of moments."`
+	Jitter    time.Duration `json:"jitter" default:"100ms" placeholder:"DURATION" help:"Verifiers whose stream ended come back within the second half of this, at first. Default ${default}, as the SDK does."`
+	Duration  time.Duration `json:"duration" default:"5s" placeholder:"DURATION" help:"How long steady lasts, in virtual time. Default ${default}."`
 
-	off controls
+	holds time.Duration // how long a proxy holds every echo up; only in tests
+	off   controls
 }
 
 // controls switch a rule off, one each. Only tests do, to see that the check of it fails then.
@@ -82,8 +84,8 @@ func DefaultPlan() Plan {
 	return Plan{
 		Seed: 1, Rate: 100_000, Agents: 1_000_000, Verifiers: 100_000, Tenants: 2000, Skew: 0.6,
 		Databases: 8, Instances: 12, Cores: 4, DatabaseCores: 16, RedisShards: 3, OpenFGACores: 12,
-		Misses: 0.1, BatchShare: 0.2, BatchSize: 20, Refusals: 0.05, Rows: 256, Attempts: 3,
-		Degree: 100, Live: 1_000_000, Storm: 10_000, Jitter: 100 * time.Millisecond, Duration: 5 * time.Second,
+		Misses: 0.1, BatchShare: 0.2, BatchSize: 20, Refusals: 0.05, Rows: 256, Attempts: 4,
+		Degree: 1000, Live: 1_000_000, Storm: 10_000, Jitter: 100 * time.Millisecond, Duration: 5 * time.Second,
 	}
 }
 

@@ -57,7 +57,7 @@ func (r *Result) calls(b *strings.Builder) {
 	}
 	b.WriteString(" rows a transaction | of the largest |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|\n")
 	for _, row := range r.Rows {
-		fmt.Fprintf(b, "| %s | %.0f | %.0f | %.2f %% | %.1f | %.1f |", row.Phase, row.Offered, row.Entries, 100*row.Unavailable, row.P50, row.P99)
+		fmt.Fprintf(b, "| %s | %.0f | %.0f | %.2f %% | %.1f | %.1f |", row.Phase, row.Calls, row.Entries, 100*row.Unavailable, row.P50, row.P99)
 		for _, name := range resourceNames {
 			fmt.Fprintf(b, " %.0f %% |", 100*row.Demand[name])
 		}

@@ -16,7 +16,8 @@ type request struct {
 	children int
 	refuses  bool
 	revokes  bool
-	number   int // of the revocation, among its tenant's
+	number   int  // of the revocation, among its tenant's
+	kept     bool // an earlier try was recorded, and only its answer came too late: the idempotency key finds it
 	ended    bool
 }
 
@@ -105,6 +106,7 @@ func (r *request) happen() {
 // recorded goes on when the entry is durable.
 func (r *request) recorded() {
 	w, c := r.w, &r.w.costs
+	r.kept = true
 	switch {
 	case r.revokes:
 		r.desk.publish(r)

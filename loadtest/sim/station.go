@@ -49,15 +49,6 @@ func (s *station) share(now, job, piece time.Duration) (start, end time.Duration
 	return start, end
 }
 
-// backlog is how long a job that comes now waits.
-func (s *station) backlog(now time.Duration) time.Duration {
-	least := s.free[0]
-	for _, free := range s.free {
-		least = min(least, free)
-	}
-	return max(0, least-now)
-}
-
 // demand is the work that came since it was asked last, as a share of what the servers could do in that
 // time. Above 1 the queue grows.
 func (s *station) demand(over time.Duration) float64 {
