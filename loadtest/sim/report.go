@@ -19,6 +19,7 @@ func (r *Result) Print(w io.Writer) error {
 	var b strings.Builder
 	if r.Needs != nil {
 		r.Needs.print(&b, &r.Plan)
+		r.Costs.print(&b)
 	}
 	if len(r.Rows) > 0 {
 		fmt.Fprintf(&b, "%.1f %% of the load, %d events.\n\n", 100*r.Simulated, r.Events)
@@ -99,4 +100,16 @@ func (n *Needs) print(b *strings.Builder, p *Plan) {
 	line("marks and echoes", "%.0f MB/s", n.FeedBytes)
 	line("a storm, all messages", "%.0f MB", n.StormBytes)
 	line("memory of a verifier of the largest tenant", "%.1f MB", n.VerifierBytes)
+}
+
+// print lists what was measured and what is assumed.
+func (c Costs) print(b *strings.Builder) {
+	b.WriteString("\n| cost | | | from |\n|---|---|---|---|\n")
+	for name, cost := range c.all() {
+		how := "assumed"
+		if cost.Measured {
+			how = "measured"
+		}
+		fmt.Fprintf(b, "| `%s` | %g %s | %s | %s |\n", name, cost.Value, cost.Unit, how, cost.Source)
+	}
 }

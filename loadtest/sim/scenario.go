@@ -210,7 +210,7 @@ func (r *runner) climb(of string, from, by float64, step time.Duration) {
 		row := r.pass(fmt.Sprintf("%.0f/s", r.rate), step)
 		resource, over := "", 0.0
 		for i, name := range resourceNames {
-			if d := row.Demand[name]; d > over && (i != headLock || row.P99 > 1000 || row.Unavailable > 0.001) {
+			if d := row.Demand[name]; d > over && (i != headLock || r.headIsFull(row)) {
 				resource, over = name, d
 			}
 		}
@@ -228,6 +228,12 @@ func (r *runner) climb(of string, from, by float64, step time.Duration) {
 		r.result.Saturation = append(r.result.Saturation, Saturation{Of: of, Resource: resource, Rate: math.Round(rate), Predicted: math.Round(predicted), By: first})
 		return
 	}
+}
+
+// headIsFull tells a head that cannot do more from one that is merely always busy, as every head is whose
+// callers queue: its transactions are full, or its callers wait for a second.
+func (r *runner) headIsFull(row Row) bool {
+	return r.plan.Rows > 1 && row.TopBatch >= 0.9*float64(r.plan.Rows) || row.P99 > 1000 || row.Unavailable > 0.001
 }
 
 // storm has many revocations come, and then every instance end its streams.

@@ -102,10 +102,8 @@ func TestModelAgrees(t *testing.T) {
 		resourceNames[instanceCPU]: plan(func(p *Plan) { p.Instances, p.Cores = 3, 2 }),
 		resourceNames[databaseCPU]: plan(func(p *Plan) { p.DatabaseCores = 3 }),
 		resourceNames[openfgaCPU]:  plan(func(p *Plan) { p.OpenFGACores = 2 }),
-		resourceNames[redisCPU]: plan(func(p *Plan) {
-			p.RedisShards, p.Rate, p.Instances, p.Cores, p.DatabaseCores, p.OpenFGACores = 1, 40_000, 24, 8, 64, 64
-		}),
-		resourceNames[headLock]: plan(func(p *Plan) { p.Skew = 1.2 }),
+		resourceNames[redisCPU]:    plan(func(p *Plan) { p.RedisShards, p.Tenants = 1, 20 }),
+		resourceNames[headLock]:    plan(func(p *Plan) { p.Skew = 1.2 }),
 	} {
 		costs := DefaultCosts()
 		if resource == resourceNames[redisCPU] {
