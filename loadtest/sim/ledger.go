@@ -109,12 +109,14 @@ func (d *desk) take() {
 	d.batch, d.rows = d.batch[:0], 0
 	only := slices.ContainsFunc(d.queue, func(r *request) bool { return r.revokes })
 	rest := d.queue[:0]
+	drafts := 0
 	for _, r := range d.queue {
 		switch {
 		case d.w.now-r.tried > queuesWithin:
 			r.unavailable()
-		case only == r.revokes && (d.rows == 0 || d.rows < d.w.plan.Rows):
+		case only == r.revokes && (drafts == 0 || drafts < d.w.plan.Rows):
 			d.batch = append(d.batch, r)
+			drafts += r.children
 			if !r.kept {
 				d.rows += r.children
 			}

@@ -17,6 +17,7 @@ import (
 func small() Plan {
 	p := DefaultPlan()
 	p.Rate, p.Verifiers, p.Tenants, p.Databases, p.Instances, p.Live, p.Storm = 2000, 600, 30, 1, 3, 10_000, 500
+	p.Cores, p.DatabaseCores, p.OpenFGACores = 2, 2, 2 // a ramp ends soon
 	p.Duration = 3 * time.Second
 	return p
 }
@@ -39,7 +40,7 @@ func TestSameSeedSameBytes(t *testing.T) {
 	for _, scenario := range []string{"needs", "steady", "ramp", "storm", "cutoff"} {
 		bytesOf := func(seed uint64) string {
 			p := small()
-			p.Seed = seed
+			p.Seed, p.Rate, p.Verifiers = seed, 800, 200
 			r := run(t, scenario, p)
 			var b bytes.Buffer
 			if err := errors.Join(r.Print(&b), r.JSON(&b), r.Chart(&b)); err != nil {
