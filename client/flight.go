@@ -41,7 +41,11 @@ func (f *flight[T]) start(ctx context.Context, run func(context.Context) (T, err
 
 // do starts or joins an execution and waits for it, but not longer than ctx.
 func (f *flight[T]) do(ctx context.Context, run func(context.Context) (T, error)) (T, error) {
-	l := f.start(ctx, run)
+	return f.start(ctx, run).wait(ctx)
+}
+
+// wait returns what comes of the execution, but not later than ctx ends.
+func (l *landing[T]) wait(ctx context.Context) (T, error) {
 	select {
 	case <-l.done:
 		return l.value, l.err
@@ -51,19 +55,16 @@ func (f *flight[T]) do(ctx context.Context, run func(context.Context) (T, error)
 	}
 }
 
-// underWay says whether an execution is running.
-func (f *flight[T]) underWay() bool {
+// underWay is the execution that is running, or nil.
+func (f *flight[T]) underWay() *landing[T] {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.current != nil
+	return f.current
 }
 
 // wait returns when nothing is running, or what was running has ended.
 func (f *flight[T]) wait() {
-	f.mu.Lock()
-	l := f.current
-	f.mu.Unlock()
-	if l != nil {
+	if l := f.underWay(); l != nil {
 		<-l.done
 	}
 }

@@ -112,12 +112,12 @@ func (s *keySource) key(ctx context.Context, kid string) (*verificationKey, erro
 	if key, known := keys[kid]; known {
 		return key, nil
 	}
-	if !s.mayAskForStranger() {
-		return nil, errUnknownKey
-	}
-	keys, err = s.fetching.do(ctx, s.fetch)
-	if err != nil {
-		return nil, err
+	if asked := s.askForStranger(ctx); asked != nil {
+		if keys, err = asked.wait(ctx); err != nil {
+			return nil, err
+		}
+	} else {
+		keys = s.held.Load().keys // what was asked for a moment ago may be here
 	}
 	if key, known := keys[kid]; known {
 		return key, nil
@@ -147,7 +147,7 @@ func (s *keySource) current(ctx context.Context) (map[string]*verificationKey, e
 			s.fetching.start(ctx, s.fetch)
 		}
 		return held.keys, nil
-	case paused && !s.fetching.underWay():
+	case paused && s.fetching.underWay() == nil:
 		return nil, errNoKeys
 	}
 	return s.fetching.do(ctx, s.fetch)
@@ -159,16 +159,20 @@ func elapsed(since, now time.Time) time.Duration {
 	return max(now.Sub(since), now.Round(0).Sub(since.Round(0)))
 }
 
-// mayAskForStranger rations fetches that anybody with a made-up token could cause.
-func (s *keySource) mayAskForStranger() bool {
+// askForStranger is the fetch that may bring a kid that is not here: a new one, the one under way, or nil.
+// It rations fetches that anybody with a made-up token could cause.
+func (s *keySource) askForStranger(ctx context.Context) *landing[map[string]*verificationKey] {
+	if s.fixed {
+		return nil
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := s.now()
-	if s.fixed || now.Sub(s.strangers) < s.pause {
-		return false
+	if now.Sub(s.strangers) < s.pause {
+		return s.fetching.underWay()
 	}
 	s.strangers = now
-	return true
+	return s.fetching.start(ctx, s.fetch)
 }
 
 func (s *keySource) fetch(ctx context.Context) (map[string]*verificationKey, error) {

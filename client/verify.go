@@ -41,8 +41,9 @@ type VerifierConfig struct {
 	// JWKS is a fixed key set to use instead of fetching one. A key that is removed at the issuer
 	// stays in force here until the program is restarted with another set.
 	JWKS []byte
-	// MaxKeyAge is how old a fetched key set may be: 60 s to 1 h. Default: 60 s, which is also how
-	// long a key lives on that was removed. A longer age keeps this resource server working while
+	// MaxKeyAge is how old a fetched key set may be: 55 s to 1 h. Default: 55 s, which is also how
+	// long a key lives on that was removed: with the seconds that the issuer's instances take to hear of
+	// it, a retired key is refused everywhere within a minute. A longer age keeps this resource server working while
 	// the issuer is down, and a stolen, removed key alive for whoever keeps this resource server
 	// from reaching the issuer.
 	MaxKeyAge time.Duration
@@ -57,7 +58,7 @@ type VerifierConfig struct {
 const futureSkew = 10 * time.Second
 
 const (
-	defaultMaxKeyAge  = time.Minute
+	defaultMaxKeyAge  = 55 * time.Second
 	maxMaxKeyAge      = time.Hour
 	minMaxStaleness   = 3 * time.Second
 	maxMaxStaleness   = 10 * time.Second

@@ -132,6 +132,10 @@ func credentialsStayInside(t *testing.T, onPostgres bool) {
 	if _, err := CreateCheckpointKey(filepath.Join(s.dir, "checkpoint.key"), issuer); err != nil {
 		t.Fatal(err)
 	}
+	if _, err := CreateKEK(filepath.Join(s.dir, "kek")); err != nil {
+		t.Fatal(err)
+	}
+	_, secrets["key-encryption key"], _ = strings.Cut(strings.TrimSpace(s.read(t, "kek")), ":")
 	secrets["signing key"] = strings.Split(s.read(t, "key.pem"), "\n")[1]
 	private := strings.TrimSpace(s.read(t, "checkpoint.key"))
 	secrets["checkpoint key"] = private[len(private)-40:]
@@ -139,7 +143,8 @@ func credentialsStayInside(t *testing.T, onPostgres bool) {
 	s.text = strings.NewReplacer(
 		"redis:\n", "redis:\n  password_file: DIR/redis-password\n",
 		"policy:\n", "policy:\n      token_file: DIR/openfga-token\n",
-		"    clients:\n", "    audit: {checkpoint_key: DIR/checkpoint.key, checkpoint_file: DIR/checkpoint}\n    clients:\n",
+		"    clients:\n", "    audit: {checkpoint_key: DIR/checkpoint.key, managed_checkpoint_key: true, checkpoint_file: DIR/checkpoint}\n    clients:\n",
+		"tenants:\n", "key_encryption: {key_file: DIR/kek}\ntenants:\n",
 	).Replace(s.text)
 	dsn := "sqlite://" + filepath.Join(s.dir, "ledger.db")
 	var postgres *testservers.PostgresServer

@@ -29,7 +29,9 @@ func (c *Config) check() problems {
 	for i := range c.Tenants {
 		c.Tenants[i].check(&p, tenantPath(i))
 	}
+	c.checkSealed(&p)
 	c.checkApart(&p)
+	c.checkCertificates(&p)
 	return p
 }
 
@@ -76,8 +78,7 @@ func (l *Listener) check(p *problems, path string) {
 		}
 	}
 	if l.TLS != nil {
-		required(p, path+".tls.cert_file", l.TLS.CertFile, "name the PEM file of the certificate")
-		required(p, path+".tls.key_file", l.TLS.KeyFile, "name the PEM file of its key")
+		l.TLS.check(p, path+".tls", path != "listen.ops")
 		if l.InsecurePlaintext {
 			p.add(path+".insecure_plaintext", "contradicts tls: remove one of the two")
 		}
@@ -138,9 +139,7 @@ func (t *Tenant) check(p *problems, path string) {
 		p.add(path+".name", "must be 1 to 63 lower-case letters, digits and dashes, such as acme")
 	}
 	t.checkIssuer(p, path)
-	if len(t.SigningKeys) == 0 {
-		p.add(path+".signing_keys", `is missing: make a key with "deputyd keys create" and name its file and algorithm`)
-	}
+	t.checkSigning(p, path)
 	for i, key := range t.SigningKeys {
 		at := fmt.Sprintf("%s.signing_keys[%d]", path, i)
 		required(p, at+".path", key.Path, "name the file of the private key")
@@ -152,13 +151,24 @@ func (t *Tenant) check(p *problems, path string) {
 	for i, client := range t.Clients {
 		at := fmt.Sprintf("%s.clients[%d]", path, i)
 		required(p, at+".id", string(client.ID), "write the client's principal, such as agent:planner")
-		requiredKeys(p, at, client.Keys, client.Algorithms, "write file: with the path of the client's JWK Set")
+		if client.TLS == nil || len(client.Algorithms) > 0 || client.Keys != (token.KeySource{}) {
+			requiredKeys(p, at, client.Keys, client.Algorithms, "write file: with the path of the client's JWK Set, or tls: with the certificate that it is known by")
+		}
+	}
+	for i, domain := range t.SPIFFE {
+		at := fmt.Sprintf("%s.spiffe[%d]", path, i)
+		required(p, at+".trust_domain", domain.Name, "write the name of the trust domain, such as prod.acme.example")
+		required(p, at+".bundle_file", domain.BundleFile, "name the file of its bundle")
+		required(p, at+".principal.type", domain.Principal.Type, "say what its workloads are, such as agent")
 	}
 	t.Policy.check(p, path+".policy")
 	t.Limits.check(p, path+".limits")
+	if t.ManagedKeys != nil {
+		t.ManagedKeys.check(p, path+".managed_keys", t.Limits)
+	}
 	t.Audit.Retention.check(p, path+".audit.retention")
-	if t.Audit.CheckpointFile != "" && t.Audit.CheckpointKey == "" {
-		p.add(path+".audit.checkpoint_file", "has no meaning without checkpoint_key: name the key that signs")
+	if t.Audit.CheckpointFile != "" && !t.Audit.signs() {
+		p.add(path+".audit.checkpoint_file", "has no meaning without checkpoint_key or managed_checkpoint_key: say what signs")
 	}
 	if t.Console != nil {
 		t.Console.check(p, path+".console", t.TrustedIssuers)
@@ -270,6 +280,20 @@ func (l *Limits) check(p *problems, path string) {
 	}
 }
 
+// checkCertificates finds certificates that nobody could ever show.
+func (c *Config) checkCertificates(p *problems) {
+	if c.Listen.GRPC.TLS.requests() || c.Listen.HTTP.TLS.requests() {
+		return
+	}
+	for i, t := range c.Tenants {
+		for k, client := range t.Clients {
+			if client.TLS != nil {
+				p.add(fmt.Sprintf("%s.clients[%d].tls", tenantPath(i), k), "can never be used: neither listen.grpc nor listen.http has tls with client_certificates: request")
+			}
+		}
+	}
+}
+
 // checkApart finds what two tenants must not have in common.
 func (c *Config) checkApart(p *problems) {
 	for i, t := range c.Tenants {
@@ -311,7 +335,7 @@ func (t *Tenant) below(other Tenant) bool {
 	return other.Console != nil && (pathOf(t.Issuer) == place || strings.HasPrefix(pathOf(t.Issuer), place+"/"))
 }
 
-// checkTrustApart is I7 between tenants: an issuer belongs to one tenant. Principals are the tenant's,
+// checkTrustApart is I7 between tenants: an issuer or a trust domain belongs to one tenant. Principals are the tenant's,
 // so two tenants may both have a user:alice; but not where one OpenFGA store answers for both, since
 // there they would be one.
 func checkTrustApart(p *problems, i int, t Tenant, j int, other Tenant) {
@@ -319,6 +343,12 @@ func checkTrustApart(p *problems, i int, t Tenant, j int, other Tenant) {
 		if n := slices.IndexFunc(other.TrustedIssuers, func(b token.TrustedIssuer) bool { return a.Issuer != "" && a.Issuer == b.Issuer }); n >= 0 {
 			p.add(fmt.Sprintf("%s.trusted_issuers[%d].issuer", tenantPath(i), k),
 				"is trusted by %s.trusted_issuers[%d] too: an issuer belongs to one tenant", tenantPath(j), n)
+		}
+	}
+	for k, a := range t.SPIFFE {
+		if n := slices.IndexFunc(other.SPIFFE, func(b token.TrustDomain) bool { return a.Name != "" && a.Name == b.Name }); n >= 0 {
+			p.add(fmt.Sprintf("%s.spiffe[%d].trust_domain", tenantPath(i), k),
+				"is trusted by %s.spiffe[%d] too: a trust domain belongs to one tenant", tenantPath(j), n)
 		}
 	}
 	if t.Policy.Store == "" || t.Policy.Store != other.Policy.Store || t.Policy.URL != other.Policy.URL {
@@ -358,6 +388,9 @@ func (t *Tenant) realms(n int) []realm {
 		if i.ImportAct != nil {
 			add(at+".import_act", *i.ImportAct, i.SharedPrincipals)
 		}
+	}
+	for k, d := range t.SPIFFE {
+		add(fmt.Sprintf("%s.spiffe[%d].principal", tenantPath(n), k), d.Principal, d.SharedPrincipals)
 	}
 	for k, c := range t.Clients {
 		if c.ID != "" {

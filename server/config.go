@@ -27,6 +27,8 @@ type Config struct {
 	Database  Database  `yaml:"database"`
 	Redis     Redis     `yaml:"redis"`
 	Telemetry Telemetry `yaml:"telemetry"`
+	// KeyEncryption seals the keys that Deputy manages. Default none.
+	KeyEncryption KeyEncryption `yaml:"key_encryption"`
 	// Tenants share the process, the database and Redis, and nothing else. Required, at least one.
 	Tenants []Tenant `yaml:"tenants"`
 
@@ -65,12 +67,6 @@ type Listener struct {
 	// bearer token on a plain connection belongs to everyone on the way. Set it only where something
 	// in front, such as a service mesh, encrypts.
 	InsecurePlaintext bool `yaml:"insecure_plaintext"`
-}
-
-// TLS names a certificate, read once at start: renew it with a rolling restart.
-type TLS struct {
-	CertFile string `yaml:"cert_file"` // PEM, with intermediates. Required.
-	KeyFile  string `yaml:"key_file"`  // PEM. Required. Danger: readable by Deputy alone.
 }
 
 // Database is where the ledger is.
@@ -122,13 +118,21 @@ type Tenant struct {
 	// Default is true for the one tenant whose issuer has no path, so that its endpoints are at the
 	// root. All others have a path, such as /t/acme. Default false.
 	Default bool `yaml:"default"`
-	// SigningKeys sign the tenant's tokens: the first does, all verify and are published. Required.
-	// Make them with "deputyd keys create".
+	// SigningKeys sign the tenant's tokens: the first does, all verify and are published. Required, unless
+	// there are managed_keys. Make them with "deputyd keys create".
 	SigningKeys []token.KeyFile `yaml:"signing_keys"`
+	// ManagedKeys are made, kept and replaced by Deputy, in place of signing_keys. Default none.
+	ManagedKeys *ManagedKeys `yaml:"managed_keys"`
 	// TrustedIssuers are whose tokens start chains or name actors. Default none: nothing can start.
 	TrustedIssuers []token.TrustedIssuer `yaml:"trusted_issuers"`
-	// Clients authenticate with keys registered here (private_key_jwt). Default none.
+	// Clients authenticate with keys registered here (private_key_jwt), or with certificates (tls). Default none.
 	Clients []token.Client `yaml:"clients"`
+	// ClientCAFile holds the authorities, as PEM, whose certificates count where a client is known by a name
+	// (clients[].tls). Default none. Danger: each of them can issue a certificate in any client's name.
+	ClientCAFile string `yaml:"client_ca_file"`
+	// SPIFFE lists trust domains whose workloads authenticate and name actors. Default none. Danger: whoever
+	// holds a key of a bundle can be every workload of its trust domain.
+	SPIFFE []token.TrustDomain `yaml:"spiffe"`
 	// Skew is how far in the future nbf and iat may lie. Default 5s, at most 1m. exp has no leeway.
 	Skew time.Duration `yaml:"skew"`
 	// AllowInsecureLoopback permits http:// for issuer addresses and keys on this machine, for
@@ -155,6 +159,9 @@ type Audit struct {
 	// "deputyd keys create --checkpoint" makes it, and prints what auditors verify with. Default none:
 	// nobody outside can tell that the log was changed. Danger: whoever has it can sign another log.
 	CheckpointKey string `yaml:"checkpoint_key"`
+	// ManagedCheckpointKey has Deputy make and keep such keys itself; "deputyd keys list" prints what auditors
+	// verify with. With checkpoint_key too, both sign: the way from one to the other. Default false.
+	ManagedCheckpointKey bool `yaml:"managed_checkpoint_key"`
 	// CheckpointFile takes each new checkpoint, and with .history appended to its name all of them: put it
 	// where whoever can write to the database cannot. Deputy refuses to be ready while the ledger does not
 	// continue it. Default none: a restored backup is noticed only by those who kept a checkpoint.
@@ -306,7 +313,7 @@ func (c *Config) Validate() error {
 func (c *Config) Warnings() []string {
 	var list []string
 	for i, t := range c.Tenants {
-		if t.Audit.CheckpointKey == "" {
+		if !t.Audit.signs() {
 			list = append(list, tenantPath(i)+".audit.checkpoint_key: is missing: outsiders cannot tell whether the log of "+t.Name+" was changed")
 		} else if t.Audit.CheckpointFile == "" {
 			list = append(list, tenantPath(i)+".audit.checkpoint_file: is missing: a restored backup is noticed only by those who kept a checkpoint")

@@ -18,6 +18,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"deputy.example/deputy/server/internal/token/certtest"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -43,6 +45,8 @@ func newScene(t testing.TB) scene {
 		}
 		s.writeKey(name, key)
 	}
+	s.write("ca.pem", certtest.PEM(certtest.NewCA(t, "authority").Certificate))
+	s.writeCertificate("tls.crt", "tls.key")
 	s.write("secret", []byte("canary-of-a-secret-file\n"))
 	s.write("empty", nil)
 	return s
@@ -319,6 +323,9 @@ func TestShippedExampleLoads(t *testing.T) {
 	s.write("clients/orchestrator.jwks.json", jwks(t, ec.Public(), "orchestrator"))
 	s.write("clients/ci.jwks.json", jwks(t, ed, "ci"))
 	s.write("trust/cluster-jwks.json", jwks(t, rsaKey.Public(), "cluster"))
+	for _, name := range []string{"trust/client-ca.pem", "trust/prod-bundle.json"} {
+		s.write(name, certtest.PEM(certtest.NewCA(t, "authority").Certificate))
+	}
 	for _, name := range []string{"postgres-password", "redis-password", "openfga-token", "console-client-secret"} {
 		s.write("secrets/"+name, []byte("long-and-random"))
 	}

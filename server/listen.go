@@ -31,7 +31,7 @@ func (s *Server) fronts(config Config, parts opened, engine *exchange.Engine, o 
 
 	var tenants []httpapi.Tenant
 	for i := range config.Tenants {
-		tenants = append(tenants, config.Tenants[i].front(parts.tenants[i].Keys))
+		tenants = append(tenants, config.Tenants[i].front(parts.tenants[i].Keys, config.Listen.HTTP.TLS.requests()))
 	}
 	oauth, err := httpapi.New(httpapi.Config{
 		Engine: engine, Tenants: tenants, Logger: o.Logger, TracerProvider: o.TracerProvider, Now: o.Now,

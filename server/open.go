@@ -21,6 +21,7 @@ import (
 	"deputy.example/deputy/server/internal/httpapi"
 	"deputy.example/deputy/server/internal/policy"
 	"deputy.example/deputy/server/internal/token"
+	"deputy.example/deputy/server/internal/vault"
 )
 
 // opened is what a configuration names on this machine, read and tried. Nothing in it runs yet, and
@@ -29,6 +30,9 @@ type opened struct {
 	database, redis string // addresses with their passwords: never in a log or an error
 	grpc, http, ops *tls.Config
 	tenants         []exchange.Tenant
+	kms             vault.KMS      // nil: no key is managed
+	managed         []vault.Member // have their keys once a vault has opened them
+	memory          *token.Memory  // of all tenants
 	consoles        []console.Tenant
 }
 
@@ -39,12 +43,14 @@ func (c *Config) open(o Options) (opened, problems) {
 	parts := opened{
 		database: withPassword(&p, "database.password_file", c.Database.DSN, c.Database.PasswordFile),
 		redis:    withPassword(&p, "redis.password_file", c.Redis.URL, c.Redis.PasswordFile),
-		grpc:     c.Listen.GRPC.TLS.open(&p, "listen.grpc.tls"),
-		http:     c.Listen.HTTP.TLS.open(&p, "listen.http.tls"),
-		ops:      c.Listen.Ops.TLS.open(&p, "listen.ops.tls"),
+		grpc:     c.Listen.GRPC.TLS.open(&p, "listen.grpc.tls", o),
+		http:     c.Listen.HTTP.TLS.open(&p, "listen.http.tls", o),
+		ops:      c.Listen.Ops.TLS.open(&p, "listen.ops.tls", o),
+		memory:   token.NewMemory(token.DefaultMemory),
 	}
+	parts.kms = c.KeyEncryption.open(&p)
 	for i := range c.Tenants {
-		parts.tenants = append(parts.tenants, c.Tenants[i].open(&p, tenantPath(i), o))
+		parts.tenants = append(parts.tenants, c.Tenants[i].open(&p, &parts, tenantPath(i), o))
 		if t := c.Tenants[i]; t.Console != nil {
 			parts.consoles = append(parts.consoles, t.Console.open(&p, tenantPath(i)+".console", t))
 		}
@@ -69,19 +75,7 @@ func withPassword(p *problems, path, address, file string) string {
 	return u.String()
 }
 
-func (t *TLS) open(p *problems, path string) *tls.Config {
-	if t == nil {
-		return nil
-	}
-	certificate, err := tls.LoadX509KeyPair(t.CertFile, t.KeyFile)
-	if err != nil {
-		p.add(path, "the certificate cannot be used: %v", err)
-		return nil
-	}
-	return &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{certificate}}
-}
-
-func (t *Tenant) open(p *problems, path string, o Options) exchange.Tenant {
+func (t *Tenant) open(p *problems, parts *opened, path string, o Options) exchange.Tenant {
 	tenant := exchange.Tenant{
 		Name: t.Name, Issuer: t.Issuer,
 		Limits: exchange.Limits{
@@ -91,11 +85,11 @@ func (t *Tenant) open(p *problems, path string, o Options) exchange.Tenant {
 		},
 		RequireNonce: t.RequireDPoPNonce,
 		CallerRate:   guard.Limit{Rate: t.Limits.CallerRate, Burst: t.Limits.CallerBurst},
-		Keys:         t.openKeys(p, path, o),
+		Keys:         t.openKeys(p, parts, path, o),
 
-		Checkpoints: t.openCheckpoints(p, path+".audit", o),
+		Checkpoints: t.openCheckpoints(p, parts, path+".audit", o),
 	}
-	tenant.Trust = t.openTrust(p, path, tenant.Keys, o)
+	tenant.Trust = t.openTrust(p, parts, path, tenant.Keys, o)
 	var principals []string
 	if tenant.Trust != nil {
 		principals = tenant.Trust.PrincipalTypes()
@@ -105,7 +99,10 @@ func (t *Tenant) open(p *problems, path string, o Options) exchange.Tenant {
 }
 
 // openKeys tries each key by itself first, as an error names only the first that is wrong.
-func (t *Tenant) openKeys(p *problems, path string, o Options) *token.Keyset {
+func (t *Tenant) openKeys(p *problems, parts *opened, path string, o Options) *token.Keyset {
+	if t.ManagedKeys != nil {
+		return t.openManaged(parts, o)
+	}
 	before := len(*p)
 	for i, file := range t.SigningKeys {
 		_, err := token.OpenKeyset(token.KeysetConfig{Keys: []token.KeyFile{file}, Create: o.CreateKeys && i == 0})
@@ -120,17 +117,11 @@ func (t *Tenant) openKeys(p *problems, path string, o Options) *token.Keyset {
 }
 
 // openCheckpoints reads the key, and sees whether the checkpoints' place is there.
-func (t *Tenant) openCheckpoints(p *problems, path string, o Options) *exchange.Checkpointer {
-	if t.Audit.CheckpointKey == "" {
+func (t *Tenant) openCheckpoints(p *problems, parts *opened, path string, o Options) *exchange.Checkpointer {
+	if !t.Audit.signs() {
 		return nil
 	}
-	if _, err := os.Lstat(t.Audit.CheckpointKey); o.CreateKeys && errors.Is(err, fs.ErrNotExist) {
-		if _, err := exchange.CreateCheckpointKey(t.Audit.CheckpointKey, t.Issuer); err != nil {
-			p.add(path+".checkpoint_key", "%v", err)
-			return nil
-		}
-	}
-	key, err := secret(t.Audit.CheckpointKey)
+	key, err := t.checkpointKey(o)
 	if err != nil {
 		p.add(path+".checkpoint_key", "%v", err)
 		return nil
@@ -138,6 +129,9 @@ func (t *Tenant) openCheckpoints(p *problems, path string, o Options) *exchange.
 	c, err := exchange.OpenCheckpointer(key, t.Issuer, t.Audit.CheckpointFile)
 	if err != nil {
 		p.add(path+".checkpoint_key", "%v", err)
+	}
+	if t.Audit.ManagedCheckpointKey && c != nil {
+		parts.managed = append(parts.managed, c.Manage(t.Name, t.Issuer, o.Now))
 	}
 	if file := t.Audit.CheckpointFile; file != "" {
 		if dir, err := os.Stat(filepath.Dir(file)); err != nil || !dir.IsDir() {
@@ -147,11 +141,24 @@ func (t *Tenant) openCheckpoints(p *problems, path string, o Options) *exchange.
 	return c
 }
 
-// openTrust tries each issuer and client by itself, for the same reason, and then all together.
-func (t *Tenant) openTrust(p *problems, path string, keys *token.Keyset, o Options) *token.Trust {
+// checkpointKey reads the key of the file, if there is one.
+func (t *Tenant) checkpointKey(o Options) (string, error) {
+	if t.Audit.CheckpointKey == "" {
+		return "", nil
+	}
+	if _, err := os.Lstat(t.Audit.CheckpointKey); o.CreateKeys && errors.Is(err, fs.ErrNotExist) {
+		if _, err := exchange.CreateCheckpointKey(t.Audit.CheckpointKey, t.Issuer); err != nil {
+			return "", err
+		}
+	}
+	return secret(t.Audit.CheckpointKey)
+}
+
+// openTrust tries each issuer, client and trust domain by itself, for the same reason, and then all together.
+func (t *Tenant) openTrust(p *problems, parts *opened, path string, keys *token.Keyset, o Options) *token.Trust {
 	config := token.TrustConfig{
 		Issuer: t.Issuer, Keys: keys, Skew: t.Skew, AllowInsecureLoopback: t.AllowInsecureLoopback,
-		Transport: o.KeyTransport, Now: o.Now, Logger: o.Logger,
+		ClientCAFile: t.ClientCAFile, Transport: o.KeyTransport, Memory: parts.memory, Now: o.Now, Logger: o.Logger,
 	}
 	before := len(*p)
 	if _, err := token.NewTrust(config); err != nil {
@@ -170,10 +177,16 @@ func (t *Tenant) openTrust(p *problems, path string, keys *token.Keyset, o Optio
 		_, err := token.NewTrust(alone)
 		p.fault(path, i, err)
 	}
+	for i, domain := range t.SPIFFE {
+		alone := config
+		alone.TrustDomains = []token.TrustDomain{domain}
+		_, err := token.NewTrust(alone)
+		p.fault(path, i, err)
+	}
 	if len(*p) > before {
 		return nil
 	}
-	config.TrustedIssuers, config.Clients = t.TrustedIssuers, t.Clients
+	config.TrustedIssuers, config.Clients, config.TrustDomains = t.TrustedIssuers, t.Clients, t.SPIFFE
 	trust, err := token.NewTrust(config)
 	p.fault(path, 0, err)
 	return trust
@@ -252,17 +265,26 @@ func (c *Console) open(p *problems, path string, t Tenant) console.Tenant {
 	return opened
 }
 
-// front is what the HTTP front tells the world about the tenant.
-func (t *Tenant) front(keys *token.Keyset) httpapi.Tenant {
-	var algorithms []string
+// front is what the HTTP front tells the world about the tenant. certificates says whether clients can
+// show any there.
+func (t *Tenant) front(keys *token.Keyset, certificates bool) httpapi.Tenant {
+	var algorithms, methods []string
 	for _, c := range t.Clients {
 		algorithms = append(algorithms, c.Algorithms...)
+		if c.TLS != nil && certificates {
+			methods = append(methods, c.TLS.Method())
+		}
+	}
+	if len(t.SPIFFE) > 0 && certificates { // an SVID is issued by an authority like any other
+		methods = append(methods, token.MethodTLSClientAuth)
 	}
 	slices.Sort(algorithms)
+	slices.Sort(methods)
 	return httpapi.Tenant{
 		Name: t.Name, Issuer: t.Issuer, JWKS: keys.JWKS,
 		AssertionAlgorithms: slices.Compact(algorithms),
-		DetailTypes:         slices.Sorted(maps.Keys(t.Policy.Mapping.Details)),
-		AcceptJSONSTS:       t.AcceptJSONSTS,
+		CertificateMethods:  slices.Compact(methods), CertificateBound: certificates,
+		DetailTypes:   slices.Sorted(maps.Keys(t.Policy.Mapping.Details)),
+		AcceptJSONSTS: t.AcceptJSONSTS,
 	}
 }

@@ -21,6 +21,7 @@ import (
 	"deputy.example/deputy/server/internal/guard"
 	"deputy.example/deputy/server/internal/ledger"
 	"deputy.example/deputy/server/internal/rpc"
+	"deputy.example/deputy/server/internal/vault"
 )
 
 // Options put parts in place of those that New would make. The zero value is production.
@@ -47,6 +48,7 @@ type Server struct {
 	tenants   []exchange.Tenant
 	engine    *exchange.Engine
 	ledger    *ledger.Ledger
+	vault     *vault.Vault
 	rpc       *rpc.Server
 	http, ops *http.Server
 	listeners struct{ grpc, http, ops net.Listener }
@@ -86,6 +88,10 @@ func New(ctx context.Context, config Config, o Options) (_ *Server, err error) {
 		return nil, err
 	}
 	s.owns(records)
+	s.ledger = records
+	if err := s.beginKeys(ctx, parts, o); err != nil {
+		return nil, err
+	}
 	redis, err := guard.Dial(parts.redis)
 	if err != nil {
 		return nil, err
@@ -99,7 +105,7 @@ func New(ctx context.Context, config Config, o Options) (_ *Server, err error) {
 	if err != nil {
 		return nil, err
 	}
-	s.engine, s.ledger, s.readiness = engine, records, newReadiness(records, limiter, engine)
+	s.engine, s.readiness = engine, newReadiness(records, limiter, engine)
 	if err := s.fronts(config, parts, engine, o); err != nil {
 		return nil, err
 	}
@@ -130,6 +136,7 @@ func (s *Server) Run(ctx context.Context) error {
 			return err
 		})
 	}
+	run("managed keys", func() error { return s.vault.Run(ctx) })
 	run("revocations", func() error { return s.engine.Follow(ctx) })
 	run("checkpoints", func() error { return s.engine.Checkpoints(ctx) })
 	run("ledger", func() error { return s.ledger.Keep(ctx, names(s.tenants)...) })

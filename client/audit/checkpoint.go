@@ -23,20 +23,26 @@ type Checkpoint struct {
 // timePrefix opens the extension line that carries the time.
 const timePrefix = "time "
 
-// Sign writes the checkpoint as a signed note.
-func (c Checkpoint) Sign(key note.Signer) (string, error) {
-	if c.Origin == "" || c.Origin != key.Name() {
-		return "", errors.New("the checkpoint's origin is not the name of the key")
+// Sign writes the checkpoint as a note that all of the keys sign: while one follows on another, whoever has
+// the verifier key of either believes it.
+func (c Checkpoint) Sign(keys ...note.Signer) (string, error) {
+	if len(keys) == 0 {
+		return "", errors.New("no key signs the checkpoint")
+	}
+	for _, key := range keys {
+		if c.Origin == "" || c.Origin != key.Name() {
+			return "", errors.New("the checkpoint's origin is not the name of the key")
+		}
 	}
 	text := fmt.Sprintf("%s\n%d\n%s\n%s%s\n", c.Origin, c.Size, c.Root, timePrefix, c.Time.UTC().Format(time.RFC3339))
-	signed, err := note.Sign(&note.Note{Text: text}, key)
+	signed, err := note.Sign(&note.Note{Text: text}, keys...)
 	return string(signed), err
 }
 
-// ParseCheckpoint reads a signed note and believes it only with a signature of this key; further
+// ParseCheckpoint reads a signed note and believes it only with a signature of one of these keys; further
 // signatures, for instance of witnesses, are passed over.
-func ParseCheckpoint(text string, key note.Verifier) (Checkpoint, error) {
-	opened, err := note.Open([]byte(text), note.VerifierList(key))
+func ParseCheckpoint(text string, keys ...note.Verifier) (Checkpoint, error) {
+	opened, err := note.Open([]byte(text), note.VerifierList(keys...))
 	if err != nil {
 		return Checkpoint{}, fmt.Errorf("checkpoint: %w", err)
 	}
@@ -48,7 +54,7 @@ func ParseCheckpoint(text string, key note.Verifier) (Checkpoint, error) {
 		return malformed("it has not the four lines origin, size, root and time")
 	}
 	c := Checkpoint{Origin: lines[0]}
-	if c.Origin != key.Name() {
+	if c.Origin != opened.Sigs[0].Name {
 		return malformed("its origin is not the name of the key")
 	}
 	if c.Size, err = strconv.ParseUint(lines[1], 10, 63); err != nil || lines[1] != strconv.FormatUint(c.Size, 10) {

@@ -16,9 +16,10 @@ import (
 
 // Options say what a log is verified against.
 type Options struct {
-	Key        note.Verifier // of the log's checkpoints; have it from somewhere else than the log
-	Checkpoint string        // the newest one that the log is held to, as a signed note; mandatory
-	Kept       []string      // earlier ones that the auditor kept: the log must continue each of them
+	Key        note.Verifier   // of the log's checkpoints; have it from somewhere else than the log
+	Former     []note.Verifier // keys that Key followed on: they are believed for what was kept
+	Checkpoint string          // the newest one that the log is held to, as a signed note; mandatory
+	Kept       []string        // earlier ones that the auditor kept: the log must continue each of them
 
 	// Progress, if set, is told now and then how many entries have been verified, and at the end.
 	Progress func(done uint64)
@@ -91,7 +92,11 @@ func (o Options) checkpoints() (heads []Checkpoint, newest Checkpoint, err error
 		return nil, newest, errors.New("verify: a key and the newest checkpoint are needed: without them nothing is proven")
 	}
 	for i, text := range append([]string{o.Checkpoint}, o.Kept...) {
-		c, err := ParseCheckpoint(text, o.Key)
+		keys := []note.Verifier{o.Key}
+		if i > 0 {
+			keys = append(keys, o.Former...)
+		}
+		c, err := ParseCheckpoint(text, keys...)
 		if err != nil {
 			if i > 0 {
 				err = fmt.Errorf("kept checkpoint %d: %w", i, err)

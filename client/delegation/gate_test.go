@@ -69,6 +69,7 @@ func TestGateReadsHeadersStrictly(t *testing.T) {
 		{`{"alg":"ES256","typ":"text/at+jwt"}`, delegation.Header{Algorithm: "ES256", Type: "text/at+jwt"}},
 		{`{"alg":"ES256","typ":"application/application/at+jwt"}`, delegation.Header{Algorithm: "ES256", Type: "application/at+jwt"}},
 		{`{"alg":"ES256","x-unknown":1}`, delegation.Header{Algorithm: "ES256"}},
+		{`{"typ":"JWT","alg":"RS256","x5t":"eBZ_cn3sXYAd0ch4THBKHIgOwOE","kid":"k"}`, delegation.Header{Algorithm: "RS256", Type: "jwt", KeyID: "k"}}, // GitHub Actions
 		{`{}`, delegation.Header{}}, {`{"alg":null}`, delegation.Header{}}, {`{"alg":1}`, delegation.Header{}}, {`{"Alg":"ES256"}`, delegation.Header{}},
 		{`{"alg":"ES256","alg":"ES256"}`, delegation.Header{}}, {`{"alg":"ES256","\u0061lg":"none"}`, delegation.Header{}},
 		{`{"alg":"ES256","typ":""}`, delegation.Header{}}, {`{"alg":"ES256","typ":null}`, delegation.Header{}}, {`{"alg":"ES256","kid":""}`, delegation.Header{}},
@@ -150,6 +151,14 @@ func TestRegisteredClaimsHaveTheirTypes(t *testing.T) {
 	} {
 		if r, err := parse(t, bad).Registered(); err == nil {
 			t.Errorf("%s is read as %+v", bad, r)
+		}
+	}
+	if r, err := parse(t, `{"exp":1,"sub":"spiffe://a/b"}`).RegisteredSVID(); err != nil || r.Issuer != "" || r.Subject != "spiffe://a/b" {
+		t.Errorf("an SVID without iss: %+v, %v", r, err)
+	}
+	for _, payload := range []string{`{"exp":1,"iss":""}`, `{"exp":1,"iss":null}`, `{"exp":1,"iss":["x"]}`, `{"iss":"x"}`} {
+		if _, err := parse(t, payload).RegisteredSVID(); err == nil {
+			t.Errorf("accepted: %s", payload)
 		}
 	}
 	r, err := parse(t, `{"iss":"x","exp":2,"nbf":1,"iat":1,"sub":"s","jti":"j","aud":["a","b"],"Sub":"other"}`).Registered()

@@ -79,3 +79,22 @@ func TestErrorsOfOthersKeepTheirMeaning(t *testing.T) {
 		t.Errorf("there and back: %+v", got)
 	}
 }
+
+func TestStringAt(t *testing.T) {
+	u, err := delegation.Parse(compact(goodHeader, `{"a":{"b":{"c":"x"},"l":["x",{"c":"x"}],"n":null},"c":"top","0":"zero","":{"":"empty"},"a\u002fb":"slash"}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, row := range []struct {
+		path []string
+		want string // "" means refused
+	}{
+		{[]string{"a", "b", "c"}, "x"}, {[]string{"c"}, "top"}, {[]string{"", ""}, "empty"}, {[]string{"a/b"}, "slash"},
+		{nil, ""}, {[]string{"a"}, ""}, {[]string{"a", "b"}, ""}, {[]string{"a", "n"}, ""}, {[]string{"a", "l"}, ""}, {[]string{"a", "l", "0"}, ""},
+		{[]string{"a", "l", "c"}, ""}, {[]string{"a", "b", "c", "d"}, ""}, {[]string{"A", "b", "c"}, ""}, {[]string{"a", "c"}, ""}, {[]string{"x", "y"}, ""},
+	} {
+		if got, err := u.StringAt(row.path...); got != row.want || (err == nil) != (row.want != "") {
+			t.Errorf("%q: %q, %v", row.path, got, err)
+		}
+	}
+}

@@ -32,7 +32,8 @@ type Unverified struct {
 }
 
 // forbiddenHeaders would let a token choose its own key, change how it is read, or demand an
-// extension that nobody here implements (RFC 7515 §4.1, RFC 8725 §3).
+// extension that nobody here implements (RFC 7515 §4.1, RFC 8725 §3). Others are ignored, such as x5t,
+// which GitHub sends: it names a certificate, and the key is found without it.
 var forbiddenHeaders = []string{"jku", "jwk", "x5u", "x5c", "crit", "b64", "zip", "enc", "epk", "cty"}
 
 // Parse is the strict gate that every token passes first, on the server and in the SDK: JWS compact
@@ -159,10 +160,16 @@ type Registered struct {
 
 // Registered reads the registered claims by exact case: iss and exp must be there, and each claim
 // that is there must have its type.
-func (u *Unverified) Registered() (Registered, error) {
+func (u *Unverified) Registered() (Registered, error) { return u.registered(stringMember) }
+
+// RegisteredSVID is Registered for a SPIFFE JWT-SVID, which need not have iss: the trust domain in its
+// sub says whose keys verify it (JWT-SVID §3 and §4).
+func (u *Unverified) RegisteredSVID() (Registered, error) { return u.registered(filledMember) }
+
+func (u *Unverified) registered(issuer func(value, string) (string, error)) (Registered, error) {
 	var r Registered
 	var errs [6]error
-	r.Issuer, errs[0] = stringMember(u.claims, "iss")
+	r.Issuer, errs[0] = issuer(u.claims, "iss")
 	r.Subject, errs[1] = filledMember(u.claims, "sub")
 	r.ExpiresAt, errs[2] = secondsMember(u.claims, "exp")
 	r.NotBefore, errs[3] = secondsMember(u.claims, "nbf")
@@ -194,6 +201,20 @@ func (u *Unverified) Claim(name string) ([]byte, bool) {
 
 // StringClaim returns one claim that must be a string.
 func (u *Unverified) StringClaim(name string) (string, error) { return stringMember(u.claims, name) }
+
+// StringAt returns the string that these members lead to, each by exact name, from the claims inwards.
+// All but the last must be objects: a place in a list is nobody's name.
+func (u *Unverified) StringAt(path ...string) (string, error) {
+	v := u.claims
+	for _, name := range path {
+		v = v.member(name)
+	}
+	s, isText := v.str()
+	if !isText {
+		return "", errors.New("no string is there")
+	}
+	return s, nil
+}
 
 // StringsClaim returns one claim that must be a string or a list of strings.
 func (u *Unverified) StringsClaim(name string) ([]string, error) {

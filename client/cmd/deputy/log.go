@@ -17,19 +17,30 @@ type logCommand struct {
 	Prove      proveCommand      `cmd:"" help:"Write the proof that one grant is in the log."`
 }
 
-// keyFlag reads a verifier key of signed notes: the key itself, or a file that holds it.
-func keyFlag(value string) (note.Verifier, error) {
+// keyFlag reads a verifier key of signed notes: the key itself, or a file that holds it and, each on a line
+// of its own below it, keys that it followed on.
+func keyFlag(value string) (key note.Verifier, former []note.Verifier, err error) {
 	text := value
 	if content, err := os.ReadFile(value); err == nil {
 		text = strings.TrimSpace(string(content))
 	} else if !strings.Contains(value, "+") {
-		return nil, usage("--key: %v", err)
+		return nil, nil, usage("--key: %v", err)
 	}
-	key, err := note.NewVerifier(text)
-	if err != nil {
-		return nil, usage("--key: want a verifier key of signed notes (origin+hash+key), or a file that holds one")
+	var keys []note.Verifier
+	for line := range strings.Lines(text + "\n") {
+		if line = strings.TrimSpace(line); line == "" {
+			continue
+		}
+		key, err := note.NewVerifier(line)
+		if err != nil {
+			return nil, nil, usage("--key: want a verifier key of signed notes (origin+hash+key), or a file that holds one on each line")
+		}
+		keys = append(keys, key)
 	}
-	return key, nil
+	if len(keys) == 0 {
+		return nil, nil, usage("--key: the file holds no verifier key")
+	}
+	return keys[0], keys[1:], nil
 }
 
 // keptFlag reads files of checkpoints, each of which may hold several one after the other.
@@ -76,9 +87,9 @@ func splitNotes(text string) []string {
 	return notes
 }
 
-// believe reads a checkpoint that has to be signed with the key.
-func believe(text string, key note.Verifier) (audit.Checkpoint, error) {
-	c, err := audit.ParseCheckpoint(text, key)
+// believe reads a checkpoint that has to be signed with one of the keys.
+func believe(text string, keys ...note.Verifier) (audit.Checkpoint, error) {
+	c, err := audit.ParseCheckpoint(text, keys...)
 	if err != nil {
 		return c, notProven("%v", err)
 	}

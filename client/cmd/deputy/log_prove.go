@@ -57,7 +57,7 @@ func (cmd *checkpointCommand) fetch(c *client.Client) (string, error) {
 		}
 		return head.Note, nil
 	}
-	key, err := keyFlag(cmd.Key)
+	key, former, err := keyFlag(cmd.Key)
 	if err != nil {
 		return "", err
 	}
@@ -69,16 +69,16 @@ func (cmd *checkpointCommand) fetch(c *client.Client) (string, error) {
 		_, err = believe(head.Note, key)
 		return head.Note, err
 	}
-	return cmd.grown(c, key)
+	return cmd.grown(c, key, former)
 }
 
 // grown returns a checkpoint that was proven to continue the one that was kept.
-func (cmd *checkpointCommand) grown(c *client.Client, key note.Verifier) (string, error) {
+func (cmd *checkpointCommand) grown(c *client.Client, key note.Verifier, former []note.Verifier) (string, error) {
 	content, err := os.ReadFile(cmd.Kept)
 	if err != nil {
 		return "", usage("--kept: %v", err)
 	}
-	kept, err := believe(string(content), key)
+	kept, err := believe(string(content), append(former, key)...)
 	if err != nil {
 		return "", err
 	}
@@ -129,7 +129,7 @@ func (cmd *proveCommand) Run(a *app) error {
 	var key note.Verifier
 	if cmd.Key != "" {
 		var err error
-		if key, err = keyFlag(cmd.Key); err != nil {
+		if key, _, err = keyFlag(cmd.Key); err != nil {
 			return err
 		}
 	}

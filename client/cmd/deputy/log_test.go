@@ -1,6 +1,8 @@
 package main
 
 import (
+	"crypto/rand"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -36,7 +38,7 @@ func auditor(t *testing.T) (*deputytest.Server, *client.Client, note.Verifier, l
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
-	key, err := keyFlag(s.CheckpointKey())
+	key, _, err := keyFlag(s.CheckpointKey())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -97,7 +99,7 @@ func TestGrownIsProven(t *testing.T) {
 		if err := os.WriteFile(file, []byte(test.kept), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		newest, err := (&checkpointCommand{Kept: file, ledgerFlags: flags}).grown(c, key)
+		newest, err := (&checkpointCommand{Kept: file, ledgerFlags: flags}).grown(c, key, nil)
 		if (err == nil) != test.good || test.good != strings.Contains(newest, "\n44\n") {
 			t.Errorf("%s: %q, %v", name, newest, err)
 		}
@@ -125,6 +127,28 @@ func TestOCSFOfWhatIsNotKnown(t *testing.T) {
 		event := ocsfEvent(e, time.Unix(1_800_000_000, 0))
 		if event.TypeUID != 600300+event.ActivityID || event.Severity == "" || event.API.Operation == "" && e.Kind != "" || event.Actor.User.Name == "" || event.SrcEndpoint.Name == "" {
 			t.Errorf("%+v: %+v", e, event)
+		}
+	}
+}
+
+// TestKeyFiles: the first key is the one in force, those below it are former ones.
+func TestKeyFiles(t *testing.T) {
+	s := deputytest.Start()
+	defer s.Close()
+	_, former, err := note.GenerateKey(rand.Reader, "deputy.example")
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "keys")
+	for text, want := range map[string]int{
+		s.CheckpointKey(): 0, s.CheckpointKey() + "\n\n" + former + "\n": 1, "\n": -1, "": -1, s.CheckpointKey() + "\nnot a key\n": -1,
+	} {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		key, rest, err := keyFlag(file)
+		if (err == nil) != (want >= 0) || want >= 0 && (len(rest) != want || !strings.HasPrefix(s.CheckpointKey(), fmt.Sprintf("%s+%08x", key.Name(), key.KeyHash()))) {
+			t.Errorf("%q: %d former keys, %v", text, len(rest), err)
 		}
 	}
 }

@@ -18,7 +18,7 @@ import (
 
 type verifyCommand struct {
 	Export     string   `arg:"" name:"file" optional:"" help:"An export, - for one on standard input. Default: the log as the server sends it."`
-	Key        string   `required:"" placeholder:"KEY|FILE" help:"Verifier key of the tenant's checkpoints, had from somewhere else than the log."`
+	Key        string   `required:"" placeholder:"KEY|FILE" help:"Verifier key of the tenant's checkpoints, had from somewhere else than the log. In a file, keys that it followed on may stand below it: they are believed for --kept."`
 	Checkpoint string   `placeholder:"FILE" help:"The newest checkpoint, to which the log is held. Default: the one that the server gives."`
 	Kept       []string `sep:"none" placeholder:"FILE" help:"Checkpoints that you kept; may repeat, and hold several: the log must continue each."`
 
@@ -47,7 +47,7 @@ func notProven(format string, args ...any) error { return unproven{fmt.Sprintf(f
 
 // Run verifies a log.
 func (cmd *verifyCommand) Run(a *app) error {
-	key, err := keyFlag(cmd.Key)
+	key, former, err := keyFlag(cmd.Key)
 	if err != nil {
 		return err
 	}
@@ -66,7 +66,7 @@ func (cmd *verifyCommand) Run(a *app) error {
 	}
 	defer lines.Close()
 	said := a.now()
-	report, err := audit.VerifyLog(ctx, lines, audit.Options{Key: key, Checkpoint: newest, Kept: kept, Progress: func(done uint64) {
+	report, err := audit.VerifyLog(ctx, lines, audit.Options{Key: key, Former: former, Checkpoint: newest, Kept: kept, Progress: func(done uint64) {
 		if now := a.now(); now.Sub(said) >= progressPause {
 			said = now
 			a.stderr.line("so far: %d entries", done)

@@ -24,9 +24,7 @@ type arguments struct {
 	Config  struct {
 		Check check `cmd:"" help:"List all that is wrong with a configuration and the files it names. Connects to nothing."`
 	} `cmd:"" help:"The configuration file."`
-	Keys struct {
-		Create create `cmd:"" help:"Create a key in a new file that only its owner can read. Never replaces a file."`
-	} `cmd:"" help:"Keys that sign tokens or checkpoints."`
+	Keys    keys    `cmd:"" help:"Keys that sign tokens or checkpoints."`
 	Erase   erase   `cmd:"" help:"Make a tenant's ledger forget a principal. Every proof keeps holding. Safe to repeat, and while instances serve."`
 	Version version `cmd:"" help:"Say which version this is."`
 }
@@ -42,11 +40,6 @@ type (
 	migrate struct {
 		Config string `placeholder:"FILE" xor:"database" required:"" help:"Take the database from this configuration."`
 		DSN    string `placeholder:"ADDRESS" xor:"database" required:"" help:"The database itself: postgres:// or sqlite:///. Other users of the machine can read it: put no password in."`
-	}
-	create struct {
-		Out        string `required:"" placeholder:"FILE" help:"The new file."`
-		Algorithm  string `required:"" xor:"kind" enum:"ES256,EdDSA,RS256" help:"For a key that signs tokens: ES256, EdDSA or RS256."`
-		Checkpoint string `required:"" xor:"kind" placeholder:"ISSUER" help:"For a key that signs checkpoints of this issuer's log. The verifier key, which auditors need, is printed."`
 	}
 )
 
@@ -127,19 +120,6 @@ func (c check) Run(stdout io.Writer) error {
 		text += "warning: " + warning + "\n"
 	}
 	_, err = io.WriteString(stdout, text)
-	return err
-}
-
-// Run creates a key.
-func (c create) Run(stdout io.Writer) error {
-	if c.Checkpoint == "" {
-		return server.CreateKey(c.Out, c.Algorithm)
-	}
-	public, err := server.CreateCheckpointKey(c.Out, c.Checkpoint)
-	if err != nil {
-		return err
-	}
-	_, err = fmt.Fprintln(stdout, public)
 	return err
 }
 

@@ -9,19 +9,28 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/mod/sumdb/note"
 
 	"deputy.example/deputy/client/audit"
+	"deputy.example/deputy/server/internal/vault"
 )
 
-// Checkpointer signs the heads of one tenant's log, and keeps them outside the database too.
+// Checkpointer signs the heads of one tenant's log, and keeps them outside the database too. It has a key of
+// a file, managed ones, or both: all sign, and what any of them signed is believed.
 type Checkpointer struct {
+	fixed   *checkpointKey                // nil: no file
+	managed *vault.Series[*checkpointKey] // nil: none
+	file    string                        // "": only in the database
+}
+
+type checkpointKey struct {
 	signer   note.Signer
 	verifier note.Verifier
 	public   string
-	file     string // "": only in the database
 }
 
 // Origin names a tenant's log, and the key of its checkpoints: the issuer without its scheme.
@@ -52,14 +61,24 @@ func CreateCheckpointKey(path, issuer string) (verifierKey string, err error) {
 }
 
 // OpenCheckpointer reads a key, the text of whose file is given, and tries the place where the checkpoints
-// are kept. Errors never repeat the key.
+// are kept. Without a key, the checkpointer signs once it manages some. Errors never repeat the key.
 func OpenCheckpointer(key, issuer, file string) (*Checkpointer, error) {
+	c := &Checkpointer{file: file}
+	if key == "" {
+		return c, nil
+	}
+	var err error
+	c.fixed, err = newCheckpointKey(key, Origin(issuer))
+	return c, err
+}
+
+func newCheckpointKey(key, origin string) (*checkpointKey, error) {
 	signer, err := note.NewSigner(key)
 	if err != nil {
 		return nil, errors.New(`is no key of checkpoints: make one with "deputyd keys create --checkpoint"`)
 	}
-	if signer.Name() != Origin(issuer) {
-		return nil, fmt.Errorf("is the key of %s: a log's key has the name of its own issuer, %s", signer.Name(), Origin(issuer))
+	if signer.Name() != origin {
+		return nil, fmt.Errorf("is the key of %s: a log's key has the name of its own issuer, %s", signer.Name(), origin)
 	}
 	// PRIVATE+KEY+name+hash+data, where the data are the algorithm, Ed25519, and the seed.
 	parts := strings.SplitN(key, "+", 5)
@@ -68,17 +87,89 @@ func OpenCheckpointer(key, issuer, file string) (*Checkpointer, error) {
 		return nil, errors.New("is no Ed25519 key")
 	}
 	private := ed25519.NewKeyFromSeed(data[1:])
-	c := &Checkpointer{signer: signer, file: file}
-	if c.public, err = note.NewEd25519VerifierKey(signer.Name(), private.Public().(ed25519.PublicKey)); err != nil {
+	k := &checkpointKey{signer: signer}
+	if k.public, err = note.NewEd25519VerifierKey(signer.Name(), private.Public().(ed25519.PublicKey)); err != nil {
 		return nil, err
 	}
-	c.verifier, err = note.NewVerifier(c.public)
-	return c, err
+	k.verifier, err = note.NewVerifier(k.public)
+	return k, err
 }
 
-// VerifierKey is what auditors verify checkpoints with, in the form of signed notes. They should have it
-// from somewhere else than the server.
-func (c *Checkpointer) VerifierKey() string { return c.public }
+// id is what the key is called in signatures: the four bytes that verifiers find it by, in hexadecimal.
+func (k *checkpointKey) id() string { return fmt.Sprintf("%08x", k.signer.KeyHash()) }
+
+// Manage adds managed keys, which sign once a vault has opened the series. now may be nil: time.Now.
+func (c *Checkpointer) Manage(tenant, issuer string, now func() time.Time) vault.Member {
+	plan := vault.Plan{Tenant: tenant, Use: vault.Checkpoints, Algorithm: "Ed25519", Together: true}
+	c.managed = vault.NewSeries(plan, vault.Maker[*checkpointKey]{
+		Make: func(string) ([]byte, error) {
+			private, _, err := note.GenerateKey(rand.Reader, Origin(issuer))
+			return []byte(private), err
+		},
+		Open: func(private []byte, _ string) (*checkpointKey, string, error) {
+			k, err := newCheckpointKey(string(private), Origin(issuer))
+			if err != nil {
+				return nil, "", err
+			}
+			return k, k.id(), nil
+		},
+	}, now)
+	return c.managed
+}
+
+// keys are those that sign, and all that are believed, the newest last.
+func (c *Checkpointer) keys() (signing, believed []*checkpointKey, err error) {
+	if c.fixed != nil {
+		signing, believed = append(signing, c.fixed), append(believed, c.fixed)
+	}
+	if c.managed == nil {
+		return signing, believed, nil
+	}
+	set, err := c.managed.Now()
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, held := range set.Keys {
+		believed = append(believed, held.Key)
+		if held.Phase == vault.Signing {
+			signing = append(signing, held.Key)
+		}
+	}
+	return signing, believed, nil
+}
+
+// VerifierKey is what auditors verify checkpoints with, in the form of signed notes: that of the newest key
+// that signs. They should have it from somewhere else than the server.
+func (c *Checkpointer) VerifierKey() string {
+	signing, _, err := c.keys()
+	if err != nil || len(signing) == 0 {
+		return ""
+	}
+	return signing[len(signing)-1].public
+}
+
+// VerifierKeys are those of all managed keys that are believed, by the id of the key.
+func (c *Checkpointer) VerifierKeys() map[string]string {
+	_, believed, err := c.keys()
+	if err != nil {
+		return nil
+	}
+	by := make(map[string]string)
+	for _, k := range believed {
+		by[k.id()] = k.public
+	}
+	return by
+}
+
+// SignedWithout says whether another key than this one, which stays, has signed the checkpoint. A key that
+// goes before that leaves a log that continues nothing.
+func (c *Checkpointer) SignedWithout(id, checkpoint string) bool {
+	signing, _, err := c.keys()
+	return err == nil && slices.ContainsFunc(signing, func(k *checkpointKey) bool {
+		_, err := audit.ParseCheckpoint(checkpoint, k.verifier)
+		return err == nil && k.id() != id
+	})
+}
 
 // kept is a checkpoint with its signed form.
 type kept struct {
@@ -86,9 +177,50 @@ type kept struct {
 	note string
 }
 
+// parse believes what any key that is in force has signed.
 func (c *Checkpointer) parse(text string) (kept, error) {
-	parsed, err := audit.ParseCheckpoint(text, c.verifier)
-	return kept{parsed, text}, err
+	_, believed, err := c.keys()
+	if err != nil {
+		return kept{}, err
+	}
+	var verifiers []note.Verifier
+	for _, k := range believed {
+		verifiers = append(verifiers, k.verifier)
+	}
+	parsed, err := audit.ParseCheckpoint(text, verifiers...)
+	if err != nil {
+		return kept{}, fmt.Errorf("%w: %w", errBroken, err)
+	}
+	return kept{parsed, text}, nil
+}
+
+// signed has all keys sign whose turn it is.
+func (c *Checkpointer) signed(head audit.Checkpoint) (kept, error) {
+	signing, _, err := c.keys()
+	if err != nil {
+		return kept{}, err
+	}
+	var signers []note.Signer
+	for _, k := range signing {
+		signers = append(signers, k.signer)
+	}
+	text, err := head.Sign(signers...)
+	return kept{head, text}, err
+}
+
+// lacks says whether a key signs by now that has not signed this: a log that does not grow must not keep
+// auditors from a new key, nor be left with nothing but the signature of a key that goes.
+func (c *Checkpointer) lacks(k kept) (bool, error) {
+	signing, _, err := c.keys()
+	if err != nil || k.Size == 0 {
+		return false, err
+	}
+	for _, key := range signing {
+		if _, err := audit.ParseCheckpoint(k.note, key.verifier); err != nil {
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 // outside reads the newest checkpoint that was kept outside the database; it is empty if there is none.
@@ -105,7 +237,7 @@ func (c *Checkpointer) outside() (kept, error) {
 	}
 	k, err := c.parse(string(text))
 	if err != nil {
-		return kept{}, fmt.Errorf("%w: %s is not a checkpoint of this key: %w", errBroken, c.file, err)
+		return kept{}, fmt.Errorf("%s is not a checkpoint of this key: %w", c.file, err)
 	}
 	return k, nil
 }

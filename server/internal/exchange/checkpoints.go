@@ -24,7 +24,7 @@ func (e *Engine) Checkpoints(ctx context.Context) error {
 	var all sync.WaitGroup
 	for _, t := range e.tenants {
 		if t.Checkpoints == nil {
-			e.config.Logger.WarnContext(ctx, "the log has no signed checkpoints: configure audit.checkpoint_key", "tenant", t.Name)
+			e.config.Logger.WarnContext(ctx, "the log has no signed checkpoints: configure audit.checkpoint_key or audit.managed_checkpoint_key", "tenant", t.Name)
 			continue
 		}
 		n := &notary{Engine: e, tenant: t, Checkpointer: t.Checkpoints}
@@ -89,7 +89,7 @@ var errBroken = errors.New("the log is not the one that was signed")
 func (n *notary) round(ctx context.Context) error {
 	ctx, cancel := n.within(ctx)
 	defer cancel()
-	err := n.sign(ctx)
+	err := n.head(ctx)
 	switch {
 	case err == nil:
 		n.proven.Store(n.tenant.Name, nil)
@@ -99,8 +99,9 @@ func (n *notary) round(ctx context.Context) error {
 	return err // a database or a disk that does not answer leaves standing what was known
 }
 
-// sign reads the newest head, holds it to everything that was signed before, and signs it if it is new.
-func (n *notary) sign(ctx context.Context) error {
+// head reads the newest head, holds it to everything that was signed before, and signs it if it is new, or if
+// a key is.
+func (n *notary) head(ctx context.Context) error {
 	// The head is read first: what others sign meanwhile may be ahead of it, and that is for the next round.
 	saved, err := n.saved(ctx)
 	if err != nil {
@@ -120,8 +121,16 @@ func (n *notary) sign(ctx context.Context) error {
 		}
 	}
 	newest := saved
-	if size > saved.Size {
-		newest, err = n.issue(ctx, size, root)
+	lacks, err := n.lacks(saved)
+	if err != nil {
+		return err
+	}
+	if size > saved.Size || lacks {
+		head := saved.Checkpoint
+		if size > saved.Size {
+			head = audit.Checkpoint{Origin: Origin(n.tenant.Issuer), Size: size, Root: root, Time: n.config.Now().UTC().Truncate(time.Second)}
+		}
+		newest, err = n.issue(ctx, head)
 		switch {
 		case errors.Is(err, ledger.ErrForked): // another instance was faster: what it saved is compared in the next round
 			newest = saved
@@ -129,7 +138,10 @@ func (n *notary) sign(ctx context.Context) error {
 			return err
 		}
 	}
-	if newest.Size > outside.Size {
+	if lacks, err = n.lacks(outside); err != nil {
+		return err
+	}
+	if newest.Size > outside.Size || newest.Size == outside.Size && lacks {
 		if err := n.keep(newest.note); err != nil {
 			return err
 		}
@@ -149,7 +161,7 @@ func (n *notary) saved(ctx context.Context) (kept, error) {
 	}
 	k, err := n.parse(last.Note)
 	if err != nil {
-		return kept{}, fmt.Errorf("%w: the checkpoint in the database is not one of this key: %w", errBroken, err)
+		return kept{}, fmt.Errorf("the checkpoint in the database is not one of this key: %w", err)
 	}
 	if k.Size != last.Size || k.Root != last.Root {
 		return kept{}, fmt.Errorf("%w: the checkpoint in the database was changed", errBroken)
@@ -180,11 +192,10 @@ func (n *notary) continues(ctx context.Context, where string, before kept, size 
 }
 
 // issue signs the head and saves it.
-func (n *notary) issue(ctx context.Context, size uint64, root tlog.Hash) (kept, error) {
-	c := audit.Checkpoint{Origin: Origin(n.tenant.Issuer), Size: size, Root: root, Time: n.config.Now().UTC().Truncate(time.Second)}
-	text, err := c.Sign(n.signer)
+func (n *notary) issue(ctx context.Context, head audit.Checkpoint) (kept, error) {
+	k, err := n.signed(head)
 	if err != nil {
 		return kept{}, err
 	}
-	return kept{c, text}, n.config.Ledger.SaveCheckpoint(ctx, n.tenant.Name, ledger.Checkpoint{Size: size, Root: root, Time: c.Time, Note: text})
+	return k, n.config.Ledger.SaveCheckpoint(ctx, n.tenant.Name, ledger.Checkpoint{Size: k.Size, Root: k.Root, Time: k.Time, Note: k.note})
 }

@@ -3,7 +3,6 @@ package exchange
 import (
 	"context"
 	"crypto/rand"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -40,8 +39,6 @@ type Tenant struct {
 	RequireNonce bool
 	// Checkpoints sign the heads of its log. Default: nobody does.
 	Checkpoints *Checkpointer
-
-	frame int // length of a signed token beside its encoded claims
 }
 
 // Config is what an Engine works with. Ledger and Guard are shared by all tenants and stay the
@@ -86,6 +83,7 @@ type Engine struct {
 
 // protections are switched off by tests only, which then see their attacks succeed.
 type protections struct {
+	clientID, oneTenant                                                                             bool
 	callerRules, actorAudience, otherCaller, binding, policy, replay, uses, idempotency, revocation bool
 	continuity, reading, withholding                                                                bool
 }
@@ -130,11 +128,9 @@ func New(config Config) (*Engine, error) {
 		if e.tenants[t.Name] != nil || e.byIssuer[t.Issuer] != nil {
 			return nil, fmt.Errorf("exchange: tenant %q or its issuer stands twice", t.Name)
 		}
-		probe, err := t.Keys.Sign([]byte(`{}`))
-		if err != nil {
+		if _, err := t.Keys.Sign([]byte(`{}`)); err != nil {
 			return nil, fmt.Errorf("exchange: tenant %q: %w", t.Name, err)
 		}
-		t.frame = len(probe) - base64.RawURLEncoding.EncodedLen(len(`{}`))
 		e.tenants[t.Name], e.byIssuer[t.Issuer] = t, t
 	}
 	return e, nil
@@ -157,11 +153,11 @@ func (e *Engine) tenantOf(named, credential string) (*Tenant, error) {
 	if err != nil {
 		return nil, unauthenticated(err)
 	}
-	claims, err := unverified.Registered()
+	audiences, err := unverified.StringsClaim("aud")
 	if err != nil {
 		return nil, unauthenticated(err)
 	}
-	for _, audience := range claims.Audience {
+	for _, audience := range audiences {
 		if t := e.byIssuer[audience]; t != nil {
 			return t, nil
 		}
@@ -172,7 +168,7 @@ func (e *Engine) tenantOf(named, credential string) (*Tenant, error) {
 // unauthenticated is the one answer to every failed authentication, whatever the cause.
 func unauthenticated(cause error) *delegation.Error {
 	return delegation.Refuse(delegation.ClientUnauthenticated, "",
-		"the caller could not be authenticated: send a private_key_jwt assertion or a workload JWT whose audience is the tenant's issuer").WithCause(cause)
+		"the caller could not be authenticated: send a private_key_jwt assertion, a workload JWT whose audience is the tenant's issuer, or a client certificate that the tenant knows").WithCause(cause)
 }
 
 // newID makes a ULID: sortable by time, 80 random bits.

@@ -25,6 +25,8 @@ var (
 	NoContinuity      Protection = func(p *protections) { p.continuity = true }
 	NoReadingRules    Protection = func(p *protections) { p.reading = true }
 	NoWithholding     Protection = func(p *protections) { p.withholding = true }
+	NoClientID        Protection = func(p *protections) { p.clientID = true }
+	NoOneTenant       Protection = func(p *protections) { p.oneTenant = true }
 )
 
 // SwitchOff must be called before the engine is used.

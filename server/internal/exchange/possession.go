@@ -9,7 +9,6 @@ import (
 
 	"deputy.example/deputy/client/delegation"
 	"deputy.example/deputy/client/dpop"
-	"deputy.example/deputy/server/internal/guard"
 	"deputy.example/deputy/server/internal/ledger"
 	"deputy.example/deputy/server/internal/token"
 )
@@ -156,13 +155,4 @@ func (a arrival) uses() []ledger.SingleUse {
 		uses = append(uses, ledger.SingleUse{Issuer: "dpop", Key: p.Thumbprint, ID: p.ID, Until: p.Until, Reason: delegation.ProofReplayed})
 	}
 	return uses
-}
-
-// noteUses lets Redis refuse early what was used before.
-func (e *Engine) noteUses(ctx context.Context, a arrival) error {
-	var noted []guard.Use
-	for _, u := range a.uses() {
-		noted = append(noted, guard.Use{Issuer: u.Issuer, Key: u.Key, ID: u.ID, Until: u.Until, Reason: u.Reason})
-	}
-	return e.config.Guard.Note(ctx, a.tenant.Name, noted)
 }

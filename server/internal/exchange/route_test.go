@@ -7,6 +7,7 @@ import (
 	"pgregory.net/rapid"
 
 	"deputy.example/deputy/client/delegation"
+	"deputy.example/deputy/server/internal/token"
 )
 
 // TestCallerRulesForAnyone holds route against the rules as the design states them, written a second
@@ -114,7 +115,11 @@ func BenchmarkPlan(b *testing.B) {
 	}
 	p.txn, p.depthLeft = "txn", 2
 	st, limits := s.steps[3], Limits{AllowBearer: true}.withDefaults()
-	tenant := &Tenant{frame: 250}
+	keys, err := token.OpenKeyset(token.KeysetConfig{Keys: []token.KeyFile{{Path: b.TempDir() + "/key.pem", Algorithm: "ES256"}}, Create: true})
+	if err != nil {
+		b.Fatal(err)
+	}
+	tenant := &Tenant{Keys: keys}
 	b.ReportAllocs()
 	for b.Loop() {
 		c, err := p.claims(st.actor, st.wish, limits, "https://deputy.example", "id", "", epoch)

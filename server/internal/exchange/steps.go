@@ -2,7 +2,6 @@ package exchange
 
 import (
 	"context"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"math"
@@ -10,6 +9,7 @@ import (
 	"time"
 
 	"deputy.example/deputy/client/delegation"
+	"deputy.example/deputy/server/internal/guard"
 	"deputy.example/deputy/server/internal/ledger"
 	"deputy.example/deputy/server/internal/policy"
 	"deputy.example/deputy/server/internal/token"
@@ -60,9 +60,9 @@ func (e *Engine) identify(ctx context.Context, door string, c Credentials, fallb
 	case presented > 1:
 		return arrival{}, delegation.Refuse(delegation.ParameterConflict, "client_assertion",
 			"the authorization metadata authenticates the caller too: send one of them")
-	case c.Assertion == "" && (c.AssertionType != "" || c.ClientID != ""):
+	case c.Assertion == "" && (c.AssertionType != "" || c.ClientID != "" && (presented > 0 || len(c.Certificates) == 0)):
 		return arrival{}, delegation.Refuse(delegation.ParameterMissing, "client_assertion",
-			"client_assertion_type and client_id need a client_assertion")
+			"client_assertion_type needs a client_assertion, and client_id one or a client certificate")
 	case c.Assertion != "" && c.AssertionType != delegation.ClientAssertionTypeJWTBearer:
 		return arrival{}, delegation.Refuse(delegation.ParameterInvalid, "client_assertion_type",
 			"must be %s", delegation.ClientAssertionTypeJWTBearer)
@@ -70,8 +70,13 @@ func (e *Engine) identify(ctx context.Context, door string, c Credentials, fallb
 		return arrival{}, delegation.Refuse(delegation.ParameterMissing, "dpop", "a credential of scheme DPoP needs a proof of its key (RFC 9449 section 7.1)")
 	}
 	credential := c.Assertion + c.Bearer + c.DPoP // all but one are empty
-	if credential == "" && fallback != nil {
-		return e.identifyActor(ctx, door, *fallback)
+	if credential == "" {
+		if a, known, err := e.identifyCertificate(ctx, door, c); known || err != nil {
+			return a, err
+		}
+		if fallback != nil {
+			return e.identifyActor(ctx, door, *fallback)
+		}
 	}
 	tenant, err := e.tenantOf(door, credential)
 	if err != nil {
@@ -127,13 +132,12 @@ func (w *walk) admit(ctx context.Context) error {
 	return w.admitCaller(ctx, w.arrival, len(w.children))
 }
 
-// admitCaller notes the caller's uses first: with an assertion that somebody captured, nobody can use
-// up its owner's rate.
 func (e *Engine) admitCaller(ctx context.Context, a arrival, calls int) error {
-	if err := e.noteUses(ctx, a); err != nil {
-		return err
+	var uses []guard.Use
+	for _, u := range a.uses() {
+		uses = append(uses, guard.Use{Issuer: u.Issuer, Key: u.Key, ID: u.ID, Until: u.Until, Reason: u.Reason})
 	}
-	return e.config.Guard.Admit(ctx, a.tenant.Name, a.caller.Principal, calls, a.tenant.CallerRate)
+	return e.config.Guard.Admit(ctx, a.tenant.Name, a.caller.Principal, calls, a.tenant.CallerRate, uses...)
 }
 
 // verify is step 3: the subject token once, then each child's actor.
@@ -364,7 +368,11 @@ func (t *Tenant) fits(c delegation.Claims) error {
 	if err != nil {
 		return err
 	}
-	if size := t.frame + base64.RawURLEncoding.EncodedLen(len(payload)); size > delegation.MaxTokenBytes {
+	size, err := t.Keys.SizeOf(len(payload))
+	if err != nil {
+		return delegation.Unavailable("the signing keys", err)
+	}
+	if size > delegation.MaxTokenBytes {
 		return delegation.Refuse(delegation.RequestTooLarge, "",
 			"the token would have %d bytes, more than %d: ask for fewer scopes, audiences or details", size, delegation.MaxTokenBytes)
 	}

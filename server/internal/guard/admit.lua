@@ -1,7 +1,18 @@
 -- KEYS[1]  holds the theoretical arrival time (TAT): when the bucket will be full again
--- ARGV     rate per second, burst, cost
--- Returns  0 if admitted, else the microseconds to wait.
+-- KEYS[2…] remember what serves once
+-- ARGV     rate per second, burst, cost, and for each of KEYS[2…] how long it is remembered, in milliseconds
+-- Returns  0 if admitted, -i if the i-th of KEYS[2…] is remembered already, else the microseconds to wait.
 -- All times are whole microseconds of the server's clock: below 2^53, so doubles hold them exactly.
+local replayed = 0
+for i = 2, #KEYS do
+  if not redis.call('SET', KEYS[i], 1, 'NX', 'PX', ARGV[i + 2]) and replayed == 0 then
+    replayed = 1 - i
+  end
+end
+if replayed < 0 then
+  return replayed
+end
+
 local rate, burst, cost = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000000 + tonumber(time[2])

@@ -104,40 +104,6 @@ func (silent) Printf(context.Context, string, ...any) {}
 // Limit is a token bucket: Rate per second on average, Burst at once. Both must be at least 1.
 type Limit struct{ Rate, Burst int }
 
-// admit is the generic cell rate algorithm. The key holds the theoretical arrival time.
-//
-//go:embed admit.lua
-var admitSource string
-
-var admit = redis.NewScript(admitSource)
-
-// Admit takes cost from the caller's bucket. It refuses with rate_limited and the time after which
-// the same cost will be admitted, if nobody takes it before; with request_too_large if the
-// cost exceeds the burst, since then no waiting would help; and with unavailable.
-func (g *Guard) Admit(ctx context.Context, tenant string, caller delegation.Principal, cost int, l Limit) (err error) {
-	defer g.observe("admit", time.Now(), &err)
-	if l.Rate < 1 || l.Burst < 1 || cost < 1 {
-		return delegation.Refuse(delegation.Internal, "", "a rate of %d, burst of %d and cost of %d admit nothing", l.Rate, l.Burst, cost)
-	}
-	if cost > l.Burst {
-		return delegation.Refuse(delegation.RequestTooLarge, "", "%d items at once exceed the caller's limit of %d", cost, l.Burst)
-	}
-	ctx, cancel := context.WithTimeout(ctx, g.timeout)
-	defer cancel()
-	wait, err := admit.Run(ctx, g.client, []string{key(tenant, "rate", string(caller))}, l.Rate, l.Burst, cost).Int64()
-	switch {
-	case err != nil:
-		return delegation.Unavailable(dependency, err)
-	case wait < 0:
-		return delegation.Unavailable(dependency, fmt.Errorf("rate limit answered %d", wait))
-	case wait > 0:
-		refusal := delegation.Refuse(delegation.RateLimited, "", "the caller's limit of %d per second is used up", l.Rate)
-		refusal.RetryAfter = time.Duration(wait) * time.Microsecond
-		return refusal
-	}
-	return nil
-}
-
 // Use names a credential that may be used once: an assertion or a proof, identified by its issuer,
 // the key that signed it and its jti. Until is when it stops being acceptable by itself.
 type Use struct {
@@ -146,43 +112,52 @@ type Use struct {
 	Reason          delegation.Reason // of the refusal; AssertionReplayed if empty
 }
 
-// Note remembers the uses until their time has passed and refuses with the reason of the first that
-// was noted before. It is for credentials that are new in every request, also in a retried one:
-// a token with uses 1 goes to the ledger only, which knows an idempotent retry from a second use.
-func (g *Guard) Note(ctx context.Context, tenant string, uses []Use) (err error) {
-	defer g.observe("note", time.Now(), &err)
-	if len(uses) == 0 {
-		return nil
+// admit notes uses and is the generic cell rate algorithm. The rate's key holds the theoretical arrival time.
+//
+//go:embed admit.lua
+var admitSource string
+
+var admit = redis.NewScript(admitSource)
+
+// Admit notes the uses until their time has passed, and refuses with the reason of the first that was
+// noted before. Only then it takes cost from the caller's bucket: with what somebody captured, nobody can
+// use up its owner's rate. It refuses with rate_limited and the time after which the same cost will be
+// admitted, if nobody takes it before; with request_too_large if the cost exceeds the burst, since then no
+// waiting would help; and with unavailable.
+//
+// Uses are credentials that are new in every request, also in a retried one: a token with uses 1 goes to
+// the ledger only, which knows an idempotent retry from a second use.
+func (g *Guard) Admit(ctx context.Context, tenant string, caller delegation.Principal, cost int, l Limit, uses ...Use) (err error) {
+	defer g.observe("admit", time.Now(), &err)
+	if l.Rate < 1 || l.Burst < 1 || cost < 1 {
+		return delegation.Refuse(delegation.Internal, "", "a rate of %d, burst of %d and cost of %d admit nothing", l.Rate, l.Burst, cost)
+	}
+	if cost > l.Burst {
+		return delegation.Refuse(delegation.RequestTooLarge, "", "%d items at once exceed the caller's limit of %d", cost, l.Burst)
+	}
+	keys, args := []string{key(tenant, "rate", string(caller))}, []any{l.Rate, l.Burst, cost}
+	for _, u := range uses {
+		ttl := u.Until.Sub(g.now()).Milliseconds()
+		if ttl < 1 {
+			return delegation.Refuse(delegation.ClientUnauthenticated, "", "the assertion or the proof has expired")
+		}
+		keys, args = append(keys, key(tenant, "replay", u.digest())), append(args, ttl)
 	}
 	ctx, cancel := context.WithTimeout(ctx, g.timeout)
 	defer cancel()
-	pipe := g.client.Pipeline()
-	noted := make([]*redis.StatusCmd, len(uses))
-	for i, u := range uses {
-		ttl := u.Until.Sub(g.now())
-		if ttl < time.Millisecond {
-			return delegation.Refuse(delegation.ClientUnauthenticated, "", "the assertion or the proof has expired")
-		}
-		noted[i] = pipe.SetArgs(ctx, key(tenant, "replay", u.digest()), 1, redis.SetArgs{Mode: "NX", TTL: ttl})
-	}
-	if _, err := pipe.Exec(ctx); err != nil && !errors.Is(err, redis.Nil) {
+	wait, err := admit.Run(ctx, g.client, keys, args...).Int64()
+	switch {
+	case err != nil:
 		return delegation.Unavailable(dependency, err)
-	}
-	var replayed *Use
-	for i, n := range noted { // Exec reports only the first error
-		switch answer, err := n.Result(); {
-		case errors.Is(err, redis.Nil):
-			if replayed == nil {
-				replayed = &uses[i]
-			}
-		case err != nil:
-			return delegation.Unavailable(dependency, err)
-		case answer != "OK":
-			return delegation.Unavailable(dependency, fmt.Errorf("SET NX answered %q", answer))
-		}
-	}
-	if replayed != nil {
+	case wait < -int64(len(uses)):
+		return delegation.Unavailable(dependency, fmt.Errorf("rate limit answered %d", wait))
+	case wait < 0:
+		replayed := uses[-wait-1]
 		return delegation.Refuse(cmp.Or(replayed.Reason, delegation.AssertionReplayed), "", "the assertion or the proof was used before: make a new one for every request")
+	case wait > 0:
+		refusal := delegation.Refuse(delegation.RateLimited, "", "the caller's limit of %d per second is used up", l.Rate)
+		refusal.RetryAfter = time.Duration(wait) * time.Microsecond
+		return refusal
 	}
 	return nil
 }

@@ -87,10 +87,11 @@ func ask(ctx context.Context, g *guard.Guard, id string) map[string]error {
 	var wg sync.WaitGroup
 	for name, question := range map[string]func() error{
 		"Admit": func() error { return g.Admit(ctx, "acme", "agent:planner", 1, guard.Limit{Rate: 1e6, Burst: 1e6}) },
-		"Note": func() error {
-			return g.Note(ctx, "acme", []guard.Use{{Issuer: "i", Key: "k", ID: id, Until: time.Now().Add(time.Minute)}})
+		"Admit with a use": func() error {
+			return g.Admit(ctx, "acme", "agent:noted", 1, guard.Limit{Rate: 1e6, Burst: 1e6}, guard.Use{Issuer: "i", Key: "k", ID: id, Until: time.Now().Add(time.Minute)})
 		},
-		"Ready": func() error { return g.Ready(ctx) },
+		"Nonces": func() error { _, err := g.Nonces(ctx, "acme"); return err },
+		"Ready":  func() error { return g.Ready(ctx) },
 	} {
 		wg.Go(func() {
 			err := question()
@@ -308,12 +309,12 @@ func BenchmarkAdmit(b *testing.B) {
 	})
 }
 
-func BenchmarkNote(b *testing.B) {
+func BenchmarkAdmitUse(b *testing.B) {
 	g := guard.New(guard.Config{Client: dial(b, testservers.Redis(b))})
 	b.ReportAllocs()
 	for b.Loop() {
 		use := guard.Use{Issuer: "i", Key: "k", ID: time.Now().String(), Until: time.Now().Add(time.Minute)}
-		if err := g.Note(b.Context(), "acme", []guard.Use{use}); err != nil {
+		if err := g.Admit(b.Context(), "acme", "agent:planner", 1, guard.Limit{Rate: 1e6, Burst: 1e6}, use); err != nil {
 			b.Fatal(err)
 		}
 	}

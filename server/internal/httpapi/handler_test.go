@@ -245,6 +245,31 @@ func TestMetadataWithoutClients(t *testing.T) {
 	}
 }
 
+// Certificates are offered where some client has one, and binding to them where one can be shown (RFC
+// 8705 §2.1.1, §2.2.1 and §3.3).
+func TestMetadataOfCertificates(t *testing.T) {
+	for name, c := range map[string]struct {
+		tenant        Tenant
+		token, others []any
+		bound         any
+	}{
+		"certificates alone": {Tenant{CertificateMethods: []string{"tls_client_auth"}, CertificateBound: true}, []any{"tls_client_auth"}, []any{"tls_client_auth", "Bearer"}, true},
+		"keys beside": {Tenant{CertificateMethods: []string{"self_signed_tls_client_auth", "tls_client_auth"}, AssertionAlgorithms: []string{"ES256"}, CertificateBound: true},
+			[]any{"private_key_jwt", "self_signed_tls_client_auth", "tls_client_auth"}, []any{"private_key_jwt", "self_signed_tls_client_auth", "tls_client_auth", "Bearer"}, true},
+		"binding alone": {Tenant{CertificateBound: true}, []any{"none"}, []any{"Bearer"}, true},
+	} {
+		c.tenant.Name, c.tenant.Issuer, c.tenant.JWKS = "a", rootIssuer, func() []byte { return nil }
+		h := newHandler(t, Config{Engine: granting(t), Tenants: []Tenant{c.tenant}})
+		_, got := answerTo(t, h, httptest.NewRequest(http.MethodGet, "/.well-known/oauth-authorization-server", nil))
+		if !reflect.DeepEqual(got["token_endpoint_auth_methods_supported"], c.token) ||
+			!reflect.DeepEqual(got["introspection_endpoint_auth_methods_supported"], c.others) ||
+			!reflect.DeepEqual(got["revocation_endpoint_auth_methods_supported"], c.others) ||
+			got["tls_client_certificate_bound_access_tokens"] != c.bound {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+}
+
 func TestJWKS(t *testing.T) {
 	h := newHandler(t, Config{Engine: granting(t)})
 	for _, method := range []string{http.MethodGet, http.MethodHead} {
@@ -257,7 +282,7 @@ func TestJWKS(t *testing.T) {
 		t.Errorf("POST: %d %v", w.Code, w.Header())
 	}
 	empty := newHandler(t, Config{Engine: granting(t), Tenants: []Tenant{{Name: "a", Issuer: rootIssuer, JWKS: func() []byte { return nil }}}})
-	if w, _ := answerTo(t, empty, httptest.NewRequest(http.MethodGet, "/oauth2/jwks", nil)); w.Code != http.StatusInternalServerError || w.Header().Get("Cache-Control") != "no-store" {
+	if w, _ := answerTo(t, empty, httptest.NewRequest(http.MethodGet, "/oauth2/jwks", nil)); w.Code != http.StatusServiceUnavailable || w.Header().Get("Cache-Control") != "no-store" {
 		t.Errorf("no keys: %d %v", w.Code, w.Header())
 	}
 }

@@ -44,6 +44,11 @@ type Tenant struct {
 	JWKS func() []byte
 	// AssertionAlgorithms are the JWS algorithms of client assertions that the tenant accepts.
 	AssertionAlgorithms []string
+	// CertificateMethods are the ways in which a client certificate authenticates (RFC 8705 §2), in the
+	// words of token_endpoint_auth_methods_supported.
+	CertificateMethods []string
+	// CertificateBound says that tokens can be bound to client certificates here (RFC 8705 §3.3).
+	CertificateBound bool
 	// DetailTypes are the types of authorization_details that the tenant knows (RFC 9396 §10).
 	DetailTypes []string
 	// AcceptJSONSTS lets the token endpoint take a flat JSON object of RFC 8693's parameters, as

@@ -2,7 +2,9 @@ package httpapi
 
 import (
 	"encoding/json"
+	"errors"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -42,16 +44,22 @@ type metadata struct {
 	IntrospectAlgorithms []string `json:"introspection_endpoint_auth_signing_alg_values_supported,omitempty"`
 	RevokeAuth           []string `json:"revocation_endpoint_auth_methods_supported"`
 	RevokeAlgorithms     []string `json:"revocation_endpoint_auth_signing_alg_values_supported,omitempty"`
+
+	CertificateBound bool `json:"tls_client_certificate_bound_access_tokens,omitempty"` // RFC 8705 §3.3
 }
 
 // metadataDocument is made once: nothing in it changes while the server runs.
 func metadataDocument(t *Tenant) ([]byte, error) {
 	base := strings.TrimSuffix(t.Issuer, "/")
-	// Where no client has a key, an actor token or a workload JWT is the only way to authenticate.
+	// Where no client has a key or a certificate, an actor token or a workload JWT is the only way to authenticate.
 	// The method must be named even so: left out, it would mean client_secret_basic (§2).
-	tokenAuth, inquiryAuth := []string{"none"}, []string{"Bearer"}
+	methods := slices.Clone(t.CertificateMethods)
 	if len(t.AssertionAlgorithms) > 0 {
-		tokenAuth, inquiryAuth = []string{"private_key_jwt"}, []string{"private_key_jwt", "Bearer"}
+		methods = append([]string{"private_key_jwt"}, methods...)
+	}
+	tokenAuth, inquiryAuth := methods, append(slices.Clone(methods), "Bearer")
+	if len(methods) == 0 {
+		tokenAuth = []string{"none"}
 	}
 	return json.Marshal(metadata{
 		Issuer:               t.Issuer,
@@ -69,6 +77,7 @@ func metadataDocument(t *Tenant) ([]byte, error) {
 		IntrospectAlgorithms: t.AssertionAlgorithms,
 		RevokeAuth:           inquiryAuth,
 		RevokeAlgorithms:     t.AssertionAlgorithms,
+		CertificateBound:     t.CertificateBound,
 	})
 }
 
@@ -87,7 +96,7 @@ func publicEndpoint(mediaType string, document func() []byte) *endpoint {
 		serve: func(w http.ResponseWriter, r *http.Request) error {
 			body := document()
 			if len(body) == 0 {
-				return delegation.Refuse(delegation.Internal, "", "the document is not there")
+				return delegation.Unavailable("this document", errors.New("it is empty"))
 			}
 			header := w.Header()
 			header.Set("Content-Type", mediaType)

@@ -1,7 +1,6 @@
 package ledger
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -22,23 +21,19 @@ type Checkpoint struct {
 // ErrForked is returned for a checkpoint that contradicts the one that is kept.
 var ErrForked = errors.New("ledger: this checkpoint is not a continuation of the one that was signed before it")
 
-// SaveCheckpoint keeps the checkpoint in place of the one before it. ErrForked: that one is larger, or of
-// the same size with another root. Saving the same again does nothing.
+// SaveCheckpoint keeps the checkpoint in place of the one before it, which may be the same with other
+// signatures. ErrForked: that one is larger, or of the same size with another root.
 func (l *Ledger) SaveCheckpoint(ctx context.Context, tenant string, c Checkpoint) error {
 	ctx, cancel := context.WithTimeout(ctx, l.config.attempt())
 	defer cancel()
 	err := l.store.change(ctx, func(db changer) error {
 		saved, err := db.change(ctx, "save checkpoint", `INSERT INTO checkpoints (tenant, size, root, time, note) VALUES ($1, $2, $3, $4, $5)
 			ON CONFLICT (tenant) DO UPDATE SET size = excluded.size, root = excluded.root, time = excluded.time, note = excluded.note
-			WHERE excluded.size > checkpoints.size`, tenant, int64(c.Size), c.Root[:], micros(c.Time), c.Note)
+			WHERE excluded.size > checkpoints.size OR excluded.size = checkpoints.size AND excluded.root = checkpoints.root`, tenant, int64(c.Size), c.Root[:], micros(c.Time), c.Note)
 		if err != nil || saved > 0 {
 			return err
 		}
-		known, err := lastCheckpoint(ctx, db, tenant)
-		if err == nil && (known.Size != c.Size || !bytes.Equal(known.Root[:], c.Root[:])) {
-			err = ErrForked
-		}
-		return err
+		return ErrForked
 	})
 	if err != nil && !errors.Is(err, ErrForked) {
 		return unavailable(err)

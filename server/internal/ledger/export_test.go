@@ -183,8 +183,8 @@ var FrequentStatements = map[string]Statement{
 
 // PruningStatements run in every transaction that adds rows of their kind.
 var PruningStatements = map[string]Statement{
-	"single_uses_until":      {sqlPruneUses, []any{"acme", int64(1), int64(2)}},
-	"idempotency_keys_until": {sqlPruneKeys, []any{"acme", int64(1), int64(2)}},
+	"single_uses_until":      {limited(sqlPruneUses, 2), []any{"acme", int64(1)}},
+	"idempotency_keys_until": {limited(sqlPruneKeys, 2), []any{"acme", int64(1)}},
 }
 
 // WastefulStatement is one that no index helps.

@@ -8,8 +8,8 @@
 // that will be proven to outsiders (docs/ledger.md).
 //
 // It must not know of tokens, signatures, policy or Redis: claims are bytes to it, except for the
-// few members that say what a revocation can hit. Nothing secret reaches it, so nothing secret can
-// be read from it.
+// few members that say what a revocation can hit. Nothing secret reaches it but private keys that were
+// sealed under a key that it does not know, so nothing secret can be read from it.
 package ledger
 
 import (

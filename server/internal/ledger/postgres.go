@@ -380,7 +380,7 @@ func (p *pipeline) write(w *writes) error {
 		p.add("void", `DELETE FROM claims WHERE tenant = $1 AND seq = ANY($2)`, w.tenant, numbersOf(w.voids))
 	}
 	for _, prune := range w.prunings() {
-		p.add("prune", prune.sql, w.tenant, w.expired, prune.most)
+		p.add("prune", prune, w.tenant, w.expired)
 	}
 	p.add("advance head", sqlHead, w.tenant, int64(w.head.seq), w.head.time, int64(w.head.revocation), edgeBytes(w.head.tree))
 	return nil

@@ -306,24 +306,25 @@ func (st *sqliteStore) begin(ctx context.Context, tenant string, q questions) (t
 func (tx *sqliteTx) answer(tenant string, q questions) (facts, error) {
 	ctx := context.Background()
 	found := newFacts()
-	if err := tx.exec("new head", sqlNewHead, tenant); err != nil {
-		return found, err
-	}
 	var seq, revocation, at int64
 	var tree []byte
-	_, err := tx.one(sqlLockRow, []any{tenant}, &seq, &at, &revocation, &tree)
-	if err == nil {
-		found.head = lockedHead(seq, at, tree)
+	there, err := tx.one(sqlLockRow, []any{tenant}, &seq, &at, &revocation, &tree)
+	if err == nil && !there { // a new tenant
+		err = tx.exec("new head", sqlNewHead, tenant)
 	}
 	if err != nil {
 		return found, err
 	}
-	revoked, err := tx.query(ctx, sqlRevocations, tenant, int64(q.revokedAfter), q.revokedUntil, everything)
-	if err != nil {
-		return found, err
-	}
-	if found.head.revocation, found.revocations, err = scanRevocations(revoked, q.now); err != nil {
-		return found, err
+	found.head = lockedHead(seq, at, tree)
+	found.head.revocation = uint64(revocation)
+	if found.head.revocation != q.revokedAfter { // else the head itself says that there is nothing new
+		revoked, err := tx.query(ctx, sqlRevocations, tenant, int64(q.revokedAfter), q.revokedUntil, everything)
+		if err != nil {
+			return found, err
+		}
+		if found.head.revocation, found.revocations, err = scanRevocations(revoked, q.now); err != nil {
+			return found, err
+		}
 	}
 	for _, name := range q.uses {
 		if found.used[name], err = tx.exists(`SELECT 1 FROM single_uses WHERE tenant = $1 AND digest = $2`, tenant, name[:]); err != nil {
@@ -426,8 +427,8 @@ func (tx *sqliteTx) write(w *writes) error {
 			return err
 		}
 	}
-	for _, p := range w.prunings() {
-		if err := tx.exec("prune", p.sql, w.tenant, w.expired, p.most); err != nil {
+	for _, prune := range w.prunings() {
+		if err := tx.exec("prune", prune, w.tenant, w.expired); err != nil {
 			return err
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -218,35 +219,40 @@ const (
 		WHERE h.tenant = $1 ORDER BY e.seq`
 	everything = int64(math.MaxInt64) // for LIMIT
 
+	// The limits are written out behind these: SQLite compiles a statement anew each time that a
+	// parameter of LIMIT is bound.
 	sqlPruneUses = `DELETE FROM single_uses WHERE tenant = $1 AND digest IN
-		(SELECT digest FROM single_uses WHERE tenant = $1 AND until < $2 ORDER BY until LIMIT $3)`
+		(SELECT digest FROM single_uses WHERE tenant = $1 AND until < $2 ORDER BY until LIMIT `
 	sqlPruneKeys = `DELETE FROM idempotency_keys WHERE tenant = $1 AND digest IN
-		(SELECT digest FROM idempotency_keys WHERE tenant = $1 AND until < $2 ORDER BY until LIMIT $3)`
+		(SELECT digest FROM idempotency_keys WHERE tenant = $1 AND until < $2 ORDER BY until LIMIT `
 	// Claims are pruned in the order of their numbers, which needs no index: what expired waits at
 	// most for the longest life of a token.
 	sqlPruneClaims = `DELETE FROM claims WHERE tenant = $1 AND until < $2 AND seq IN
-		(SELECT seq FROM claims WHERE tenant = $1 ORDER BY seq LIMIT $3)`
+		(SELECT seq FROM claims WHERE tenant = $1 ORDER BY seq LIMIT `
 )
 
-// pruning removes at most so many rows of one kind.
-type pruning struct {
-	sql  string
-	most int64
+// limited completes a statement that ends with LIMIT. There are few different limits, so that prepared
+// statements are few.
+func limited(sql string, atLeast int) string {
+	limit := 2
+	for limit < atLeast {
+		limit *= 2
+	}
+	return sql + strconv.Itoa(limit) + ")"
 }
 
-// prunings of a transaction remove up to twice as many rows as it adds: enough always to keep up,
-// and a bounded price.
-func (w *writes) prunings() []pruning {
-	var list []pruning
+// prunings of a transaction remove twice as many rows as it adds, and less than twice that: enough
+// always to keep up, and a bounded price.
+func (w *writes) prunings() (statements []string) {
 	for _, p := range []struct {
 		sql   string
 		added int
 	}{{sqlPruneUses, len(w.uses)}, {sqlPruneKeys, len(w.keys)}, {sqlPruneClaims, len(w.claims)}} {
 		if p.added > 0 {
-			list = append(list, pruning{p.sql, 2 * int64(p.added)})
+			statements = append(statements, limited(p.sql, 2*p.added))
 		}
 	}
-	return list
+	return statements
 }
 
 // scanRevocations reads what sqlRevocations selects.

@@ -11,6 +11,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 
 	"deputy.example/deputy/client/delegation"
 )
@@ -33,9 +34,19 @@ func (i interceptor) unary(ctx context.Context, request any, info *grpc.UnarySer
 	})
 	i.log(ctx, info.FullMethod, err, i.now().Sub(began))
 	if err != nil {
-		return nil, delegation.AsError(err).GRPCStatus().Err()
+		return nil, answer(err, func(md metadata.MD) { _ = grpc.SetTrailer(ctx, md) })
 	}
 	return response, nil
+}
+
+// answer is the wire form of an error. The nonce for the next DPoP proof comes as metadata too, as over
+// HTTP it comes as a header (RFC 9449 §8).
+func answer(err error, trailer func(metadata.MD)) error {
+	refusal := delegation.AsError(err)
+	if nonce := refusal.Metadata[delegation.MetadataNonce]; nonce != "" {
+		trailer(metadata.Pairs("dpop-nonce", nonce))
+	}
+	return refusal.GRPCStatus().Err()
 }
 
 // stream has no deadline: a stream lives as long as its method lets it. The standard services, health
@@ -48,7 +59,7 @@ func (i interceptor) stream(server any, stream grpc.ServerStream, info *grpc.Str
 	}
 	i.log(stream.Context(), info.FullMethod, err, i.now().Sub(began))
 	if err != nil {
-		return delegation.AsError(err).GRPCStatus().Err()
+		return answer(err, stream.SetTrailer)
 	}
 	return nil
 }

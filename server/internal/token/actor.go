@@ -27,7 +27,7 @@ type Actor struct {
 	// Confirmation is what the actor's tokens shall be bound to (cnf), or nil. A token that authenticates
 	// is bound to it itself: it authenticates only whoever proves that.
 	Confirmation *delegation.Confirmation
-	Method       string // MethodWorkloadJWT or MethodActorJWT
+	Method       string // MethodWorkloadJWT, MethodJWTSVID or MethodActorJWT
 }
 
 // Actor verifies an actor token that was presented with the given token type URN. Errors are
@@ -57,6 +57,9 @@ func (t *Trust) actor(ctx context.Context, p presented, tokenType string) (Actor
 	if i, known := t.issuers[p.claims.Issuer]; known && i.Workloads {
 		return t.workload(ctx, i, p, tokenType)
 	}
+	if d, known := t.svidDomain(p); known {
+		return t.svid(ctx, d, p, tokenType)
+	}
 	return Actor{}, broken("its issuer is not trusted to name actors here")
 }
 
@@ -71,6 +74,16 @@ func (t *Trust) workload(ctx context.Context, i *issuer, p presented, tokenType 
 	if err := t.timely(p.claims, i.skew); err != nil {
 		return Actor{}, err
 	}
+	a, err := t.workloadOf(p)
+	if err != nil {
+		return Actor{}, err
+	}
+	a.Principal, err = t.named(i, p)
+	return a, err
+}
+
+// workloadOf says what a verified token about a workload may do here: authenticate it, or only name it.
+func (t *Trust) workloadOf(p presented) (Actor, error) {
 	a := Actor{Method: MethodWorkloadJWT}
 	switch {
 	case t.addressed(p, t.issuer):
@@ -85,8 +98,7 @@ func (t *Trust) workload(ctx context.Context, i *issuer, p presented, tokenType 
 	if _, delegated := p.Claim("act"); delegated {
 		return Actor{}, broken("it is about a delegation itself")
 	}
-	a.Principal, err = i.Principal.of(p)
-	return a, err
+	return a, nil
 }
 
 // workloadTypesFor allows, beside what a subject token may have, the untyped JWTs that workloads

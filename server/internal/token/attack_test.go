@@ -369,7 +369,7 @@ func TestStatusListIsNoToken(t *testing.T) {
 		t.Error("a status list can be revoked like a token")
 	}
 	u, err := delegation.Parse(list)
-	if err != nil || u.Header.Type != delegation.HeaderTypeStatusList || w.keys.active.verify(u) != nil {
+	if err != nil || u.Header.Type != delegation.HeaderTypeStatusList || w.keys.fixed.active.verify(u) != nil {
 		t.Errorf("header %+v, %v", u, err)
 	}
 	w.typFits = func(typRule, string) bool { return true }

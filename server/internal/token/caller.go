@@ -15,8 +15,8 @@ const maxAssertionAge = 5 * time.Minute
 // Caller is the principal that authenticated a request.
 type Caller struct {
 	Principal delegation.Principal
-	Key       string // thumbprint of the client's key that signed; "" for a workload
-	Method    string // MethodPrivateKeyJWT or MethodWorkloadJWT
+	Key       string // thumbprint of the client's key that signed, or of the certificate; "" for a workload's JWT
+	Method    string // how it was proven, one of the Method constants
 	Use       *Use   // must be new, or the assertion is a replay; nil: reusable until it expires
 	// Confirmation is what the credential is bound to, or nil. It authenticates only whoever proves that.
 	Confirmation *delegation.Confirmation
@@ -52,11 +52,17 @@ func (t *Trust) Bearer(ctx context.Context, credential string) (Caller, error) {
 	if err != nil {
 		return Caller{}, unauthenticated(err)
 	}
-	i, known := t.issuers[p.claims.Issuer]
-	if !known || !i.Workloads {
+	var a Actor
+	i, isIssuer := t.issuers[p.claims.Issuer]
+	d, isSVID := t.svidDomain(p)
+	switch {
+	case isIssuer && i.Workloads:
+		a, err = t.workload(ctx, i, p, delegation.TokenTypeJWT)
+	case isSVID:
+		a, err = t.svid(ctx, d, p, delegation.TokenTypeJWT)
+	default:
 		return t.client(ctx, p)
 	}
-	a, err := t.workload(ctx, i, p, delegation.TokenTypeJWT)
 	switch down, typed := errors.AsType[*delegation.Error](err); {
 	case typed && down.Reason == delegation.DependencyDown:
 		return Caller{}, down
@@ -87,7 +93,7 @@ func (t *Trust) client(ctx context.Context, p presented) (Caller, error) {
 
 func unauthenticated(cause error) error {
 	return delegation.Refuse(delegation.ClientUnauthenticated, "",
-		"the caller could not be authenticated: send a private_key_jwt assertion or a workload JWT whose audience is the tenant's issuer").WithCause(cause)
+		"the caller could not be authenticated: send a private_key_jwt assertion, a workload JWT whose audience is the tenant's issuer, or a client certificate that the tenant knows").WithCause(cause)
 }
 
 // callerKey returns the client and its key. Where there is none, it returns an error and a decoy to

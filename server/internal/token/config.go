@@ -1,7 +1,9 @@
 package token
 
 import (
+	"cmp"
 	"context"
+	"crypto/x509"
 	"errors"
 	"log/slog"
 	"net/http"
@@ -11,6 +13,8 @@ import (
 	"strings"
 	"time"
 	"unicode"
+
+	"github.com/lestrrat-go/jwx/v2/jwa"
 
 	"deputy.example/deputy/client/delegation"
 )
@@ -24,16 +28,26 @@ type TrustConfig struct {
 	Keys *Keyset
 	// TrustedIssuers whose tokens start a chain, or name an actor.
 	TrustedIssuers []TrustedIssuer
-	// Clients that authenticate with a key of their own.
+	// Clients that authenticate with a key or a certificate of their own.
 	Clients []Client
+	// ClientCAFile is a PEM bundle of the authorities whose certificates count where a client is known by
+	// a name (Client.TLS). Read again every 45 s; what was removed is refused within 60 s. None but these
+	// count, not even those that the machine trusts.
+	ClientCAFile string
+	// TrustDomains whose workloads authenticate and name actors by SPIFFE.
+	TrustDomains []TrustDomain
 	// Skew is how far in the future nbf and iat may lie; default 5 s, at most 60 s. exp has none.
 	Skew time.Duration
 	// AllowInsecureLoopback permits http:// addresses on this machine, for development.
 	AllowInsecureLoopback bool
 
-	Transport http.RoundTripper // for keys that are fetched; nil: direct, or through the environment's proxy
-	Now       func() time.Time  // nil: time.Now
-	Logger    *slog.Logger      // nil: no log
+	// Transport for keys that are fetched; nil: direct, or through the environment's proxy. Danger: what is
+	// given answers for where it connects to and whose certificates it believes: private_address and
+	// ca_file of a source do not reach it. It is for tests.
+	Transport http.RoundTripper
+	Memory    *Memory          // of authentic tokens, which tenants may share; nil: one of its own with DefaultMemory
+	Now       func() time.Time // nil: time.Now
+	Logger    *slog.Logger     // nil: no log
 }
 
 // TrustedIssuer says which tokens of one issuer are believed, and how far.
@@ -72,19 +86,29 @@ type TrustedIssuer struct {
 	Workloads bool `yaml:"workloads"`
 }
 
-// KeySource is where keys come from: exactly one of its fields is set.
+// KeySource is where keys come from: exactly one of its first four fields is set.
 type KeySource struct {
 	File      string `yaml:"file"`      // a JWK Set in a file, read again every 45 s
 	JWKS      string `yaml:"jwks"`      // a JWK Set in the configuration itself
 	JWKSURL   string `yaml:"jwks_url"`  // a JWK Set to fetch; trusted issuers only
 	Discovery bool   `yaml:"discovery"` // through the issuer's metadata; trusted issuers only
+	// CAFile holds certificates in PEM, for what is fetched here: they and no others vouch for it. Read
+	// once, at the start. Default: those of the system.
+	CAFile string `yaml:"ca_file"`
+	// PrivateAddress lets what is fetched here come from addresses of private networks and of this machine.
+	// Default false: they are refused when they are connected to, whatever name led there. Danger: whoever
+	// decides where the issuer's names or its jwks_uri lead can then make Deputy ask services inside for
+	// their keys. Link-local addresses, where clouds hand out credentials, stay refused.
+	PrivateAddress bool `yaml:"private_address"`
 }
 
-// Client authenticates with assertions it signs itself (RFC 7523): iss and sub are its ID.
+// Client authenticates with assertions it signs itself (RFC 7523), whose iss and sub are its ID, or
+// with a certificate (RFC 8705). It has keys, tls or both.
 type Client struct {
 	ID               delegation.Principal `yaml:"id"`
 	Keys             KeySource            `yaml:"keys"` // file or jwks
 	Algorithms       []string             `yaml:"algorithms"`
+	TLS              *ClientTLS           `yaml:"tls"`
 	SharedPrincipals bool                 `yaml:"shared_principals"`
 }
 
@@ -113,8 +137,7 @@ func fault(path, format string, args ...any) error {
 // builder turns configuration into the parts of a Trust.
 type builder struct {
 	TrustConfig
-	fetcher *fetcher
-	realms  []realm
+	realms []realm
 }
 
 func (b *builder) tenant() error {
@@ -172,9 +195,18 @@ func (b *builder) issuer(path string, c TrustedIssuer) (*issuer, error) {
 		return nil, err
 	}
 	b.realms = append(b.realms, own)
+	if i.identity, err = c.Principal.identity(); err != nil {
+		return nil, fault(path+".principal.claim", "%v", err)
+	}
+	if i.conditions, err = c.Principal.conditions(path + ".principal"); err != nil {
+		return nil, err
+	}
 	if c.ImportAct != nil {
-		if c.ImportAct.claim() != subjectClaim {
+		if c.ImportAct.Claim != "" && c.ImportAct.Claim != subjectClaim {
 			return nil, fault(path+".import_act.claim", "cannot be chosen: an actor is named by act.sub")
+		}
+		if len(c.ImportAct.When) > 0 {
+			return nil, fault(path+".import_act.when", "has no meaning: the conditions under principal are on the whole token")
 		}
 		imported, err := c.ImportAct.realm(path+".import_act", c.Issuer, c.SharedPrincipals)
 		if err != nil {
@@ -213,13 +245,20 @@ func (b *builder) client(path string, c Client) (*client, error) {
 		return nil, fault(path+".keys", "a client's keys are registered here, by file or jwks, never fetched")
 	}
 	b.realms = append(b.realms, realm{path: path + ".id", origin: path, start: string(c.ID), shared: c.SharedPrincipals})
-	keys, err := b.source(path, string(c.ID), c.Keys, c.Algorithms)
-	return &client{principal: c.ID, keys: keys}, err
+	made := &client{principal: c.ID}
+	var err error
+	if c.TLS == nil || c.Keys != (KeySource{}) || len(c.Algorithms) > 0 {
+		if made.keys, err = b.source(path, string(c.ID), c.Keys, c.Algorithms); err != nil {
+			return nil, err
+		}
+	}
+	made.tls, err = b.clientTLS(path+".tls", string(c.ID), c.TLS)
+	return made, err
 }
 
 // source checks everything that can be checked without the network: a start never waits for an issuer.
 func (b *builder) source(path, name string, from KeySource, algorithmNames []string) (*source, error) {
-	s := &source{name: name, timing: defaultTiming, now: b.Now, logger: b.Logger}
+	var algorithms []jwa.SignatureAlgorithm
 	if len(algorithmNames) == 0 {
 		return nil, fault(path+".algorithms", "missing: name the algorithms of the keys, such as ES256")
 	}
@@ -228,39 +267,68 @@ func (b *builder) source(path, name string, from KeySource, algorithmNames []str
 		if err != nil {
 			return nil, fault(path+".algorithms", "%v", err)
 		}
-		if slices.Contains(s.algorithms, algorithm) {
+		if slices.Contains(algorithms, algorithm) {
 			return nil, fault(path+".algorithms", "names %s twice", algorithm)
 		}
-		s.algorithms = append(s.algorithms, algorithm)
+		algorithms = append(algorithms, algorithm)
 	}
+	s := b.newSource(name, func(data []byte) (*keyring, []string, error) { return parseJWKS(data, algorithms) })
 	path += ".keys"
-	set := 0
-	for _, given := range []bool{from.File != "", from.JWKS != "", from.JWKSURL != "", from.Discovery} {
-		if given {
-			set++
-		}
-	}
-	if set != 1 {
-		return nil, fault(path, "want exactly one of file, jwks, jwks_url and discovery")
+	if err := from.check(path); err != nil {
+		return nil, err
 	}
 	switch {
-	case from.Discovery:
-		if err := checkIssuer(name, b.AllowInsecureLoopback); err != nil {
-			return nil, fault(path+".discovery", "the issuer %v", err)
-		}
-		s.load = func(ctx context.Context) ([]byte, error) { return b.fetcher.discover(ctx, name) }
-		return s, nil
-	case from.JWKSURL != "":
-		if err := checkAddress(from.JWKSURL, b.AllowInsecureLoopback); err != nil {
-			return nil, fault(path+".jwks_url", "%v", err)
-		}
-		s.load = func(ctx context.Context) ([]byte, error) { return b.fetcher.get(ctx, from.JWKSURL) }
-		return s, nil
+	case from.fetched():
+		return s, b.fetch(s, path, from)
 	case from.File != "":
 		s.load = func(context.Context) ([]byte, error) { return readFile(from.File) }
 		return s, s.loadNow(path+".file", s.load)
 	}
 	return s, s.loadNow(path+".jwks", func(context.Context) ([]byte, error) { return []byte(from.JWKS), nil })
+}
+
+func (k KeySource) fetched() bool { return k.JWKSURL != "" || k.Discovery }
+
+func (k KeySource) check(path string) error {
+	set := 0
+	for _, given := range []bool{k.File != "", k.JWKS != "", k.JWKSURL != "", k.Discovery} {
+		if given {
+			set++
+		}
+	}
+	switch {
+	case set != 1:
+		return fault(path, "want exactly one of file, jwks, jwks_url and discovery")
+	case k.CAFile != "" && !k.fetched():
+		return fault(path+".ca_file", "has no meaning without jwks_url or discovery")
+	case k.PrivateAddress && !k.fetched():
+		return fault(path+".private_address", "has no meaning without jwks_url or discovery")
+	}
+	return nil
+}
+
+// fetch makes a source load its keys from where its issuer serves them.
+func (b *builder) fetch(s *source, path string, from KeySource) error {
+	var roots *x509.CertPool
+	if from.CAFile != "" {
+		var err error
+		if roots, err = readRoots(from.CAFile); err != nil {
+			return fault(path+".ca_file", "%v", err)
+		}
+	}
+	f := newFetcher(b.Transport, reach{private: from.PrivateAddress, loopback: b.AllowInsecureLoopback}, roots)
+	if !from.Discovery {
+		s.load = func(ctx context.Context) ([]byte, error) { return f.get(ctx, from.JWKSURL) }
+		if err := f.reach.checkAddress(from.JWKSURL); err != nil {
+			return fault(path+".jwks_url", "%v", err)
+		}
+		return nil
+	}
+	s.load = func(ctx context.Context) ([]byte, error) { return f.discover(ctx, s.name) }
+	if err := cmp.Or(checkIssuer(s.name, b.AllowInsecureLoopback), f.reach.checkAddress(s.name)); err != nil {
+		return fault(path+".discovery", "the issuer %v", err)
+	}
+	return nil
 }
 
 // loadNow fills a source from this machine and insists on a usable key, as no later load could.
@@ -270,12 +338,12 @@ func (s *source) loadNow(path string, load func(context.Context) ([]byte, error)
 	if err != nil {
 		return fault(path, "%v", err)
 	}
-	ring, ignored, err := parseJWKS(data, s.algorithms)
+	ring, ignored, err := s.parse(data)
 	if err != nil {
 		return fault(path, "%v", err)
 	}
-	if len(ring.byID) == 0 || len(ignored) > 0 {
-		return fault(path, "want usable keys only, have %d; not usable: %s", len(ring.byID), strings.Join(ignored, "; "))
+	if usable := len(ring.byID) + len(ring.certificates); usable == 0 || len(ignored) > 0 {
+		return fault(path, "want usable keys only, have %d; not usable: %s", usable, strings.Join(ignored, "; "))
 	}
 	s.current.Store(&snapshot{keyring: ring, at: began})
 	return nil

@@ -11,10 +11,13 @@
 // are questions for the exchange.
 //
 // One order holds for every token: the strict gate (delegation.Parse), then the claim iss picks the
-// keys from static configuration by exact match, then the key is found by kid, then its one
+// keys from static configuration by exact match (or, of a JWT-SVID, the trust domain of sub), then the key is found by kid, then its one
 // algorithm checks the signature over exactly the bytes that the gate read, and only then is a claim
 // believed. github.com/lestrrat-go/jwx does the arithmetic and reads JWKs; its own parsers of tokens
 // see nothing, and no part of it shows in this package's API.
+//
+// Certificates (RFC 8705) and X.509-SVIDs come from handshakes that have proven possession of their
+// keys. They are looked up by their names first, and then verified against the tenant's own files alone.
 //
 // No error text and no log line of this package holds any part of a presented token.
 package token

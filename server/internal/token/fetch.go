@@ -2,6 +2,8 @@ package token
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -20,28 +22,50 @@ const maxDocumentBytes = 1 << 20
 // fetcher gets small JSON documents from addresses that the configuration names, or that a trusted
 // issuer's own metadata names. It follows no redirect: an address that moves is configured anew.
 type fetcher struct {
-	client           *http.Client
-	insecureLoopback bool
+	client *http.Client
+	reach  reach
 }
 
-// newFetcher uses transport, or one of its own that keeps no connection open between two loads.
-func newFetcher(transport http.RoundTripper, insecureLoopback bool) *fetcher {
+// newFetcher uses transport, or one of its own that connects to what the source may be at and believes
+// the certificates of roots; nil means those of the system.
+func newFetcher(transport http.RoundTripper, reach reach, roots *x509.CertPool) *fetcher {
 	if transport == nil {
-		transport = &http.Transport{
-			Proxy:                  http.ProxyFromEnvironment,
-			DisableKeepAlives:      true,
-			DisableCompression:     true,
-			ForceAttemptHTTP2:      true,
-			MaxResponseHeaderBytes: 64 << 10,
-		}
+		direct, proxied := newTransport(roots), newTransport(roots)
+		direct.DialContext = (&net.Dialer{Control: reach.control}).DialContext
+		proxied.Proxy = http.ProxyFromEnvironment
+		transport = routes{direct, proxied}
 	}
 	return &fetcher{
-		insecureLoopback: insecureLoopback,
+		reach: reach,
 		client: &http.Client{
 			Transport:     transport,
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
 	}
+}
+
+// newTransport keeps no connection open between two loads, and unpacks nothing.
+func newTransport(roots *x509.CertPool) *http.Transport {
+	return &http.Transport{
+		TLSClientConfig:        &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12},
+		DisableKeepAlives:      true,
+		DisableCompression:     true,
+		ForceAttemptHTTP2:      true,
+		MaxResponseHeaderBytes: 64 << 10,
+	}
+}
+
+// readRoots reads the certificates of a ca_file.
+func readRoots(path string) (*x509.CertPool, error) {
+	data, err := readFile(path)
+	if err != nil {
+		return nil, err
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(data) {
+		return nil, errors.New("holds no certificate in PEM")
+	}
+	return roots, nil
 }
 
 // errStatus is a response that arrived and is not 200.
@@ -50,7 +74,7 @@ type errStatus int
 func (e errStatus) Error() string { return fmt.Sprintf("answered with status %d, want 200", int(e)) }
 
 func (f *fetcher) get(ctx context.Context, address string) ([]byte, error) {
-	if err := checkAddress(address, f.insecureLoopback); err != nil {
+	if err := f.reach.checkAddress(address); err != nil {
 		return nil, err
 	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
@@ -86,6 +110,18 @@ func readBounded(r io.Reader) ([]byte, error) {
 func isJSON(contentType string) bool {
 	media, _, err := mime.ParseMediaType(contentType)
 	return err == nil && (media == "application/json" || strings.HasPrefix(media, "application/") && strings.HasSuffix(media, "+json"))
+}
+
+// checkAddress is checkAddress under the rule of the reach.
+func (r reach) checkAddress(address string) error {
+	if err := checkAddress(address, r.loopback); err != nil {
+		return err
+	}
+	u, err := url.Parse(address)
+	if err != nil {
+		return err
+	}
+	return r.permitsHost(u.Hostname())
 }
 
 // checkAddress wants https. Plain http is for a loopback address, and only where it is allowed.

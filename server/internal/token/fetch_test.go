@@ -187,7 +187,7 @@ func TestStuckIssuerIsGivenUp(t *testing.T) {
 func TestPlainHTTPNeedsPermission(t *testing.T) {
 	h := newHTTPIssuer(t, map[string]http.HandlerFunc{"/jwks": serve("application/json", `{"keys":[]}`)})
 	for allowed, words := range map[bool]string{true: "", false: "allow_insecure_loopback"} {
-		_, err := newFetcher(nil, allowed).get(t.Context(), h.URL+"/jwks")
+		_, err := newFetcher(nil, reach{loopback: allowed}, nil).get(t.Context(), h.URL+"/jwks")
 		if (err == nil) != allowed || err != nil && !strings.Contains(err.Error(), words) {
 			t.Errorf("allowed=%t: %v", allowed, err)
 		}

@@ -313,7 +313,7 @@ func (w *world) own(tb testing.TB, change func(*delegation.Claims)) string {
 
 // ownKey is the tenant's signing key in the hands of the test.
 func (w *world) ownKey() testKey {
-	return testKey{alg: w.keys.active.algorithm.String(), kid: w.keys.active.id, private: w.keys.active.private}
+	return testKey{alg: w.keys.fixed.active.algorithm.String(), kid: w.keys.fixed.active.id, private: w.keys.fixed.active.private}
 }
 
 func (w *world) seconds(offset time.Duration) int64 { return w.clock.now().Add(offset).Unix() }

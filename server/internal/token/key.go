@@ -6,6 +6,7 @@ import (
 	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rsa"
+	"crypto/x509"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -164,7 +165,8 @@ func curveOf(algorithm jwa.SignatureAlgorithm) elliptic.Curve {
 
 // keyring is one issuer's or client's keys as they were at one moment. The nil keyring is empty.
 type keyring struct {
-	byID map[string]*publicKey
+	byID         map[string]*publicKey
+	certificates map[string]*x509.Certificate // by thumbprint: authorities, or what is registered
 }
 
 // find returns the key that a token names, or nil. A token may leave its kid out only where there is
@@ -184,7 +186,10 @@ func (r *keyring) find(kid string) *publicKey {
 // errOtherPurpose is about a key that is in order and no concern of ours.
 var errOtherPurpose = errors.New("is not for signatures")
 
-// parseJWKS reads a JWK Set (RFC 7517 §5). Keys for other purposes are passed over; keys that should
+// maxKeys bounds one JWK Set: each key costs work before anybody has asked for it.
+const maxKeys = 100
+
+// parseJWKS reads a JWK Set (RFC 7517 §5) of at most maxKeys. Keys for other purposes are passed over; keys that should
 // verify signatures and must not do so here are left out and the reasons returned. A kid that two
 // keys share names neither.
 func parseJWKS(data []byte, algorithms []jwa.SignatureAlgorithm) (*keyring, []string, error) {
@@ -193,6 +198,9 @@ func parseJWKS(data []byte, algorithms []jwa.SignatureAlgorithm) (*keyring, []st
 	}
 	if err := json.Unmarshal(data, &set); err != nil || set.Keys == nil {
 		return nil, nil, errors.New("not a strict JSON object with a list of keys")
+	}
+	if len(set.Keys) > maxKeys {
+		return nil, nil, fmt.Errorf("more than %d keys", maxKeys)
 	}
 	ring := &keyring{byID: make(map[string]*publicKey, len(set.Keys))}
 	var ignored []string

@@ -17,12 +17,14 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 
 	"github.com/lestrrat-go/jwx/v2/jwa"
 	"github.com/lestrrat-go/jwx/v2/jwk"
 	"github.com/lestrrat-go/jwx/v2/jws"
 
 	"deputy.example/deputy/client/delegation"
+	"deputy.example/deputy/server/internal/vault"
 )
 
 // KeyFile names one signing key.
@@ -44,10 +46,17 @@ type KeysetConfig struct {
 	Create bool
 }
 
-// Keyset signs a tenant's tokens and publishes the keys that verify them. It never changes and is
-// safe for concurrent use.
+// Keyset signs a tenant's tokens and publishes the keys that verify them: those of files, which never
+// change, or managed ones, which the clock and other instances change. It is safe for concurrent use.
 type Keyset struct {
-	active *signingKey
+	fixed  *keys                       // of files; nil: managed
+	series *vault.Series[*signingKey]  // nil: files
+	latest atomic.Pointer[managedKeys] // what was made of the series last
+}
+
+// keys are a tenant's as they are at one time.
+type keys struct {
+	active *signingKey // nil: none signs
 	public *keyring
 	jwks   []byte
 }
@@ -58,6 +67,7 @@ type signingKey struct {
 	signer  jws.Signer
 	// The encoded JOSE headers with the dot behind them: of every token, and of every status list.
 	header, listHeader string
+	frame              int // length of a token beside its encoded claims
 }
 
 // OpenKeyset reads and tries every key. Errors name the field, such as signing_keys[0].algorithm.
@@ -65,7 +75,7 @@ func OpenKeyset(config KeysetConfig) (*Keyset, error) {
 	if len(config.Keys) == 0 {
 		return nil, fault("signing_keys", "name at least one signing key")
 	}
-	k := &Keyset{public: &keyring{byID: make(map[string]*publicKey)}}
+	k := &keys{public: &keyring{byID: make(map[string]*publicKey)}}
 	var published []jwk.Key
 	for i, file := range config.Keys {
 		path := fmt.Sprintf("signing_keys[%d]", i)
@@ -97,22 +107,83 @@ func OpenKeyset(config KeysetConfig) (*Keyset, error) {
 	}
 	var err error
 	k.jwks, err = json.Marshal(map[string]any{"keys": published})
-	return k, err
+	return &Keyset{fixed: k}, err
+}
+
+// current are the keys of this moment.
+func (k *Keyset) current() (*keys, error) {
+	switch {
+	case k.fixed != nil:
+		return k.fixed, nil
+	case k.series != nil:
+		return k.managed()
+	}
+	return nil, errors.New("the keyset has no keys")
+}
+
+// signer is the key that signs now.
+func (k *Keyset) signer() (*signingKey, error) {
+	current, err := k.current()
+	if err != nil {
+		return nil, fmt.Errorf("sign: %w", err)
+	}
+	if current.active == nil {
+		return nil, errors.New("sign: no key signs now")
+	}
+	return current.active, nil
+}
+
+// find returns the key with this kid, if it is in force.
+func (k *Keyset) find(kid string) (*publicKey, error) {
+	current, err := k.current()
+	if err != nil {
+		return nil, delegation.Unavailable("the signing keys", err)
+	}
+	if key := current.public.find(kid); key != nil && kid != "" {
+		return key, nil
+	}
+	return nil, errUnknownKey
+}
+
+// SizeOf is how long a token with so many bytes of claims becomes.
+func (k *Keyset) SizeOf(claims int) (int, error) {
+	active, err := k.signer()
+	if err != nil {
+		return 0, err
+	}
+	return active.frame + base64.RawURLEncoding.EncodedLen(claims), nil
 }
 
 // Sign makes a token of the claims, which must be one JSON object: header exactly alg, kid and typ,
 // signed by the active key. It refuses to make a token that no verifier would read because it is
 // longer than delegation.MaxTokenBytes.
-func (k *Keyset) Sign(claims []byte) (string, error) { return k.active.sign(claims) }
+func (k *Keyset) Sign(claims []byte) (string, error) {
+	active, err := k.signer()
+	if err != nil {
+		return "", err
+	}
+	return active.sign(claims)
+}
 
 // SignStatusList makes a signed status list of the claims, which must be one JSON object. Its typ keeps it
 // from being taken for a token, here and by every verifier that reads typ (RFC 8725 §3.11).
 func (k *Keyset) SignStatusList(claims []byte) (string, error) {
-	return k.active.signAs(k.active.listHeader, claims)
+	active, err := k.signer()
+	if err != nil {
+		return "", err
+	}
+	return active.signAs(active.listHeader, claims)
 }
 
-// JWKS is the published JWK Set (RFC 7517 §5), public keys only. Callers must not change it.
-func (k *Keyset) JWKS() []byte { return k.jwks }
+// JWKS is the published JWK Set (RFC 7517 §5), public keys only. Callers must not change it. It is nil
+// while managed keys cannot be believed.
+func (k *Keyset) JWKS() []byte {
+	current, err := k.current()
+	if err != nil {
+		return nil
+	}
+	return current.jwks
+}
 
 func (s *signingKey) sign(claims []byte) (string, error) {
 	token, err := s.signAs(s.header, claims)
@@ -156,6 +227,7 @@ func newSigningKey(algorithm jwa.SignatureAlgorithm, private crypto.Signer) (*si
 	if err != nil {
 		return nil, err
 	}
+	key.frame = len(probe) - base64.RawURLEncoding.EncodedLen(len(`{}`))
 	u, err := delegation.Parse(probe)
 	if err != nil {
 		return nil, err
@@ -215,6 +287,10 @@ func parsePrivateKey(data []byte, algorithm jwa.SignatureAlgorithm) (crypto.Sign
 			return nil, errors.New("not a PKCS#8 private key")
 		}
 	}
+	return usable(raw)
+}
+
+func usable(raw any) (crypto.Signer, error) {
 	switch private := raw.(type) {
 	case *ecdsa.PrivateKey:
 		return private, nil

@@ -34,7 +34,7 @@ func TestMintedTokensVerify(t *testing.T) {
 				t.Fatal(err)
 			}
 			header, _, _ := strings.Cut(token, ".")
-			want := segment([]byte(`{"alg":"` + algorithm + `","kid":"` + w.keys.active.id + `","typ":"at+jwt"}`))
+			want := segment([]byte(`{"alg":"` + algorithm + `","kid":"` + w.keys.fixed.active.id + `","typ":"at+jwt"}`))
 			if header != want {
 				t.Errorf("header is %s", header)
 			}
@@ -74,7 +74,7 @@ func TestPublishedKeysHoldNoSecret(t *testing.T) {
 				t.Errorf("published key has %q", member)
 			}
 		}
-		if key["use"] != "sig" || keys.public.find(key["kid"].(string)) == nil {
+		if key["use"] != "sig" || keys.fixed.public.find(key["kid"].(string)) == nil {
 			t.Errorf("published key is %v", key)
 		}
 	}
@@ -102,10 +102,10 @@ func TestRotation(t *testing.T) {
 	}
 	first, second := open(file("a")), open(file("b"))
 	both := open(file("b"), file("a"))
-	if both.active.id != second.active.id || both.public.find(first.active.id) == nil {
+	if both.fixed.active.id != second.fixed.active.id || both.fixed.public.find(first.fixed.active.id) == nil {
 		t.Error("the first key does not sign, or the others do not verify")
 	}
-	if open(file("a")).active.id != first.active.id {
+	if open(file("a")).fixed.active.id != first.fixed.active.id {
 		t.Error("a restart makes another key")
 	}
 	w := newWorld(t)
@@ -132,7 +132,7 @@ func TestCreatedKeyIsPrivateAndWhole(t *testing.T) {
 				t.Error(err)
 				return
 			}
-			ids <- keys.active.id
+			ids <- keys.fixed.active.id
 		})
 	}
 	starts.Wait()

@@ -12,20 +12,27 @@ import (
 type Mapping struct {
 	// Type of every principal of this issuer, such as user, agent or service. Required.
 	Type string `yaml:"type"`
-	// Claim that identifies the principal; default sub. Anything but sub must be an identifier that
-	// the issuer never gives to somebody else: an e-mail address often is not.
+	// Claim that identifies the principal; default sub. A name is that of a claim at the top; what begins
+	// with a slash is a JSON pointer (RFC 6901) through objects, such as /kubernetes.io/serviceaccount/uid.
+	// Anything but sub must be an identifier that the issuer never gives to somebody else: an e-mail
+	// address often is not.
 	Claim string `yaml:"claim"`
 	// Prefix keeps the identifiers of several issuers of one type apart.
 	Prefix string `yaml:"prefix"`
+	// When are conditions that a token must meet before it names anybody, all of them; default none. Danger:
+	// without any, whoever the issuer gives a token of the right audience is a principal. Of an issuer
+	// that serves strangers too, such as that of GitHub Actions, those are all its users.
+	When []Condition `yaml:"when"`
 }
 
 const subjectClaim = "sub"
 
-func (m Mapping) claim() string {
+// identity is the way to the claim that identifies the principal.
+func (m Mapping) identity() (claimPath, error) {
 	if m.Claim == "" {
-		return subjectClaim
+		return claimPath{subjectClaim}, nil
 	}
-	return m.Claim
+	return parseClaimPath(m.Claim)
 }
 
 func (m Mapping) principal(id string) (delegation.Principal, error) {
@@ -39,12 +46,19 @@ func (m Mapping) principal(id string) (delegation.Principal, error) {
 	return p, nil
 }
 
-func (m Mapping) of(p presented) (delegation.Principal, error) {
-	id, err := p.StringClaim(m.claim())
+// named is whom a token of the issuer names. No other way leads from such a token to a principal,
+// whatever it was presented as, and every condition of the mapping stands on it.
+func (t *Trust) named(i *issuer, p presented) (delegation.Principal, error) {
+	for _, c := range i.conditions {
+		if !t.meets(c, p) {
+			return "", broken("its claim " + c.path.String() + " is missing, not a string, or not one that its issuer's mapping allows")
+		}
+	}
+	id, err := p.StringAt(i.identity...)
 	if err != nil {
 		return "", broken("the claim that names its principal is missing or not a string")
 	}
-	return m.principal(id)
+	return i.Principal.principal(id)
 }
 
 // realm is the set of principals that one source of credentials can yield: the one named by start,
@@ -59,6 +73,9 @@ type realm struct {
 
 // checkDisjoint is invariant I7: two sources can never yield one principal, unless both say so. The
 // encoding of identifiers is a prefix code, so comparing encoded prefixes compares raw ones.
+//
+// Which claim identifies changes where an issuer's identifiers stand, not what is made of them. Conditions
+// keep no two issuers apart: each writes into its claims what it likes, so they make no realm smaller.
 func checkDisjoint(realms []realm) error {
 	for i, a := range realms {
 		for _, b := range realms[:i] {
@@ -81,8 +98,12 @@ func (m Mapping) realm(path, issuer string, shared bool) (realm, error) {
 	if _, err := delegation.NewPrincipal(m.Type, m.Prefix+"x"); err != nil {
 		return realm{}, fault(path, "type or prefix: %v", err)
 	}
+	identity, err := m.identity()
+	if err != nil {
+		return realm{}, fault(path+".claim", "%v", err)
+	}
 	return realm{
-		path: path, origin: fmt.Sprintf("%q of issuer %q", m.claim(), issuer),
+		path: path, origin: fmt.Sprintf("%q of issuer %q", identity, issuer), // sub and /sub are one claim
 		start: m.Type + ":" + delegation.EncodeID(m.Prefix), open: true, shared: shared,
 	}, nil
 }

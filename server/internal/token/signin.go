@@ -3,7 +3,6 @@ package token
 import (
 	"context"
 	"crypto/subtle"
-	"strings"
 	"time"
 
 	"deputy.example/deputy/client/delegation"
@@ -78,7 +77,7 @@ func (t *Trust) signIn(ctx context.Context, p presented, s SignIn) (delegation.P
 	if _, bound := p.Claim("cnf"); bound {
 		return "", delegation.Refuse(delegation.ProofRequired, string(idTokenSlot), "the token is bound to a key, and nobody can prove one by signing in")
 	}
-	return i.Principal.of(p)
+	return t.named(i, p)
 }
 
 // Names says whether a token of the issuer could name the principal, by the mapping of now.
@@ -95,11 +94,4 @@ func (t *Trust) MayBegin(p delegation.Principal) bool {
 		}
 	}
 	return false
-}
-
-// names compares encoded prefixes, which is the same as comparing raw ones: the encoding is a prefix
-// code.
-func (i *issuer) names(p delegation.Principal) bool {
-	prefix := delegation.EncodeID(i.Principal.Prefix)
-	return p.Type() == i.Principal.Type && strings.HasPrefix(p.ID(), prefix) && len(p.ID()) > len(prefix)
 }

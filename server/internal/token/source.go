@@ -9,8 +9,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/lestrrat-go/jwx/v2/jwa"
-
 	"deputy.example/deputy/client/delegation"
 )
 
@@ -33,15 +31,15 @@ var defaultTiming = timing{
 	timeout:  2 * time.Second,
 }
 
-// source keeps the keys of one issuer or one client. Sources share nothing, so the same kid under
-// two issuers means two keys.
+// source keeps the keys of one issuer or one client, or the certificates of one authority or client.
+// Sources share nothing, so the same kid under two issuers means two keys. The nil source has nothing.
 type source struct {
-	name       string                                // for the log: the configured issuer or client
-	load       func(context.Context) ([]byte, error) // nil: the keys never change
-	algorithms []jwa.SignatureAlgorithm
-	timing     timing
-	now        func() time.Time
-	logger     *slog.Logger
+	name   string                                // for the log: the configured issuer or client
+	load   func(context.Context) ([]byte, error) // nil: the keys never change
+	parse  func([]byte) (*keyring, []string, error)
+	timing timing
+	now    func() time.Time
+	logger *slog.Logger
 
 	current atomic.Pointer[snapshot] // nil until the first successful load
 
@@ -69,6 +67,9 @@ var errUnknownKey = broken("its key is not one of its issuer's")
 // not fresh or do not hold the key, at most once per timing.onDemand however many tokens ask, and
 // never waits longer than timing.timeout.
 func (s *source) key(ctx context.Context, kid string) (*publicKey, error) {
+	if s == nil {
+		return nil, errUnknownKey
+	}
 	now := s.now()
 	held := s.current.Load()
 	key := held.find(kid)
@@ -165,11 +166,11 @@ func (s *source) read(ctx context.Context) (ring *keyring, err error) {
 	if err != nil {
 		return nil, err
 	}
-	ring, ignored, err := parseJWKS(data, s.algorithms)
+	ring, ignored, err := s.parse(data)
 	if err != nil {
 		return nil, err
 	}
-	if len(ring.byID) == 0 { // the issuer may mean it: believe it at once
+	if len(ring.byID)+len(ring.certificates) == 0 { // the issuer may mean it: believe it at once
 		s.logger.Warn("issuer publishes no usable key", "source", s.name, "ignored", ignored)
 	}
 	return ring, nil
@@ -218,6 +219,9 @@ func (s *source) run(ctx context.Context) {
 
 // registered says whether a key with this thumbprint is in hand and may still be used.
 func (s *source) registered(thumbprint string) bool {
+	if s == nil {
+		return false
+	}
 	held := s.current.Load()
 	if !s.believable(held) {
 		return false
@@ -232,6 +236,9 @@ func (s *source) registered(thumbprint string) bool {
 
 // shares says whether two sources hold one key between them. It is for keys that are registered here.
 func (s *source) shares(other *source) bool {
+	if s == nil {
+		return false
+	}
 	for _, key := range s.current.Load().byID {
 		if other.registered(key.thumbprint) {
 			return true

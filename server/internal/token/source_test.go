@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -87,6 +88,8 @@ func TestManyUnknownKeysCostOneFetch(t *testing.T) {
 			tokens[n] = w.idp.sign(t, "at+jwt", w.rootClaims(), object{"kid": fmt.Sprintf("kid-%d", n)})
 		}
 		f.set(func(f *fakeIssuer) { f.fetches, f.delay = 0, time.Second })
+		synctest.Wait()
+		before := runtime.NumGoroutine()
 		var refused atomic.Int64
 		var callers sync.WaitGroup
 		for _, token := range tokens {
@@ -99,6 +102,13 @@ func TestManyUnknownKeysCostOneFetch(t *testing.T) {
 		callers.Wait()
 		if f.count() != 1 || refused.Load() != 10_000 {
 			t.Errorf("10,000 unknown kids cost %d fetches, %d refused", f.count(), refused.Load())
+		}
+		synctest.Wait()
+		if after := runtime.NumGoroutine(); after > before+10 { // the runtime has some that come and go
+			t.Errorf("10,000 unknown kids leave %d goroutines behind", after-before)
+		}
+		if held := len(w.idpSource().current.Load().byID); held != 1 { // all that a source keeps between two tokens
+			t.Errorf("10,000 unknown kids leave %d keys in hand", held)
 		}
 		time.Sleep(28 * time.Second)
 		if _, err := w.root(t.Context(), tokens[0]); err == nil || f.count() != 1 {

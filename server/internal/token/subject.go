@@ -111,7 +111,7 @@ func (t *Trust) root(ctx context.Context, p presented, tokenType string) (*Root,
 		Issuer:       i.Issuer, ID: p.claims.ID, Digest: digestOf(p),
 		IssuedAt: time.Unix(p.claims.IssuedAt, 0), ExpiresAt: time.Unix(p.claims.ExpiresAt, 0),
 	}
-	if root.Principal, err = i.Principal.of(p); err != nil {
+	if root.Principal, err = t.named(i, p); err != nil {
 		return nil, err
 	}
 	if root.Actors, err = i.actors(p); err != nil {

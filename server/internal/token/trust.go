@@ -7,6 +7,7 @@ import (
 	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/x509"
 	"fmt"
 	"log/slog"
 	"math/big"
@@ -15,6 +16,9 @@ import (
 	"time"
 
 	"github.com/lestrrat-go/jwx/v2/jwa"
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 
 	"deputy.example/deputy/client/delegation"
 )
@@ -31,37 +35,54 @@ type Trust struct {
 	skew    time.Duration
 	now     func() time.Time
 	decoys  map[string]*publicKey // by algorithm: what a caller without a key is verified with
+	memory  *Memory
+
+	authorities *source // of clients' certificates; nil: none
+	domains     map[spiffeid.TrustDomain]*domain
 
 	// The protections that tests switch off to show that each of them bears weight.
 	parse    func(string) (*delegation.Unverified, error)
 	verify   func(*publicKey, *delegation.Unverified) error
 	typFits  func(rule typRule, typ string) bool
 	intended func(audiences, acceptable []string) bool
+	meets    func(condition, presented) bool
+
+	checkChain           func([]*x509.Certificate) error
+	clientLeaf, svidLeaf func(*x509.Certificate) error
+	inForce              func(*x509.Certificate, time.Time) bool
+	verifyChain          func(*x509.Certificate, x509.VerifyOptions) error
+	verifySVID           func([]*x509.Certificate, x509bundle.Source, ...x509svid.VerifyOption) (spiffeid.ID, error)
 }
 
 // issuer is a TrustedIssuer whose configuration was checked.
 type issuer struct {
 	TrustedIssuer
-	keys    *source
-	skew    time.Duration
-	scopes  delegation.Scopes   // fixed part of the ceiling
-	details []delegation.Detail // fixed part of the ceiling
+	keys       *source
+	skew       time.Duration
+	identity   claimPath           // to the claim that names the principal
+	conditions []condition         // all must hold before it names anybody
+	scopes     delegation.Scopes   // fixed part of the ceiling
+	details    []delegation.Detail // fixed part of the ceiling
 }
 
 type client struct {
 	principal delegation.Principal
-	keys      *source
+	keys      *source    // nil: none
+	tls       *clientTLS // nil: none
 }
 
 // NewTrust checks the whole configuration and reads what is on this machine; it fetches nothing. Its
 // errors are *delegation.Error with the field at fault, such as trusted_issuers[1].principal.
 func NewTrust(config TrustConfig) (*Trust, error) {
-	b := &builder{TrustConfig: config, fetcher: newFetcher(config.Transport, config.AllowInsecureLoopback)}
+	b := &builder{TrustConfig: config}
 	if b.Skew == 0 {
 		b.Skew = defaultSkew
 	}
 	if b.Now == nil {
 		b.Now = time.Now
+	}
+	if b.Memory == nil {
+		b.Memory = NewMemory(DefaultMemory)
 	}
 	if b.Logger == nil {
 		b.Logger = slog.New(slog.DiscardHandler)
@@ -70,9 +91,12 @@ func NewTrust(config TrustConfig) (*Trust, error) {
 		return nil, err
 	}
 	t := &Trust{
-		issuer: b.Issuer, keys: b.Keys, skew: b.Skew, now: b.Now,
+		issuer: b.Issuer, keys: b.Keys, skew: b.Skew, now: b.Now, memory: b.Memory,
 		issuers: make(map[string]*issuer), clients: make(map[string]*client),
-		parse: delegation.Parse, verify: (*publicKey).verify, typFits: typRule.fits, intended: isIntended,
+		parse: delegation.Parse, verify: (*publicKey).verify, typFits: typRule.fits, intended: isIntended, meets: condition.metBy,
+		checkChain: checkChain, clientLeaf: clientLeaf, svidLeaf: svidLeaf, inForce: isInForce,
+		verifyChain: verifyChain, verifySVID: verifySVID,
+		domains: make(map[spiffeid.TrustDomain]*domain),
 	}
 	for n, c := range b.TrustedIssuers {
 		path := fmt.Sprintf("trusted_issuers[%d]", n)
@@ -98,8 +122,26 @@ func NewTrust(config TrustConfig) (*Trust, error) {
 			if cl.keys.shares(t.clients[string(other.ID)].keys) {
 				return nil, fault(path+".keys", "hold a key of client %s: a key says who somebody is, so it belongs to one of them", other.ID)
 			}
+			if cl.tls.overlaps(t.clients[string(other.ID)].tls) {
+				return nil, fault(path+".tls", "is what client %s is known by: a certificate says who somebody is, so it belongs to one of them", other.ID)
+			}
 		}
 		t.clients[string(c.ID)] = cl
+	}
+	for n, c := range b.TrustDomains {
+		path := fmt.Sprintf("spiffe[%d]", n)
+		d, err := b.domain(path, c)
+		if err != nil {
+			return nil, err
+		}
+		if t.domains[d.name] != nil {
+			return nil, fault(path+".trust_domain", "is there twice")
+		}
+		t.domains[d.name] = d
+	}
+	var err error
+	if t.authorities, err = b.clientAuthorities(); err != nil {
+		return nil, err
 	}
 	if err := checkDisjoint(b.realms); err != nil {
 		return nil, err
@@ -109,7 +151,6 @@ func NewTrust(config TrustConfig) (*Trust, error) {
 	}
 	slices.Sort(t.types)
 	t.types = slices.Compact(t.types)
-	var err error
 	t.decoys, err = newDecoys()
 	return t, err
 }
@@ -132,24 +173,34 @@ func (t *Trust) sources() []*source {
 	}
 	for _, c := range t.clients {
 		all = append(all, c.keys)
+		if c.tls != nil {
+			all = append(all, c.tls.certificates)
+		}
 	}
-	return all
+	for _, d := range t.domains {
+		all = append(all, d.bundle)
+	}
+	return slices.DeleteFunc(append(all, t.authorities), func(s *source) bool { return s == nil })
 }
 
-// Registered says whether the configuration registers a key with this RFC 7638 thumbprint for the
-// principal.
+// Registered says whether the configuration registers a key or a certificate with this thumbprint (RFC
+// 7638, or x5t#S256 of RFC 8705) for the principal.
 func (t *Trust) Registered(p delegation.Principal, thumbprint string) bool {
-	c, known := t.clients[string(p)]
-	return known && thumbprint != "" && c.keys.registered(thumbprint)
+	return t.Binding(p, thumbprint) != delegation.Confirmation{}
 }
 
 // Binding is what a token for the principal is bound to that names this registered thumbprint: the zero
 // Confirmation where the thumbprint is not registered for it.
 func (t *Trust) Binding(p delegation.Principal, thumbprint string) delegation.Confirmation {
-	if !t.Registered(p, thumbprint) {
-		return delegation.Confirmation{}
+	c, known := t.clients[string(p)]
+	switch {
+	case !known || thumbprint == "":
+	case c.keys.registered(thumbprint):
+		return delegation.Confirmation{JKT: thumbprint}
+	case c.tls.registers(thumbprint):
+		return delegation.Confirmation{X5T: thumbprint}
 	}
-	return delegation.Confirmation{JKT: thumbprint}
+	return delegation.Confirmation{}
 }
 
 // Skew is how far the tenant lets other clocks be off.

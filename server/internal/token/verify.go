@@ -42,19 +42,28 @@ func (s slot) refuse(err error) error {
 // presented is a token whose form is right. Nothing in it is believed yet.
 type presented struct {
 	*delegation.Unverified
+	raw    string // all of it
 	claims delegation.Registered
+	memory *remembered // of these very bytes, or nil
 }
 
 func (t *Trust) read(raw string) (presented, error) {
+	if known := t.memory.recall(raw); known != nil {
+		return known.presented, nil
+	}
 	u, err := t.parse(raw)
 	if err != nil {
 		return presented{}, broken(err.Error())
 	}
-	claims, err := u.Registered()
+	registered := (*delegation.Unverified).Registered
+	if t.mayLackIssuer(u) {
+		registered = (*delegation.Unverified).RegisteredSVID
+	}
+	claims, err := registered(u)
 	if err != nil {
 		return presented{}, broken(err.Error())
 	}
-	return presented{Unverified: u, claims: claims}, nil
+	return presented{Unverified: u, raw: raw, claims: claims}, nil
 }
 
 // signedBy checks the signature with the key that the token names among those of its source.
@@ -63,7 +72,24 @@ func (t *Trust) signedBy(ctx context.Context, keys *source, p presented) (*publi
 	if err != nil {
 		return nil, err
 	}
-	return key, t.verify(key, p.Unverified)
+	return key, t.authentic(key, p)
+}
+
+// authentic checks the signature, unless this very key has found it right before. It is for tokens that
+// come more than once: a client's assertion never does.
+func (t *Trust) authentic(key *publicKey, p presented) error {
+	if p.memory != nil && p.memory.by.Load() == key {
+		return nil
+	}
+	if err := t.verify(key, p.Unverified); err != nil {
+		return err
+	}
+	if p.memory != nil {
+		p.memory.by.Store(key)
+	} else {
+		t.memory.keep(p, key)
+	}
+	return nil
 }
 
 // timely is RFC 7519 §4.1.4 to 4.1.6: exp without leeway, nbf and iat with the skew of their issuer.
@@ -177,11 +203,11 @@ func (t *Trust) signedByUs(p presented) (delegation.Claims, error) {
 	if !t.typFits(typRule{delegation.HeaderTypeAccessToken}, p.Header.Type) {
 		return delegation.Claims{}, broken("its typ is not at+jwt")
 	}
-	key := t.keys.public.find(p.Header.KeyID)
-	if key == nil || p.Header.KeyID == "" {
-		return delegation.Claims{}, errUnknownKey
+	key, err := t.keys.find(p.Header.KeyID)
+	if err != nil {
+		return delegation.Claims{}, err
 	}
-	if err := t.verify(key, p.Unverified); err != nil {
+	if err := t.authentic(key, p); err != nil {
 		return delegation.Claims{}, err
 	}
 	claims, err := p.Claims()

@@ -53,8 +53,10 @@ type Config struct {
 	Deadline       time.Duration
 	Agents         []delegation.Principal // beyond planner, researcher and writer
 	Mapping        policy.Mapping
-	ImportAct      *token.Mapping // of the OpenID provider
-	CheckpointFile string         // of a single tenant; default none
+	ImportAct      *token.Mapping                            // of the OpenID provider
+	Trust          func(tenant string, c *token.TrustConfig) // changes what a tenant accepts; default: nothing
+	CheckpointFile string                                    // of a single tenant; default none
+	Issuers        []token.TrustedIssuer                     // beside the OpenID provider and the issuer of workloads
 	Registerer     prometheus.Registerer
 	TracerProvider trace.TracerProvider
 }
@@ -238,9 +240,9 @@ func (w *World) newTenant(t testing.TB, name string) *Tenant {
 	if err != nil {
 		t.Fatal(err)
 	}
-	trust, err := token.NewTrust(token.TrustConfig{
+	accepted := token.TrustConfig{
 		Issuer: issuer, Keys: keys, Clients: clients, Now: w.clock.Now,
-		TrustedIssuers: []token.TrustedIssuer{
+		TrustedIssuers: append([]token.TrustedIssuer{
 			{
 				Issuer: tenant.IDP.Issuer, Keys: token.KeySource{JWKS: tenant.IDP.JWKS()}, Algorithms: []string{"ES256"},
 				Principal: token.Mapping{Type: "user"}, Audiences: []string{"deputy"}, IDTokens: true, MaxLifetime: 10 * time.Hour,
@@ -251,8 +253,12 @@ func (w *World) newTenant(t testing.TB, name string) *Tenant {
 				Issuer: tenant.Workloads.Issuer, Keys: token.KeySource{JWKS: tenant.Workloads.JWKS()}, Algorithms: []string{"ES256"},
 				Principal: token.Mapping{Type: "agent", Prefix: "wl/"}, Workloads: true,
 			},
-		},
-	})
+		}, w.config.Issuers...),
+	}
+	if w.config.Trust != nil {
+		w.config.Trust(name, &accepted)
+	}
+	trust, err := token.NewTrust(accepted)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -286,7 +292,14 @@ func (n *Tenant) populate() {
 	for agent := range n.Clients {
 		people = append(people, agent)
 	}
+	n.Admit(people...)
+}
+
+// Admit gives principals what those of every tenant have: scopes and resources, consent to all agents with
+// a key, and alice's consent to them.
+func (n *Tenant) Admit(people ...delegation.Principal) {
 	for _, p := range people {
+		n.FGA.Allow(string(Alice), "delegator", string(p))
 		for _, scope := range []string{"calendar.read", "calendar.write", "mail.read"} {
 			n.FGA.Allow(string(p), "holder", "scope:"+scope)
 			for _, audience := range []string{Calendar, Mail} {

@@ -39,6 +39,7 @@ var requestChecks = []Check{
 	{"a lowered limit takes effect", loweredLimit},
 	{"a replay is refused by every instance", replayRefused},
 	{"one of many simultaneous uses wins", oneWinner},
+	{"a replay takes nothing of the rate", replayIsFree},
 	{"uses that only look alike are different", separateUses},
 	{"what has expired is refused", expiredUse},
 	{"a lost script is loaded again", lostScript},
@@ -180,16 +181,34 @@ func use(issuer, key, id string) []guard.Use {
 	return []guard.Use{{Issuer: issuer, Key: key, ID: id, Until: time.Now().Add(time.Minute)}}
 }
 
+// note lets a caller whom no rate bounds use something.
+func note(ctx context.Context, g *guard.Guard, tenant string, uses []guard.Use) error {
+	return g.Admit(ctx, tenant, "agent:noted", 1, guard.Limit{Rate: 1e6, Burst: 1e6}, uses...)
+}
+
 func replayRefused(ctx context.Context, a, b *guard.Guard, _ redis.UniversalClient) error {
 	first := use("https://issuer.example", "key", "id-1")
 	mixed := append(use("https://issuer.example", "key", "id-2"), first...)
 	return errors.Join(
-		expect("the first use", a.Note(ctx, tenant, first), ""),
-		expect("the same instance again", a.Note(ctx, tenant, first), delegation.AssertionReplayed),
-		expect("the other instance", b.Note(ctx, tenant, first), delegation.AssertionReplayed),
-		expect("beside a new one", b.Note(ctx, tenant, mixed), delegation.AssertionReplayed),
-		expect("twice in one request", a.Note(ctx, tenant, append(use("i", "k", "id-3"), use("i", "k", "id-3")...)), delegation.AssertionReplayed),
-		expect("nothing to note", a.Note(ctx, tenant, nil), ""),
+		expect("the first use", note(ctx, a, tenant, first), ""),
+		expect("the same instance again", note(ctx, a, tenant, first), delegation.AssertionReplayed),
+		expect("the other instance", note(ctx, b, tenant, first), delegation.AssertionReplayed),
+		expect("beside a new one", note(ctx, b, tenant, mixed), delegation.AssertionReplayed),
+		expect("twice in one request", note(ctx, a, tenant, append(use("i", "k", "id-3"), use("i", "k", "id-3")...)), delegation.AssertionReplayed),
+		expect("nothing to note", note(ctx, a, tenant, nil), ""),
+	)
+}
+
+func replayIsFree(ctx context.Context, g, _ *guard.Guard, _ redis.UniversalClient) error {
+	three := guard.Limit{Rate: 1, Burst: 3}
+	admit := func(id string) error { return g.Admit(ctx, tenant, caller, 1, three, use("i", "k", id)...) }
+	return errors.Join(
+		expect("a use", admit("first"), ""),
+		expect("its replay", admit("first"), delegation.AssertionReplayed),
+		expect("another replay", admit("first"), delegation.AssertionReplayed),
+		expect("a second use", admit("second"), ""),
+		expect("a third use", admit("third"), ""),
+		expect("a fourth use", admit("fourth"), delegation.RateLimited),
 	)
 }
 
@@ -200,7 +219,7 @@ func oneWinner(ctx context.Context, a, b *guard.Guard, _ redis.UniversalClient) 
 	for i := range 40 {
 		g := []*guard.Guard{a, b}[i%2]
 		wg.Go(func() {
-			if g.Note(ctx, tenant, same) == nil {
+			if note(ctx, g, tenant, same) == nil {
 				wins.Add(1)
 			}
 		})
@@ -215,9 +234,9 @@ func oneWinner(ctx context.Context, a, b *guard.Guard, _ redis.UniversalClient) 
 func separateUses(ctx context.Context, g, _ *guard.Guard, _ redis.UniversalClient) error {
 	var errs []error
 	for _, u := range [][]guard.Use{use("ab", "c", "d"), use("a", "bc", "d"), use("a", "b", "cd"), use("", "abc", "d"), use("ab", "cd", "")} {
-		errs = append(errs, expect(fmt.Sprintf("%q", u[0]), g.Note(ctx, tenant, u), ""))
+		errs = append(errs, expect(fmt.Sprintf("%q", u[0]), note(ctx, g, tenant, u), ""))
 	}
-	errs = append(errs, expect("in another tenant", g.Note(ctx, "globex", use("ab", "c", "d")), ""))
+	errs = append(errs, expect("in another tenant", note(ctx, g, "globex", use("ab", "c", "d")), ""))
 	return errors.Join(errs...)
 }
 
@@ -225,8 +244,8 @@ func expiredUse(ctx context.Context, g, _ *guard.Guard, _ redis.UniversalClient)
 	old := guard.Use{Issuer: "i", Key: "k", ID: "old", Until: time.Now().Add(-time.Second)}
 	never := guard.Use{Issuer: "i", Key: "k", ID: "never"}
 	return errors.Join(
-		expect("expired", g.Note(ctx, tenant, []guard.Use{old}), delegation.ClientUnauthenticated),
-		expect("without an end", g.Note(ctx, tenant, []guard.Use{never}), delegation.ClientUnauthenticated),
+		expect("expired", note(ctx, g, tenant, []guard.Use{old}), delegation.ClientUnauthenticated),
+		expect("without an end", note(ctx, g, tenant, []guard.Use{never}), delegation.ClientUnauthenticated),
 	)
 }
 
@@ -243,7 +262,7 @@ func lostScript(ctx context.Context, g, _ *guard.Guard, client redis.UniversalCl
 func foreignValue(ctx context.Context, g, _ *guard.Guard, client redis.UniversalClient) error {
 	one := guard.Limit{Rate: 1, Burst: 1}
 	seen := use("i", "k", "id")
-	if err := errors.Join(g.Admit(ctx, tenant, caller, 1, one), g.Note(ctx, tenant, seen)); err != nil {
+	if err := g.Admit(ctx, tenant, caller, 1, one, seen...); err != nil {
 		return err
 	}
 	keys, err := client.Keys(ctx, "*").Result()
@@ -257,13 +276,13 @@ func foreignValue(ctx context.Context, g, _ *guard.Guard, client redis.Universal
 	}
 	return errors.Join(
 		expect("a list where the rate is", g.Admit(ctx, tenant, caller, 1, one), delegation.DependencyDown),
-		expect("a list where the replay is", g.Note(ctx, tenant, seen), delegation.AssertionReplayed),
+		expect("a list where the replay is", note(ctx, g, tenant, seen), delegation.AssertionReplayed),
 	)
 }
 
 func keysExpire(ctx context.Context, g, _ *guard.Guard, client redis.UniversalClient) error {
 	limit := guard.Limit{Rate: 2, Burst: 100}
-	if err := errors.Join(g.Admit(ctx, tenant, caller, 50, limit), g.Note(ctx, tenant, use("i", "k", "id"))); err != nil {
+	if err := g.Admit(ctx, tenant, caller, 50, limit, use("i", "k", "id")...); err != nil {
 		return err
 	}
 	keys, err := client.Keys(ctx, "*").Result()

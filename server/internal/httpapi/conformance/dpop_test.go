@@ -109,7 +109,7 @@ func holderDoors(t *testing.T, w *exchangetest.World) map[string]holderDoor {
 			return got, nil
 		}}
 	}
-	call := func(method string, do func(context.Context, *grpc.ClientConn, url.Values) (answer, error)) holderDoor {
+	call := func(method string, do func(context.Context, *grpc.ClientConn, url.Values, grpc.CallOption) (answer, error)) holderDoor {
 		return holderDoor{dpop.CallURI(authority, method), func(ctx context.Context, form url.Values, proofs []string, cert *exchangetest.Certified) (answer, error) {
 			options := []grpc.DialOption{grpc.WithTransportCredentials(credentials.NewTLS(connecting(cert))), grpc.WithAuthority(authority)}
 			conn, err := grpc.NewClient("passthrough:///"+listener.Addr().String(), options...)
@@ -120,12 +120,13 @@ func holderDoors(t *testing.T, w *exchangetest.World) map[string]holderDoor {
 			for _, proof := range proofs {
 				ctx = metadata.AppendToOutgoingContext(ctx, "dpop", proof)
 			}
-			got, err := do(ctx, conn, form)
+			var trailer metadata.MD
+			got, err := do(ctx, conn, form, grpc.Trailer(&trailer))
 			if err != nil {
 				e := delegation.FromStatus(err)
 				got = refusal(e)
-				if nonce := e.Metadata[delegation.MetadataNonce]; nonce != "" {
-					got["nonce"] = nonce
+				if nonce := trailer.Get("dpop-nonce"); len(nonce) == 1 && nonce[0] == e.Metadata[delegation.MetadataNonce] {
+					got["nonce"] = nonce[0]
 				}
 			}
 			return got, nil
@@ -137,18 +138,18 @@ func holderDoors(t *testing.T, w *exchangetest.World) map[string]holderDoor {
 	return map[string]holderDoor{
 		"HTTP token":      post("/oauth2/token"),
 		"HTTP introspect": post("/oauth2/introspect"),
-		"gRPC Exchange": call(deputyv1.TokenExchangeService_Exchange_FullMethodName, func(ctx context.Context, conn *grpc.ClientConn, form url.Values) (answer, error) {
+		"gRPC Exchange": call(deputyv1.TokenExchangeService_Exchange_FullMethodName, func(ctx context.Context, conn *grpc.ClientConn, form url.Values, trailer grpc.CallOption) (answer, error) {
 			child, err := childMessage(params(form))
 			if err != nil {
 				return nil, err
 			}
 			r, err := deputyv1.NewTokenExchangeServiceClient(conn).Exchange(ctx, &deputyv1.ExchangeRequest{
 				SubjectToken: form.Get("subject_token"), SubjectTokenType: form.Get("subject_token_type"), Child: child, Client: client(form),
-			})
+			}, trailer)
 			return answer{"access_token": r.GetAccessToken(), "token_type": r.GetTokenType()}, err
 		}),
-		"gRPC Introspect": call(deputyv1.TokenExchangeService_Introspect_FullMethodName, func(ctx context.Context, conn *grpc.ClientConn, form url.Values) (answer, error) {
-			r, err := deputyv1.NewTokenExchangeServiceClient(conn).Introspect(ctx, &deputyv1.IntrospectRequest{Token: form.Get("token"), Client: client(form)})
+		"gRPC Introspect": call(deputyv1.TokenExchangeService_Introspect_FullMethodName, func(ctx context.Context, conn *grpc.ClientConn, form url.Values, trailer grpc.CallOption) (answer, error) {
+			r, err := deputyv1.NewTokenExchangeServiceClient(conn).Introspect(ctx, &deputyv1.IntrospectRequest{Token: form.Get("token"), Client: client(form)}, trailer)
 			got := answer{"active": r.GetActive(), "token_type": r.GetTokenType()}
 			if cnf := r.GetCnf(); cnf != nil {
 				got["cnf"] = map[string]any{"jkt": cnf.GetJkt(), "x5t#S256": cnf.GetX5TS256()}

@@ -140,6 +140,7 @@ func Suite(t *testing.T, database func(testing.TB) (dsn string)) {
 		"grows a tree":                            growsTree,
 		"keeps the newest checkpoint":             keepsCheckpoint,
 		"keeps status lists":                      statuses,
+		"keeps sealed keys":                       keepsKeys,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -141,7 +141,12 @@ func keepsCheckpoint(b *bench) {
 	if err := here.SaveCheckpoint(b.Context(), "other", make(1, 'x')); err != nil {
 		b.Error(err)
 	}
-	if got, err := here.LastCheckpoint(b.Context(), tenant); err != nil || got != make(9, 'c') {
+	resigned := make(9, 'c')
+	resigned.Note = "signed by another key too"
+	if err := there.SaveCheckpoint(b.Context(), tenant, resigned); err != nil {
+		b.Error(err)
+	}
+	if got, err := here.LastCheckpoint(b.Context(), tenant); err != nil || got != resigned {
 		b.Errorf("kept %+v, %v", got, err)
 	}
 }

@@ -1,0 +1,153 @@
+package server
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"crypto/tls"
+	"errors"
+	"io"
+	"log/slog"
+	"os"
+	"slices"
+	"sync"
+	"time"
+)
+
+// TLS names a certificate and says what is asked of clients. The certificate is read again when one of
+// its files has changed, at most every ten seconds, so that a renewal needs no restart.
+type TLS struct {
+	CertFile string `yaml:"cert_file"` // PEM, with intermediates. Required.
+	KeyFile  string `yaml:"key_file"`  // PEM. Required. Danger: readable by Deputy alone.
+	// MinVersion is 1.3 or 1.2. Default 1.3. Danger: 1.2 sends client certificates in plaintext, so who
+	// calls can be read on the way, and its handshakes are weaker.
+	MinVersion string `yaml:"min_version"`
+	// ClientCertificates is request or ignore. Default request: a client may show a certificate, which
+	// authenticates it or binds its tokens where a tenant says so (RFC 8705), and need not. Ignore it
+	// where browsers come in that would ask people for one. Not for listen.ops, which authenticates nobody.
+	ClientCertificates string `yaml:"client_certificates"`
+}
+
+func (t *TLS) check(p *problems, path string, authenticates bool) {
+	required(p, path+".cert_file", t.CertFile, "name the PEM file of the certificate")
+	required(p, path+".key_file", t.KeyFile, "name the PEM file of its key")
+	oneOf(p, path+".min_version", &t.MinVersion, "1.3", "1.2")
+	if authenticates {
+		oneOf(p, path+".client_certificates", &t.ClientCertificates, "request", "ignore")
+	} else if t.ClientCertificates != "" {
+		p.add(path+".client_certificates", "has no meaning here, where nobody is authenticated: remove it")
+	}
+}
+
+// requests says whether clients can show a certificate here.
+func (t *TLS) requests() bool { return t != nil && t.ClientCertificates == "request" }
+
+// open reads the certificate. Nothing is verified of a client's but that it has the key: whom it
+// authenticates, if anybody, is for each tenant to say.
+//
+// No session is resumed. A resumed one would prove possession of a key from memory, for days, and show
+// the certificate of then: a client that renewed its own would be refused for the old one.
+func (t *TLS) open(p *problems, path string, o Options) *tls.Config {
+	if t == nil {
+		return nil
+	}
+	r := &renewable{certFile: t.CertFile, keyFile: t.KeyFile, now: o.Now, logger: o.Logger}
+	if r.now == nil {
+		r.now = time.Now
+	}
+	if r.logger == nil {
+		r.logger = slog.New(slog.DiscardHandler)
+	}
+	if err := r.read(); err != nil {
+		p.add(path, "the certificate cannot be used: %v", err)
+		return nil
+	}
+	r.looked = r.now()
+	config := &tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: r.certificate, SessionTicketsDisabled: true}
+	if t.MinVersion == "1.2" {
+		config.MinVersion = tls.VersionTLS12
+	}
+	if t.requests() {
+		config.ClientAuth = tls.RequestClientCert
+	}
+	return config
+}
+
+// renewable is a certificate whose files somebody replaces now and then.
+type renewable struct {
+	certFile, keyFile string
+	now               func() time.Time
+	logger            *slog.Logger
+
+	mu      sync.Mutex // also while reading: whoever comes meanwhile waits for two small files
+	current *tls.Certificate
+	content [sha256.Size]byte // of the files that current was made of
+	looked  time.Time         // when the files were last read
+	failing bool
+}
+
+// lookEvery bounds how often handshakes read the files.
+const lookEvery = 10 * time.Second
+
+// certificate is tls.Config.GetCertificate. While the files cannot be used together, because they are
+// gone, broken or half-way through being replaced, the certificate before serves on.
+func (r *renewable) certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if now := r.now(); now.Sub(r.looked) >= lookEvery {
+		r.looked = now
+		err := r.read()
+		switch {
+		case err != nil && !r.failing:
+			r.logger.Warn("a renewed certificate cannot be used; the one before serves", "file", r.certFile, "until", r.current.Leaf.NotAfter, "error", err)
+		case err == nil && r.failing:
+			r.logger.Info("the certificate can be used again", "file", r.certFile, "until", r.current.Leaf.NotAfter)
+		}
+		r.failing = err != nil
+	}
+	return r.current, nil
+}
+
+// read takes the files' certificate where they differ from those before. Nothing is kept of files that
+// do not fit each other.
+func (r *renewable) read() error {
+	cert, err := readPEM(r.certFile)
+	if err != nil {
+		return err
+	}
+	key, err := readPEM(r.keyFile)
+	if err != nil {
+		return err
+	}
+	content := sha256.Sum256(slices.Concat(cert, []byte{0}, key))
+	if r.current != nil && content == r.content {
+		return nil
+	}
+	pair, err := tls.X509KeyPair(cert, key)
+	if err != nil {
+		return err
+	}
+	if r.current != nil {
+		r.logger.Info("the certificate was renewed", "file", r.certFile, "until", pair.Leaf.NotAfter)
+	}
+	r.current, r.content = &pair, content
+	return nil
+}
+
+func readPEM(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	const most = 1 << 20
+	text, err := io.ReadAll(io.LimitReader(f, most+1))
+	switch {
+	case err != nil:
+		return nil, err
+	case len(text) > most:
+		return nil, errors.New("is longer than 1 MiB")
+	case bytes.IndexByte(text, 0) >= 0:
+		return nil, errors.New("is not PEM")
+	}
+	return text, nil
+}
