@@ -41,7 +41,8 @@ var mayImport = func() map[string][]string {
 		"client":                      {"client/delegation", "client/audit", "client/dpop", "gen"},
 		"client/cmd":                  {"client", "client/delegation", "client/audit", "client/dpop", "gen"},
 		"client/internal/deputytest":  {"client/delegation", "client/audit", "client/dpop", "gen"},
-		"loadtest":                    {"server/fill"},
+		"loadtest":                    {"server/fill", "loadtest/sim"},
+		"loadtest/sim":                nil,
 		"server/internal/testservers": nil,
 		"server/fill":                 {"client/delegation", "server/internal/ledger"},
 		"server/cmd":                  slices.Concat(ground, proofs, cellar, engines, exchange, fronts, server),
@@ -163,6 +164,7 @@ func TestForbiddenImportsAreNoticed(t *testing.T) {
 		{"server/internal/exchange", "server/internal/guard/guardtest"},
 		{"server", "server/fill"}, // not for production
 		{"loadtest", "server/internal/ledger"},
+		{"loadtest/sim", "server/fill"},                      // who simulates runs nothing
 		{"server/internal/exchange", "server/internal/util"}, // a part that nobody planned
 		{"server/util", "client/delegation"},
 	} {

@@ -18,6 +18,8 @@ import (
 type arguments struct {
 	Measure measuring `cmd:"" help:"Ask a ledger that was filled what auditors ask, and say how long the answers take."`
 	Fill    filling   `cmd:"" help:"Write a ledger as months of service would. The tenant must have no entries; the database must be migrated (deputyd migrate)."`
+
+	Simulate simulating `cmd:"" help:"Simulate a deployment past one machine: a million agents, 100,000 exchanges a second, 100,000 verifiers."`
 }
 
 type filling struct {
