@@ -187,6 +187,13 @@ type Answer struct {
 // the questions. Each question is answered by itself: neither a refusal of one nor a check of one that OpenFGA could not
 // evaluate touches the others.
 func (c *Checker) AskAll(ctx context.Context, questions []Question) []Answer {
+	if c.memory != nil {
+		return c.askAll(ctx, questions, c.remember)
+	}
+	return c.askAll(ctx, questions, c.checkAll)
+}
+
+func (c *Checker) askAll(ctx context.Context, questions []Question, check func(context.Context, []Relation) []result) []Answer {
 	answers := make([]Answer, len(questions))
 	plans := make([][]Missing, len(questions))
 	index := make(map[Relation]int)
@@ -205,7 +212,7 @@ func (c *Checker) AskAll(ctx context.Context, questions []Question) []Answer {
 			}
 		}
 	}
-	results := c.checkAll(ctx, relations)
+	results := check(ctx, relations)
 	for i, checks := range plans {
 		if checks == nil {
 			continue
@@ -231,7 +238,7 @@ func (c *Checker) answer(checks []Missing, of func(Relation) result) Answer {
 }
 
 // Has asks for one relation, for Deputy's own access control: is this caller an auditor? The error is a *delegation.Error;
-// with an error the answer is no.
+// with an error the answer is no. It is always asked of OpenFGA, so that how long it takes does not tell what was asked before.
 func (c *Checker) Has(ctx context.Context, r Relation) (bool, error) {
 	has, err := c.HasEach(ctx, []Relation{r})
 	if err != nil {
@@ -274,19 +281,9 @@ func (c *Checker) checkAll(ctx context.Context, relations []Relation) []result {
 	results := make([]result, len(relations))
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
-	if c.memory != nil && len(relations) > 0 {
-		c.checkRemembered(ctx, relations, results)
-	} else {
-		c.checkDirectly(ctx, relations, results)
-	}
-	return results
-}
-
-// checkDirectly asks OpenFGA for every relation.
-func (c *Checker) checkDirectly(ctx context.Context, relations []Relation, results []result) {
 	if len(relations) <= c.maxChecks {
 		c.batchCheck(ctx, relations, results)
-		return
+		return results
 	}
 	var calls errgroup.Group
 	calls.SetLimit(callsAtOnce)
@@ -294,7 +291,8 @@ func (c *Checker) checkDirectly(ctx context.Context, relations []Relation, resul
 		to := min(from+c.maxChecks, len(relations))
 		calls.Go(func() error { c.batchCheck(ctx, relations[from:to], results[from:to]); return nil })
 	}
-	_ = calls.Wait() // no call returns an error: a relation that was not answered says so itself
+	_ = calls.Wait() // no call returns an error, see above
+	return results
 }
 
 // Ready says whether questions can be answered: OpenFGA is there, the store exists, the pinned model exists in it and has

@@ -11,6 +11,7 @@ import (
 // Defaults and limits of Cache.
 const (
 	DefaultCacheEntries = 100_000
+	MaxCacheEntries     = 10_000_000
 	DefaultCacheOverlap = 10 * time.Second
 	// MinCacheOverlap is OpenFGA's default request timeout and the difference of clocks that is tolerated.
 	MinCacheOverlap = 3*time.Second + maxSkew
@@ -27,14 +28,15 @@ const (
 
 // Cache lets a checker remember decisions. Its zero value keeps none.
 type Cache struct {
-	// Enabled turns it on. It keeps the promise that a decision reflects every write that OpenFGA acknowledged before the
-	// question only where OpenFGA's changelog is complete: see [memory].
-	Enabled bool
-	// Entries bounds how many decisions are kept. Default DefaultCacheEntries.
-	Entries int
-	// Overlap is how far back the changelog is read again each time. A write must be over within it, less the two seconds
-	// that clocks may differ. Default DefaultCacheOverlap, at least MinCacheOverlap.
-	Overlap time.Duration
+	// Enabled turns it on. Default false. Danger: it is right only where OpenFGA's changelog is complete, which nobody can see
+	// from outside: no OPENFGA_DATASTORE_SECONDARY_URI, no OPENFGA_CHANGELOG_HORIZON_OFFSET, and every write over within
+	// overlap. docs/policy.md, "Remembered decisions", has the whole of it.
+	Enabled bool `yaml:"enabled"`
+	// Entries bounds how many decisions are kept, some 300 bytes each. Default 100000, at most 10000000.
+	Entries int `yaml:"entries"`
+	// Overlap is how far back the changelog is read again each time. Default 10s, 5s to 10m. Danger: it must be two seconds
+	// longer than OPENFGA_REQUEST_TIMEOUT, and more where the clocks of OpenFGA's instances differ.
+	Overlap time.Duration `yaml:"overlap"`
 }
 
 // complete fills in the defaults, or says what is wrong.
@@ -46,8 +48,8 @@ func (c Cache) complete() (Cache, error) {
 		c.Overlap = DefaultCacheOverlap
 	}
 	var errs []error
-	if c.Entries < 0 {
-		errs = append(errs, errors.New("cache entries must not be negative"))
+	if c.Entries < 0 || c.Entries > MaxCacheEntries {
+		errs = append(errs, fmt.Errorf("cache entries must be 1 to %d", MaxCacheEntries))
 	}
 	if c.Overlap < MinCacheOverlap || c.Overlap > MaxCacheOverlap {
 		errs = append(errs, fmt.Errorf("cache overlap must be %v to %v", MinCacheOverlap, MaxCacheOverlap))
@@ -144,13 +146,15 @@ func newMemory(c Cache) *memory {
 // errPaused: the last reading failed a moment ago.
 var errPaused = errors.New("OpenFGA: the changelog is not read for now")
 
-// checkRemembered answers what is remembered from memory and asks the rest.
-func (c *Checker) checkRemembered(ctx context.Context, relations []Relation, results []result) {
+// remember answers what is remembered from memory, asks the rest, and remembers that. Like checkAll it never returns an error.
+func (c *Checker) remember(ctx context.Context, relations []Relation) []result {
+	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
 	model, err := c.readModel(ctx)
-	if err != nil {
-		c.checkDirectly(ctx, relations, results)
-		return
+	if err != nil || len(relations) == 0 {
+		return c.checkAll(ctx, relations)
 	}
+	results := make([]result, len(relations))
 	m := c.memory
 	here, ready := m.known(relations)
 	var shared *reading
@@ -162,16 +166,17 @@ func (c *Checker) checkRemembered(ctx context.Context, relations []Relation, res
 	}
 	c.checkSome(ctx, model, relations, results, without(len(relations), here))
 	if len(here) == 0 {
-		return
+		return results
 	}
 	if err := shared.wait(ctx); err != nil {
 		c.metrics.fallbacks.Add(float64(len(here)))
 		c.checkSome(ctx, model, relations, results, here)
-		return
+		return results
 	}
 	gone := m.recall(relations, results, here)
 	c.metrics.remembered.Add(float64(len(here) - len(gone)))
 	c.checkSome(ctx, model, relations, results, gone)
+	return results
 }
 
 // without are the numbers below n that are not in the ascending list.
@@ -192,12 +197,12 @@ func (c *Checker) checkSome(ctx context.Context, model *model, relations []Relat
 	if len(which) == 0 {
 		return
 	}
-	some, answers := make([]Relation, len(which)), make([]result, len(which))
+	some := make([]Relation, len(which))
 	for i, at := range which {
 		some[i] = relations[at]
 	}
 	position := c.memory.now()
-	c.checkDirectly(ctx, some, answers)
+	answers := c.checkAll(ctx, some)
 	for i, at := range which {
 		results[at] = answers[i]
 	}

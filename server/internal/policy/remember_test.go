@@ -35,14 +35,18 @@ func remembering(t testing.TB, transport http.RoundTripper, cache policy.Cache, 
 	return c
 }
 
-func relation(i int) policy.Relation {
-	return policy.Relation{User: fmt.Sprint("agent:a", i%2), Relation: "holder", Object: fmt.Sprint("scope:s", i)}
+func access(i int) (policy.Question, policy.Relation) {
+	return policytest.Access(fmt.Sprint("agent:a", i%2), fmt.Sprint("s", i))
 }
 
-func has(t testing.TB, c *policy.Checker, r policy.Relation, want bool) {
+func question(i int) policy.Question { q, _ := access(i); return q }
+func relation(i int) policy.Relation { _, r := access(i); return r }
+
+// allowed asks question i.
+func allowed(t testing.TB, c *policy.Checker, i int, want bool) {
 	t.Helper()
-	if held, err := c.Has(t.Context(), r); err != nil || held != want {
-		t.Errorf("%s: %v, %v; want %v", r, held, err, want)
+	if d, err := c.Ask(t.Context(), question(i)); err != nil || d.Allowed != want {
+		t.Errorf("question %d: %v, %v; want %v", i, d.Allowed, err, want)
 	}
 }
 
@@ -165,18 +169,18 @@ func TestAReadingThatIsUnderWayIsTooOld(t *testing.T) {
 			write(t, s.fake, relation(0))
 			time.Sleep(time.Minute) // so that a reading is one request
 			c := remembering(t, s, policy.Cache{}, nil).Without(false, reuse, false, false)
-			has(t, c, relation(0), true)
+			allowed(t, c, 0, true)
 
 			holding = true
 			var both sync.WaitGroup
-			both.Go(func() { has(t, c, relation(0), true) }) // the write comes while it asks: both answers are right
+			both.Go(func() { allowed(t, c, 0, true) }) // the write comes while it asks: both answers are right
 			reading := s.waiting()[0]
 			s.step(reading) // OpenFGA has said what it knows
 			remove(t, s.fake, relation(0))
 			var second bool
 			both.Go(func() {
-				var err error
-				if second, err = c.Has(t.Context(), relation(0)); err != nil {
+				d, err := c.Ask(t.Context(), question(0))
+				if second = d.Allowed; err != nil {
 					t.Error(err)
 				}
 			})
@@ -202,18 +206,18 @@ func TestACheckThatIsOvertakenIsNotRemembered(t *testing.T) {
 			s := &script{fake: new(policytest.Fake), holds: func(path string) bool { return holding && path == "/batch-check" }}
 			write(t, s.fake, relation(0), relation(1))
 			c := remembering(t, s, policy.Cache{}, nil).Without(false, false, off, false)
-			has(t, c, relation(1), true)
+			allowed(t, c, 1, true)
 			holding = true
 			var first sync.WaitGroup
-			first.Go(func() { has(t, c, relation(0), true) })
+			first.Go(func() { allowed(t, c, 0, true) })
 			check := s.waiting()[0]
 			s.step(check)
 			holding = false
 			remove(t, s.fake, relation(0))
-			has(t, c, relation(1), true) // reads that something has changed
+			allowed(t, c, 1, true) // reads that something has changed
 			s.step(check)
 			first.Wait()
-			has(t, c, relation(0), off) // off: remembered as if it were new
+			allowed(t, c, 0, off) // off: remembered as if it were new
 		})
 	}
 }
@@ -226,24 +230,24 @@ func TestRowsThatAppearLate(t *testing.T) {
 			write(t, fake, relation(0), relation(1))
 			time.Sleep(time.Minute)
 			c := remembering(t, fake, policy.Cache{}, nil).Without(false, false, false, off)
-			has(t, c, relation(0), true)
+			allowed(t, c, 0, true)
 			for range 3 {
 				begun := time.Now()
 				time.Sleep(3 * time.Second)
-				has(t, c, relation(0), true)
+				allowed(t, c, 0, true)
 				if !off {
 					write(t, fake, relation(2)) // another row, which is read before
-					has(t, c, relation(0), true)
+					allowed(t, c, 0, true)
 					remove(t, fake, relation(2))
 				}
 				time.Sleep(3 * time.Second)
 				fake.CommitLate(t.Context(), true, relation(0), begun)
-				has(t, c, relation(0), off)
+				allowed(t, c, 0, off)
 				if off {
 					return
 				}
 				fake.CommitLate(t.Context(), false, relation(0), begun)
-				has(t, c, relation(0), true)
+				allowed(t, c, 0, true)
 			}
 		})
 	}
@@ -254,13 +258,13 @@ func TestTheWindowMoves(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		fake := new(policytest.Fake)
 		c := remembering(t, fake, policy.Cache{}, nil)
-		has(t, c, relation(0), false)
+		allowed(t, c, 0, false)
 		for i := range 200 {
 			write(t, fake, relation(2+i))
 			time.Sleep(time.Second / 2)
-			has(t, c, relation(0), false)
+			allowed(t, c, 0, false)
 			remove(t, fake, relation(2+i))
-			has(t, c, relation(0), false)
+			allowed(t, c, 0, false)
 		}
 		// Every change touched others: relation 0 was asked for once a minute, because decisions do not live longer.
 		if calls := len(fake.Calls()); calls != 2 {
@@ -268,9 +272,9 @@ func TestTheWindowMoves(t *testing.T) {
 		}
 		for range 100 { // in one millisecond: only counting tells them apart
 			write(t, fake, relation(0))
-			has(t, c, relation(0), true)
+			allowed(t, c, 0, true)
 			remove(t, fake, relation(0))
-			has(t, c, relation(0), false)
+			allowed(t, c, 0, false)
 		}
 	})
 }
@@ -374,10 +378,10 @@ func TestRowsThatAreGone(t *testing.T) {
 	fake := new(policytest.Fake)
 	write(t, fake, relation(0))
 	c := remembering(t, fake, policy.Cache{}, nil)
-	has(t, c, relation(0), true)
+	allowed(t, c, 0, true)
 	fake.ForgetChanges()
 	fake.Judge = func(policy.Relation) (yes, ok bool) { return false, true }
-	has(t, c, relation(0), false)
+	allowed(t, c, 0, false)
 }
 
 // A changelog that leaves changes out is found out when a decision has grown old, and is not relied on again.
@@ -389,21 +393,21 @@ func TestTheChangelogIsCaughtLying(t *testing.T) {
 		fake.Judge = func(policy.Relation) (yes, ok bool) { return false, silent }
 		write(t, fake, relation(0))
 		c := remembering(t, fake, policy.Cache{}, registry)
-		has(t, c, relation(0), true)
-		silent = true                // as if it were deleted where the changelog does not show it
-		has(t, c, relation(0), true) // this is what the promise stands on
+		allowed(t, c, 0, true)
+		silent = true          // as if it were deleted where the changelog does not show it
+		allowed(t, c, 0, true) // this is what the promise stands on
 		if n := counted(t, registry, "deputy_policy_contradicted_total"); n != 0 {
 			t.Errorf("contradicted %v times", n)
 		}
 		time.Sleep(time.Minute + time.Second)
-		has(t, c, relation(0), false)
+		allowed(t, c, 0, false)
 		if n := counted(t, registry, "deputy_policy_contradicted_total"); n != 1 {
 			t.Errorf("contradicted %v times", n)
 		}
 		silent = false
-		has(t, c, relation(0), true)
+		allowed(t, c, 0, true)
 		silent = true
-		has(t, c, relation(0), false)
+		allowed(t, c, 0, false)
 	})
 }
 
@@ -429,14 +433,14 @@ func TestTooManyChanges(t *testing.T) {
 		fake := new(policytest.Fake)
 		write(t, fake, relation(0))
 		c := remembering(t, fake, policy.Cache{}, nil)
-		has(t, c, relation(0), true)
+		allowed(t, c, 0, true)
 		for i := range 700 { // seven pages
 			write(t, fake, relation(2+i))
 		}
 		remove(t, fake, relation(0))
-		has(t, c, relation(0), false)
+		allowed(t, c, 0, false)
 		before := len(fake.Calls())
-		if has(t, c, relation(0), false); len(fake.Calls()) != before {
+		if allowed(t, c, 0, false); len(fake.Calls()) != before {
 			t.Error("seven pages are too many")
 		}
 		for i := range 200 {
@@ -444,15 +448,15 @@ func TestTooManyChanges(t *testing.T) {
 		}
 		write(t, fake, relation(0))
 		for range 2 {
-			has(t, c, relation(0), true)
+			allowed(t, c, 0, true)
 			remove(t, fake, relation(0))
-			has(t, c, relation(0), false)
+			allowed(t, c, 0, false)
 			write(t, fake, relation(0))
 		}
 		time.Sleep(time.Minute)
-		has(t, c, relation(0), true)
+		allowed(t, c, 0, true)
 		before = len(fake.Calls())
-		if has(t, c, relation(0), true); len(fake.Calls()) != before {
+		if allowed(t, c, 0, true); len(fake.Calls()) != before {
 			t.Error("nothing is remembered again")
 		}
 	})
@@ -465,18 +469,17 @@ func TestACallerThatLeaves(t *testing.T) {
 		s := &script{fake: new(policytest.Fake), holds: func(path string) bool { return holding && path == "/changes" }}
 		write(t, s.fake, relation(0))
 		c := remembering(t, s, policy.Cache{}, nil)
-		has(t, c, relation(0), true)
+		allowed(t, c, 0, true)
 		holding = true
 		ctx, cancel := context.WithCancel(t.Context())
 		var all sync.WaitGroup
 		all.Go(func() {
-			if held, err := c.Has(ctx, relation(0)); err == nil || held {
-				t.Errorf("the one that left: %v, %v", held, err)
-			}
+			d, err := c.Ask(ctx, question(0))
+			unavailable(t, d, err)
 		})
 		synctest.Wait()
-		all.Go(func() { has(t, c, relation(0), true) })
-		all.Go(func() { has(t, c, relation(0), true) })
+		all.Go(func() { allowed(t, c, 0, true) })
+		all.Go(func() { allowed(t, c, 0, true) })
 		synctest.Wait()
 		readings := s.fake.Readings()
 		cancel()
@@ -494,7 +497,7 @@ func TestACallerThatLeaves(t *testing.T) {
 func TestMemoryIsBounded(t *testing.T) {
 	c := remembering(t, new(policytest.Fake), policy.Cache{Entries: 100}, nil)
 	for i := range 1000 {
-		has(t, c, relation(i), false)
+		allowed(t, c, i, false)
 		if n := c.Remembers(); n > 100 {
 			t.Fatalf("%d decisions are kept", n)
 		}
@@ -552,20 +555,17 @@ func interleave(t *testing.T, rt *rapid.T, asking, own, position, overlap bool) 
 			mu.Lock()
 			from := versions
 			mu.Unlock()
-			asked := make([]policy.Relation, len(which))
+			asked := make([]policy.Question, len(which))
 			for i, n := range which {
-				asked[i] = relation(n)
+				asked[i] = question(n)
 			}
-			answers, err := c.HasEach(t.Context(), asked)
+			answers := c.AskAll(t.Context(), asked)
 			mu.Lock()
 			defer mu.Unlock()
-			if err != nil {
-				wrong = err.Error()
-				return
-			}
 			for i, n := range which {
-				if from[n] == versions[n] && answers[i] != (from[n]%2 == 1) {
-					wrong = fmt.Sprintf("%s: %v after %d writes", asked[i], answers[i], from[n])
+				d, err := answers[i].Decision, answers[i].Err
+				if err != nil || from[n] == versions[n] && d.Allowed != (from[n]%2 == 1) {
+					wrong = fmt.Sprintf("question %d: %v, %v after %d writes", n, d.Allowed, err, from[n])
 				}
 			}
 		}

@@ -7,8 +7,16 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"deputy.example/deputy/client/delegation"
 	"deputy.example/deputy/server/internal/policy"
 )
+
+// Access is a question that stands on one relation alone: may the principal have a token for the audience?
+func Access(who, audience string) (policy.Question, policy.Relation) {
+	p := delegation.Principal(who)
+	return policy.Question{Subject: p, Actor: p, Audiences: []string{audience}},
+		policy.Relation{User: who, Relation: "accessor", Object: "resource:" + delegation.EncodeID(audience)}
+}
 
 // testRace: while everybody writes and asks at once, no answer is older than the last write that was acknowledged before its
 // question, and none is from the future.
@@ -21,6 +29,7 @@ func testRace(t *testing.T, b Backend) {
 // history counts the writes of one relation, which only one writer makes: it is there after odd ones. What the answer to a
 // question says must have been so at some time between question and answer.
 type history struct {
+	question            policy.Question
 	relation            policy.Relation
 	begun, acknowledged atomic.Int64
 }
@@ -35,13 +44,14 @@ func Race(t *testing.T, b Backend, c *policy.Checker, writers, rounds int) int {
 	t.Helper()
 	histories := make([]*history, writers)
 	for i := range histories {
-		histories[i] = &history{relation: policy.Relation{User: fmt.Sprint("agent:a", i%5), Relation: "holder", Object: fmt.Sprint("scope:s", i)}}
+		histories[i] = new(history)
+		histories[i].question, histories[i].relation = Access(fmt.Sprint("agent:a", i%5), fmt.Sprint("s", i))
 	}
 	var wrong atomic.Int64
 	ask := func(ctx context.Context, h *history) error {
 		from := h.acknowledged.Load()
-		held, err := c.Has(ctx, h.relation)
-		if err == nil && !h.explains(held, from, h.begun.Load()) {
+		d, err := c.Ask(ctx, h.question)
+		if err == nil && !h.explains(d.Allowed, from, h.begun.Load()) {
 			wrong.Add(1)
 		}
 		return err
