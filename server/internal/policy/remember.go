@@ -32,7 +32,7 @@ type Cache struct {
 	// from outside: no OPENFGA_DATASTORE_SECONDARY_URI, no OPENFGA_CHANGELOG_HORIZON_OFFSET, and every write over within
 	// overlap. docs/policy.md, "Remembered decisions", has the whole of it.
 	Enabled bool `yaml:"enabled"`
-	// Entries bounds how many decisions are kept, some 300 bytes each. Default 100000, at most 10000000.
+	// Entries bounds how many decisions are kept, 100 to 600 bytes each. Default 100000, at most 10000000.
 	Entries int `yaml:"entries"`
 	// Overlap is how far back the changelog is read again each time. Default 10s, 5s to 10m. Danger: it must be two seconds
 	// longer than OPENFGA_REQUEST_TIMEOUT, and more where the clocks of OpenFGA's instances differ.

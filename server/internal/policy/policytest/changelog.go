@@ -24,14 +24,16 @@ type logged struct {
 
 // enter writes a row. The lock is held.
 func (f *Fake) enter(r policy.Relation, operation string, begun time.Time) {
-	f.log = append(f.log, logged{begun, len(f.log), map[string]any{
+	place := len(f.log)
+	for place > 0 && f.log[place-1].begun.After(begun) {
+		place--
+	}
+	f.log = slices.Insert(f.log, place, logged{begun, f.rows, map[string]any{
 		"tuple_key": map[string]any{"user": r.User, "relation": r.Relation, "object": r.Object, "condition": nil},
 		"operation": "TUPLE_OPERATION_" + operation,
 		"timestamp": begun.UTC().Format(time.RFC3339Nano),
 	}})
-	slices.SortStableFunc(f.log, func(a, b logged) int {
-		return cmp.Or(a.begun.Compare(b.begun), cmp.Compare(a.number, b.number))
-	})
+	f.rows++
 }
 
 // CommitLate writes or deletes a relationship in a transaction that began before now: its row appears in the changelog behind
@@ -95,11 +97,15 @@ func (f *Fake) readChanges(r *http.Request) (*http.Response, error) {
 	defer f.mu.Unlock()
 	f.readings++
 	rows, token := []map[string]any{}, query.Get("continuation_token")
-	for _, l := range f.log {
-		if len(rows) < size && cmp.Or(l.begun.Compare(from.begun), cmp.Compare(l.number, from.number)) > 0 {
-			rows = append(rows, l.row)
-			token = fmt.Sprintf("%d-%d", l.begun.UnixNano(), l.number)
+	begin, _ := slices.BinarySearchFunc(f.log, from, func(l, from logged) int {
+		if cmp.Or(l.begun.Compare(from.begun), cmp.Compare(l.number, from.number)) > 0 {
+			return 1
 		}
+		return -1
+	})
+	for _, l := range f.log[begin:min(begin+size, len(f.log))] {
+		rows = append(rows, l.row)
+		token = fmt.Sprintf("%d-%d", l.begun.UnixNano(), l.number)
 	}
 	body, err := json.Marshal(map[string]any{"changes": rows, "continuation_token": token})
 	return Response(http.StatusOK, string(body)), err

@@ -30,6 +30,7 @@ type Fake struct {
 	tuples   map[policy.Relation]bool
 	calls    [][]policy.Relation
 	log      []logged
+	rows     int // that were ever in it
 	readings int
 }
 
