@@ -142,7 +142,7 @@ func credentialsStayInside(t *testing.T, onPostgres bool) {
 	provider := s.withConsole(secrets)
 	s.text = strings.NewReplacer(
 		"redis:\n", "redis:\n  password_file: DIR/redis-password\n",
-		"policy:\n", "policy:\n      token_file: DIR/openfga-token\n",
+		"policy:\n", "policy:\n      token_file: DIR/openfga-token\n      cache: {enabled: true}\n",
 		"    clients:\n", "    audit: {checkpoint_key: DIR/checkpoint.key, managed_checkpoint_key: true, checkpoint_file: DIR/checkpoint}\n    clients:\n",
 		"tenants:\n", "key_encryption: {key_file: DIR/kek}\ntenants:\n",
 	).Replace(s.text)

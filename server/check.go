@@ -12,6 +12,7 @@ import (
 	"deputy.example/deputy/client/delegation"
 	"deputy.example/deputy/server/internal/console"
 	"deputy.example/deputy/server/internal/exchange"
+	"deputy.example/deputy/server/internal/policy"
 	"deputy.example/deputy/server/internal/token"
 )
 
@@ -260,6 +261,8 @@ func (f *Policy) check(p *problems, path string) {
 	}
 	between(p, path+".timeout", &f.Timeout, time.Second, 10*time.Millisecond, 1500*time.Millisecond)
 	between(p, path+".max_checks", &f.MaxChecks, 50, 1, 500)
+	between(p, path+".cache.entries", &f.Cache.Entries, policy.DefaultCacheEntries, 1, policy.MaxCacheEntries)
+	between(p, path+".cache.overlap", &f.Cache.Overlap, policy.DefaultCacheOverlap, policy.MinCacheOverlap, policy.MaxCacheOverlap)
 }
 
 func (l *Limits) check(p *problems, path string) {

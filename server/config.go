@@ -208,6 +208,8 @@ type Policy struct {
 	MaxChecks int `yaml:"max_checks"`
 	// Mapping puts an own model in place of the shipped one. Default: the shipped model.
 	Mapping policy.Mapping `yaml:"mapping"`
+	// Cache remembers decisions for as long as OpenFGA's changelog shows nothing that touches them. Default off.
+	Cache policy.Cache `yaml:"cache"`
 }
 
 // Limits bound what the tenant issues, and how fast.

@@ -276,7 +276,8 @@ func TestDefaults(t *testing.T) {
 		got.MaxBatch != limits.MaxBatch || got.ActorMayRecur || got.CallerRate != limits.CallerRate || got.CallerBurst != limits.CallerBurst {
 		t.Errorf("limits: %+v, want %+v", got, limits)
 	}
-	if p := c.Tenants[0].Policy; p.Timeout != time.Second || p.MaxChecks != 50 {
+	if p := c.Tenants[0].Policy; p.Timeout != time.Second || p.MaxChecks != 50 ||
+		p.Cache.Enabled || p.Cache.Entries != 100_000 || p.Cache.Overlap != 10*time.Second {
 		t.Errorf("policy: %+v", p)
 	}
 	if c.Redis.Timeout != 500*time.Millisecond || c.Telemetry.LogLevel != "info" || c.Telemetry.LogFormat != "json" {

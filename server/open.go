@@ -205,7 +205,7 @@ func (p *problems) fault(path string, i int, err error) {
 func (f *Policy) open(p *problems, path, tenant string, principals []string, o Options) *policy.Checker {
 	config := policy.Config{
 		URL: f.URL, StoreID: f.Store, ModelID: f.Model, Transport: o.PolicyTransport,
-		Timeout: f.Timeout, MaxChecks: f.MaxChecks, Mapping: f.Mapping, Principals: principals,
+		Timeout: f.Timeout, MaxChecks: f.MaxChecks, Mapping: f.Mapping, Principals: principals, Cache: f.Cache,
 	}
 	if f.TokenFile != "" {
 		var err error

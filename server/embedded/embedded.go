@@ -20,6 +20,7 @@ import (
 	"deputy.example/deputy/client/delegation"
 	fgamodels "deputy.example/deputy/fga-models"
 	"deputy.example/deputy/server"
+	"deputy.example/deputy/server/internal/policy"
 	"deputy.example/deputy/server/internal/token"
 )
 
@@ -259,9 +260,10 @@ func (e *Embedded) settings() (server.Config, error) {
 	tenant := server.Tenant{
 		Name: tenantName, Default: true, Issuer: e.Issuer(), AllowInsecureLoopback: true,
 		SigningKeys: []token.KeyFile{{Path: e.path("keys", "signing.pem"), Algorithm: "ES256"}},
-		Policy:      server.Policy{URL: e.devAddress(), Store: e.store, Model: e.model},
-		Audit:       server.Audit{CheckpointKey: e.path("keys", "checkpoint.key"), CheckpointFile: e.path("checkpoint")},
-		Console:     &server.Console{Issuer: e.issuer.PeopleIssuer(), ClientID: consoleClient},
+		// This OpenFGA has one process, one clock and no replica: its changelog is complete.
+		Policy:  server.Policy{URL: e.devAddress(), Store: e.store, Model: e.model, Cache: policy.Cache{Enabled: true}},
+		Audit:   server.Audit{CheckpointKey: e.path("keys", "checkpoint.key"), CheckpointFile: e.path("checkpoint")},
+		Console: &server.Console{Issuer: e.issuer.PeopleIssuer(), ClientID: consoleClient},
 		// Long enough to try things out with the demo's tokens, and fast enough to measure.
 		Limits: server.Limits{AllowBearer: true, MaxLifetime: personLifetime, DefaultLifetime: personLifetime, CallerRate: 10_000},
 		TrustedIssuers: []token.TrustedIssuer{

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"slices"
+	"time"
 
 	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
 	"github.com/oklog/ulid/v2"
@@ -84,6 +85,7 @@ func (f *FGA) RoundTrip(r *http.Request) (_ *http.Response, err error) {
 	}
 	w := responseBuffer{header: make(http.Header), code: http.StatusOK}
 	f.handler.ServeHTTP(&w, r)
+	w.header.Set("Date", time.Now().UTC().Format(http.TimeFormat)) // as net/http does on a port
 	return &http.Response{
 		Status:        fmt.Sprintf("%d %s", w.code, http.StatusText(w.code)),
 		StatusCode:    w.code,

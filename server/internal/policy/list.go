@@ -37,7 +37,7 @@ func (c *Checker) values(ctx context.Context, user delegation.Principal, rule Ob
 		return nil, true, nil
 	}
 	began := time.Now()
-	body, err := c.execute(ctx, "ListObjects", "/stores/{store_id}/list-objects", listObjectsRequest{
+	body, err := c.execute(ctx, "/list-objects", listObjectsRequest{
 		ModelID: c.model, Type: rule.Type, Relation: rule.Relation, User: string(user),
 		Consistency: string(openfga.CONSISTENCYPREFERENCE_HIGHER_CONSISTENCY),
 	})
@@ -107,7 +107,7 @@ func (c *Checker) delegators(ctx context.Context, m *model, agent delegation.Pri
 func (c *Checker) delegatorsOf(ctx context.Context, agent delegation.Principal, typ string) (who []delegation.Principal, all bool, err error) {
 	began := time.Now()
 	defer func() { c.metrics.observe(0, time.Since(began), err) }()
-	body, err := c.execute(ctx, "ListUsers", "/stores/{store_id}/list-users", listUsersRequest{
+	body, err := c.execute(ctx, "/list-users", listUsersRequest{
 		ModelID: c.model, Object: object{agent.Type(), agent.ID()}, Relation: c.rules.delegator, Filters: []userFilter{{typ}},
 		Consistency: string(openfga.CONSISTENCYPREFERENCE_HIGHER_CONSISTENCY),
 	})

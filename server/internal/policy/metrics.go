@@ -6,13 +6,24 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// metrics counts requests to OpenFGA, not decisions: those are the exchange's.
+// metrics counts requests to OpenFGA and what made them unnecessary, not decisions: those are the exchange's.
 type metrics struct {
-	seconds *prometheus.HistogramVec
-	checks  prometheus.Counter
+	seconds      *prometheus.HistogramVec
+	checks       prometheus.Counter
+	remembered   prometheus.Counter
+	fallbacks    prometheus.Counter
+	readings     *prometheus.CounterVec
+	forgotten    *prometheus.CounterVec
+	contradicted prometheus.Counter
 }
 
-func newMetrics(registerer prometheus.Registerer) (metrics, error) {
+// The labels of readings and forgotten.
+const (
+	unchanged, changed, incomplete, failed = "unchanged", "changed", "incomplete", "failed"
+	ofUser, ofType, ofAll                  = "user", "type", "all"
+)
+
+func newMetrics(registerer prometheus.Registerer, memory bool) (metrics, error) {
 	m := metrics{
 		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "deputy_policy_request_seconds",
@@ -23,11 +34,41 @@ func newMetrics(registerer prometheus.Registerer) (metrics, error) {
 			Name: "deputy_policy_checks_total",
 			Help: "Relationship checks put to OpenFGA, after deduplication.",
 		}),
+		remembered: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "deputy_policy_remembered_total",
+			Help: "Relationships answered from memory, after a reading of the changelog.",
+		}),
+		fallbacks: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "deputy_policy_fallbacks_total",
+			Help: "Relationships that were remembered and asked all the same, because the changelog was not read.",
+		}),
+		readings: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "deputy_policy_readings_total",
+			Help: "Readings of OpenFGA's changelog that waiting questions shared, by outcome: unchanged, changed, incomplete or failed.",
+		}, []string{"outcome"}),
+		forgotten: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "deputy_policy_forgotten_total",
+			Help: "Times that decisions were forgotten, by reach: some of one user, all of some relations, or all.",
+		}, []string{"reach"}),
+		contradicted: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "deputy_policy_contradicted_total",
+			Help: "1 after OpenFGA's changelog was caught leaving a change out. No decision is remembered any more.",
+		}),
 	}
 	if registerer == nil {
 		return m, nil
 	}
-	for _, collector := range []prometheus.Collector{m.seconds, m.checks} {
+	collectors := []prometheus.Collector{m.seconds, m.checks}
+	if memory {
+		collectors = append(collectors, m.remembered, m.fallbacks, m.readings, m.forgotten, m.contradicted)
+		for _, outcome := range []string{unchanged, changed, incomplete, failed} {
+			m.readings.WithLabelValues(outcome)
+		}
+		for _, reach := range []string{ofUser, ofType, ofAll} {
+			m.forgotten.WithLabelValues(reach)
+		}
+	}
+	for _, collector := range collectors {
 		if err := registerer.Register(collector); err != nil {
 			return metrics{}, err
 		}

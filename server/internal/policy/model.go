@@ -15,6 +15,7 @@ import (
 type model struct {
 	types map[string]map[string]openfga.Userset // relations by type
 	users []string                              // types of whatever a tuple can name as its user
+	*influences
 }
 
 func (m *model) has(typ, relation string) bool {
@@ -39,7 +40,7 @@ func (c *Checker) readModel(ctx context.Context) (*model, error) {
 }
 
 func newModel(fetched openfga.AuthorizationModel) *model {
-	m := &model{types: make(map[string]map[string]openfga.Userset, len(fetched.TypeDefinitions))}
+	m := &model{types: make(map[string]map[string]openfga.Userset, len(fetched.TypeDefinitions)), influences: newInfluences(fetched)}
 	users := make(map[string]bool)
 	for _, t := range fetched.TypeDefinitions {
 		m.types[t.Type] = t.GetRelations()

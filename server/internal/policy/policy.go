@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"net/url"
 	"regexp"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -52,21 +53,27 @@ type Config struct {
 	// Principals are the types of those who will be asked about. OpenFGA answers no question about a type that the model
 	// lacks, so Ready asks for each of them.
 	Principals []string
+	Cache      Cache
 	// Registerer takes the metrics; nil: none. With several checkers wrap it in a label for each.
 	Registerer prometheus.Registerer
 }
 
-// Checker asks the questions of one tenant. It keeps no decision: what OpenFGA acknowledged before a question counts in it.
+// Checker asks the questions of one tenant. What OpenFGA acknowledged before a question counts in the answer, whether decisions
+// are remembered or not.
 type Checker struct {
 	store, model string
 	timeout      time.Duration
 	maxChecks    int
 	rules        rules
 	principals   []string
-	api          *openfga.APIClient
+	api          *openfga.APIClient // for what is asked once in a while
+	client       *http.Client       // for the questions
+	stores       string             // address of the store
+	headers      http.Header        // of every question
 	closeIdle    func()
 	metrics      metrics
 	known        atomic.Pointer[model] // nil until it was read for the first time
+	memory       *memory               // nil where nothing is remembered
 }
 
 // openFGAID is how OpenFGA writes the ids of stores and models.
@@ -88,7 +95,8 @@ func New(config Config) (*Checker, error) {
 	if config.Timeout < 0 || config.MaxChecks < 0 {
 		errs = append(errs, errors.New("timeout and max_checks must not be negative"))
 	}
-	if err := errors.Join(errs...); err != nil {
+	cache, err := config.Cache.complete()
+	if err := errors.Join(append(errs, err)...); err != nil {
 		return nil, fmt.Errorf("policy: %w", err)
 	}
 	c := &Checker{
@@ -108,18 +116,25 @@ func New(config Config) (*Checker, error) {
 		own := newTransport()
 		transport, c.closeIdle = own, own.CloseIdleConnections
 	}
+	c.client = &http.Client{
+		Transport:     boundedTransport{transport},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+	c.stores = strings.TrimSuffix(config.URL, "/") + "/stores/" + config.StoreID
+	c.headers = http.Header{
+		"Accept": {"application/json"}, "Content-Type": {"application/json"}, "User-Agent": {"deputy"},
+		"Cache-Control": {"no-store"}, // no proxy answers in OpenFGA's place
+	}
 	headers := make(map[string]string, 1)
 	if config.Token != "" {
 		headers["Authorization"] = "Bearer " + config.Token
+		c.headers.Set("Authorization", headers["Authorization"])
 	}
 	sdk, err := openfga.NewConfiguration(openfga.Configuration{
 		ApiUrl:         config.URL,
 		DefaultHeaders: headers,
 		UserAgent:      "deputy",
-		HTTPClient: &http.Client{
-			Transport:     boundedTransport{transport},
-			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-		},
+		HTTPClient:     c.client,
 		// The SDK sleeps between tries without looking at the deadline. The caller retries, if anyone.
 		RetryParams: &openfga.RetryParams{MaxRetry: 0, MinWaitInMs: 1},
 		Telemetry:   &telemetry.Configuration{Metrics: &telemetry.MetricsConfiguration{}},
@@ -128,8 +143,11 @@ func New(config Config) (*Checker, error) {
 		return nil, fmt.Errorf("policy: %w", err)
 	}
 	c.api = openfga.NewAPIClient(sdk)
-	if c.metrics, err = newMetrics(config.Registerer); err != nil {
+	if c.metrics, err = newMetrics(config.Registerer, cache.Enabled); err != nil {
 		return nil, fmt.Errorf("policy: %w", err)
+	}
+	if cache.Enabled {
+		c.memory = newMemory(cache)
 	}
 	return c, nil
 }
@@ -169,6 +187,13 @@ type Answer struct {
 // the questions. Each question is answered by itself: neither a refusal of one nor a check of one that OpenFGA could not
 // evaluate touches the others.
 func (c *Checker) AskAll(ctx context.Context, questions []Question) []Answer {
+	if c.memory != nil {
+		return c.askAll(ctx, questions, c.remember)
+	}
+	return c.askAll(ctx, questions, c.checkAll)
+}
+
+func (c *Checker) askAll(ctx context.Context, questions []Question, check func(context.Context, []Relation) []result) []Answer {
 	answers := make([]Answer, len(questions))
 	plans := make([][]Missing, len(questions))
 	index := make(map[Relation]int)
@@ -187,7 +212,7 @@ func (c *Checker) AskAll(ctx context.Context, questions []Question) []Answer {
 			}
 		}
 	}
-	results := c.checkAll(ctx, relations)
+	results := check(ctx, relations)
 	for i, checks := range plans {
 		if checks == nil {
 			continue
@@ -213,7 +238,7 @@ func (c *Checker) answer(checks []Missing, of func(Relation) result) Answer {
 }
 
 // Has asks for one relation, for Deputy's own access control: is this caller an auditor? The error is a *delegation.Error;
-// with an error the answer is no.
+// with an error the answer is no. It is always asked of OpenFGA, so that how long it takes does not tell what was asked before.
 func (c *Checker) Has(ctx context.Context, r Relation) (bool, error) {
 	has, err := c.HasEach(ctx, []Relation{r})
 	if err != nil {

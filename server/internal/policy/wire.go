@@ -1,8 +1,8 @@
 package policy
 
 import (
+	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -89,30 +89,40 @@ func (c *Checker) post(ctx context.Context, relations []Relation) ([]byte, error
 	for i, r := range relations {
 		request.Checks[i] = batchItem{tupleKey(r), strconv.Itoa(i)}
 	}
-	return c.execute(ctx, "BatchCheck", "/stores/{store_id}/batch-check", request)
+	return c.execute(ctx, "/batch-check", request)
 }
 
-// execute sends one question and returns the raw answer: the SDK's typed decoder takes the last of two equal keys, and keys
-// in any case.
-func (c *Checker) execute(ctx context.Context, name, path string, request any) ([]byte, error) {
-	body, err := json.Marshal(request)
+// execute puts one question to the store and returns the raw answer.
+func (c *Checker) execute(ctx context.Context, path string, question any) ([]byte, error) {
+	body, err := json.Marshal(question)
 	if err != nil {
 		return nil, err
 	}
-	response, err := c.api.GetAPIExecutor().Execute(ctx,
-		openfga.NewAPIExecutorRequestBuilder(name, http.MethodPost, path).
-			WithPathParameter("store_id", c.store).
-			WithBody(body).
-			Build())
+	_, answer, err := c.send(ctx, http.MethodPost, path, body)
+	return answer, err
+}
+
+// send makes one request to the store's part of the API, once, and takes nothing but a 200 for an answer. The SDK's way there
+// makes half as many allocations again, and its typed decoder takes the last of two equal keys, and keys in any case.
+func (c *Checker) send(ctx context.Context, method, path string, body []byte) (http.Header, []byte, error) {
+	request, err := http.NewRequestWithContext(ctx, method, c.stores+path, bytes.NewReader(body))
+	if err != nil {
+		return nil, nil, err
+	}
+	request.Header = c.headers.Clone()
+	response, err := c.client.Do(request)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer response.Body.Close()
+	answer, err := io.ReadAll(response.Body)
 	switch {
 	case err != nil:
-		return nil, err
-	case response == nil:
-		return nil, errors.New("OpenFGA: no answer")
+		return nil, nil, err
 	case response.StatusCode != http.StatusOK:
-		return nil, fmt.Errorf("OpenFGA: HTTP status %d", response.StatusCode)
+		return nil, nil, fmt.Errorf("OpenFGA: HTTP status %d: %.500s", response.StatusCode, answer)
 	}
-	return response.Body, nil
+	return response.Header, answer, nil
 }
 
 // decodeBatch reads the answer to len(results) checks strictly: one JSON object without duplicate keys, exactly the

@@ -189,7 +189,7 @@ func (w *World) open(t testing.TB) {
 		tenant := w.Tenants[name]
 		checker, err := policy.New(policy.Config{
 			URL: "http://openfga.invalid", StoreID: policytest.FakeStore, ModelID: policytest.FakeModel,
-			Transport: tenant.FGA, Mapping: w.config.Mapping,
+			Transport: tenant.FGA, Mapping: w.config.Mapping, Cache: policy.Cache{Enabled: true},
 		})
 		if err != nil {
 			t.Fatal(err)

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"time"
 
 	fgamodels "deputy.example/deputy/fga-models"
 	"deputy.example/deputy/server/internal/policy"
@@ -25,9 +26,12 @@ type Fake struct {
 	// Judge, if set, is asked about each relation first; with ok its yes or no counts instead of the store's.
 	Judge func(r policy.Relation) (yes, ok bool)
 
-	mu     sync.Mutex
-	tuples map[policy.Relation]bool
-	calls  [][]policy.Relation
+	mu       sync.Mutex
+	tuples   map[policy.Relation]bool
+	calls    [][]policy.Relation
+	log      []logged
+	rows     int // that were ever in it
+	readings int
 }
 
 // The ids of the fake's only store and model.
@@ -47,7 +51,10 @@ func (f *Fake) Write(_ context.Context, relations ...policy.Relation) error {
 		f.tuples = make(map[policy.Relation]bool)
 	}
 	for _, r := range relations {
-		f.tuples[r] = true
+		if !f.tuples[r] {
+			f.tuples[r] = true
+			f.enter(r, "WRITE", time.Now())
+		}
 	}
 	return nil
 }
@@ -61,6 +68,7 @@ func (f *Fake) Delete(_ context.Context, relations ...policy.Relation) error {
 			return fmt.Errorf("%s is not there", r)
 		}
 		delete(f.tuples, r)
+		f.enter(r, "DELETE", time.Now())
 	}
 	return nil
 }
@@ -98,6 +106,8 @@ func (f *Fake) answer(r *http.Request) (*http.Response, error) {
 		return f.listObjects(r)
 	case r.Method == http.MethodPost && r.URL.Path == store+"/list-users":
 		return f.listUsers(r)
+	case r.Method == http.MethodGet && r.URL.Path == store+"/changes":
+		return f.readChanges(r)
 	case r.Method == http.MethodGet && r.URL.Path == store:
 		return Response(http.StatusOK, fmt.Sprintf(`{"id":%q,"name":"fake","created_at":"2026-01-01T00:00:00Z","updated_at":"2026-01-01T00:00:00Z"}`, FakeStore)), nil
 	case r.Method == http.MethodGet && r.URL.Path == store+"/authorization-models/"+FakeModel:
@@ -210,7 +220,7 @@ func (f *Fake) listUsers(r *http.Request) (*http.Response, error) {
 func Response(status int, body string) *http.Response {
 	return &http.Response{
 		Status: http.StatusText(status), StatusCode: status, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
-		Header:        http.Header{"Content-Type": {"application/json"}},
+		Header:        http.Header{"Content-Type": {"application/json"}, "Date": {time.Now().UTC().Format(http.TimeFormat)}},
 		Body:          io.NopCloser(bytes.NewReader([]byte(body))),
 		ContentLength: int64(len(body)),
 	}

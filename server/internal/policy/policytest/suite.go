@@ -28,14 +28,23 @@ type Backend interface {
 func NewChecker(t testing.TB, b Backend) *policy.Checker {
 	t.Helper()
 	store, model := b.IDs()
-	c, err := policy.New(policy.Config{URL: "http://openfga.test", StoreID: store, ModelID: model, Transport: b})
+	c, err := policy.New(policy.Config{URL: "http://openfga.test", StoreID: store, ModelID: model, Transport: b, Cache: cacheOf(b)})
 	if err != nil {
 		t.Fatal(err)
 	}
 	return c
 }
 
-// Run shows that the checker's questions are answered as they are meant. newBackend makes a new, empty store for each test.
+// Remembered is a backend whose checkers remember decisions.
+type Remembered struct{ Backend }
+
+func cacheOf(b Backend) policy.Cache {
+	_, remembered := b.(Remembered)
+	return policy.Cache{Enabled: remembered}
+}
+
+// Run shows that the checker's questions are answered as they are meant, whether it remembers decisions or not. newBackend makes
+// a new, empty store for each test.
 func Run(t *testing.T, newBackend func(t *testing.T) Backend) {
 	for name, test := range map[string]func(*testing.T, Backend){
 		"Ready":               testReady,
@@ -49,8 +58,10 @@ func Run(t *testing.T, newBackend func(t *testing.T) Backend) {
 		"Property":            testProperty,
 		"Obtainable":          testObtainable,
 		"ObtainableProperty":  testObtainableProperty,
+		"Race":                testRace,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, newBackend(t)) })
+		t.Run(name+"Remembered", func(t *testing.T) { test(t, Remembered{newBackend(t)}) })
 	}
 }
 
@@ -207,10 +218,16 @@ func testFreshness(t *testing.T, b Backend) {
 func StaleAnswers(t *testing.T, b Backend, transport http.RoundTripper, rounds int) int {
 	t.Helper()
 	store, model := b.IDs()
-	c, err := policy.New(policy.Config{URL: "http://openfga.test", StoreID: store, ModelID: model, Transport: transport})
+	c, err := policy.New(policy.Config{URL: "http://openfga.test", StoreID: store, ModelID: model, Transport: transport, Cache: cacheOf(b)})
 	if err != nil {
 		t.Fatal(err)
 	}
+	return StaleAnswersOf(t, b, c, rounds)
+}
+
+// StaleAnswersOf is StaleAnswers for a checker that is there.
+func StaleAnswersOf(t *testing.T, b Backend, c *policy.Checker, rounds int) int {
+	t.Helper()
 	q, needed := Exchange()
 	write(t, b, needed...)
 	stale := 0

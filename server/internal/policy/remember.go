@@ -1,0 +1,571 @@
+package policy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+)
+
+// Defaults and limits of Cache.
+const (
+	DefaultCacheEntries = 100_000
+	MaxCacheEntries     = 10_000_000
+	DefaultCacheOverlap = 10 * time.Second
+	// MinCacheOverlap is OpenFGA's default request timeout and the difference of clocks that is tolerated.
+	MinCacheOverlap = 3*time.Second + maxSkew
+	MaxCacheOverlap = 10 * time.Minute
+)
+
+const (
+	// maxAge is how long a decision is remembered however quiet the changelog is. Where the changelog does not keep what it
+	// promises, no decision is older than that, and asking again tells.
+	maxAge = time.Minute
+	// pause is how long questions go straight to OpenFGA after the changelog could not be read.
+	pause = time.Second
+)
+
+// Cache lets a checker remember decisions. Its zero value keeps none.
+type Cache struct {
+	// Enabled turns it on. Default false. Danger: it is right only where OpenFGA's changelog is complete, which nobody can see
+	// from outside: no OPENFGA_DATASTORE_SECONDARY_URI, no OPENFGA_CHANGELOG_HORIZON_OFFSET, and every write over within
+	// overlap. docs/policy.md, "Remembered decisions", has the whole of it.
+	Enabled bool `yaml:"enabled"`
+	// Entries bounds how many decisions are kept, 100 to 600 bytes each. Default 100000, at most 10000000.
+	Entries int `yaml:"entries"`
+	// Overlap is how far back the changelog is read again each time. Default 10s, 5s to 10m. Danger: it must be two seconds
+	// longer than OPENFGA_REQUEST_TIMEOUT, and more where the clocks of OpenFGA's instances differ.
+	Overlap time.Duration `yaml:"overlap"`
+}
+
+// complete fills in the defaults, or says what is wrong.
+func (c Cache) complete() (Cache, error) {
+	if c.Entries == 0 {
+		c.Entries = DefaultCacheEntries
+	}
+	if c.Overlap == 0 {
+		c.Overlap = DefaultCacheOverlap
+	}
+	var errs []error
+	if c.Entries < 0 || c.Entries > MaxCacheEntries {
+		errs = append(errs, fmt.Errorf("cache entries must be 1 to %d", MaxCacheEntries))
+	}
+	if c.Overlap < MinCacheOverlap || c.Overlap > MaxCacheOverlap {
+		errs = append(errs, fmt.Errorf("cache overlap must be %v to %v", MinCacheOverlap, MaxCacheOverlap))
+	}
+	return c, errors.Join(errs...)
+}
+
+// memory holds the decisions of one checker, and the one question that all who wait for its use share: has anything changed?
+// That question is OpenFGA's ReadChanges. A remembered decision answers a question only after a reading of the changelog that
+// was *sent after the question arrived* and that showed nothing which could change the decision.
+//
+// # Readings
+//
+// At most one reading is under way. Whoever comes meanwhile waits for the next one, together with all others who do: what the
+// one under way will say, OpenFGA may have said to itself before a write that this caller knows to be acknowledged. A reading
+// belongs to nobody, so no caller's end ends it.
+//
+// Completed readings are counted, and the count is a position. A decision carries the position that was reached *before* its
+// check was sent. So whatever a reading up to that position saw was committed before the check and counts in it, and whatever
+// came later, or came while the check was running and may or may not count in it, is seen by a later reading, which then
+// forgets the decision:
+//
+//   - A change is committed before the last reading was sent: the reading saw it, the check was sent later and reflects it.
+//   - It is committed between that reading and the check: the check reflects it, the next reading forgets the decision all
+//     the same. That costs a check and nothing else.
+//   - It is committed while the check runs, and a reading ends before the check does: the reading has nothing to forget yet.
+//     Therefore a decision is remembered only if no reading since its position has shown any change.
+//   - It is committed while the check runs, and no reading ends before: the decision is remembered, and the next reading, for
+//     which everyone must wait who wants to use it, forgets it.
+//   - Two checks of the same relation end in the wrong order: each carries its own position, and the rule above holds for each.
+//
+// # What a reading sees
+//
+// Rows of the changelog are written in the transaction of the tuples, but their order is that of ULIDs that are made before it:
+// rows appear behind ones that were read already. A row that appears was begun no longer ago than OpenFGA lets a write take,
+// so each reading begins an overlap before the reading before it, and rows are told from those that were seen by counting. A
+// row that has gone, a time of the server that is not ours, more rows than fit, anything that is not understood: then all is
+// forgotten or asked directly, see [Checker.read].
+//
+// What this needs of OpenFGA, and cannot find out: no write is acknowledged that began longer ago than the overlap, on the
+// clock of the instance that took it; ReadChanges is answered by the primary database (OpenFGA asks its secondary, where one is
+// configured) and without changelog-horizon-offset. docs/policy.md says so to operators, decision 21 why.
+type memory struct {
+	overlap time.Duration
+	began   time.Time
+
+	mu        sync.Mutex
+	decisions generations
+	ready     bool             // there is a window: what is asked from now on can be remembered
+	position  uint64           // completed readings
+	changed   uint64           // the last position at which a reading had something new
+	forgotten map[class]uint64 // decisions of the class that were made before this position do not count
+	next      *reading         // collects those who wait for the next one
+	running   bool
+	paused    time.Time // nothing is read before
+	distrust  bool      // the changelog was caught leaving something out
+
+	// Only the reading goroutine has these.
+	since time.Time      // where the window begins; zero: nothing has been read
+	seen  map[change]int // what the window held when it was last read
+
+	off memoryProtections
+}
+
+// memoryProtections are switched off by tests only, which then see stale answers.
+type memoryProtections struct {
+	asking   bool // a decision is used without a reading
+	own      bool // a reading that is under way is good enough
+	position bool // a decision counts from when it was answered
+	overlap  bool // a reading begins where the one before ended
+}
+
+// decision is one remembered answer.
+type decision struct {
+	verdict verdict
+	at      uint64        // position before the check was sent
+	asked   time.Duration // since the memory began
+}
+
+// reading is one look at the changelog. done is closed after it; err says why it told nothing.
+type reading struct {
+	done chan struct{}
+	err  error
+}
+
+func newMemory(c Cache) *memory {
+	return &memory{
+		overlap: c.Overlap, began: time.Now(),
+		decisions: generations{most: max(c.Entries/2, 1)},
+		forgotten: make(map[class]uint64),
+	}
+}
+
+// errPaused: the last reading failed a moment ago.
+var errPaused = errors.New("OpenFGA: the changelog is not read for now")
+
+// remember answers what is remembered from memory, asks the rest, and remembers that. Like checkAll it never returns an error.
+func (c *Checker) remember(ctx context.Context, relations []Relation) []result {
+	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	model, err := c.readModel(ctx)
+	if err != nil || len(relations) == 0 {
+		return c.checkAll(ctx, relations)
+	}
+	results := make([]result, len(relations))
+	m := c.memory
+	here, ready := m.known(relations)
+	var shared *reading
+	if len(here) > 0 || !ready {
+		shared = c.join(model.influences)
+	}
+	if !ready {
+		_ = shared.wait(ctx) // what is asked from now on can be remembered, if this went well
+	}
+	c.checkSome(ctx, model, relations, results, without(len(relations), here))
+	if len(here) == 0 {
+		return results
+	}
+	if err := shared.wait(ctx); err != nil {
+		c.metrics.fallbacks.Add(float64(len(here)))
+		c.checkSome(ctx, model, relations, results, here)
+		return results
+	}
+	gone := m.recall(relations, results, here)
+	c.metrics.remembered.Add(float64(len(here) - len(gone)))
+	c.checkSome(ctx, model, relations, results, gone)
+	return results
+}
+
+// without are the numbers below n that are not in the ascending list.
+func without(n int, list []int) []int {
+	rest := make([]int, 0, n-len(list))
+	for i := range n {
+		if len(list) > 0 && list[0] == i {
+			list = list[1:]
+			continue
+		}
+		rest = append(rest, i)
+	}
+	return rest
+}
+
+// checkSome asks for the relations with these numbers, and remembers what is answered.
+func (c *Checker) checkSome(ctx context.Context, model *model, relations []Relation, results []result, which []int) {
+	if len(which) == 0 {
+		return
+	}
+	some := make([]Relation, len(which))
+	for i, at := range which {
+		some[i] = relations[at]
+	}
+	position := c.memory.now()
+	answers := c.checkAll(ctx, some)
+	for i, at := range which {
+		results[at] = answers[i]
+	}
+	contradicted := c.memory.keep(model.influences, some, answers, position)
+	if len(contradicted) > 0 {
+		c.doubt(ctx, model, contradicted)
+	}
+}
+
+// doubt looks again at decisions that OpenFGA answered differently now although no reading had told of a change. A reading that
+// begins now must tell. If it does not, the changelog leaves things out, and this memory is not used again.
+func (c *Checker) doubt(ctx context.Context, model *model, doubtful map[Relation]decision) {
+	if err := c.join(model.influences).wait(ctx); err != nil {
+		return
+	}
+	if c.memory.disown(doubtful) {
+		c.metrics.contradicted.Inc()
+	}
+}
+
+// known are the numbers of those relations that something is remembered of, and whether anything can be remembered at all yet.
+func (m *memory) known(relations []Relation) (here []int, ready bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for i, r := range relations {
+		if _, ok := m.valid(r); ok {
+			here = append(here, i)
+		}
+	}
+	return here, m.ready && !m.distrust
+}
+
+// valid returns a decision that no reading has forgotten. The lock is held.
+func (m *memory) valid(r Relation) (decision, bool) {
+	d, there := m.decisions.get(r)
+	if !there || m.distrust || d.at < m.forgotten[classOf(r)] || time.Since(m.began)-d.asked > maxAge {
+		return decision{}, false
+	}
+	return d, true
+}
+
+func (m *memory) now() uint64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.position
+}
+
+// recall fills in what is still remembered after a reading, and returns the numbers of those that are not.
+func (m *memory) recall(relations []Relation, results []result, which []int) (gone []int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, i := range which {
+		d, ok := m.valid(relations[i])
+		if !ok {
+			gone = append(gone, i)
+			continue
+		}
+		results[i] = result{verdict: d.verdict}
+	}
+	return gone
+}
+
+// keep remembers answers to checks that were sent at a position. It returns what is remembered otherwise.
+func (m *memory) keep(model *influences, relations []Relation, answers []result, position uint64) (contradicted map[Relation]decision) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.off.position {
+		position = m.position
+	}
+	if !m.ready || m.changed > position || m.distrust {
+		return nil
+	}
+	asked := time.Since(m.began)
+	for i, r := range relations {
+		if answers[i].verdict == unanswered || !model.remembers(r) {
+			continue
+		}
+		old, there := m.decisions.get(r)
+		if there && old.at >= m.forgotten[classOf(r)] && old.verdict != answers[i].verdict {
+			if contradicted == nil {
+				contradicted = make(map[Relation]decision)
+			}
+			contradicted[r] = old
+			continue
+		}
+		m.decisions.put(r, decision{answers[i].verdict, position, asked})
+	}
+	return contradicted
+}
+
+// giveUp ends the use of this memory.
+func (m *memory) giveUp() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.distrust = true
+}
+
+// disown gives up if one of the decisions has still not been forgotten, and says whether it did so now.
+func (m *memory) disown(doubtful map[Relation]decision) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.distrust {
+		return false
+	}
+	for r, old := range doubtful {
+		if still, there := m.decisions.get(r); there && still == old && old.at >= m.forgotten[classOf(r)] {
+			m.distrust = true
+		}
+	}
+	return m.distrust
+}
+
+// join returns the next reading, or one that failed if none is made for now.
+func (c *Checker) join(model *influences) *reading {
+	m := c.memory
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.distrust || time.Now().Before(m.paused) {
+		return noReading
+	}
+	if m.off.asking && m.ready {
+		return lookedAway
+	}
+	if m.next == nil {
+		m.next = &reading{done: make(chan struct{})}
+	}
+	next := m.next
+	if !m.running {
+		m.running = true
+		go c.readOn(model)
+	}
+	return next
+}
+
+var noReading, lookedAway = over(errPaused), over(nil)
+
+func over(err error) *reading {
+	r := &reading{done: make(chan struct{}), err: err}
+	close(r.done)
+	return r
+}
+
+// wait returns nil after a reading that told what had changed.
+func (r *reading) wait(ctx context.Context) error {
+	select {
+	case <-r.done:
+		return r.err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// readOn reads as long as anyone waits. Who joins while a reading is under way gets the one after it.
+func (c *Checker) readOn(model *influences) {
+	m := c.memory
+	for {
+		m.mu.Lock()
+		r := m.next
+		if r == nil {
+			m.running = false
+			m.mu.Unlock()
+			return
+		}
+		if !m.off.own {
+			m.next = nil
+		}
+		m.mu.Unlock()
+		r.err = c.read(model)
+		m.mu.Lock()
+		if m.off.own {
+			m.next = nil
+		}
+		m.mu.Unlock()
+		close(r.done)
+	}
+}
+
+// read makes one reading and forgets what it must. It takes at most a quarter of what a question may take: enough is left to
+// ask directly.
+func (c *Checker) read(model *influences) (err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), c.timeout/4)
+	defer cancel()
+	m := c.memory
+	defer func() {
+		if p := recover(); p != nil { // nobody above would catch it, and something may be half done
+			m.giveUp()
+			err = fmt.Errorf("policy: panic: %v", p)
+		}
+	}()
+	sent := time.Now()
+	moved := sent.Add(-m.overlap)
+	since := m.since
+	if since.IsZero() {
+		since = moved
+	}
+	if m.off.overlap {
+		moved = sent
+	}
+	var later []change
+	move := len(m.seen) > 0 && moved.Sub(since) > m.overlap
+	if move {
+		// The window moves to where this begins. What it holds is read before the whole, so that nothing is in it of which
+		// the whole does not tell.
+		later, err = c.readChanges(ctx, sent, moved)
+	}
+	var rows []change
+	if err == nil {
+		rows, err = c.readChanges(ctx, sent, since)
+	}
+	if err != nil {
+		m.fail(err)
+		c.metrics.readings.WithLabelValues(failed).Inc()
+		return err
+	}
+	seen, fresh, whole := compare(m.seen, rows)
+	outcome := unchanged
+	switch {
+	case m.since.IsZero():
+		fresh = nil // nothing is remembered that it could touch
+	case !whole:
+		outcome = incomplete
+	case len(fresh) > 0:
+		outcome = changed
+	}
+	c.metrics.readings.WithLabelValues(outcome).Inc()
+	switch {
+	case move:
+		since = moved
+		seen, _, _ = compare(nil, later)
+	case len(rows) == 0:
+		since = moved // all that can still appear begins later
+	}
+	first := m.since.IsZero()
+	m.since, m.seen = since, seen
+	for _, reach := range m.advance(model, fresh, first || !whole) {
+		c.metrics.forgotten.WithLabelValues(reach).Inc()
+	}
+	return nil
+}
+
+// compare counts rows. fresh are those that were not among the seen ones; whole is false if one of those is gone.
+func compare(seen map[change]int, rows []change) (counted map[change]int, fresh []change, whole bool) {
+	if len(rows) == 0 {
+		return nil, nil, len(seen) == 0
+	}
+	counted = make(map[change]int, len(rows))
+	for _, ch := range rows {
+		if counted[ch]++; counted[ch] > seen[ch] {
+			fresh = append(fresh, ch)
+		}
+	}
+	whole = true
+	for ch, n := range seen {
+		whole = whole && counted[ch] >= n
+	}
+	return counted, fresh, whole
+}
+
+// fail stops the asking for a while. Where the window holds too much it begins anew, and so does everything.
+func (m *memory) fail(err error) {
+	startOver := errors.Is(err, errTooManyChanges)
+	if startOver {
+		m.since, m.seen = time.Time{}, nil
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.paused = time.Now().Add(pause)
+	if startOver {
+		m.decisions.clear()
+		m.ready = false
+	}
+}
+
+// advance ends a reading: the position counts it, and what its changes touch is forgotten. It returns how far each change reached.
+func (m *memory) advance(model *influences, fresh []change, everything bool) (reached []string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.ready = true
+	m.position++
+	if len(fresh) > 0 || everything {
+		m.changed = m.position
+	}
+	for _, ch := range fresh {
+		i, known := model.of[class{typeOf(ch.Object), ch.Relation.Relation}]
+		switch {
+		case !known:
+			everything = true // a tuple of another model, about which this one says nothing
+		case !i.ofEverybody(ch):
+			m.decisions.drop(ch.User, func(r Relation) bool { return i.touches(ch, r) })
+			reached = append(reached, ofUser)
+		default:
+			reached = append(reached, ofType)
+			for relation := range i.same {
+				m.forgotten[class{typeOf(ch.Object), relation}] = m.position
+			}
+			for c := range i.far {
+				m.forgotten[c] = m.position
+			}
+		}
+	}
+	if everything {
+		m.decisions.clear()
+		reached = append(reached, ofAll)
+	}
+	return reached
+}
+
+// generations hold decisions by user. When the young ones are half of what may be kept, the old ones go and the young ones
+// become old: who is asked about all the time stays.
+type generations struct {
+	most       int // of each
+	young, old generation
+}
+
+type generation struct {
+	users map[string]map[target]decision
+	size  int
+}
+
+// target is a relation without its user.
+type target struct{ relation, object string }
+
+func (g *generations) get(r Relation) (decision, bool) {
+	t := target{r.Relation, r.Object}
+	d, there := g.young.users[r.User][t]
+	if !there {
+		if d, there = g.old.users[r.User][t]; there {
+			g.put(r, d)
+		}
+	}
+	return d, there
+}
+
+func (g *generations) put(r Relation, d decision) {
+	if g.young.size >= g.most {
+		g.old, g.young = g.young, generation{}
+	}
+	if g.young.users == nil {
+		g.young.users = make(map[string]map[target]decision)
+	}
+	of := g.young.users[r.User]
+	if of == nil {
+		of = make(map[target]decision)
+		g.young.users[r.User] = of
+	}
+	before := len(of)
+	of[target{r.Relation, r.Object}] = d
+	g.young.size += len(of) - before
+}
+
+// drop forgets what is said about the user's relations that fit.
+func (g *generations) drop(user string, fits func(Relation) bool) {
+	for _, of := range []*generation{&g.young, &g.old} {
+		for t := range of.users[user] {
+			if fits(Relation{user, t.relation, t.object}) {
+				delete(of.users[user], t)
+				of.size--
+			}
+		}
+		if len(of.users[user]) == 0 {
+			delete(of.users, user)
+		}
+	}
+}
+
+func (g *generations) clear() { g.young, g.old = generation{}, generation{} }
