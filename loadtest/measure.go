@@ -152,37 +152,67 @@ func (b *bench) measureFloor(ctx context.Context) (float64, error) {
 	return r.CPU["floor"], ctx.Err()
 }
 
-// pair measures the floor and then the target, so that whatever else the machine does falls on both.
-func (b *bench) pair(ctx context.Context, s *setup, c scenario, round int, drive func(*recorder, operation)) (run, error) {
-	on := s.session(s.deputies[0], 0)
-	const first = 2 * connections // requests that make connections, before the clock runs
-	do, err := c.prepare(ctx, on, b.requests+first)
-	if err != nil {
-		return run{}, errors.Join(fmt.Errorf("%s: %w", c.name, err), on.close())
+// pair measures the floor and then the target, so that whatever else the machine does falls on both. The
+// requests go to the sessions in turn, which pair closes.
+func (b *bench) pair(ctx context.Context, s *setup, c scenario, round int, on []*session, drive func(*recorder, operation)) (_ run, err error) {
+	defer func() {
+		for _, session := range on {
+			err = errors.Join(err, session.close())
+		}
+		if err != nil {
+			err = fmt.Errorf("%s: %w", c.name, err)
+		}
+	}()
+	first := max(2*connections, len(on)) // requests that make connections, before the clock runs
+	each := make([]operation, len(on))
+	for i, session := range on {
+		if each[i], err = c.prepare(ctx, session, (b.requests+first)/len(on)+1); err != nil {
+			return run{}, err
+		}
 	}
+	do := func(ctx context.Context, i int) (string, error) { return each[i%len(on)](ctx, i/len(on)) }
 	for i := range first {
 		if _, err := do(ctx, b.requests+i); err != nil {
-			return run{}, errors.Join(fmt.Errorf("%s: %w", c.name, err), on.close())
+			return run{}, err
 		}
 	}
 	unit, err := b.measureFloor(ctx)
 	if err != nil {
-		return run{}, errors.Join(err, on.close())
+		return run{}, err
 	}
 	before := s.steps(ctx)
 	r, err := b.observe(s.processes(), c.perCall, fmt.Sprintf("%s, %s, %d of %d", s.kind, c.name, round+1, b.rounds), func(r *recorder) { drive(r, do) })
 	if err != nil {
-		return run{}, errors.Join(err, on.close())
+		return run{}, err
 	}
 	r.Setup, r.Scenario, r.Round, r.Floor = s.kind, c.name, round+1, unit
 	r.Steps = meanSteps(before, s.steps(ctx))
 	b.runs = append(b.runs, r)
-	return r, errors.Join(on.close(), ctx.Err())
+	return r, ctx.Err()
 }
 
-// closed is a pair by a closed loop, of so many exchanges whatever one request makes.
-func (b *bench) closed(ctx context.Context, s *setup, c scenario, round int) (run, error) {
-	return b.pair(ctx, s, c, round, func(r *recorder, do operation) {
+// closed is a pair by a closed loop, of so many exchanges whatever one request makes, through one session
+// unless some are given.
+func (b *bench) closed(ctx context.Context, s *setup, c scenario, round int, on ...*session) (run, error) {
+	if len(on) == 0 {
+		on = []*session{s.session(s.deputies[0], 0)}
+	}
+	return b.pair(ctx, s, c, round, on, func(r *recorder, do operation) {
 		closedLoop(ctx, r, max(b.requests/c.perCall, 1), b.atOnce, do)
 	})
+}
+
+// idle is the CPU time of all processes while nobody asks.
+func (b *bench) idle(ctx context.Context, s *setup, name string) (figure, error) {
+	const watched = 5 * time.Second
+	before, err := cpuTimes("/proc", s.processes())
+	if err != nil || !sleepUntil(ctx, time.Now().Add(watched)) {
+		return figure{}, errors.Join(err, ctx.Err())
+	}
+	after, err := cpuTimes("/proc", s.processes())
+	f := figure{Setup: s.kind, Name: name, Unit: idleCPU}
+	for process := range after {
+		f.Value += ms(after[process]-before[process]) / watched.Seconds()
+	}
+	return f, err
 }

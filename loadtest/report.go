@@ -29,7 +29,7 @@ type report struct {
 	Storms     []storm     `json:"revocation_storms,omitempty"`
 	ColdStarts []coldStart `json:"cold_starts,omitempty"`
 	SDK        []sdk       `json:"sdk,omitempty"`
-	Scales     []figure    `json:"scales,omitempty"`
+	Others     []figure    `json:"others,omitempty"` // scales and idle times
 	Figures    []figure    `json:"figures"`
 }
 

@@ -24,6 +24,7 @@ type common struct {
 	Users    int      `default:"60" placeholder:"N" help:"People whose tokens start the chains. 60 make about a thousand relationships. Default ${default}."`
 	Out      string   `default:"loadtest/results" placeholder:"FOLDER" help:"Where the report goes. Default ${default}."`
 	Name     string   `placeholder:"NAME" help:"Of the report's files. Default: the command and the time."`
+	Binaries string   `placeholder:"FOLDER" type:"existingdir" help:"Measure deputyd and deputy-target from there instead of building them."`
 	NoBounds bool     `help:"Only look: no bound makes the command fail."`
 }
 
@@ -31,7 +32,7 @@ type running struct {
 	common
 	Scenarios []string `placeholder:"NAME,…" help:"Only these: deep-chain, assertions, fan-out, batch, mixed, half-rate, storm, cold-start, sdk. Default all."`
 	Profile   bool     `help:"Also write a CPU profile of Deputy, and of OpenFGA where it has a process of its own, under the deep chain. Deputy then runs with a profiler, whose cost is in the figures."`
-	Storm     int      `default:"200" placeholder:"N" help:"Revocations of a storm. Default ${default}."`
+	Storm     int      `default:"100" placeholder:"N" help:"Revocations of a storm. Default ${default}."`
 }
 
 // Run measures all scenarios in all set-ups, round by round.
@@ -108,6 +109,11 @@ func (a running) all(ctx context.Context, b *bench, s *setup, r *report) error {
 			r.Open = append(r.Open, measured)
 		}
 	}
+	f, err := b.idle(ctx, s, "idle")
+	if err != nil {
+		return err
+	}
+	r.Others = append(r.Others, f)
 	if a.Profile {
 		return a.profile(ctx, b, s)
 	}
@@ -119,7 +125,7 @@ func (b *bench) atHalf(ctx context.Context, s *setup, round int, rate float64) (
 	c := deepChain
 	c.name = fmt.Sprintf("%s at half of the rate", c.name)
 	before := len(b.runs)
-	measured, err := b.pair(ctx, s, c, round, func(r *recorder, do operation) {
+	measured, err := b.pair(ctx, s, c, round, []*session{s.session(s.deputies[0], 0)}, func(r *recorder, do operation) {
 		openLoop(ctx, r, schedule{rate: rate, requests: b.requests, atOnce: 512}, do)
 	})
 	b.runs = b.runs[:before] // it has a table of its own
@@ -146,10 +152,13 @@ func (a common) measured(ctx context.Context, stdout io.Writer, command string, 
 		return err
 	}
 	defer os.RemoveAll(dir)
-	fmt.Fprintln(os.Stderr, "Building Deputy and OpenFGA. The first time takes some minutes.")
-	programs, err := build(ctx, root, dir)
-	if err != nil {
-		return err
+	programs := binariesIn(a.Binaries)
+	if a.Binaries == "" {
+		fmt.Fprintln(os.Stderr, "Building Deputy and OpenFGA. The first time takes some minutes.")
+		programs = binariesIn(dir)
+		if err := programs.build(ctx, root); err != nil {
+			return err
+		}
 	}
 	floor, err := startFloor(dir)
 	if err != nil {

@@ -12,7 +12,7 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// connections is how many each agent has, as if it ran in so many places.
+// connections is how many each agent has by default, as if it ran in so many places.
 const connections = 4
 
 // session is one tenant of a running Deputy, as its clients see it.
@@ -20,6 +20,7 @@ type session struct {
 	grpc, issuer, jwks string
 	credentials        *credentials
 	users              int
+	connections        int  // of each agent
 	assert             bool // the agent at depth 3 signs an assertion for every call, instead of showing a workload JWT
 
 	mu    sync.Mutex
@@ -35,8 +36,8 @@ func (s *session) as(who delegation.Principal) (*client.Client, error) {
 		s.pools = make(map[delegation.Principal][]*client.Client)
 	}
 	s.calls++
-	if pool := s.pools[who]; len(pool) == connections {
-		return pool[s.calls%connections], nil
+	if pool := s.pools[who]; len(pool) == s.connections {
+		return pool[s.calls%s.connections], nil
 	}
 	credential, err := s.credential(who)
 	if err != nil {
@@ -128,7 +129,7 @@ func (s *session) chain(ctx context.Context, who delegation.Principal, depth int
 // parents makes n tokens of the given depth that nobody has seen yet, of all users in turn. They are made in
 // batches from one token for each user: what they cost is no part of what is measured.
 func (s *session) parents(ctx context.Context, depth, n int) ([]client.Secret, error) {
-	const perBatch = 50
+	perBatch := min(perBatch, n)
 	batches := (n + perBatch - 1) / perBatch
 	tokens := make([]client.Secret, batches*perBatch)
 	group, ctx := errgroup.WithContext(ctx)

@@ -30,28 +30,32 @@ const (
 type plan struct {
 	kind     string // embedded or distributed
 	users    int
+	idle     int // users that hold the same and do nothing
 	tenants  int // at least 1; the first is the one that most scenarios use
 	profiled bool
 	// before is called with the migrated database's address before Deputy is started. May be nil.
 	before func(ctx context.Context, dsn, tenant string) error
 }
 
-// binaries are the programs under test, built from this repository.
+// binaries are the programs under test.
 type binaries struct{ deputyd, target string }
 
-// build compiles them. The first time takes minutes, because of OpenFGA.
-func build(ctx context.Context, root, dir string) (b binaries, err error) {
-	b = binaries{deputyd: filepath.Join(dir, "deputyd"), target: filepath.Join(dir, "deputy-target")}
+func binariesIn(dir string) binaries {
+	return binaries{deputyd: filepath.Join(dir, "deputyd"), target: filepath.Join(dir, "deputy-target")}
+}
+
+// build compiles them from the repository. The first time takes minutes, because of OpenFGA.
+func (b binaries) build(ctx context.Context, root string) error {
 	for _, c := range []struct{ module, out, pkg string }{
 		{root, b.deputyd, "./server/cmd/deputyd"}, {filepath.Join(root, "server", "embedded"), b.target, "./cmd/deputy-target"},
 	} {
 		cmd := exec.CommandContext(ctx, "go", "build", "-o", c.out, c.pkg)
 		cmd.Dir = c.module
 		if said, err := cmd.CombinedOutput(); err != nil {
-			return b, fmt.Errorf("go build %s: %w\n%s", c.pkg, err, said)
+			return fmt.Errorf("go build %s: %w\n%s", c.pkg, err, said)
 		}
 	}
-	return b, nil
+	return nil
 }
 
 // deputy is one running instance.
@@ -203,7 +207,7 @@ func (s *setup) openRelations(ctx context.Context, p *process, address string) e
 			return err
 		}
 		s.stores, s.models = append(s.stores, store), append(s.models, model)
-		if err := s.relations.write(ctx, store, append(tuplesOfAgents(), tuplesOfUsers(0, s.users)...)); err != nil {
+		if err := s.relations.write(ctx, store, append(tuplesOfAgents(), tuplesOfUsers(0, s.users+s.idle)...)); err != nil {
 			return err
 		}
 	}
@@ -250,7 +254,7 @@ func (s *setup) greet(ctx context.Context, d *deputy) error {
 func (s *setup) session(d *deputy, tenant int) *session {
 	issuer := tenantIssuer(tenant)
 	return &session{
-		grpc: d.grpc, issuer: issuer, jwks: "http://" + d.http + strings.TrimPrefix(issuer, deputyAddress) + "/oauth2/jwks", users: s.users,
+		grpc: d.grpc, issuer: issuer, jwks: "http://" + d.http + strings.TrimPrefix(issuer, deputyAddress) + "/oauth2/jwks", users: s.users, connections: connections,
 		credentials: &credentials{parties: s.parties, tenant: tenantName(tenant), issuer: issuer},
 	}
 }
@@ -288,7 +292,7 @@ func (s *setup) configure(d *deputy) (file string, err error) {
 		name := tenantName(t)
 		fmt.Fprintf(&b, "  - {name: %s, default: %t, issuer: %q, allow_insecure_loopback: true,\n", name, t == 0, tenantIssuer(t))
 		fmt.Fprintf(&b, "     signing_keys: [{path: %q, algorithm: ES256}],\n", filepath.Join(s.dir, "signing.pem"))
-		fmt.Fprintf(&b, "     policy: {url: %q, store: %s, model: %s},\n", s.relations.url, s.stores[t], s.models[t])
+		fmt.Fprintf(&b, "     policy: {url: %q, store: %s, model: %s, timeout: 1500ms},\n", s.relations.url, s.stores[t], s.models[t])
 		fmt.Fprintf(&b, "     limits: {max_lifetime: 1h, default_lifetime: 1h, max_depth: 16, caller_rate: 100000, scope_targets: {%s}},\n", strings.Join(targets, ", "))
 		fmt.Fprintf(&b, "     trusted_issuers: [{issuer: %q, keys: {file: %q}, algorithms: [ES256], principal: {type: user}, audiences: [%q], root_grants: {scopes_claim: scope, audiences_claim: targets}},\n",
 			peopleIssuer(name), keys[0], peopleIssuer(name))
