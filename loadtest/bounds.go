@@ -119,7 +119,8 @@ func medians[T any](list []T, group func(T) figure) []figure {
 
 // figures are the medians of everything that was measured.
 func (r *report) figures() []figure {
-	all := medians(r.Runs, func(m run) figure { return figure{Setup: m.Setup, Name: m.Scenario, Value: m.ratio(), Unit: floors} })
+	started := slices.DeleteFunc(slices.Clone(r.Runs), func(m run) bool { return m.Floor == 0 }) // elsewhere there is none
+	all := medians(started, func(m run) figure { return figure{Setup: m.Setup, Name: m.Scenario, Value: m.ratio(), Unit: floors} })
 	all = append(all, medians(r.Open, func(m run) figure {
 		return figure{Setup: m.Setup, Name: halfRate, Value: m.Latency.P99, Unit: milliseconds}
 	})...)

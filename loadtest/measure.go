@@ -55,8 +55,13 @@ func (r run) total() float64 {
 	return sum
 }
 
-// ratio is the cost of an exchange in floors.
-func (r run) ratio() float64 { return r.total() / r.Floor }
+// ratio is the cost of an exchange in floors; 0 where no floor was measured.
+func (r run) ratio() float64 {
+	if r.Floor == 0 {
+		return 0
+	}
+	return r.total() / r.Floor
+}
 
 // perSecond is how many exchanges were made in a second.
 func (r run) perSecond() float64 { return float64(r.Units) / r.Seconds }
