@@ -27,7 +27,7 @@ type process struct {
 	gone  chan struct{} // closed when it has ended
 }
 
-// start launches a command whose words go to a file in dir, unless cmd says where.
+// start launches a command that works in dir, unless cmd says where, and whose words go to a file there.
 func start(name, dir string, cmd *exec.Cmd) (*process, error) {
 	p := &process{name: name, cmd: cmd, log: filepath.Join(dir, name+".log"), quit: syscall.SIGTERM, gone: make(chan struct{})}
 	log, err := os.OpenFile(p.log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
@@ -39,6 +39,9 @@ func start(name, dir string, cmd *exec.Cmd) (*process, error) {
 		cmd.Stdout = log
 	}
 	cmd.Stderr = log
+	if cmd.Dir == "" {
+		cmd.Dir = dir
+	}
 	cmd.SysProcAttr = attributes(cmd.SysProcAttr)
 	p.began = time.Now()
 	if err := cmd.Start(); err != nil {

@@ -30,13 +30,21 @@ type common struct {
 
 type running struct {
 	common
-	Scenarios []string `placeholder:"NAME,…" help:"Only these: deep-chain, assertions, fan-out, batch, mixed, half-rate, storm, cold-start, sdk. Default all."`
+	Scenarios []string `placeholder:"NAME,…" help:"Only these: deep-chain, assertions, fan-out, batch, mixed, half-rate, storm, cold-start, sdk, idle. Default all."`
 	Profile   bool     `help:"Also write a CPU profile of Deputy, and of OpenFGA where it has a process of its own, under the deep chain. Deputy then runs with a profiler, whose cost is in the figures."`
 	Storm     int      `default:"100" placeholder:"N" help:"Revocations of a storm. Default ${default}."`
 }
 
 // Run measures all scenarios in all set-ups, round by round.
 func (a running) Run(ctx context.Context, stdout io.Writer) error {
+	for _, name := range a.Scenarios {
+		if !slices.Contains(scenarioNames, name) {
+			return fmt.Errorf("--scenarios: %q is none of %s", name, strings.Join(scenarioNames, ", "))
+		}
+	}
+	if slices.Contains(a.Scenarios, "half-rate") && !a.wants("deep-chain") {
+		return errors.New("--scenarios: half-rate needs deep-chain, which says what the whole rate is")
+	}
 	return a.measured(ctx, stdout, "run", func(ctx context.Context, b *bench, programs binaries, r *report) error {
 		for _, kind := range a.Setups {
 			s, err := open(ctx, programs, plan{kind: kind, users: a.Users, tenants: 1, profiled: a.Profile})
@@ -51,6 +59,9 @@ func (a running) Run(ctx context.Context, stdout io.Writer) error {
 		return nil
 	})
 }
+
+// scenarioNames are what --scenarios takes.
+var scenarioNames = []string{"deep-chain", "assertions", "fan-out", "batch", "mixed", "half-rate", "storm", "cold-start", "sdk", "idle"}
 
 // wants says whether a scenario was asked for.
 func (a running) wants(name string) bool {
@@ -109,11 +120,13 @@ func (a running) all(ctx context.Context, b *bench, s *setup, r *report) error {
 			r.Open = append(r.Open, measured)
 		}
 	}
-	f, err := b.idle(ctx, s, "idle")
-	if err != nil {
-		return err
+	if a.wants("idle") {
+		f, err := b.idle(ctx, s, "idle")
+		if err != nil {
+			return err
+		}
+		r.Others = append(r.Others, f)
 	}
-	r.Others = append(r.Others, f)
 	if a.Profile {
 		return a.profile(ctx, b, s)
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"time"
 
 	"deputy.example/deputy/server/fill"
@@ -23,6 +24,12 @@ type scaling struct {
 
 // Run compares each large world with its small base. Both stand side by side and are measured in turn.
 func (a scaling) Run(ctx context.Context, stdout io.Writer) error {
+	names := []string{"depth", "relationships", "ledger", "tenants", "revocations", "instances"}
+	for _, name := range a.Only {
+		if !slices.Contains(names, name) {
+			return fmt.Errorf("--only: %q is none of %s", name, strings.Join(names, ", "))
+		}
+	}
 	return a.measured(ctx, stdout, "scale", func(ctx context.Context, b *bench, programs binaries, r *report) error {
 		for _, kind := range a.Setups {
 			c := &comparison{scaling: a, bench: b, programs: programs, report: r, kind: kind}

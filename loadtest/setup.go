@@ -288,30 +288,33 @@ func (s *setup) configure(d *deputy) (file string, err error) {
 	for _, scope := range scopes {
 		targets = append(targets, fmt.Sprintf("%s: [%q, %q]", scope, audiences[0], audiences[1]))
 	}
-	for t := range s.tenants {
+	for t := range s.tenants { // in few words: a thousand must fit into what a configuration may be long
 		name := tenantName(t)
-		fmt.Fprintf(&b, "  - {name: %s, default: %t, issuer: %q, allow_insecure_loopback: true,\n", name, t == 0, tenantIssuer(t))
-		fmt.Fprintf(&b, "     signing_keys: [{path: %q, algorithm: ES256}],\n", filepath.Join(s.dir, "signing.pem"))
+		fmt.Fprintf(&b, "  - {name: %s, default: %t, issuer: %q, signing_keys: [{path: signing.pem, algorithm: ES256}],\n", name, t == 0, tenantIssuer(t))
 		fmt.Fprintf(&b, "     policy: {url: %q, store: %s, model: %s, timeout: 1500ms},\n", s.relations.url, s.stores[t], s.models[t])
 		fmt.Fprintf(&b, "     limits: {max_lifetime: 1h, default_lifetime: 1h, max_depth: 16, caller_rate: 100000, scope_targets: {%s}},\n", strings.Join(targets, ", "))
 		fmt.Fprintf(&b, "     trusted_issuers: [{issuer: %q, keys: {file: %q}, algorithms: [ES256], principal: {type: user}, audiences: [%q], root_grants: {scopes_claim: scope, audiences_claim: targets}},\n",
 			peopleIssuer(name), keys[0], peopleIssuer(name))
-		fmt.Fprintf(&b, "       {issuer: %q, keys: {file: %q}, algorithms: [ES256], principal: {type: agent}, workloads: true, shared_principals: true}],\n", workloadsIssuer(name), keys[1])
-		fmt.Fprintf(&b, "     clients: [{id: %q, keys: {file: %q}, algorithms: [ES256]},\n", responder, keys[2])
-		fmt.Fprintf(&b, "       {id: %q, keys: {file: %q}, algorithms: [ES256], shared_principals: true}]}\n", line(depth), keys[3])
+		fmt.Fprintf(&b, "       {issuer: %q, keys: {file: %q}, algorithms: [ES256], principal: {type: agent}, workloads: true, shared_principals: true}]", workloadsIssuer(name), keys[1])
+		if t == 0 {
+			fmt.Fprintf(&b, ",\n     clients: [{id: %q, keys: {file: %q}, algorithms: [ES256]},\n", responder, keys[2])
+			fmt.Fprintf(&b, "       {id: %q, keys: {file: %q}, algorithms: [ES256], shared_principals: true}]", line(depth), keys[3])
+		}
+		b.WriteString("}\n")
 	}
 	file = filepath.Join(s.dir, fmt.Sprintf("deputy-%d.yaml", len(s.deputies)))
 	return file, os.WriteFile(file, b.Bytes(), 0o600)
 }
 
-// keyFiles writes the public keys of the parties, and Deputy's own key pair, once.
+// keyFiles writes the public keys of the parties, and Deputy's own key pair, once. It returns their names in
+// the set-up's folder, which is where all of its processes work.
 func (s *setup) keyFiles() (files []string, err error) {
 	for _, party := range []struct {
 		name string
 		key  *signer
 	}{{"people", s.people}, {"workloads", s.workloads}, {"responder", s.responder}, {"agent", s.agent}} {
-		file := filepath.Join(s.dir, party.name+".jwks.json")
-		if err := os.WriteFile(file, party.key.public, 0o600); err != nil {
+		file := party.name + ".jwks.json"
+		if err := os.WriteFile(filepath.Join(s.dir, file), party.key.public, 0o600); err != nil {
 			return nil, err
 		}
 		files = append(files, file)

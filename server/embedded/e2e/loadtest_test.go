@@ -39,7 +39,8 @@ func TestLoadtestSmoke(t *testing.T) {
 		said, err := cmd.CombinedOutput()
 		return string(said), err
 	}
-	if said, err := run("run", "--setups", "embedded,distributed", "--storm", "3", "--no-bounds", "--name", "smoke"); err != nil {
+	if said, err := run("run", "--setups", "embedded,distributed", "--storm", "3", "--no-bounds", "--name", "smoke",
+		"--scenarios", "deep-chain,assertions,fan-out,batch,mixed,half-rate,storm,cold-start,sdk"); err != nil {
 		t.Fatalf("%v\n%s", err, said)
 	}
 	text, err := os.ReadFile(filepath.Join(dir, "smoke.json"))
