@@ -196,14 +196,23 @@ func (b *bench) pair(ctx context.Context, s *setup, c scenario, round int, on []
 	return r, ctx.Err()
 }
 
-// closed is a pair by a closed loop, of so many exchanges whatever one request makes, through one session
-// unless some are given.
+const (
+	batchesAtLeast = 40
+	batchesAtOnce  = 4
+)
+
+// closed is a pair by a closed loop, through one session unless some are given. Requests that make many
+// exchanges are fewer, and fewer at once.
 func (b *bench) closed(ctx context.Context, s *setup, c scenario, round int, on ...*session) (run, error) {
 	if len(on) == 0 {
 		on = []*session{s.session(s.deputies[0], 0)}
 	}
 	return b.pair(ctx, s, c, round, on, func(r *recorder, do operation) {
-		closedLoop(ctx, r, max(b.requests/c.perCall, 1), b.atOnce, do)
+		if c.perCall > 1 {
+			closedLoop(ctx, r, max(b.requests/c.perCall, batchesAtLeast), min(b.atOnce, batchesAtOnce), do)
+			return
+		}
+		closedLoop(ctx, r, b.requests, b.atOnce, do)
 	})
 }
 

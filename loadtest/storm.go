@@ -5,7 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"deputy.example/deputy/client"
 	"deputy.example/deputy/client/delegation"
@@ -30,11 +33,13 @@ type storm struct {
 
 const (
 	stormVerifiers = 8
+	// stormAtOnce is how many responders revoke at the same time.
+	stormAtOnce = 8
 	// refusedWithin is when a verifier that still accepts is given up on: beyond any bound.
 	refusedWithin = 10 * time.Second
 )
 
-// revocationStorm revokes tokens one after the other while exchanges go on. Verifiers that are connected have
+// revocationStorm revokes tokens, some at once, while exchanges go on. Verifiers that are connected have
 // accepted each token before; from the acknowledgement on they are asked until they refuse it.
 func (b *bench) revocationStorm(ctx context.Context, s *setup, round, revocations int) (_ storm, err error) {
 	on := s.session(s.deputies[0], 0)
@@ -71,11 +76,20 @@ func (b *bench) revocationStorm(ctx context.Context, s *setup, round, revocation
 	var load sync.WaitGroup
 	load.Go(func() { closedLoop(background, exchanges, 1<<40, b.atOnce/2+1, endless(background, do)) })
 	began := time.Now()
+	var accepted atomic.Int64
+	responders, striking := errgroup.WithContext(ctx)
+	responders.SetLimit(stormAtOnce)
 	for _, victim := range victims {
-		if err = on.strike(ctx, responder, verifiers, victim, calls, refusals, &result); err != nil {
-			break
-		}
+		responders.Go(func() error {
+			dead, err := on.strike(striking, responder, verifiers, victim, calls, refusals)
+			if !dead {
+				accepted.Add(1)
+			}
+			return err
+		})
 	}
+	err = responders.Wait()
+	result.Accepted = int(accepted.Load())
 	result.PerSecond = float64(calls.done) / time.Since(began).Seconds()
 	end()
 	load.Wait()
@@ -92,26 +106,28 @@ func endless(ctx context.Context, do operation) operation {
 	}
 }
 
-// strike revokes one token and watches it die.
-func (s *session) strike(ctx context.Context, c *client.Client, verifiers []*client.Verifier, victim client.Secret, calls, refusals *recorder, result *storm) error {
+// strike revokes one token and watches it die. It is dead if its exchange was refused from the
+// acknowledgement on; what was not acknowledged is an error and counts as dead.
+func (s *session) strike(ctx context.Context, c *client.Client, verifiers []*client.Verifier, victim client.Secret, calls, refusals *recorder) (dead bool, err error) {
 	for _, v := range verifiers {
 		if _, err := v.Verify(ctx, victim.Reveal()); err != nil {
-			return fmt.Errorf("before it is revoked: %w", err)
+			return true, fmt.Errorf("before it is revoked: %w", err)
 		}
 	}
 	sent := time.Now()
-	_, err := c.Revoke(ctx, client.RevokeRequest{Target: client.RevokeToken(victim), Reason: "load test"})
+	_, err = c.Revoke(ctx, client.RevokeRequest{Target: client.RevokeToken(victim), Reason: "load test"})
 	acknowledged := time.Now()
 	calls.record(acknowledged.Sub(sent), granted, err)
 	if err != nil {
-		return err
+		return true, err
 	}
 	var watching sync.WaitGroup
 	for _, v := range verifiers {
 		watching.Go(func() {
 			for time.Since(acknowledged) < refusedWithin {
-				if _, err := v.Verify(ctx, victim.Reveal()); err != nil {
-					break
+				_, err := v.Verify(ctx, victim.Reveal())
+				if refusal, refused := errors.AsType[*delegation.Error](err); refused && refusal.Reason == delegation.TokenRevoked {
+					break // a verifier that knows nothing refuses too, and is no proof
 				}
 				time.Sleep(200 * time.Microsecond)
 			}
@@ -119,9 +135,12 @@ func (s *session) strike(ctx context.Context, c *client.Client, verifiers []*cli
 		})
 	}
 	_, err = s.handDown(ctx, line(depth), victim, worker(0))
-	if refusal, refused := errors.AsType[*delegation.Error](err); !refused || refusal.Reason != delegation.TokenRevoked {
-		result.Accepted++
-	}
 	watching.Wait()
-	return nil
+	if err == nil {
+		return false, nil
+	}
+	if refusal := delegation.AsError(err); refusal.Reason != delegation.TokenRevoked && !refusal.Temporary() {
+		return true, fmt.Errorf("a revoked token was refused for another reason: %w", err)
+	}
+	return true, nil
 }
