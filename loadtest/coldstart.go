@@ -19,7 +19,6 @@ type coldStart struct {
 // coldStart starts one more Deputy, and uses it at once: in the distributed set-up beside those that run, in
 // the embedded one with a world of its own.
 func (b *bench) coldStart(ctx context.Context, s *setup, round int) (_ coldStart, err error) {
-	began := time.Now()
 	if s.kind == embedded {
 		p := s.plan
 		p.users, p.tenants, p.profiled = 1, 1, false
@@ -27,27 +26,25 @@ func (b *bench) coldStart(ctx context.Context, s *setup, round int) (_ coldStart
 			return coldStart{}, err
 		}
 		defer func() { err = errors.Join(err, s.close()) }()
-		began = s.deputies[0].began // its database was migrated before
 	} else {
 		n := len(s.deputies)
 		if err := s.addDeputy(ctx); err != nil {
 			return coldStart{}, err
 		}
-		began = s.deputies[n].began
 		defer func() {
 			err = errors.Join(err, s.deputies[n].stop())
 			s.deputies = s.deputies[:n]
 		}()
 	}
 	d := s.deputies[len(s.deputies)-1]
-	result := coldStart{Setup: s.kind, Round: round + 1, Ready: ms(time.Since(began))}
+	result := coldStart{Setup: s.kind, Round: round + 1, Ready: ms(time.Since(d.began))} // its database was migrated before
 	on := s.session(d, 0)
 	defer func() { err = errors.Join(err, on.close()) }()
 	parent, err := on.chain(ctx, person(0), 1)
 	if err != nil {
 		return result, err
 	}
-	result.FirstGrant = ms(time.Since(began))
+	result.FirstGrant = ms(time.Since(d.began))
 	r := newRecorder()
 	stop := b.tell(fmt.Sprintf("%s, cold start, %d of %d", s.kind, round+1, b.rounds), r)
 	closedLoop(ctx, r, 100, 8, func(ctx context.Context, i int) (string, error) {

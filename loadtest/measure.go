@@ -171,13 +171,18 @@ func (b *bench) pair(ctx context.Context, s *setup, c scenario, round int, on []
 	first := max(2*connections, len(on)) // requests that make connections, before the clock runs
 	each := make([]operation, len(on))
 	for i, session := range on {
-		if each[i], err = c.prepare(ctx, session, (b.requests+first)/len(on)+1); err != nil {
+		err := patiently(ctx, func() (err error) {
+			each[i], err = c.prepare(ctx, session, (b.requests+first)/len(on)+1)
+			return err
+		})
+		if err != nil {
 			return run{}, err
 		}
 	}
 	do := func(ctx context.Context, i int) (string, error) { return each[i%len(on)](ctx, i/len(on)) }
 	for i := range first {
-		if _, err := do(ctx, b.requests+i); err != nil {
+		err := patiently(ctx, func() error { _, err := do(ctx, b.requests+i); return err })
+		if err != nil {
 			return run{}, err
 		}
 	}

@@ -55,7 +55,6 @@ func (a running) Run(ctx context.Context, stdout io.Writer) error {
 				return fmt.Errorf("%s: %w", kind, err)
 			}
 		}
-		r.Runs = b.runs
 		return nil
 	})
 }
@@ -180,8 +179,10 @@ func (a common) measured(ctx context.Context, stdout io.Writer, command string, 
 	b := &bench{atOnce: a.AtOnce, requests: a.Requests, rounds: a.Rounds, floor: floor, progress: os.Stderr}
 	measuring := measure(ctx, b, programs, r)
 	floor.client.CloseIdleConnections()
-	if err := errors.Join(measuring, floor.stop()); err != nil {
-		return err
+	r.Runs = b.runs
+	failed := errors.Join(measuring, floor.stop())
+	if failed != nil && len(r.Runs)+len(r.Others) == 0 {
+		return failed
 	}
 	name := a.Name
 	if name == "" {
@@ -192,7 +193,7 @@ func (a common) measured(ctx context.Context, stdout io.Writer, command string, 
 	}
 	fmt.Fprintf(stdout, "%s\n", r.markdown(name))
 	fmt.Fprintln(os.Stderr, "Report:", filepath.Join(a.Out, name+".md"))
-	return r.verdict(a.NoBounds)
+	return errors.Join(failed, r.verdict(a.NoBounds)) // what was measured before it failed is in the report
 }
 
 // verdict is an error where a bound is exceeded or a request failed that should not have.

@@ -48,7 +48,6 @@ func (a scaling) Run(ctx context.Context, stdout io.Writer) error {
 				}
 			}
 		}
-		r.Runs = b.runs
 		return nil
 	})
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -136,39 +137,54 @@ func (s *session) parents(ctx context.Context, depth, n int) ([]client.Secret, e
 	group.SetLimit(8)
 	for b := range batches {
 		group.Go(func() error {
-			above, err := s.chain(ctx, person(b%s.users), depth-1)
-			if err != nil {
-				return err
-			}
-			holder, child := line(max(depth-1, 1)), everything()
-			if depth > 1 {
-				if child, err = s.to(line(depth)); err != nil {
+			return patiently(ctx, func() error {
+				above, err := s.chain(ctx, person(b%s.users), depth-1)
+				if err != nil {
 					return err
 				}
-			}
-			c, err := s.as(holder)
-			if err != nil {
-				return err
-			}
-			children := make([]client.Child, perBatch)
-			for i := range children {
-				children[i] = child
-			}
-			outcomes, err := c.BatchExchange(ctx, client.BatchRequest{SubjectToken: above, Children: children})
-			if err != nil {
-				return err
-			}
-			for i, o := range outcomes {
-				if o.Err != nil {
-					return o.Err
+				holder, child := line(max(depth-1, 1)), everything()
+				if depth > 1 {
+					if child, err = s.to(line(depth)); err != nil {
+						return err
+					}
 				}
-				tokens[i*batches+b] = o.Token.AccessToken
-			}
-			return nil
+				c, err := s.as(holder)
+				if err != nil {
+					return err
+				}
+				children := make([]client.Child, perBatch)
+				for i := range children {
+					children[i] = child
+				}
+				outcomes, err := c.BatchExchange(ctx, client.BatchRequest{SubjectToken: above, Children: children})
+				if err != nil {
+					return err
+				}
+				for i, o := range outcomes {
+					if o.Err != nil {
+						return o.Err
+					}
+					tokens[i*batches+b] = o.Token.AccessToken
+				}
+				return nil
+			})
 		})
 	}
 	if err := group.Wait(); err != nil {
 		return nil, fmt.Errorf("parents of depth %d: %w", depth, err)
 	}
 	return tokens[:n], nil
+}
+
+// patiently prepares what is not measured: a busy target is given time.
+func patiently(ctx context.Context, prepare func() error) error {
+	for attempt := 1; ; attempt++ {
+		err := prepare()
+		if refusal, refused := errors.AsType[*delegation.Error](err); !refused || !refusal.Temporary() || attempt == 20 {
+			return err
+		}
+		if !sleepUntil(ctx, time.Now().Add(time.Duration(attempt)*100*time.Millisecond)) {
+			return err
+		}
+	}
 }

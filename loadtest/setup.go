@@ -451,8 +451,12 @@ func (s *setup) close() error {
 		errs = append(errs, session.close())
 	}
 	for _, d := range slices.Backward(s.deputies) {
-		if d.process != nil {
-			errs = append(errs, d.stop())
+		if d.process == nil {
+			continue
+		}
+		errs = append(errs, d.stop())
+		if said, _ := os.ReadFile(d.log); len(said) > 0 {
+			fmt.Fprintf(os.Stderr, "%s warned, in the end:\n%s\n", d.name, lastLines(string(said), 5))
 		}
 	}
 	for _, p := range slices.Backward(s.others) {
