@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"encoding/xml"
 	"errors"
+	"fmt"
 	"io"
 	"math"
 	"os"
@@ -12,6 +13,7 @@ import (
 	"strings"
 	"testing"
 
+	"deputy.example/deputy/client"
 	"deputy.example/deputy/client/delegation"
 )
 
@@ -100,6 +102,19 @@ func TestVerdict(t *testing.T) {
 	r.Runs[0].Failures = map[string]int{string(delegation.DependencyDown): 2}
 	if err := r.verdict(true); err == nil {
 		t.Error("requests that failed are no failure")
+	}
+}
+
+// A verifier that is cut off refuses too: that must not pass for having heard of a revocation, and what says
+// that the token is revoked must not be overlooked.
+func TestOnlyRefusalsOfTheTokenCount(t *testing.T) {
+	if !knowsBetter(fmt.Errorf("wrapped: %w", &client.AccessError{Code: client.AccessInvalidToken})) {
+		t.Error("a refused token was overlooked")
+	}
+	for _, err := range []error{nil, &client.AccessError{Code: client.AccessUnavailable}, delegation.Refuse(delegation.TokenRevoked, "", "")} {
+		if knowsBetter(err) {
+			t.Errorf("%v passes for a refused token", err)
+		}
 	}
 }
 

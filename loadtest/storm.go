@@ -28,6 +28,8 @@ type storm struct {
 	Exchanges   int     `json:"exchanges"`
 	// Accepted counts exchanges of a revoked token that were granted after the acknowledgement. Any is a fault.
 	Accepted int            `json:"accepted_after_acknowledgement"`
+	// Unheard counts verifiers that accepted a revoked token, or knew nothing, until they were given up on.
+	Unheard  int            `json:"unheard"`
 	Failures map[string]int `json:"failures,omitempty"`
 }
 
@@ -76,12 +78,12 @@ func (b *bench) revocationStorm(ctx context.Context, s *setup, round, revocation
 	var load sync.WaitGroup
 	load.Go(func() { closedLoop(background, exchanges, 1<<40, b.atOnce/2+1, endless(background, do)) })
 	began := time.Now()
-	var accepted atomic.Int64
+	var accepted, unheard atomic.Int64
 	responders, striking := errgroup.WithContext(ctx)
 	responders.SetLimit(stormAtOnce)
 	for _, victim := range victims {
 		responders.Go(func() error {
-			dead, err := on.strike(striking, responder, verifiers, victim, calls, refusals)
+			dead, err := on.strike(striking, responder, verifiers, victim, calls, refusals, &unheard)
 			if !dead {
 				accepted.Add(1)
 			}
@@ -89,7 +91,7 @@ func (b *bench) revocationStorm(ctx context.Context, s *setup, round, revocation
 		})
 	}
 	err = responders.Wait()
-	result.Accepted = int(accepted.Load())
+	result.Accepted, result.Unheard = int(accepted.Load()), int(unheard.Load())
 	result.PerSecond = float64(calls.done) / time.Since(began).Seconds()
 	end()
 	load.Wait()
@@ -106,9 +108,16 @@ func endless(ctx context.Context, do operation) operation {
 	}
 }
 
+// knowsBetter says whether a verifier refused because of the token. One that knows nothing refuses everything,
+// and that is no proof that it heard of the revocation.
+func knowsBetter(err error) bool {
+	refusal, refused := errors.AsType[*client.AccessError](err)
+	return refused && refusal.Code == client.AccessInvalidToken
+}
+
 // strike revokes one token and watches it die. It is dead if its exchange was refused from the
 // acknowledgement on; what was not acknowledged is an error and counts as dead.
-func (s *session) strike(ctx context.Context, c *client.Client, verifiers []*client.Verifier, victim client.Secret, calls, refusals *recorder) (dead bool, err error) {
+func (s *session) strike(ctx context.Context, c *client.Client, verifiers []*client.Verifier, victim client.Secret, calls, refusals *recorder, unheard *atomic.Int64) (dead bool, err error) {
 	for _, v := range verifiers {
 		if _, err := v.Verify(ctx, victim.Reveal()); err != nil {
 			return true, fmt.Errorf("before it is revoked: %w", err)
@@ -124,10 +133,13 @@ func (s *session) strike(ctx context.Context, c *client.Client, verifiers []*cli
 	var watching sync.WaitGroup
 	for _, v := range verifiers {
 		watching.Go(func() {
-			for time.Since(acknowledged) < refusedWithin {
-				_, err := v.Verify(ctx, victim.Reveal())
-				if refusal, refused := errors.AsType[*delegation.Error](err); refused && refusal.Reason == delegation.TokenRevoked {
-					break // a verifier that knows nothing refuses too, and is no proof
+			for {
+				if _, err := v.Verify(ctx, victim.Reveal()); knowsBetter(err) {
+					break
+				}
+				if time.Since(acknowledged) > refusedWithin {
+					unheard.Add(1)
+					break
 				}
 				time.Sleep(200 * time.Microsecond)
 			}

@@ -56,6 +56,7 @@ func TestLoadtestSmoke(t *testing.T) {
 		Open   []any `json:"open_loop"`
 		Storms []struct {
 			Accepted int `json:"accepted_after_acknowledgement"`
+			Unheard  int
 		} `json:"revocation_storms"`
 		ColdStarts []any `json:"cold_starts"`
 		SDK        []any `json:"sdk"`
@@ -76,8 +77,8 @@ func TestLoadtestSmoke(t *testing.T) {
 		}
 	}
 	for _, s := range report.Storms {
-		if s.Accepted > 0 {
-			t.Errorf("%d exchanges of revoked tokens were granted", s.Accepted)
+		if s.Accepted > 0 || s.Unheard > 0 {
+			t.Errorf("%d exchanges of revoked tokens were granted, %d times a verifier did not hear of a revocation", s.Accepted, s.Unheard)
 		}
 	}
 	// Bounds count unless they are switched off: a start of the race detector's Deputy is no match for them.
