@@ -27,7 +27,7 @@ type storm struct {
 	Exchange    latency `json:"exchange_ms"`
 	Exchanges   int     `json:"exchanges"`
 	// Accepted counts exchanges of a revoked token that were granted after the acknowledgement. Any is a fault.
-	Accepted int            `json:"accepted_after_acknowledgement"`
+	Accepted int `json:"accepted_after_acknowledgement"`
 	// Unheard counts verifiers that accepted a revoked token, or knew nothing, until they were given up on.
 	Unheard  int            `json:"unheard"`
 	Failures map[string]int `json:"failures,omitempty"`
