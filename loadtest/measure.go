@@ -201,20 +201,17 @@ func (b *bench) pair(ctx context.Context, s *setup, c scenario, round int, on []
 	return r, ctx.Err()
 }
 
-const (
-	batchesAtLeast = 40
-	batchesAtOnce  = 4
-)
+const batchesAtOnce = 4
 
 // closed is a pair by a closed loop, through one session unless some are given. Requests that make many
-// exchanges are fewer, and fewer at once.
+// exchanges are a tenth as many, and few at once.
 func (b *bench) closed(ctx context.Context, s *setup, c scenario, round int, on ...*session) (run, error) {
 	if len(on) == 0 {
 		on = []*session{s.session(s.deputies[0], 0)}
 	}
 	return b.pair(ctx, s, c, round, on, func(r *recorder, do operation) {
 		if c.perCall > 1 {
-			closedLoop(ctx, r, max(b.requests/c.perCall, batchesAtLeast), min(b.atOnce, batchesAtOnce), do)
+			closedLoop(ctx, r, max(b.requests/10, 1), min(b.atOnce, batchesAtOnce), do)
 			return
 		}
 		closedLoop(ctx, r, b.requests, b.atOnce, do)

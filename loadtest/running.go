@@ -209,6 +209,11 @@ func (r *report) verdict(noBounds bool) error {
 			wrong = append(wrong, fmt.Sprintf("%s, revocation storm, round %d: failed requests: %s", s.Setup, s.Round, counts(s.Failures)))
 		}
 	}
+	for _, c := range r.ColdStarts {
+		if len(c.Failures) > 0 {
+			wrong = append(wrong, fmt.Sprintf("%s, cold start, round %d: failed requests: %s", c.Setup, c.Round, counts(c.Failures)))
+		}
+	}
 	if !noBounds {
 		wrong = append(wrong, exceeded(r.Figures)...)
 	}

@@ -56,7 +56,11 @@ func (b *bench) revocationStorm(ctx context.Context, s *setup, round, revocation
 	if err != nil {
 		return storm{}, err
 	}
-	do, err := fanOut.prepare(ctx, on, 0)
+	var do operation
+	err = patiently(ctx, func() (err error) {
+		do, err = fanOut.prepare(ctx, on, 0)
+		return err
+	})
 	if err != nil {
 		return storm{}, err
 	}
@@ -124,7 +128,10 @@ func (s *session) strike(ctx context.Context, c *client.Client, verifiers []*cli
 		}
 	}
 	sent := time.Now()
-	_, err = c.Revoke(ctx, client.RevokeRequest{Target: client.RevokeToken(victim), Reason: "load test"})
+	err = patiently(ctx, func() error { // as any responder's client does
+		_, err := c.Revoke(ctx, client.RevokeRequest{Target: client.RevokeToken(victim), Reason: "load test"})
+		return err
+	})
 	acknowledged := time.Now()
 	calls.record(acknowledged.Sub(sent), granted, err)
 	if err != nil {

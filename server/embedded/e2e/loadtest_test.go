@@ -34,7 +34,7 @@ func TestLoadtestSmoke(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
 	run := func(args ...string) (string, error) {
-		cmd := exec.CommandContext(ctx, filepath.Join(dir, "loadtest"), append(args, "--binaries", dir, "--out", dir, "--requests", "60", "--at-once", "8", "--rounds", "1")...)
+		cmd := exec.CommandContext(ctx, filepath.Join(dir, "loadtest"), append(args, "--binaries", dir, "--out", dir, "--requests", "60", "--at-once", "2", "--rounds", "1")...)
 		cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 		said, err := cmd.CombinedOutput()
 		return string(said), err
