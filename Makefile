@@ -14,7 +14,7 @@ FUZZTIME   ?= 30s
 each-module = for dir in $(MODULES); do (cd $$dir && $(1)) || exit; done
 
 .DEFAULT_GOAL := help
-.PHONY: help run test deps lint format generate generate-check breaking bench campaign fuzz clean
+.PHONY: help run test deps lint format generate generate-check breaking bench loadtest campaign fuzz clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -57,6 +57,9 @@ breaking: $(BUF) ## the API against the last release
 
 bench: deps ## benchmarks with allocations
 	$(call each-module,go test -run '^$$' -bench . -benchmem -timeout 60m ./...)
+
+loadtest: deps ## what an exchange costs, against its goals; ARGS="scale", ARGS="run --no-bounds", …
+	go run ./loadtest $(or $(ARGS),run)
 
 campaign: deps ## the tests with all rounds; DEPUTY_SEED=n chooses the random numbers
 	@echo "DEPUTY_SEED=$${DEPUTY_SEED:-1}"

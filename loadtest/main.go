@@ -1,4 +1,6 @@
-// Command loadtest fills ledgers, and measures what Deputy does with many entries.
+// Command loadtest measures what Deputy costs: it starts Deputy with what it depends on, drives it through the
+// SDK, and reads the CPU time of every process from the operating system. It also fills ledgers, and measures
+// what Deputy does with many entries. docs/performance.md explains the figures.
 package main
 
 import (
@@ -16,6 +18,10 @@ import (
 )
 
 type arguments struct {
+	Run     running   `cmd:"" help:"Measure every scenario in both set-ups, and fail where a goal is missed."`
+	Scale   scaling   `cmd:"" help:"Measure whether the cost of an exchange stays flat while chains, relationships, ledger, tenants, revocations and instances grow."`
+	Against against   `cmd:"" help:"Drive a Deputy that runs elsewhere, and report latencies."`
+	Floor   flooring  `cmd:"" hidden:"" help:"Be the floor that the costs are compared with."`
 	Measure measuring `cmd:"" help:"Ask a ledger that was filled what auditors ask, and say how long the answers take."`
 	Fill    filling   `cmd:"" help:"Write a ledger as months of service would. The tenant must have no entries; the database must be migrated (deputyd migrate)."`
 

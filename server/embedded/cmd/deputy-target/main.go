@@ -1,0 +1,139 @@
+// Command deputy-target is what loadtest measures and does not find among the other binaries: OpenFGA in a
+// process of its own, Deputy with OpenFGA and Redis in one process but with a configuration file of its own
+// (the embedded default has a world that is too small to measure), and deputyd with a profiler.
+//
+// It is for measuring. Its OpenFGA and its profiler answer whoever asks, so both listen on loopback only.
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/pprof"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"deputy.example/deputy/server"
+	"deputy.example/deputy/server/embedded"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	context.AfterFunc(ctx, stop)
+	if err := run(ctx, os.Args[1:], os.Stdin, os.Stderr); err != nil {
+		fmt.Fprintln(os.Stderr, "deputy-target:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, args []string, stdin io.Reader, stderr io.Writer) error {
+	flags := flag.NewFlagSet("deputy-target openfga|embedded|deputyd", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	config := flags.String("config", "", "configuration `file` of deputyd; embedded reads its name from standard input")
+	openFGA := flags.String("openfga", "", "loopback `address` of OpenFGA's HTTP API")
+	profiler := flags.String("pprof", "", "loopback `address` of net/http/pprof; none if empty")
+	if len(args) == 0 {
+		flags.Usage()
+		return errors.New("say what to be")
+	}
+	if err := flags.Parse(args[1:]); err != nil {
+		return err
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	if *profiler != "" {
+		group.Go(func() error { return serve(ctx, *profiler, profiles()) })
+	}
+	switch args[0] {
+	case "openfga", "embedded":
+		fga, err := embedded.NewFGA(ctx)
+		if err != nil {
+			return err
+		}
+		defer fga.Close()
+		group.Go(func() error { return serve(ctx, *openFGA, fga) })
+		if args[0] == "embedded" {
+			group.Go(func() error { return inOneProcess(ctx, fga, stdin) })
+		}
+	case "deputyd":
+		group.Go(func() error {
+			settings, err := server.Load(*config)
+			if err != nil {
+				return err
+			}
+			return deputy(ctx, settings, server.Options{})
+		})
+	default:
+		return fmt.Errorf("%q is neither openfga nor embedded nor deputyd", args[0])
+	}
+	return group.Wait()
+}
+
+// inOneProcess is Deputy put together as the embedded default is. It waits for the name of its configuration
+// file: whoever writes that needs the ids of stores, which are made through OpenFGA's API first.
+func inOneProcess(ctx context.Context, fga *embedded.FGA, stdin io.Reader) error {
+	name, err := bufio.NewReader(stdin).ReadString('\n')
+	if err != nil {
+		return fmt.Errorf("standard input names no configuration file: %w", err)
+	}
+	name = strings.TrimSuffix(name, "\n")
+	redis, err := embedded.NewRedis()
+	if err != nil {
+		return err
+	}
+	defer redis.Close()
+	password := name + ".redis-password"
+	if err := os.WriteFile(password, []byte(redis.Password()), 0o600); err != nil {
+		return err
+	}
+	settings, err := server.Load(name)
+	if err != nil {
+		return err
+	}
+	settings.Redis = server.Redis{URL: redis.URL(), PasswordFile: password, Timeout: settings.Redis.Timeout}
+	if err := server.Migrate(ctx, settings.Database); err != nil {
+		return err
+	}
+	return deputy(ctx, settings, server.Options{PolicyTransport: fga})
+}
+
+func deputy(ctx context.Context, settings server.Config, options server.Options) error {
+	s, err := server.New(ctx, settings, options)
+	if err != nil {
+		return err
+	}
+	return s.Run(ctx)
+}
+
+// profiles are those of net/http/pprof, on a mux that nothing else is on.
+func profiles() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("/debug/pprof/", pprof.Index)
+	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
+	return mux
+}
+
+// serve answers until ctx ends, on a loopback address and no other.
+func serve(ctx context.Context, address string, handler http.Handler) error {
+	host, _, err := net.SplitHostPort(address)
+	if ip := net.ParseIP(host); err != nil || ip == nil || !ip.IsLoopback() {
+		return fmt.Errorf("%q is not a loopback address", address)
+	}
+	s := &http.Server{Addr: address, Handler: handler, ReadHeaderTimeout: time.Minute}
+	stop := context.AfterFunc(ctx, func() { _ = s.Close() })
+	defer stop()
+	if err := s.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}

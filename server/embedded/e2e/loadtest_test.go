@@ -1,0 +1,94 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestLoadtestSmoke has loadtest measure every scenario, with so few requests that the figures mean nothing.
+// What it measures runs in processes of their own, so they are built here, with the race detector where the
+// tests have it: then most of it is in the build cache already.
+func TestLoadtestSmoke(t *testing.T) {
+	dir := t.TempDir()
+	for out, c := range map[string][2]string{
+		"loadtest": {"../../..", "./loadtest"}, "deputyd": {"../../..", "./server/cmd/deputyd"}, "deputy-target": {"..", "./cmd/deputy-target"},
+	} {
+		args := []string{"build", "-o", filepath.Join(dir, out)}
+		if raced() {
+			args = append(args, "-race")
+		}
+		build := exec.Command("go", append(args, c[1])...)
+		build.Dir = c[0]
+		if said, err := build.CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, said)
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	run := func(args ...string) (string, error) {
+		cmd := exec.CommandContext(ctx, filepath.Join(dir, "loadtest"), append(args, "--binaries", dir, "--out", dir, "--requests", "60", "--at-once", "2", "--rounds", "1")...)
+		cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+		said, err := cmd.CombinedOutput()
+		return string(said), err
+	}
+	if said, err := run("run", "--setups", "embedded,distributed", "--storm", "3", "--no-bounds", "--name", "smoke",
+		"--scenarios", "deep-chain,assertions,fan-out,batch,mixed,half-rate,storm,cold-start,sdk"); err != nil {
+		t.Fatalf("%v\n%s", err, said)
+	}
+	text, err := os.ReadFile(filepath.Join(dir, "smoke.json"))
+	check(t, err)
+	var report struct {
+		Runs []struct {
+			Setup, Scenario string
+			CPU             map[string]float64 `json:"cpu_ms_per_exchange"`
+			Outcomes        map[string]int
+			Failures        map[string]int
+			Floor           float64 `json:"floor_cpu_ms"`
+		} `json:"closed_loop"`
+		Open   []any `json:"open_loop"`
+		Storms []struct {
+			Accepted int `json:"accepted_after_acknowledgement"`
+			Unheard  int
+		} `json:"revocation_storms"`
+		ColdStarts []any `json:"cold_starts"`
+		SDK        []any `json:"sdk"`
+	}
+	check(t, json.Unmarshal(text, &report))
+	if len(report.Runs) != 10 || len(report.Open) != 2 || len(report.Storms) != 2 || len(report.ColdStarts) != 2 || len(report.SDK) != 2 {
+		t.Errorf("scenarios are missing: %s", text)
+	}
+	processes := map[string][]string{"embedded": {"deputy"}, "distributed": {"deputyd", "openfga", "postgres", "redis-server"}}
+	for _, r := range report.Runs {
+		for _, name := range processes[r.Setup] {
+			if _, counted := r.CPU[name]; !counted {
+				t.Errorf("%s, %s: the CPU time of %s was not counted", r.Setup, r.Scenario, name)
+			}
+		}
+		if len(r.CPU) != len(processes[r.Setup]) || r.Floor <= 0 || len(r.Failures) > 0 || r.Outcomes["granted"] == 0 {
+			t.Errorf("%+v", r)
+		}
+	}
+	for _, s := range report.Storms {
+		if s.Accepted > 0 || s.Unheard > 0 {
+			t.Errorf("%d exchanges of revoked tokens were granted, %d times a verifier did not hear of a revocation", s.Accepted, s.Unheard)
+		}
+	}
+	// Bounds count unless they are switched off: a start of the race detector's Deputy is no match for them.
+	if said, err := run("run", "--setups", "embedded", "--scenarios", "batch", "--name", "bounded"); err == nil || !strings.Contains(said, "embedded, batch:") {
+		t.Errorf("a missed goal fails nothing: %v\n%s", err, said)
+	}
+}
+
+// raced says whether this test binary was built with the race detector.
+func raced() bool {
+	info, read := debug.ReadBuildInfo()
+	return read && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"})
+}
