@@ -256,7 +256,7 @@ func TestJWKS(t *testing.T) {
 		t.Errorf("POST: %d %v", w.Code, w.Header())
 	}
 	empty := newHandler(t, Config{Engine: granting(t), Tenants: []Tenant{{Name: "a", Issuer: rootIssuer, JWKS: func() []byte { return nil }}}})
-	if w, _ := answerTo(t, empty, httptest.NewRequest(http.MethodGet, "/oauth2/jwks", nil)); w.Code != http.StatusInternalServerError || w.Header().Get("Cache-Control") != "no-store" {
+	if w, _ := answerTo(t, empty, httptest.NewRequest(http.MethodGet, "/oauth2/jwks", nil)); w.Code != http.StatusServiceUnavailable || w.Header().Get("Cache-Control") != "no-store" {
 		t.Errorf("no keys: %d %v", w.Code, w.Header())
 	}
 }
