@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
 
@@ -24,11 +25,15 @@ type Backend interface {
 	Delete(ctx context.Context, relations ...policy.Relation) error
 }
 
+// patience is more than any answer takes, on a machine that has much else to do: these tests are about what
+// is answered.
+const patience = 10 * time.Second
+
 // NewChecker asks the backend with the default mapping.
 func NewChecker(t testing.TB, b Backend) *policy.Checker {
 	t.Helper()
 	store, model := b.IDs()
-	c, err := policy.New(policy.Config{URL: "http://openfga.test", StoreID: store, ModelID: model, Transport: b, Cache: cacheOf(b)})
+	c, err := policy.New(policy.Config{URL: "http://openfga.test", StoreID: store, ModelID: model, Transport: b, Cache: cacheOf(b), Timeout: patience})
 	if err != nil {
 		t.Fatal(err)
 	}
