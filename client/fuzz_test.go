@@ -54,3 +54,34 @@ func FuzzVerify(f *testing.F) {
 		}
 	})
 }
+
+// FuzzNonce: what a server gives as a nonce and is kept comes back in a proof as it is, and a Verifier takes
+// none that it did not give.
+func FuzzNonce(f *testing.F) {
+	now := time.Unix(1_800_000_000, 0)
+	p, own := prover{now: func() time.Time { return now }, rand: strings.NewReader("")}, newNonces()
+	var err error
+	if p.key, err = newTestKey(f).ProofKey(); err != nil {
+		f.Fatal(err)
+	}
+	for _, seed := range []string{"n-1", "", "a b", `a"b`, `a\b`, "a\r\nb", "\x7f", "ü", strings.Repeat("x", 257), own.at(now), own.at(now) + "=", strings.ToLower(own.at(now))} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, nonce string) {
+		if own.gave(nonce, now) && nonce != own.at(now) && nonce != own.at(now.Add(-noncePeriod)) {
+			t.Errorf("took %q, which it never gave", nonce)
+		}
+		if !p.remember(nonce) {
+			return
+		}
+		const uri = "https://calendar.example/"
+		p.rand = strings.NewReader(strings.Repeat("r", 16))
+		proof, err := p.prove(t.Context(), "GET", uri, schemeBearer, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := dpop.Verify(proof, dpop.Expectation{Method: "GET", URI: uri, Now: now, Nonces: []string{nonce}}); err != nil || got.Nonce != nonce {
+			t.Errorf("%q comes back as %q, %v", nonce, got.Nonce, err)
+		}
+	})
+}

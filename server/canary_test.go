@@ -163,6 +163,8 @@ func credentialsStayInside(t *testing.T, onPostgres bool) {
 	grant := s.plant(t, i, secrets)
 	all.leave("refusals by gRPC", s.presentByGRPC(t, i, secrets), "Unauthenticated")
 	all.leave("refusals by HTTP", s.presentByHTTP(t, i, secrets), "invalid_request")
+	all.leave("refusals of proofs", s.presentProofs(t, i, secrets), "proof_replayed")
+	s.openManaged(t, i, secrets)
 	s.browse(t, i, provider, grant, all, secrets)
 	poll(t, func() bool { // a checkpoint comes within a second
 		return strings.Contains(gathered(t, registry), "deputy_checkpoint_entries")
@@ -205,7 +207,8 @@ func credentialsStayInside(t *testing.T, onPostgres bool) {
 	}
 	for _, needed := range []string{
 		"subject (payload)", "assertion (signature)", "issued by gRPC (payload)", "issued by HTTP (signature)", "actor (payload)", "workload token (signature)",
-		"proof (signature)", "ID token (payload)", "code", "session", "sign-in", "PKCE verifier", "client secret of the console", "reader's assertion (signature)",
+		"proof (signature)", "proof 1 (payload)", "credential that is bound, over HTTP (signature)", "bound token, a bound credential (payload)",
+		"key-encryption key", "seed of managed key 0", "ID token (payload)", "code", "session", "sign-in", "PKCE verifier", "client secret of the console", "reader's assertion (signature)",
 	} {
 		if secrets[needed] == "" {
 			t.Errorf("there was no canary for %s", needed)

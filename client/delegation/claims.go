@@ -264,7 +264,7 @@ func ReadConfirmation(claim []byte) (*Confirmation, error) {
 	if err != nil {
 		return nil, err
 	}
-	if sum, err := strictBase64.DecodeString(c.Key()); err != nil || len(sum) != sha256.Size {
+	if sum, err := strictBase64.DecodeString(c.Key()); err != nil || len(sum) != sha256.Size || strictBase64.EncodeToString(sum) != c.Key() {
 		return nil, errors.New("cnf holds something other than a SHA-256 thumbprint")
 	}
 	return c, nil

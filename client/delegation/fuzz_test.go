@@ -230,3 +230,31 @@ func FuzzParseProof(f *testing.F) {
 		}
 	})
 }
+
+// FuzzConfirmation wants one confirmation of one kind, whose thumbprint has one spelling.
+func FuzzConfirmation(f *testing.F) {
+	thumbprint := strings.Repeat("A", 43)
+	for _, seed := range []string{
+		`{"jkt":"` + thumbprint + `"}`, `{"x5t#S256":"` + thumbprint + `"}`, `{"jkt":"` + thumbprint + `","x5t#S256":"` + thumbprint + `"}`,
+		`{"jkt":"` + thumbprint + `\n"}`, `{"jkt":"` + thumbprint[1:] + `B"}`, `{"JKT":"` + thumbprint + `"}`, `{"jwk":{}}`, `{}`, `[]`, `null`, ``,
+	} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, claim []byte) {
+		c, err := delegation.ReadConfirmation(claim)
+		if err != nil {
+			return
+		}
+		sum, err := base64.RawURLEncoding.DecodeString(c.Key())
+		if err != nil || len(sum) != 32 || base64.RawURLEncoding.EncodeToString(sum) != c.Key() || (c.JKT == "") == (c.X5T == "") {
+			t.Errorf("%q is read as %+v", claim, c)
+		}
+		again, err := json.Marshal(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if same, err := delegation.ReadConfirmation(again); err != nil || *same != *c {
+			t.Errorf("%q becomes %s, which is read as %+v, %v", claim, again, same, err)
+		}
+	})
+}

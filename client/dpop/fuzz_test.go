@@ -1,6 +1,7 @@
 package dpop
 
 import (
+	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -55,4 +56,41 @@ func FuzzVerify(f *testing.F) {
 			t.Error("a proof passes for a token")
 		}
 	})
+}
+
+// FuzzAddress holds the comparison of addresses against net/url: what is the same address is the same scheme,
+// host, port and path to everybody else too, however it is written.
+func FuzzAddress(f *testing.F) {
+	for _, seed := range [][2]string{
+		{"https://calendar.example/events", "HTTPS://Calendar.Example:443/%65vents?q#f"}, {"https://h.example", "https://h.example/"},
+		{"https://[::1]:443/a", "https://[::1]/a"}, {"http://h.example:80", "http://h.example:/"}, {"https://h.example/a/../b", "https://h.example/b"},
+		{"https://h.example/a%2fb", "https://h.example/a/b"}, {"https://u@h.example/", "https://h.example/"}, {"https://h.example:80/", "http://h.example/"},
+		{"https://h.example./", "https://h.example/"}, {"https:h.example", "//h.example"}, {"https://h%2Eexample/", "https://h.example/"},
+	} {
+		f.Add(seed[0], seed[1])
+	}
+	f.Fuzz(func(t *testing.T, htu, address string) {
+		if sameAddress(htu, address) != sameAddress(address, htu) {
+			t.Fatalf("%q and %q: it matters which comes first", htu, address)
+		}
+		if own, is := normalized(htu); is != sameAddress(htu, htu) || is && !sameAddress(own, htu) {
+			t.Fatalf("%q is not the address %q that it becomes", htu, own)
+		}
+		if !sameAddress(htu, address) {
+			return
+		}
+		a, errA := url.Parse(htu)
+		b, errB := url.Parse(address)
+		if errA != nil || errB != nil || !strings.EqualFold(a.Scheme, b.Scheme) || !strings.EqualFold(a.Hostname(), b.Hostname()) ||
+			portOf(a) != portOf(b) || strings.TrimSuffix(a.Path, "/") != strings.TrimSuffix(b.Path, "/") || a.User != nil || b.User != nil {
+			t.Errorf("%q is taken for %q", htu, address)
+		}
+	})
+}
+
+func portOf(u *url.URL) string {
+	if port := u.Port(); port != "" {
+		return port
+	}
+	return map[string]string{"https": "443", "http": "80"}[strings.ToLower(u.Scheme)]
 }

@@ -29,7 +29,7 @@ func (e *Engine) identifyCertificate(ctx context.Context, door string, c Credent
 		err = delegation.Refuse(delegation.ParameterMissing, "client_id", "is required where a certificate authenticates (RFC 8705 section 2)")
 	}
 	if err != nil {
-		return arrival{}, false, err
+		return arrival{}, false, e.asStranger(ctx, a, err)
 	}
 	return a, true, nil
 }

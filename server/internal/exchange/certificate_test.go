@@ -111,6 +111,22 @@ func TestCertificatesThatAuthenticateNobody(t *testing.T) {
 	}
 }
 
+// Whoever holds the certificate of a suspended client learns no more of it by leaving client_id out.
+func TestSuspendedCertificate(t *testing.T) {
+	c := newCertified(t)
+	n := c.Tenants["acme"]
+	n.FGA.Allow(string(planner), "operator", "agent:only")
+	suspend := exchange.RevokeCall{Tenant: n.Name, Credentials: n.Credentials(t, planner), Target: delegation.Target{Kind: delegation.BanSuspend, ID: "agent:only"}}
+	if _, err := c.Engine.Revoke(t.Context(), suspend); err != nil {
+		t.Fatal(err)
+	}
+	for _, clientID := range []string{"agent:only", ""} {
+		if _, refusal := c.One(t.Context(), c.call(t, "acme", c.ca.Issue(t, certtest.DNS("only.example")), clientID)); refusal == nil || refusal.Reason != delegation.ClientUnauthenticated {
+			t.Errorf("client_id %q: %v", clientID, refusal)
+		}
+	}
+}
+
 // The workload's own X.509-SVID and JWT-SVID are one caller.
 func TestBothIdentitiesOfAWorkload(t *testing.T) {
 	c := newCertified(t)

@@ -216,6 +216,23 @@ func (l *lineup) approaches() map[string]func(t *testing.T, who string) string {
 			}
 			return err
 		}),
+		"caller again with what it has used, HTTP": func(t *testing.T, who string) string {
+			assertion := l.says(t, who, l.tenant.Issuer)
+			l.post("/oauth2/introspect", form(assertion, "token", l.parent))
+			return l.post("/oauth2/introspect", form(assertion, "token", l.parent))
+		},
+		"caller again with what it has used, gRPC": ask(func(t *testing.T, who string) error {
+			ctx := as(t, who)
+			if _, err := tokens.Exchange(ctx, child(&deputyv1.Child{})); err == nil {
+				t.Error("a nobody exchanged")
+			}
+			_, err := tokens.Exchange(ctx, child(&deputyv1.Child{}))
+			return err
+		}),
+		"caller whose proof is none, gRPC": ask(func(t *testing.T, who string) error {
+			_, err := tokens.Introspect(metadata.AppendToOutgoingContext(as(t, who), "dpop", "none"), &deputyv1.IntrospectRequest{Token: l.parent})
+			return err
+		}),
 		"actor_token, HTTP": func(t *testing.T, who string) string {
 			return l.post("/oauth2/token", l.exchangeForm(l.tenant.Assertion(t, planner), "actor_token", actor(t, who), "actor_token_type", delegation.TokenTypeJWT))
 		},
@@ -301,7 +318,10 @@ func TestEqualAnswers(t *testing.T) {
 // With the protection off the suspended and the banned are told apart from the unknown.
 func TestEqualAnswersBearWeight(t *testing.T) {
 	l := newLineup(t, exchange.NoEqualAnswers)
-	for _, approach := range []string{"caller, HTTP token", "caller, gRPC Introspect", "actor_token, HTTP", "requested_actor, gRPC"} {
+	for _, approach := range []string{
+		"caller, HTTP token", "caller, gRPC Introspect", "actor_token, HTTP", "requested_actor, gRPC",
+		"caller again with what it has used, HTTP", "caller whose proof is none, gRPC",
+	} {
 		ask := l.approaches()[approach]
 		for _, who := range []string{"suspended", "banned"} {
 			if ask(t, who) == ask(t, "unknown") {

@@ -79,7 +79,7 @@ func (e *Engine) inquirer(ctx context.Context, q Inquiry, who func(context.Conte
 	}
 	if uses := by.uses(); len(uses) > 0 {
 		if err := e.config.Ledger.Spend(ctx, by.tenant.Name, uses); err != nil {
-			return by, err
+			return by, e.asStranger(ctx, by.arrival, err)
 		}
 	}
 	if by.revoked, err = e.config.Ledger.Revocations(ctx, by.tenant.Name, true); err != nil {
@@ -117,4 +117,20 @@ func (e *Engine) standing(ctx context.Context, by inquirer, peer string) error {
 		return err
 	}
 	return unauthenticated(kept)
+}
+
+// asStranger is what a caller is told that is refused before it was looked whether it stands: if it was taken
+// back, no more than that nobody knows it. What else is wrong would say that its credential is good.
+func (e *Engine) asStranger(ctx context.Context, a arrival, refusal error) error {
+	if refusal == nil || e.off.equalAnswers {
+		return refusal
+	}
+	revoked, err := e.config.Ledger.Revocations(ctx, a.tenant.Name, false)
+	if err != nil {
+		return err
+	}
+	if _, hit := revoked.HitCaller(a.caller.Principal, a.keys()...); hit {
+		return unauthenticated(refusal)
+	}
+	return refusal
 }

@@ -299,6 +299,43 @@ func TestFollow(t *testing.T) {
 	}
 }
 
+// A stream of revocations ends when its verifier is suspended, or a key that it showed is banned: the
+// assertion's, that of its proof, or its certificate.
+func TestWatchOfTheTakenBack(t *testing.T) {
+	shown := holders(t)["key and certificate"]
+	for name, target := range map[string]func(*exchangetest.Tenant) delegation.Target{
+		"its suspension": func(*exchangetest.Tenant) delegation.Target {
+			return delegation.Target{Kind: delegation.BanSuspend, ID: string(writer)}
+		},
+		"its key": func(n *exchangetest.Tenant) delegation.Target {
+			return delegation.Target{Kind: delegation.BanKey, ID: n.Clients[writer].KeyID}
+		},
+		"the key it proved": func(*exchangetest.Tenant) delegation.Target {
+			return delegation.Target{Kind: delegation.BanKey, ID: shown.key.Binding().JKT}
+		},
+		"its certificate": func(*exchangetest.Tenant) delegation.Target {
+			return delegation.Target{Kind: delegation.BanKey, ID: shown.cert.Binding().X5T}
+		},
+		"another's suspension": func(*exchangetest.Tenant) delegation.Target {
+			return delegation.Target{Kind: delegation.BanSuspend, ID: string(researcher)}
+		},
+	} {
+		w, n, _ := hospital(t)
+		call := exchange.Call{Credentials: n.Credentials(t, writer)}
+		shown.onto(t, w, &call)
+		watch, err := w.Engine.Watch(t.Context(), exchange.Inquiry{Tenant: "default", Credentials: call.Credentials})
+		if err != nil || watch.Standing() != nil {
+			t.Fatal(name, err)
+		}
+		if _, refusal := take(w, t, responder, target(n)); refusal != nil {
+			t.Fatal(name, refusal)
+		}
+		if ended, other := watch.Standing() != nil, name == "another's suspension"; ended == other {
+			t.Errorf("%s: ended %t", name, ended)
+		}
+	}
+}
+
 // A tenant with more live grants than can be counted in time can still be revoked from; a dry run,
 // which is nothing but the count, cannot be answered.
 func TestRevokeWithoutCount(t *testing.T) {

@@ -15,19 +15,21 @@ import (
 //     in may_act.
 //
 // named is nil where the request names nobody; then the caller is meant. held is what the request shows
-// that the caller holds: the caller's own token is bound to it, unless it is named with another key.
+// that the caller holds: the caller's own token is bound to it, unless it is named with another key or comes of
+// one that is bound already.
 func (p parent) route(caller delegation.Principal, named *actor, held delegation.Confirmation, l Limits) (actor, error) {
 	next := actor{principal: caller, proof: "caller"}
 	if named != nil {
 		next = *named
 	}
+	current := p.actors.Current()
+	if current != "" && caller == current && next.principal == current {
+		return p.selfNarrow(next, held)
+	}
 	if next.principal == caller && next.binding.Key() == "" {
 		next.binding = held
 	}
-	current := p.actors.Current()
 	switch {
-	case current != "" && caller == current && next.principal == current:
-		return p.selfNarrow(next)
 	case current != "" && caller == current:
 		// Hand down: the holder decides.
 	case caller != next.principal:
@@ -41,21 +43,33 @@ func (p parent) route(caller delegation.Principal, named *actor, held delegation
 	if p.actors.Contains(next.principal) && !l.ActorMayRecur {
 		return actor{}, delegation.Refuse(delegation.ActorInChain, "actor_token", "the actor is in the chain already")
 	}
-	if key := next.binding.Key(); key != "" && slices.ContainsFunc(p.hops, func(h delegation.Hop) bool { return h.Key == key }) {
-		return actor{}, delegation.Refuse(delegation.ActorUnconfirmed, "actor_confirmation", "the key belongs to an ancestor")
-	}
-	return next, nil
+	return p.withOwnKey(next)
 }
 
 // selfNarrow keeps the actor and its key: a bound token stays bound to the same key, or becomes
 // bound, but never loses its binding.
-func (p parent) selfNarrow(next actor) (actor, error) {
-	if p.binding == nil {
-		return next, nil
+func (p parent) selfNarrow(next actor, held delegation.Confirmation) (actor, error) {
+	keep := held
+	if p.binding != nil {
+		keep = *p.binding
 	}
-	if next.binding != *p.binding && next.binding.Key() != "" {
+	if next.binding.Key() == "" {
+		next.binding = keep
+	}
+	switch {
+	case p.binding == nil:
+		return p.withOwnKey(next)
+	case next.binding != keep:
 		return actor{}, delegation.Refuse(delegation.ActorUnconfirmed, "actor_confirmation", "self-narrowing keeps the key of the subject token")
 	}
-	next.binding = *p.binding
+	return next, nil
+}
+
+// withOwnKey refuses an actor with a key that an earlier token of the chain is bound to: whoever hands a token
+// down must not keep the means to use it.
+func (p parent) withOwnKey(next actor) (actor, error) {
+	if key := next.binding.Key(); key != "" && slices.ContainsFunc(p.hops, func(h delegation.Hop) bool { return h.Key == key }) {
+		return actor{}, delegation.Refuse(delegation.ActorUnconfirmed, "actor_confirmation", "the key belongs to an ancestor")
+	}
 	return next, nil
 }

@@ -44,6 +44,9 @@ func TestCallerRulesForAnyone(t *testing.T) {
 		held := bindings.Draw(rt, "held")
 		if asked.principal == caller && asked.binding.Key() == "" {
 			asked.binding = held // what is made for the caller is bound to what it has just proven
+			if p.binding != nil && p.actors.Current() == caller {
+				asked.binding = *p.binding // and stays bound to what it was, whatever else is shown besides
+			}
 		}
 		limits := Limits{ActorMayRecur: rapid.Bool().Draw(rt, "recur")}
 
@@ -84,10 +87,12 @@ func rule(p parent, caller delegation.Principal, asked actor, l Limits) string {
 	}
 	root := len(p.hops) == 0
 	mayAct := func(who delegation.Principal) bool { return p.mayAct != nil && *p.mayAct == who }
+	key := asked.binding.Key()
+	keyOfAncestor := key != "" && slices.ContainsFunc(p.hops, func(h delegation.Hop) bool { return h.Key == key })
 	path := "refused"
 	switch {
 	case caller == holder && asked.principal == holder:
-		if p.binding == nil || asked.binding.Key() == "" || asked.binding == *p.binding {
+		if p.binding == nil && !keyOfAncestor || p.binding != nil && asked.binding == *p.binding {
 			path = "self-narrowing"
 		}
 		return path
@@ -98,8 +103,6 @@ func rule(p parent, caller delegation.Principal, asked actor, l Limits) string {
 	}
 	again := slices.Contains(p.actors, asked.principal) && !l.ActorMayRecur
 	another := root && p.mayAct != nil && !mayAct(asked.principal)
-	key := asked.binding.Key()
-	keyOfAncestor := key != "" && slices.ContainsFunc(p.hops, func(h delegation.Hop) bool { return h.Key == key })
 	if again || another || keyOfAncestor {
 		return "refused"
 	}

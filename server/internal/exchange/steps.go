@@ -41,10 +41,10 @@ func (e *Engine) authenticate(ctx context.Context, door string, c Credentials, f
 	if err != nil {
 		return arrival{}, err
 	}
-	if a.held, err = e.hold(ctx, a.tenant, c); err != nil {
-		return arrival{}, err
+	if a.held, err = e.hold(ctx, a.tenant, c); err == nil {
+		err = e.bound(a, c)
 	}
-	return a, e.bound(a, c)
+	return a, e.asStranger(ctx, a, err)
 }
 
 func (e *Engine) identify(ctx context.Context, door string, c Credentials, fallback *actorToken) (arrival, error) {
@@ -144,7 +144,7 @@ func (e *Engine) admitCaller(ctx context.Context, a arrival, calls int) error {
 	for _, u := range a.uses() {
 		uses = append(uses, guard.Use{Issuer: u.Issuer, Key: u.Key, ID: u.ID, Until: u.Until, Reason: u.Reason})
 	}
-	return e.config.Guard.Admit(ctx, a.tenant.Name, a.caller.Principal, calls, a.tenant.CallerRate, uses...)
+	return e.asStranger(ctx, a, e.config.Guard.Admit(ctx, a.tenant.Name, a.caller.Principal, calls, a.tenant.CallerRate, uses...))
 }
 
 // verify is step 3: the subject token once, then each child's actor.

@@ -19,10 +19,9 @@ const watchLife = 10 * time.Minute
 // Watch is a verifier's view of its tenant's revocations. Everything but Snapshot and Last answers
 // from memory, and nothing of one Watch waits for another.
 type Watch struct {
-	engine   *Engine
-	tenant   *Tenant
-	verifier delegation.Principal
-	until    time.Time
+	engine *Engine
+	by     inquirer
+	until  time.Time
 }
 
 // Watch authenticates and admits a verifier. Any caller of the tenant may watch.
@@ -33,25 +32,34 @@ func (e *Engine) Watch(ctx context.Context, q Inquiry) (*Watch, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Watch{engine: e, tenant: by.tenant, verifier: by.caller.Principal, until: e.config.Now().Add(watchLife)}, nil
+	return &Watch{engine: e, by: by, until: e.config.Now().Add(watchLife)}, nil
 }
 
 // Owner tells whom the verifier's share of an instance's watchers belongs to.
-func (w *Watch) Owner() string { return w.tenant.Name + " " + string(w.verifier) }
+func (w *Watch) Owner() string { return w.by.tenant.Name + " " + string(w.by.caller.Principal) }
 
 // Until is when the verifier must come back with a fresh credential.
 func (w *Watch) Until() time.Time { return w.until }
 
+// Standing refuses a verifier that was suspended meanwhile, or whose key was banned, as nobody: a stream does
+// not go on with a credential that opens none. What it goes by is what Events goes by.
+func (w *Watch) Standing() error {
+	if _, hit := w.by.revoked.HitCaller(w.by.caller.Principal, w.by.keys()...); hit && !w.engine.off.revocation {
+		return unauthenticated(errors.New("the verifier was suspended, or its key banned"))
+	}
+	return nil
+}
+
 // Events are the revocations after a number, each following the one before it. See ledger.Events.
 func (w *Watch) Events(after uint64) (events []delegation.Revocation, complete bool, changed <-chan struct{}) {
-	return w.engine.config.Ledger.Events(w.tenant.Name, after)
+	return w.engine.config.Ledger.Events(w.by.tenant.Name, after)
 }
 
 // Snapshot is everything that is revoked now, and the number up to which it is complete.
 func (w *Watch) Snapshot(ctx context.Context) ([]delegation.Revocation, uint64, error) {
 	ctx, cancel := w.engine.within(ctx)
 	defer cancel()
-	return w.engine.config.Ledger.Live(ctx, w.tenant.Name)
+	return w.engine.config.Ledger.Live(ctx, w.by.tenant.Name)
 }
 
 // Last is the number of the newest revocation, read from the ledger after the call began: an instance
@@ -59,7 +67,7 @@ func (w *Watch) Snapshot(ctx context.Context) ([]delegation.Revocation, uint64, 
 func (w *Watch) Last(ctx context.Context) (uint64, error) {
 	ctx, cancel := w.engine.within(ctx)
 	defer cancel()
-	return w.engine.config.Ledger.LastRevocation(ctx, w.tenant.Name)
+	return w.engine.config.Ledger.LastRevocation(ctx, w.by.tenant.Name)
 }
 
 // Skew is what root tokens are granted when they are compared with a cut-off.
@@ -67,7 +75,7 @@ func (w *Watch) Skew() time.Duration { return w.engine.config.Ledger.Skew() }
 
 // Seen is the receipt of one connection: it has applied everything up to a number.
 func (w *Watch) Seen(id string, applied uint64) {
-	w.engine.receipts.put(w.tenant.Name, guard.Receipt{ID: id, Verifier: w.verifier, Applied: applied, SeenAt: w.engine.config.Now()})
+	w.engine.receipts.put(w.by.tenant.Name, guard.Receipt{ID: id, Verifier: w.by.caller.Principal, Applied: applied, SeenAt: w.engine.config.Now()})
 }
 
 // receipts are what verifiers told this instance since it last shared them through Redis.

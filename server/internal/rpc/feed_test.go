@@ -30,6 +30,7 @@ type ledgerFeed struct {
 	seen      map[string]uint64
 
 	owner    string
+	standing error // of the verifier from now on
 	until    time.Time
 	last     func(context.Context) error // before Last answers
 	snapshot error
@@ -57,6 +58,12 @@ func (f *ledgerFeed) revoke(n int) {
 func (f *ledgerFeed) Owner() string       { return f.owner }
 func (f *ledgerFeed) Until() time.Time    { return f.until }
 func (f *ledgerFeed) Skew() time.Duration { return 30 * time.Second }
+
+func (f *ledgerFeed) Standing() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.standing
+}
 
 func (f *ledgerFeed) Events(after uint64) ([]delegation.Revocation, bool, <-chan struct{}) {
 	f.mu.Lock()

@@ -28,6 +28,7 @@ const (
 type feed interface {
 	Owner() string
 	Until() time.Time
+	Standing() error
 	Events(after uint64) (events []delegation.Revocation, complete bool, changed <-chan struct{})
 	Snapshot(context.Context) (live []delegation.Revocation, last uint64, err error)
 	Last(context.Context) (uint64, error)
@@ -45,9 +46,9 @@ type watchers struct {
 	drain    sync.Once
 	guard    func(ctx context.Context, method string, call func() error) error // catches panics
 
-	// What tests switch off: that an event is the one after the last, and that nothing is echoed where
-	// the ledger did not answer.
-	off struct{ order, silence bool }
+	// What tests switch off: that an event is the one after the last, that nothing is echoed where the
+	// ledger did not answer, and that a verifier that was taken back watches no more.
+	off struct{ order, silence, standing bool }
 }
 
 func newWatchers(c Config, i interceptor) *watchers {
@@ -170,10 +171,13 @@ func (w *watcher) write(over <-chan time.Time) error {
 	}
 }
 
-// catchUp sends everything after w.after, and returns the channel that closes when there is more.
+// catchUp sends everything after w.after to a verifier that may have it, and returns the channel that closes when there is more.
 func (w *watcher) catchUp() (<-chan struct{}, error) {
 	for {
 		events, complete, changed := w.feed.Events(w.after)
+		if err := w.feed.Standing(); err != nil && !w.off.standing { // asked after: what comes later wakes us
+			return nil, err
+		}
 		if changed == nil {
 			return nil, delegation.Unavailable("ledger", errors.New("it is closed"))
 		}

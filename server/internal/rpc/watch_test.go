@@ -51,6 +51,30 @@ func TestSnapshotComesInParts(t *testing.T) {
 	v.hears("part 1000", "part 1000", "snapshot 1 up to 2001")
 }
 
+// A verifier that is taken back hears no more of what is revoked: its stream ends with the revocation that
+// took it back.
+func TestWatchEndsWithItsVerifier(t *testing.T) {
+	for _, off := range []bool{false, true} {
+		f := newLedgerFeed()
+		server, conn := dial(t, serving(f))
+		server.watchers.off.standing = off
+		v := watch(t, deputyv1.NewRevocationServiceClient(conn))
+		v.hello("v1", 0)
+		v.hears("snapshot 0 up to 0")
+		f.mu.Lock()
+		f.standing = delegation.Refuse(delegation.ClientUnauthenticated, "", "nobody")
+		f.mu.Unlock()
+		f.revoke(1)
+		if off {
+			v.hears("event 1 after 0")
+			continue
+		}
+		if _, err := v.stream.Recv(); delegation.FromStatus(err).Reason != delegation.ClientUnauthenticated {
+			t.Errorf("the stream goes on: %v", err)
+		}
+	}
+}
+
 // Whoever comes back gets what it missed and nothing else; where that is not in memory any more, or
 // was never known here, it gets a snapshot.
 func TestResume(t *testing.T) {

@@ -685,6 +685,36 @@ func TestJWTSVID(t *testing.T) {
 	}
 }
 
+// Which trust domains are believed here is told to nobody but who has an SVID of one: a forged one breaks the
+// same rule in a domain that is known and in one that is not, and costs as much.
+func TestForgedSVIDsTellNoTrustDomain(t *testing.T) {
+	prod := newTestKey(t, "ES256", "p1")
+	w := newCertWorld(t, func(c *TrustConfig) {
+		path := filepath.Join(t.TempDir(), "bundle.json")
+		certtest.Write(t, path, bundleOf(t, nil, prod))
+		c.TrustDomains[0].BundleFile = path
+	})
+	verified := 0
+	w.verify = func(k *publicKey, u *delegation.Unverified) error { verified++; return k.verify(u) }
+	asked := 0
+	for _, kid := range []string{"p1", "p2"} {
+		forger := newTestKey(t, "ES256", kid)
+		for _, id := range []string{"spiffe://prod.example/agents/planner", "spiffe://unknown.example/agents/planner"} {
+			for _, typ := range []string{"JWT", "at+jwt"} {
+				for _, iss := range []any{"https://spire.unlisted.example", nil} {
+					for _, tokenType := range []string{delegation.TokenTypeJWT, delegation.TokenTypeAccessToken} {
+						forged := forger.sign(t, typ, object{"sub": id, "aud": "elsewhere", "exp": 1}.with(object{"iss": iss}))
+						_, err := w.Actor(t.Context(), forged, tokenType)
+						if asked++; err == nil || err.Error() != NamesNobody().Error() || verified != asked {
+							t.Errorf("%s, kid %s, typ %s, iss %v, as %s: %v, %d verifications", id, kid, typ, iss, tokenType, err, verified)
+						}
+					}
+				}
+			}
+		}
+	}
+}
+
 // A registered certificate is what its client's tokens can be bound to; one that counts by its name is
 // not known before it is shown.
 func TestRegisteredCertificates(t *testing.T) {

@@ -193,14 +193,14 @@ func verifySVID(chain []*x509.Certificate, bundle x509bundle.Source, o ...x509sv
 // svid takes a JWT-SVID as it takes any workload's token. Its issuer is nobody that is configured: the
 // trust domain of its sub says with whose keys it is verified, and never with others.
 func (t *Trust) svid(ctx context.Context, d *domain, p presented, tokenType string) (Actor, error) {
+	if _, err := t.namedBy(ctx, d.bundle, p); err != nil {
+		return Actor{}, err
+	}
 	if tokenType != delegation.TokenTypeJWT {
 		return Actor{}, broken("a JWT-SVID is of token type jwt")
 	}
 	if !t.typFits(typRule{typAbsent, typJWT, typJOSE}, p.Header.Type) { // JWT-SVID §2.3
 		return Actor{}, broken("its typ is not that of a JWT-SVID")
-	}
-	if _, err := t.signedBy(ctx, d.bundle, p); err != nil {
-		return Actor{}, err
 	}
 	if err := t.timely(p.claims, t.skew); err != nil {
 		return Actor{}, err
@@ -224,13 +224,14 @@ func (t *Trust) svidDomain(p presented) (*domain, bool) {
 	return d, known
 }
 
-// mayLackIssuer says whether the token's sub is in one of the trust domains. All other rules go by iss,
-// and no rule is about the empty one.
-func (t *Trust) mayLackIssuer(u *delegation.Unverified) bool {
+// mayLackIssuer says whether the token's sub is a SPIFFE ID, in whichever trust domain: how a token is read
+// tells nobody which are believed here, and is the same for all tenants that share a Memory. All other rules go
+// by iss, and no rule is about the empty one.
+func mayLackIssuer(u *delegation.Unverified) bool {
 	sub, err := u.StringClaim("sub")
 	if err != nil {
 		return false
 	}
-	_, _, known := t.domainOfID(sub)
-	return known
+	_, err = spiffeid.FromString(sub)
+	return err == nil
 }

@@ -56,7 +56,7 @@ func (t *Trust) read(raw string) (presented, error) {
 		return presented{}, broken(err.Error())
 	}
 	registered := (*delegation.Unverified).Registered
-	if t.mayLackIssuer(u) {
+	if mayLackIssuer(u) {
 		registered = (*delegation.Unverified).RegisteredSVID
 	}
 	claims, err := registered(u)
