@@ -41,6 +41,7 @@ type deployment struct {
 	keys       map[delegation.Principal]*embedded.KeyFile
 	http       net.Listener // where the issuer is an address: of the one instance
 
+	program           string                          // the deputyd that processes run; "": this test's own
 	certFile, keyFile string                          // of the listeners with TLS
 	certificates      map[delegation.Principal]string // files with clients' own certificates
 }
@@ -246,16 +247,17 @@ func (d *deployment) start() *instance {
 // process is an instance in a process of its own. It keeps its addresses when it is started again.
 type process struct {
 	instance
-	t      testing.TB
-	file   string
-	cmd    *exec.Cmd
-	stderr bytes.Buffer
+	t       testing.TB
+	program string // "": this test's own binary
+	file    string
+	cmd     *exec.Cmd
+	stderr  bytes.Buffer
 }
 
 func (d *deployment) spawn() *process {
 	d.t.Helper()
 	grpc, http, ops := freeAddress(d.t), freeAddress(d.t), freeAddress(d.t)
-	p := &process{instance: instance{grpc: grpc, http: http, ops: ops}, t: d.t, file: d.configuration(grpc, http, ops)}
+	p := &process{instance: instance{grpc: grpc, http: http, ops: ops}, t: d.t, program: d.program, file: d.configuration(grpc, http, ops)}
 	p.stop = func() { p.end(syscall.SIGTERM) }
 	d.t.Cleanup(func() { p.end(syscall.SIGKILL) })
 	p.launch()
@@ -266,8 +268,12 @@ func (d *deployment) spawn() *process {
 func (p *process) launch() {
 	p.t.Helper()
 	p.stderr.Reset()
-	p.cmd = exec.Command(os.Args[0])
-	p.cmd.Env = append(os.Environ(), beDeputyd+"="+p.file)
+	if p.program == "" {
+		p.cmd = exec.Command(os.Args[0])
+		p.cmd.Env = append(os.Environ(), beDeputyd+"="+p.file)
+	} else {
+		p.cmd = exec.Command(p.program, "serve", "--config", p.file)
+	}
 	p.cmd.Stderr = &p.stderr
 	check(p.t, p.cmd.Start())
 }
