@@ -174,14 +174,14 @@ func (v *Verifier) admitStream(ctx context.Context, method string, methods Metho
 	v.completeCall(ctx, method, &p)
 	d, err := v.presented(ctx, p)
 	if err != nil {
-		v.giveNonce(ctx, accessError(err).Nonce)
+		giveNonce(ctx, accessError(err).Nonce, grpc.SetTrailer)
 		return nil, nil, err
 	}
 	if err := d.require(required); err != nil {
 		return nil, nil, err
 	}
 	if v.requireNonce {
-		v.giveNonce(ctx, v.nonces.at(v.now()))
+		giveNonce(ctx, v.nonces.at(v.now()), grpc.SetHeader)
 	}
 	return context.WithValue(ctx, contextKey{}, &d.Delegation), &admitted{p.Token, d}, nil
 }
@@ -202,9 +202,10 @@ func (v *Verifier) completeCall(ctx context.Context, method string, p *Presentat
 	}
 }
 
-// giveNonce puts a nonce where callers without the SDK look for it too. Outside a real call it cannot.
-func (v *Verifier) giveNonce(ctx context.Context, nonce string) {
+// giveNonce puts a nonce where callers without the SDK look for it too: beside an error, which is in the
+// trailer, or before an answer. Outside a real call it cannot.
+func giveNonce(ctx context.Context, nonce string, set func(context.Context, metadata.MD) error) {
 	if nonce != "" {
-		_ = grpc.SetHeader(ctx, metadata.Pairs(metadataNonce, nonce))
+		_ = set(ctx, metadata.Pairs(metadataNonce, nonce))
 	}
 }

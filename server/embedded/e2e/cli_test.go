@@ -22,13 +22,24 @@ type commandLine struct {
 
 func (d *deployment) commandLine(t *testing.T, i *instance, who delegation.Principal) *commandLine {
 	t.Helper()
-	program := filepath.Join(t.TempDir(), "deputy")
-	build := exec.Command("go", "build", "-o", program, "./client/cmd/deputy")
-	build.Dir = filepath.Join("..", "..", "..") // it belongs to the root module
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("building the command line: %v\n%s", err, out)
+	return &commandLine{t: t, program: built(t, "./client/cmd/deputy"), env: d.environment(i, who)}
+}
+
+// built is a program of the root module, with the race detector where the tests have it: then most of it is in
+// the build cache already.
+func built(t *testing.T, name string) (program string) {
+	t.Helper()
+	program = filepath.Join(t.TempDir(), filepath.Base(name))
+	args := []string{"build", "-o", program}
+	if raced() {
+		args = append(args, "-race")
 	}
-	return &commandLine{t: t, program: program, env: d.environment(i, who)}
+	build := exec.Command("go", append(args, name)...)
+	build.Dir = filepath.Join("..", "..", "..")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("building %s: %v\n%s", name, err, out)
+	}
+	return program
 }
 
 func (d *deployment) environment(i *instance, who delegation.Principal) []string {

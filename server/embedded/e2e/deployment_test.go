@@ -40,6 +40,10 @@ type deployment struct {
 	redis      string
 	keys       map[delegation.Principal]*embedded.KeyFile
 	http       net.Listener // where the issuer is an address: of the one instance
+
+	program           string                          // the deputyd that processes run; "": this test's own
+	certFile, keyFile string                          // of the listeners with TLS
+	certificates      map[delegation.Principal]string // files with clients' own certificates
 }
 
 // plan is what a test wants of its deployment. The zero value has an own Redis and an SQLite database.
@@ -52,6 +56,8 @@ type plan struct {
 	// reachable makes the issuer the address of the HTTP listener, for clients that discover it.
 	reachable bool
 	tls       bool   // on the HTTP listener
+	grpcTLS   bool   // on both
+	managed   bool   // keys, in place of a key file
 	bound     bool   // no bearer tokens are issued
 	tenant    string // more lines of the tenant's section, as YAML without indentation
 	issuers   string // more trusted issuers, likewise
@@ -62,7 +68,11 @@ func deploy(t testing.TB, p plan) *deployment {
 	t.Helper()
 	d := &deployment{
 		t: t, plan: p, dir: t.TempDir(), issuer: "https://deputy.example",
-		keys: make(map[delegation.Principal]*embedded.KeyFile),
+		keys: make(map[delegation.Principal]*embedded.KeyFile), certificates: make(map[delegation.Principal]string),
+	}
+	d.plan.tls = p.tls || p.grpcTLS
+	if d.plan.tls {
+		d.certFile, d.keyFile = certificate(t)
 	}
 	d.redis = "redis://" + cmp.Or(p.redis, redisAddress(t, p))
 	d.database = cmp.Or(p.database, (&url.URL{Scheme: "sqlite", Path: filepath.Join(d.dir, "ledger.db")}).String())
@@ -75,7 +85,7 @@ func deploy(t testing.TB, p plan) *deployment {
 		var err error
 		d.http, err = net.Listen("tcp", "127.0.0.1:0")
 		check(t, err)
-		d.issuer = map[bool]string{false: "http://", true: "https://"}[p.tls] + d.http.Addr().String()
+		d.issuer = map[bool]string{false: "http://", true: "https://"}[d.plan.tls] + d.http.Addr().String()
 	}
 	for _, who := range []delegation.Principal{planner, researcher, calendar} {
 		key, err := embedded.OpenKeyFile(d.keyPath(who))
@@ -121,19 +131,28 @@ func (d *deployment) jwksPath(who delegation.Principal) string {
 // configuration writes the file that an operator would write, with the given addresses.
 func (d *deployment) configuration(grpc, http, ops string) (file string) {
 	d.t.Helper()
-	signing := filepath.Join(d.dir, "signing.pem")
-	if _, err := os.Stat(signing); err != nil {
-		check(d.t, server.CreateKey(signing, "ES256"))
-	}
 	var b bytes.Buffer
-	fmt.Fprintf(&b, "listen:\n  grpc: {address: %q}\n  ops: {address: %q}\n  http:\n    address: %q\n", grpc, ops, http)
-	if d.plan.tls {
-		certFile, keyFile := certificate(d.t)
-		fmt.Fprintf(&b, "    tls: {cert_file: %q, key_file: %q}\n", certFile, keyFile)
+	fmt.Fprintf(&b, "listen:\n  ops: {address: %q}\n", ops)
+	for _, l := range []struct {
+		name, address string
+		tls           bool
+	}{{"grpc", grpc, d.plan.grpcTLS}, {"http", http, d.plan.tls}} {
+		fmt.Fprintf(&b, "  %s:\n    address: %q\n", l.name, l.address)
+		if l.tls {
+			fmt.Fprintf(&b, "    tls: {cert_file: %q, key_file: %q}\n", d.certFile, d.keyFile)
+		}
 	}
 	fmt.Fprintf(&b, "database: {dsn: %q}\nredis: {url: %q}\ntelemetry: {log_level: error}\n", d.database, d.redis)
+	if d.plan.managed {
+		fmt.Fprintf(&b, "key_encryption: {key_file: %q}\n", d.ownKey("kek", func(file string) error { _, err := server.CreateKEK(file); return err }))
+	}
 	fmt.Fprintf(&b, "tenants:\n  - name: acme\n    default: true\n    issuer: %q\n    allow_insecure_loopback: true\n", d.issuer)
-	fmt.Fprintf(&b, "    signing_keys: [{path: %q, algorithm: ES256}]\n", signing)
+	if d.plan.managed {
+		b.WriteString("    managed_keys: {algorithm: ES256}\n")
+	} else {
+		signing := d.ownKey("signing.pem", func(file string) error { return server.CreateKey(file, "ES256") })
+		fmt.Fprintf(&b, "    signing_keys: [{path: %q, algorithm: ES256}]\n", signing)
+	}
 	fmt.Fprintf(&b, "    policy: {url: %q, store: %s, model: %s}\n", d.plan.openFGA, d.plan.store, d.plan.model)
 	fmt.Fprintf(&b, `    trusted_issuers:
       - issuer: %q
@@ -153,11 +172,25 @@ func (d *deployment) configuration(grpc, http, ops string) (file string) {
 	b.WriteString(indented("      ", d.plan.issuers))
 	b.WriteString("    clients:\n")
 	for who := range d.keys {
-		fmt.Fprintf(&b, "      - {id: %q, keys: {file: %q}, algorithms: [ES256], shared_principals: true}\n", who, d.jwksPath(who))
+		fmt.Fprintf(&b, "      - {id: %q, keys: {file: %q}, algorithms: [ES256], shared_principals: true", who, d.jwksPath(who))
+		if file := d.certificates[who]; file != "" {
+			fmt.Fprintf(&b, ", tls: {certificates_file: %q}", file)
+		}
+		b.WriteString("}\n")
 	}
 	b.WriteString(indented("    ", withLimits(d.plan)))
 	file = filepath.Join(d.dir, fmt.Sprintf("deputy-%d.yaml", rand.Uint32()))
 	check(d.t, os.WriteFile(file, b.Bytes(), 0o600))
+	return file
+}
+
+// ownKey is a key file of the deployment, made when it is first asked for.
+func (d *deployment) ownKey(name string, create func(file string) error) (file string) {
+	d.t.Helper()
+	file = filepath.Join(d.dir, name)
+	if _, err := os.Stat(file); err != nil {
+		check(d.t, create(file))
+	}
 	return file
 }
 
@@ -214,16 +247,17 @@ func (d *deployment) start() *instance {
 // process is an instance in a process of its own. It keeps its addresses when it is started again.
 type process struct {
 	instance
-	t      testing.TB
-	file   string
-	cmd    *exec.Cmd
-	stderr bytes.Buffer
+	t       testing.TB
+	program string // "": this test's own binary
+	file    string
+	cmd     *exec.Cmd
+	stderr  bytes.Buffer
 }
 
 func (d *deployment) spawn() *process {
 	d.t.Helper()
 	grpc, http, ops := freeAddress(d.t), freeAddress(d.t), freeAddress(d.t)
-	p := &process{instance: instance{grpc: grpc, http: http, ops: ops}, t: d.t, file: d.configuration(grpc, http, ops)}
+	p := &process{instance: instance{grpc: grpc, http: http, ops: ops}, t: d.t, program: d.program, file: d.configuration(grpc, http, ops)}
 	p.stop = func() { p.end(syscall.SIGTERM) }
 	d.t.Cleanup(func() { p.end(syscall.SIGKILL) })
 	p.launch()
@@ -234,8 +268,12 @@ func (d *deployment) spawn() *process {
 func (p *process) launch() {
 	p.t.Helper()
 	p.stderr.Reset()
-	p.cmd = exec.Command(os.Args[0])
-	p.cmd.Env = append(os.Environ(), beDeputyd+"="+p.file)
+	if p.program == "" {
+		p.cmd = exec.Command(os.Args[0])
+		p.cmd.Env = append(os.Environ(), beDeputyd+"="+p.file)
+	} else {
+		p.cmd = exec.Command(p.program, "serve", "--config", p.file)
+	}
 	p.cmd.Stderr = &p.stderr
 	check(p.t, p.cmd.Start())
 }
