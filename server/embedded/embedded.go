@@ -246,9 +246,6 @@ func (e *Embedded) openDependencies(ctx context.Context) error {
 	return err
 }
 
-// redisAddress stands where a configuration needs one. Nothing listens there: the Redis in the process is reached by its own dialer.
-const redisAddress = "redis://embedded.invalid"
-
 // settings is the configuration that an operator would write for the same servers.
 func (e *Embedded) settings() (server.Config, error) {
 	database, err := filepath.Abs(e.path("ledger.db"))
@@ -292,7 +289,7 @@ func (e *Embedded) settings() (server.Config, error) {
 			GRPC: server.Listener{Address: e.config.GRPC}, HTTP: server.Listener{Address: e.config.HTTP}, Ops: server.Listener{Address: e.config.Ops},
 		},
 		Database: server.Database{DSN: (&url.URL{Scheme: "sqlite", Path: database}).String()},
-		Redis:    server.Redis{URL: redisAddress},
+		Redis:    server.Redis{URL: redisd.Address},
 		Tenants:  []server.Tenant{tenant},
 	}, nil
 }

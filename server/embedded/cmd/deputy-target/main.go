@@ -94,7 +94,7 @@ func inOneProcess(ctx context.Context, fga *embedded.FGA, stdin io.Reader) error
 	if err != nil {
 		return err
 	}
-	settings.Redis = server.Redis{URL: "redis://embedded.invalid", Timeout: settings.Redis.Timeout}
+	settings.Redis = server.Redis{URL: redisd.Address, Timeout: settings.Redis.Timeout}
 	if err := server.Migrate(ctx, settings.Database); err != nil {
 		return err
 	}

@@ -25,7 +25,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 func start(t testing.TB, now func() time.Time) (*Server, redis.UniversalClient) {
 	t.Helper()
 	s := New(now)
-	client, err := guard.DialBy("redis://embedded.invalid", s.Dial)
+	client, err := guard.DialBy(Address, s.Dial)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -59,7 +59,7 @@ func TestSuiteSeesWhatIsMissing(t *testing.T) {
 		failed := false
 		for _, check := range guardtest.Checks {
 			s := New(time.Now)
-			client, err := guard.DialBy("redis://embedded.invalid", s.Dial)
+			client, err := guard.DialBy(Address, s.Dial)
 			if err != nil {
 				t.Fatal(err)
 			}

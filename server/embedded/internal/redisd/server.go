@@ -17,6 +17,10 @@ import (
 	"time"
 )
 
+// Address stands where a configuration needs one. It is this machine, as Deputy asks of a Redis without TLS, and nobody connects to it:
+// see [Server.Dial].
+const Address = "redis://localhost"
+
 // Server holds the keys and the connections. Commands run one after the other, as in Redis.
 type Server struct {
 	mu       sync.Mutex
