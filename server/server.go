@@ -27,7 +27,9 @@ import (
 // Options put parts in place of those that New would make. The zero value is production.
 type Options struct {
 	PolicyTransport http.RoundTripper // reaches OpenFGA; nil: the network
-	KeyTransport    http.RoundTripper // reaches the keys of trusted issuers; nil: the network
+	// RedisDialer connects to Redis; nil: the network.
+	RedisDialer  func(ctx context.Context, network, address string) (net.Conn, error)
+	KeyTransport http.RoundTripper // reaches the keys of trusted issuers; nil: the network
 	// CreateKeys makes each tenant's first signing key if its file does not exist. For development:
 	// two instances would each make their own.
 	CreateKeys bool
@@ -92,7 +94,7 @@ func New(ctx context.Context, config Config, o Options) (_ *Server, err error) {
 	if err := s.beginKeys(ctx, parts, o); err != nil {
 		return nil, err
 	}
-	redis, err := guard.Dial(parts.redis)
+	redis, err := guard.DialBy(parts.redis, o.RedisDialer)
 	if err != nil {
 		return nil, err
 	}

@@ -20,6 +20,7 @@ import (
 	"deputy.example/deputy/client/delegation"
 	fgamodels "deputy.example/deputy/fga-models"
 	"deputy.example/deputy/server"
+	"deputy.example/deputy/server/embedded/internal/redisd"
 	"deputy.example/deputy/server/internal/policy"
 	"deputy.example/deputy/server/internal/token"
 )
@@ -48,7 +49,7 @@ type Embedded struct {
 	fga    *FGA
 	store  string // id of the demo world in OpenFGA
 	model  string
-	redis  *Redis
+	redis  *redisd.Server
 	issuer *DevIssuer
 	keys   map[delegation.Principal]*KeyFile // of the clients
 
@@ -92,7 +93,7 @@ func New(ctx context.Context, config Config) (_ *Embedded, err error) {
 		return nil, err
 	}
 	e.deputy, err = server.New(ctx, settings, server.Options{
-		PolicyTransport: e.fga, CreateKeys: true, Logger: config.Logger,
+		PolicyTransport: e.fga, RedisDialer: e.redis.Dial, CreateKeys: true, Logger: config.Logger,
 		GRPC: e.listeners.grpc, HTTP: e.listeners.http, Ops: e.listeners.ops,
 	})
 	if err != nil {
@@ -217,9 +218,7 @@ func (e *Embedded) devAddress() string { return "http://" + e.config.Dev }
 // whenever the process ends.
 func (e *Embedded) openDependencies(ctx context.Context) error {
 	var err error
-	if e.redis, err = NewRedis(); err != nil {
-		return err
-	}
+	e.redis = redisd.New(time.Now)
 	e.owns(func() error { e.redis.Close(); return nil })
 	if e.fga, err = NewFGA(ctx); err != nil {
 		return err
@@ -251,10 +250,6 @@ func (e *Embedded) openDependencies(ctx context.Context) error {
 func (e *Embedded) settings() (server.Config, error) {
 	database, err := filepath.Abs(e.path("ledger.db"))
 	if err != nil {
-		return server.Config{}, err
-	}
-	password := e.path("keys", "redis-password") // another one in every run
-	if err := os.WriteFile(password, []byte(e.redis.Password()), 0o600); err != nil {
 		return server.Config{}, err
 	}
 	tenant := server.Tenant{
@@ -294,7 +289,7 @@ func (e *Embedded) settings() (server.Config, error) {
 			GRPC: server.Listener{Address: e.config.GRPC}, HTTP: server.Listener{Address: e.config.HTTP}, Ops: server.Listener{Address: e.config.Ops},
 		},
 		Database: server.Database{DSN: (&url.URL{Scheme: "sqlite", Path: database}).String()},
-		Redis:    server.Redis{URL: e.redis.URL(), PasswordFile: password},
+		Redis:    server.Redis{URL: redisd.Address},
 		Tenants:  []server.Tenant{tenant},
 	}, nil
 }

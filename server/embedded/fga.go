@@ -17,11 +17,11 @@ import (
 	openfgaserver "github.com/openfga/openfga/pkg/server"
 	openfgaerrors "github.com/openfga/openfga/pkg/server/errors"
 	"github.com/openfga/openfga/pkg/storage"
-	"github.com/openfga/openfga/pkg/storage/memory"
 	"github.com/openfga/openfga/pkg/typesystem"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
 
+	"deputy.example/deputy/server/embedded/internal/tuples"
 	"deputy.example/deputy/server/internal/policy"
 )
 
@@ -42,7 +42,7 @@ func NewFGA(ctx context.Context) (*FGA, error) { return newFGA(ctx) }
 
 // newFGA takes more of OpenFGA's own options; only the negative control of the freshness test has any.
 func newFGA(ctx context.Context, options ...openfgaserver.OpenFGAServiceV1Option) (*FGA, error) {
-	datastore := memory.New()
+	datastore := tuples.New()
 	server, err := openfgaserver.NewServerWithOpts(append([]openfgaserver.OpenFGAServiceV1Option{
 		openfgaserver.WithDatastore(datastore),
 	}, options...)...)

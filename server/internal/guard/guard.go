@@ -20,6 +20,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"net"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -77,14 +78,17 @@ func New(c Config) *Guard {
 
 // Dial makes a client from redis://, rediss:// or unix:// with the options that let every call fail
 // within its context's deadline. It connects on first use. The caller closes it.
-func Dial(url string) (redis.UniversalClient, error) {
+func Dial(url string) (redis.UniversalClient, error) { return DialBy(url, nil) }
+
+// DialBy is Dial for a Redis that is reached in another way than over the network; nil is that.
+func DialBy(url string, dialer func(ctx context.Context, network, address string) (net.Conn, error)) (redis.UniversalClient, error) {
 	o, err := redis.ParseURL(url)
 	if err != nil {
 		// The parser's own words may repeat the URL, and that holds a password.
 		return nil, errors.New("the Redis URL must be redis://[user:password@]host:port/db, with rediss for TLS, or unix://")
 	}
 	redis.SetLogger(silent{})
-	o.ContextTimeoutEnabled = true
+	o.Dialer, o.ContextTimeoutEnabled = dialer, true
 	o.DialTimeout, o.DialerRetries = defaultTimeout, 1
 	o.ReadTimeout, o.WriteTimeout = time.Second, time.Second // for calls without a deadline
 	// A repeated SET NX would meet its own first try and report a replay that was none.

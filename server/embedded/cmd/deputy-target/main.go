@@ -25,6 +25,7 @@ import (
 
 	"deputy.example/deputy/server"
 	"deputy.example/deputy/server/embedded"
+	"deputy.example/deputy/server/embedded/internal/redisd"
 )
 
 func main() {
@@ -87,24 +88,17 @@ func inOneProcess(ctx context.Context, fga *embedded.FGA, stdin io.Reader) error
 		return fmt.Errorf("standard input names no configuration file: %w", err)
 	}
 	name = strings.TrimSuffix(name, "\n")
-	redis, err := embedded.NewRedis()
-	if err != nil {
-		return err
-	}
+	redis := redisd.New(time.Now)
 	defer redis.Close()
-	password := name + ".redis-password"
-	if err := os.WriteFile(password, []byte(redis.Password()), 0o600); err != nil {
-		return err
-	}
 	settings, err := server.Load(name)
 	if err != nil {
 		return err
 	}
-	settings.Redis = server.Redis{URL: redis.URL(), PasswordFile: password, Timeout: settings.Redis.Timeout}
+	settings.Redis = server.Redis{URL: redisd.Address, Timeout: settings.Redis.Timeout}
 	if err := server.Migrate(ctx, settings.Database); err != nil {
 		return err
 	}
-	return deputy(ctx, settings, server.Options{PolicyTransport: fga})
+	return deputy(ctx, settings, server.Options{PolicyTransport: fga, RedisDialer: redis.Dial})
 }
 
 func deputy(ctx context.Context, settings server.Config, options server.Options) error {
