@@ -1,6 +1,8 @@
 package server
 
 import (
+	"fmt"
+	"os"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -8,4 +10,13 @@ import (
 	"deputy.example/deputy/server/internal/testservers"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(testservers.Main(m)) }
+func TestMain(m *testing.M) {
+	if os.Getenv(benchCallersVariable) != "" {
+		if err := benchCallers(os.Stdin, os.Stdout); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	goleak.VerifyTestMain(testservers.Main(m))
+}

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"regexp"
 	"strings"
+	"unicode"
 )
 
 const redacted = "[redacted]"
@@ -17,24 +18,56 @@ var secretKeys = []string{"token", "assertion", "authorization", "secret", "pass
 // harmlessKeys are names that would be taken for one of those.
 var harmlessKeys = map[string]bool{"token_type": true, "issued_token_type": true, "subject_token_type": true, "actor_token_type": true}
 
+// secretText is what a credential looks like. Nearly all that is logged holds none, so looking for what every
+// one of its form must hold saves most searches.
+type secretText struct {
+	mayBeIn func(text string) bool // false: the form is not in it
+	form    *regexp.Regexp
+}
+
 // secretTexts are what credentials look like, wherever they stand.
-var secretTexts = []*regexp.Regexp{
+var secretTexts = []secretText{
 	// A JWS: JSON objects begin with {" or { and white space. Two parts are enough to impersonate
 	// where a verifier takes alg none, and a cut-off text must not pass.
-	regexp.MustCompile(`\be[yw][A-Za-z0-9_-]{8,}={0,2}\.[A-Za-z0-9_-]{8,}={0,2}(?:\.[A-Za-z0-9_=-]*)*`),
+	{func(text string) bool {
+		return strings.Contains(text, ".") && (strings.Contains(text, "ey") || strings.Contains(text, "ew"))
+	}, regexp.MustCompile(`\be[yw][A-Za-z0-9_-]{8,}={0,2}\.[A-Za-z0-9_-]{8,}={0,2}(?:\.[A-Za-z0-9_=-]*)*`)},
 	// Anything else in three long parts, such as a JWS in a broken encoding.
-	regexp.MustCompile(`[A-Za-z0-9_+/=-]{20,}\.[A-Za-z0-9_+/=-]{20,}\.[A-Za-z0-9_+/=-]{20,}`),
-	regexp.MustCompile(`(?i)\b(?:bearer|dpop|basic)\s+[A-Za-z0-9._~+/=-]{4,}`),
-	regexp.MustCompile(`://[^/\s:@"']*:[^/\s@"']+@`), // a password in an address
-	regexp.MustCompile(`(?s)-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)`),
+	{func(text string) bool {
+		return len(text) >= 3*20+2 && strings.Count(text, ".") >= 2
+	}, regexp.MustCompile(`[A-Za-z0-9_+/=-]{20,}\.[A-Za-z0-9_+/=-]{20,}\.[A-Za-z0-9_+/=-]{20,}`)},
+	{aSchemeEnds, regexp.MustCompile(`(?i)\b(?:bearer|dpop|basic)\s+[A-Za-z0-9._~+/=-]{4,}`)},
+	// A password in an address.
+	{func(text string) bool {
+		return strings.Contains(text, "://")
+	}, regexp.MustCompile(`://[^/\s:@"']*:[^/\s@"']+@`)},
+	{func(text string) bool {
+		return strings.Contains(text, "-----BEGIN ")
+	}, regexp.MustCompile(`(?s)-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)`)},
+}
+
+// aSchemeEnds says whether white space stands behind the last letters of Bearer, DPoP or Basic. No letter but
+// these, in either case, is taken for one of them where case does not matter.
+func aSchemeEnds(text string) bool {
+	for i := 2; i < len(text); i++ {
+		if unicode.IsSpace(rune(text[i])) {
+			switch strings.ToLower(text[i-2 : i]) {
+			case "er", "op", "ic":
+				return true
+			}
+		}
+	}
+	return false
 }
 
 func redact(text string) string {
 	if len(text) < 8 {
 		return text
 	}
-	for _, form := range secretTexts {
-		text = form.ReplaceAllString(text, redacted)
+	for _, secret := range secretTexts {
+		if secret.mayBeIn(text) {
+			text = secret.form.ReplaceAllString(text, redacted)
+		}
 	}
 	return text
 }

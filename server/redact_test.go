@@ -83,3 +83,52 @@ func TestOrdinaryTextPasses(t *testing.T) {
 		t.Errorf("not as it was logged: %s", out.String())
 	}
 }
+
+// What a look at a text spares it must never be spared: with and without it, the same is left of any text.
+func TestALookSparesNoCredential(t *testing.T) {
+	found := 0
+	for _, a := range crumbs {
+		for _, b := range crumbs {
+			for _, c := range crumbs {
+				text := a + b + c
+				if got, want := redact(text), searched(text); got != want {
+					t.Fatalf("%q became %q, want %q", text, got, want)
+				} else if got != text {
+					found++
+				}
+			}
+		}
+	}
+	if found < 500 {
+		t.Errorf("only %d texts held a credential", found)
+	}
+}
+
+func FuzzALookSparesNoCredential(f *testing.F) {
+	for _, crumb := range crumbs {
+		f.Add(crumb + crumbs[0])
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		if got, want := redact(text), searched(text); got != want {
+			t.Fatalf("%q became %q, want %q", text, got, want)
+		}
+	})
+}
+
+// crumbs are what credentials and their surroundings are made of.
+var crumbs = []string{
+	"eyJhbGciOiJFUzI1NiJ9", "ewogImFsZyI", ".", "=", "aaaaaaaaaaaaaaaaaaaa.", "ZZZZZZZZZZZZZZZZZZZ", "é",
+	"bearer", "BeaRER", "DPoP", "dpop", "basic", "BASIC", "ba\u017fic", "BAS\u0130C", "bas\u0131c", " ", "\t", "\r\n", "\f", "\v", "\u00a0", "abcd",
+	"://", "user:", "x@", "-----BEGIN ", "-----BEGIN", "PRIVATE KEY-----", "\xff",
+}
+
+// searched is what is left of a text in which every form is searched for.
+func searched(text string) string {
+	if len(text) < 8 {
+		return text
+	}
+	for _, secret := range secretTexts {
+		text = secret.form.ReplaceAllString(text, redacted)
+	}
+	return text
+}

@@ -63,7 +63,7 @@ func (b *syncBuffer) String() string { b.mu.Lock(); defer b.mu.Unlock(); return 
 
 const issuer = "https://deputy.example"
 
-func newSite(t *testing.T) *site {
+func newSite(t testing.TB) *site {
 	t.Helper()
 	s := &site{
 		scene: newScene(t), redis: testservers.NewRedis(t), log: &syncBuffer{},
@@ -93,14 +93,14 @@ type instance struct {
 }
 
 // start migrates, loads, opens and runs, and waits until the instance says that it is ready.
-func (s *site) start(t *testing.T) *instance {
+func (s *site) start(t testing.TB) *instance {
 	t.Helper()
 	i := s.startUnready(t)
 	i.await(t, nil)
 	return i
 }
 
-func (s *site) startUnready(t *testing.T) *instance {
+func (s *site) startUnready(t testing.TB) *instance {
 	t.Helper()
 	config, err := s.load(s.text)
 	if err != nil {
@@ -140,7 +140,7 @@ func (i *instance) stop(t *testing.T) {
 }
 
 // get has connections of its own, so that none outlives the test.
-func get(t *testing.T, url string) (int, string) {
+func get(t testing.TB, url string) (int, string) {
 	t.Helper()
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 10 * time.Second}
 	response, err := client.Get(url)
@@ -156,7 +156,7 @@ func get(t *testing.T, url string) (int, string) {
 }
 
 // await polls both doors until they say that exactly these dependencies are missing.
-func (i *instance) await(t *testing.T, missing []string) {
+func (i *instance) await(t testing.TB, missing []string) {
 	t.Helper()
 	var said string
 	poll(t, func() bool {
@@ -181,7 +181,7 @@ func (i *instance) await(t *testing.T, missing []string) {
 	}, func() string { return fmt.Sprintf("gRPC health: %v, want %v", health, want) })
 }
 
-func poll(t *testing.T, done func() bool, why func() string) {
+func poll(t testing.TB, done func() bool, why func() string) {
 	t.Helper()
 	deadline := time.Now().Add(20 * time.Second)
 	for !done() {

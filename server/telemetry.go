@@ -43,6 +43,10 @@ func (s *Server) observe(ctx context.Context, t Telemetry, o *Options) error {
 	if o.TracerProvider != nil {
 		return nil
 	}
+	if t.OTLPEndpoint == "" {
+		o.TracerProvider = traceIDs{}
+		return nil
+	}
 	traces, err := newTracerProvider(ctx, t, o.Logger)
 	if err != nil {
 		return err
@@ -71,12 +75,8 @@ func newRegistry() *prometheus.Registry {
 	return registry
 }
 
-// newTracerProvider sends traces to the collector, which need not be there yet. Without a collector
-// requests get trace ids all the same, for the log and the ledger.
+// newTracerProvider sends traces to the collector, which need not be there yet.
 func newTracerProvider(ctx context.Context, t Telemetry, logger *slog.Logger) (*sdktrace.TracerProvider, error) {
-	if t.OTLPEndpoint == "" {
-		return sdktrace.NewTracerProvider(sdktrace.WithSampler(sdktrace.NeverSample())), nil
-	}
 	// Without retries and with a short timeout an export ends before Shutdown gives up on it, so that
 	// a collector that is not there holds nothing up and leaves nothing running.
 	exporter, err := otlptracegrpc.New(ctx, otlptracegrpc.WithEndpointURL(t.OTLPEndpoint),

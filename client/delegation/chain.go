@@ -39,7 +39,7 @@ type actObject struct {
 // MarshalJSON writes the nested form. An empty chain has none: leave the claim out.
 func (c Chain) MarshalJSON() ([]byte, error) {
 	if len(c) == 0 {
-		return nil, errors.New("delegation: an empty actor chain has no JSON form")
+		return nil, errNoActor
 	}
 	var act *actObject
 	for _, p := range c {

@@ -5,9 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
-
-	"github.com/go-json-experiment/json"
-	"github.com/go-json-experiment/json/jsontext"
 )
 
 // Claims are the claims of a derived token (RFC 9068, RFC 8693 §4). Times are whole seconds since 1970.
@@ -61,72 +58,6 @@ type MayAct struct {
 type Status struct {
 	Index uint64 // from 0
 	URI   string // of the list, which is also the list's sub
-}
-
-// claimsWire fixes names and order: the encoding of equal claims is equal bytes.
-type claimsWire struct {
-	Iss        string          `json:"iss"`
-	Sub        Principal       `json:"sub"`
-	ClientID   Principal       `json:"client_id"`
-	Aud        []string        `json:"aud"`
-	Scope      string          `json:"scope,omitzero"`
-	Details    jsontext.Value  `json:"authorization_details,omitzero"`
-	Iat        int64           `json:"iat"`
-	Nbf        int64           `json:"nbf"`
-	Exp        int64           `json:"exp"`
-	Jti        string          `json:"jti"`
-	Txn        string          `json:"txn"`
-	Act        jsontext.Value  `json:"act"`
-	Delegation *delegationWire `json:"delegation"`
-	Cnf        *Confirmation   `json:"cnf,omitzero"`
-	MayAct     *MayAct         `json:"may_act,omitzero"`
-	Status     *statusWire     `json:"status,omitzero"`
-}
-
-type statusWire struct {
-	List *statusListWire `json:"status_list"`
-}
-
-type statusListWire struct {
-	Idx uint64 `json:"idx"`
-	URI string `json:"uri"`
-}
-
-type delegationWire struct {
-	Root      string           `json:"root"`
-	Hops      []jsontext.Value `json:"hops"`
-	DepthLeft int              `json:"depth_left"`
-	Uses      int              `json:"uses,omitzero"`
-}
-
-// MarshalJSON writes the canonical form that the ledger digests and the token carries.
-func (c Claims) MarshalJSON() ([]byte, error) {
-	act, err := c.Act.MarshalJSON()
-	if err != nil {
-		return nil, err
-	}
-	wire := claimsWire{
-		Iss: c.Issuer, Sub: c.Subject, ClientID: c.ClientID, Aud: c.Audience, Scope: c.Scope.String(),
-		Iat: c.IssuedAt, Nbf: c.NotBefore, Exp: c.ExpiresAt, Jti: c.ID, Txn: c.Txn, Act: act,
-		Delegation: &delegationWire{Root: c.Delegation.Root, DepthLeft: c.Delegation.DepthLeft, Uses: c.Delegation.Uses},
-		Cnf:        c.Confirmation, MayAct: c.MayAct,
-	}
-	for _, hop := range c.Delegation.Hops {
-		raw, err := hop.MarshalJSON()
-		if err != nil {
-			return nil, err
-		}
-		wire.Delegation.Hops = append(wire.Delegation.Hops, raw)
-	}
-	if len(c.Details) > 0 {
-		if wire.Details, err = json.Marshal(c.Details); err != nil {
-			return nil, err
-		}
-	}
-	if c.Status != nil {
-		wire.Status = &statusWire{List: &statusListWire{Idx: c.Status.Index, URI: c.Status.URI}}
-	}
-	return json.Marshal(wire)
 }
 
 // Claims reads the claims of a token that Deputy signed. Every member that narrows must be known:

@@ -179,7 +179,9 @@ func (d Detail) String() string { return d.canonical }
 // MarshalJSON writes the canonical JSON. The zero Detail has none.
 func (d Detail) MarshalJSON() ([]byte, error) {
 	if d.canonical == "" {
-		return nil, errors.New("delegation: the zero Detail has no JSON form")
+		return nil, errNoDetail
 	}
 	return []byte(d.canonical), nil
 }
+
+var errNoDetail = errors.New("delegation: the zero Detail has no JSON form")

@@ -28,9 +28,8 @@ type door struct{ authority func(string) bool }
 // is, the request or the metadata, and what shows that it holds a key: a DPoP proof in the metadata, a
 // certificate in the handshake.
 func (d door) credentialsOf(ctx context.Context, client *deputyv1.ClientAuthentication) (exchange.Credentials, error) {
-	incoming, _ := metadata.FromIncomingContext(ctx)
 	for _, key := range foreignCredentials {
-		if len(incoming.Get(key)) > 0 {
+		if len(metadata.ValueFromIncomingContext(ctx, key)) > 0 {
 			return exchange.Credentials{}, delegation.Refuse(delegation.ParameterUnsupported, key, "it is not supported here and must not be sent")
 		}
 	}
@@ -41,10 +40,10 @@ func (d door) credentialsOf(ctx context.Context, client *deputyv1.ClientAuthenti
 		Certificates:  certificatesOf(ctx),
 	}
 	var err error
-	if c.Proof, err = d.proofOf(ctx, incoming); err != nil {
+	if c.Proof, err = d.proofOf(ctx); err != nil {
 		return exchange.Credentials{}, err
 	}
-	values := incoming.Get("authorization")
+	values := metadata.ValueFromIncomingContext(ctx, "authorization")
 	if len(values) == 0 {
 		return c, nil
 	}
@@ -71,8 +70,8 @@ const metadataProof = "dpop"
 // proofOf is the one DPoP proof of the call, made for the address that dpop.CallURI says. A call that came
 // by a name which is not this server's has no address: whoever was sent a proof for another server must
 // not be able to use it here by calling us by that server's name.
-func (d door) proofOf(ctx context.Context, incoming metadata.MD) (*exchange.Proof, error) {
-	proofs := incoming.Get(metadataProof)
+func (d door) proofOf(ctx context.Context) (*exchange.Proof, error) {
+	proofs := metadata.ValueFromIncomingContext(ctx, metadataProof)
 	switch len(proofs) {
 	case 0:
 		return nil, nil
@@ -82,7 +81,7 @@ func (d door) proofOf(ctx context.Context, incoming metadata.MD) (*exchange.Proo
 	}
 	proof := &exchange.Proof{JWT: proofs[0], Method: http.MethodPost}
 	method, known := grpc.Method(ctx)
-	if authority := incoming.Get(":authority"); known && len(authority) == 1 && d.authority(authority[0]) {
+	if authority := metadata.ValueFromIncomingContext(ctx, ":authority"); known && len(authority) == 1 && d.authority(authority[0]) {
 		proof.URI = dpop.CallURI(authority[0], method)
 	}
 	return proof, nil

@@ -8,6 +8,9 @@ import (
 	"strings"
 	"time"
 
+	"go.opentelemetry.io/otel/attribute"
+	otelcodes "go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -16,17 +19,20 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// interceptor does for every call what no method may forget: deadline, door, panic, error, log.
+// interceptor does for every call what no method may forget: trace, deadline, door, panic, error, log.
 type interceptor struct {
 	door    doorkeeper
 	timeout time.Duration
 	logger  *slog.Logger
+	tracer  trace.Tracer
 	now     func() time.Time
 }
 
 func (i interceptor) unary(ctx context.Context, request any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
 	began := i.now()
 	messageCame(ctx)
+	ctx, span := i.trace(ctx, info.FullMethod)
+	defer span.End()
 	ctx, cancel := context.WithTimeout(ctx, i.timeout)
 	defer cancel()
 	var response any
@@ -61,16 +67,18 @@ func answer(err error, trailer func(metadata.MD)) error {
 // watches and reflection where it is on, have errors of their own, so those pass as they are.
 func (i interceptor) stream(server any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
 	began := i.now()
-	err := i.guard(stream.Context(), info.FullMethod, func() error {
-		if err := i.door.knock(stream.Context(), info.FullMethod); err != nil {
+	ctx, span := i.trace(stream.Context(), info.FullMethod)
+	defer span.End()
+	err := i.guard(ctx, info.FullMethod, func() error {
+		if err := i.door.knock(ctx, info.FullMethod); err != nil {
 			return err
 		}
-		return handle(server, admitted{stream, i.door, info.FullMethod})
+		return handle(server, admitted{stream, ctx, i.door, info.FullMethod})
 	})
 	if typed := new(delegation.Error); !strings.HasPrefix(info.FullMethod, ownMethods) && !errors.As(err, &typed) {
 		return err
 	}
-	i.log(stream.Context(), info.FullMethod, err, i.now().Sub(began))
+	i.log(ctx, info.FullMethod, err, i.now().Sub(began))
 	if err != nil {
 		return answer(err, stream.SetTrailer)
 	}
@@ -79,6 +87,30 @@ func (i interceptor) stream(server any, stream grpc.ServerStream, info *grpc.Str
 
 // ownMethods is how the full name of each method of deputy.v1 begins.
 const ownMethods = "/deputy.v1."
+
+// trace begins the span of a call, in the trace that its caller says it belongs to. Trace context comes in;
+// baggage, which anyone may fill, does not.
+func (i interceptor) trace(ctx context.Context, method string) (context.Context, trace.Span) {
+	ctx = propagation.TraceContext{}.Extract(ctx, traceContext{ctx})
+	return i.tracer.Start(ctx, strings.TrimPrefix(method, "/"), trace.WithSpanKind(trace.SpanKindServer))
+}
+
+// traceContext are the metadata of a call, for those who look for its trace.
+type traceContext struct{ of context.Context }
+
+// Get is the first value of a key, or "".
+func (c traceContext) Get(key string) string {
+	if values := metadata.ValueFromIncomingContext(c.of, key); len(values) > 0 {
+		return values[0]
+	}
+	return ""
+}
+
+// Set does nothing: what came in is not changed.
+func (traceContext) Set(string, string) {}
+
+// Keys are those of W3C Trace Context.
+func (traceContext) Keys() []string { return propagation.TraceContext{}.Fields() }
 
 // guard turns a panic into an internal error that says nothing.
 func (i interceptor) guard(ctx context.Context, method string, call func() error) (err error) {
@@ -93,11 +125,12 @@ func (i interceptor) guard(ctx context.Context, method string, call func() error
 	return call()
 }
 
-// log writes one line for a call. It never sees a message.
+// log writes one line for a call, and completes its span. It never sees a message.
 func (i interceptor) log(ctx context.Context, method string, err error, took time.Duration) {
 	level, code := slog.LevelInfo, codes.OK
 	attrs := []slog.Attr{slog.String("method", method), slog.Duration("took", took)}
-	if id := trace.SpanContextFromContext(ctx).TraceID(); id.IsValid() {
+	span := trace.SpanFromContext(ctx)
+	if id := span.SpanContext().TraceID(); id.IsValid() {
 		attrs = append(attrs, slog.String("trace_id", id.String()))
 	}
 	if refusal := delegation.AsError(err); refusal != nil {
@@ -105,10 +138,14 @@ func (i interceptor) log(ctx context.Context, method string, err error, took tim
 		attrs = append(attrs, slog.String("reason", string(refusal.Reason)))
 		if refusal.Reason == delegation.Internal {
 			level = slog.LevelError
+			span.SetStatus(otelcodes.Error, string(refusal.Reason))
 			if cause := errors.Unwrap(refusal); cause != nil {
 				attrs = append(attrs, slog.String("cause", cause.Error()))
 			}
 		}
+	}
+	if span.IsRecording() {
+		span.SetAttributes(attribute.String("rpc.system.name", "grpc"), attribute.String("rpc.response.status_code", code.String()))
 	}
 	i.logger.LogAttrs(ctx, level, "grpc call", append(attrs, slog.String("code", code.String()))...)
 }

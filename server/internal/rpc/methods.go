@@ -129,9 +129,12 @@ func (d doorkeeper) bringsCredential(r rule, m proto.Message) bool {
 // credentialIn names the metadata, if there are any, that carry a credential or look like it. What it is
 // worth is for the handler to find out.
 func credentialIn(ctx context.Context) string {
-	incoming, _ := metadata.FromIncomingContext(ctx)
-	for _, key := range append([]string{"authorization"}, foreignCredentials...) {
-		if len(incoming.Get(key)) > 0 {
+	const own = "authorization"
+	if len(metadata.ValueFromIncomingContext(ctx, own)) > 0 {
+		return own
+	}
+	for _, key := range foreignCredentials {
+		if len(metadata.ValueFromIncomingContext(ctx, key)) > 0 {
 			return key
 		}
 	}
@@ -159,9 +162,13 @@ func certified(ctx context.Context) bool {
 // admitted is a stream whose every message passes the door.
 type admitted struct {
 	grpc.ServerStream
+	ctx    context.Context
 	door   doorkeeper
 	method string
 }
+
+// Context is the stream's, with its trace.
+func (a admitted) Context() context.Context { return a.ctx }
 
 func (a admitted) RecvMsg(message any) error {
 	if err := a.ServerStream.RecvMsg(message); err != nil {

@@ -13,8 +13,6 @@ import (
 	"net"
 	"time"
 
-	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc"
-	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/trace"
 	"go.opentelemetry.io/otel/trace/noop"
 	"google.golang.org/grpc"
@@ -130,7 +128,10 @@ func New(c Config) (*Server, error) {
 		c.waits = &patience
 	}
 	c.door.stranger = c.Engine.Stranger
-	i := interceptor{door: c.door, timeout: c.Timeout, logger: c.Logger, now: c.Now}
+	i := interceptor{
+		door: c.door, timeout: c.Timeout, logger: c.Logger, now: c.Now,
+		tracer: c.TracerProvider.Tracer("deputy.example/deputy/server/internal/rpc"),
+	}
 	options := []grpc.ServerOption{
 		grpc.MaxRecvMsgSize(maxMessageBytes),
 		grpc.MaxConcurrentStreams(maxStreams),
@@ -145,10 +146,6 @@ func New(c Config) (*Server, error) {
 			Time:                  c.waits.ping,
 			Timeout:               c.waits.pong,
 		}),
-		// Trace context comes in; baggage, which anyone may fill, does not.
-		grpc.StatsHandler(otelgrpc.NewServerHandler(
-			otelgrpc.WithTracerProvider(c.TracerProvider),
-			otelgrpc.WithPropagators(propagation.TraceContext{}))),
 		grpc.ChainUnaryInterceptor(i.unary),
 		grpc.ChainStreamInterceptor(i.stream),
 	}
