@@ -111,6 +111,10 @@ func (st *postgresStore) query(ctx context.Context, sql string, args ...any) (ro
 	return st.pool.Query(ctx, sql, args...)
 }
 
+func (st *postgresStore) heads(ctx context.Context, tenants []string) (rows, error) {
+	return st.query(ctx, `SELECT tenant, seq, revocation FROM heads WHERE tenant = ANY($1)`, tenants)
+}
+
 func (st *postgresStore) view(ctx context.Context, f func(querier) error) error {
 	return pgx.BeginTxFunc(ctx, st.pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly},
 		func(tx pgx.Tx) error { return f(pgQuerier(tx.Query)) })

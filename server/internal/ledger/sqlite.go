@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"database/sql/driver"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/url"
@@ -158,6 +159,14 @@ func (r sqlRows) Close() { _ = r.Rows.Close() } // Err has said what there was t
 
 func (st *sqliteStore) query(ctx context.Context, sql string, args ...any) (rows, error) {
 	return sqlQuerier(st.readers.QueryContext).query(ctx, sql, args...)
+}
+
+func (st *sqliteStore) heads(ctx context.Context, tenants []string) (rows, error) {
+	list, err := json.Marshal(tenants)
+	if err != nil {
+		return nil, err
+	}
+	return st.query(ctx, `SELECT tenant, seq, revocation FROM heads WHERE tenant IN (SELECT value FROM json_each($1))`, string(list))
 }
 
 func (st *sqliteStore) view(ctx context.Context, f func(querier) error) error {

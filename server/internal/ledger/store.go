@@ -31,6 +31,9 @@ type store interface {
 	// everything before it is.
 	settle(ctx context.Context, tenant string, e evidence) (committed bool, err error)
 
+	// heads reads tenant, seq and revocation of those of the tenants that have a head, in any order.
+	heads(ctx context.Context, tenants []string) (rows, error)
+
 	// view runs all of f's statements on one snapshot.
 	view(ctx context.Context, f func(querier) error) error
 
