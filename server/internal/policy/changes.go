@@ -16,8 +16,9 @@ import (
 const (
 	// changesPage is how many changes are asked for at once: OpenFGA's own default limit.
 	changesPage = 100
-	// maxChangesPages bounds one reading. A store in which more is written within the overlap is asked directly.
-	maxChangesPages = 8
+	// maxChangesPages bounds one reading, which then costs about as much as two BatchChecks. A store in which more is written
+	// within the overlap is asked directly.
+	maxChangesPages = 4
 	// maxSkew is how far OpenFGA's clock may be from this process's before its changelog is not trusted: a window that
 	// begins at a wrong time may leave changes out.
 	maxSkew = 2 * time.Second

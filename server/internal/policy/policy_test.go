@@ -288,6 +288,16 @@ func TestLenientDecoderWouldAllow(t *testing.T) {
 	}
 }
 
+// impatient makes a checker with the ordinary deadline.
+func impatient(t *testing.T, fake *policytest.Fake) *policy.Checker {
+	t.Helper()
+	c, err := policy.New(policy.Config{URL: "http://openfga.test", StoreID: policytest.FakeStore, ModelID: policytest.FakeModel, Transport: fake})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
 // A slow OpenFGA is given up at the deadline, without another try.
 func TestDeadline(t *testing.T) {
 	q, _ := policytest.Exchange()
@@ -298,7 +308,7 @@ func TestDeadline(t *testing.T) {
 					<-r.Context().Done()
 					return nil, r.Context().Err()
 				}}
-				c := policytest.NewChecker(t, fake)
+				c := impatient(t, fake)
 				batch := make([]policy.Question, questions)
 				for i := range batch {
 					batch[i] = q

@@ -434,16 +434,16 @@ func TestTooManyChanges(t *testing.T) {
 		write(t, fake, relation(0))
 		c := remembering(t, fake, policy.Cache{}, nil)
 		allowed(t, c, 0, true)
-		for i := range 700 { // seven pages
+		for i := range 300 { // three pages
 			write(t, fake, relation(2+i))
 		}
 		remove(t, fake, relation(0))
 		allowed(t, c, 0, false)
 		before := len(fake.Calls())
 		if allowed(t, c, 0, false); len(fake.Calls()) != before {
-			t.Error("seven pages are too many")
+			t.Error("three pages are too many")
 		}
-		for i := range 200 {
+		for i := range 100 {
 			write(t, fake, relation(1000+i))
 		}
 		write(t, fake, relation(0))
