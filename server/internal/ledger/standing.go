@@ -24,7 +24,7 @@ type Standing struct {
 func (l *Ledger) Standings(ctx context.Context, tenants ...string) ([]Standing, error) {
 	ctx, cancel := context.WithTimeout(ctx, l.config.attempt())
 	defer cancel()
-	found, err := l.store.heads(ctx, tenants)
+	found, err := l.store.among(ctx, `SELECT tenant, seq, revocation FROM heads WHERE tenant`, tenants)
 	if err != nil {
 		return nil, unavailable(err)
 	}
