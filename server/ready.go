@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,7 +20,15 @@ const (
 	// probeAge is how old an answer may be. However often readiness is asked for, a dependency is
 	// not asked more often.
 	probeAge = time.Second
+	// probesPerSecond is how many of the tenants' policies, and how many of their keys, are asked for in a
+	// second where there are more: a good answer then counts for longer, so that all have their turn. A bad
+	// one never counts for longer than probeAge.
+	probesPerSecond = 16
+	// probesAtOnce bounds how many are under way. Who has to wait for longer than probeTimeout is as good as missing.
+	probesAtOnce = 32
 )
+
+var errCrowded = errors.New("so many others did not answer that it could not be asked in time")
 
 var errDraining = errors.New("draining")
 
@@ -36,16 +45,22 @@ func newReadiness(l *ledger.Ledger, g *guard.Guard, e *exchange.Engine) *readine
 		"ledger": {check: l.Ready},
 		"redis":  {check: g.Ready},
 	}}
+	age, gate := ageAmong(len(e.Tenants())), make(chan struct{}, probesAtOnce)
 	for _, t := range e.Tenants() {
-		r.probes["policy of "+t.Name] = &probe{check: t.Policy.Ready}
-		r.probes["keys of "+t.Name] = &probe{check: func(context.Context) error {
+		r.probes["policy of "+t.Name] = &probe{age: age, gate: gate, check: t.Policy.Ready}
+		r.probes["keys of "+t.Name] = &probe{age: age, gate: gate, check: func(context.Context) error {
 			_, err := t.Keys.Sign([]byte("{}")) // thrown away; holds no claim that a verifier would accept
 			return err
 		}}
-		r.probes["revocations of "+t.Name] = &probe{check: func(ctx context.Context) error { return e.Ready(ctx, t.Name) }}
-		r.probes["checkpoints of "+t.Name] = &probe{check: func(ctx context.Context) error { return e.Checkpointed(ctx, t.Name) }}
+		r.probes["revocations of "+t.Name] = &probe{memory: true, check: func(ctx context.Context) error { return e.Ready(ctx, t.Name) }}
+		r.probes["checkpoints of "+t.Name] = &probe{memory: true, check: func(ctx context.Context) error { return e.Checkpointed(ctx, t.Name) }}
 	}
 	return r
+}
+
+// ageAmong is for how long a good answer counts if so many tenants share probesPerSecond.
+func ageAmong(tenants int) time.Duration {
+	return max(probeAge, time.Duration(tenants)*time.Second/probesPerSecond)
 }
 
 // checks are the names and questions that /readyz shows.
@@ -64,19 +79,23 @@ func (r *readiness) checks() map[string]func(context.Context) error {
 	return checks
 }
 
-// ready asks everything at once.
+// ready asks everything at once that has to be asked again.
 func (r *readiness) ready(ctx context.Context) bool {
 	var asking sync.WaitGroup
 	var missing atomic.Bool
-	for _, check := range r.checks() {
-		asking.Go(func() {
-			if check(ctx) != nil {
-				missing.Store(true)
-			}
-		})
+	for _, p := range r.probes {
+		if err, known := p.known(ctx); !known {
+			asking.Go(func() {
+				if p.ask(ctx) != nil {
+					missing.Store(true)
+				}
+			})
+		} else if err != nil {
+			missing.Store(true)
+		}
 	}
 	asking.Wait()
-	return !missing.Load()
+	return !missing.Load() && !r.draining.Load()
 }
 
 // watch tells set how things stand until ctx ends, and then that this instance is not ready. No call
@@ -97,24 +116,65 @@ func (r *readiness) watch(ctx context.Context, set func(bool)) {
 
 // probe is one question with its last answer.
 type probe struct {
-	check func(context.Context) error
+	check  func(context.Context) error
+	memory bool          // the check answers at once: nothing is kept
+	age    time.Duration // for how long a good answer counts; 0: probeAge
+	gate   chan struct{} // shared by probes that may be many; nil: goes at once
 
-	mu   sync.Mutex // held while asking, so that whoever comes meanwhile shares the answer
-	at   time.Time
-	last error
+	mu    sync.Mutex // held while asking, so that whoever comes meanwhile shares the answer
+	until time.Time  // when to ask again
+	last  error
 }
 
 func (p *probe) ask(ctx context.Context) error {
+	if p.memory {
+		return p.try(ctx)
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.at.IsZero() || time.Since(p.at) >= probeAge {
+	if !time.Now().Before(p.until) {
 		// The answer is for everybody: whoever asked first may go away.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), probeTimeout)
 		defer cancel()
-		p.last = p.try(ctx)
-		p.at = time.Now()
+		p.last = p.pass(ctx)
+		p.until = time.Now().Add(p.counts())
 	}
 	return p.last
+}
+
+// counts is for how long the last answer does. Many probes part company, so that they are not asked all in the
+// same second ever after.
+func (p *probe) counts() time.Duration {
+	if p.last != nil || p.age <= probeAge {
+		return probeAge
+	}
+	return p.age - rand.N(p.age/4)
+}
+
+// known is the answer where nobody has to be asked for it.
+func (p *probe) known(ctx context.Context) (answer error, known bool) {
+	if p.memory {
+		return p.try(ctx), true
+	}
+	if !p.mu.TryLock() {
+		return nil, false
+	}
+	defer p.mu.Unlock()
+	return p.last, time.Now().Before(p.until)
+}
+
+// pass asks when it is its turn.
+func (p *probe) pass(ctx context.Context) error {
+	if p.gate == nil {
+		return p.try(ctx)
+	}
+	select {
+	case p.gate <- struct{}{}:
+		defer func() { <-p.gate }()
+		return p.try(ctx)
+	case <-ctx.Done():
+		return errCrowded
+	}
 }
 
 func (p *probe) try(ctx context.Context) (err error) {

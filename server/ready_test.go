@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -46,6 +47,69 @@ func TestReadinessTakesASecondWhenEverythingHangs(t *testing.T) {
 			t.Errorf("took %v: the probes do not run at once", took)
 		}
 	})
+}
+
+// TestManyProbesShareTheirSeconds counts what a thousand tenants ask of one OpenFGA, which then goes away.
+func TestManyProbesShareTheirSeconds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const tenants = 1000
+		var asked, atOnce, most atomic.Int64
+		var down atomic.Bool
+		r := &readiness{probes: map[string]*probe{}}
+		gate := make(chan struct{}, probesAtOnce)
+		for i := range tenants {
+			r.probes[fmt.Sprint(i)] = &probe{age: ageAmong(tenants), gate: gate, check: func(ctx context.Context) error {
+				asked.Add(1)
+				most.Store(max(most.Load(), atOnce.Add(1)))
+				defer atOnce.Add(-1)
+				if down.Load() {
+					<-ctx.Done()
+					return ctx.Err()
+				}
+				time.Sleep(time.Millisecond) // fake time
+				return nil
+			}}
+		}
+		if !r.ready(t.Context()) || asked.Load() != tenants || most.Load() > probesAtOnce {
+			t.Fatalf("not ready at first: asked %d, %d at once", asked.Load(), most.Load())
+		}
+		asked.Store(0)
+		minute := func() (ready bool) {
+			for range 60 {
+				time.Sleep(time.Second) // fake time
+				ready = r.ready(t.Context())
+			}
+			return ready
+		}
+		if !minute() || asked.Load() > tenants*4/3 || asked.Load() < tenants/2 {
+			t.Errorf("%d were asked within a minute", asked.Load())
+		}
+		down.Store(true)
+		began, ready := time.Now(), true
+		for ready && time.Since(began) < 10*time.Second {
+			ready = r.ready(t.Context())
+			time.Sleep(time.Second) // fake time
+		}
+		if took := time.Since(began); ready || took > 4*time.Second {
+			t.Errorf("still %t %v after nobody answers any more", ready, took)
+		}
+		most.Store(0)
+		if minute() || most.Load() > probesAtOnce {
+			t.Errorf("%d at once while nobody answers", most.Load())
+		}
+		down.Store(false)
+		if !minute() {
+			t.Error("not ready again")
+		}
+	})
+}
+
+func TestAgeGrowsWithTheTenants(t *testing.T) {
+	for tenants, want := range map[int]time.Duration{0: probeAge, 1: probeAge, probesPerSecond: probeAge, 1600: 100 * time.Second} {
+		if got := ageAmong(tenants); got != want {
+			t.Errorf("%d tenants: %v, want %v", tenants, got, want)
+		}
+	}
 }
 
 func TestProbeOutlivesWhoAsked(t *testing.T) {

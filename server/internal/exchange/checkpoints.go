@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
+	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/mod/sumdb/tlog"
@@ -14,25 +17,81 @@ import (
 	"deputy.example/deputy/server/internal/ledger"
 )
 
-// signEvery is the pace of checkpoints: a log that grows has one every second.
-const signEvery = time.Second
+const (
+	// signEvery is the pace of checkpoints: a log that grows has one every second.
+	signEvery = time.Second
+	// proveEvery is how often a log is held to its checkpoints although nothing has happened to either.
+	proveEvery = time.Minute
+)
 
 // Checkpoints signs the head of every tenant's log that has grown, until ctx ends; nothing is signed that
 // does not continue every checkpoint known from before. Any number of instances may do it. It returns nil
 // when ctx ends.
+//
+// One question for all tenants says where head, checkpoints and keys are still those of the last round: there
+// is nothing to do.
 func (e *Engine) Checkpoints(ctx context.Context) error {
 	var all sync.WaitGroup
-	for _, t := range e.tenants {
+	notaries, names := make(map[string]*notary), []string(nil)
+	for name, t := range e.tenants {
 		if t.Checkpoints == nil {
-			e.config.Logger.WarnContext(ctx, "the log has no signed checkpoints: configure audit.checkpoint_key or audit.managed_checkpoint_key", "tenant", t.Name)
+			e.config.Logger.WarnContext(ctx, "the log has no signed checkpoints: configure audit.checkpoint_key or audit.managed_checkpoint_key", "tenant", name)
 			continue
 		}
-		n := &notary{Engine: e, tenant: t, Checkpointer: t.Checkpoints}
+		n := newNotary(e, t)
+		notaries[name], names = n, append(names, name)
 		all.Go(func() { n.run(ctx) })
+	}
+	if len(names) > 0 {
+		all.Go(func() {
+			e.again(ctx, "looking for logs to sign", signEvery, func(ctx context.Context) error { return e.callNotaries(ctx, names, notaries) })
+		})
 	}
 	all.Wait()
 	<-ctx.Done()
 	return nil
+}
+
+// callNotaries has those do a round for whom something has changed, for whom the last round failed, and for
+// whom it was long ago.
+func (e *Engine) callNotaries(ctx context.Context, names []string, notaries map[string]*notary) error {
+	sealed, err := e.config.Ledger.Sealed(ctx, names...)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		n := notaries[name]
+		now := n.grounds(sealed[name])
+		if before := n.settled.Load(); before != nil && *before == now && time.Since(n.called) < proveEvery {
+			continue
+		}
+		select {
+		case n.calls <- now:
+			n.called = time.Now().Add(-rand.N(proveEvery / 4)) // so that not all come at once ever after
+		default: // it is not done with the last one
+		}
+	}
+	return nil
+}
+
+// grounds are what a notary's round depends on.
+type grounds struct {
+	sealed ledger.Sealed
+	keys   string    // that sign
+	size   int64     // of the file
+	saved  time.Time // when it was written
+}
+
+func (n *notary) grounds(sealed ledger.Sealed) grounds {
+	s := grounds{sealed: sealed}
+	signing, _, _ := n.keys() // none if they cannot be had: then the round says so
+	for _, k := range signing {
+		s.keys += k.id()
+	}
+	if info, err := os.Stat(n.file); err == nil {
+		s.size, s.saved = info.Size(), info.ModTime()
+	}
+	return s
 }
 
 // Checkpointed says whether the tenant's log is known to continue the checkpoints from before. A tenant
@@ -57,14 +116,27 @@ type notary struct {
 	*Checkpointer
 	tenant *Tenant
 
+	calls   chan grounds
+	called  time.Time               // belongs to who calls
+	settled atomic.Pointer[grounds] // of the last round if that was right, else nil
+
 	last    kept // the newest that this process has signed or seen: also what survives a restored disk
 	failing bool // the last round failed: said once
 }
 
+func newNotary(e *Engine, t *Tenant) *notary {
+	return &notary{Engine: e, tenant: t, Checkpointer: t.Checkpoints, calls: make(chan grounds, 1)}
+}
+
 func (n *notary) run(ctx context.Context) {
-	tick := time.NewTicker(signEvery)
-	defer tick.Stop()
 	for {
+		var now grounds
+		select {
+		case <-ctx.Done():
+			return
+		case now = <-n.calls:
+		}
+		n.settled.Store(nil)
 		err := n.round(ctx)
 		if ctx.Err() != nil {
 			return
@@ -74,10 +146,8 @@ func (n *notary) run(ctx context.Context) {
 			n.failing = err != nil
 			n.config.Logger.ErrorContext(ctx, "signing checkpoints", "tenant", n.tenant.Name, "failing", n.failing, "cause", err)
 		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
+		if err == nil {
+			n.settled.Store(&now)
 		}
 	}
 }

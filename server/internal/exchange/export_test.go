@@ -36,7 +36,7 @@ func (e *Engine) SwitchOff(p Protection) { p(&e.off) }
 // Notary is one process's rounds of signing checkpoints for a tenant.
 func (e *Engine) Notary(tenant string) (round func(context.Context) error) {
 	t := e.tenants[tenant]
-	n := &notary{Engine: e, tenant: t, Checkpointer: t.Checkpoints}
+	n := newNotary(e, t)
 	return n.round
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -18,37 +19,185 @@ const (
 	receiptEvery = time.Second
 	auditEvery   = 3 * time.Second
 	keepPatience = 30 * time.Second // for one round with Redis: a million revocations take five
+	mostPeeked   = 100              // tenants whose lists are looked at in one round trip
 )
 
 // Follow keeps every tenant's revocations current until ctx ends: it reads on from the ledger, at
 // once when Redis wakes it, and it keeps the lists in Redis saying what the ledger says. Redis is
 // written from the ledger and never believed. Follow returns nil when ctx ends.
+//
+// Tenants in which nothing happens share one question to the ledger and one to Redis. Only those that turn
+// out to have news, or lists that are wrong, are read by themselves.
 func (e *Engine) Follow(ctx context.Context) error {
 	var all sync.WaitGroup
-	for _, t := range e.tenants {
+	var names []string
+	for i := range e.config.Tenants {
+		names = append(names, e.config.Tenants[i].Name)
+	}
+	tails, lists := make(map[string]*follower), make(map[string]*follower)
+	for name, t := range e.tenants {
 		// Two loops: lists that take seconds to be made anew, or a Redis that hangs, hold up nobody who
 		// listens for what the ledger says.
-		tail, lists := &follower{Engine: e, tenant: t}, &follower{Engine: e, tenant: t}
-		all.Go(func() { tail.run(ctx, "reading on from the ledger", e.config.Guard.Wake(ctx, t.Name), tail.read) })
-		all.Go(func() { lists.run(ctx, "keeping the lists in Redis", nil, lists.keep) })
+		tail, list := newFollower(e, t), newFollower(e, t)
+		_, _, list.news = e.config.Ledger.Events(name, 0)
+		tails[name], lists[name] = tail, list
+		all.Go(func() { tail.run(ctx, "reading on from the ledger", tail.read) })
+		all.Go(func() { list.run(ctx, "keeping the lists in Redis", list.keep) })
 	}
+	wake := e.config.Guard.Wake(ctx, names...)
+	look := func(ctx context.Context) error { return e.look(ctx, names, tails) }
+	all.Go(func() { e.again(ctx, "looking for news in the ledger", tailEvery, look) })
+	all.Go(func() { e.listen(ctx, wake, tails) })
+	all.Go(func() { e.again(ctx, "comparing the lists in Redis", tailEvery, e.compareAll(names, lists)) })
+	all.Go(func() { e.again(ctx, "sharing receipts", receiptEvery, e.share) })
 	all.Wait()
 	return nil
 }
 
-// follower does one thing for one tenant, again and again. It belongs to one goroutine.
+// again does rounds for all tenants until ctx ends.
+func (e *Engine) again(ctx context.Context, what string, every time.Duration, round func(context.Context) error) {
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	failing := false // said once
+	for {
+		err := round(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		if (err != nil) != failing {
+			failing = err != nil
+			e.config.Logger.WarnContext(ctx, what, "failing", failing, "cause", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// look asks the ledger which of the tenants have revocations that are not known here, and has them read.
+func (e *Engine) look(ctx context.Context, names []string, tails map[string]*follower) error {
+	standings, err := e.config.Ledger.Standings(ctx, names...)
+	for _, s := range standings {
+		if !s.Current {
+			tails[s.Tenant].nudge()
+		}
+	}
+	return err
+}
+
+// listen has read at once what Redis says is new. When it says that of many, it has only come back.
+func (e *Engine) listen(ctx context.Context, wake <-chan []string, tails map[string]*follower) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case names := <-wake:
+			if len(names) == 1 {
+				tails[names[0]].nudge()
+			} else {
+				_ = e.look(ctx, names, tails) // who asks all the time says so if it fails
+			}
+		}
+	}
+}
+
+// compareAll compares some of the lists in Redis with the ledger, so that each has its turn once in
+// auditEvery; all of them at first, and when Redis answers again after it did not. What is not right is
+// looked at more closely.
+func (e *Engine) compareAll(names []string, lists map[string]*follower) func(context.Context) error {
+	const turns = int(auditEvery / tailEvery)
+	turn, doubt := 0, true
+	return func(ctx context.Context) error {
+		due := names
+		if !doubt {
+			due = names[len(names)*turn/turns : len(names)*(turn+1)/turns]
+			turn = (turn + 1) % turns
+		}
+		doubt = true
+		for some := range slices.Chunk(due, mostPeeked) {
+			if err := e.compare(ctx, some, lists); err != nil {
+				return err
+			}
+		}
+		doubt = false
+		return nil
+	}
+}
+
+func (e *Engine) compare(ctx context.Context, names []string, lists map[string]*follower) error {
+	peeks, err := e.config.Guard.Peek(ctx, names...)
+	if err != nil {
+		return err
+	}
+	// Read after the lists: what another instance published meanwhile was in the ledger before.
+	standings, err := e.config.Ledger.Standings(ctx, names...)
+	if err != nil {
+		return err
+	}
+	for i, s := range standings {
+		if s.Current && peeks[i].Right(s.Live, s.Revocation) {
+			e.compared.Store(s.Tenant, nil)
+		} else {
+			lists[s.Tenant].nudge()
+		}
+	}
+	return nil
+}
+
+// share tells the other instances what verifiers told this one.
+func (e *Engine) share(ctx context.Context) error {
+	for _, tenant := range e.receipts.tenants() {
+		if err := e.config.Guard.Saw(ctx, tenant, e.receipts.take(tenant)); err != nil {
+			return err // verifiers say it again every second
+		}
+	}
+	return nil
+}
+
+// follower does one thing for one tenant, whenever there is a reason to. It belongs to one goroutine.
 type follower struct {
 	*Engine
 	tenant *Tenant
+	nudged chan struct{}
 
-	audited, shared time.Time
-	failing         bool // the last round failed: said once
+	// Of lists. Whoever revokes publishes as well, so there is no hurry: news is published here a moment later
+	// if that has failed, however much of it there is.
+	news  <-chan struct{} // closed when there are revocations that the lists may lack
+	doubt bool            // the lists may be wrong, whatever their head says
+
+	failing bool // the last round failed: said once
 }
 
-func (f *follower) run(ctx context.Context, what string, wake <-chan struct{}, round func(context.Context) error) {
-	tick := time.NewTicker(tailEvery)
-	defer tick.Stop()
+func newFollower(e *Engine, t *Tenant) *follower {
+	return &follower{Engine: e, tenant: t, nudged: make(chan struct{}, 1), doubt: true}
+}
+
+// nudge has it do a round. It may be called by anybody.
+func (f *follower) nudge() {
+	select {
+	case f.nudged <- struct{}{}:
+	default: // it will do one
+	}
+}
+
+func (f *follower) run(ctx context.Context, what string, round func(context.Context) error) {
+	later := time.NewTimer(tailEvery)
+	defer later.Stop()
+	later.Stop()
 	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-f.news:
+			f.news = nil
+			later.Reset(tailEvery)
+			continue
+		case <-f.nudged:
+			f.doubt = true
+		case <-later.C:
+		}
 		err := round(ctx)
 		if ctx.Err() != nil {
 			return
@@ -57,11 +206,8 @@ func (f *follower) run(ctx context.Context, what string, wake <-chan struct{}, r
 			f.failing = err != nil
 			f.config.Logger.WarnContext(ctx, what, "tenant", f.tenant.Name, "failing", f.failing, "cause", err)
 		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-wake:
-		case <-tick.C:
+		if later.Stop(); err != nil {
+			later.Reset(tailEvery)
 		}
 	}
 }
@@ -74,11 +220,12 @@ func (f *follower) read(ctx context.Context) error {
 	return err
 }
 
-// keep brings Redis up to the ledger, and shares the receipts.
+// keep brings Redis up to the ledger.
 func (f *follower) keep(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, keepPatience)
 	defer cancel()
-	return errors.Join(f.publish(ctx), f.share(ctx))
+	_, _, f.news = f.config.Ledger.Events(f.tenant.Name, 0)
+	return f.publish(ctx)
 }
 
 // publish brings the lists up to the ledger: by the events that are missing where that is enough, as
@@ -103,12 +250,10 @@ func (f *follower) publish(ctx context.Context) error {
 		return nil
 	}
 	f.compared.Store(f.tenant.Name, nil)
-	if now := f.config.Now(); now.Sub(f.audited) >= auditEvery {
-		if err := f.audit(ctx); err != nil {
-			return err
-		}
-		f.audited = now
-		return nil
+	if f.doubt {
+		err := f.audit(ctx)
+		f.doubt = err != nil
+		return err
 	}
 	if head == last {
 		return nil
@@ -145,18 +290,6 @@ func (f *follower) republish(ctx context.Context) error {
 		return err
 	}
 	return f.config.Guard.Republish(ctx, f.tenant.Name, live, last)
-}
-
-func (f *follower) share(ctx context.Context) error {
-	now := f.config.Now()
-	if now.Sub(f.shared) < receiptEvery {
-		return nil
-	}
-	f.shared = now
-	if fresh := f.receipts.take(f.tenant.Name); len(fresh) > 0 {
-		return f.config.Guard.Saw(ctx, f.tenant.Name, fresh)
-	}
-	return nil
 }
 
 // Ready says whether Redis and the ledger belong together for one tenant; until they have been

@@ -3,6 +3,8 @@ package exchange
 import (
 	"context"
 	"errors"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -94,6 +96,13 @@ func (r *receipts) put(tenant string, receipt guard.Receipt) {
 		r.new[tenant] = make(map[string]guard.Receipt)
 	}
 	r.new[tenant][string(receipt.Verifier)+" "+receipt.ID] = receipt
+}
+
+// tenants are those that there are any for.
+func (r *receipts) tenants() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Collect(maps.Keys(r.new))
 }
 
 func (r *receipts) take(tenant string) []guard.Receipt {

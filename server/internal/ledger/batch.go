@@ -87,6 +87,7 @@ func (b *batch) run(ctx context.Context) error {
 		tx.rollback()
 		return err
 	}
+	b.prune()
 	if b.s.ledger.off.durability {
 		b.s.live.advance(b.revoked(), true)
 	}
@@ -100,7 +101,20 @@ func (b *batch) run(ctx context.Context) error {
 	// Only now: a revocation that was not committed must not be in force.
 	b.s.seen = b.w.head.seq
 	b.s.live.advance(b.revoked(), true)
+	if b.w.prune == (pruning{}) {
+		b.s.added = b.s.added.plus(b.w.added())
+	} else {
+		b.s.added, b.s.pruned = pruning{}, b.now
+	}
 	return nil
+}
+
+// prune has the transaction remove what has ended, if it is time to.
+func (b *batch) prune() {
+	added := b.s.added.plus(b.w.added())
+	if since := b.now.Sub(b.s.pruned); added.due() || since < 0 || since >= pruneEvery {
+		b.w.prune = added.limits()
+	}
 }
 
 // revoked is the batch's own revocations.

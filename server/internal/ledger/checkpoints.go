@@ -52,6 +52,43 @@ func (l *Ledger) LastCheckpoint(ctx context.Context, tenant string) (Checkpoint,
 	return c, err
 }
 
+// Sealed is the head of a tenant's log and the newest checkpoint of it, as they stand in the database. It is
+// for comparing alone: where it is what it was, there is nothing to sign and nothing to prove that was not
+// proven then.
+type Sealed struct {
+	size, signed     int64
+	tree, root, note string
+}
+
+// Sealed reads it for all of the tenants in one statement.
+func (l *Ledger) Sealed(ctx context.Context, tenants ...string) (map[string]Sealed, error) {
+	ctx, cancel := context.WithTimeout(ctx, l.config.attempt())
+	defer cancel()
+	found, err := l.store.among(ctx, sqlSealed, tenants)
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	all := make(map[string]Sealed, len(tenants))
+	err = eachRow(found, func() error {
+		var tenant string
+		var s Sealed
+		var tree, root []byte
+		if err := found.Scan(&tenant, &s.size, &tree, &s.signed, &root, &s.note); err != nil {
+			return err
+		}
+		s.tree, s.root = string(tree), string(root)
+		all[tenant] = s
+		return nil
+	})
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	return all, nil
+}
+
+const sqlSealed = `SELECT h.tenant, h.seq, h.tree, coalesce(c.size, 0), c.root, coalesce(c.note, '')
+	FROM heads h LEFT JOIN checkpoints c ON c.tenant = h.tenant WHERE h.tenant`
+
 func lastCheckpoint(ctx context.Context, db querier, tenant string) (Checkpoint, error) {
 	found, err := db.query(ctx, `SELECT size, root, time, note FROM checkpoints WHERE tenant = $1`, tenant)
 	if err != nil {

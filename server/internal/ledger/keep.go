@@ -12,6 +12,10 @@ import (
 // keepEvery is how long Keep rests when there is nothing to do.
 const keepEvery = time.Second
 
+// A tenant's retention is looked at once in this many rests, where there are many tenants: what it forgets is
+// a day old at least.
+const retainIn = 60
+
 // round is one piece of work for one tenant: small, and safe to be left unfinished or done twice.
 type round struct {
 	name string
@@ -20,18 +24,29 @@ type round struct {
 
 // Keep does what the tenants' ledgers need in the background, until ctx ends: it builds the search index,
 // mends it, and forgets what is older than Config.Retention. Any number of instances may do so on one
-// database. What fails is logged and tried again.
+// database. What fails is logged and tried again. For tenants that need nothing, it asks one question together.
 func (l *Ledger) Keep(ctx context.Context, tenants ...string) error {
-	rounds := []round{{"index", l.index}, {"mend", l.mend}, {"retain", l.retain}}
-	for {
-		more := false
-		for _, tenant := range tenants {
-			for _, r := range rounds {
-				more = l.keep(ctx, tenant, r) || more
-			}
+	var retained []string
+	for _, tenant := range tenants {
+		if l.config.Retention[tenant] != (Retention{}) {
+			retained = append(retained, tenant)
 		}
-		if more && ctx.Err() == nil {
-			continue
+	}
+	for turn := 0; ; turn = (turn + 1) % retainIn {
+		some := retained // few: all of them each time
+		if n := len(retained); n > retainIn {
+			some = retained[n*turn/retainIn : n*(turn+1)/retainIn]
+		}
+		for more := true; more && ctx.Err() == nil; {
+			more = false
+			for _, work := range []struct {
+				round
+				tenants []string
+			}{{round{"index", l.index}, l.unindexed(ctx, tenants)}, {round{"mend", l.mend}, l.lost.tenants()}, {round{"retain", l.retain}, some}} {
+				for _, tenant := range work.tenants {
+					more = l.keep(ctx, tenant, work.round) || more
+				}
+			}
 		}
 		rest := time.NewTimer(keepEvery)
 		select {
@@ -41,6 +56,25 @@ func (l *Ledger) Keep(ctx context.Context, tenants ...string) error {
 			return nil
 		}
 	}
+}
+
+// unindexed are those of the tenants whose index lacks a whole block, or was never begun.
+func (l *Ledger) unindexed(ctx context.Context, tenants []string) (list []string) {
+	ctx, cancel := context.WithTimeout(ctx, l.config.attempt())
+	defer cancel()
+	found, err := l.store.among(ctx, sqlUnindexed, tenants)
+	if err == nil {
+		err = eachRow(found, func() error {
+			var tenant string
+			err := found.Scan(&tenant)
+			list = append(list, tenant)
+			return err
+		})
+	}
+	if err != nil && ctx.Err() == nil {
+		l.config.Logger.Error("ledger: keep failed, and will be tried again", "round", "look", "error", err)
+	}
+	return list
 }
 
 func (l *Ledger) keep(ctx context.Context, tenant string, r round) (more bool) {
@@ -56,7 +90,9 @@ func (l *Ledger) keep(ctx context.Context, tenant string, r round) (more bool) {
 // Statements of the search index.
 const (
 	sqlNewSearchHead = `INSERT INTO search_heads (tenant, block, version) VALUES ($1, 0, 0) ON CONFLICT DO NOTHING`
-	sqlSearchHead    = `SELECT h.seq, s.block, s.version FROM heads h JOIN search_heads s ON s.tenant = h.tenant WHERE h.tenant = $1`
+	// sqlUnindexed names those of the tenants (store.among) whose index does not go up to their last whole block.
+	sqlUnindexed  = `SELECT h.tenant FROM heads h LEFT JOIN search_heads s ON s.tenant = h.tenant WHERE (s.tenant IS NULL OR h.seq >= (s.block + 1) * 512) AND h.tenant`
+	sqlSearchHead = `SELECT h.seq, s.block, s.version FROM heads h JOIN search_heads s ON s.tenant = h.tenant WHERE h.tenant = $1`
 	// sqlAdvance and sqlSettled succeed only if nobody has advanced the index, or changed entries
 	// that are in it, since its head was read. They lock it.
 	sqlAdvance = `UPDATE search_heads SET block = block + 1 WHERE tenant = $1 AND block = $2 AND version = $3`
@@ -198,6 +234,18 @@ func (b *lostBlocks) note(tenant string, block uint64) {
 	if len(b.blocks[tenant]) < mostLost {
 		b.blocks[tenant][block] = true
 	}
+}
+
+// tenants are those that have any.
+func (b *lostBlocks) tenants() (list []string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for tenant, blocks := range b.blocks {
+		if len(blocks) > 0 {
+			list = append(list, tenant)
+		}
+	}
+	return list
 }
 
 // some returns one of the tenant's.

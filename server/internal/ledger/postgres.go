@@ -17,7 +17,7 @@ import (
 )
 
 // postgresStore appends in two round trips, each a pipeline: one locks the head and looks up, one
-// writes and commits.
+// writes and commits. A third one comes between them where another instance has revoked something.
 type postgresStore struct {
 	pool    *pgxpool.Pool
 	attempt time.Duration
@@ -111,6 +111,10 @@ func (st *postgresStore) query(ctx context.Context, sql string, args ...any) (ro
 	return st.pool.Query(ctx, sql, args...)
 }
 
+func (st *postgresStore) among(ctx context.Context, sql string, tenants []string) (rows, error) {
+	return st.query(ctx, sql+` = ANY($1)`, tenants)
+}
+
 func (st *postgresStore) view(ctx context.Context, f func(querier) error) error {
 	return pgx.BeginTxFunc(ctx, st.pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly},
 		func(tx pgx.Tx) error { return f(pgQuerier(tx.Query)) })
@@ -180,6 +184,7 @@ func (p *pipeline) lockHead(tenant string, h *head) {
 		err := row.Scan(&seq, &at, &revocation, &tree)
 		if err == nil {
 			*h = lockedHead(seq, at, tree)
+			h.revocation = uint64(revocation)
 		}
 		return err
 	})
@@ -211,10 +216,6 @@ func (tx *postgresTx) answer(ctx context.Context, tenant string, q questions) (f
 	found := newFacts()
 	p := &pipeline{seam: tx.st.seam}
 	p.lockHead(tenant, &found.head)
-	p.add("read revocations", sqlRevocations, tenant, int64(q.revokedAfter), q.revokedUntil, everything).Query(func(r pgx.Rows) (err error) {
-		found.head.revocation, found.revocations, err = scanRevocations(r, q.now)
-		return err
-	})
 	if len(q.uses) > 0 {
 		p.add("look up single uses", `SELECT digest FROM single_uses WHERE tenant = $1 AND digest = ANY($2)`, tenant, slicesOf(q.uses)).
 			Query(func(r pgx.Rows) error {
@@ -237,7 +238,16 @@ func (tx *postgresTx) answer(ctx context.Context, tenant string, q questions) (f
 		p.add("look up idempotency keys", sqlKeys(`= ANY($2)`), tenant, slicesOf(q.keys), q.now).
 			Query(func(r pgx.Rows) error { return scanKeys(r, found.keys) })
 	}
-	return found, p.send(ctx, tx.conn)
+	if err := p.send(ctx, tx.conn); err != nil || found.head.revocation == q.revokedAfter {
+		return found, err // the head itself says that there is nothing new
+	}
+	// Another instance has revoked something. One more round trip, under the lock as the others.
+	news := &pipeline{seam: tx.st.seam}
+	news.add("read revocations", sqlRevocations, tenant, int64(q.revokedAfter), q.revokedUntil, everything).Query(func(r pgx.Rows) (err error) {
+		found.head.revocation, found.revocations, err = scanRevocations(r, q.now)
+		return err
+	})
+	return found, news.send(ctx, tx.conn)
 }
 
 // each scans rows of one column.
@@ -334,6 +344,13 @@ var pgInsert = func() string {
 	return `INSERT INTO entries (` + entryColumns + `) SELECT * FROM unnest(` + arrays.String()[2:] + `)`
 }()
 
+// PostgreSQL joins what IN selects, and may do so by reading all that the tenant has. Where a row stands is
+// looked up one by one.
+const (
+	pgPruneUses = `DELETE FROM single_uses WHERE ctid = ANY (ARRAY(SELECT ctid FROM single_uses WHERE tenant = $1 AND until < $2 ORDER BY until LIMIT $3))`
+	pgPruneKeys = `DELETE FROM idempotency_keys WHERE ctid = ANY (ARRAY(SELECT ctid FROM idempotency_keys WHERE tenant = $1 AND until < $2 ORDER BY until LIMIT $3))`
+)
+
 func (p *pipeline) write(w *writes) error {
 	if len(w.entries) > 0 {
 		columns, err := transpose(w.entries)
@@ -379,8 +396,14 @@ func (p *pipeline) write(w *writes) error {
 	if len(w.voids) > 0 {
 		p.add("void", `DELETE FROM claims WHERE tenant = $1 AND seq = ANY($2)`, w.tenant, numbersOf(w.voids))
 	}
-	for _, prune := range w.prunings() {
-		p.add("prune", prune, w.tenant, w.expired)
+	if n := w.prune.uses; n > 0 {
+		p.add("prune", pgPruneUses, w.tenant, w.expired, int64(n))
+	}
+	if n := w.prune.keys; n > 0 {
+		p.add("prune", pgPruneKeys, w.tenant, w.expired, int64(n))
+	}
+	if n := w.prune.claims; n > 0 {
+		p.add("prune", sqlPruneClaims, w.tenant, w.expired, int64(n))
 	}
 	p.add("advance head", sqlHead, w.tenant, int64(w.head.seq), w.head.time, int64(w.head.revocation), edgeBytes(w.head.tree))
 	return nil

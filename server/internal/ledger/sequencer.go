@@ -21,7 +21,10 @@ type sequencer struct {
 	queue   []*item
 	running bool
 
-	seen uint64 // highest number that a batch of ours saw; belongs to the running turn
+	// What follows belongs to the running turn.
+	seen   uint64    // highest number that a batch of ours saw
+	added  pruning   // since what had ended was last removed,
+	pruned time.Time // which was then
 }
 
 // item is the drafts of one call, or single uses alone, on its way through the queue. It is never

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"database/sql/driver"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/url"
@@ -158,6 +159,14 @@ func (r sqlRows) Close() { _ = r.Rows.Close() } // Err has said what there was t
 
 func (st *sqliteStore) query(ctx context.Context, sql string, args ...any) (rows, error) {
 	return sqlQuerier(st.readers.QueryContext).query(ctx, sql, args...)
+}
+
+func (st *sqliteStore) among(ctx context.Context, sql string, tenants []string) (rows, error) {
+	list, err := json.Marshal(tenants)
+	if err != nil {
+		return nil, err
+	}
+	return st.query(ctx, sql+` IN (SELECT value FROM json_each($1))`, string(list))
 }
 
 func (st *sqliteStore) view(ctx context.Context, f func(querier) error) error {
@@ -427,13 +436,27 @@ func (tx *sqliteTx) write(w *writes) error {
 			return err
 		}
 	}
-	for _, prune := range w.prunings() {
-		if err := tx.exec("prune", prune, w.tenant, w.expired); err != nil {
-			return err
-		}
+	if err := tx.prune(w); err != nil {
+		return err
 	}
 	return tx.exec("advance head", sqlHead, w.tenant, int64(w.head.seq), w.head.time, int64(w.head.revocation), edgeBytes(w.head.tree))
 }
+
+func (tx *sqliteTx) prune(w *writes) (err error) {
+	if n := w.prune.uses; n > 0 {
+		err = tx.exec("prune", limited(sqlPruneUses, n), w.tenant, w.expired)
+	}
+	if n := w.prune.keys; n > 0 && err == nil {
+		err = tx.exec("prune", limited(sqlPruneKeys, n), w.tenant, w.expired)
+	}
+	if n := w.prune.claims; n > 0 && err == nil {
+		err = tx.exec("prune", sqlPruneClaims, w.tenant, w.expired, int64(n))
+	}
+	return err
+}
+
+// limited completes a statement that ends with LIMIT.
+func limited(sql string, limit int) string { return sql + strconv.Itoa(limit) + ")" }
 
 func (st *sqliteStore) settle(ctx context.Context, tenant string, e evidence) (bool, error) {
 	tx, err := st.start(ctx)

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"math"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -30,6 +29,10 @@ type store interface {
 	// evidence was committed. It answers after a commit of its own, which is durable only if
 	// everything before it is.
 	settle(ctx context.Context, tenant string, e evidence) (committed bool, err error)
+
+	// among runs a statement that ends with the name of a column, of which it finds those that are one of the
+	// tenants, however many they are.
+	among(ctx context.Context, sql string, tenants []string) (rows, error)
 
 	// view runs all of f's statements on one snapshot.
 	view(ctx context.Context, f func(querier) error) error
@@ -123,8 +126,9 @@ type storedKey struct {
 // writes are all that one transaction writes.
 type writes struct {
 	tenant  string
-	batch   []byte // tells this transaction's single-use rows from another's
-	expired int64  // what ended before this may be pruned
+	batch   []byte  // tells this transaction's single-use rows from another's
+	expired int64   // what ended before this may be pruned
+	prune   pruning // at most so much of it; nothing: not now
 	head    head
 	entries []*Entry
 	nodes   []audit.Node // of the tree, to be stored
@@ -219,40 +223,52 @@ const (
 		WHERE h.tenant = $1 ORDER BY e.seq`
 	everything = int64(math.MaxInt64) // for LIMIT
 
-	// The limits are written out behind these: SQLite compiles a statement anew each time that a
-	// parameter of LIMIT is bound.
+	// SQLite compiles a statement anew each time that a parameter of LIMIT is bound: it is written out.
 	sqlPruneUses = `DELETE FROM single_uses WHERE tenant = $1 AND digest IN
 		(SELECT digest FROM single_uses WHERE tenant = $1 AND until < $2 ORDER BY until LIMIT `
 	sqlPruneKeys = `DELETE FROM idempotency_keys WHERE tenant = $1 AND digest IN
 		(SELECT digest FROM idempotency_keys WHERE tenant = $1 AND until < $2 ORDER BY until LIMIT `
 	// Claims are pruned in the order of their numbers, which needs no index: what expired waits at
-	// most for the longest life of a token.
-	sqlPruneClaims = `DELETE FROM claims WHERE tenant = $1 AND until < $2 AND seq IN
-		(SELECT seq FROM claims WHERE tenant = $1 ORDER BY seq LIMIT `
+	// most for the longest life of a token. A range of numbers is read as a range whatever the database
+	// believes to know about the table.
+	sqlPruneClaims = `DELETE FROM claims WHERE tenant = $1 AND until < $2
+		AND seq >= (SELECT min(seq) FROM claims WHERE tenant = $1) AND seq < (SELECT min(seq) FROM claims WHERE tenant = $1) + $3`
 )
 
-// limited completes a statement that ends with LIMIT. There are few different limits, so that prepared
-// statements are few.
-func limited(sql string, atLeast int) string {
-	limit := 2
-	for limit < atLeast {
-		limit *= 2
-	}
-	return sql + strconv.Itoa(limit) + ")"
+// pruning is how much has been added since what had ended was last removed, or how much may be removed.
+type pruning struct{ uses, keys, claims int }
+
+const (
+	// pruneAfter and pruneEvery say when a transaction prunes: when so much was added by the ones before it, or
+	// so much time has passed. To look for what has ended costs more than to remove it.
+	pruneAfter = 128
+	pruneEvery = time.Second
+)
+
+// added is what the transaction adds. Claims are counted as numbers, also of entries that have none.
+func (w *writes) added() pruning { return pruning{len(w.uses), len(w.keys), len(w.entries)} }
+
+func (p pruning) plus(q pruning) pruning {
+	return pruning{p.uses + q.uses, p.keys + q.keys, p.claims + q.claims}
 }
 
-// prunings of a transaction remove twice as many rows as it adds, and less than twice that: enough
-// always to keep up, and a bounded price.
-func (w *writes) prunings() (statements []string) {
-	for _, p := range []struct {
-		sql   string
-		added int
-	}{{sqlPruneUses, len(w.uses)}, {sqlPruneKeys, len(w.keys)}, {sqlPruneClaims, len(w.claims)}} {
-		if p.added > 0 {
-			statements = append(statements, limited(p.sql, 2*p.added))
-		}
+func (p pruning) due() bool { return p.uses+p.keys+p.claims >= pruneAfter }
+
+// limits are a few powers of two, so that statements in which they are written out are few. They are at least
+// twice what was added, and less than four times that: enough always to keep up, and a bounded price.
+func (p pruning) limits() pruning {
+	return pruning{atLeastTwice(p.uses), atLeastTwice(p.keys), atLeastTwice(p.claims)}
+}
+
+func atLeastTwice(n int) int {
+	if n == 0 {
+		return 0
 	}
-	return statements
+	limit := 2
+	for limit < 2*n {
+		limit *= 2
+	}
+	return limit
 }
 
 // scanRevocations reads what sqlRevocations selects.

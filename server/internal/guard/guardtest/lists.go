@@ -446,7 +446,7 @@ func wakes(ctx context.Context, a, b *guard.Guard, _ redis.UniversalClient) erro
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	here, there, other := a.Wake(ctx, tenant), b.Wake(ctx, tenant), b.Wake(ctx, "globex")
-	pulse := func(what string, c <-chan struct{}) error {
+	pulse := func(what string, c <-chan []string) error {
 		select {
 		case <-c:
 			return nil

@@ -1,0 +1,76 @@
+package ledger
+
+import (
+	"context"
+
+	"deputy.example/deputy/client/delegation"
+)
+
+// Standing is how far a tenant's ledger has come, and how much of that this instance knows.
+type Standing struct {
+	Tenant     string
+	Seq        uint64 // number of the newest entry
+	Revocation uint64 // number of the newest revocation
+	// Current says that this instance's memory has every revocation up to Revocation and none after it.
+	// Live then are those in force, as Ledger.Live returns them.
+	Current bool
+	Live    []delegation.Revocation
+}
+
+// Standings reads how far the ledgers of the tenants have come, in one statement for all of them, and returns
+// it in their order. The read begins after the call. Where a standing is not Current, LastRevocation brings
+// the memory up to date. Without an answer of the database the error is unavailable, and nothing is known of
+// any tenant.
+func (l *Ledger) Standings(ctx context.Context, tenants ...string) ([]Standing, error) {
+	ctx, cancel := context.WithTimeout(ctx, l.config.attempt())
+	defer cancel()
+	found, err := l.store.among(ctx, `SELECT tenant, seq, revocation FROM heads WHERE tenant`, tenants)
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	heads := make(map[string]Standing, len(tenants))
+	err = eachRow(found, func() error {
+		var s Standing
+		if err := found.Scan(&s.Tenant, &s.Seq, &s.Revocation); err != nil {
+			return err
+		}
+		heads[s.Tenant] = s
+		return nil
+	})
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	standings := make([]Standing, len(tenants))
+	for i, tenant := range tenants {
+		s, err := l.sequencer(tenant)
+		if err != nil {
+			return nil, unavailable(err)
+		}
+		standings[i] = s.live.standing(heads[tenant])
+		standings[i].Tenant = tenant
+	}
+	return standings, nil
+}
+
+// standing completes what was read of the tenant's head; a head that is not there has no entry.
+func (r *revocations) standing(s Standing) Standing {
+	if s.Revocation == 0 {
+		r.none()
+	}
+	f := r.feed.Load()
+	if s.Current = f.loaded && f.last == s.Revocation; s.Current {
+		s.Live = f.live[:len(f.live):len(f.live)]
+	}
+	return s
+}
+
+// none takes it that the database had no revocation at all: what is read from now on begins with the first.
+func (r *revocations) none() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	old := r.feed.Load()
+	if old.loaded || old.last > 0 { // a page of some that are newer has been read meanwhile
+		return
+	}
+	r.feed.Store(&feed{loaded: true, changed: old.changed}) // nobody who waits for more has to look
+}
