@@ -42,7 +42,7 @@ const (
 	SubjectTokenInvalid  Reason = "subject_token_invalid"
 	ActorTokenInvalid    Reason = "actor_token_invalid"
 	TokenTypeUnsupported Reason = "token_type_unsupported"
-	ProofRequired        Reason = "proof_required"     // the token is bound to a key that was not proven
+	ProofRequired        Reason = "proof_required"     // the token is bound to a key or a certificate that was not proven
 	ProofInvalid         Reason = "proof_invalid"      // a DPoP proof breaks a rule of RFC 9449 §4.3
 	ProofReplayed        Reason = "proof_replayed"     // a DPoP proof was used before (RFC 9449 §11.1)
 	ProofNonceNeeded     Reason = "proof_nonce_needed" // the DPoP proof lacks the server's nonce (RFC 9449 §8)

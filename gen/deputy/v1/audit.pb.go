@@ -213,7 +213,7 @@ type Entry struct {
 	Txn    string `protobuf:"bytes,6,opt,name=txn,proto3" json:"txn,omitempty"`
 	// Digest that identifies the root token.
 	Root string `protobuf:"bytes,7,opt,name=root,proto3" json:"root,omitempty"`
-	// RFC 7638 thumbprint of the key that the grant is bound to, or empty.
+	// Thumbprint of the key or certificate that the grant is bound to, or empty.
 	Key     string       `protobuf:"bytes,8,opt,name=key,proto3" json:"key,omitempty"`
 	Outcome EntryOutcome `protobuf:"varint,9,opt,name=outcome,proto3,enum=deputy.v1.EntryOutcome" json:"outcome,omitempty"`
 	// Registered reason of a refusal.

@@ -195,7 +195,8 @@ type Child struct {
 	AuthorizationDetails string `protobuf:"bytes,7,opt,name=authorization_details,json=authorizationDetails,proto3" json:"authorization_details,omitempty"`
 	// Names the new actor without a credential of its own; needs actor_confirmation.
 	RequestedActor string `protobuf:"bytes,8,opt,name=requested_actor,json=requestedActor,proto3" json:"requested_actor,omitempty"`
-	// RFC 7638 thumbprint of a key that is registered for requested_actor. The child is bound to it.
+	// Thumbprint of a key (RFC 7638) or a certificate (x5t#S256, RFC 8705) that is registered for
+	// requested_actor. The child is bound to it.
 	ActorConfirmation string `protobuf:"bytes,9,opt,name=actor_confirmation,json=actorConfirmation,proto3" json:"actor_confirmation,omitempty"`
 	// Whole seconds. Default: the tenant's default, cut to what the parent has left.
 	RequestedLifetime *durationpb.Duration `protobuf:"bytes,10,opt,name=requested_lifetime,json=requestedLifetime,proto3" json:"requested_lifetime,omitempty"`

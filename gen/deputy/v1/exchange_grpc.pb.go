@@ -31,8 +31,10 @@ const (
 // TokenExchangeService hands an agent less than its parent holds (OAuth 2.0 Token Exchange, RFC 8693).
 //
 // Every call is authenticated: by a client assertion (private_key_jwt, RFC 7523) in the request, by
-// the same assertion or a workload JWT of caller audience as "authorization: Bearer" metadata, or,
-// for Exchange, by an actor token of caller audience. The tenant comes from the credential.
+// the same assertion or a workload JWT of caller audience as "authorization: Bearer" metadata, by a
+// client certificate (RFC 8705, SPIFFE), or, for Exchange, by an actor token of caller audience. The
+// tenant comes from the credential. "dpop" metadata hold a DPoP proof (RFC 9449, docs/dpop.md): with
+// it a workload JWT that is bound to the key comes as "authorization: DPoP".
 //
 // Errors carry google.rpc.ErrorInfo with domain "deputy", a reason (docs/errors.md lists them all)
 // and, in its metadata, "error" (the OAuth error code) and "field".
@@ -91,8 +93,10 @@ func (c *tokenExchangeServiceClient) Introspect(ctx context.Context, in *Introsp
 // TokenExchangeService hands an agent less than its parent holds (OAuth 2.0 Token Exchange, RFC 8693).
 //
 // Every call is authenticated: by a client assertion (private_key_jwt, RFC 7523) in the request, by
-// the same assertion or a workload JWT of caller audience as "authorization: Bearer" metadata, or,
-// for Exchange, by an actor token of caller audience. The tenant comes from the credential.
+// the same assertion or a workload JWT of caller audience as "authorization: Bearer" metadata, by a
+// client certificate (RFC 8705, SPIFFE), or, for Exchange, by an actor token of caller audience. The
+// tenant comes from the credential. "dpop" metadata hold a DPoP proof (RFC 9449, docs/dpop.md): with
+// it a workload JWT that is bound to the key comes as "authorization: DPoP".
 //
 // Errors carry google.rpc.ErrorInfo with domain "deputy", a reason (docs/errors.md lists them all)
 // and, in its metadata, "error" (the OAuth error code) and "field".

@@ -34,7 +34,7 @@ const (
 	RevocationKind_REVOCATION_KIND_CHAIN RevocationKind = 2
 	// A root token by its digest (delegation.root).
 	RevocationKind_REVOCATION_KIND_ROOT RevocationKind = 3
-	// A key by its RFC 7638 thumbprint. It never expires.
+	// A key (RFC 7638) or a certificate (x5t#S256) by its thumbprint. It never expires.
 	RevocationKind_REVOCATION_KIND_KEY RevocationKind = 4
 	// An agent, wherever it stands; made by Suspend. It never expires by itself.
 	RevocationKind_REVOCATION_KIND_SUSPEND RevocationKind = 5

@@ -2,8 +2,6 @@ package exchange
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/base64"
 	"errors"
 	"fmt"
 
@@ -95,8 +93,7 @@ func (e *Engine) mustHold(h possession, c *delegation.Confirmation, field string
 func (e *Engine) hold(ctx context.Context, t *Tenant, c Credentials) (possession, error) {
 	var h possession
 	if len(c.Certificates) > 0 {
-		sum := sha256.Sum256(c.Certificates[0].Raw)
-		h.x5t = base64.RawURLEncoding.EncodeToString(sum[:])
+		h.x5t = token.CertificateThumbprint(c.Certificates[0])
 	}
 	if c.Proof == nil {
 		return h, nil

@@ -233,6 +233,7 @@ func TestBoundCredentials(t *testing.T) {
 		"key, as actor token, another's":    {actorToken: byKey, credentials: exchange.Credentials{Proof: prove(other, "")}, want: delegation.ClientUnauthenticated},
 		"certificate, as actor token":       {actorToken: byCert, credentials: exchange.Credentials{Certificates: certs}, bound: cert.Binding()},
 		"certificate, as actor token, none": {actorToken: byCert, want: delegation.ClientUnauthenticated},
+		"a proof and nothing else":          {credentials: exchange.Credentials{Proof: prove(key, "")}, want: delegation.ClientUnauthenticated},
 		"Bearer and DPoP":                   {credentials: exchange.Credentials{Bearer: free, DPoP: byKey, Proof: prove(key, byKey)}, want: delegation.ParameterConflict},
 	} {
 		call := n.Call(t, n.Root(t, nil), planner, "")

@@ -1,22 +1,20 @@
 package exchangetest
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/json"
 	"maps"
-	"math/big"
 	"testing"
 	"time"
 
 	"deputy.example/deputy/client/delegation"
 	"deputy.example/deputy/client/dpop"
 	"deputy.example/deputy/server/internal/exchange"
+	"deputy.example/deputy/server/internal/token"
+	"deputy.example/deputy/server/internal/token/certtest"
 )
 
 // TokenEndpoint is what proofs are made for that a Call brings: the engine is told so by its door.
@@ -88,31 +86,15 @@ type Certified struct {
 	TLS         tls.Certificate
 }
 
-// NewCertified makes a key and a certificate.
+// NewCertified makes a key and a certificate, of a client and of a server on this machine.
 func NewCertified(t testing.TB, name string) *Certified {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name}, DNSNames: []string{"localhost"},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageDigitalSignature,
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth}, BasicConstraintsValid: true,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := &Certified{TLS: tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}}
-	if c.Certificate, err = x509.ParseCertificate(der); err != nil {
-		t.Fatal(err)
-	}
-	return c
+	pair := certtest.SelfSigned(t, certtest.Subject(pkix.Name{CommonName: name}), certtest.DNS("localhost"),
+		func(c *x509.Certificate) { c.ExtKeyUsage = append(c.ExtKeyUsage, x509.ExtKeyUsageServerAuth) })
+	return &Certified{Certificate: pair.Leaf, TLS: pair}
 }
 
 // Binding is what tokens for the certificate's holder are bound to.
 func (c *Certified) Binding() delegation.Confirmation {
-	sum := sha256.Sum256(c.Certificate.Raw)
-	return delegation.Confirmation{X5T: encode(sum[:])}
+	return delegation.Confirmation{X5T: token.CertificateThumbprint(c.Certificate)}
 }
