@@ -442,9 +442,9 @@ func TestAProofAuthenticatesNobody(t *testing.T) {
 		by   exchange.Credentials
 		want delegation.Reason
 	}{
-		"nobody":       {exchange.Credentials{}, delegation.ClientUnauthenticated},
-		"somebody":     {n.Credentials(t, researcher), delegation.CallerNotActor},
-		"the planner":  {n.Credentials(t, planner), ""},
+		"nobody":      {exchange.Credentials{}, delegation.ClientUnauthenticated},
+		"somebody":    {n.Credentials(t, researcher), delegation.CallerNotActor},
+		"the planner": {n.Credentials(t, planner), ""},
 	} {
 		call := n.Call(t, parent.AccessToken, planner, "")
 		call.Credentials = c.by
