@@ -22,25 +22,34 @@ type commandLine struct {
 
 func (d *deployment) commandLine(t *testing.T, i *instance, who delegation.Principal) *commandLine {
 	t.Helper()
-	return &commandLine{t: t, program: built(t, "./client/cmd/deputy"), env: d.environment(i, who)}
+	return &commandLine{t: t, program: built(t, rootModule, "./client/cmd/deputy"), env: d.environment(i, who)}
 }
 
-// built is a program of the root module, with the race detector where the tests have it: then most of it is in
-// the build cache already.
-func built(t *testing.T, name string) (program string) {
+// built is a program of one of the modules, with the race detector where the tests have it: then most of it is
+// in the build cache already. It is built once.
+func built(t *testing.T, module, name string) (program string) {
 	t.Helper()
-	program = filepath.Join(t.TempDir(), filepath.Base(name))
+	program = filepath.Join(filepath.Dir(authority.file), filepath.Base(name))
+	if _, err := os.Stat(program); err == nil {
+		return program
+	}
 	args := []string{"build", "-o", program}
 	if raced() {
 		args = append(args, "-race")
 	}
 	build := exec.Command("go", append(args, name)...)
-	build.Dir = filepath.Join("..", "..", "..")
+	build.Dir = module
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("building %s: %v\n%s", name, err, out)
 	}
 	return program
 }
+
+// The modules, from here.
+const (
+	rootModule     = "../../.."
+	embeddedModule = ".."
+)
 
 func (d *deployment) environment(i *instance, who delegation.Principal) []string {
 	return append(os.Environ(),

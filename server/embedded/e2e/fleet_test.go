@@ -45,7 +45,7 @@ func newFleet(t *testing.T) *fleet {
 	f.redis = redis.NewClient(&redis.Options{Addr: memory})
 	t.Cleanup(func() { _ = f.redis.Close() })
 	f.deployment = deploy(t, plan{redis: memory, database: f.dsn, grpcTLS: true, managed: true, bound: true})
-	f.program = built(t, "./server/cmd/deputyd")
+	f.program = built(t, rootModule, "./server/cmd/deputyd")
 	f.certificates[planner] = f.path("planner.crt")
 	certtest.WritePair(t, f.certificates[planner], f.path("planner.key"), f.own)
 	for range 2 {
@@ -98,7 +98,7 @@ func (f *fleet) holder(i *instance, proving bool) *client.Client {
 // TestFleet holds two real processes to what they promise about bound tokens and keys.
 func TestFleet(t *testing.T) {
 	f := newFleet(t)
-	deputy := built(t, "./client/cmd/deputy")
+	deputy := built(t, rootModule, "./client/cmd/deputy")
 	t.Run("command line", func(t *testing.T) { f.commandLines(t, deputy) })
 	t.Run("replay", func(t *testing.T) { f.replay(t, deputy) })
 	t.Run("rotation", func(t *testing.T) { f.rotation(t) })

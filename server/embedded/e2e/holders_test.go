@@ -105,8 +105,8 @@ func (d *deployment) keysOverGRPC(t *testing.T, i *instance, job map[string]any,
 		t.Errorf("nonces of %v in %d runs", result.Nonces, len(result.Results))
 	}
 	for algorithm, r := range result.Results {
-		if r.Parent.Answer.TokenType != "DPoP" {
-			t.Fatalf("%s: %+v", algorithm, r.Parent)
+		if r.Parent.Answer.TokenType != "DPoP" || r.Parent.Answer.ExpiresIn != 120 || r.Child.Answer.TokenType != "DPoP" {
+			t.Fatalf("%s: %v", algorithm, outcomes(t, map[string]called{"parent": r.Parent, "child": r.Child}))
 		}
 		d.bindings(t, i, algorithm, job, map[string]delegation.Confirmation{r.Parent.Answer.AccessToken: {JKT: r.Thumbprint}}, r.Child.Answer.AccessToken)
 		same(t, algorithm, outcomes(t, r.Steps), map[string]string{
@@ -190,7 +190,7 @@ func TestForeignHoldersOfCertificates(t *testing.T) {
 		runNode(t, "mtls-grpc.mjs", job, &results)
 		for name, certificate := range certificates {
 			r, thumbprint := results[name], certificateThumbprint(certificate)
-			if r.Parent.Answer.TokenType != "Bearer" || !r.Introspected.Answer.Active || r.Introspected.Answer.Cnf.X5T != thumbprint {
+			if r.Parent.Answer.TokenType != "Bearer" || r.Parent.Answer.ExpiresIn != 120 || !r.Introspected.Answer.Active || r.Introspected.Answer.Cnf.X5T != thumbprint {
 				t.Fatalf("%s: %s: %+v", name, outcomes(t, map[string]called{"parent": r.Parent}), r)
 			}
 			claims := d.claims(t, i, r.Parent.Answer.AccessToken)
@@ -323,6 +323,7 @@ type called struct {
 	Answer struct {
 		AccessToken string `json:"access_token"`
 		TokenType   string `json:"token_type"`
+		ExpiresIn   int    `json:"expires_in"`
 	} `json:"-"`
 	Code    int
 	Says    string // grpc-message

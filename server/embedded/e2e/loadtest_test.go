@@ -14,27 +14,16 @@ import (
 )
 
 // TestLoadtestSmoke has loadtest measure every scenario, with so few requests that the figures mean nothing.
-// What it measures runs in processes of their own, so they are built here, with the race detector where the
-// tests have it: then most of it is in the build cache already.
+// What it measures runs in processes of their own.
 func TestLoadtestSmoke(t *testing.T) {
-	dir := t.TempDir()
-	for out, c := range map[string][2]string{
-		"loadtest": {"../../..", "./loadtest"}, "deputyd": {"../../..", "./server/cmd/deputyd"}, "deputy-target": {"..", "./cmd/deputy-target"},
-	} {
-		args := []string{"build", "-o", filepath.Join(dir, out)}
-		if raced() {
-			args = append(args, "-race")
-		}
-		build := exec.Command("go", append(args, c[1])...)
-		build.Dir = c[0]
-		if said, err := build.CombinedOutput(); err != nil {
-			t.Fatalf("%v\n%s", err, said)
-		}
+	dir, loadtest := t.TempDir(), built(t, rootModule, "./loadtest")
+	for _, program := range []string{built(t, rootModule, "./server/cmd/deputyd"), built(t, embeddedModule, "./cmd/deputy-target")} {
+		check(t, os.Symlink(program, filepath.Join(dir, filepath.Base(program))))
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
 	run := func(args ...string) (string, error) {
-		cmd := exec.CommandContext(ctx, filepath.Join(dir, "loadtest"), append(args, "--binaries", dir, "--out", dir, "--requests", "60", "--at-once", "2", "--rounds", "1")...)
+		cmd := exec.CommandContext(ctx, loadtest, append(args, "--binaries", dir, "--out", dir, "--requests", "60", "--at-once", "2", "--rounds", "1")...)
 		cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 		said, err := cmd.CombinedOutput()
 		return string(said), err

@@ -427,3 +427,36 @@ func TestBannedKeysProveNothing(t *testing.T) {
 		})
 	}
 }
+
+// RFC 9449 §11.11: a proof shows that a key is held, and not who holds it. It takes no client's place, and makes
+// nobody the actor of what is bound to the key.
+func TestAProofAuthenticatesNobody(t *testing.T) {
+	w := exchangetest.New(t, exchangetest.Config{})
+	n, key := w.Tenant(), exchangetest.NewProver(t)
+	first := n.Call(t, n.Root(t, nil), planner, "")
+	first.Credentials.Proof = w.Proof(t, key)
+	parent, err := w.One(t.Context(), first)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		by   exchange.Credentials
+		want delegation.Reason
+	}{
+		"nobody":      {exchange.Credentials{}, delegation.ClientUnauthenticated},
+		"somebody":    {n.Credentials(t, researcher), delegation.CallerNotActor},
+		"the planner": {n.Credentials(t, planner), ""},
+	} {
+		call := n.Call(t, parent.AccessToken, planner, "")
+		call.Credentials = c.by
+		call.Credentials.Proof = w.Proof(t, key)
+		_, err := w.One(t.Context(), call)
+		if err == nil && c.want != "" || err != nil && err.Reason != c.want {
+			t.Errorf("%s, with the planner's proof: %v, want %q", name, err, c.want)
+		}
+	}
+	q := exchange.Inquiry{Tenant: "default", Credentials: exchange.Credentials{Proof: w.Proof(t, key)}, Token: parent.AccessToken}
+	if _, err := w.Engine.Introspect(t.Context(), q); delegation.AsError(err) == nil || delegation.AsError(err).Reason != delegation.ClientUnauthenticated {
+		t.Errorf("introspection: %v", err)
+	}
+}

@@ -35,9 +35,9 @@ const refusal = ({ code, details, metadata }) => ({
 })
 
 export const exchange = (stub, { client, ...parameters }, headers) => answered((metadata, options, done) => {
-  const { subject_token, subject_token_type, audience, ...child } = parameters
-  const lifetime = { seconds: 120 } // google.protobuf.Duration
-  stub.Exchange({ subject_token, subject_token_type, client, child: { ...child, audience: [audience], requested_lifetime: lifetime } }, metadata, options, done)
+  const { subject_token, subject_token_type, audience, lifetime, ...child } = parameters
+  const requested_lifetime = lifetime && { seconds: lifetime } // google.protobuf.Duration
+  stub.Exchange({ subject_token, subject_token_type, client, child: { ...child, audience: [audience], requested_lifetime } }, metadata, options, done)
 }, headers)
 
 export const introspect = (stub, request, headers) => answered((metadata, options, done) => stub.Introspect(request, metadata, options, done), headers)

@@ -8,7 +8,7 @@ report(await connected(async ({ deputy, tool }) => {
   for (const [name, certificate] of Object.entries(job.certificates)) {
     const own = deputy(job.deputy, certificate)
     const other = deputy(job.deputy, job.other)
-    const parent = await exchange(own, stepIn(job.root))
+    const parent = await exchange(own, { ...stepIn(job.root), lifetime: 120 })
     const token = parent.answer?.access_token ?? ''
     const bearer = { authorization: `Bearer ${token}` }
     results[name] = {
