@@ -6,3 +6,10 @@ var (
 	ClaimScript   = claimSource
 	SwitchScript  = switchSource
 )
+
+// Waiting is how many questions are in no round yet.
+func (g *Guard) Waiting() int {
+	g.admits.mu.Lock()
+	defer g.admits.mu.Unlock()
+	return len(g.admits.next)
+}

@@ -57,6 +57,7 @@ type Guard struct {
 	timeout time.Duration
 	now     func() time.Time
 	seconds *prometheus.HistogramVec
+	admits  rounds
 }
 
 // New makes a Guard. It does not talk to Redis yet; Ready does.
@@ -68,6 +69,7 @@ func New(c Config) *Guard {
 	if g.now == nil {
 		g.now = time.Now
 	}
+	g.admits = rounds{client: g.client, script: admit, timeout: g.timeout}
 	g.seconds = promauto.With(c.Registerer).NewHistogramVec(prometheus.HistogramOpts{
 		Name:    "deputy_guard_seconds",
 		Help:    "Time of a question to Redis by call (admit, note, publish, …) and outcome (ok, refused, unavailable).",
@@ -149,7 +151,7 @@ func (g *Guard) Admit(ctx context.Context, tenant string, caller delegation.Prin
 	}
 	ctx, cancel := context.WithTimeout(ctx, g.timeout)
 	defer cancel()
-	wait, err := admit.Run(ctx, g.client, keys, args...).Int64()
+	wait, err := g.admits.run(ctx, keys, args)
 	switch {
 	case err != nil:
 		return delegation.Unavailable(dependency, err)

@@ -53,8 +53,11 @@ func (amnesia) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 func (amnesia) ProcessPipelineHook(redis.ProcessPipelineHook) redis.ProcessPipelineHook {
 	return func(_ context.Context, cmds []redis.Cmder) error {
 		for _, cmd := range cmds {
-			if c, ok := cmd.(*redis.StatusCmd); ok {
+			switch c := cmd.(type) {
+			case *redis.StatusCmd:
 				c.SetVal("OK")
+			case *redis.Cmd:
+				c.SetVal(int64(0))
 			}
 		}
 		return nil

@@ -1,0 +1,93 @@
+package guard
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// rounds ask Redis for many callers at once. Whoever comes while a round is under way waits for the next, which
+// begins as soon as that one has ended: nobody waits for others to come, and no answer is older than its question.
+type rounds struct {
+	client  redis.UniversalClient
+	script  *redis.Script
+	timeout time.Duration // of one round
+
+	mu       sync.Mutex
+	next     []*question
+	underWay bool // somebody asks, and will ask for those in next too
+}
+
+// mostInRound keeps the answers of a round from arriving so late that its first callers have left.
+const mostInRound = 256
+
+// question is one run of the script.
+type question struct {
+	ctx    context.Context
+	keys   []string
+	args   []any
+	answer *redis.Cmd    // set before answered is closed; nil: nobody was left to ask for
+	closed chan struct{} // when it was answered
+}
+
+// run is one run of the script. It ends with its context, whatever becomes of the round; the script may then
+// have run or not.
+func (r *rounds) run(ctx context.Context, keys []string, args []any) (int64, error) {
+	q := &question{ctx: ctx, keys: keys, args: args, closed: make(chan struct{})}
+	r.mu.Lock()
+	r.next = append(r.next, q)
+	begins := !r.underWay
+	r.underWay = true
+	r.mu.Unlock()
+	if begins {
+		go r.ask()
+	}
+	select {
+	case <-ctx.Done():
+		return 0, ctx.Err()
+	case <-q.closed:
+	}
+	if q.answer == nil {
+		return 0, context.Cause(ctx)
+	}
+	if redis.HasErrorPrefix(q.answer.Err(), "NOSCRIPT") { // Redis was started, and keeps it from now on
+		return r.script.Eval(ctx, r.client, keys, args...).Int64()
+	}
+	return q.answer.Int64()
+}
+
+// ask goes on until nobody waits.
+func (r *rounds) ask() {
+	for {
+		r.mu.Lock()
+		round := r.next[:min(len(r.next), mostInRound)]
+		r.next = r.next[len(round):]
+		if r.underWay = len(round) > 0; !r.underWay {
+			r.next = nil
+		}
+		r.mu.Unlock()
+		if len(round) == 0 {
+			return
+		}
+		r.askFor(round)
+	}
+}
+
+func (r *rounds) askFor(round []*question) {
+	defer func() {
+		for _, q := range round {
+			close(q.closed)
+		}
+	}()
+	ctx, cancel := context.WithTimeout(context.Background(), r.timeout)
+	defer cancel()
+	pipe := r.client.Pipeline()
+	for _, q := range round {
+		if q.ctx.Err() == nil { // whoever has left is not charged
+			q.answer = r.script.EvalSha(ctx, pipe, q.keys, q.args...)
+		}
+	}
+	_, _ = pipe.Exec(ctx) // each answer has its own error, that of the connection too
+}
