@@ -63,7 +63,6 @@ var onlyIn = map[string][]string{
 	"github.com/lestrrat-go/jwx":  {"server/internal/token", "client"},
 	"github.com/redis/go-redis":   {"server/internal/guard", "server"},
 	"github.com/openfga/openfga":  {"server/embedded"},
-	"github.com/alicebob":         {"server/embedded"},
 	"github.com/openfga/go-sdk":   {"server/internal/policy", "server/embedded"},
 	"github.com/jackc/pgx":        {"server/internal/ledger", "server/internal/testservers"},
 	"modernc.org/sqlite":          {"server/internal/ledger", "server/embedded"},
@@ -228,11 +227,10 @@ var versions = map[string]map[string]string{
 		"github.com/HdrHistogram/hdrhistogram-go": "v1.4.0",
 	},
 	"server/embedded": {
-		"google.golang.org/grpc":           "v1.85.0",
-		"github.com/openfga/go-sdk":        "v0.8.2",
-		"github.com/openfga/openfga":       "v1.22.1",
-		"github.com/alicebob/miniredis/v2": "v2.40.0",
-		"github.com/chromedp/chromedp":     "v0.23.0",
+		"google.golang.org/grpc":       "v1.85.0",
+		"github.com/openfga/go-sdk":    "v0.8.2",
+		"github.com/openfga/openfga":   "v1.22.1",
+		"github.com/chromedp/chromedp": "v0.23.0",
 	},
 }
 
