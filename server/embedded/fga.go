@@ -84,7 +84,12 @@ func (f *FGA) RoundTrip(r *http.Request) (_ *http.Response, err error) {
 		return nil, err
 	}
 	w := responseBuffer{header: make(http.Header), code: http.StatusOK}
-	f.handler.ServeHTTP(&w, r)
+	if r, err = f.serveDirectly(&w, r); err != nil {
+		return nil, err
+	}
+	if w.body.Len() == 0 {
+		f.handler.ServeHTTP(&w, r)
+	}
 	w.header.Set("Date", time.Now().UTC().Format(http.TimeFormat)) // as net/http does on a port
 	return &http.Response{
 		Status:        fmt.Sprintf("%d %s", w.code, http.StatusText(w.code)),
