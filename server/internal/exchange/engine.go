@@ -69,6 +69,7 @@ type Engine struct {
 	strange  xrate.Sometimes // samples the log of refusals that come before a caller is known
 	randLock sync.Mutex      // Config.Rand need not be safe for concurrent use
 	receipts receipts
+	counting chan struct{} // holds a token for each count that runs
 	lists    signedLists
 	compared sync.Map // tenant's name → nil, or error where Redis knows revocations that the ledger does not
 	proven   sync.Map // tenant's name → nil, or error where the log does not continue its checkpoints
@@ -76,7 +77,8 @@ type Engine struct {
 	// What tests replace: a signer that fails, a count or a list that takes long, and the protections that
 	// they switch off.
 	sign     func(*token.Keyset, []byte) (string, error)
-	hits     func(ctx context.Context, tenant string, t delegation.Target, limit int) ([]*ledger.Entry, int, int, error)
+	hits     func(s *ledger.Survey, ctx context.Context, limit int) ([]*ledger.Entry, int, int, error)
+	patience time.Duration // with counts
 	statuses func(ctx context.Context, tenant string, list uint64, maxAge time.Duration) (*ledger.Statuses, error)
 	off      protections
 }
@@ -116,7 +118,9 @@ func New(config Config) (*Engine, error) {
 		metrics:  newMetrics(config.Registerer),
 		strange:  xrate.Sometimes{First: 20, Interval: time.Second},
 		sign:     (*token.Keyset).Sign,
-		hits:     config.Ledger.Hits,
+		hits:     (*ledger.Survey).Count,
+		counting: make(chan struct{}, countsAtOnce),
+		patience: countPatience,
 		statuses: config.Ledger.Statuses,
 	}
 	for i := range config.Tenants {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"time"
 
-	"deputy.example/deputy/client/delegation"
 	"deputy.example/deputy/server/internal/ledger"
 	"deputy.example/deputy/server/internal/token"
 )
@@ -47,8 +46,11 @@ func (e *Engine) SignWith(sign func(*token.Keyset, []byte) (string, error)) {
 	}
 }
 
+// CountPatiently has revocations wait for their counts, on a machine that does much else.
+func (e *Engine) CountPatiently() { e.patience = time.Second }
+
 // CountWith replaces the count of what a revocation kills.
-func (e *Engine) CountWith(hits func(ctx context.Context, tenant string, t delegation.Target, limit int) ([]*ledger.Entry, int, int, error)) {
+func (e *Engine) CountWith(hits func(s *ledger.Survey, ctx context.Context, limit int) ([]*ledger.Entry, int, int, error)) {
 	e.hits = hits
 }
 

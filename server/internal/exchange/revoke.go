@@ -38,7 +38,10 @@ const (
 	maxAffected = 1000
 	maxReason   = 1000
 
-	countPatience = 400 * time.Millisecond
+	// Nobody waits long to hear what a revocation kills: so long before it is recorded, and so long again once
+	// it is in force. What is not counted by then is not counted.
+	countPatience = 50 * time.Millisecond
+	countsAtOnce  = 2 // so that they leave connections to the database for others
 )
 
 // system is what Deputy's own access control is about.
@@ -66,31 +69,60 @@ func (e *Engine) Revoke(ctx context.Context, call RevokeCall) (Revoked, error) {
 		return Revoked{}, e.recordRefusal(ctx, tenant, draft, "revocation", err)
 	}
 	draft.Revocation = &delegation.Revocation{Target: target, Until: e.until(tenant, target)}
-	done := e.countHits(ctx, tenant, target)
+	counted := e.countHits(ctx, tenant, target)
 	result := e.config.Ledger.AppendAll(ctx, tenant.Name, []*ledger.Draft{draft}, nil)[0]
 	if result.Err != nil {
+		counted(0)
 		return Revoked{}, delegation.AsError(result.Err)
 	}
 	recorded, err := e.config.Ledger.EntryAt(ctx, tenant.Name, result.Receipt.Seq)
 	if err != nil || recorded.Revocation == nil {
+		counted(0)
 		return Revoked{}, delegation.Unavailable("ledger", err)
 	}
 	e.announce(ctx, tenant, *recorded.Revocation)
+	done := counted(e.patience)
 	done.Revocation = recorded.Revocation
 	return done, nil
 }
 
-// countHits takes time in proportion to all that is alive, and so it must not keep anybody from
-// revoking: what could not be counted soon is not counted.
-func (e *Engine) countHits(ctx context.Context, tenant *Tenant, target delegation.Target) Revoked {
-	ctx, cancel := context.WithTimeout(ctx, countPatience)
+// countHits begins to count, beside the recording, and returns what ends it: within the grace, counted or
+// not. To count takes time in proportion to all that is alive, and so it must not keep anybody from revoking.
+func (e *Engine) countHits(ctx context.Context, tenant *Tenant, target delegation.Target) (counted func(grace time.Duration) Revoked) {
+	soon, cancel := context.WithTimeout(ctx, e.patience)
 	defer cancel()
-	_, tokens, chains, err := e.hits(ctx, tenant.Name, target, 0)
+	survey, err := e.config.Ledger.Survey(soon, tenant.Name, target)
 	if err != nil {
 		e.config.Logger.WarnContext(ctx, "a revocation goes on uncounted", "tenant", tenant.Name, "cause", err)
-		return Revoked{}
+		return func(time.Duration) Revoked { return Revoked{} }
 	}
-	return Revoked{Tokens: tokens, Chains: chains, Counted: true}
+	done, enough := make(chan Revoked, 1), make(chan struct{})
+	go func() {
+		ctx, cancel := e.within(context.WithoutCancel(ctx)) // nobody's statement is broken off when the caller has its answer
+		defer cancel()
+		select {
+		case e.counting <- struct{}{}:
+			defer func() { <-e.counting }()
+		case <-enough:
+			return
+		}
+		if _, tokens, chains, err := e.hits(survey, ctx, 0); err == nil {
+			done <- Revoked{Tokens: tokens, Chains: chains, Counted: true}
+		}
+	}()
+	return func(grace time.Duration) Revoked {
+		defer close(enough)
+		defer survey.Stop()
+		end := time.NewTimer(grace)
+		defer end.Stop()
+		select {
+		case r := <-done:
+			return r
+		case <-end.C:
+			e.config.Logger.WarnContext(ctx, "a revocation went on uncounted: there is too much to count in time", "tenant", tenant.Name)
+			return Revoked{}
+		}
+	}
 }
 
 // decideRevocation settles the target and whether the caller may aim at it.
@@ -227,7 +259,11 @@ func (e *Engine) until(tenant *Tenant, t delegation.Target) time.Time {
 
 // affected answers a dry run.
 func (e *Engine) affected(ctx context.Context, tenant *Tenant, t delegation.Target) (Revoked, error) {
-	grants, tokens, chains, err := e.hits(ctx, tenant.Name, t, maxAffected)
+	survey, err := e.config.Ledger.Survey(ctx, tenant.Name, t)
+	if err != nil {
+		return Revoked{}, delegation.AsError(err)
+	}
+	grants, tokens, chains, err := e.hits(survey, ctx, maxAffected)
 	if err != nil {
 		return Revoked{}, delegation.AsError(err)
 	}

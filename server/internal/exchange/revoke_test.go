@@ -130,6 +130,7 @@ func TestWhatARevocationKills(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			w, n, chain := hospital(t)
+			w.Engine.CountPatiently()
 			target := c.target(n, chain)
 			dry, err := w.Engine.Revoke(t.Context(), exchange.RevokeCall{Tenant: "default", Credentials: n.Credentials(t, responder), Target: target, DryRun: true})
 			if err != nil {
@@ -340,7 +341,7 @@ func TestWatchOfTheTakenBack(t *testing.T) {
 // which is nothing but the count, cannot be answered.
 func TestRevokeWithoutCount(t *testing.T) {
 	w, _, chain := hospital(t)
-	w.Engine.CountWith(func(ctx context.Context, _ string, _ delegation.Target, _ int) ([]*ledger.Entry, int, int, error) {
+	w.Engine.CountWith(func(_ *ledger.Survey, ctx context.Context, _ int) ([]*ledger.Entry, int, int, error) {
 		<-ctx.Done()
 		return nil, 5, 5, delegation.Unavailable("ledger", ctx.Err())
 	})

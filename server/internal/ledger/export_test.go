@@ -310,3 +310,19 @@ func (l *Ledger) StatusLists(tenant string) int {
 }
 
 const MostStatusLists = mostStatusLists
+
+// PruneAfter is how much is added before what has ended is removed.
+const PruneAfter = pruneAfter
+
+// Rows counts what a table holds.
+func (l *Ledger) Rows(t testing.TB, table string) (n int) {
+	t.Helper()
+	found, err := l.store.query(t.Context(), `SELECT count(*) FROM `+table)
+	if err == nil {
+		err = eachRow(found, func() error { return found.Scan(&n) })
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash/maphash"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"deputy.example/deputy/client/delegation"
@@ -14,33 +15,45 @@ import (
 
 // Hits says what a revocation of the target would kill if it were recorded now: the grants that have
 // neither expired nor been voided or revoked and that it hits, oldest first and at most limit of them,
-// together with the number of all such tokens and of the chains that they belong to.
-//
-// It asks RevocationSet.Hit of the lineage in each live grant's stored claims, so it cannot differ
-// from what becomes of them. That takes time in proportion to all live grants of the tenant, within
-// ctx: some microseconds for each, and fifty for each that names the target. It reads them page by
-// page and holds no lock.
+// together with the number of all such tokens and of the chains that they belong to. It is a Survey with its
+// Count.
 func (l *Ledger) Hits(ctx context.Context, tenant string, t delegation.Target, limit int) (grants []*Entry, tokens, chains int, err error) {
-	if err := checkTarget(delegation.Revocation{Target: t}); err != nil {
-		return nil, 0, 0, malformed(err)
+	s, err := l.Survey(ctx, tenant, t)
+	if err != nil {
+		return nil, 0, 0, err
 	}
-	s := survey{ledger: l, tenant: tenant, now: l.config.Now(), limit: limit, target: t, seed: maphash.MakeSeed(), chains: map[uint64]struct{}{}}
-	if err := s.run(ctx); err != nil {
-		return nil, 0, 0, unavailable(err)
-	}
-	return s.grants, s.tokens, len(s.chains), nil
+	return s.Count(ctx, limit)
 }
 
-// survey is one pass over a tenant's live grants.
-type survey struct {
-	ledger *Ledger
-	tenant string
-	now    time.Time
-	limit  int
-	target delegation.Target
-	set    *delegation.RevocationSet // the target alone
-	dead   *delegation.RevocationSet // what was revoked before
-	head   uint64                    // grants with higher numbers came after the question
+// Survey begins to find out what a revocation of the target kills. Its Count is of the time of this call,
+// whatever is recorded meanwhile, the revocation itself included.
+func (l *Ledger) Survey(ctx context.Context, tenant string, t delegation.Target) (*Survey, error) {
+	if err := checkTarget(delegation.Revocation{Target: t}); err != nil {
+		return nil, malformed(err)
+	}
+	s := &Survey{ledger: l, tenant: tenant, now: l.config.Now(), target: t, seed: maphash.MakeSeed(), chains: map[uint64]struct{}{}}
+	var err error
+	if s.head, err = l.headSeq(ctx, tenant); err != nil {
+		return nil, unavailable(err)
+	}
+	if s.before, _, err = l.Live(ctx, tenant); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// Survey is one pass over a tenant's live grants.
+type Survey struct {
+	ledger  *Ledger
+	tenant  string
+	now     time.Time
+	limit   int
+	target  delegation.Target
+	set     *delegation.RevocationSet // the target alone
+	before  []delegation.Revocation
+	dead    *delegation.RevocationSet // what was revoked before
+	head    uint64                    // grants with higher numbers came after the question
+	stopped atomic.Bool
 
 	grants []*Entry
 	tokens int
@@ -55,17 +68,41 @@ const (
 	claimsPage = 1000
 )
 
-func (s *survey) run(ctx context.Context) error {
-	var err error
-	if s.head, err = s.ledger.headSeq(ctx, s.tenant); err != nil {
-		return err
+// Count returns what Hits does. It may be called once.
+//
+// It asks RevocationSet.Hit of the lineage in each live grant's stored claims, so it cannot differ
+// from what becomes of them. That takes time in proportion to all live grants of the tenant, within
+// ctx: some microseconds for each, and fifty for each that names the target. It reads them page by
+// page and holds no lock.
+func (s *Survey) Count(ctx context.Context, limit int) (grants []*Entry, tokens, chains int, err error) {
+	s.limit = limit
+	if err := s.run(ctx); err != nil {
+		return nil, 0, 0, unavailable(err)
 	}
-	if s.dead, err = s.ledger.Revocations(ctx, s.tenant, true); err != nil {
-		return err
+	return s.grants, s.tokens, len(s.chains), nil
+}
+
+// Stop has a Count that runs give up between two pages: to break off a statement would cost PostgreSQL's
+// connection.
+func (s *Survey) Stop() { s.stopped.Store(true) }
+
+var errStopped = errors.New("the count was stopped")
+
+func (s *Survey) run(ctx context.Context) error {
+	s.dead = delegation.NewRevocationSet(s.ledger.config.Skew)
+	for some := range slices.Chunk(s.before, 1024) {
+		if s.stopped.Load() {
+			return errStopped
+		}
+		s.dead.Apply(some...)
 	}
 	s.set = delegation.NewRevocationSet(s.ledger.config.Skew)
 	s.set.Apply(delegation.Revocation{Seq: s.head + 1, Target: s.target, At: s.now})
+	var err error
 	for after, more := uint64(0), true; more; {
+		if s.stopped.Load() {
+			return errStopped
+		}
 		if after, more, err = s.page(ctx, after); err != nil {
 			return err
 		}
@@ -104,12 +141,12 @@ func (l *Ledger) livePage(ctx context.Context, tenant string, after, upTo uint64
 
 // names is false only for claims that cannot hold the target's name: JSON without an escape holds
 // every string as it is. To search is ten times faster than to decode.
-func (s *survey) names(claims []byte) bool {
+func (s *Survey) names(claims []byte) bool {
 	return bytes.Contains(claims, []byte(s.target.ID)) || bytes.IndexByte(claims, '\\') >= 0
 }
 
 // page judges the next live grants and returns the number of the last one.
-func (s *survey) page(ctx context.Context, after uint64) (last uint64, more bool, err error) {
+func (s *Survey) page(ctx context.Context, after uint64) (last uint64, more bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, s.ledger.config.attempt())
 	defer cancel()
 	var hit []uint64

@@ -3,6 +3,7 @@ package ledger
 import (
 	"context"
 	"errors"
+	"runtime"
 	"slices"
 	"sync"
 	"time"
@@ -109,11 +110,27 @@ func (s *sequencer) withdraw(it *item) bool {
 // turns commits batches until nothing is queued.
 func (s *sequencer) turns() {
 	for {
+		s.gather()
 		items := s.take()
 		if items == nil {
 			return
 		}
 		s.commit(items)
+	}
+}
+
+// gather lets whoever can run now come to the queue: what is almost here shares the transaction, most of
+// whose price is the same for one as for many. Where nothing else can run, it takes no time.
+func (s *sequencer) gather() {
+	for before := 0; ; {
+		s.mu.Lock()
+		n := len(s.queue)
+		s.mu.Unlock()
+		if n <= before || n >= s.ledger.config.MaxBatch {
+			return
+		}
+		before = n
+		runtime.Gosched()
 	}
 }
 
