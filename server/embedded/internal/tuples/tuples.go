@@ -65,17 +65,12 @@ type change struct {
 	deleted bool
 }
 
-// of returns a store, which need not have been created: OpenFGA asks its stores about that, where it cares.
-func (d *Datastore) of(id string) *store {
-	d.mu.RLock()
-	s := d.stores[id]
-	d.mu.RUnlock()
-	if s != nil {
-		return s
-	}
+// writing returns a store, which need not have been created: OpenFGA asks its stores about that, where it cares.
+func (d *Datastore) writing(id string) *store {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if s = d.stores[id]; s == nil {
+	s := d.stores[id]
+	if s == nil {
 		s = &store{
 			exact: make(map[key]*record), objects: make(map[string]map[string]*onObject), users: make(map[string]map[typedRelation]*list),
 			entropy: ulid.Monotonic(rand.Reader, 0),
@@ -83,6 +78,16 @@ func (d *Datastore) of(id string) *store {
 		d.stores[id] = s
 	}
 	return s
+}
+
+// reading returns a store, or an empty one that nobody else has.
+func (d *Datastore) reading(id string) *store {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	if s := d.stores[id]; s != nil {
+		return s
+	}
+	return new(store)
 }
 
 // DeleteStore implements [storage.StoresBackend]. OpenFGA never gives an id twice, but this must not answer for a store of the
@@ -96,7 +101,7 @@ func (d *Datastore) DeleteStore(ctx context.Context, id string) error {
 
 // Write implements [storage.RelationshipTupleWriter]: all of it or nothing.
 func (d *Datastore) Write(_ context.Context, id string, deletes storage.Deletes, writes storage.Writes, options ...storage.TupleWriteOption) error {
-	s := d.of(id)
+	s := d.writing(id)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := s.fits(deletes, writes, storage.NewTupleWriteOptions(options...)); err != nil {
@@ -224,7 +229,7 @@ func (s *store) remove(r *record) {
 
 // ReadUserTuple implements [storage.RelationshipTupleReader].
 func (d *Datastore) ReadUserTuple(_ context.Context, id string, f storage.ReadUserTupleFilter, _ storage.ReadUserTupleOptions) (*openfgav1.Tuple, error) {
-	s := d.of(id)
+	s := d.reading(id)
 	s.mu.RLock()
 	r := s.exact[key{f.Object, f.Relation, f.User}]
 	s.mu.RUnlock()
@@ -236,7 +241,7 @@ func (d *Datastore) ReadUserTuple(_ context.Context, id string, f storage.ReadUs
 
 // ReadUsersetTuples implements [storage.RelationshipTupleReader].
 func (d *Datastore) ReadUsersetTuples(_ context.Context, id string, f storage.ReadUsersetTuplesFilter, _ storage.ReadUsersetTuplesOptions) (storage.TupleIterator, error) {
-	s := d.of(id)
+	s := d.reading(id)
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	found := s.found(func(r *record) bool { return r.allowed(f.AllowedUserTypeRestrictions) && r.conditioned(f.Conditions) })
@@ -248,7 +253,7 @@ func (d *Datastore) ReadUsersetTuples(_ context.Context, id string, f storage.Re
 
 // ReadStartingWithUser implements [storage.RelationshipTupleReader]. The tuples come in the order of their objects.
 func (d *Datastore) ReadStartingWithUser(_ context.Context, id string, f storage.ReadStartingWithUserFilter, _ storage.ReadStartingWithUserOptions) (storage.TupleIterator, error) {
-	s := d.of(id)
+	s := d.reading(id)
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	found := s.found(nil)
@@ -275,7 +280,7 @@ func (d *Datastore) ReadStartingWithUser(_ context.Context, id string, f storage
 
 // Read implements [storage.RelationshipTupleReader].
 func (d *Datastore) Read(_ context.Context, id string, f storage.ReadFilter, _ storage.ReadOptions) (storage.TupleIterator, error) {
-	s := d.of(id)
+	s := d.reading(id)
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	return s.read(f), nil
@@ -291,7 +296,7 @@ func (d *Datastore) ReadPage(ctx context.Context, id string, f storage.ReadFilte
 			return nil, "", storage.ErrInvalidContinuationToken
 		}
 	}
-	s := d.of(id)
+	s := d.reading(id)
 	s.mu.RLock()
 	found := s.read(f)
 	s.mu.RUnlock()
@@ -352,7 +357,7 @@ func (s *store) read(f storage.ReadFilter) *iterator {
 
 // ReadChanges implements [storage.ChangelogBackend].
 func (d *Datastore) ReadChanges(_ context.Context, id string, f storage.ReadChangesFilter, options storage.ReadChangesOptions) ([]*openfgav1.TupleChange, string, error) {
-	s := d.of(id)
+	s := d.reading(id)
 	s.mu.RLock()
 	changes := s.changes // which only grow
 	s.mu.RUnlock()

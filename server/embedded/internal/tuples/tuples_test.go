@@ -239,7 +239,7 @@ func TestWhatIsDeletedIsGone(t *testing.T) {
 		write(t, d, nil, storage.Writes{k})
 		write(t, d, storage.Deletes{tuple.TupleKeyToTupleKeyWithoutCondition(k)}, nil)
 	}
-	s := d.of("s")
+	s := d.reading("s")
 	if len(s.exact)+len(s.objects)+len(s.users)+len(s.all.records) != 0 || len(s.changes) != 2000 {
 		t.Errorf("%d tuples, %d objects, %d users, %d in the list and %d changes", len(s.exact), len(s.objects), len(s.users), len(s.all.records), len(s.changes))
 	}
@@ -249,7 +249,7 @@ func TestWhatIsDeletedIsGone(t *testing.T) {
 func TestHorizon(t *testing.T) {
 	d := New()
 	write(t, d, nil, storage.Writes{tuple.NewTupleKey("doc:1", "viewer", "user:a")})
-	s := d.of("s")
+	s := d.reading("s")
 	s.changes[0].at = time.Now().Add(time.Minute)
 	write(t, d, nil, storage.Writes{tuple.NewTupleKey("doc:2", "viewer", "user:a")})
 	read := func(horizon time.Duration) int {
