@@ -292,7 +292,7 @@ func (s *setup) configure(d *deputy) (file string, err error) {
 		name := tenantName(t)
 		fmt.Fprintf(&b, "  - {name: %s, default: %t, issuer: %q, signing_keys: [{path: signing.pem, algorithm: ES256}],\n", name, t == 0, tenantIssuer(t))
 		fmt.Fprintf(&b, "     policy: {url: %q, store: %s, model: %s, timeout: 1500ms},\n", s.relations.url, s.stores[t], s.models[t])
-		fmt.Fprintf(&b, "     limits: {max_lifetime: 1h, default_lifetime: 1h, max_depth: 16, caller_rate: 100000, scope_targets: {%s}},\n", strings.Join(targets, ", "))
+		fmt.Fprintf(&b, "     limits: {allow_bearer: true, max_lifetime: 1h, default_lifetime: 1h, max_depth: 16, caller_rate: 100000, scope_targets: {%s}},\n", strings.Join(targets, ", "))
 		fmt.Fprintf(&b, "     trusted_issuers: [{issuer: %q, keys: {file: %q}, algorithms: [ES256], principal: {type: user}, audiences: [%q], root_grants: {scopes_claim: scope, audiences_claim: targets}},\n",
 			peopleIssuer(name), keys[0], peopleIssuer(name))
 		fmt.Fprintf(&b, "       {issuer: %q, keys: {file: %q}, algorithms: [ES256], principal: {type: agent}, workloads: true, shared_principals: true}]", workloadsIssuer(name), keys[1])
