@@ -40,7 +40,7 @@ const (
 
 	// Nobody waits long to hear what a revocation kills: so long before it is recorded, and so long again once
 	// it is in force. What is not counted by then is not counted.
-	countPatience = 50 * time.Millisecond
+	countPatience = 200 * time.Millisecond
 	countsAtOnce  = 2 // so that they leave connections to the database for others
 )
 

@@ -66,6 +66,19 @@ func (t *Trust) read(raw string) (presented, error) {
 	return presented{Unverified: u, raw: raw, claims: claims}, nil
 }
 
+// Audiences are whom a token says that it is for. Nobody has verified it: use them to choose by whose rules
+// that shall be done, never to decide anything.
+func (t *Trust) Audiences(raw string) ([]string, error) {
+	if known := t.memory.recall(raw); known != nil {
+		return known.StringsClaim("aud")
+	}
+	u, err := t.parse(raw)
+	if err != nil {
+		return nil, err
+	}
+	return u.StringsClaim("aud")
+}
+
 // signedBy checks the signature with the key that the token names among those of its source.
 func (t *Trust) signedBy(ctx context.Context, keys *source, p presented) (*publicKey, error) {
 	key, err := keys.key(ctx, p.Header.KeyID)
