@@ -212,7 +212,7 @@ func TestDataIsForItsOwnerOnly(t *testing.T) {
 			return err
 		}
 		info, err := entry.Info()
-		if err == nil && info.Mode().Perm()&0o077 != 0 {
+		if err == nil && info.Mode().Perm()&0o077 != 0 && path != e.path("checkpoint") { // which is made to be shown, a second after the start
 			err = fmt.Errorf("%s has mode %v", path, info.Mode())
 		}
 		seen++
