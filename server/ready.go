@@ -23,7 +23,7 @@ const (
 	// probesPerSecond is how many of the tenants' policies, and how many of their keys, are asked for in a
 	// second where there are more: a good answer then counts for longer, so that all have their turn. A bad
 	// one never counts for longer than probeAge.
-	probesPerSecond = 16
+	probesPerSecond = 8
 	// probesAtOnce bounds how many are under way. Who has to wait for longer than probeTimeout is as good as missing.
 	probesAtOnce = 32
 )
@@ -136,17 +136,21 @@ func (p *probe) ask(ctx context.Context) error {
 		// The answer is for everybody: whoever asked first may go away.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), probeTimeout)
 		defer cancel()
+		before := p.last
 		p.last = p.pass(ctx)
-		p.until = time.Now().Add(p.counts())
+		p.until = time.Now().Add(p.counts(before != nil || p.until.IsZero()))
 	}
 	return p.last
 }
 
-// counts is for how long the last answer does. Many probes part company, so that they are not asked all in the
-// same second ever after.
-func (p *probe) counts() time.Duration {
-	if p.last != nil || p.age <= probeAge {
+// counts is for how long the last answer does. Many probes that became good together, at the start or after an
+// outage, part company: in each second some are asked, and will notice the next outage.
+func (p *probe) counts(anew bool) time.Duration {
+	switch {
+	case p.last != nil || p.age <= probeAge:
 		return probeAge
+	case anew:
+		return max(probeAge, rand.N(p.age))
 	}
 	return p.age - rand.N(p.age/4)
 }

@@ -311,8 +311,11 @@ func (l *Ledger) StatusLists(tenant string) int {
 
 const MostStatusLists = mostStatusLists
 
-// PruneAfter is how much is added before what has ended is removed.
-const PruneAfter = pruneAfter
+// PruneAfter is how much is added, and PruneEvery how much time passes, before what has ended is removed.
+const (
+	PruneAfter = pruneAfter
+	PruneEvery = pruneEvery
+)
 
 // Rows counts what a table holds.
 func (l *Ledger) Rows(t testing.TB, table string) (n int) {

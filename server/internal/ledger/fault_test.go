@@ -86,18 +86,37 @@ func TestNewTenantsHeadFails(t *testing.T) {
 func TestEveryStatementFails(t *testing.T) {
 	onBoth(t, func(t *testing.T, dsn string) {
 		f := &faults{}
-		l := openedWith(t, dsn, patient, f.at)
+		config, passed := patient, time.Duration(0)
+		config.Now = func() time.Time { return time.Now().Add(passed) }
+		l, other := openedWith(t, dsn, config, f.at), opened(t, dsn, patient)
+		// news has the next transaction read what another instance has revoked, and prune.
+		news := func() {
+			t.Helper()
+			if _, err := other.Append(t.Context(), tenant, ledgertest.Revocation(delegation.BanChain, "nobody's")); err != nil {
+				t.Fatal(err)
+			}
+			passed += ledger.PruneEvery
+		}
+		if _, err := l.Append(t.Context(), tenant, everything()); err != nil {
+			t.Fatal(err)
+		}
+		news()
 		if _, err := l.Append(t.Context(), tenant, everything()); err != nil {
 			t.Fatal(err)
 		}
 		points := slices.DeleteFunc(slices.Clone(f.points), onlyOfNewTenants)
-		for _, must := range []string{"before commit", "after commit", "before advance head", "after insert claims"} {
+		needed := []string{"before commit", "after commit", "before advance head", "after insert claims", "before prune"}
+		if strings.HasPrefix(dsn, "postgres") {
+			needed = append(needed, "after read revocations")
+		}
+		for _, must := range needed {
 			if !slices.Contains(points, must) {
 				t.Fatalf("no fault can be injected %s; only at %q", must, points)
 			}
 		}
 		for _, point := range points {
 			t.Run(point, func(t *testing.T) {
+				news()
 				d := everything()
 				f.set(once(point))
 				r, err := l.Append(t.Context(), tenant, d)
