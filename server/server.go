@@ -117,6 +117,7 @@ func New(ctx context.Context, config Config, o Options) (_ *Server, err error) {
 // Run serves until ctx ends or a component fails, drains, and closes everything, the ledger last. The
 // error names the component. A Server runs once.
 func (s *Server) Run(ctx context.Context) error {
+	collectLess()
 	group, ctx := errgroup.WithContext(ctx)
 	run := func(name string, component func() error) {
 		group.Go(func() error {

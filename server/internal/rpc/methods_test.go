@@ -58,6 +58,7 @@ func TestEveryMethodHasARule(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer reflecting.Stop()
 	if odd := unruled(reflecting); len(odd) > 0 {
 		t.Error(odd)
 	}
@@ -65,6 +66,7 @@ func TestEveryMethodHasARule(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer plain.Stop()
 	odd := unruled(plain)
 	if len(odd) != 2 || slices.ContainsFunc(odd, func(s string) bool { return !strings.HasPrefix(s, "/grpc.reflection.") }) {
 		t.Errorf("without reflection: %v", odd)

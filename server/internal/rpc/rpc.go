@@ -79,6 +79,7 @@ const (
 	maxMessageBytes  = 1 << 20
 	maxMetadataBytes = 16 << 10
 	maxStreams       = maxWatchers + 500 // of one connection: a proxy may bring all watchers through one
+	workers          = 128               // goroutines that keep their grown stacks for the next call; further calls get new ones
 	drainGrace       = 20 * time.Second
 )
 
@@ -101,7 +102,7 @@ type Server struct {
 }
 
 // New registers all services. The server serves nothing before Serve is called, and its health is
-// "not serving" until SetServing.
+// "not serving" until SetServing. Stop it, also if it never served.
 func New(c Config) (*Server, error) {
 	if c.Engine == nil {
 		return nil, errors.New("rpc: an engine is required")
@@ -146,6 +147,7 @@ func New(c Config) (*Server, error) {
 			Time:                  c.waits.ping,
 			Timeout:               c.waits.pong,
 		}),
+		grpc.NumStreamWorkers(workers),
 		grpc.ChainUnaryInterceptor(i.unary),
 		grpc.ChainStreamInterceptor(i.stream),
 	}

@@ -1,0 +1,19 @@
+package server
+
+import (
+	"runtime/debug"
+	"testing"
+)
+
+func TestGarbageIsTheOperatorsToDecide(t *testing.T) {
+	before := debug.SetGCPercent(100)
+	defer debug.SetGCPercent(before)
+	for said, want := range map[string]int{"": garbagePercent, "50": 50, "off": 50} {
+		debug.SetGCPercent(50) // what the runtime made of it
+		t.Setenv("GOGC", said)
+		collectLess()
+		if got := debug.SetGCPercent(100); got != want {
+			t.Errorf("with GOGC=%q: %d, want %d", said, got, want)
+		}
+	}
+}
