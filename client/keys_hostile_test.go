@@ -71,6 +71,7 @@ func TestHostileKeys(t *testing.T) {
 		}
 		return err
 	}
+	// drip says it byte by byte, in the time of the test's bubble.
 	drip := func(w io.Writer, text string, every time.Duration) error {
 		for n := range len(text) {
 			time.Sleep(every)

@@ -10,7 +10,7 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// stalling answers within a millisecond, but for one second during which it answers nobody.
+// stalling answers within a millisecond, but for one second during which it answers nobody. The time is that of a synctest bubble.
 func stalling() operation {
 	began := time.Now()
 	return func(context.Context, int) (string, error) {

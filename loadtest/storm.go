@@ -148,7 +148,12 @@ func (s *session) strike(ctx context.Context, c *client.Client, verifiers []*cli
 					unheard.Add(1)
 					break
 				}
-				time.Sleep(200 * time.Microsecond)
+				select { // far finer than what is measured, and it leaves the processor to those who are
+				case <-ctx.Done():
+					unheard.Add(1)
+					return
+				case <-time.After(200 * time.Microsecond):
+				}
 			}
 			refusals.record(time.Since(acknowledged), granted, nil)
 		})

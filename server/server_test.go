@@ -422,21 +422,7 @@ func TestTLS(t *testing.T) {
 	with := ", tls: {cert_file: DIR/tls.crt, key_file: DIR/tls.key}}"
 	at := strings.Index(s.text, "listen:")
 	s.text = s.text[:at] + strings.ReplaceAll(s.text[at:], ":0}", ":0"+with)
-	config, err := s.load(s.text)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := Migrate(t.Context(), config.Database); err != nil {
-		t.Fatal(err)
-	}
-	srv, err := New(t.Context(), config, s.options)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- srv.Run(ctx) }()
-	defer func() { cancel(); <-done }()
+	srv := s.startUnready(t)
 
 	roots := x509.NewCertPool()
 	roots.AddCert(certificate)
@@ -446,7 +432,7 @@ func TestTLS(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	i := &instance{Server: srv, site: s, conn: conn}
+	i := &instance{Server: srv.Server, site: s, conn: conn}
 	if _, err := i.exchange(t.Context(), t); err != nil {
 		t.Errorf("gRPC over TLS: %v", err)
 	}

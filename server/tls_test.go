@@ -1,7 +1,6 @@
 package server
 
 import (
-	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
@@ -273,21 +272,7 @@ func TestMutualTLS(t *testing.T) {
     clients:
       - {id: service:job, tls: {san_dns: job.example}}
 `, 1)
-	config, err := s.load(s.text)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := Migrate(t.Context(), config.Database); err != nil {
-		t.Fatal(err)
-	}
-	srv, err := New(t.Context(), config, s.options)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- srv.Run(ctx) }()
-	defer func() { cancel(); <-done }()
+	srv := s.startUnready(t)
 
 	roots := x509.NewCertPool()
 	roots.AddCert(server)

@@ -44,7 +44,7 @@ func hostile(t *testing.T, answer func(io.Writer) error) *world {
 
 const okHead = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 
-// drip says it byte by byte.
+// drip says it byte by byte, in the time of the test's bubble.
 func drip(w io.Writer, text string, every time.Duration) error {
 	for n := range len(text) {
 		time.Sleep(every)

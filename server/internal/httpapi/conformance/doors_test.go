@@ -73,19 +73,8 @@ func doors(t *testing.T, engine engine, tenant httpapi.Tenant) map[string]door {
 	if err != nil {
 		t.Fatal(err)
 	}
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	served := make(chan error, 1)
-	go func() { served <- server.Serve(listener) }()
-	t.Cleanup(func() {
-		server.Stop()
-		if err := <-served; err != nil {
-			t.Error(err)
-		}
-	})
-	conn, err := grpc.NewClient(listener.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	address := serveGRPC(t, server, loopback(t))
+	conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -99,7 +88,7 @@ func doors(t *testing.T, engine engine, tenant httpapi.Tenant) map[string]door {
 		"http":   httpDoor{web.Client(), web.URL + issuer.Path},
 		"grpc":   grpcDoor{stub: stub},
 		"bearer": grpcDoor{stub: stub, metadata: true},
-		"sdk":    sdkDoor{listener.Addr().String()},
+		"sdk":    sdkDoor{address},
 	}
 }
 
@@ -392,4 +381,27 @@ func plain(value any) any {
 		return err
 	}
 	return out
+}
+
+func loopback(t *testing.T) net.Listener {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return listener
+}
+
+// serveGRPC serves until the test ends and returns the address.
+func serveGRPC(t *testing.T, server *rpc.Server, listener net.Listener) string {
+	t.Helper()
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(listener) }()
+	t.Cleanup(func() {
+		server.Stop()
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+	})
+	return listener.Addr().String()
 }

@@ -58,10 +58,7 @@ func holderDoors(t *testing.T, w *exchangetest.World) map[string]holderDoor {
 	web.StartTLS()
 	t.Cleanup(web.Close)
 
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	listener := loopback(t)
 	_, port, err := net.SplitHostPort(listener.Addr().String())
 	if err != nil {
 		t.Fatal(err)
@@ -71,14 +68,7 @@ func holderDoors(t *testing.T, w *exchangetest.World) map[string]holderDoor {
 	if err != nil {
 		t.Fatal(err)
 	}
-	served := make(chan error, 1)
-	go func() { served <- server.Serve(listener) }()
-	t.Cleanup(func() {
-		server.Stop()
-		if err := <-served; err != nil {
-			t.Error(err)
-		}
-	})
+	serveGRPC(t, server, listener)
 
 	post := func(path string) holderDoor {
 		return holderDoor{n.Issuer + path, func(ctx context.Context, form url.Values, proofs []string, cert *exchangetest.Certified) (answer, error) {

@@ -108,19 +108,7 @@ func (w *tlsWorld) listen(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	served := make(chan error, 1)
-	go func() { served <- server.Serve(listener) }()
-	t.Cleanup(func() {
-		server.Stop()
-		if err := <-served; err != nil {
-			t.Error(err)
-		}
-	})
-	w.grpc = listener.Addr().String()
+	w.grpc = serveGRPC(t, server, loopback(t))
 }
 
 // through opens both doors on connections of their own that show the certificate, if there is one.
