@@ -179,6 +179,9 @@ func (b *bench) pair(ctx context.Context, s *setup, c scenario, round int, on []
 			return run{}, err
 		}
 	}
+	if err := s.settle(ctx); err != nil {
+		return run{}, err
+	}
 	do := func(ctx context.Context, i int) (string, error) { return each[i%len(on)](ctx, i/len(on)) }
 	for i := range first {
 		err := patiently(ctx, func() error { _, err := do(ctx, b.requests+i); return err })

@@ -75,6 +75,7 @@ type setup struct {
 	relations relationships
 	stores    []string // ids of store and model of each tenant
 	models    []string
+	written   time.Time // when the last relationship was
 	deputies  []*deputy
 	fgaPprof  string
 	others    []*process // in order of starting
@@ -210,6 +211,19 @@ func (s *setup) openRelations(ctx context.Context, p *process, address string) e
 		if err := s.relations.write(ctx, store, append(tuplesOfAgents(), tuplesOfUsers(0, s.users+s.idle)...)); err != nil {
 			return err
 		}
+	}
+	s.written = time.Now()
+	return nil
+}
+
+// settling is how long the changelog of OpenFGA must be quiet after the world was written: Deputy reads back two of its default
+// overlaps of ten seconds, and asks about each exchange anew as long as it finds hundreds of changes there.
+const settling = 21 * time.Second
+
+// settle waits until the making of the world is over, for what is measured goes on for longer than it.
+func (s *setup) settle(ctx context.Context) error {
+	if !sleepUntil(ctx, s.written.Add(settling)) {
+		return ctx.Err()
 	}
 	return nil
 }

@@ -45,7 +45,7 @@ var errUnresolved = errors.New("nobody could find out in time whether the batch 
 
 // commit runs the batch and tells every item how it ended.
 func (s *sequencer) commit(items []*item) {
-	b := &batch{s: s, items: items, outcomes: make([]outcome, len(items))}
+	b := &batch{s: s, items: items}
 	ctx, cancel := context.WithTimeout(context.Background(), s.ledger.config.Timeout)
 	defer cancel()
 	err := b.run(ctx)
@@ -74,6 +74,29 @@ func (b *batch) run(ctx context.Context) error {
 		}
 	}
 	q := b.questions()
+	err := b.transact(ctx, attempt, q)
+	if errors.Is(err, errTaken) {
+		// Ids are drawn at random, so nobody is asked about them before. Now is the time, to fail whose it is alone.
+		q = b.questions()
+		q.ids = b.ids()
+		err = b.transact(ctx, attempt, q)
+	}
+	if err != nil {
+		return err
+	}
+	// Only now: a revocation that was not committed must not be in force.
+	b.s.seen = b.w.head.seq
+	b.s.live.advance(b.revoked(), true)
+	if b.w.prune == (pruning{}) {
+		b.s.added = b.s.added.plus(b.w.added())
+	} else {
+		b.s.added, b.s.pruned = pruning{}, b.now
+	}
+	return nil
+}
+
+// transact is one transaction. Whatever there is to write was written if it returns nil.
+func (b *batch) transact(ctx, attempt context.Context, q questions) error {
 	tx, found, err := b.s.ledger.store.begin(attempt, b.s.tenant, q)
 	if err != nil {
 		return err
@@ -93,20 +116,9 @@ func (b *batch) run(ctx context.Context) error {
 	}
 	err = tx.commit(attempt, &b.w)
 	if errors.Is(err, errUnknown) {
-		err = b.resolve(ctx, err)
+		return b.resolve(ctx, err)
 	}
-	if err != nil {
-		return err
-	}
-	// Only now: a revocation that was not committed must not be in force.
-	b.s.seen = b.w.head.seq
-	b.s.live.advance(b.revoked(), true)
-	if b.w.prune == (pruning{}) {
-		b.s.added = b.s.added.plus(b.w.added())
-	} else {
-		b.s.added, b.s.pruned = pruning{}, b.now
-	}
-	return nil
+	return err
 }
 
 // prune has the transaction remove what has ended, if it is time to.
@@ -179,9 +191,6 @@ func (q *questions) add(d *Draft) {
 	for _, u := range d.Uses {
 		q.uses = append(q.uses, u.digest())
 	}
-	if d.ID != "" {
-		q.ids = append(q.ids, d.ID)
-	}
 	if d.Idempotency != nil {
 		q.keys = append(q.keys, keyDigest(d.Caller, d.Idempotency.Key))
 	}
@@ -190,9 +199,22 @@ func (q *questions) add(d *Draft) {
 	}
 }
 
+// ids are those of the drafts.
+func (b *batch) ids() (list []string) {
+	for _, it := range b.items {
+		for _, d := range it.drafts {
+			if d.ID != "" {
+				list = append(list, d.ID)
+			}
+		}
+	}
+	return list
+}
+
 // decide turns items into writes and outcomes, in order.
 func (b *batch) decide() error {
 	config := b.s.ledger.config
+	b.outcomes = make([]outcome, len(b.items))
 	mark := make([]byte, 16)
 	if _, err := io.ReadFull(config.Rand, mark); err != nil {
 		return fmt.Errorf("draw a batch mark: %w", err)

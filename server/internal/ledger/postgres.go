@@ -49,6 +49,10 @@ func openPostgres(ctx context.Context, dsn string, config Config, s seam) (store
 	// No statement_timeout: it would also end a COMMIT's wait for the synchronous standby, and
 	// PostgreSQL then reports success. Contexts bound every statement from this side.
 	params["statement_timeout"] = "0"
+	// A plan is kept for as long as the connection, also one that was made while the tables were as good as
+	// empty. Everything that is asked here has an index, which is right at every size. A scan that cannot be
+	// avoided then looks so dear that PostgreSQL would compile it: never worth its time here.
+	params["enable_seqscan"], params["jit"] = "off", "off"
 	if pc.ConnConfig.ConnectTimeout == 0 || pc.ConnConfig.ConnectTimeout > config.attempt() {
 		pc.ConnConfig.ConnectTimeout = config.attempt()
 	}
@@ -321,6 +325,9 @@ func (tx *postgresTx) commit(ctx context.Context, w *writes) error {
 	var pe *pgconn.PgError
 	if errors.As(err, &pe) && pe.SeverityUnlocalized == "ERROR" || err == nil {
 		tx.rollback()
+		if pe != nil && pe.ConstraintName == idIndex {
+			return errTaken
+		}
 		return errors.Join(err, errors.New("PostgreSQL rolled back"))
 	}
 	tx.hangUp()
@@ -347,8 +354,8 @@ var pgInsert = func() string {
 // PostgreSQL joins what IN selects, and may do so by reading all that the tenant has. Where a row stands is
 // looked up one by one.
 const (
-	pgPruneUses = `DELETE FROM single_uses WHERE ctid = ANY (ARRAY(SELECT ctid FROM single_uses WHERE tenant = $1 AND until < $2 ORDER BY until LIMIT $3))`
-	pgPruneKeys = `DELETE FROM idempotency_keys WHERE ctid = ANY (ARRAY(SELECT ctid FROM idempotency_keys WHERE tenant = $1 AND until < $2 ORDER BY until LIMIT $3))`
+	pgPruneUses = `DELETE FROM single_uses WHERE ctid = ANY (ARRAY(SELECT ctid FROM single_uses WHERE tenant = $1 AND until > 0 AND until < $2 ORDER BY until LIMIT $3))`
+	pgPruneKeys = `DELETE FROM idempotency_keys WHERE ctid = ANY (ARRAY(SELECT ctid FROM idempotency_keys WHERE tenant = $1 AND until > 0 AND until < $2 ORDER BY until LIMIT $3))`
 )
 
 func (p *pipeline) write(w *writes) error {

@@ -5,10 +5,13 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"deputy.example/deputy/client/delegation"
 	"deputy.example/deputy/server/internal/ledger"
@@ -497,8 +500,50 @@ func TestSearchIsBounded(t *testing.T) {
 func TestPruningReadsWhatItPrunes(t *testing.T) {
 	l := opened(t, databases["sqlite"](t), patient)
 	for index, statement := range ledger.PruningStatements {
-		if plan := l.Plan(t, statement); !strings.Contains(plan, index+" (tenant=? AND until<?)") {
+		if plan := l.Plan(t, statement); !strings.Contains(plan, index+" (tenant=? AND until>? AND until<?)") {
 			t.Errorf("not by %s:\n%s", index, plan)
 		}
+	}
+}
+
+// TestPlansThatAreMadeEarly: PostgreSQL keeps a plan as long as the connection, and the first ones are made while there is as
+// good as nothing in any table. They must be right for what comes.
+func TestPlansThatAreMadeEarly(t *testing.T) {
+	const appends = 300
+	walked := func(prepare string) (rows int) {
+		dsn := databases["postgres"](t)
+		execute(t, dsn, prepare+`ALTER TABLE idempotency_keys SET (autovacuum_enabled = off); ALTER TABLE single_uses SET (autovacuum_enabled = off)`)
+		l, err := ledger.Open(t.Context(), dsn, patient)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range appends {
+			d := ledgertest.Grant(time.Now(), "user:alice", "agent:planner")
+			d.Idempotency = &ledger.Idempotency{Key: strconv.Itoa(i), Until: time.Now().Add(time.Hour)}
+			use := ledger.SingleUse{Issuer: "https://idp.example", ID: strconv.Itoa(i), Until: time.Now().Add(time.Hour)}
+			if r := l.AppendAll(t.Context(), tenant, []*ledger.Draft{d}, []ledger.SingleUse{use}); r[0].Err != nil {
+				t.Fatal(r[0].Err)
+			}
+		}
+		if err := l.Close(); err != nil { // the statistics of a connection are complete when it has ended
+			t.Fatal(err)
+		}
+		conn, err := pgx.Connect(t.Context(), dsn)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close(context.Background())
+		err = conn.QueryRow(t.Context(), `SELECT (SELECT sum(idx_tup_read) FROM pg_stat_user_indexes WHERE indexrelname LIKE '%_until')
+			+ (SELECT sum(seq_tup_read) FROM pg_stat_user_tables WHERE relname IN ('idempotency_keys', 'single_uses'))`).Scan(&rows)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return rows
+	}
+	if rows := walked(""); rows > 0 {
+		t.Errorf("%d appends walked through %d rows that nobody asked for", appends, rows)
+	}
+	if rows := walked(`DROP INDEX idempotency_keys_until; CREATE INDEX idempotency_keys_until ON idempotency_keys (tenant, until);`); rows < appends {
+		t.Errorf("with the index of before it was %d rows too, so this shows nothing", rows)
 	}
 }

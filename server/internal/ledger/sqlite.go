@@ -14,7 +14,8 @@ import (
 	"time"
 
 	"github.com/pressly/goose/v3"
-	_ "modernc.org/sqlite" // the driver "sqlite"
+	"modernc.org/sqlite" // and the driver "sqlite"
+	sqlitelib "modernc.org/sqlite/lib"
 )
 
 // sqliteStore has one connection that writes and a few that read. The file's write lock, which
@@ -404,7 +405,7 @@ func (tx *sqliteTx) write(w *writes) error {
 		}
 		fields := r.fields()
 		if err := tx.exec("insert entry", sqliteInsert, fields[:]...); err != nil {
-			return err
+			return taken(err)
 		}
 	}
 	for _, n := range w.nodes {
@@ -440,6 +441,15 @@ func (tx *sqliteTx) write(w *writes) error {
 		return err
 	}
 	return tx.exec("advance head", sqlHead, w.tenant, int64(w.head.seq), w.head.time, int64(w.head.revocation), edgeBytes(w.head.tree))
+}
+
+// taken is errTaken if that is what the error says, which names the columns of the index.
+func taken(err error) error {
+	var se *sqlite.Error
+	if errors.As(err, &se) && se.Code() == sqlitelib.SQLITE_CONSTRAINT_UNIQUE && strings.Contains(se.Error(), "entries.jti") {
+		return errTaken
+	}
+	return err
 }
 
 func (tx *sqliteTx) prune(w *writes) (err error) {

@@ -46,7 +46,8 @@ type store interface {
 
 type transaction interface {
 	// commit writes and commits. An error that is errUnknown leaves open whether it did; after any
-	// other error nothing was written. Either way the transaction is over.
+	// other error nothing was written. Either way the transaction is over. errTaken is the error where
+	// an entry has the id of another one.
 	commit(ctx context.Context, w *writes) error
 	// rollback ends the transaction without a trace.
 	rollback()
@@ -54,6 +55,12 @@ type transaction interface {
 
 // errUnknown is the outcome of a COMMIT whose answer was lost.
 var errUnknown = errors.New("the outcome of the commit is unknown")
+
+// errTaken: the id of an entry to be written is that of one that was recorded before.
+var errTaken = errors.New("an entry has the id of another one")
+
+// idIndex is the index that errTaken comes from.
+const idIndex = "entries_jti"
 
 // querier runs one statement. Both dialects take $1, $2, … as parameters.
 type querier interface {
@@ -225,9 +232,9 @@ const (
 
 	// SQLite compiles a statement anew each time that a parameter of LIMIT is bound: it is written out.
 	sqlPruneUses = `DELETE FROM single_uses WHERE tenant = $1 AND digest IN
-		(SELECT digest FROM single_uses WHERE tenant = $1 AND until < $2 ORDER BY until LIMIT `
+		(SELECT digest FROM single_uses WHERE tenant = $1 AND until > 0 AND until < $2 ORDER BY until LIMIT `
 	sqlPruneKeys = `DELETE FROM idempotency_keys WHERE tenant = $1 AND digest IN
-		(SELECT digest FROM idempotency_keys WHERE tenant = $1 AND until < $2 ORDER BY until LIMIT `
+		(SELECT digest FROM idempotency_keys WHERE tenant = $1 AND until > 0 AND until < $2 ORDER BY until LIMIT `
 	// Claims are pruned in the order of their numbers, which needs no index: what expired waits at
 	// most for the longest life of a token. A range of numbers is read as a range whatever the database
 	// believes to know about the table.
