@@ -50,7 +50,7 @@ func openPostgres(ctx context.Context, dsn string, config Config, s seam) (store
 	// PostgreSQL then reports success. Contexts bound every statement from this side.
 	params["statement_timeout"] = "0"
 	// A plan is kept for as long as the connection, also one that was made while the tables were as good as
-	// empty. Everything that is asked here has an index, which is right at every size. A scan that cannot be
+	// empty. What is asked all the time has an index, which is right at every size. A scan that cannot be
 	// avoided then looks so dear that PostgreSQL would compile it: never worth its time here.
 	params["enable_seqscan"], params["jit"] = "off", "off"
 	if pc.ConnConfig.ConnectTimeout == 0 || pc.ConnConfig.ConnectTimeout > config.attempt() {
@@ -221,25 +221,25 @@ func (tx *postgresTx) answer(ctx context.Context, tenant string, q questions) (f
 	p := &pipeline{seam: tx.st.seam}
 	p.lockHead(tenant, &found.head)
 	if len(q.uses) > 0 {
-		p.add("look up single uses", `SELECT digest FROM single_uses WHERE tenant = $1 AND digest = ANY($2)`, tenant, slicesOf(q.uses)).
+		p.add("look up single uses", `SELECT digest FROM `+eachOf("bytea", "single_uses", "digest = x"), tenant, slicesOf(q.uses)).
 			Query(func(r pgx.Rows) error {
 				return each(r, func(name []byte) { found.used[digest(name)] = true })
 			})
 	}
 	if len(q.ids) > 0 {
-		p.add("look up ids", `SELECT jti FROM entries WHERE tenant = $1 AND jti = ANY($2) AND jti <> ''`, tenant, q.ids).
+		p.add("look up ids", `SELECT jti FROM `+eachOf("text", "entries", "jti = x AND jti <> ''"), tenant, q.ids).
 			Query(func(r pgx.Rows) error {
 				return each(r, func(id string) { found.ids[id] = true })
 			})
 	}
 	if len(q.voids) > 0 {
-		p.add("look up grants", `SELECT seq FROM entries WHERE tenant = $1 AND seq = ANY($2) AND kind = 'grant'`, tenant, numbersOf(q.voids)).
+		p.add("look up grants", `SELECT seq FROM `+eachOf("bigint", "entries", "seq = x AND kind = 'grant'"), tenant, numbersOf(q.voids)).
 			Query(func(r pgx.Rows) error {
 				return each(r, func(seq int64) { found.grants[uint64(seq)] = true })
 			})
 	}
 	if len(q.keys) > 0 {
-		p.add("look up idempotency keys", sqlKeys(`= ANY($2)`), tenant, slicesOf(q.keys), q.now).
+		p.add("look up idempotency keys", sqlKeys+eachOf("bytea", "idempotency_keys", "digest = x"), tenant, slicesOf(q.keys), q.now).
 			Query(func(r pgx.Rows) error { return scanKeys(r, found.keys) })
 	}
 	if err := p.send(ctx, tx.conn); err != nil || found.head.revocation == q.revokedAfter {
@@ -252,6 +252,13 @@ func (tx *postgresTx) answer(ctx context.Context, tenant string, q questions) (f
 		return err
 	})
 	return found, news.send(ctx, tx.conn)
+}
+
+// eachOf are the rows (k) of the tenant in a table for which the condition holds with one of the list in $2, which it
+// calls x. Each is looked up by itself, by the whole key: of a list, a planner that believes the table to be empty would
+// rather read all that the tenant has.
+func eachOf(typ, table, condition string) string {
+	return `unnest($2::` + typ + `[]) AS list(x), LATERAL (SELECT * FROM ` + table + ` WHERE tenant = $1 AND ` + condition + ` OFFSET 0) k`
 }
 
 // each scans rows of one column.

@@ -93,19 +93,15 @@ func (l *Ledger) Lookup(ctx context.Context, tenant string, caller delegation.Pr
 	return &Stored{Fingerprint: k.fingerprint, Seq: k.seq, Time: k.time, Claims: k.claims}, nil
 }
 
-// sqlKeys selects idempotency keys with what they name; the condition on the digest goes into it. Subqueries
-// ask by the whole primary key, where a planner that believes the tables to be empty would rather join all that
-// the tenant has. A key may outlive its grant, which was dropped for its age: it is taken, and what it names is
-// gone.
-func sqlKeys(condition string) string {
-	return `SELECT k.digest, k.fingerprint, k.seq,
-		coalesce((SELECT e.time FROM entries e WHERE e.tenant = $1 AND e.seq = k.seq), 0),
-		(SELECT c.value FROM claims c WHERE c.tenant = $1 AND c.seq = k.seq AND c.until > $3)
-		FROM idempotency_keys k WHERE k.tenant = $1 AND k.digest ` + condition
-}
+// sqlKeys selects idempotency keys (k) with what they name; where they come from follows. Subqueries ask by
+// the whole primary key, where a planner that believes the tables to be empty would rather join all that the
+// tenant has. A key may outlive its grant, which was dropped for its age: it is taken, and what it names is gone.
+const sqlKeys = `SELECT k.digest, k.fingerprint, k.seq,
+	coalesce((SELECT e.time FROM entries e WHERE e.tenant = $1 AND e.seq = k.seq), 0),
+	(SELECT c.value FROM claims c WHERE c.tenant = $1 AND c.seq = k.seq AND c.until > $3) FROM `
 
 func lookUpKey(ctx context.Context, db querier, tenant string, name []byte, now int64) (*storedKey, error) {
-	found, err := db.query(ctx, sqlKeys(`= $2`), tenant, name, now)
+	found, err := db.query(ctx, sqlKeys+`idempotency_keys k WHERE k.tenant = $1 AND k.digest = $2`, tenant, name, now)
 	if err != nil {
 		return nil, err
 	}
