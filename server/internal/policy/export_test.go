@@ -1,8 +1,8 @@
 package policy
 
 // Without switches off protections of the memory, for tests that must then see stale answers.
-func (c *Checker) Without(asking, own, position, overlap bool) *Checker {
-	c.memory.off = memoryProtections{asking, own, position, overlap}
+func (c *Checker) Without(asking, own, position, overlap, grants bool) *Checker {
+	c.memory.off = memoryProtections{asking, own, position, overlap, grants}
 	return c
 }
 

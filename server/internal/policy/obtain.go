@@ -258,7 +258,7 @@ func (q *inquiries) put(ctx context.Context, o *obtaining) error {
 	if len(q.questions) > maxQuestions {
 		o.complete, q.questions = false, q.questions[:maxQuestions]
 	}
-	for i, answer := range o.askAll(ctx, q.questions, o.checkAll) {
+	for i, answer := range o.askAll(ctx, q.questions, nil, o.checkAll) {
 		switch {
 		case answer.Err == nil && answer.Decision.Allowed:
 			q.yes[i]()

@@ -187,13 +187,18 @@ type Answer struct {
 // the questions. Each question is answered by itself: neither a refusal of one nor a check of one that OpenFGA could not
 // evaluate touches the others.
 func (c *Checker) AskAll(ctx context.Context, questions []Question) []Answer {
-	if c.memory != nil {
-		return c.askAll(ctx, questions, c.remember)
+	if c.memory == nil {
+		return c.askAll(ctx, questions, nil, c.checkAll)
 	}
-	return c.askAll(ctx, questions, c.checkAll)
+	keys := keysOf(questions)
+	if answers := c.recollect(ctx, keys); answers != nil {
+		return answers
+	}
+	return c.askAll(ctx, questions, keys, c.remember)
 }
 
-func (c *Checker) askAll(ctx context.Context, questions []Question, check func(context.Context, []Relation) []result) []Answer {
+// askAll works out the relations and has them checked. Questions that have keys are remembered under them.
+func (c *Checker) askAll(ctx context.Context, questions []Question, keys []string, check func(context.Context, []Relation) []result) []Answer {
 	answers := make([]Answer, len(questions))
 	plans := make([][]Missing, len(questions))
 	index := make(map[Relation]int)
@@ -218,6 +223,9 @@ func (c *Checker) askAll(ctx context.Context, questions []Question, check func(c
 			continue
 		}
 		answers[i] = c.answer(checks, func(r Relation) result { return results[index[r]] })
+		if keys != nil && answers[i].Decision.Allowed {
+			c.memory.grant(keys[i], checks)
+		}
 	}
 	return answers
 }

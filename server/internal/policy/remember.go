@@ -98,6 +98,7 @@ type memory struct {
 
 	mu        sync.Mutex
 	decisions generations
+	granted   map[string]grant // whole questions, by questionKey
 	ready     bool             // there is a window: what is asked from now on can be remembered
 	position  uint64           // completed readings
 	changed   uint64           // the last position at which a reading had something new
@@ -120,6 +121,7 @@ type memoryProtections struct {
 	own      bool // a reading that is under way is good enough
 	position bool // a decision counts from when it was answered
 	overlap  bool // a reading begins where the one before ended
+	grants   bool // a question stays granted, whatever has changed
 }
 
 // decision is one remembered answer.
@@ -472,6 +474,7 @@ func (m *memory) fail(err error) {
 	m.paused = time.Now().Add(pause)
 	if startOver {
 		m.decisions.clear()
+		m.granted = nil
 		m.ready = false
 	}
 }

@@ -96,7 +96,7 @@ func TestRemembered(t *testing.T) {
 func TestWithoutAReadingAnswersAreStale(t *testing.T) {
 	stale := func(off bool) int {
 		fake := new(policytest.Fake)
-		return policytest.StaleAnswersOf(t, fake, remembering(t, fake, policy.Cache{}, nil).Without(off, false, false, false), 20)
+		return policytest.StaleAnswersOf(t, fake, remembering(t, fake, policy.Cache{}, nil).Without(off, false, false, false, false), 20)
 	}
 	if n := stale(false); n != 0 {
 		t.Errorf("%d stale answers", n)
@@ -168,7 +168,7 @@ func TestAReadingThatIsUnderWayIsTooOld(t *testing.T) {
 			s := &script{fake: new(policytest.Fake), holds: func(path string) bool { return holding && path == "/changes" }}
 			write(t, s.fake, relation(0))
 			time.Sleep(time.Minute) // so that a reading is one request
-			c := remembering(t, s, policy.Cache{}, nil).Without(false, reuse, false, false)
+			c := remembering(t, s, policy.Cache{}, nil).Without(false, reuse, false, false, false)
 			allowed(t, c, 0, true)
 
 			holding = true
@@ -205,7 +205,7 @@ func TestACheckThatIsOvertakenIsNotRemembered(t *testing.T) {
 			holding := false
 			s := &script{fake: new(policytest.Fake), holds: func(path string) bool { return holding && path == "/batch-check" }}
 			write(t, s.fake, relation(0), relation(1))
-			c := remembering(t, s, policy.Cache{}, nil).Without(false, false, off, false)
+			c := remembering(t, s, policy.Cache{}, nil).Without(false, false, off, false, false)
 			allowed(t, c, 1, true)
 			holding = true
 			var first sync.WaitGroup
@@ -229,7 +229,7 @@ func TestRowsThatAppearLate(t *testing.T) {
 			fake := new(policytest.Fake)
 			write(t, fake, relation(0), relation(1))
 			time.Sleep(time.Minute)
-			c := remembering(t, fake, policy.Cache{}, nil).Without(false, false, false, off)
+			c := remembering(t, fake, policy.Cache{}, nil).Without(false, false, false, off, false)
 			allowed(t, c, 0, true)
 			for range 3 {
 				begun := time.Now()
@@ -520,7 +520,7 @@ func TestCacheConfigIsChecked(t *testing.T) {
 // older than its question.
 func TestInterleavings(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
-		if wrong := interleave(t, rt, false, false, false, false); wrong != "" {
+		if wrong := interleave(t, rt, false, false, false, false, false); wrong != "" {
 			rt.Fatal(wrong)
 		}
 	})
@@ -528,10 +528,10 @@ func TestInterleavings(t *testing.T) {
 
 // Negative control: with any one of the protections off some interleaving has a stale answer.
 func TestInterleavingsFindStaleAnswers(t *testing.T) {
-	for i, name := range []string{"asking", "own", "position", "overlap"} {
+	for i, name := range []string{"asking", "own", "position", "overlap", "grants"} {
 		found := false
 		for seed := range 4000 {
-			g := rapid.Custom(func(rt *rapid.T) string { return interleave(t, rt, i == 0, i == 1, i == 2, i == 3) })
+			g := rapid.Custom(func(rt *rapid.T) string { return interleave(t, rt, i == 0, i == 1, i == 2, i == 3, i == 4) })
 			if found = g.Example(seed) != ""; found {
 				break
 			}
@@ -543,11 +543,11 @@ func TestInterleavingsFindStaleAnswers(t *testing.T) {
 }
 
 // interleave runs one random script, and says which answer was wrong.
-func interleave(t *testing.T, rt *rapid.T, asking, own, position, overlap bool) (wrong string) {
+func interleave(t *testing.T, rt *rapid.T, asking, own, position, overlap, grants bool) (wrong string) {
 	synctest.Test(t, func(t *testing.T) {
 		const relations = 3
 		s := &script{fake: new(policytest.Fake), holds: func(path string) bool { return path == "/changes" || path == "/batch-check" }}
-		c := remembering(t, s, policy.Cache{}, nil).Without(asking, own, position, overlap)
+		c := remembering(t, s, policy.Cache{}, nil).Without(asking, own, position, overlap, grants)
 		var mu sync.Mutex
 		var versions [relations]int // odd: the relation is there
 		ask := func(which []int) {

@@ -1,0 +1,106 @@
+package policy
+
+import (
+	"context"
+	"encoding/binary"
+	"time"
+)
+
+// grant is a whole question that was answered yes: every relation that it needs was remembered as held when the readings
+// counted at. It says nothing more than those decisions do. It saves working out which they are, and looking at each.
+type grant struct {
+	checks int
+	at     uint64        // no reading up to this position has forgotten any of the decisions
+	asked  time.Duration // when the oldest of the decisions was asked for, since the memory began
+}
+
+// questionsPerEntry is how many decisions may be remembered for each whole question that may.
+const questionsPerEntry = 16
+
+// recollect answers questions that were all granted before, after a reading that showed that nothing has changed since: then
+// each decision behind them would be found unforgotten too. It returns nil where they must be looked at one by one.
+func (c *Checker) recollect(ctx context.Context, keys []string) []Answer {
+	model, m := c.known.Load(), c.memory
+	if model == nil || len(keys) == 0 || !m.grants(keys, nil) {
+		return nil
+	}
+	if err := c.join(model.influences).wait(ctx); err != nil {
+		return nil
+	}
+	answers := make([]Answer, len(keys))
+	if !m.grants(keys, answers) {
+		return nil
+	}
+	checks := 0
+	for i := range answers {
+		answers[i].Decision.ModelID = c.model
+		checks += answers[i].Decision.Checks
+	}
+	c.metrics.remembered.Add(float64(checks))
+	return answers
+}
+
+// grants says whether all of the questions are granted as far as is known, and answers them.
+func (m *memory) grants(keys []string, answers []Answer) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	now := time.Since(m.began)
+	for i, key := range keys {
+		g, there := m.granted[key]
+		if !there || m.distrust || m.changed > g.at && !m.off.grants || now-g.asked > maxAge {
+			return false
+		}
+		if answers != nil {
+			answers[i].Decision = Decision{Allowed: true, Checks: g.checks}
+		}
+	}
+	return true
+}
+
+// grant remembers a question as a whole if every relation that it needs is remembered as held.
+func (m *memory) grant(key string, checks []Missing) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	g := grant{checks: len(checks), at: m.position, asked: time.Since(m.began)}
+	for i := range checks {
+		d, ok := m.valid(checks[i].Relation)
+		if !ok || d.verdict != held {
+			return
+		}
+		g.asked = min(g.asked, d.asked)
+	}
+	if m.granted == nil || len(m.granted) >= max(1, 2*m.decisions.most/questionsPerEntry) {
+		m.granted = make(map[string]grant)
+	}
+	m.granted[key] = g
+}
+
+// keysOf tell questions apart; nil where one has details, of which anything may be asked. Length prefixes keep different
+// questions from having one key.
+func keysOf(questions []Question) []string {
+	keys := make([]string, len(questions))
+	var b []byte
+	text := func(s string) { b = append(binary.AppendUvarint(b, uint64(len(s))), s...) }
+	for i, q := range questions {
+		if len(q.Details) > 0 {
+			return nil
+		}
+		b = b[:0]
+		text(string(q.Subject))
+		text(string(q.Actor))
+		b = binary.AppendUvarint(b, uint64(len(q.Edges)))
+		for _, e := range q.Edges {
+			text(string(e.From))
+			text(string(e.To))
+		}
+		b = binary.AppendUvarint(b, uint64(len(q.Scopes)))
+		for _, scope := range q.Scopes {
+			text(scope)
+		}
+		for _, audience := range q.Audiences {
+			text(audience)
+		}
+		keys[i] = string(b)
+	}
+	return keys
+}
