@@ -6,10 +6,13 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"deputy.example/deputy/server/internal/gather"
 )
 
 // rounds ask Redis for many callers at once. Whoever comes while a round is under way waits for the next, which
-// begins as soon as that one has ended: nobody waits for others to come, and no answer is older than its question.
+// begins as soon as that one has ended: nobody waits for who is not here yet, and no answer is older than its
+// question.
 type rounds struct {
 	client  redis.UniversalClient
 	script  *redis.Script
@@ -61,6 +64,7 @@ func (r *rounds) run(ctx context.Context, keys []string, args []any) (int64, err
 // ask goes on until nobody waits.
 func (r *rounds) ask() {
 	for {
+		gather.Group(mostInRound, r.waiting)
 		r.mu.Lock()
 		round := r.next[:min(len(r.next), mostInRound)]
 		r.next = r.next[len(round):]
@@ -73,6 +77,12 @@ func (r *rounds) ask() {
 		}
 		r.askFor(round)
 	}
+}
+
+func (r *rounds) waiting() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.next)
 }
 
 func (r *rounds) askFor(round []*question) {

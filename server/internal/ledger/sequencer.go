@@ -3,10 +3,11 @@ package ledger
 import (
 	"context"
 	"errors"
-	"runtime"
 	"slices"
 	"sync"
 	"time"
+
+	"deputy.example/deputy/server/internal/gather"
 )
 
 // sequencer commits one tenant's drafts in groups: a batch is whatever was queued while the
@@ -110,7 +111,7 @@ func (s *sequencer) withdraw(it *item) bool {
 // turns commits batches until nothing is queued.
 func (s *sequencer) turns() {
 	for {
-		s.gather()
+		gather.Group(s.ledger.config.MaxBatch, s.queued)
 		items := s.take()
 		if items == nil {
 			return
@@ -119,19 +120,10 @@ func (s *sequencer) turns() {
 	}
 }
 
-// gather lets whoever can run now come to the queue: what is almost here shares the transaction, most of
-// whose price is the same for one as for many. Where nothing else can run, it takes no time.
-func (s *sequencer) gather() {
-	for before := 0; ; {
-		s.mu.Lock()
-		n := len(s.queue)
-		s.mu.Unlock()
-		if n <= before || n >= s.ledger.config.MaxBatch {
-			return
-		}
-		before = n
-		runtime.Gosched()
-	}
+func (s *sequencer) queued() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.queue)
 }
 
 // take removes the next batch from the queue, in order. Revocations go first and by themselves:

@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"sync"
 	"time"
+
+	"deputy.example/deputy/server/internal/gather"
 )
 
 // Defaults and limits of Cache.
@@ -133,8 +136,9 @@ type decision struct {
 
 // reading is one look at the changelog. done is closed after it; err says why it told nothing.
 type reading struct {
-	done chan struct{}
-	err  error
+	done    chan struct{}
+	waiting int // how many joined
+	err     error
 }
 
 func newMemory(c Cache) *memory {
@@ -332,6 +336,7 @@ func (c *Checker) join(model *influences) *reading {
 		m.next = &reading{done: make(chan struct{})}
 	}
 	next := m.next
+	next.waiting++
 	if !m.running {
 		m.running = true
 		go c.readOn(model)
@@ -361,6 +366,7 @@ func (r *reading) wait(ctx context.Context) error {
 func (c *Checker) readOn(model *influences) {
 	m := c.memory
 	for {
+		gather.Group(math.MaxInt, m.waiting)
 		m.mu.Lock()
 		r := m.next
 		if r == nil {
@@ -380,6 +386,16 @@ func (c *Checker) readOn(model *influences) {
 		m.mu.Unlock()
 		close(r.done)
 	}
+}
+
+// waiting is how many wait for the next reading.
+func (m *memory) waiting() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.next == nil {
+		return 0
+	}
+	return m.next.waiting
 }
 
 // read makes one reading and forgets what it must. It takes at most a quarter of what a question may take: enough is left to
