@@ -107,6 +107,12 @@ func (m *members) intersect(other members) {
 	}
 }
 
+func (m *members) unite(other members) {
+	for i := range m {
+		m[i] |= other[i]
+	}
+}
+
 func (m *members) count() (n int) {
 	for _, w := range m {
 		n += bits.OnesCount64(w)
@@ -182,19 +188,27 @@ func parseMembers(b []byte) (m members, rest []byte) {
 
 // rowsOf makes the rows of a block from its entries.
 func rowsOf(tenant string, block uint64, entries []*Entry) [buckets][]byte {
+	values := map[want]*members{} // far fewer than there are places: each is hashed once
+	for _, e := range entries {
+		for f, value := range e.facets() {
+			w := want{f, value}
+			if values[w] == nil {
+				values[w] = new(members)
+			}
+			values[w].add(e.Seq - firstOf(block))
+		}
+	}
 	var terms [buckets]map[string]*members
 	for i := range terms {
 		terms[i] = map[string]*members{}
 	}
-	for _, e := range entries {
-		for f, value := range e.facets() {
-			t := termOf(f, value)
-			in := terms[t.bucket()]
-			if in[t.key()] == nil {
-				in[t.key()] = new(members)
-			}
-			in[t.key()].add(e.Seq - firstOf(block))
+	for w, m := range values {
+		t := termOf(w.facet, w.value)
+		in := terms[t.bucket()]
+		if same := in[t.key()]; same != nil {
+			m.unite(*same)
 		}
+		in[t.key()] = m
 	}
 	var list [buckets][]byte
 	for i, in := range terms {

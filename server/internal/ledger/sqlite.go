@@ -398,13 +398,23 @@ func (tx *sqliteTx) commit(_ context.Context, w *writes) error {
 var sqliteInsert = `INSERT INTO entries (` + entryColumns + `) VALUES (?` + strings.Repeat(`, ?`, columns-1) + `)`
 
 func (tx *sqliteTx) write(w *writes) error {
+	var values [columns]any
 	for _, e := range w.entries {
 		r, err := e.record()
 		if err != nil {
 			return err
 		}
-		fields := r.fields()
-		if err := tx.exec("insert entry", sqliteInsert, fields[:]...); err != nil {
+		for i, field := range r.fields() { // database/sql follows pointers by reflection
+			switch v := field.(type) {
+			case *string:
+				values[i] = *v
+			case *int64:
+				values[i] = *v
+			case *[]byte:
+				values[i] = *v
+			}
+		}
+		if err := tx.exec("insert entry", sqliteInsert, values[:]...); err != nil {
 			return taken(err)
 		}
 	}
