@@ -239,8 +239,8 @@ type Limits struct {
 	CallerBurst int `yaml:"caller_burst"`
 }
 
-// maxConfigBytes is far more than any configuration needs.
-const maxConfigBytes = 1 << 20
+// maxConfigBytes is room for some ten thousand tenants.
+const maxConfigBytes = 8 << 20
 
 // Load reads the configuration in a file and checks all of it that can be checked without the
 // network, with the files that it names. The error lists every mistake, each with its line, its path
