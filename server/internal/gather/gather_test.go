@@ -2,38 +2,55 @@ package gather_test
 
 import (
 	"runtime"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"deputy.example/deputy/server/internal/gather"
 )
 
 func TestGroup(t *testing.T) {
+	const most = 10
 	for name, test := range map[string]struct {
-		counts []int // what is found, one after the other
-		asked  int   // how often
+		last    int
+		counts  []int // what is found, one after the other
+		lingers bool
 	}{
-		"nobody":            {[]int{0}, 1},
-		"one alone":         {[]int{1, 1}, 2},
-		"more and more":     {[]int{1, 3, 7, 7}, 4},
-		"some have left":    {[]int{5, 4}, 2},
-		"as many as can be": {[]int{2, 10}, 2},
-		"too many at once":  {[]int{11}, 1},
+		"nobody":                          {0, []int{0}, false},
+		"one alone":                       {1, []int{1, 1}, false},
+		"more and more":                   {3, []int{1, 3, 7, 7}, false},
+		"some have left":                  {0, []int{5, 4}, false},
+		"as many as can be":               {0, []int{2, 10}, false},
+		"too many at once":                {0, []int{11}, false},
+		"after a crowd":                   {4, []int{1, 6, 6}, true},
+		"after a crowd, all are here":     {4, []int{10, 10}, false},
+		"after a crowd, nobody comes":     {9, []int{0, 0}, true},
+		"after a crowd, they have left":   {9, []int{3, 0}, true},
+		"after a crowd, more than enough": {9, []int{12, 12}, false},
 	} {
-		asked := 0
-		gather.Group(10, func() int { asked++; return test.counts[asked-1] })
-		if asked != test.asked {
-			t.Errorf("%s: asked %d times, want %d", name, asked, test.asked)
-		}
+		synctest.Test(t, func(t *testing.T) {
+			began, asked := time.Now(), 0
+			gather.Group(most, test.last, func() int { asked++; return test.counts[asked-1] })
+			if asked != len(test.counts) {
+				t.Errorf("%s: asked %d times, want %d", name, asked, len(test.counts))
+			}
+			if lingered := time.Since(began) == gather.Linger; lingered != test.lingers {
+				t.Errorf("%s: took %v", name, time.Since(began))
+			}
+		})
 	}
 }
 
 // Who can run comes before the group is closed.
 func TestGroupLetsOthersRun(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
-	waiting, done := 1, make(chan struct{})
-	go func() { waiting++; close(done) }() // one processor: it runs when this goroutine gives way
-	gather.Group(10, func() int { return waiting })
-	if waiting != 2 {
+	var waiting atomic.Int64
+	waiting.Store(1)
+	done := make(chan struct{})
+	go func() { waiting.Add(1); close(done) }() // one processor: it runs when this goroutine gives way
+	gather.Group(10, 0, func() int { return int(waiting.Load()) })
+	if waiting.Load() != 2 {
 		t.Error("a goroutine that could run was left behind")
 	}
 	<-done

@@ -10,9 +10,8 @@ import (
 	"deputy.example/deputy/server/internal/gather"
 )
 
-// rounds ask Redis for many callers at once. Whoever comes while a round is under way waits for the next, which
-// begins as soon as that one has ended: nobody waits for who is not here yet, and no answer is older than its
-// question.
+// rounds ask Redis for many callers at once. Whoever comes while a round is under way waits for the next, so no
+// answer is older than its question.
 type rounds struct {
 	client  redis.UniversalClient
 	script  *redis.Script
@@ -63,8 +62,8 @@ func (r *rounds) run(ctx context.Context, keys []string, args []any) (int64, err
 
 // ask goes on until nobody waits.
 func (r *rounds) ask() {
-	for {
-		gather.Group(mostInRound, r.waiting)
+	for last := 0; ; {
+		gather.Group(mostInRound, last, r.waiting)
 		r.mu.Lock()
 		round := r.next[:min(len(r.next), mostInRound)]
 		r.next = r.next[len(round):]
@@ -72,7 +71,7 @@ func (r *rounds) ask() {
 			r.next = nil
 		}
 		r.mu.Unlock()
-		if len(round) == 0 {
+		if last = len(round); last == 0 {
 			return
 		}
 		r.askFor(round)

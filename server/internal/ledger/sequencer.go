@@ -110,10 +110,10 @@ func (s *sequencer) withdraw(it *item) bool {
 
 // turns commits batches until nothing is queued.
 func (s *sequencer) turns() {
-	for {
-		gather.Group(s.ledger.config.MaxBatch, s.queued)
+	for last := 0; ; {
+		gather.Group(s.ledger.config.MaxBatch, last, s.queued)
 		items := s.take()
-		if items == nil {
+		if last = len(items); last == 0 {
 			return
 		}
 		s.commit(items)

@@ -3,6 +3,7 @@ package policy
 import (
 	"context"
 	"encoding/binary"
+	"math"
 	"time"
 )
 
@@ -11,7 +12,7 @@ import (
 type grant struct {
 	checks int
 	at     uint64        // no reading up to this position has forgotten any of the decisions
-	asked  time.Duration // when the oldest of the decisions was asked for, since the memory began
+	until  time.Duration // the end of the decision that ends first, since the memory began
 }
 
 // questionsPerEntry is how many decisions may be remembered for each whole question that may.
@@ -47,7 +48,7 @@ func (m *memory) grants(keys []string, answers []Answer) bool {
 	now := time.Since(m.began)
 	for i, key := range keys {
 		g, there := m.granted[key]
-		if !there || m.distrust || m.changed > g.at && !m.off.grants || now-g.asked > maxAge {
+		if !there || m.distrust || m.changed > g.at && !m.off.grants || now > g.until {
 			return false
 		}
 		if answers != nil {
@@ -61,13 +62,13 @@ func (m *memory) grants(keys []string, answers []Answer) bool {
 func (m *memory) grant(key string, checks []Missing) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	g := grant{checks: len(checks), at: m.position, asked: time.Since(m.began)}
+	g := grant{checks: len(checks), at: m.position, until: math.MaxInt64}
 	for i := range checks {
 		d, ok := m.valid(checks[i].Relation)
 		if !ok || d.verdict != held {
 			return
 		}
-		g.asked = min(g.asked, d.asked)
+		g.until = min(g.until, d.until)
 	}
 	if m.granted == nil || len(m.granted) >= max(1, 2*m.decisions.most/questionsPerEntry) {
 		m.granted = make(map[string]grant)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -25,6 +26,8 @@ const (
 	// maxAge is how long a decision is remembered however quiet the changelog is. Where the changelog does not keep what it
 	// promises, no decision is older than that, and asking again tells.
 	maxAge = time.Minute
+	// minAge is how long at least. When each one ends is left to chance: what was asked in one moment is not asked again in one.
+	minAge = 40 * time.Second
 	// pause is how long questions go straight to OpenFGA after the changelog could not be read.
 	pause = time.Second
 )
@@ -131,7 +134,7 @@ type memoryProtections struct {
 type decision struct {
 	verdict verdict
 	at      uint64        // position before the check was sent
-	asked   time.Duration // since the memory began
+	until   time.Duration // since the memory began; then it is asked again
 }
 
 // reading is one look at the changelog. done is closed after it; err says why it told nothing.
@@ -244,7 +247,7 @@ func (m *memory) known(relations []Relation) (here []int, ready bool) {
 // valid returns a decision that no reading has forgotten. The lock is held.
 func (m *memory) valid(r Relation) (decision, bool) {
 	d, there := m.decisions.get(r)
-	if !there || m.distrust || d.at < m.forgotten[classOf(r)] || time.Since(m.began)-d.asked > maxAge {
+	if !there || m.distrust || d.at < m.forgotten[classOf(r)] || time.Since(m.began) > d.until {
 		return decision{}, false
 	}
 	return d, true
@@ -281,7 +284,7 @@ func (m *memory) keep(model *influences, relations []Relation, answers []result,
 	if !m.ready || m.changed > position || m.distrust {
 		return nil
 	}
-	asked := time.Since(m.began)
+	now := time.Since(m.began)
 	for i, r := range relations {
 		if answers[i].verdict == unanswered || !model.remembers(r) {
 			continue
@@ -294,7 +297,7 @@ func (m *memory) keep(model *influences, relations []Relation, answers []result,
 			contradicted[r] = old
 			continue
 		}
-		m.decisions.put(r, decision{answers[i].verdict, position, asked})
+		m.decisions.put(r, decision{answers[i].verdict, position, now + minAge + rand.N(maxAge-minAge)})
 	}
 	return contradicted
 }
@@ -365,8 +368,8 @@ func (r *reading) wait(ctx context.Context) error {
 // readOn reads as long as anyone waits. Who joins while a reading is under way gets the one after it.
 func (c *Checker) readOn(model *influences) {
 	m := c.memory
-	for {
-		gather.Group(math.MaxInt, m.waiting)
+	for last := 0; ; {
+		gather.Group(math.MaxInt, last, m.waiting)
 		m.mu.Lock()
 		r := m.next
 		if r == nil {
@@ -374,6 +377,7 @@ func (c *Checker) readOn(model *influences) {
 			m.mu.Unlock()
 			return
 		}
+		last = r.waiting
 		if !m.off.own {
 			m.next = nil
 		}
