@@ -81,7 +81,12 @@ func splitTarget(t delegation.Target) (plain, principal string) {
 
 // joinChain uses the one separator that no principal contains.
 func joinChain(c delegation.Chain) string {
+	size := max(len(c)-1, 0)
+	for _, p := range c {
+		size += len(p)
+	}
 	var b strings.Builder
+	b.Grow(size)
 	for i, p := range c {
 		if i > 0 {
 			b.WriteByte('|')
