@@ -175,6 +175,9 @@ func (b *bench) pair(ctx context.Context, s *setup, c scenario, round int, on []
 			each[i], err = c.prepare(ctx, session, (b.requests+first)/len(on)+1)
 			return err
 		})
+		if err == nil && len(on) > 1 { // whoever helped to prepare needs no connection any more: there is a limit
+			err = session.close()
+		}
 		if err != nil {
 			return run{}, err
 		}
