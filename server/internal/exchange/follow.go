@@ -13,11 +13,13 @@ import (
 )
 
 // The pace of following. A revocation of another instance is known here within tailEvery even if
-// Redis says nothing; the lists in Redis are right again within auditEvery whatever happened to them.
+// Redis says nothing; the lists in Redis are right again within auditEvery whatever happened to them, where they
+// are too long for one look within auditShare times as long as it takes to read them.
 const (
 	tailEvery    = 250 * time.Millisecond
 	receiptEvery = time.Second
 	auditEvery   = 3 * time.Second
+	auditShare   = 50               // one part of this of the time goes into reading long lists
 	keepPatience = 30 * time.Second // for one round with Redis: a million revocations take five
 	mostPeeked   = 100              // tenants whose lists are looked at in one round trip
 )
@@ -166,6 +168,7 @@ type follower struct {
 	// if that has failed, however much of it there is.
 	news  <-chan struct{} // closed when there are revocations that the lists may lack
 	doubt bool            // the lists may be wrong, whatever their head says
+	rests time.Time       // until then they are not read as a whole again: it takes seconds for a million revocations
 
 	failing bool // the last round failed: said once
 }
@@ -250,10 +253,12 @@ func (f *follower) publish(ctx context.Context) error {
 		return nil
 	}
 	f.compared.Store(f.tenant.Name, nil)
-	if f.doubt {
-		err := f.audit(ctx)
-		f.doubt = err != nil
-		return err
+	if began := time.Now(); f.doubt && began.After(f.rests) {
+		if err := f.audit(ctx); err != nil {
+			return err
+		}
+		f.doubt, f.rests = false, time.Now().Add(auditShare*time.Since(began))
+		return nil
 	}
 	if head == last {
 		return nil

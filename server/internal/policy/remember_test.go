@@ -565,7 +565,7 @@ func interleave(t *testing.T, rt *rapid.T, asking, own, position, overlap, grant
 			defer mu.Unlock()
 			for i, n := range which {
 				d, err := answers[i].Decision, answers[i].Err
-			if err != nil || from[n] == versions[n] && d.Allowed != (from[n]%2 == 1) {
+				if err != nil || from[n] == versions[n] && d.Allowed != (from[n]%2 == 1) {
 					wrong = fmt.Sprintf("question %d: %v, %v after %d writes", n, d.Allowed, err, from[n])
 				}
 			}
