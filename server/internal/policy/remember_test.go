@@ -509,6 +509,62 @@ func TestMemoryIsBounded(t *testing.T) {
 	}
 }
 
+func TestGrantsAreBounded(t *testing.T) {
+	fake := new(policytest.Fake)
+	c := remembering(t, fake, policy.Cache{Entries: 320}, nil)
+	fake.Judge = func(policy.Relation) (yes, ok bool) { return true, true }
+	kept := 0
+	for i := range 100 {
+		allowed(t, c, i, true)
+		kept = max(kept, c.Grants())
+	}
+	if kept != 20 {
+		t.Errorf("%d questions are kept beside 320 decisions, want 20", kept)
+	}
+}
+
+// A question is granted as a whole only if it is the very same, and what it asks for in the same order.
+func TestGrantsAreOfTheQuestion(t *testing.T) {
+	fake := new(policytest.Fake)
+	q, needed := policytest.Exchange()
+	write(t, fake, needed...)
+	c := remembering(t, fake, policy.Cache{}, nil)
+	for range 2 {
+		if d, err := c.Ask(t.Context(), q); err != nil || !d.Allowed {
+			t.Fatalf("%+v, %v", d, err)
+		}
+	}
+	if n := c.Grants(); n != 1 {
+		t.Fatalf("%d questions are kept", n)
+	}
+	for name, change := range map[string]func(*policy.Question){
+		"another scope":       func(q *policy.Question) { q.Scopes = append(slices.Clone(q.Scopes), "payments.send") },
+		"another audience":    func(q *policy.Question) { q.Audiences = []string{"https://bank.example"} },
+		"a scope as audience": func(q *policy.Question) { q.Audiences, q.Scopes = append(slices.Clone(q.Audiences), q.Scopes...), nil },
+		"another actor": func(q *policy.Question) {
+			q.Edges = slices.Clone(q.Edges)
+			q.Edges[len(q.Edges)-1].To, q.Actor = "agent:stranger", "agent:stranger"
+		},
+		"another subject": func(q *policy.Question) {
+			q.Edges = slices.Clone(q.Edges)
+			q.Edges[0].From, q.Subject = "user:mallory", "user:mallory"
+		},
+	} {
+		other := q
+		change(&other)
+		if d, err := c.Ask(t.Context(), other); err != nil || d.Allowed {
+			t.Errorf("%s: %+v, %v", name, d, err)
+		}
+	}
+	// What is wrong with the question is found out though the same relations were granted.
+	gap := q
+	gap.Edges = slices.Clone(q.Edges)
+	gap.Edges[0].From = "user:mallory"
+	if d, err := c.Ask(t.Context(), gap); err == nil || d.Allowed {
+		t.Errorf("a gap in the chain: %+v, %v", d, err)
+	}
+}
+
 func TestCacheConfigIsChecked(t *testing.T) {
 	for _, cache := range []policy.Cache{{Entries: -1}, {Overlap: time.Second}, {Overlap: -time.Minute}, {Overlap: time.Hour}} {
 		_, err := policy.New(policy.Config{URL: "http://openfga.test", StoreID: policytest.FakeStore, ModelID: policytest.FakeModel, Cache: cache})
