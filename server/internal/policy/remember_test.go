@@ -539,6 +539,7 @@ func TestGrantsAreOfTheQuestion(t *testing.T) {
 	}
 	for name, change := range map[string]func(*policy.Question){
 		"another scope":       func(q *policy.Question) { q.Scopes = append(slices.Clone(q.Scopes), "payments.send") },
+		"a scope for another": func(q *policy.Question) { q.Scopes = append(slices.Clone(q.Scopes[1:]), "payments.send") },
 		"another audience":    func(q *policy.Question) { q.Audiences = []string{"https://bank.example"} },
 		"a scope as audience": func(q *policy.Question) { q.Audiences, q.Scopes = append(slices.Clone(q.Audiences), q.Scopes...), nil },
 		"another actor": func(q *policy.Question) {
