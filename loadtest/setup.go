@@ -76,6 +76,7 @@ type setup struct {
 	stores    []string // ids of store and model of each tenant
 	models    []string
 	written   time.Time // when the last relationship was
+	settled   bool
 	deputies  []*deputy
 	fgaPprof  string
 	others    []*process // in order of starting
@@ -216,16 +217,41 @@ func (s *setup) openRelations(ctx context.Context, p *process, address string) e
 	return nil
 }
 
-// settling is how long the changelog of OpenFGA must be quiet after the world was written: Deputy reads back two of its default
-// overlaps of ten seconds, and asks about each exchange anew as long as it finds hundreds of changes there.
-const settling = 21 * time.Second
+const (
+	// settling is how long the changelog of OpenFGA must be quiet after the world was written: Deputy reads back two of its
+	// default overlaps of ten seconds, and asks about each exchange anew as long as it finds hundreds of changes there.
+	settling = 21 * time.Second
+	// quiet is what all processes may spend in a second when nobody asks; more means that something is made in the background,
+	// as the search index is of a ledger that was filled.
+	quiet = 100 * time.Millisecond
+	// settledWithin is when that is given up on.
+	settledWithin = 15 * time.Minute
+)
 
-// settle waits until the making of the world is over, for what is measured goes on for longer than it.
+// settle waits, once, until the making of the world is over: what is measured goes on for longer than it.
 func (s *setup) settle(ctx context.Context) error {
-	if !sleepUntil(ctx, s.written.Add(settling)) {
+	if s.settled || !sleepUntil(ctx, s.written.Add(settling)) {
 		return ctx.Err()
 	}
-	return nil
+	for deadline := time.Now().Add(settledWithin); time.Now().Before(deadline); {
+		before, err := cpuTimes("/proc", s.processes())
+		if err != nil || !sleepUntil(ctx, time.Now().Add(time.Second)) {
+			return errors.Join(err, ctx.Err())
+		}
+		after, err := cpuTimes("/proc", s.processes())
+		if err != nil {
+			return err
+		}
+		var spent time.Duration
+		for name := range after {
+			spent += after[name] - before[name]
+		}
+		if spent < quiet {
+			s.settled = true
+			return nil
+		}
+	}
+	return fmt.Errorf("%s: still busy with itself after %v", s.kind, settledWithin)
 }
 
 // addDeputy starts one more instance.

@@ -125,7 +125,7 @@ func (d *desk) take() {
 		}
 	}
 	d.queue = rest
-	if d.w.plan.off.loses && len(d.batch) > 1 && d.w.seen.begun%50 == 0 {
+	if d.w.plan.off.loses && len(d.batch) > 1 {
 		d.batch = d.batch[1:]
 	}
 }

@@ -231,7 +231,7 @@ func TestPlanIsChecked(t *testing.T) {
 func TestCostsAreChecked(t *testing.T) {
 	for broken, want := range map[string]string{
 		strings.Replace(string(defaultCosts), `"mint"`, `"mnit"`, 1):                            "mnit",
-		strings.Replace(string(defaultCosts), `"value": 0.065`, `"value": 0`, 1):                "mint",
+		strings.Replace(string(defaultCosts), `"value": 0.025`, `"value": 0`, 1):                "mint",
 		strings.Replace(string(defaultCosts), `"value": 1, "unit": "ms"`, `"value": 1`, 1):      "flush",
 		strings.Replace(string(defaultCosts), `"source": "ES256 signature"`, `"source": ""`, 1): "mint",
 		"{}": "front",

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -43,6 +44,12 @@ func TestScreenshotsAreCurrent(t *testing.T) {
 	v := c.visitor(t)
 	v.signIn("rita")
 	leaf := c.leaf(t)
+	eventually(t, changesIn, func() error {
+		if page := fetch(t, v, c.address+"/ledger"); !strings.Contains(page, "Latest checkpoint") {
+			return errors.New("the ledger has no checkpoint yet")
+		}
+		return nil
+	})
 	dir := filepath.Join("..", "..", "..", "docs", "screenshots")
 	record := filepath.Join(dir, "pages.json")
 	now := map[string]string{}
@@ -91,24 +98,7 @@ func TestScreenshotsAreCurrent(t *testing.T) {
 // digest is over the page's structure and its styles, fetched with the visitor's session.
 func (c *consoleWorld) digest(t *testing.T, v *visitor, path string) string {
 	t.Helper()
-	fetch := func(address string) string {
-		request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, address, nil)
-		check(t, err)
-		for name, cookie := range v.cookies() {
-			request.AddCookie(&http.Cookie{Name: name, Value: cookie.Value})
-		}
-		request.Close = true
-		answer, err := http.DefaultClient.Do(request)
-		check(t, err)
-		defer answer.Body.Close()
-		body, err := io.ReadAll(answer.Body)
-		check(t, err)
-		if answer.StatusCode != http.StatusOK {
-			t.Fatalf("%s: %s", address, answer.Status)
-		}
-		return string(body)
-	}
-	root, err := html.Parse(strings.NewReader(fetch(c.address + path)))
+	root, err := html.Parse(strings.NewReader(fetch(t, v, c.address+path)))
 	check(t, err)
 	sum := sha256.New()
 	for n := range root.Descendants() {
@@ -121,7 +111,7 @@ func (c *consoleWorld) digest(t *testing.T, v *visitor, path string) string {
 					fmt.Fprintf(sum, "=%q", a.Val)
 				}
 				if n.Data == "link" && a.Key == "href" {
-					fmt.Fprint(sum, fetch("http://"+c.HTTP+a.Val))
+					fmt.Fprint(sum, fetch(t, v, "http://"+c.HTTP+a.Val))
 				}
 			}
 		case html.TextNode:
@@ -134,4 +124,24 @@ func (c *consoleWorld) digest(t *testing.T, v *visitor, path string) string {
 		}
 	}
 	return hex.EncodeToString(sum.Sum(nil)[:12])
+}
+
+// fetch gets a page with the visitor's session.
+func fetch(t *testing.T, v *visitor, address string) string {
+	t.Helper()
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, address, nil)
+	check(t, err)
+	for name, cookie := range v.cookies() {
+		request.AddCookie(&http.Cookie{Name: name, Value: cookie.Value})
+	}
+	request.Close = true
+	answer, err := http.DefaultClient.Do(request)
+	check(t, err)
+	defer answer.Body.Close()
+	body, err := io.ReadAll(answer.Body)
+	check(t, err)
+	if answer.StatusCode != http.StatusOK {
+		t.Fatalf("%s: %s", address, answer.Status)
+	}
+	return string(body)
 }
