@@ -21,7 +21,7 @@ type run struct {
 	Latency  latency            `json:"latency_ms"`
 	CPU      map[string]float64 `json:"cpu_ms_per_exchange"` // by process, of the target
 	Client   float64            `json:"generator_cpu_ms_per_exchange"`
-	Floor    float64            `json:"floor_cpu_ms"` // per request, of the floor that was measured just before
+	Floor    float64            `json:"floor_cpu_ms"` // per request, of the floor as measured just before and just after
 	Outcomes map[string]int     `json:"outcomes"`
 	Failures map[string]int     `json:"failures,omitempty"`
 	Steps    map[string]float64 `json:"step_ms,omitempty"` // mean wall time by deputy_exchange_step_seconds
@@ -157,8 +157,8 @@ func (b *bench) measureFloor(ctx context.Context) (float64, error) {
 	return r.CPU["floor"], ctx.Err()
 }
 
-// pair measures the floor and then the target, so that whatever else the machine does falls on both. The
-// requests go to the sessions in turn, which pair closes.
+// pair measures the floor before and after the target, so that whatever else the machine does falls on both: processors
+// change their pace within seconds. The requests go to the sessions in turn, which pair closes.
 func (b *bench) pair(ctx context.Context, s *setup, c scenario, round int, on []*session, drive func(*recorder, operation)) (_ run, err error) {
 	defer func() {
 		for _, session := range on {
@@ -201,8 +201,13 @@ func (b *bench) pair(ctx context.Context, s *setup, c scenario, round int, on []
 	if err != nil {
 		return run{}, err
 	}
-	r.Setup, r.Scenario, r.Round, r.Floor = s.kind, c.name, round+1, unit
+	r.Setup, r.Scenario, r.Round = s.kind, c.name, round+1
 	r.Steps = meanSteps(before, s.steps(ctx))
+	again, err := b.measureFloor(ctx)
+	if err != nil {
+		return run{}, err
+	}
+	r.Floor = (unit + again) / 2
 	b.runs = append(b.runs, r)
 	return r, ctx.Err()
 }
