@@ -85,7 +85,7 @@ func (b *batch) run(ctx context.Context) error {
 		return err
 	}
 	// Only now: a revocation that was not committed must not be in force.
-	b.s.seen = b.w.head.seq
+	b.s.seen, b.s.claimsFrom = b.w.head.seq, b.w.claimsFrom
 	b.s.live.advance(b.revoked(), true)
 	if b.w.prune == (pruning{}) {
 		b.s.added = b.s.added.plus(b.w.added())
@@ -221,7 +221,7 @@ func (b *batch) decide() error {
 	}
 	// Time never runs backwards within a tenant, whichever instance's clock it comes from.
 	at := max(micros(b.now), b.facts.head.time)
-	b.w = writes{tenant: b.s.tenant, batch: mark, expired: micros(b.now.Add(-config.Skew)), head: b.facts.head}
+	b.w = writes{tenant: b.s.tenant, batch: mark, expired: micros(b.now.Add(-config.Skew)), head: b.facts.head, claimsFrom: b.s.claimsFrom}
 	b.w.head.time = at
 	b.w.head.tree.Hashes = slices.Clone(b.w.head.tree.Hashes)
 	for i, it := range b.items {

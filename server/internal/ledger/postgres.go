@@ -359,10 +359,15 @@ var pgInsert = func() string {
 }()
 
 // PostgreSQL joins what IN selects, and may do so by reading all that the tenant has. Where a row stands is
-// looked up one by one.
+// looked up one by one. What was deleted stands in the index until the table is vacuumed: who looks for the first
+// claims that are left must not begin before those that were found the last time.
 const (
-	pgPruneUses = `DELETE FROM single_uses WHERE ctid = ANY (ARRAY(SELECT ctid FROM single_uses WHERE tenant = $1 AND until > 0 AND until < $2 ORDER BY until LIMIT $3))`
-	pgPruneKeys = `DELETE FROM idempotency_keys WHERE ctid = ANY (ARRAY(SELECT ctid FROM idempotency_keys WHERE tenant = $1 AND until > 0 AND until < $2 ORDER BY until LIMIT $3))`
+	pgPruneUses   = `DELETE FROM single_uses WHERE ctid = ANY (ARRAY(SELECT ctid FROM single_uses WHERE tenant = $1 AND until > 0 AND until < $2 ORDER BY until LIMIT $3))`
+	pgPruneKeys   = `DELETE FROM idempotency_keys WHERE ctid = ANY (ARRAY(SELECT ctid FROM idempotency_keys WHERE tenant = $1 AND until > 0 AND until < $2 ORDER BY until LIMIT $3))`
+	pgPruneClaims = `WITH first AS (SELECT min(seq) AS seq FROM claims WHERE tenant = $1 AND seq >= $4),
+		gone AS (DELETE FROM claims WHERE tenant = $1 AND until < $2
+			AND seq >= (SELECT seq FROM first) AND seq < (SELECT seq FROM first) + $3)
+		SELECT coalesce(seq, $4) FROM first`
 )
 
 func (p *pipeline) write(w *writes) error {
@@ -417,7 +422,9 @@ func (p *pipeline) write(w *writes) error {
 		p.add("prune", pgPruneKeys, w.tenant, w.expired, int64(n))
 	}
 	if n := w.prune.claims; n > 0 {
-		p.add("prune", sqlPruneClaims, w.tenant, w.expired, int64(n))
+		p.add("prune", pgPruneClaims, w.tenant, w.expired, int64(n), int64(w.claimsFrom)).QueryRow(func(row pgx.Row) error {
+			return row.Scan(&w.claimsFrom)
+		})
 	}
 	p.add("advance head", sqlHead, w.tenant, int64(w.head.seq), w.head.time, int64(w.head.revocation), edgeBytes(w.head.tree))
 	return nil

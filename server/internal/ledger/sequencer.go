@@ -27,6 +27,8 @@ type sequencer struct {
 	seen   uint64    // highest number that a batch of ours saw
 	added  pruning   // since what had ended was last removed,
 	pruned time.Time // which was then
+	// Below this number there are no claims any more.
+	claimsFrom uint64
 }
 
 // item is the drafts of one call, or single uses alone, on its way through the queue. It is never

@@ -136,13 +136,15 @@ type writes struct {
 	batch   []byte  // tells this transaction's single-use rows from another's
 	expired int64   // what ended before this may be pruned
 	prune   pruning // at most so much of it; nothing: not now
-	head    head
-	entries []*Entry
-	nodes   []audit.Node // of the tree, to be stored
-	claims  []claimsRow
-	uses    []useRow
-	keys    []keyRow
-	voids   []uint64
+	// claimsFrom is a number below which there are no claims any more. A store that prunes may raise it.
+	claimsFrom uint64
+	head       head
+	entries    []*Entry
+	nodes      []audit.Node // of the tree, to be stored
+	claims     []claimsRow
+	uses       []useRow
+	keys       []keyRow
+	voids      []uint64
 }
 
 type claimsRow struct {
