@@ -146,14 +146,15 @@ func TestProxyIsReachedWhereItIs(t *testing.T) {
 			w.WriteHeader(http.StatusBadGateway)
 			return
 		}
-		w.WriteHeader(http.StatusOK)
-		here, _, err := w.(http.Hijacker).Hijack()
+		// The answer goes out only when the connection is ours: the server would read a byte of what follows it.
+		here, read, err := w.(http.Hijacker).Hijack()
 		if err != nil {
 			return
 		}
+		_, _ = io.WriteString(here, "HTTP/1.1 200 OK\r\n\r\n")
 		go func() { defer here.Close(); _, _ = io.Copy(here, there) }()
 		defer there.Close()
-		_, _ = io.Copy(there, here)
+		_, _ = io.Copy(there, read)
 	}))
 	t.Cleanup(proxy.Close)
 	address, err := url.Parse(proxy.URL)
