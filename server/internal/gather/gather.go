@@ -24,7 +24,7 @@ const crowd = 4
 // nothing else can run.
 func Group(most, last int, waiting func() int) {
 	if last >= crowd && waiting() < most {
-		time.Sleep(Linger)
+		time.Sleep(Linger) // there is no event to wait for: who comes does not know of the group
 	}
 	for before := 0; ; runtime.Gosched() {
 		n := waiting()

@@ -15,8 +15,8 @@ type grant struct {
 	until  time.Duration // the end of the decision that ends first, since the memory began
 }
 
-// questionsPerEntry is how many decisions may be remembered for each whole question that may.
-const questionsPerEntry = 16
+// entriesPerQuestion is how many decisions may be remembered for each whole question that may.
+const entriesPerQuestion = 16
 
 // recollect answers questions that were all granted before, after a reading that showed that nothing has changed since: then
 // each decision behind them would be found unforgotten too. It returns nil where they must be looked at one by one.
@@ -70,7 +70,7 @@ func (m *memory) grant(key string, checks []Missing) {
 		}
 		g.until = min(g.until, d.until)
 	}
-	if m.granted == nil || len(m.granted) >= max(1, 2*m.decisions.most/questionsPerEntry) {
+	if m.granted == nil || len(m.granted) >= max(1, 2*m.decisions.most/entriesPerQuestion) {
 		m.granted = make(map[string]grant)
 	}
 	m.granted[key] = g

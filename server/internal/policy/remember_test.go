@@ -140,7 +140,7 @@ func (s *script) RoundTrip(r *http.Request) (*http.Response, error) {
 
 // waiting are the requests that wait, the oldest first, also those of who still waited for others.
 func (s *script) waiting() []*held {
-	time.Sleep(gather.Linger)
+	time.Sleep(gather.Linger) // of the bubble's time
 	synctest.Wait()
 	s.mu.Lock()
 	defer s.mu.Unlock()
