@@ -14,7 +14,7 @@ FUZZTIME   ?= 30s
 each-module = for dir in $(MODULES); do (cd $$dir && $(1)) || exit; done
 
 .DEFAULT_GOAL := help
-.PHONY: help run test deps lint format generate generate-check breaking bench loadtest campaign fuzz clean
+.PHONY: help run test deps lint format generate generate-check breaking bench loadtest campaign mutants fuzz clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -64,6 +64,9 @@ loadtest: deps ## what an exchange costs, against its goals; ARGS="scale", ARGS=
 campaign: deps ## the tests with all rounds; DEPUTY_SEED=n chooses the random numbers
 	@echo "DEPUTY_SEED=$${DEPUTY_SEED:-1}"
 	$(call each-module,DEPUTY_CAMPAIGN=full go test -race -count=1 -timeout 120m ./...)
+
+mutants: deps ## one protection removed at a time: its test must fail; ARGS="-run horizon"
+	@go run -C tools ./mutants $(ARGS)
 
 fuzz: ## every fuzz target for FUZZTIME (default 30s)
 	@tools/fuzz $(FUZZTIME)

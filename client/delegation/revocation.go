@@ -103,9 +103,10 @@ type RevocationSet struct {
 	seeds   [2]maphash.Seed
 	version atomic.Uint64 // grows with every change that can turn a no into a yes or back
 
-	mu   sync.RWMutex
-	last uint64
-	by   map[targetHash]mark // for each target the latest revocation
+	mu        sync.RWMutex
+	last      uint64
+	by        map[targetHash]mark // for each target the latest revocation
+	forgotten int64               // seconds since 1970: what ended by then may be missing
 }
 
 type targetHash [2]uint64
@@ -202,13 +203,14 @@ func (s *RevocationSet) Len() int {
 	return len(s.by)
 }
 
-// Expire forgets what can hit nothing any more at the given time. It never holds up Hit for long:
-// what to forget is found beside the readers, and forgotten a little at a time.
-func (s *RevocationSet) Expire(now time.Time) {
+// Expire forgets the revocations that end at or before the given time, and raises Horizon to it. It never holds up Hit
+// for long: what to forget is found beside the readers, and forgotten a little at a time.
+func (s *RevocationSet) Expire(through time.Time) {
+	s.Forget(through)
 	var over []targetHash
 	s.mu.RLock()
 	for h, m := range s.by {
-		if m.over(now) {
+		if m.over(through) {
 			over = append(over, h)
 		}
 	}
@@ -216,12 +218,39 @@ func (s *RevocationSet) Expire(now time.Time) {
 	for chunk := range slices.Chunk(over, 1024) {
 		s.mu.Lock()
 		for _, h := range chunk {
-			if m, there := s.by[h]; there && m.over(now) { // it may have got a longer life meanwhile
+			if m, there := s.by[h]; there && m.over(through) { // it may have got a longer life meanwhile
 				delete(s.by, h)
 			}
 		}
 		s.mu.Unlock()
 	}
+}
+
+// Forget raises Horizon to the given time, and never lowers it: the set was made from a source in which revocations
+// that ended by then may be missing.
+func (s *RevocationSet) Forget(through time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.forgotten = max(s.forgotten, through.Unix())
+}
+
+// Horizon is the time up to which revocations that have ended may be missing from the set; zero: none is missing.
+func (s *RevocationSet) Horizon() time.Time {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if s.forgotten == 0 {
+		return time.Time{}
+	}
+	return time.Unix(s.forgotten, 0)
+}
+
+// Forgotten tells whether the set can no longer answer for a token that expires at the given time: a revocation that
+// hits it may have ended with it and be missing. Such a token is refused, whatever a clock shows. A time that is
+// absent is before every horizon.
+func (s *RevocationSet) Forgotten(expires time.Time) bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return expires.IsZero() || expires.Unix() <= s.forgotten
 }
 
 func (m mark) over(now time.Time) bool { return m.until != 0 && now.Unix() >= m.until }

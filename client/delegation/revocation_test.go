@@ -227,6 +227,39 @@ func TestRevocationsExpireNotTooEarly(t *testing.T) {
 	}
 }
 
+// What a set has forgotten can hit only tokens that Forgotten names, whatever the order of ends, expiries and times.
+func TestForgottenCoversWhatIsMissing(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		at := func(label string) time.Time {
+			return epoch.Add(time.Duration(rapid.Int64Range(-20_000, 20_000).Draw(t, label)) * time.Millisecond)
+		}
+		ends := at("until")
+		r := revoke(1, delegation.BanToken, "jti-1")
+		r.Until = ends
+		s := applied(r)
+		for range rapid.IntRange(1, 4).Draw(t, "sweeps") {
+			s.Expire(at("through"))
+		}
+		expires := at("expires")
+		if expires.After(ends) {
+			expires = ends // a revocation lives at least as long as what it hits
+		}
+		_, hit := s.Hit(aLineage())
+		if !hit && !s.Forgotten(expires) {
+			t.Fatalf("a token that expires at %s passes: its revocation until %s is missing, the horizon is %s", expires, ends, s.Horizon())
+		}
+	})
+	s := applied()
+	if !s.Horizon().IsZero() || s.Forgotten(epoch) || !s.Forgotten(time.Time{}) {
+		t.Error("a set that has forgotten nothing answers for every token that has an expiry, and for no other")
+	}
+	s.Forget(epoch)
+	s.Forget(epoch.Add(-time.Hour))
+	if !s.Horizon().Equal(epoch) || !s.Forgotten(epoch) || s.Forgotten(epoch.Add(time.Second)) {
+		t.Error("the horizon falls, or is not the last second that is refused")
+	}
+}
+
 // history is the specification in its plainest form: every revocation ever made, asked one by one.
 type history []delegation.Revocation
 

@@ -1255,9 +1255,12 @@ type WatchSnapshot struct {
 	// With the last part: the number up to which the snapshot is complete.
 	Last uint64 `protobuf:"varint,3,opt,name=last,proto3" json:"last,omitempty"`
 	// With the last part: the skew that root tokens are granted, in seconds.
-	SkewSeconds   int64 `protobuf:"varint,4,opt,name=skew_seconds,json=skewSeconds,proto3" json:"skew_seconds,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	SkewSeconds int64 `protobuf:"varint,4,opt,name=skew_seconds,json=skewSeconds,proto3" json:"skew_seconds,omitempty"`
+	// With the last part: revocations that ended at or before this time may be missing. A verifier refuses a token that
+	// expires at or before it. Absent: none is missing.
+	ForgottenThrough *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=forgotten_through,json=forgottenThrough,proto3" json:"forgotten_through,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *WatchSnapshot) Reset() {
@@ -1318,12 +1321,22 @@ func (x *WatchSnapshot) GetSkewSeconds() int64 {
 	return 0
 }
 
+func (x *WatchSnapshot) GetForgottenThrough() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ForgottenThrough
+	}
+	return nil
+}
+
 // WatchEcho answers a mark.
 type WatchEcho struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Nonce uint64                 `protobuf:"varint,1,opt,name=nonce,proto3" json:"nonce,omitempty"`
 	// The number of the ledger's newest revocation, read after the mark arrived.
-	Last          uint64 `protobuf:"varint,2,opt,name=last,proto3" json:"last,omitempty"`
+	Last uint64 `protobuf:"varint,2,opt,name=last,proto3" json:"last,omitempty"`
+	// The ledger's time at that read. A verifier forgets revocations by this time and never by its own wall clock, and
+	// compares its own wall clock with it.
+	LedgerTime    *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=ledger_time,json=ledgerTime,proto3" json:"ledger_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1370,6 +1383,13 @@ func (x *WatchEcho) GetLast() uint64 {
 		return x.Last
 	}
 	return 0
+}
+
+func (x *WatchEcho) GetLedgerTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LedgerTime
+	}
+	return nil
 }
 
 var File_deputy_v1_revocation_proto protoreflect.FileDescriptor
@@ -1461,15 +1481,18 @@ const file_deputy_v1_revocation_proto_rawDesc = "" +
 	"\bsnapshot\x18\x01 \x01(\v2\x18.deputy.v1.WatchSnapshotH\x00R\bsnapshot\x12-\n" +
 	"\x05event\x18\x02 \x01(\v2\x15.deputy.v1.RevocationH\x00R\x05event\x12*\n" +
 	"\x04echo\x18\x03 \x01(\v2\x14.deputy.v1.WatchEchoH\x00R\x04echoB\t\n" +
-	"\amessage\"\x9b\x01\n" +
+	"\amessage\"\xe4\x01\n" +
 	"\rWatchSnapshot\x127\n" +
 	"\vrevocations\x18\x01 \x03(\v2\x15.deputy.v1.RevocationR\vrevocations\x12\x1a\n" +
 	"\bcomplete\x18\x02 \x01(\bR\bcomplete\x12\x12\n" +
 	"\x04last\x18\x03 \x01(\x04R\x04last\x12!\n" +
-	"\fskew_seconds\x18\x04 \x01(\x03R\vskewSeconds\"5\n" +
+	"\fskew_seconds\x18\x04 \x01(\x03R\vskewSeconds\x12G\n" +
+	"\x11forgotten_through\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x10forgottenThrough\"r\n" +
 	"\tWatchEcho\x12\x14\n" +
 	"\x05nonce\x18\x01 \x01(\x04R\x05nonce\x12\x12\n" +
-	"\x04last\x18\x02 \x01(\x04R\x04last*\xca\x02\n" +
+	"\x04last\x18\x02 \x01(\x04R\x04last\x12;\n" +
+	"\vledger_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"ledgerTime*\xca\x02\n" +
 	"\x0eRevocationKind\x12\x1f\n" +
 	"\x1bREVOCATION_KIND_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15REVOCATION_KIND_TOKEN\x10\x01\x12\x19\n" +
@@ -1551,21 +1574,23 @@ var file_deputy_v1_revocation_proto_depIdxs = []int32{
 	2,  // 20: deputy.v1.WatchRevocationsResponse.event:type_name -> deputy.v1.Revocation
 	18, // 21: deputy.v1.WatchRevocationsResponse.echo:type_name -> deputy.v1.WatchEcho
 	2,  // 22: deputy.v1.WatchSnapshot.revocations:type_name -> deputy.v1.Revocation
-	3,  // 23: deputy.v1.RevocationService.Revoke:input_type -> deputy.v1.RevokeRequest
-	6,  // 24: deputy.v1.RevocationService.Suspend:input_type -> deputy.v1.SuspendRequest
-	8,  // 25: deputy.v1.RevocationService.Resume:input_type -> deputy.v1.ResumeRequest
-	10, // 26: deputy.v1.RevocationService.GetReceipts:input_type -> deputy.v1.GetReceiptsRequest
-	13, // 27: deputy.v1.RevocationService.WatchRevocations:input_type -> deputy.v1.WatchRevocationsRequest
-	4,  // 28: deputy.v1.RevocationService.Revoke:output_type -> deputy.v1.RevokeResponse
-	7,  // 29: deputy.v1.RevocationService.Suspend:output_type -> deputy.v1.SuspendResponse
-	9,  // 30: deputy.v1.RevocationService.Resume:output_type -> deputy.v1.ResumeResponse
-	11, // 31: deputy.v1.RevocationService.GetReceipts:output_type -> deputy.v1.GetReceiptsResponse
-	16, // 32: deputy.v1.RevocationService.WatchRevocations:output_type -> deputy.v1.WatchRevocationsResponse
-	28, // [28:33] is the sub-list for method output_type
-	23, // [23:28] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	19, // 23: deputy.v1.WatchSnapshot.forgotten_through:type_name -> google.protobuf.Timestamp
+	19, // 24: deputy.v1.WatchEcho.ledger_time:type_name -> google.protobuf.Timestamp
+	3,  // 25: deputy.v1.RevocationService.Revoke:input_type -> deputy.v1.RevokeRequest
+	6,  // 26: deputy.v1.RevocationService.Suspend:input_type -> deputy.v1.SuspendRequest
+	8,  // 27: deputy.v1.RevocationService.Resume:input_type -> deputy.v1.ResumeRequest
+	10, // 28: deputy.v1.RevocationService.GetReceipts:input_type -> deputy.v1.GetReceiptsRequest
+	13, // 29: deputy.v1.RevocationService.WatchRevocations:input_type -> deputy.v1.WatchRevocationsRequest
+	4,  // 30: deputy.v1.RevocationService.Revoke:output_type -> deputy.v1.RevokeResponse
+	7,  // 31: deputy.v1.RevocationService.Suspend:output_type -> deputy.v1.SuspendResponse
+	9,  // 32: deputy.v1.RevocationService.Resume:output_type -> deputy.v1.ResumeResponse
+	11, // 33: deputy.v1.RevocationService.GetReceipts:output_type -> deputy.v1.GetReceiptsResponse
+	16, // 34: deputy.v1.RevocationService.WatchRevocations:output_type -> deputy.v1.WatchRevocationsResponse
+	30, // [30:35] is the sub-list for method output_type
+	25, // [25:30] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_deputy_v1_revocation_proto_init() }
