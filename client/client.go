@@ -63,8 +63,8 @@ type Config struct {
 	Attempts int
 	// DialOptions are applied last, for instance otelgrpc's stats handler.
 	DialOptions []grpc.DialOption
-	// Now is the clock that a token's expiry is computed with, and that proofs are dated by. Default:
-	// time.Now.
+	// Now is the wall clock that a token's expiry is computed with, and that proofs are dated by. Default:
+	// time.Now. How long a TokenSource uses a token does not depend on it alone.
 	Now func() time.Time
 	// Rand gives the bytes of generated idempotency keys and of the jti of proofs. Default:
 	// crypto/rand.Reader.
@@ -81,7 +81,7 @@ type Client struct {
 	revocations deputyv1.RevocationServiceClient
 	timeout     time.Duration
 	attempts    int
-	now         func() time.Time
+	clock       clock
 	rand        io.Reader
 }
 
@@ -95,7 +95,7 @@ func New(cfg Config) (*Client, error) {
 		return nil, errors.New("deputy client: Timeout and Attempts must not be negative")
 	}
 	c := newClient(cfg)
-	options, err := dialOptions(cfg, &prover{key: cfg.ProofKey, now: c.now, rand: c.rand})
+	options, err := dialOptions(cfg, &prover{key: cfg.ProofKey, now: c.clock.wall, rand: c.rand})
 	if err != nil {
 		return nil, fmt.Errorf("deputy client: %w", err)
 	}
@@ -110,15 +110,12 @@ func New(cfg Config) (*Client, error) {
 }
 
 func newClient(cfg Config) *Client {
-	c := &Client{timeout: cfg.Timeout, attempts: cfg.Attempts, now: cfg.Now, rand: cfg.Rand}
+	c := &Client{timeout: cfg.Timeout, attempts: cfg.Attempts, clock: clockOf(cfg.Now), rand: cfg.Rand}
 	if c.timeout == 0 {
 		c.timeout = 5 * time.Second
 	}
 	if c.attempts == 0 {
 		c.attempts = 4
-	}
-	if c.now == nil {
-		c.now = time.Now
 	}
 	if c.rand == nil {
 		c.rand = rand.Reader

@@ -58,7 +58,7 @@ type entryReader struct {
 
 func (r *entryReader) run(ctx context.Context) error {
 	for attempt := 1; ; attempt++ {
-		before, began := r.last, r.client.now()
+		before, began := r.last, r.client.clock.now()
 		opened, err := r.read(ctx)
 		switch {
 		case errors.Is(err, errEnough), errors.Is(err, io.EOF) && !r.request.Follow:
@@ -66,7 +66,7 @@ func (r *entryReader) run(ctx context.Context) error {
 		case ctx.Err() != nil:
 			return givenUp(ctx)
 		}
-		if r.last > before || elapsed(began, r.client.now()) > maxEntrySilence {
+		if r.last > before || r.client.clock.now().ran(began) > maxEntrySilence {
 			attempt = 1
 		}
 		refusal := streamRefusal(err)

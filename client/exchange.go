@@ -75,6 +75,9 @@ type Token struct {
 	JTI             string // the grant's id
 	Txn             string // the chain's id
 	Entry           uint64 // number of the ledger entry; with ValidateOnly that of the check
+
+	asked instant       // before the call
+	life  time.Duration // from then on
 }
 
 // Exchange trades the subject token for one derived token. Refusals are *delegation.Error. While
@@ -92,7 +95,7 @@ func (c *Client) Exchange(ctx context.Context, request ExchangeRequest) (*Token,
 	if request.SubjectToken.IsZero() {
 		return nil, delegation.Refuse(delegation.ParameterMissing, "subject_token", "the token to exchange is missing")
 	}
-	asked := c.now()
+	asked := c.clock.now()
 	response, err := call(ctx, c, c.tokens.Exchange, &deputyv1.ExchangeRequest{
 		SubjectToken:     request.SubjectToken.Reveal(),
 		SubjectTokenType: tokenType(request.SubjectTokenType, delegation.TokenTypeAccessToken),
@@ -144,7 +147,7 @@ func (c *Client) BatchExchange(ctx context.Context, request BatchRequest) ([]Out
 	if message.IdempotencyKey, err = c.idempotencyKey(request.IdempotencyKey, request.ValidateOnly); err != nil {
 		return nil, err
 	}
-	asked := c.now()
+	asked := c.clock.now()
 	response, err := call(ctx, c, c.tokens.BatchExchange, message)
 	if err != nil {
 		return nil, err
@@ -159,7 +162,7 @@ func (c *Client) BatchExchange(ctx context.Context, request BatchRequest) ([]Out
 	return outcomes, nil
 }
 
-func readOutcome(outcome *deputyv1.BatchOutcome, asked delegation.Scopes, validateOnly bool, at time.Time) Outcome {
+func readOutcome(outcome *deputyv1.BatchOutcome, asked delegation.Scopes, validateOnly bool, at instant) Outcome {
 	if grant := outcome.GetGrant(); grant != nil {
 		token, err := readToken(grant, asked, validateOnly, at)
 		return Outcome{Token: token, Err: delegation.AsError(err)}
@@ -246,11 +249,12 @@ func (c *Client) idempotencyKey(given string, validateOnly bool) (string, error)
 
 // readToken refuses a reply that is not what RFC 8693 §2.2.1 says, or more than was asked for: what
 // a sub-agent is handed must not depend on the reply being right.
-func readToken(r *deputyv1.ExchangeResponse, asked delegation.Scopes, validateOnly bool, at time.Time) (*Token, error) {
+func readToken(r *deputyv1.ExchangeResponse, asked delegation.Scopes, validateOnly bool, at instant) (*Token, error) {
+	life := time.Duration(r.GetExpiresIn()) * time.Second
 	token := &Token{
 		AccessToken: NewSecret(r.GetAccessToken()), IssuedTokenType: r.GetIssuedTokenType(), TokenType: r.GetTokenType(),
-		Expiry: at.Add(time.Duration(r.GetExpiresIn()) * time.Second),
-		JTI:    r.GetJti(), Txn: r.GetTxn(), Entry: r.GetEntry(),
+		Expiry: at.wall.Add(life), asked: at, life: life,
+		JTI: r.GetJti(), Txn: r.GetTxn(), Entry: r.GetEntry(),
 	}
 	var err error
 	if r.GetScope() != "" {

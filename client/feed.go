@@ -12,6 +12,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"deputy.example/deputy/client/delegation"
 	deputyv1 "deputy.example/deputy/gen/deputy/v1"
@@ -20,7 +21,7 @@ import (
 const (
 	markInterval   = time.Second
 	minPatience    = 5 * markInterval / 2
-	forgetInterval = 10 * time.Minute // between two looks for revocations that can hit nothing any more
+	forgetInterval = 10 * time.Minute // of the ledger's time, between two looks for revocations that have ended
 	maxFeedPause   = 2 * time.Second  // before a stream is opened again
 	maxMissing     = 2 * time.Second  // between an echo and the events that it speaks of
 )
@@ -33,6 +34,7 @@ var (
 	errMissing = errors.New("the server has revocations that it does not send")
 	errBehind  = errors.New("the server knows fewer revocations than this verifier does")
 	errEnded   = errors.New("the server ended the stream")
+	errForgot  = errors.New("the ledger's time went back: revocations were forgotten too early, and are read again")
 )
 
 type watchStream = grpc.BidiStreamingClient[deputyv1.WatchRevocationsRequest, deputyv1.WatchRevocationsResponse]
@@ -42,7 +44,8 @@ type watchStream = grpc.BidiStreamingClient[deputyv1.WatchRevocationsRequest, de
 type knowledge struct {
 	set        *delegation.RevocationSet
 	generation uint64    // of the set: another snapshot, another number
-	asOf       time.Time // set was complete at this moment; zero: nobody knows when
+	asOf       instant   // set was complete at this moment; zero: unknown
+	given      time.Time // the horizon that the snapshot came with; the set's own may be later
 }
 
 // feed keeps the knowledge of one Verifier current over WatchRevocations, and opens the stream again
@@ -56,23 +59,24 @@ type feed struct {
 	open     func(context.Context) (stream watchStream, hangUp func(), err error)
 	bound    time.Duration
 	patience time.Duration // without a fresh echo for so long, the connection is given up
-	now      func() time.Time
-	began    time.Time
+	clock    clock
+	began    instant
 	life     context.Context
 	end      context.CancelFunc
 	done     chan struct{} // closed when run has returned
 	ready    chan struct{} // closed when something fresh is known for the first time
 
-	forgotAt time.Time // belongs to the marking goroutine, of which there is one at a time
-	trust    trust
+	trust trust
 
 	known atomic.Pointer[knowledge] // nil before the first snapshot; written by run's goroutine only
+	time  atomic.Pointer[feedTime]  // nil before the first echo with a time; written by run's goroutine only
 
 	mu        sync.Mutex
 	applied   uint64    // the set is complete up to this number
 	appliedAt time.Time // when the newest revocation came; zero: none did
 	connected bool
 	fault     error         // why the newest stream that ended did; nil since something fresh is known
+	timeFault error         // why the newest echo's time was not believed; nil: it was
 	advanced  chan struct{} // closed, and replaced, when the knowledge grew or was replaced
 }
 
@@ -84,9 +88,9 @@ type trust struct {
 	order   bool // an event is the one after the last
 }
 
-func newFeed(id string, open func(context.Context) (watchStream, func(), error), bound time.Duration, now func() time.Time) *feed {
+func newFeed(id string, open func(context.Context) (watchStream, func(), error), bound time.Duration, c clock) *feed {
 	f := &feed{
-		id: id, open: open, bound: bound, patience: max(bound/2, minPatience), now: now, began: now(), fault: errLoading,
+		id: id, open: open, bound: bound, patience: max(bound/2, minPatience), clock: c, began: c.now(), fault: errLoading,
 		done: make(chan struct{}), ready: make(chan struct{}), advanced: make(chan struct{}),
 	}
 	f.life, f.end = context.WithCancel(context.Background())
@@ -101,7 +105,7 @@ func (f *feed) close() {
 // current returns what is known, and whether it is young enough to judge by.
 func (f *feed) current() (*knowledge, bool) {
 	k := f.known.Load()
-	return k, k != nil && elapsed(k.asOf, f.now()) <= f.bound
+	return k, k != nil && f.clock.now().since(k.asOf) <= f.bound
 }
 
 // staysFresh is how long what is known can be judged by if nothing comes any more. Where it cannot
@@ -111,7 +115,7 @@ func (f *feed) staysFresh() time.Duration {
 	if !fresh {
 		return f.bound
 	}
-	return f.bound - elapsed(k.asOf, f.now()) + 1
+	return f.bound - f.clock.now().since(k.asOf) + 1
 }
 
 // changed returns a channel that is closed when more is known than now.
@@ -125,11 +129,16 @@ func (f *feed) status() Status {
 	k, fresh := f.current()
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	s := Status{Healthy: fresh, Connected: f.connected, Last: f.applied, At: f.appliedAt, Err: f.fault}
-	if k == nil || k.asOf.IsZero() {
-		s.Staleness = elapsed(f.began, f.now())
+	s := Status{Healthy: fresh, Connected: f.connected, Last: f.applied, At: f.appliedAt, Err: f.fault, Clock: f.timeFault}
+	now := f.clock.now()
+	if k == nil || k.asOf.isZero() {
+		s.Staleness = now.since(f.began)
 	} else {
-		s.Staleness = elapsed(k.asOf, f.now())
+		s.Staleness = now.since(k.asOf)
+	}
+	if t := f.time.Load(); t != nil {
+		s.Offset = t.offset(now)
+		s.Clock = cmp.Or(s.Clock, t.checkOffset(now))
 	}
 	switch {
 	case s.Healthy && s.Connected:
@@ -147,14 +156,14 @@ func (f *feed) run() {
 	var resume uint64
 	lackedNonce := false
 	for attempt := 1; f.life.Err() == nil; attempt++ {
-		began := f.now()
+		began := f.clock.now()
 		err := f.watch(resume)
 		f.lost(err)
-		if elapsed(began, f.now()) > f.patience {
+		if f.clock.now().ran(began) > f.patience {
 			attempt = 1
 		}
 		resume = f.position()
-		if errors.Is(err, errGap) {
+		if errors.Is(err, errGap) || errors.Is(err, errForgot) {
 			resume = 0 // what was missed cannot be told from what was not: from a snapshot then
 		}
 		if lackedNonce = needsNonce(err) && !lackedNonce; lackedNonce {
@@ -187,7 +196,7 @@ func (f *feed) up() {
 
 // install replaces everything that was known.
 func (f *feed) install(set *delegation.RevocationSet, last uint64) {
-	next := &knowledge{set: set, generation: 1}
+	next := &knowledge{set: set, generation: 1, given: set.Horizon()}
 	if k := f.known.Load(); k != nil {
 		next.generation, next.asOf = k.generation+1, k.asOf
 	}
@@ -200,20 +209,23 @@ func (f *feed) advance(applied uint64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if applied > f.applied {
-		f.applied, f.appliedAt = applied, f.now()
+		f.applied, f.appliedAt = applied, f.clock.wall()
 	}
 	close(f.advanced)
 	f.advanced = make(chan struct{})
 }
 
-// confirm notes that what is known was everything at a moment.
-func (f *feed) confirm(asOf time.Time) {
+// confirm notes that what is known was everything at a moment. A later call with an earlier moment changes nothing.
+func (f *feed) confirm(asOf instant) {
 	k := f.known.Load()
-	if !asOf.After(k.asOf) {
+	first := k.asOf.isZero()
+	if !first && asOf.ran(k.asOf) <= 0 {
 		return
 	}
-	f.known.Store(&knowledge{set: k.set, generation: k.generation, asOf: asOf})
-	if k.asOf.IsZero() {
+	next := *k
+	next.asOf = asOf
+	f.known.Store(&next)
+	if first {
 		close(f.ready)
 	}
 	f.mu.Lock()
@@ -221,13 +233,42 @@ func (f *feed) confirm(asOf time.Time) {
 	f.fault = nil
 }
 
-// forget drops revocations of which nothing that they hit is alive any more.
-func (f *feed) forget() {
-	now := f.now()
-	if k := f.known.Load(); k != nil && now.Sub(f.forgotAt) >= forgetInterval {
-		f.forgotAt = now
-		k.set.Expire(now)
+// learnTime takes the ledger's time from an echo, if it is credible. sent is when its mark was.
+func (f *feed) learnTime(message *timestamppb.Timestamp, sent instant) {
+	var next *feedTime
+	err := errNoFeedTime
+	if message.IsValid() {
+		next, err = f.time.Load().next(message.AsTime(), sent, f.clock.now())
 	}
+	if err == nil {
+		f.time.Store(next)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.timeFault = err
+}
+
+// forget drops the revocations that ended by the ledger's time as the newest credible echo brought it. This machine's
+// clocks have no part in it: between two echoes nothing is forgotten.
+func (f *feed) forget() {
+	k, t := f.known.Load(), f.time.Load()
+	if k == nil || t == nil {
+		return
+	}
+	if through := t.ledger.Add(-forgetMargin); through.Sub(k.set.Horizon()) >= forgetInterval {
+		k.set.Expire(through)
+	}
+}
+
+// forgotTooMuch tells whether revocations were forgotten here that have not ended by the ledger's newest time. Tokens that
+// expire before the set's horizon are refused meanwhile.
+func (f *feed) forgotTooMuch() bool {
+	k, t := f.known.Load(), f.time.Load()
+	if k == nil || t == nil {
+		return false
+	}
+	horizon := k.set.Horizon()
+	return horizon.After(k.given) && horizon.After(t.latest(f.clock.now()))
 }
 
 // watch follows one stream to its end.
@@ -276,7 +317,7 @@ type watch struct {
 	building *delegation.RevocationSet // a snapshot whose end has not come, or nil
 	highest  uint64                    // in building
 	owed     []sentMark                // came back with a last that is not applied yet: older first, lower first
-	missing  time.Time                 // since when owed holds something and nothing was applied; zero: it does not
+	missing  instant                   // since when owed holds something and nothing was applied; zero: it does not
 
 	mu     sync.Mutex
 	marks  []sentMark // shared with the marking goroutine: not echoed yet, oldest first
@@ -286,7 +327,7 @@ type watch struct {
 // sentMark is a mark that was sent; last is what its echo said.
 type sentMark struct {
 	nonce   uint64
-	at      time.Time // before it was sent
+	at      instant // before it was sent
 	applied uint64
 	last    uint64
 }
@@ -316,7 +357,7 @@ func (w *watch) mark(ctx context.Context, resume uint64) error {
 }
 
 func (w *watch) next() sentMark {
-	applied, now := w.feed.position(), w.feed.now()
+	applied, now := w.feed.position(), w.feed.clock.now()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.nonces++
@@ -379,6 +420,12 @@ func (w *watch) snapshot(part *deputyv1.WatchSnapshot) error {
 		w.building.Apply(r)
 		w.highest = r.Seq
 	}
+	if through := part.GetForgottenThrough(); through != nil {
+		if err := through.CheckValid(); err != nil {
+			return fmt.Errorf("a snapshot's forgotten_through: %w", err)
+		}
+		w.building.Forget(through.AsTime())
+	}
 	w.silence.Reset(w.feed.patience)
 	switch {
 	case !part.GetComplete():
@@ -391,7 +438,7 @@ func (w *watch) snapshot(part *deputyv1.WatchSnapshot) error {
 		return errBehind
 	}
 	w.feed.install(w.building, part.GetLast())
-	w.building, w.missing = nil, time.Time{}
+	w.building, w.missing = nil, instant{}
 	w.settle()
 	return nil
 }
@@ -414,7 +461,7 @@ func (w *watch) event(message *deputyv1.Revocation) error {
 	}
 	k.set.Apply(r)
 	w.feed.advance(r.Seq)
-	w.missing = time.Time{}
+	w.missing = instant{}
 	w.settle()
 	return nil
 }
@@ -429,24 +476,27 @@ func (w *watch) echo(e *deputyv1.WatchEcho) error {
 	case e.GetLast() < m.applied:
 		return errBehind
 	}
+	w.feed.learnTime(e.GetLedgerTime(), m.at)
 	m.last = e.GetLast()
 	if w.feed.trust.arrival {
-		m.at = w.feed.now()
+		m.at = w.feed.clock.now()
 	}
 	if n := len(w.owed); n > 0 && w.owed[n-1].last >= m.last {
 		w.owed = w.owed[:n-1] // the newer one says more and asks for no more
 	}
 	w.owed = append(w.owed, m)
 	w.settle()
-	now := w.feed.now()
+	now := w.feed.clock.now()
 	switch {
 	case w.awaiting || w.building != nil:
 		w.silence.Reset(w.feed.patience) // large snapshots take their time
+	case w.feed.forgotTooMuch():
+		return errForgot
 	case len(w.owed) == 0:
-		w.missing = time.Time{}
-	case w.missing.IsZero():
+		w.missing = instant{}
+	case w.missing.isZero():
 		w.missing = now
-	case elapsed(w.missing, now) >= maxMissing:
+	case now.ran(w.missing) >= maxMissing:
 		return errMissing
 	}
 	return nil
@@ -467,7 +517,7 @@ func (w *watch) settle() {
 	sent := w.owed[settled-1].at
 	w.owed = w.owed[settled:]
 	w.feed.confirm(sent)
-	w.silence.Reset(max(w.feed.patience-elapsed(sent, w.feed.now()), 0))
+	w.silence.Reset(max(w.feed.patience-w.feed.clock.now().ran(sent), 0))
 }
 
 var revocationKinds = map[deputyv1.RevocationKind]delegation.TargetKind{

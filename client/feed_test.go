@@ -297,7 +297,7 @@ func skipOnce() func(*message) []*message {
 func lie(edit func(*deputyv1.WatchEcho)) func(*message) []*message {
 	return func(m *message) []*message {
 		if e := m.GetEcho(); e != nil {
-			changed := &deputyv1.WatchEcho{Nonce: e.GetNonce(), Last: e.GetLast()}
+			changed := &deputyv1.WatchEcho{Nonce: e.GetNonce(), Last: e.GetLast(), LedgerTime: e.GetLedgerTime()}
 			edit(changed)
 			return []*message{{Message: &deputyv1.WatchRevocationsResponse_Echo{Echo: changed}}}
 		}
@@ -442,7 +442,7 @@ func TestFeedSnapshotMalformed(t *testing.T) {
 		"out of order in parts":  {snapshotOf(false, 0, revocation(9)), snapshotOf(true, 9, revocation(8))},
 		"holds more than it has": {snapshotOf(true, 8, revocation(9))},
 	} {
-		f := newFeed("", nil, maxMaxStaleness, time.Now)
+		f := newFeed("", nil, maxMaxStaleness, clockOf(nil))
 		w := &watch{feed: f, silence: time.NewTimer(time.Hour)}
 		var err error
 		for _, part := range parts {

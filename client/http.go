@@ -32,7 +32,7 @@ func (v *Verifier) Handler(next http.Handler, scopes ...string) http.Handler {
 			return
 		}
 		if v.requireNonce {
-			w.Header().Set(headerNonce, v.nonces.at(v.now()))
+			w.Header().Set(headerNonce, v.nonces.at(v.clock.now()))
 		}
 		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), contextKey{}, d)))
 	})

@@ -88,7 +88,7 @@ func (v *Verifier) oversee(ctx context.Context, end context.CancelCauseFunc, a *
 			end(accessError(err))
 			return
 		}
-		timer := time.NewTimer(min(a.verdict.Expiry().Sub(v.now()), staysFresh, recheckInterval))
+		timer := time.NewTimer(min(a.verdict.Expiry().Sub(v.clock.wall()), staysFresh, recheckInterval))
 		select {
 		case <-changed:
 		case <-timer.C:
@@ -181,7 +181,7 @@ func (v *Verifier) admitStream(ctx context.Context, method string, methods Metho
 		return nil, nil, err
 	}
 	if v.requireNonce {
-		giveNonce(ctx, v.nonces.at(v.now()), grpc.SetHeader)
+		giveNonce(ctx, v.nonces.at(v.clock.now()), grpc.SetHeader)
 	}
 	return context.WithValue(ctx, contextKey{}, &d.Delegation), &admitted{p.Token, d}, nil
 }

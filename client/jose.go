@@ -6,10 +6,11 @@ package client
 import (
 	"crypto"
 	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"fmt"
 
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 	"github.com/lestrrat-go/jwx/v2/jwa"
 	"github.com/lestrrat-go/jwx/v2/jwk"
 	"github.com/lestrrat-go/jwx/v2/jws"
@@ -18,15 +19,16 @@ import (
 // maxKeys bounds one JWK Set.
 const maxKeys = 100
 
-// parseKeys reads a JWK Set (RFC 7517 §5). A key that cannot verify here (another key type, no kid,
+// parseKeys reads a JWK Set (RFC 7517 §5) by the rule that Deputy's own server has for the sets of its issuers: strict
+// JSON, and no member twice at any level. A key that cannot verify here (another key type, no kid,
 // no alg, an alg that its type does not have, a private or symmetric key, another use) is passed
 // over: a token that names it is refused. Two usable keys with one kid are an error.
 func parseKeys(document []byte) (map[string]*verificationKey, error) {
 	var set struct {
-		Keys []json.RawMessage `json:"keys"`
+		Keys []jsontext.Value `json:"keys"`
 	}
-	if err := json.Unmarshal(document, &set); err != nil {
-		return nil, errors.New("not a JWK Set")
+	if err := json.Unmarshal(document, &set); err != nil || set.Keys == nil {
+		return nil, errors.New("not a JWK Set: must be strict JSON, an object with a list of keys")
 	}
 	if len(set.Keys) > maxKeys {
 		return nil, fmt.Errorf("more than %d keys", maxKeys)

@@ -29,7 +29,7 @@ var (
 // keySet is what one fetch brought. It is never changed.
 type keySet struct {
 	keys map[string]*verificationKey
-	asOf time.Time // when the fetch began
+	asOf instant // when the fetch began
 }
 
 // keySource holds one issuer's keys. It fetches when it is asked and at no other time; keys older than
@@ -39,7 +39,7 @@ type keySource struct {
 	client  *http.Client
 	maxAge  time.Duration
 	pause   time.Duration // between fetches that a kid nobody knows may cause
-	now     func() time.Time
+	clock   clock
 	fixed   bool // keys were given, nothing is fetched
 
 	held     atomic.Pointer[keySet] // nil before the first
@@ -48,16 +48,16 @@ type keySource struct {
 	close    context.CancelFunc
 
 	mu        sync.Mutex
-	triedAt   time.Time // when the newest fetch began
-	strangers time.Time // when a fetch was last caused by an unknown kid
+	triedAt   instant // when the newest fetch began
+	strangers instant // when a fetch was last caused by an unknown kid
 }
 
-func newKeySource(address string, transport http.RoundTripper, maxAge time.Duration, now func() time.Time) (*keySource, error) {
+func newKeySource(address string, transport http.RoundTripper, maxAge time.Duration, c clock) (*keySource, error) {
 	if err := checkKeysAddress(address); err != nil {
 		return nil, err
 	}
 	s := &keySource{
-		address: address, maxAge: maxAge, pause: strangerPause, now: now,
+		address: address, maxAge: maxAge, pause: strangerPause, clock: c,
 		client: &http.Client{
 			Transport: transport,
 			Timeout:   fetchTimeout,
@@ -77,7 +77,7 @@ func (s *keySource) end() {
 
 // fixedKeys never changes.
 func fixedKeys(keys map[string]*verificationKey) *keySource {
-	s := &keySource{fixed: true, now: time.Now, close: func() {}}
+	s := &keySource{fixed: true, close: func() {}}
 	s.held.Store(&keySet{keys: keys})
 	return s
 }
@@ -130,16 +130,16 @@ func (s *keySource) current(ctx context.Context) (map[string]*verificationKey, e
 	if s.fixed {
 		return held.keys, nil
 	}
-	now := s.now()
+	now := s.clock.now()
 	age := s.maxAge + 1
 	if held != nil {
-		age = elapsed(held.asOf, now)
+		age = now.since(held.asOf)
 	}
 	if age < keysRefreshAfter {
 		return held.keys, nil
 	}
 	s.mu.Lock()
-	paused := now.Sub(s.triedAt) < failurePause
+	paused := now.since(s.triedAt) < failurePause
 	s.mu.Unlock()
 	switch {
 	case age <= s.maxAge:
@@ -153,12 +153,6 @@ func (s *keySource) current(ctx context.Context) (map[string]*verificationKey, e
 	return s.fetching.do(ctx, s.fetch)
 }
 
-// elapsed is the longer of what the monotonic and the wall clock say: the one stands still while the
-// machine sleeps, the other can be set back.
-func elapsed(since, now time.Time) time.Duration {
-	return max(now.Sub(since), now.Round(0).Sub(since.Round(0)))
-}
-
 // askForStranger is the fetch that may bring a kid that is not here: a new one, the one under way, or nil.
 // It rations fetches that anybody with a made-up token could cause.
 func (s *keySource) askForStranger(ctx context.Context) *landing[map[string]*verificationKey] {
@@ -167,8 +161,8 @@ func (s *keySource) askForStranger(ctx context.Context) *landing[map[string]*ver
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	now := s.now()
-	if now.Sub(s.strangers) < s.pause {
+	now := s.clock.now()
+	if now.since(s.strangers) < s.pause {
 		return s.fetching.underWay()
 	}
 	s.strangers = now
@@ -176,7 +170,7 @@ func (s *keySource) askForStranger(ctx context.Context) *landing[map[string]*ver
 }
 
 func (s *keySource) fetch(ctx context.Context) (map[string]*verificationKey, error) {
-	began := s.now()
+	began := s.clock.now()
 	s.mu.Lock()
 	s.triedAt = began
 	s.mu.Unlock()

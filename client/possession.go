@@ -38,7 +38,7 @@ type Presentation struct {
 }
 
 // proofSkew is how far a holder's clock may be off, both ways.
-const proofSkew = futureSkew
+const proofSkew = clockSkew
 
 // A showing is a presentation of an authentic token.
 type showing struct {
@@ -64,6 +64,7 @@ const (
 	textOneProof     = "exactly one DPoP proof must come with the token"
 	textOtherKey     = "the DPoP proof is of another key than the token is bound to"
 	textNonceNeeded  = "make a new DPoP proof with the nonce that comes with this answer"
+	textProofTime    = "the DPoP proof is too old or from the future by Deputy's time: set the clock right"
 	textProofReplay  = "the DPoP proof was used before: make a new one for every request"
 	textProofsFull   = "more DPoP proofs than can be remembered"
 	textProofsBroken = "whether the DPoP proof was used before cannot be told"
@@ -96,8 +97,11 @@ func proofRules() []possessionRule {
 		{AccessInvalidToken, textOtherKey, func(_ *Verifier, s *showing) bool {
 			return s.proof.Thumbprint != s.bound.JKT
 		}},
+		{AccessInvalidProof, textProofTime, func(v *Verifier, s *showing) bool {
+			return v.ledgerTime().disputes(s.proof.IssuedAt, v.clock.now())
+		}},
 		{AccessUseNonce, textNonceNeeded, func(v *Verifier, s *showing) bool {
-			return v.wantsNonce(s.proof) && !v.nonces.gave(s.proof.Nonce, v.now())
+			return v.wantsNonce(s.proof) && !v.nonces.gave(s.proof.Nonce, v.clock.now())
 		}},
 	}
 }
@@ -130,7 +134,7 @@ func (v *Verifier) shown(ctx context.Context, p Presentation, d *verdict) error 
 	}
 	var err error
 	s.proof, err = v.verifyProof(p.Proofs[0], dpop.Expectation{
-		Method: p.Method, URI: p.URI, AccessToken: p.Token, Now: v.now(), Skew: proofSkew,
+		Method: p.Method, URI: p.URI, AccessToken: p.Token, Now: v.clock.wall(), Skew: proofSkew,
 	})
 	if err != nil {
 		return denied(AccessInvalidProof, "the DPoP proof is refused: %v", err)
@@ -146,32 +150,45 @@ func (v *Verifier) broken(rules []possessionRule, s *showing) error {
 		if !rule.broken(v, s) {
 			continue
 		}
-		e := denied(rule.code, "%s", rule.text)
 		if rule.code == AccessUseNonce {
-			e.Nonce = v.nonces.at(v.now())
+			return v.nonceNeeded()
 		}
-		return e
+		return denied(rule.code, "%s", rule.text)
 	}
 	return nil
 }
 
-// wantsNonce says whether the proof must show that it was made since this process began. Without a memory
-// that outlives the process, nobody knows which of the proofs from before were used: one may be dated as
-// far ahead as clocks may be off.
+func (v *Verifier) nonceNeeded() *AccessError {
+	e := denied(AccessUseNonce, textNonceNeeded)
+	e.Nonce = v.nonces.at(v.clock.now())
+	return e
+}
+
+// wantsNonce tells whether the proof must show that it was made since this process began. Without a memory
+// that outlives the process, it is not known which of the proofs from before were used: one may be dated as
+// far ahead as clocks may be off. The process began at the later of what this machine's clock and the feed tell.
 func (v *Verifier) wantsNonce(p dpop.Proof) bool {
-	return v.requireNonce || v.seenProof == nil && !p.IssuedAt.After(v.began.Add(proofSkew))
+	if v.requireNonce || v.seenProof != nil {
+		return v.requireNonce
+	}
+	began := v.began.wall
+	if t := v.ledgerTime(); t != nil && t.latest(v.began).After(began) {
+		began = t.latest(v.began)
+	}
+	return !p.IssuedAt.After(began.Add(proofSkew))
 }
 
 // spend notes that the proof was used, and refuses it if it was before. It comes last: only who holds a
 // good token and its key can make this server remember anything.
 func (v *Verifier) spend(ctx context.Context, p dpop.Proof, token string, d *verdict) error {
 	id := sha256.Sum256([]byte(p.Thumbprint + "." + p.ID))
+	now := v.clock.now()
 	if v.seenProof == nil {
-		return v.memory.spend(id, p.IssuedAt, v.now())
+		return v.remember(id, p, now)
 	}
 	ctx, cancel := context.WithTimeout(ctx, seenProofTimeout)
 	defer cancel()
-	fresh, err := v.seenProof(ctx, base64.RawURLEncoding.EncodeToString(id[:]), p.Until)
+	fresh, err := v.seenProof(ctx, base64.RawURLEncoding.EncodeToString(id[:]), now.wall.Add(sharedProofLife))
 	switch {
 	case err != nil:
 		return denied(AccessUnavailable, textProofsBroken).because(err)
@@ -181,52 +198,82 @@ func (v *Verifier) spend(ctx context.Context, p dpop.Proof, token string, d *ver
 	return v.standing(ctx, token, d) // much may have been revoked while the answer was on its way
 }
 
+// remember is spend with this process's own memory.
+func (v *Verifier) remember(id [sha256.Size]byte, p dpop.Proof, now instant) error {
+	switch err := v.memory.spend(id, p.IssuedAt, v.nonces.gave(p.Nonce, now), now); {
+	case errors.Is(err, errForgotten):
+		return v.nonceNeeded()
+	case err != nil:
+		return err
+	}
+	return nil
+}
+
 const (
 	seenProofTimeout = 2 * time.Second
 	// maxProofs bounds what is remembered: two generations of eighty seconds, some 50 MB when full.
 	maxProofs = 1 << 19
 	// proofLife is how long after its use a proof could be used again: it may have been dated ahead.
 	proofLife = dpop.MaxAge + 2*proofSkew
+	// sharedProofLife is the same where the proof may come to a process with another clock next.
+	sharedProofLife = proofLife + 2*clockSkew
 )
 
-// proofMemory remembers the proofs that were used, in two generations: the young one becomes the old one
-// when it is as old as a proof may become, and the old one is forgotten then. A proof is never forgotten
-// before its time: when the memory is full, others are refused.
+// errForgotten is about a proof that may have been used and forgotten: only a nonce shows that it was not.
+var errForgotten = errors.New("the proof may have been forgotten")
+
+// proofMemory remembers the proofs that were used, in two generations. The young one becomes the old one after proofLife
+// by the monotonic clock, and the old one is forgotten then. When the memory is full, new proofs are refused: nothing is
+// forgotten before its time. A proof that is dated no later than one that was forgotten may be that one, which matters when
+// the wall clock was ahead and is set back: it needs a nonce, and a nonce ends before its proof is forgotten.
 type proofMemory struct {
 	most int
 
 	mu         sync.Mutex
-	young, old map[[sha256.Size]byte]struct{}
-	since      time.Time // young holds what was used from then on
-	floor      time.Time // what was issued by then may have been forgotten: it matters when a clock is set back
+	young, old proofs
+	forgotten  time.Time // the latest date of a proof that was forgotten
 }
 
-func (m *proofMemory) spend(id [sha256.Size]byte, issued, now time.Time) error {
+// proofs are those that were used since a moment.
+type proofs struct {
+	ids    map[[sha256.Size]byte]struct{}
+	since  instant
+	latest time.Time // of their dates
+}
+
+// spend notes the use of a proof. nonced tells whether it holds a nonce of this process that is in force.
+func (m *proofMemory) spend(id [sha256.Size]byte, issued time.Time, nonced bool, now instant) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.young == nil || now.Sub(m.since) >= proofLife {
-		if m.young != nil {
-			m.floor = m.since.Add(proofSkew)
+	if m.young.ids == nil || now.ran(m.young.since) >= proofLife {
+		if m.old.latest.After(m.forgotten) {
+			m.forgotten = m.old.latest
 		}
-		m.old, m.young, m.since = m.young, make(map[[sha256.Size]byte]struct{}), now
+		m.old, m.young = m.young, proofs{ids: make(map[[sha256.Size]byte]struct{}), since: now}
 	}
-	_, young := m.young[id]
-	_, old := m.old[id]
+	_, young := m.young.ids[id]
+	_, old := m.old.ids[id]
 	switch {
-	case young || old || !issued.After(m.floor):
+	case young || old:
 		return denied(AccessInvalidProof, textProofReplay)
-	case len(m.young)+len(m.old) >= m.most:
+	case !nonced && !issued.After(m.forgotten):
+		return errForgotten
+	case len(m.young.ids)+len(m.old.ids) >= m.most:
 		return denied(AccessUnavailable, textProofsFull)
 	}
-	m.young[id] = struct{}{}
+	m.young.ids[id] = struct{}{}
+	if issued.After(m.young.latest) {
+		m.young.latest = issued
+	}
 	return nil
 }
 
-// noncePeriod is how long one nonce is given out; it is accepted for as long again.
-const noncePeriod = 2 * time.Minute
+// noncePeriod is how long one nonce is given out; it is accepted for as long again. Both together are no longer than
+// proofLife: a proof with a nonce that is accepted has not been forgotten.
+const noncePeriod = proofLife / 2
 
 // nonces makes and knows the nonces of one process: a number of the period, sealed with a key that ends
-// with the process.
+// with the process. Periods are of the monotonic clock, so that no nonce comes back.
 type nonces struct{ key [sha256.Size]byte }
 
 func newNonces() *nonces {
@@ -235,15 +282,18 @@ func newNonces() *nonces {
 	return n
 }
 
-func (n *nonces) at(t time.Time) string {
+func (n *nonces) at(now instant) string { return n.of(now.run / noncePeriod) }
+
+func (n *nonces) of(period time.Duration) string {
 	mac := hmac.New(sha256.New, n.key[:])
-	mac.Write(binary.BigEndian.AppendUint64(nil, uint64(t.UnixNano()/int64(noncePeriod))))
+	mac.Write(binary.BigEndian.AppendUint64(nil, uint64(period)))
 	return base64.RawURLEncoding.EncodeToString(mac.Sum(nil)[:16])
 }
 
-func (n *nonces) gave(nonce string, now time.Time) bool {
-	equal := func(at time.Time) bool { return hmac.Equal([]byte(nonce), []byte(n.at(at))) }
-	return equal(now) || equal(now.Add(-noncePeriod))
+func (n *nonces) gave(nonce string, now instant) bool {
+	equal := func(period time.Duration) bool { return hmac.Equal([]byte(nonce), []byte(n.of(period))) }
+	period := now.run / noncePeriod
+	return equal(period) || equal(period-1)
 }
 
 // publicURL is one of the addresses by which a server is reached.

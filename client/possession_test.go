@@ -94,7 +94,7 @@ func provingVerifier(t testing.TB, s *deputytest.Server, edit func(*VerifierConf
 	if err != nil {
 		t.Fatal(err)
 	}
-	v.began = v.began.Add(-time.Hour)
+	v.began.wall = v.began.wall.Add(-time.Hour)
 	return v
 }
 
@@ -142,7 +142,7 @@ func TestPossessionRules(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			v := provingVerifier(t, s, asIs)
 			if test.code == AccessUseNonce {
-				v.began = now.Add(-time.Minute)
+				v.began.wall = now.Add(-time.Minute)
 			}
 			_, err := v.VerifyPresented(t.Context(), test.p)
 			if code, text := accessCode(t, err); code != test.code || text != test.text {
@@ -318,7 +318,7 @@ func TestReplayAfterRestart(t *testing.T) {
 	token := boundTo(s, clock.now(), delegation.Confirmation{JKT: h.jkt})
 	start := func() *Verifier {
 		v := provingVerifier(t, s, func(cfg *VerifierConfig) { cfg.Now = clock.now })
-		v.began = clock.now()
+		v.began.wall = clock.now()
 		return v
 	}
 	present := func(v *Verifier, proof string) error {
@@ -326,7 +326,7 @@ func TestReplayAfterRestart(t *testing.T) {
 		return err
 	}
 	before := start()
-	before.began = clock.now().Add(-time.Hour)
+	before.began.wall = clock.now().Add(-time.Hour)
 	var stolen []string
 	for _, ahead := range []time.Duration{-50 * time.Second, 0, 10 * time.Second} {
 		proof := h.proof("GET", events, token, clock.now().Add(ahead), nil, nil)
@@ -378,58 +378,77 @@ func TestReplayAfterRestart(t *testing.T) {
 func TestProofMemory(t *testing.T) {
 	at := time.Unix(1_800_000_000, 0)
 	id := func(i int) [sha256.Size]byte { return sha256.Sum256(fmt.Append(nil, i)) }
+	after := func(d time.Duration) instant { return instant{wall: at.Add(d), run: d} }
 	m := &proofMemory{most: 1 << 20}
 	for i := range 300 { // one a second, dated ahead as far as may be
-		now := at.Add(time.Duration(i) * time.Second)
-		if err := m.spend(id(i), now.Add(proofSkew), now); err != nil {
+		now := after(time.Duration(i) * time.Second)
+		if err := m.spend(id(i), now.wall.Add(proofSkew), false, now); err != nil {
 			t.Fatal(err)
 		}
-		if err := m.spend(id(-i-1), now.Add(time.Second-dpop.MaxAge-proofSkew), now); err != nil {
+		late := now.wall.Add(time.Second - dpop.MaxAge - proofSkew)
+		if err := m.spend(id(-i-1), late, false, now); err != nil {
 			t.Fatalf("second %d: a proof in its last second: %v", i, err)
 		}
 		for j := max(0, i-int(proofLife/time.Second)+1); j <= i; j++ {
-			if err := m.spend(id(j), at.Add(time.Duration(j)*time.Second+proofSkew), now); err == nil {
+			if err := m.spend(id(j), at.Add(time.Duration(j)*time.Second+proofSkew), true, now); err == nil {
 				t.Fatalf("proof %d is forgotten %d s later", j, i-j)
 			}
 		}
 	}
-	if n := len(m.young) + len(m.old); n > 4*int(proofLife/time.Second) {
+	if n := len(m.young.ids) + len(m.old.ids); n > 4*int(proofLife/time.Second) {
 		t.Errorf("%d are remembered", n)
 	}
-	// A clock that is set back must not make what was forgotten good again.
-	if err := m.spend(id(0), at.Add(proofSkew), at.Add(5*time.Second)); err == nil {
-		t.Error("a clock that is set back makes an old proof good")
-	}
-	m.floor = time.Time{}
-	if err := m.spend(id(0), at.Add(proofSkew), at.Add(5*time.Second)); err != nil {
-		t.Errorf("negative control: %v", err)
+	// What was forgotten is not good again without a nonce, whatever the wall clock shows.
+	now := after(300 * time.Second)
+	now.wall = at.Add(5 * time.Second)
+	if err := m.spend(id(0), at.Add(proofSkew), false, now); !errors.Is(err, errForgotten) {
+		t.Errorf("a clock that was set back brings a proof back: %v", err)
 	}
 
-	full := &proofMemory{most: 2}
+	full, spend := &proofMemory{most: 2}, func(m *proofMemory, i int, now instant) error {
+		return m.spend(id(i), now.wall, false, now)
+	}
 	for i := range 2 {
-		if err := full.spend(id(i), at, at); err != nil {
+		if err := spend(full, i, after(0)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if code, _ := accessCode(t, full.spend(id(2), at, at)); code != AccessUnavailable {
+	if code, _ := accessCode(t, spend(full, 2, after(0))); code != AccessUnavailable {
 		t.Errorf("a full memory: %s", code)
 	}
-	if code, _ := accessCode(t, full.spend(id(0), at, at)); code != AccessInvalidProof {
+	if code, _ := accessCode(t, spend(full, 0, after(0))); code != AccessInvalidProof {
 		t.Errorf("a full memory knows what it holds: %s", code)
 	}
-	later := at.Add(2 * proofLife)
-	full.spend(id(3), later, later)
-	if err := full.spend(id(4), later.Add(proofLife), later.Add(proofLife)); err != nil {
+	jumped := after(0)
+	jumped.wall = at.Add(48 * time.Hour)
+	if code, _ := accessCode(t, spend(full, 2, jumped)); code != AccessUnavailable {
+		t.Errorf("a wall clock that is ahead makes room: %s", code)
+	}
+	spend(full, 3, after(2*proofLife))
+	if err := spend(full, 4, after(3*proofLife)); err != nil {
 		t.Errorf("what is too old makes room: %v", err)
 	}
 }
 
 func TestNoncesOfAProcess(t *testing.T) {
-	n, at := newNonces(), time.Unix(1_800_000_000, 0)
+	n, at := newNonces(), instant{wall: time.Unix(1_800_000_000, 0), run: 10 * noncePeriod}
 	given := n.at(at)
-	for after, good := range map[time.Duration]bool{0: true, 2 * time.Minute: true, 4 * time.Minute: false, -2 * time.Minute: false} {
-		if n.gave(given, at.Add(after)) != good {
-			t.Errorf("%v later: good is not %v", after, good)
+	for periods, good := range map[time.Duration]bool{0: true, 1: true, 2: false, -1: false} {
+		later := at
+		later.run += periods * noncePeriod
+		if n.gave(given, later) != good {
+			t.Errorf("%v later: good is not %v", periods*noncePeriod, good)
+		}
+	}
+	for _, step := range []time.Duration{time.Hour, -time.Hour} {
+		stepped := at
+		stepped.wall = at.wall.Add(step)
+		if !n.gave(given, stepped) {
+			t.Errorf("a step of the wall clock by %v ends a nonce", step)
+		}
+		stepped.run += 2 * noncePeriod
+		if n.gave(given, stepped) {
+			t.Errorf("a step of the wall clock by %v brings a nonce back", step)
 		}
 	}
 	if n.gave("", at) || n.gave(given+"A", at) || newNonces().gave(given, at) {
@@ -456,7 +475,7 @@ func TestSeenProof(t *testing.T) {
 	}
 	with := func(seen func(context.Context, string, time.Time) (bool, error)) *Verifier {
 		v := provingVerifier(t, s, func(cfg *VerifierConfig) { cfg.SeenProof = seen })
-		v.began = time.Now() // a memory that outlives the process needs no nonce
+		v.began.wall = time.Now() // a memory that outlives the process needs no nonce
 		return v
 	}
 	proof := h.proof("GET", events, token, time.Now(), nil, nil)
@@ -470,7 +489,7 @@ func TestSeenProof(t *testing.T) {
 		t.Errorf("negative control: an instance of its own: %v", err)
 	}
 	for id, until := range seen {
-		if len(id) != 43 || time.Until(until) < 60*time.Second || time.Until(until) > 80*time.Second || strings.Contains(proof, id) {
+		if len(id) != 43 || time.Until(until) < 90*time.Second || time.Until(until) > 100*time.Second || strings.Contains(proof, id) {
 			t.Errorf("%s until %v", id, until)
 		}
 	}
@@ -576,12 +595,12 @@ func TestRFC9449Checks(t *testing.T) {
 		for door, open := range map[string]func(*testing.T, *deputytest.Server, func(*VerifierConfig)) (*Verifier, string, sender){"HTTP": httpTool, "gRPC": grpcTool} {
 			v, uri, send := open(t, s, edit)
 			for name, a := range table {
-				p := proofFor{h: h, other: other, method: "POST", uri: uri, token: token, nonce: v.nonces.at(time.Now())}
+				p := proofFor{h: h, other: other, method: "POST", uri: uri, token: token, nonce: v.nonces.at(v.clock.now())}
 				got, nonce := send(t, a.scheme+" "+token, a.proofs(p))
 				if got != a.code {
 					t.Errorf("%s, %s: answered with %q, want %q", door, name, got, a.code)
 				}
-				if (nonce != "") != requireNonce || requireNonce && nonce != p.nonce && nonce != v.nonces.at(time.Now()) {
+				if (nonce != "") != requireNonce || requireNonce && nonce != p.nonce && nonce != v.nonces.at(v.clock.now()) {
 					t.Errorf("%s, %s: nonce %q", door, name, nonce)
 				}
 			}
@@ -747,7 +766,7 @@ func TestStreamIsAdmittedByOneProof(t *testing.T) {
 	}
 	clock := newClock()
 	v := knowing(t, s, clock.now)
-	v.began = clock.now().Add(-time.Hour)
+	v.began.wall = clock.now().Add(-time.Hour)
 	u, err := parsePublicURL("http://" + listener.Addr().String())
 	if err != nil {
 		t.Fatal(err)
@@ -773,7 +792,7 @@ func TestStreamIsAdmittedByOneProof(t *testing.T) {
 		t.Errorf("a second stream with the same proof: %v", err)
 	}
 	clock.advance(2 * time.Minute) // the proof is old now, and the stream goes on: only a revocation ends it
-	v.feed.confirm(clock.now())
+	v.feed.confirm(v.clock.now())
 	v.feed.known.Load().set.Apply(ban(100, "jti-1"))
 	v.feed.advance(100)
 	if _, err := stream.Recv(); status.Code(err) != codes.PermissionDenied || !strings.Contains(status.Convert(err).Message(), "revoked") {

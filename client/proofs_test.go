@@ -212,7 +212,7 @@ func TestFeedIsNotAskedForever(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		never := delegation.Refuse(delegation.ProofNonceNeeded, "dpop", "another")
 		calls := 0
-		f := newFeed("", nil, maxMaxStaleness, time.Now)
+		f := newFeed("", nil, maxMaxStaleness, clockOf(nil))
 		f.open = func(context.Context) (watchStream, func(), error) {
 			if calls++; calls > 1000 {
 				f.end()

@@ -239,8 +239,8 @@ type TokenSource struct {
 	request func(context.Context) (ExchangeRequest, error)
 
 	mu      sync.Mutex
-	token   *Token    // the newest grant, or nil
-	renewAt time.Time // from then on the token is replaced
+	token   *Token        // the newest grant, or nil
+	renewAt time.Duration // of the token's life: from then on it is replaced
 	renewal flight[*Token]
 }
 
@@ -253,7 +253,7 @@ func (c *Client) TokenSource(request func(context.Context) (ExchangeRequest, err
 
 // Token returns a token that has not expired. Within its last fifth of life, or its last minute, a
 // token is replaced; where that fails for another reason than a refusal, the old one serves until
-// it expires. A refusal ends the old one's use at once: it may have been revoked.
+// it expires, by the wall clock or by the monotonic one, whichever is first. A refusal ends the old one's use at once: it may have been revoked.
 func (s *TokenSource) Token(ctx context.Context) (*Token, error) {
 	token, fresh := s.held()
 	if fresh {
@@ -267,7 +267,7 @@ func (s *TokenSource) Token(ctx context.Context) (*Token, error) {
 		s.forget(token)
 		return nil, err
 	}
-	if token != nil && s.client.now().Before(token.Expiry) {
+	if token != nil && s.client.clock.now().since(token.asked) < token.life {
 		return token, nil
 	}
 	return nil, err
@@ -275,10 +275,10 @@ func (s *TokenSource) Token(ctx context.Context) (*Token, error) {
 
 // held returns the token in memory, and whether it is too young to be replaced.
 func (s *TokenSource) held() (token *Token, fresh bool) {
-	now := s.client.now()
+	now := s.client.clock.now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.token, s.token != nil && now.Before(s.renewAt)
+	return s.token, s.token != nil && now.since(s.token.asked) < s.renewAt
 }
 
 func (s *TokenSource) renew(ctx context.Context) (*Token, error) {
@@ -294,13 +294,13 @@ func (s *TokenSource) renew(ctx context.Context) (*Token, error) {
 	if err != nil {
 		return nil, err
 	}
-	now := s.client.now()
-	if !now.Before(token.Expiry) {
+	left := token.life - s.client.clock.now().since(token.asked)
+	if left <= 0 {
 		return nil, delegation.Unavailable("a token that outlives its own exchange", nil)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.token, s.renewAt = token, renewalTime(token.Expiry, now)
+	s.token, s.renewAt = token, token.life-renewalMargin(left)
 	return token, nil
 }
 
@@ -319,9 +319,9 @@ func (s *TokenSource) forget(token *Token) {
 	}
 }
 
-// renewalTime lies a fifth of the remaining life before expiry, at most a minute, and up to half of
-// that earlier, so that a fleet that started together does not renew together.
-func renewalTime(expiry, now time.Time) time.Time {
-	margin := min(expiry.Sub(now)/5, time.Minute)
-	return expiry.Add(-margin - mathrand.N(margin/2+1))
+// renewalMargin is how long before its end a token is replaced: a fifth of what is left of it, at most a minute, and up
+// to half as much again, so that a fleet that started together does not renew together.
+func renewalMargin(left time.Duration) time.Duration {
+	margin := min(left/5, time.Minute)
+	return margin + mathrand.N(margin/2+1)
 }

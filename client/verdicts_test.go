@@ -26,13 +26,13 @@ import (
 func knowing(t testing.TB, s *deputytest.Server, now func() time.Time, revocations ...delegation.Revocation) *Verifier {
 	t.Helper()
 	v := fixedVerifier(t, s)
-	v.ignoreRevocations, v.now = false, now
-	v.feed = newFeed("", nil, maxMaxStaleness, now)
+	v.ignoreRevocations, v.clock = false, clockOf(now)
+	v.feed = newFeed("", nil, maxMaxStaleness, v.clock)
 	close(v.feed.done)
 	set := delegation.NewRevocationSet(0)
 	set.Apply(revocations...)
 	v.feed.install(set, set.Last())
-	v.feed.confirm(now())
+	v.feed.confirm(v.clock.now())
 	return v
 }
 
@@ -73,7 +73,7 @@ func TestVerdictDies(t *testing.T) {
 			},
 		},
 		"it expired": {
-			func(v *Verifier, clock *testClock) { clock.advance(301 * time.Second); v.feed.confirm(clock.now()) }, "the token has expired",
+			func(v *Verifier, clock *testClock) { clock.advance(301 * time.Second); v.feed.confirm(v.clock.now()) }, "the token has expired",
 			func(v *Verifier, _ *verdict) { v.admission = without(v.admission, "the token has expired") },
 		},
 		"the clock was set back": {

@@ -69,13 +69,11 @@ type VerifierConfig struct {
 	MaxKeyAge time.Duration
 	// HTTPTransport fetches keys. Default: http.DefaultTransport.
 	HTTPTransport http.RoundTripper
-	// Now is the clock. Default: time.Now. Its times should have a monotonic reading.
+	// Now is the wall clock, by which tokens and proofs are in force or not. Default: time.Now. Ages, timeouts and what
+	// may be forgotten do not depend on it alone: they follow the runtime's monotonic clock and Deputy's own time, so
+	// that no step of this clock brings anything back.
 	Now func() time.Time
 }
-
-// futureSkew is how far the issuer's clock may be ahead of ours. It applies to nbf only: a token
-// never lives longer than its exp says.
-const futureSkew = 10 * time.Second
 
 const (
 	defaultMaxKeyAge  = 55 * time.Second
@@ -94,7 +92,7 @@ type Verifier struct {
 	issuer   string
 	audience string
 	keys     *keySource
-	now      func() time.Time
+	clock    clock
 	verdicts *verdicts // behind a pointer, as Secret's value is
 	closed   atomic.Bool
 
@@ -115,7 +113,7 @@ type Verifier struct {
 	nonces       *nonces
 	seenProof    func(context.Context, string, time.Time) (bool, error) // nil: memory
 	memory       *proofMemory
-	began        time.Time
+	began        instant
 }
 
 // NewVerifier checks the configuration and begins to follow revocations. It waits for nothing: until
@@ -136,14 +134,12 @@ func newVerifier(cfg VerifierConfig) (*Verifier, error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
-	if cfg.Now == nil {
-		cfg.Now = time.Now
-	}
+	c := clockOf(cfg.Now)
 	v := &Verifier{
-		issuer: cfg.Issuer, audience: cfg.Audience, now: cfg.Now, verdicts: new(verdicts), ignoreRevocations: cfg.IgnoreRevocations,
+		issuer: cfg.Issuer, audience: cfg.Audience, clock: c, verdicts: new(verdicts), ignoreRevocations: cfg.IgnoreRevocations,
 		envelope: envelopeRules(), admission: admissionRules(),
 		binding: bindingRules(), proven: proofRules(), verifyProof: dpop.Verify, requireNonce: cfg.RequireProofNonce,
-		nonces: newNonces(), seenProof: cfg.SeenProof, memory: &proofMemory{most: maxProofs}, began: cfg.Now(),
+		nonces: newNonces(), seenProof: cfg.SeenProof, memory: &proofMemory{most: maxProofs}, began: c.now(),
 	}
 	for _, text := range cfg.URLs {
 		u, err := parsePublicURL(text)
@@ -153,7 +149,7 @@ func newVerifier(cfg VerifierConfig) (*Verifier, error) {
 		v.urls = append(v.urls, u)
 	}
 	var err error
-	if v.keys, err = cfg.keys(); err != nil || cfg.IgnoreRevocations {
+	if v.keys, err = cfg.keys(c); err != nil || cfg.IgnoreRevocations {
 		return v, err
 	}
 	if cfg.IntrospectWhenStale {
@@ -166,7 +162,7 @@ func newVerifier(cfg VerifierConfig) (*Verifier, error) {
 	if err != nil {
 		return nil, err
 	}
-	v.feed = newFeed(id, cfg.Client.watchRevocations, cfg.MaxStaleness, cfg.Now)
+	v.feed = newFeed(id, cfg.Client.watchRevocations, cfg.MaxStaleness, c)
 	return v, nil
 }
 
@@ -192,7 +188,7 @@ func (cfg VerifierConfig) check() error {
 	return nil
 }
 
-func (cfg VerifierConfig) keys() (*keySource, error) {
+func (cfg VerifierConfig) keys(c clock) (*keySource, error) {
 	if cfg.JWKS != nil {
 		keys, err := parseKeys(cfg.JWKS)
 		if err != nil {
@@ -206,7 +202,7 @@ func (cfg VerifierConfig) keys() (*keySource, error) {
 	if cfg.MaxKeyAge == 0 {
 		cfg.MaxKeyAge = defaultMaxKeyAge
 	}
-	return newKeySource(cfg.JWKSURL, cfg.HTTPTransport, cfg.MaxKeyAge, cfg.Now)
+	return newKeySource(cfg.JWKSURL, cfg.HTTPTransport, cfg.MaxKeyAge, c)
 }
 
 // Close ends the stream of revocations and every fetch, and waits for their goroutines. A closed
@@ -263,6 +259,14 @@ type Status struct {
 	// Err says why it is not Healthy, or not Connected; else nil. It wraps a *delegation.Error where
 	// Deputy refused.
 	Err error
+	// Offset is how far this machine's clock (VerifierConfig.Now) is ahead of the ledger's, as the feed
+	// tells it; negative: behind. It is zero within the time that a message takes, and where the feed
+	// has told no time yet.
+	Offset time.Duration
+	// Clock warns of time: Offset is beyond 10 s, or the newest time of the feed was absent or not
+	// credible; else nil. A clock that is ahead makes this verifier refuse tokens that are in force, one
+	// that is behind refuse new ones as not valid yet. It never makes it accept what was revoked.
+	Clock error
 }
 
 // Status says what is known at this moment.
@@ -274,6 +278,14 @@ func (v *Verifier) Status() Status {
 		return Status{Healthy: true}
 	}
 	return v.feed.status()
+}
+
+// ledgerTime is what the feed told of the ledger's time, or nil.
+func (v *Verifier) ledgerTime() *feedTime {
+	if v.feed == nil {
+		return nil
+	}
+	return v.feed.time.Load()
 }
 
 // Delegation is what a verified token says: who acts for whom, and what may be done. It is shared by
@@ -411,6 +423,8 @@ func (v *Verifier) standing(ctx context.Context, token string, d *verdict) error
 	}
 	known, fresh := v.feed.current()
 	switch {
+	case fresh && known.set.Forgotten(d.Expiry()):
+		return denied(AccessInvalidToken, "the token expires before the revocations that are remembered here")
 	case fresh && d.standsIn(known):
 		return nil
 	case fresh:
@@ -531,10 +545,13 @@ func admissionRules() []rule[*delegation.Claims] {
 			return !slices.Contains(c.Audience, v.audience)
 		}},
 		{"the token has expired", func(v *Verifier, c *delegation.Claims) bool {
-			return !v.now().Before(time.Unix(c.ExpiresAt, 0))
+			return !v.clock.wall().Before(time.Unix(c.ExpiresAt, 0))
+		}},
+		{"the token has expired by the ledger's time", func(v *Verifier, c *delegation.Claims) bool {
+			return v.ledgerTime().past(time.Unix(c.ExpiresAt, 0), v.clock.now())
 		}},
 		{"the token is not valid yet", func(v *Verifier, c *delegation.Claims) bool {
-			return v.now().Add(futureSkew).Before(time.Unix(c.NotBefore, 0))
+			return v.clock.wall().Add(clockSkew).Before(time.Unix(c.NotBefore, 0))
 		}},
 	}
 }

@@ -32,14 +32,25 @@ type feed struct {
 	tamper   func(*deputyv1.WatchRevocationsResponse) []*deputyv1.WatchRevocationsResponse
 	hellos   []*deputyv1.WatchHello
 	receipts map[string]*deputyv1.Receipt
+
+	forgotten time.Time                 // snapshots lack what ended by then
+	clock     func(time.Time) time.Time // the ledger's time at a moment
 }
 
 func newFeed() feed {
-	return feed{changed: make(chan struct{}), cut: make(chan struct{}), receipts: make(map[string]*deputyv1.Receipt)}
+	return feed{
+		changed: make(chan struct{}), cut: make(chan struct{}), receipts: make(map[string]*deputyv1.Receipt),
+		clock: func(now time.Time) time.Time { return now },
+	}
 }
 
-// RevokeNow records a revocation, as of somebody who may.
+// RevokeNow records a revocation that ends in an hour, or never if it is of a key or an agent's suspension.
 func (s *Server) RevokeNow(kind deputyv1.RevocationKind, id, subject string) *deputyv1.Revocation {
+	return s.RevokeUntil(time.Now().Add(time.Hour), kind, id, subject)
+}
+
+// RevokeUntil records a revocation with an end of its own.
+func (s *Server) RevokeUntil(until time.Time, kind deputyv1.RevocationKind, id, subject string) *deputyv1.Revocation {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.lastEntry++
@@ -48,7 +59,7 @@ func (s *Server) RevokeNow(kind deputyv1.RevocationKind, id, subject string) *de
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	r := &deputyv1.Revocation{
-		Seq: seq, Prev: f.last(), Time: timestamppb.Now(), Until: timestamppb.New(time.Now().Add(time.Hour)),
+		Seq: seq, Prev: f.last(), Time: timestamppb.Now(), Until: timestamppb.New(until),
 		Target: &deputyv1.RevocationTarget{Kind: kind, Id: id, Subject: subject},
 	}
 	if kind == deputyv1.RevocationKind_REVOCATION_KIND_KEY || kind == deputyv1.RevocationKind_REVOCATION_KIND_SUSPEND {
@@ -91,6 +102,20 @@ func (s *Server) Forget() {
 	s.feed.mu.Lock()
 	defer s.feed.mu.Unlock()
 	s.feed.base = s.feed.last()
+}
+
+// ForgetEnded makes snapshots lack the revocations that ended by the given time, and tell so.
+func (s *Server) ForgetEnded(through time.Time) {
+	s.feed.mu.Lock()
+	defer s.feed.mu.Unlock()
+	s.feed.forgotten = through
+}
+
+// SetLedgerClock makes echoes carry what f makes of the time; the zero time: no time.
+func (s *Server) SetLedgerClock(f func(now time.Time) time.Time) {
+	s.feed.mu.Lock()
+	defer s.feed.mu.Unlock()
+	s.feed.clock = f
 }
 
 // Lose takes the newest revocation back, as a ledger restored from an old backup would.
@@ -246,10 +271,10 @@ func (w *watcher) deliver(ctx context.Context) error {
 func (w *watcher) events(ctx context.Context, after uint64) {
 	for first := true; ; first = false {
 		w.feed.mu.Lock()
-		log, changed, base := slices.Clone(w.feed.log), w.feed.changed, w.feed.base
+		log, changed, base, forgotten := slices.Clone(w.feed.log), w.feed.changed, w.feed.base, w.feed.forgotten
 		w.feed.mu.Unlock()
 		if first && (after == 0 || after < base) {
-			after = w.snapshot(log)
+			after = w.snapshot(log, forgotten)
 		}
 		for _, r := range log {
 			if r.GetSeq() > after {
@@ -265,18 +290,23 @@ func (w *watcher) events(ctx context.Context, after uint64) {
 	}
 }
 
-func (w *watcher) snapshot(log []*deputyv1.Revocation) (last uint64) {
+func (w *watcher) snapshot(log []*deputyv1.Revocation, forgotten time.Time) (last uint64) {
 	if len(log) > 0 {
 		last = log[len(log)-1].GetSeq()
+	}
+	complete := &deputyv1.WatchSnapshot{Complete: true, Last: last, SkewSeconds: 60}
+	if !forgotten.IsZero() {
+		complete.ForgottenThrough = timestamppb.New(forgotten)
+		log = slices.DeleteFunc(log, func(r *deputyv1.Revocation) bool {
+			return r.GetUntil() != nil && !r.GetUntil().AsTime().After(forgotten)
+		})
 	}
 	for part := range slices.Chunk(log, SnapshotPart) {
 		w.send(&deputyv1.WatchRevocationsResponse{Message: &deputyv1.WatchRevocationsResponse_Snapshot{
 			Snapshot: &deputyv1.WatchSnapshot{Revocations: part},
 		}})
 	}
-	w.send(&deputyv1.WatchRevocationsResponse{Message: &deputyv1.WatchRevocationsResponse_Snapshot{
-		Snapshot: &deputyv1.WatchSnapshot{Complete: true, Last: last, SkewSeconds: 60},
-	}})
+	w.send(&deputyv1.WatchRevocationsResponse{Message: &deputyv1.WatchRevocationsResponse_Snapshot{Snapshot: complete}})
 	return last
 }
 
@@ -288,12 +318,13 @@ func (w *watcher) echoes(id string) error {
 			return err
 		}
 		w.feed.mu.Lock()
-		last := w.feed.last()
+		echo := &deputyv1.WatchEcho{Nonce: m.GetMark().GetNonce(), Last: w.feed.last()}
+		if at := w.feed.clock(time.Now()); !at.IsZero() {
+			echo.LedgerTime = timestamppb.New(at)
+		}
 		w.feed.receipts[id] = &deputyv1.Receipt{Id: id, Verifier: "service:verifier", Applied: m.GetMark().GetApplied(), SeenAt: timestamppb.Now()}
 		w.feed.mu.Unlock()
-		w.send(&deputyv1.WatchRevocationsResponse{Message: &deputyv1.WatchRevocationsResponse_Echo{
-			Echo: &deputyv1.WatchEcho{Nonce: m.GetMark().GetNonce(), Last: last},
-		}})
+		w.send(&deputyv1.WatchRevocationsResponse{Message: &deputyv1.WatchRevocationsResponse_Echo{Echo: echo}})
 	}
 }
 
