@@ -74,6 +74,9 @@ func TestWallClockForgetsNothing(t *testing.T) {
 				if s := f.Status(); !s.Healthy || s.Offset != step || s.Clock == nil {
 					t.Errorf("while the clock is off: %+v", s)
 				}
+				if n := f.feed.known.Load().set.Len(); n != 2 { // user:dave and the token
+					t.Errorf("%d revocations are remembered while the clock is off, want 2", n)
+				}
 				wall.set(0)
 				pass(2 * time.Second)
 				synctest.Wait()
@@ -85,9 +88,6 @@ func TestWallClockForgetsNothing(t *testing.T) {
 				}
 				if !f.acceptsToken(soon) {
 					t.Error("a token that was not revoked is refused")
-				}
-				if n := f.feed.known.Load().set.Len(); n != 2 { // user:dave and the token
-					t.Errorf("%d revocations are remembered, want 2", n)
 				}
 				pass(2 * time.Hour)
 				if n := f.feed.known.Load().set.Len(); n != 0 {
@@ -207,7 +207,7 @@ func TestFeedThatLiesAboutTime(t *testing.T) {
 		"no time that there is":    {lie: func(time.Time, time.Time) time.Time { return time.Unix(math.MaxInt64/4, 0) }, warns: true},
 		"two days behind":          {lie: at(-2 * day), warns: true},
 		"1970":                     {lie: func(time.Time, time.Time) time.Time { return time.Unix(1, 0) }, warns: true},
-		"three times as fast":      {lie: func(now, since time.Time) time.Time { return now.Add(2 * now.Sub(since)) }, warns: true},
+		"nine times as fast":       {lie: func(now, since time.Time) time.Time { return now.Add(8 * now.Sub(since)) }, warns: true},
 		"standing still":           {lie: func(_, since time.Time) time.Time { return since }, warns: true},
 		"two days to and fro":      {lie: func(now, _ time.Time) time.Time { return now.Add(time.Duration(now.Unix()%2) * 2 * day) }},
 		"ahead, and so is the PC":  {lie: at(2 * day), wallOff: 2 * day, refuses: true}, // two witnesses are believed
