@@ -286,6 +286,24 @@ func TestParseKeys(t *testing.T) {
 			t.Errorf("%s: %d keys, %v", name, len(keys), err)
 		}
 	}
+	good := tests["ES256"].key
+	for name, set := range map[string]string{
+		"keys twice":              `{"keys":[` + good + `],"keys":[` + good + `]}`,
+		"keys twice, one empty":   `{"keys":[],"keys":[` + good + `]}`,
+		"keys of another case":    `{"KEYS":[` + good + `]}`,
+		"another member twice":    `{"a":1,"a":2,"keys":[` + good + `]}`,
+		"a member of a key":       `{"keys":[` + strings.Replace(good, `"kid"`, `"kid":"other","kid"`, 1) + `]}`,
+		"escaped, a member twice": `{"keys":[` + strings.Replace(good, `"kid"`, `"\u006bid":"other","kid"`, 1) + `]}`,
+		"within a member":         `{"keys":[` + strings.Replace(good, `"kid"`, `"x":{"a":1,"a":2},"kid"`, 1) + `]}`,
+		"something behind":        `{"keys":[` + good + `]}{}`,
+		"no UTF-8":                "{\"\xff\":1,\"keys\":[" + good + "]}",
+		"keys are null":           `{"keys":null}`,
+		"keys are an object":      `{"keys":{}}`,
+	} {
+		if keys, err := parseKeys([]byte(set)); err == nil {
+			t.Errorf("%s: %d keys", name, len(keys))
+		}
+	}
 	mixed := `{"keys":[` + tests["symmetric"].key + `,{"kty":"future","kid":"f"},` + tests["ES256"].key + `]}`
 	if keys, err := parseKeys([]byte(mixed)); err != nil || len(keys) != 1 {
 		t.Errorf("unusable keys spoil the usable one: %d, %v", len(keys), err)

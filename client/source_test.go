@@ -64,6 +64,9 @@ func TestAssertion(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			if aud, _ := u.StringClaim("aud"); aud != acme { // a list of one is not what Deputy takes
+				t.Errorf("aud = %q, want a single string", aud)
+			}
 			now := clock.now().Unix()
 			if r.Issuer != "planner" || r.Subject != "planner" || len(r.Audience) != 1 || r.Audience[0] != acme ||
 				r.IssuedAt != now || r.ExpiresAt != now+60 || u.Header.KeyID != key.Thumbprint() || u.Header.Algorithm != algorithm {

@@ -160,7 +160,7 @@ func FromStatus(err error) *Error {
 }
 
 // asciiText keeps a description within what RFC 6749 §5.2 allows for error_description, so that it
-// is inert in headers, logs and terminals too.
+// is inert in headers, logs and terminals too. Section signs are spelled out.
 func asciiText(s string) string {
 	return strings.Map(func(r rune) rune {
 		switch {
@@ -170,5 +170,5 @@ func asciiText(s string) string {
 			return '.'
 		}
 		return r
-	}, s)
+	}, strings.ReplaceAll(s, "§", "section "))
 }

@@ -160,4 +160,7 @@ func TestErrorsAreValues(t *testing.T) {
 			t.Errorf("a description holds %q, which RFC 6749 §5.2 forbids", r)
 		}
 	}
+	if e := delegation.Refuse(delegation.ScopeMalformed, "", "see RFC 6749 §3.3"); e.Description != "see RFC 6749 section 3.3" {
+		t.Errorf("a section sign becomes %q", e.Description)
+	}
 }

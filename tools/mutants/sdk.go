@@ -169,4 +169,32 @@ var sdkMutants = []mutant{
 		new:  "",
 		pkg:  "client", test: "TestProcessBeganByTheLedgersTime",
 	},
+	{
+		name: "jwks-with-a-member-twice",
+		file: "client/jose.go",
+		old:  "json.Unmarshal(document, &set)",
+		new:  "json.Unmarshal(document, &set, jsontext.AllowDuplicateNames(true))",
+		pkg:  "client", test: "TestParseKeys",
+	},
+	{
+		name: "export-not-inert",
+		file: "client/cmd/deputy/log_export.go",
+		old:  "append(inertJSON([]byte(line)), '\n')",
+		new:  "append([]byte(line), '\n')",
+		pkg:  "client/cmd/deputy", test: "TestEveryOutputIsInert",
+	},
+	{
+		name: "csv-not-inert",
+		file: "client/cmd/deputy/search.go",
+		old:  "func inertCell(s string) string {\n\ts = inert(s)\n",
+		new:  "func inertCell(s string) string {\n",
+		pkg:  "client/cmd/deputy", test: "TestEveryOutputIsInert",
+	},
+	{
+		name: "section-sign-lost",
+		file: "client/delegation/errors.go",
+		old:  `strings.ReplaceAll(s, "§", "section ")`,
+		new:  "s",
+		pkg:  "client/delegation", test: "TestErrorsAreValues",
+	},
 }

@@ -109,17 +109,13 @@ func (w *exporter) write(e *client.Entry) error {
 	return w.line(e.Record)
 }
 
-// line writes a line as the server sent it, so that it can be recomputed. On a terminal it is made
-// inert, which leaves the meaning of JSON as it is.
+// line writes a line made inert, wherever it goes: escapes leave the meaning of JSON as it is, so that the
+// record can be recomputed.
 func (w *exporter) line(line string) error {
 	if strings.ContainsAny(line, "\r\n") {
 		return delegation.Refuse(delegation.Internal, "", "a record of more than one line was refused")
 	}
-	out := []byte(line)
-	if w.app.terminal {
-		out = inertJSON(out)
-	}
-	_, err := w.app.stdout.w.Write(append(out, '\n'))
+	_, err := w.app.stdout.w.Write(append(inertJSON([]byte(line)), '\n'))
 	return err
 }
 

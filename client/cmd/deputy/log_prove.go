@@ -10,6 +10,7 @@ import (
 
 	"deputy.example/deputy/client"
 	"deputy.example/deputy/client/audit"
+	"deputy.example/deputy/client/delegation"
 )
 
 type checkpointCommand struct {
@@ -42,8 +43,8 @@ func (cmd *checkpointCommand) Run(a *app) error {
 	if err != nil {
 		return err
 	}
-	if a.terminal {
-		newest = inertLines(newest)
+	if inertLines(newest) != newest { // its signature is over its bytes, so none can be escaped
+		return delegation.Refuse(delegation.Internal, "checkpoint", "must be lines of printable text; nothing was written")
 	}
 	_, err = a.stdout.w.Write([]byte(newest))
 	return err
