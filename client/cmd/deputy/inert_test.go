@@ -2,10 +2,14 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"google.golang.org/grpc"
 
 	"deputy.example/deputy/client/internal/deputytest"
 	deputyv1 "deputy.example/deputy/gen/deputy/v1"
@@ -15,7 +19,14 @@ import (
 // it steers a terminal, an editor or a log viewer. What is exported can still be verified.
 func TestEveryOutputIsInert(t *testing.T) {
 	const hostile = "a\u202e\u2066b\x1b[2J\u009b\u0085\u2028\U000e0041\r\n=c"
-	s, stranger := deputytest.Start(), deputytest.Start()
+	var lies atomic.Bool // about checkpoints
+	s, stranger := deputytest.Start(grpc.UnaryInterceptor(func(ctx context.Context, r any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+		response, err := next(ctx, r)
+		if head, ok := response.(*deputyv1.GetCheckpointResponse); ok && lies.Load() {
+			head.Checkpoint += "\u202e\n"
+		}
+		return response, err
+	})), deputytest.Start()
 	defer s.Close()
 	defer stranger.Close()
 	t.Chdir(t.TempDir())
@@ -66,5 +77,11 @@ func TestEveryOutputIsInert(t *testing.T) {
 	}
 	if stdout, stderr, _ := deputy(export, "log", "verify", "-", "--key", "log.vkey", "--checkpoint", "checkpoint"); strings.Contains(stdout+stderr, "digest") {
 		t.Errorf("an inert export is not what was recorded: %s%s", stdout, stderr)
+	}
+
+	// A signature is over bytes: what would have to be escaped is not written at all.
+	lies.Store(true)
+	if stdout, _, code := deputy("", "log", "checkpoint"); code == 0 || strings.Contains(stdout, "\u202e") {
+		t.Errorf("a checkpoint that is not printable: code %d, %q", code, stdout)
 	}
 }
