@@ -2,13 +2,13 @@ package client
 
 import "time"
 
-// clockSkew is how far two clocks may be apart before one of them is called wrong: this machine's and the issuer's, a
-// proof's and this machine's, this machine's and the ledger's.
+// clockSkew is how far two clocks may be apart before one of them counts as wrong: this machine's
+// clock and the issuer's, the holder's of a proof, or the ledger's.
 const clockSkew = 10 * time.Second
 
-// clock reads two clocks. The wall clock can be set, forward and back, by people and by NTP. The monotonic clock cannot,
-// but it may stop while the machine is suspended. It is always the runtime's own: an injected wall clock replaces the
-// first one only.
+// clock reads two clocks. People and NTP can set the wall clock, forward and back. The monotonic
+// clock cannot be set, but it may stop while the machine is suspended. It is always the runtime's
+// own: an injected wall clock does not replace it.
 type clock struct {
 	wall  func() time.Time
 	began time.Time // by time.Now, for its monotonic reading
@@ -26,7 +26,7 @@ func (c clock) now() instant {
 	return instant{wall: c.wall().Round(0), run: time.Since(c.began)}
 }
 
-// instant is a moment by both clocks. The zero instant is longer ago than anything.
+// instant is a moment by both clocks. The zero instant is before every other one.
 type instant struct {
 	wall time.Time     // without a monotonic reading
 	run  time.Duration // monotonic, since the clock was made
@@ -34,8 +34,8 @@ type instant struct {
 
 func (i instant) isZero() bool { return i.wall.IsZero() }
 
-// since is the longer of the times that the two clocks measured. It is the age of what must not be believed for too long:
-// a wall clock that is set back makes nothing younger, and neither does a suspended machine.
+// since is the longer of the two measured durations. It is the age of what must not be used for too
+// long: neither a wall clock that is set back nor a suspended machine makes anything younger.
 func (i instant) since(earlier instant) time.Duration {
 	if earlier.isZero() {
 		return i.wall.Sub(earlier.wall) // the longest duration that there is
@@ -43,6 +43,6 @@ func (i instant) since(earlier instant) time.Duration {
 	return max(i.wall.Sub(earlier.wall), i.ran(earlier))
 }
 
-// ran is the time that the monotonic clock measured. Timeouts use it, and so does what must be remembered for long
+// ran is the duration by the monotonic clock alone, for timeouts and for what must be kept long
 // enough: no step of the wall clock makes it longer.
 func (i instant) ran(earlier instant) time.Duration { return i.run - earlier.run }

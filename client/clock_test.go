@@ -23,7 +23,8 @@ import (
 	"deputy.example/deputy/client/internal/deputytest"
 )
 
-// wallClock is a wall clock that is off by what the test wants. The monotonic clock is the bubble's.
+// wallClock is a wall clock that is off by what the test wants. The monotonic clock is the
+// bubble's.
 type wallClock struct{ off atomic.Int64 }
 
 func (w *wallClock) now() time.Time { return time.Now().Add(w.offset()).Round(0) }
@@ -58,8 +59,9 @@ func (f *follower) acceptsToken(token string) bool {
 	return err == nil
 }
 
-// TestWallClockForgetsNothing: a clock that is ahead for a while makes the verifier forget no revocation, and keep no
-// token from being accepted, once it is set right. It forgets by the ledger's time all the while.
+// TestWallClockForgetsNothing: a clock that is ahead for a while makes the verifier forget no
+// revocation, and keep no token from being accepted, once it is set right. It forgets by the
+// ledger's time all the while.
 func TestWallClockForgetsNothing(t *testing.T) {
 	for _, step := range []time.Duration{40 * time.Minute, 48 * time.Hour, -40 * time.Minute, -48 * time.Hour} {
 		t.Run(step.String(), func(t *testing.T) {
@@ -98,8 +100,9 @@ func TestWallClockForgetsNothing(t *testing.T) {
 	}
 }
 
-// TestWallClockKeepsNothingFresh: a clock that is set back makes nothing younger that is known, and a machine that was
-// suspended, whose monotonic clock stood still, knows by its wall clock that it is late.
+// TestWallClockKeepsNothingFresh: a clock that is set back makes nothing younger that is known, and
+// a machine that was suspended, whose monotonic clock stood still, knows by its wall clock that it
+// is late.
 func TestWallClockKeepsNothingFresh(t *testing.T) {
 	for _, step := range []time.Duration{-time.Second, -time.Hour, -48 * time.Hour} {
 		wall := new(wallClock)
@@ -121,7 +124,8 @@ func TestWallClockKeepsNothingFresh(t *testing.T) {
 	})
 }
 
-// TestExpiryByTheLedgersTime: a clock that is behind accepts no token that is over by the ledger's time, beyond the skew.
+// TestExpiryByTheLedgersTime: a clock that is behind accepts no token that is over by the ledger's
+// time, beyond the skew.
 func TestExpiryByTheLedgersTime(t *testing.T) {
 	wall := new(wallClock)
 	follow(t, VerifierConfig{Now: wall.now}, asItIs, func(t *testing.T, f *follower) {
@@ -151,8 +155,8 @@ func TestExpiryByTheLedgersTime(t *testing.T) {
 	})
 }
 
-// TestSnapshotWithAHorizon: a snapshot may lack revocations that have ended; tokens that expire by then are refused,
-// whatever the clocks show.
+// TestSnapshotWithAHorizon: a snapshot may lack revocations that have ended; tokens that expire by
+// then are refused, whatever the clocks show.
 func TestSnapshotWithAHorizon(t *testing.T) {
 	follow(t, VerifierConfig{}, asItIs, func(t *testing.T, f *follower) {
 		within, beyond := f.tokenFor(20*time.Minute, "within"), f.tokenFor(21*time.Minute, "beyond")
@@ -178,8 +182,8 @@ func TestSnapshotWithAHorizon(t *testing.T) {
 	})
 }
 
-// TestFeedThatLiesAboutTime: what a broken server, or one between, makes of ledger_time lets nothing be forgotten that is
-// alive, is reported, and costs nothing once it has ended.
+// TestFeedThatLiesAboutTime: what a broken server, or one between, makes of ledger_time lets
+// nothing be forgotten that is alive, is reported, and costs nothing once it has ended.
 func TestFeedThatLiesAboutTime(t *testing.T) {
 	const day = 24 * time.Hour
 	began := func(lie func(now, since time.Time) time.Time) func(time.Time) time.Time {
@@ -256,8 +260,8 @@ func TestFeedThatLiesAboutTime(t *testing.T) {
 	}
 }
 
-// TestFirstTimeIsALie: there is nothing yet to hold it against. Too much is forgotten, all of that is refused, and when the
-// time goes back the revocations are read again.
+// TestFirstTimeIsALie: there is nothing yet to hold it against. Too much is forgotten, all of that
+// is refused, and when the time goes back the revocations are read again.
 func TestFirstTimeIsALie(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := deputytest.StartInMemory()
@@ -294,8 +298,8 @@ func TestFirstTimeIsALie(t *testing.T) {
 	})
 }
 
-// TestKeysAgeByTheMonotonicClock: a removed key is refused within MaxKeyAge although the clock was set back, and a failed
-// fetch is repeated as soon as ever.
+// TestKeysAgeByTheMonotonicClock: a removed key is refused within MaxKeyAge although the clock was
+// set back, and a failed fetch is repeated as soon as ever.
 func TestKeysAgeByTheMonotonicClock(t *testing.T) {
 	s := startDeputy(t)
 	var down atomic.Bool
@@ -344,7 +348,8 @@ func TestKeysAgeByTheMonotonicClock(t *testing.T) {
 	})
 }
 
-// TestTokenSourceByBothClocks: whichever clock is wrong, a token is replaced in time, and is not used past its end.
+// TestTokenSourceByBothClocks: whichever clock is wrong, a token is replaced in time, and is not
+// used past its end.
 func TestTokenSourceByBothClocks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var grants atomic.Int64
@@ -385,7 +390,8 @@ func TestTokenSourceByBothClocks(t *testing.T) {
 	})
 }
 
-// TestProofsOfAWrongClock: a proof that was used while the clock was ahead is not good again when its date comes.
+// TestProofsOfAWrongClock: a proof that was used while the clock was ahead is not good again when
+// its date comes.
 func TestProofsOfAWrongClock(t *testing.T) {
 	h := newHolder(t)
 	synctest.Test(t, func(t *testing.T) {
@@ -433,8 +439,8 @@ func TestProofsOfAWrongClock(t *testing.T) {
 	})
 }
 
-// TestProofsByTheLedgersTime: a clock that is wrong takes no proof that another verifier, with a right one, would take
-// later, and remembers for long enough those that it takes.
+// TestProofsByTheLedgersTime: a clock that is wrong takes no proof that another verifier, with a
+// right one, would take later, and remembers for long enough those that it takes.
 func TestProofsByTheLedgersTime(t *testing.T) {
 	h, wall := newHolder(t), new(wallClock)
 	until := make(chan time.Duration, 1)
@@ -471,7 +477,8 @@ func TestProofsByTheLedgersTime(t *testing.T) {
 	})
 }
 
-// TestProcessBeganByTheLedgersTime: a process that begins with a clock that is behind asks for nonces all the same.
+// TestProcessBeganByTheLedgersTime: a process that begins with a clock that is behind asks for
+// nonces all the same.
 func TestProcessBeganByTheLedgersTime(t *testing.T) {
 	h, wall := newHolder(t), new(wallClock)
 	wall.set(-9 * time.Second)
@@ -505,10 +512,10 @@ func campaignSeed(t *testing.T) uint64 {
 	return seed
 }
 
-// TestClockCampaign steps the verifier's clock by a second to two days and lets it drift, at random moments, while tokens
-// are issued and revoked, streams end, the server forgets, and in every other round the feed lies about the time. No token
-// is accepted that was revoked, none that is over by the better of the clocks, and none is refused for longer than a clock
-// is wrong.
+// TestClockCampaign steps the verifier's clock by a second to two days and lets it drift, at random
+// moments, while tokens are issued and revoked, streams end, the server forgets, and in every other
+// round the feed lies about the time. No token is accepted that was revoked, none that is over by
+// the better of the clocks, and none is refused for longer than a clock is wrong.
 func TestClockCampaign(t *testing.T) {
 	seed := campaignSeed(t)
 	for round := range campaign(24, 2) {

@@ -16,6 +16,10 @@
 // Deputy with every call, a [Presenter] sends a token with its proof to a tool, and a Verifier accepts a bound
 // token from nobody who does not prove it. docs/dpop.md says what goes over the wire.
 //
+// No rule depends on the machine's wall clock alone. A Verifier forgets revocations by the ledger's time
+// on the feed, and measures ages with the monotonic clock too. [Status] shows the offset between the two
+// clocks, and warns where it exceeds ten seconds. docs/revocation.md says what a wrong clock does.
+//
 // What Deputy refuses comes back as *[delegation.Error]; what a Verifier refuses as *[AccessError].
 // Tokens travel in a [Secret], which prints as "[redacted]" whatever it is printed with.
 //

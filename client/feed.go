@@ -34,7 +34,7 @@ var (
 	errMissing = errors.New("the server has revocations that it does not send")
 	errBehind  = errors.New("the server knows fewer revocations than this verifier does")
 	errEnded   = errors.New("the server ended the stream")
-	errForgot  = errors.New("the ledger's time went back: revocations were forgotten too early, and are read again")
+	errForgot  = errors.New("the ledger's time went back: revocations were forgotten too early, and are loaded again")
 )
 
 type watchStream = grpc.BidiStreamingClient[deputyv1.WatchRevocationsRequest, deputyv1.WatchRevocationsResponse]
@@ -45,7 +45,7 @@ type knowledge struct {
 	set        *delegation.RevocationSet
 	generation uint64    // of the set: another snapshot, another number
 	asOf       instant   // set was complete at this moment; zero: unknown
-	given      time.Time // the horizon that the snapshot came with; the set's own may be later
+	given      time.Time // the snapshot's horizon; the set's own may be later
 }
 
 // feed keeps the knowledge of one Verifier current over WatchRevocations, and opens the stream again
@@ -76,7 +76,7 @@ type feed struct {
 	appliedAt time.Time // when the newest revocation came; zero: none did
 	connected bool
 	fault     error         // why the newest stream that ended did; nil since something fresh is known
-	timeFault error         // why the newest echo's time was not believed; nil: it was
+	timeFault error         // why the time of the newest echo was refused; nil: it was not
 	advanced  chan struct{} // closed, and replaced, when the knowledge grew or was replaced
 }
 
@@ -215,7 +215,7 @@ func (f *feed) advance(applied uint64) {
 	f.advanced = make(chan struct{})
 }
 
-// confirm notes that what is known was everything at a moment. A later call with an earlier moment changes nothing.
+// confirm notes that what is known was everything at a moment. An earlier moment changes nothing.
 func (f *feed) confirm(asOf instant) {
 	k := f.known.Load()
 	first := k.asOf.isZero()
@@ -233,7 +233,7 @@ func (f *feed) confirm(asOf instant) {
 	f.fault = nil
 }
 
-// learnTime takes the ledger's time from an echo, if it is credible. sent is when its mark was.
+// learnTime takes the ledger's time from an echo, if it is credible. sent is when its mark was sent.
 func (f *feed) learnTime(message *timestamppb.Timestamp, sent instant) {
 	var next *feedTime
 	err := errNoFeedTime
@@ -248,8 +248,8 @@ func (f *feed) learnTime(message *timestamppb.Timestamp, sent instant) {
 	f.timeFault = err
 }
 
-// forget drops the revocations that ended by the ledger's time as the newest credible echo brought it. This machine's
-// clocks have no part in it: between two echoes nothing is forgotten.
+// forget drops the revocations that ended by the ledger's time in the newest credible echo. The
+// clocks of this machine have no part in it: between two echoes nothing is forgotten.
 func (f *feed) forget() {
 	k, t := f.known.Load(), f.time.Load()
 	if k == nil || t == nil {
@@ -260,8 +260,8 @@ func (f *feed) forget() {
 	}
 }
 
-// forgotTooMuch tells whether revocations were forgotten here that have not ended by the ledger's newest time. Tokens that
-// expire before the set's horizon are refused meanwhile.
+// forgotTooMuch is whether revocations were forgotten here that have not ended by the ledger's newest
+// time. Until they are loaded again, tokens that expire up to the set's horizon are refused.
 func (f *feed) forgotTooMuch() bool {
 	k, t := f.known.Load(), f.time.Load()
 	if k == nil || t == nil {

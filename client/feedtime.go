@@ -9,45 +9,47 @@ import (
 )
 
 const (
-	// forgetMargin is how long a revocation is kept after it has ended by the ledger's time. It is longer than
-	// clockSkew, so that the tokens which end with it are expired by the ledger's time before they are forgotten.
+	// forgetMargin is how long a revocation is kept after its end by the ledger's time. It exceeds
+	// clockSkew: a token that ends with a revocation is expired by the ledger's time before the
+	// revocation is forgotten.
 	forgetMargin = time.Minute
-	// feedDrift bounds how much faster than the monotonic clock the ledger's time may run: one part in so many.
+	// feedDrift bounds how much faster than the monotonic clock the ledger's time may run: one part
+	// in so many.
 	feedDrift = 1000
 )
 
 var (
-	errNoFeedTime = errors.New("the feed: must carry ledger_time; without it no revocation is forgotten here")
-	errTimeJumped = errors.New("the feed: ledger_time runs ahead of this process and of this machine's clock, and is ignored; compare the server's clock")
+	errNoFeedTime = errors.New("ledger_time: must be in every echo of the feed; without it no revocation is forgotten here")
+	errTimeJumped = errors.New("ledger_time: must not run ahead of both clocks of this machine; it is ignored: compare the clock of the server")
 )
 
-// feedTime is the ledger's time as an echo brought it. It was read between the sending of the mark and the arrival of the
-// echo.
+// feedTime is the ledger's time from an echo. The ledger was read after the mark was sent and
+// before the echo was received. A nil feedTime is an unknown time.
 type feedTime struct {
 	ledger   time.Time
 	sent     instant
 	received instant
 
-	// No ledger time is believed that is ahead of this line by more than clockSkew and the drift: the lowest of the
-	// latest times that the ledger can have had by the echoes so far.
+	// The lowest upper bound of the ledger's time by the echoes so far. A newer time is credible up
+	// to clockSkew and the drift above it.
 	ceiling     time.Time
 	ceilingFrom instant
 }
 
-// earliest is the ledger's time at the instant, if the echo was as late as possible: at least that late it is by now.
+// earliest is the lower bound of the ledger's time at the instant: the echo took no time.
 func (t *feedTime) earliest(at instant) time.Time { return t.ledger.Add(at.ran(t.received)) }
 
-// latest is the ledger's time at the instant, if the ledger was read as soon as the mark was sent.
+// latest is the upper bound of the ledger's time at the instant: the mark took no time.
 func (t *feedTime) latest(at instant) time.Time { return t.ledger.Add(at.ran(t.sent)) }
 
-// highest is what the ceiling has become by the instant.
+// highest is the ceiling at the instant.
 func (t *feedTime) highest(at instant) time.Time {
 	ran := at.ran(t.ceilingFrom)
 	return t.ceiling.Add(ran + ran/feedDrift)
 }
 
-// offset is how far the wall clock is ahead of the ledger's time, at least; negative: behind. It is zero where the two
-// can be equal.
+// offset is how far the wall clock is ahead of the ledger's time, at least; negative: behind. It is
+// zero where the two can be equal.
 func (t *feedTime) offset(at instant) time.Duration {
 	if ahead := at.wall.Sub(t.latest(at)); ahead > 0 {
 		return ahead
@@ -55,21 +57,35 @@ func (t *feedTime) offset(at instant) time.Duration {
 	return min(at.wall.Sub(t.earliest(at)), 0)
 }
 
-// past tells whether a token that expires at the given time is over: the ledger's time is beyond it by clockSkew or more,
-// however late the echo was. It is not known of a nil feedTime.
+// checkOffset is an error if the wall clock is off by more than clockSkew.
+func (t *feedTime) checkOffset(at instant) error {
+	offset := t.offset(at)
+	if offset.Abs() <= clockSkew {
+		return nil
+	}
+	direction := "ahead of"
+	if offset < 0 {
+		direction = "behind"
+	}
+	return fmt.Errorf("clock: must be within %v of the ledger's; this machine's is %v %s it: set the wrong one",
+		clockSkew, offset.Abs().Round(time.Second), direction)
+}
+
+// past is whether a token with the given expiry is over: the ledger's time is beyond it by
+// clockSkew or more, at the lower bound.
 func (t *feedTime) past(expires time.Time, at instant) bool {
 	return t != nil && !t.earliest(at).Before(expires.Add(clockSkew))
 }
 
-// disputes tells whether a proof that was made at the given time cannot be fresh by the ledger's time (RFC 9449 §11.1).
-// It is not known of a nil feedTime.
+// disputes is whether a proof with the given iat cannot be fresh by the ledger's time
+// (RFC 9449 §11.1).
 func (t *feedTime) disputes(issued time.Time, at instant) bool {
 	return t != nil && (!issued.Add(dpop.MaxAge+proofSkew).After(t.earliest(at)) || issued.After(t.latest(at).Add(proofSkew)))
 }
 
-// next judges the time of a newer echo. A time that is too far ahead of the ceiling is believed only if the wall clock
-// confirms it, as after a suspension of the machine: otherwise next is an error, and t stays. A time that goes back is
-// believed: it makes this process forget less.
+// next judges the time of a newer echo. A time too far above the ceiling is credible only if the
+// wall clock confirms it, as after a suspension of the machine. Otherwise next returns an error,
+// and t remains in use. A time that goes back is credible: with it this process forgets less.
 func (t *feedTime) next(ledger time.Time, sent, received instant) (*feedTime, error) {
 	n := &feedTime{ledger: ledger, sent: sent, received: received, ceiling: ledger, ceilingFrom: sent}
 	if t == nil || n.offset(received).Abs() <= clockSkew {
@@ -83,17 +99,4 @@ func (t *feedTime) next(ledger time.Time, sent, received instant) (*feedTime, er
 		n.ceiling, n.ceilingFrom = ceiling, received
 	}
 	return n, nil
-}
-
-// checkOffset is an error if the wall clock is off by more than clockSkew.
-func (t *feedTime) checkOffset(at instant) error {
-	offset := t.offset(at)
-	if offset.Abs() <= clockSkew {
-		return nil
-	}
-	direction := "ahead of"
-	if offset < 0 {
-		direction = "behind"
-	}
-	return fmt.Errorf("this machine's clock: must be within %v of the ledger's; it is %v %s it: set right the one that is wrong", clockSkew, offset.Abs().Round(time.Second), direction)
 }

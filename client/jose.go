@@ -19,10 +19,11 @@ import (
 // maxKeys bounds one JWK Set.
 const maxKeys = 100
 
-// parseKeys reads a JWK Set (RFC 7517 §5) by the rule that Deputy's own server has for the sets of its issuers: strict
-// JSON, and no member twice at any level. A key that cannot verify here (another key type, no kid,
-// no alg, an alg that its type does not have, a private or symmetric key, another use) is passed
-// over: a token that names it is refused. Two usable keys with one kid are an error.
+// parseKeys reads a JWK Set (RFC 7517 §5) by the rule that Deputy's own server has for the sets of
+// its issuers: strict JSON, and no member twice at any level. A key that cannot verify here
+// (another key type, no kid, no alg, an alg that its type does not have, a private or symmetric
+// key, another use) is passed over: a token that names it is refused. Two usable keys with one kid
+// are an error.
 func parseKeys(document []byte) (map[string]*verificationKey, error) {
 	var set struct {
 		Keys []jsontext.Value `json:"keys"`

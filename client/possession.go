@@ -64,7 +64,7 @@ const (
 	textOneProof     = "exactly one DPoP proof must come with the token"
 	textOtherKey     = "the DPoP proof is of another key than the token is bound to"
 	textNonceNeeded  = "make a new DPoP proof with the nonce that comes with this answer"
-	textProofTime    = "the DPoP proof is too old or from the future by Deputy's time: set the clock right"
+	textProofTime    = "the DPoP proof is too old or from the future by the ledger's time: set the clock right"
 	textProofReplay  = "the DPoP proof was used before: make a new one for every request"
 	textProofsFull   = "more DPoP proofs than can be remembered"
 	textProofsBroken = "whether the DPoP proof was used before cannot be told"
@@ -164,9 +164,9 @@ func (v *Verifier) nonceNeeded() *AccessError {
 	return e
 }
 
-// wantsNonce tells whether the proof must show that it was made since this process began. Without a memory
-// that outlives the process, it is not known which of the proofs from before were used: one may be dated as
-// far ahead as clocks may be off. The process began at the later of what this machine's clock and the feed tell.
+// wantsNonce is whether the proof must show that it was made since this process began. Without a
+// memory that outlives the process, proofs of earlier processes may have been used: they are dated
+// up to proofSkew after its begin. That is the later one by this machine's clock and by the feed.
 func (v *Verifier) wantsNonce(p dpop.Proof) bool {
 	if v.requireNonce || v.seenProof != nil {
 		return v.requireNonce
@@ -215,33 +215,35 @@ const (
 	maxProofs = 1 << 19
 	// proofLife is how long after its use a proof could be used again: it may have been dated ahead.
 	proofLife = dpop.MaxAge + 2*proofSkew
-	// sharedProofLife is the same where the proof may come to a process with another clock next.
+	// sharedProofLife is proofLife where another process with another clock may get the proof.
 	sharedProofLife = proofLife + 2*clockSkew
 )
 
-// errForgotten is about a proof that may have been used and forgotten: only a nonce shows that it was not.
+// errForgotten is about a proof that may have been used and forgotten. Only a nonce shows the
+// opposite.
 var errForgotten = errors.New("the proof may have been forgotten")
 
-// proofMemory remembers the proofs that were used, in two generations. The young one becomes the old one after proofLife
-// by the monotonic clock, and the old one is forgotten then. When the memory is full, new proofs are refused: nothing is
-// forgotten before its time. A proof that is dated no later than one that was forgotten may be that one, which matters when
-// the wall clock was ahead and is set back: it needs a nonce, and a nonce ends before its proof is forgotten.
+// proofMemory remembers the used proofs in two generations. The young one becomes the old one after
+// proofLife by the monotonic clock, and the old one is forgotten then. A full memory refuses new
+// proofs. A proof dated no later than a forgotten one may be that one: the wall clock may have been
+// ahead and set back since. Such a proof needs a nonce, and a nonce expires before the proofs with
+// it are forgotten.
 type proofMemory struct {
 	most int
 
 	mu         sync.Mutex
 	young, old proofs
-	forgotten  time.Time // the latest date of a proof that was forgotten
+	forgotten  time.Time // the latest iat of a forgotten proof
 }
 
-// proofs are those that were used since a moment.
+// proofs are those used since a moment.
 type proofs struct {
 	ids    map[[sha256.Size]byte]struct{}
 	since  instant
-	latest time.Time // of their dates
+	latest time.Time // iat
 }
 
-// spend notes the use of a proof. nonced tells whether it holds a nonce of this process that is in force.
+// spend notes the use of a proof. nonced is whether it holds a nonce of this process in force.
 func (m *proofMemory) spend(id [sha256.Size]byte, issued time.Time, nonced bool, now instant) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -268,12 +270,12 @@ func (m *proofMemory) spend(id [sha256.Size]byte, issued time.Time, nonced bool,
 	return nil
 }
 
-// noncePeriod is how long one nonce is given out; it is accepted for as long again. Both together are no longer than
-// proofLife: a proof with a nonce that is accepted has not been forgotten.
+// noncePeriod is how long one nonce is given out; it is accepted for as long again. Both together do
+// not exceed proofLife, so that a used proof with an accepted nonce is never forgotten.
 const noncePeriod = proofLife / 2
 
-// nonces makes and knows the nonces of one process: a number of the period, sealed with a key that ends
-// with the process. Periods are of the monotonic clock, so that no nonce comes back.
+// nonces makes and checks the nonces of one process: the number of a period, sealed with a key that
+// ends with the process. Periods follow the monotonic clock, so that no nonce comes back.
 type nonces struct{ key [sha256.Size]byte }
 
 func newNonces() *nonces {

@@ -253,7 +253,8 @@ func (c *Client) TokenSource(request func(context.Context) (ExchangeRequest, err
 
 // Token returns a token that has not expired. Within its last fifth of life, or its last minute, a
 // token is replaced; where that fails for another reason than a refusal, the old one serves until
-// it expires, by the wall clock or by the monotonic one, whichever is first. A refusal ends the old one's use at once: it may have been revoked.
+// it expires, by the wall clock or by the monotonic one, whichever is first. A refusal ends the old
+// one's use at once: it may have been revoked.
 func (s *TokenSource) Token(ctx context.Context) (*Token, error) {
 	token, fresh := s.held()
 	if fresh {
@@ -319,8 +320,9 @@ func (s *TokenSource) forget(token *Token) {
 	}
 }
 
-// renewalMargin is how long before its end a token is replaced: a fifth of what is left of it, at most a minute, and up
-// to half as much again, so that a fleet that started together does not renew together.
+// renewalMargin is how long before its end a token is replaced: a fifth of what is left of it, at
+// most a minute, and up to half as much again, so that a fleet that started together does not renew
+// together.
 func renewalMargin(left time.Duration) time.Duration {
 	margin := min(left/5, time.Minute)
 	return margin + mathrand.N(margin/2+1)

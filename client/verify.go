@@ -44,16 +44,17 @@ type VerifierConfig struct {
 	// by the same hosts. https, or http to this machine. Default: none, and every token that is bound
 	// to a key is refused.
 	URLs []string
-	// SeenProof notes that the proof with this id was used, and says whether that was the first time;
-	// until then it must be remembered. It has up to 2 s, and an error refuses the request with
-	// AccessUnavailable. Set it, over a store that all instances of a service share (SET NX in Redis),
-	// where there are several: otherwise one proof is good once at each of them. Default: a memory of
-	// this Verifier's own for half a million proofs, which refuses more when it is full, and which asks
-	// for a nonce where a proof may be from before it began.
+	// SeenProof notes that the proof with this id was used, and returns whether that was the first
+	// time. It must be remembered until the given time, by the clock of Now. It has up to 2 s, and an
+	// error refuses the request with AccessUnavailable. Set it, over a store that all instances of a
+	// service share (SET NX in Redis), where there are several: otherwise one proof is good once at
+	// each of them. Default: a memory of this Verifier's own for half a million proofs, which refuses
+	// more when it is full, and which asks for a nonce where a proof may have been used and forgotten.
 	SeenProof func(ctx context.Context, id string, until time.Time) (fresh bool, err error)
-	// RequireProofNonce takes only proofs with a nonce that this Verifier gave in the last minutes (RFC
-	// 9449 §9), so that none is made in advance. It costs a holder one more round trip every few
-	// minutes, and a caller must reach the same instance again to use its nonce. Default: no nonce.
+	// RequireProofNonce takes only proofs with a nonce that this Verifier gave in the last 40 to 80
+	// seconds (RFC 9449 §9), so that none is made in advance. It costs a holder one more round trip
+	// after each pause of that length, and a caller must reach the same instance again to use its
+	// nonce. Default: no nonce.
 	RequireProofNonce bool
 
 	// JWKSURL is where the issuer publishes its keys. Default: Issuer + "/oauth2/jwks".
@@ -69,9 +70,9 @@ type VerifierConfig struct {
 	MaxKeyAge time.Duration
 	// HTTPTransport fetches keys. Default: http.DefaultTransport.
 	HTTPTransport http.RoundTripper
-	// Now is the wall clock, by which tokens and proofs are in force or not. Default: time.Now. Ages, timeouts and what
-	// may be forgotten do not depend on it alone: they follow the runtime's monotonic clock and Deputy's own time, so
-	// that no step of this clock brings anything back.
+	// Now is the wall clock, for the expiry of tokens and the dates of proofs. Default: time.Now.
+	// Ages, timeouts and memory follow the monotonic clock of the runtime and the ledger's time, so
+	// that no step of the wall clock makes a revoked token or a used proof good.
 	Now func() time.Time
 }
 
@@ -259,13 +260,12 @@ type Status struct {
 	// Err says why it is not Healthy, or not Connected; else nil. It wraps a *delegation.Error where
 	// Deputy refused.
 	Err error
-	// Offset is how far this machine's clock (VerifierConfig.Now) is ahead of the ledger's, as the feed
-	// tells it; negative: behind. It is zero within the time that a message takes, and where the feed
-	// has told no time yet.
+	// Offset is how far the wall clock (VerifierConfig.Now) is ahead of the ledger's time on the feed;
+	// negative: behind. It is zero within the travel time of a message, and before the first echo.
 	Offset time.Duration
-	// Clock warns of time: Offset is beyond 10 s, or the newest time of the feed was absent or not
-	// credible; else nil. A clock that is ahead makes this verifier refuse tokens that are in force, one
-	// that is behind refuse new ones as not valid yet. It never makes it accept what was revoked.
+	// Clock is a warning, else nil: Offset is beyond 10 s, or the newest ledger time of the feed was
+	// absent or not credible. With a clock that is ahead, tokens are refused too early; with one that
+	// is behind, new tokens are refused as not valid yet. No revoked token is accepted in either case.
 	Clock error
 }
 
@@ -280,7 +280,7 @@ func (v *Verifier) Status() Status {
 	return v.feed.status()
 }
 
-// ledgerTime is what the feed told of the ledger's time, or nil.
+// ledgerTime is the newest credible time of the feed, or nil.
 func (v *Verifier) ledgerTime() *feedTime {
 	if v.feed == nil {
 		return nil
@@ -424,7 +424,7 @@ func (v *Verifier) standing(ctx context.Context, token string, d *verdict) error
 	known, fresh := v.feed.current()
 	switch {
 	case fresh && known.set.Forgotten(d.Expiry()):
-		return denied(AccessInvalidToken, "the token expires before the revocations that are remembered here")
+		return denied(AccessInvalidToken, "the token expires by the horizon of the known revocations")
 	case fresh && d.standsIn(known):
 		return nil
 	case fresh:

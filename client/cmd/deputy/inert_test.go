@@ -15,8 +15,9 @@ import (
 	deputyv1 "deputy.example/deputy/gen/deputy/v1"
 )
 
-// TestEveryOutputIsInert: whichever command shows what agents and strangers wrote, and wherever its output goes, nothing in
-// it steers a terminal, an editor or a log viewer. What is exported can still be verified.
+// TestEveryOutputIsInert: whichever command shows what agents and strangers wrote, and wherever its
+// output goes, nothing in it steers a terminal, an editor or a log viewer. What is exported can
+// still be verified.
 func TestEveryOutputIsInert(t *testing.T) {
 	const hostile = "a\u202e\u2066b\x1b[2J\u009b\u0085\u2028\U000e0041\r\n=c"
 	var lies atomic.Bool // about checkpoints

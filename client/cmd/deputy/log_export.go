@@ -109,8 +109,8 @@ func (w *exporter) write(e *client.Entry) error {
 	return w.line(e.Record)
 }
 
-// line writes a line made inert, wherever it goes: escapes leave the meaning of JSON as it is, so that the
-// record can be recomputed.
+// line writes a line made inert, wherever it goes: escapes leave the meaning of JSON as it is, so
+// that the record can be recomputed.
 func (w *exporter) line(line string) error {
 	if strings.ContainsAny(line, "\r\n") {
 		return delegation.Refuse(delegation.Internal, "", "a record of more than one line was refused")

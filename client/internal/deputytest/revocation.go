@@ -44,7 +44,8 @@ func newFeed() feed {
 	}
 }
 
-// RevokeNow records a revocation that ends in an hour, or never if it is of a key or an agent's suspension.
+// RevokeNow records a revocation that ends in an hour, or never if it is of a key or an agent's
+// suspension.
 func (s *Server) RevokeNow(kind deputyv1.RevocationKind, id, subject string) *deputyv1.Revocation {
 	return s.RevokeUntil(time.Now().Add(time.Hour), kind, id, subject)
 }
