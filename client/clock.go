@@ -10,20 +10,28 @@ const clockSkew = 10 * time.Second
 // clock cannot be set, but it may stop while the machine is suspended. It is always the runtime's
 // own: an injected wall clock does not replace it.
 type clock struct {
-	wall  func() time.Time
-	began time.Time // by time.Now, for its monotonic reading
+	injected func() time.Time // the wall clock; nil: time.Now
+	began    time.Time        // by time.Now, for its monotonic reading
 }
 
 // clockOf makes a clock with the given wall clock; nil means time.Now.
-func clockOf(wall func() time.Time) clock {
-	if wall == nil {
-		wall = time.Now
+func clockOf(wall func() time.Time) clock { return clock{injected: wall, began: time.Now()} }
+
+// wall is the time by the wall clock.
+func (c clock) wall() time.Time {
+	if c.injected != nil {
+		return c.injected()
 	}
-	return clock{wall: wall, began: time.Now()}
+	return time.Now()
 }
 
 func (c clock) now() instant {
-	return instant{wall: c.wall().Round(0), run: time.Since(c.began)}
+	now := time.Now()
+	at := instant{wall: now.Round(0), run: now.Sub(c.began)}
+	if c.injected != nil {
+		at.wall = c.injected().Round(0)
+	}
+	return at
 }
 
 // instant is a moment by both clocks. The zero instant is before every other one.

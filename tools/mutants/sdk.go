@@ -74,8 +74,8 @@ var sdkMutants = []mutant{
 	{
 		name: "verifier-monotonic-clock-is-the-injected-one",
 		file: "client/clock.go",
-		old:  "run: time.Since(c.began)}",
-		new:  "run: c.wall().Sub(c.began)}",
+		old:  "at.wall = c.injected().Round(0)",
+		new:  "at.wall = c.injected().Round(0)\n\t\tat.run = at.wall.Sub(c.began)",
 		pkg:  "client", test: "TestWallClockKeepsNothingFresh",
 	},
 	{
