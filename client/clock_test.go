@@ -173,6 +173,9 @@ func TestSnapshotWithAHorizon(t *testing.T) {
 		if n := f.feed.known.Load().set.Len(); n != 2 { // user:dave and user:bob
 			t.Fatalf("%d revocations are known: the snapshot did not forget", n)
 		}
+		if s := f.Status(); !s.Healthy || !errors.Is(s.Clock, errHorizon) {
+			t.Errorf("%+v", s)
+		}
 		if f.acceptsToken(within) {
 			t.Error("a token is accepted of which the server has forgotten whether it was revoked")
 		}
@@ -205,7 +208,7 @@ func TestFeedThatLiesAboutTime(t *testing.T) {
 		refuses bool // tokens that are in force, for as long as the lie lasts
 	}{
 		"two days ahead":           {lie: at(2 * day), warns: true},
-		"an hour ahead":            {lie: at(time.Hour), warns: true},
+		"two hours ahead":          {lie: at(2 * time.Hour), warns: true},
 		"the far future":           {lie: func(time.Time, time.Time) time.Time { return time.Unix(253402300799, 0) }, warns: true},
 		"absent":                   {lie: func(time.Time, time.Time) time.Time { return time.Time{} }, warns: true},
 		"no time that there is":    {lie: func(time.Time, time.Time) time.Time { return time.Unix(math.MaxInt64/4, 0) }, warns: true},
@@ -221,13 +224,13 @@ func TestFeedThatLiesAboutTime(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			wall := new(wallClock)
 			follow(t, VerifierConfig{Now: wall.now}, asItIs, func(t *testing.T, f *follower) {
-				good, revoked := f.tokenFor(2*time.Hour, "good"), f.tokenFor(2*time.Hour, "revoked")
-				f.deputy.RevokeUntil(time.Now().Add(2*time.Hour), kindToken, "revoked", "")
+				good, revoked := f.tokenFor(time.Hour, "good"), f.tokenFor(time.Hour, "revoked")
+				f.deputy.RevokeUntil(time.Now().Add(time.Hour), kindToken, "revoked", "")
 				pass(2 * time.Second)
 				wall.set(test.wallOff)
 				f.deputy.SetLedgerClock(began(test.lie))
 				warned := false
-				for range 60 {
+				for range 24 {
 					pass(30*time.Second + time.Second)
 					synctest.Wait()
 					s := f.Status()
@@ -257,6 +260,33 @@ func TestFeedThatLiesAboutTime(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// TestTimeAfterASuspension: the monotonic clock stood still, so the ledger's time is far ahead of it. It is
+// credible if the wall clock, which went on, confirms it.
+func TestTimeAfterASuspension(t *testing.T) {
+	began := time.Unix(1_800_000_000, 0)
+	at := func(wall, run time.Duration) instant { return instant{wall: began.Add(wall), run: run} }
+	for name, test := range map[string]struct {
+		wallOff, ledger time.Duration
+		credible        bool
+	}{
+		"both went on":            {0, 8 * time.Hour, true},
+		"the wall clock is off":   {11 * time.Second, 8 * time.Hour, false},
+		"the ledger went further": {0, 8*time.Hour + 12*time.Second, false},
+		"the ledger did not":      {0, 2 * time.Second, true},
+		"the ledger went back":    {0, -time.Hour, true},
+	} {
+		before, err := (*feedTime)(nil).next(began, at(test.wallOff, 0), at(test.wallOff, time.Millisecond))
+		if err != nil {
+			t.Fatal(err)
+		}
+		wall := 8*time.Hour + test.wallOff
+		after, err := before.next(began.Add(test.ledger), at(wall, time.Second), at(wall, time.Second+time.Millisecond))
+		if (err == nil) != test.credible || test.credible != (after != nil) || err != nil && !errors.Is(err, errTimeJumped) {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
 
@@ -526,7 +556,7 @@ func TestClockCampaign(t *testing.T) {
 					t: t, f: f, wall: wall, random: rand.New(rand.NewPCG(seed, uint64(round))), lies: round%2 == 1,
 					clockRight: time.Now(), feedRight: time.Now(), streamsRight: time.Now(),
 				}
-				r.run(time.Duration(campaign(2*60, 20)) * time.Minute)
+				r.run(time.Duration(campaign(2*60, 12)) * time.Minute)
 			})
 		})
 	}

@@ -138,7 +138,7 @@ func (f *feed) status() Status {
 	}
 	if t := f.time.Load(); t != nil {
 		s.Offset = t.offset(now)
-		s.Clock = cmp.Or(s.Clock, t.checkOffset(now))
+		s.Clock = cmp.Or(s.Clock, t.checkOffset(now), t.checkHorizon(k, now))
 	}
 	switch {
 	case s.Healthy && s.Connected:

@@ -20,6 +20,7 @@ const (
 
 var (
 	errNoFeedTime = errors.New("ledger_time: must be in every echo of the feed; without it no revocation is forgotten here")
+	errHorizon    = errors.New("forgotten_through: must not be ahead of the ledger's time; tokens that expire by it are refused: compare the clock of the server")
 	errTimeJumped = errors.New("ledger_time: must not run ahead of both clocks of this machine; it is ignored: compare the clock of the server")
 )
 
@@ -69,6 +70,14 @@ func (t *feedTime) checkOffset(at instant) error {
 	}
 	return fmt.Errorf("clock: must be within %v of the ledger's; this machine's is %v %s it: set the wrong one",
 		clockSkew, offset.Abs().Round(time.Second), direction)
+}
+
+// checkHorizon is an error if the set may lack revocations that have not ended.
+func (t *feedTime) checkHorizon(k *knowledge, at instant) error {
+	if k != nil && k.set.Horizon().After(t.latest(at).Add(clockSkew)) {
+		return errHorizon
+	}
+	return nil
 }
 
 // past is whether a token with the given expiry is over: the ledger's time is beyond it by

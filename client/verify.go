@@ -34,7 +34,8 @@ type VerifierConfig struct {
 	IntrospectWhenStale bool
 	// IgnoreRevocations accepts a token until it expires, even though it, an ancestor, its agent or
 	// its subject was revoked. For tools that look at tokens, and for servers that ask
-	// Client.Introspect about each one. It excludes the three fields above.
+	// Client.Introspect about each one. Without a feed the wall clock alone decides about expiry. It
+	// excludes the three fields above.
 	IgnoreRevocations bool
 
 	// URLs are the addresses by which callers reach this resource server, for instance
@@ -263,8 +264,8 @@ type Status struct {
 	// Offset is how far the wall clock (VerifierConfig.Now) is ahead of the ledger's time on the feed;
 	// negative: behind. It is zero within the travel time of a message, and before the first echo.
 	Offset time.Duration
-	// Clock is a warning, else nil: Offset is beyond 10 s, or the newest ledger time of the feed was
-	// absent or not credible. With a clock that is ahead, tokens are refused too early; with one that
+	// Clock is a warning, else nil: Offset is beyond 10 s, the newest ledger time of the feed was
+	// absent or not credible, or the server may have forgotten revocations that are in force. With a clock that is ahead, tokens are refused too early; with one that
 	// is behind, new tokens are refused as not valid yet. No revoked token is accepted in either case.
 	Clock error
 }

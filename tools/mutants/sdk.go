@@ -44,6 +44,20 @@ var sdkMutants = []mutant{
 		pkg:  "client", test: "TestFeedThatLiesAboutTime",
 	},
 	{
+		name: "verifier-suspension-not-recognized",
+		file: "client/feedtime.go",
+		old:  "if t == nil || n.offset(received).Abs() <= clockSkew {",
+		new:  "if t == nil {",
+		pkg:  "client", test: "TestTimeAfterASuspension",
+	},
+	{
+		name: "verifier-horizon-not-reported",
+		file: "client/feedtime.go",
+		old:  "		return errHorizon\n",
+		new:  "		return nil\n",
+		pkg:  "client", test: "TestSnapshotWithAHorizon",
+	},
+	{
 		name: "verifier-ledger-time-creeps",
 		file: "client/feedtime.go",
 		old:  "		n.ceiling, n.ceilingFrom = ceiling, received\n",
