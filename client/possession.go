@@ -253,6 +253,7 @@ func (m *proofMemory) spend(id [sha256.Size]byte, issued time.Time, nonced bool,
 		}
 		m.old, m.young = m.young, proofs{ids: make(map[[sha256.Size]byte]struct{}), since: now}
 	}
+	nonced = nonced && now.ran(m.young.since) >= 0 // judged before the last change of generations: not any more
 	_, young := m.young.ids[id]
 	_, old := m.old.ids[id]
 	switch {

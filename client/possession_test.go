@@ -405,6 +405,11 @@ func TestProofMemory(t *testing.T) {
 		t.Errorf("a clock that was set back brings a proof back: %v", err)
 	}
 
+	// A nonce that was judged just before the memory forgot the proof counts no more.
+	if err := m.spend(id(0), at.Add(proofSkew), true, after(m.young.since.run-time.Nanosecond)); !errors.Is(err, errForgotten) {
+		t.Errorf("a late request with a nonce: %v", err)
+	}
+
 	full, spend := &proofMemory{most: 2}, func(m *proofMemory, i int, now instant) error {
 		return m.spend(id(i), now.wall, false, now)
 	}

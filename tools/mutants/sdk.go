@@ -149,6 +149,13 @@ var sdkMutants = []mutant{
 		pkg:  "client", test: "TestProofMemory",
 	},
 	{
+		name: "proof-nonce-judged-too-early",
+		file: "client/possession.go",
+		old:  "nonced = nonced && now.ran(m.young.since) >= 0",
+		new:  "nonced = nonced",
+		pkg:  "client", test: "TestProofMemory",
+	},
+	{
 		name: "proof-nonce-outlives-the-memory",
 		file: "client/possession.go",
 		old:  "const noncePeriod = proofLife / 2",
