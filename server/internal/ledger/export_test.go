@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"database/sql"
+	"encoding/binary"
 	"fmt"
+	"hash/crc32"
 	"strings"
 	"testing"
 	"time"
@@ -161,6 +163,9 @@ var FrequentStatements = map[string]Statement{
 	"facets":      {sqlFacets, []any{"acme", int64(5121), int64(5633)}},
 	"since":       {sqlSince, []any{"acme", int64(1), int64(50_000), int64(1)}},
 	"by number":   {sqlEntries + sqlEntriesIn, byNumber("acme", []uint64{5, 500, 5000})},
+	"of a jti":    {sqlOfID, []any{"acme", "01KA", int64(1), int64(50_000)}},
+	"of a txn":    {sqlOfTxn, []any{"acme", "01KA", int64(1), int64(50_000)}},
+	"window":      {sqlWindow, []any{"acme", int64(46_000), int64(50_000)}},
 	"by jti":      {sqlEntries + `e.tenant = $1 AND e.jti = $2 AND e.jti <> ''`, []any{"acme", "01KA"}},
 	"chain":       {sqlEntries + sqlUp, []any{"acme", "01KA", int64(32)}},
 	"family":      {sqlFamily, []any{"acme", "01KA", int64(100), int64(mostDescendants)}},
@@ -328,4 +333,24 @@ func (l *Ledger) Rows(t testing.TB, table string) (n int) {
 		t.Fatal(err)
 	}
 	return n
+}
+
+// RowBeforeFormats is a row of postings that holds nothing, as it was written before rows had a format.
+func RowBeforeFormats(tenant string, bucket int, block uint64) []byte {
+	place := binary.BigEndian.AppendUint64([]byte{byte(bucket)}, block)
+	table := crc32.MakeTable(crc32.Castagnoli)
+	return binary.BigEndian.AppendUint32(nil, crc32.Update(crc32.Checksum(place, table), table, []byte(tenant)))
+}
+
+// Believed reports whether a search takes the row for all that the index has of its bucket.
+func Believed(row []byte, tenant string, bucket int, block uint64) bool {
+	t := term{}
+	t[len(t)-1] = byte(bucket)
+	_, whole := find(row, tenant, block, t)
+	return whole
+}
+
+// EmptyRow is a row of postings of a block in which nothing is found.
+func EmptyRow(tenant string, bucket int, block uint64) []byte {
+	return rowsOf(tenant, block, nil)[bucket]
 }

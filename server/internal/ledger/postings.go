@@ -36,6 +36,8 @@ const (
 	facetOutcome  facet = "outcome"
 	facetReason   facet = "reason"
 	facetTrace    facet = "trace"
+	facetKey      facet = "key"
+	facetPeer     facet = "peer" // without its port
 )
 
 // facets are all that the entry can be found by: the index is built from them, and filters are compared
@@ -45,7 +47,7 @@ func (e *Entry) facets() iter.Seq2[facet, string] {
 		one := func(f facet, value string) bool { return value == "" || yield(f, value) }
 		if !one(facetSubject, string(e.Subject)) || !one(facetActor, string(e.Actor)) || !one(facetCaller, string(e.Caller)) ||
 			!one(facetKind, string(e.Kind)) || !one(facetOutcome, string(e.Outcome)) || !one(facetReason, string(e.Reason)) ||
-			!one(facetTrace, e.TraceID) {
+			!one(facetTrace, e.TraceID) || !one(facetKey, e.HolderKey) || !one(facetPeer, hostOf(e.Peer)) {
 			return
 		}
 		for _, p := range e.Actors {
@@ -226,9 +228,13 @@ func rowsOf(tenant string, block uint64, entries []*Entry) [buckets][]byte {
 	return list
 }
 
+// indexFormat grows with every facet that is added. A row of another format may lack a term, so it must look
+// damaged: a search then reads the block's entries, and the row is written again.
+const indexFormat = 2
+
 // checksum notices damage. Whoever means to deceive can recompute it: proofs are what the log is for.
 func checksum(row []byte, tenant string, bucket int, block uint64) uint32 {
-	place := binary.BigEndian.AppendUint64([]byte{byte(bucket)}, block)
+	place := binary.BigEndian.AppendUint64([]byte{indexFormat, byte(bucket)}, block)
 	table := crc32.MakeTable(crc32.Castagnoli)
 	return crc32.Update(crc32.Update(crc32.Checksum(place, table), table, []byte(tenant)), table, row)
 }

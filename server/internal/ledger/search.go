@@ -21,6 +21,10 @@ type Query struct {
 	Outcome  Outcome
 	Reason   delegation.Reason
 	TraceID  string
+	ID       string // the jti
+	Txn      string
+	Key      string    // thumbprint of the key that the token is bound to
+	Peer     string    // address of the caller, with its port or without
 	From     time.Time // recorded at or after
 	Until    time.Time // recorded before
 	Before   uint64    // with a lower number; 0: from the newest on
@@ -51,7 +55,7 @@ func (q *Query) wants() []want {
 	for _, w := range []want{
 		{facetSubject, string(q.Subject)}, {facetActor, string(q.Actor)}, {facetCaller, string(q.Caller)},
 		{facetAudience, q.Audience}, {facetScope, q.Scope}, {facetKind, string(q.Kind)}, {facetOutcome, string(q.Outcome)},
-		{facetReason, string(q.Reason)}, {facetTrace, q.TraceID},
+		{facetReason, string(q.Reason)}, {facetTrace, q.TraceID}, {facetKey, q.Key}, {facetPeer, hostOf(q.Peer)},
 	} {
 		if w.value != "" {
 			list = append(list, w)
@@ -65,7 +69,7 @@ func (q *Query) wants() []want {
 // short, or even empty, and not the last one. What is recorded meanwhile does not move the pages.
 //
 // It reads the search index where that is built and whole, and the entries themselves where it is not:
-// a result may take more calls, and is never missed.
+// a result may take more calls, and is never missed. A jti and a txn have indexes of the database's own.
 func (l *Ledger) Search(ctx context.Context, tenant string, q Query) (page []*Entry, before uint64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, l.config.attempt())
 	defer cancel()
@@ -84,6 +88,7 @@ type walk struct {
 	ledger *Ledger
 	tenant string
 	wants  []want
+	exact  exact
 	seen   func(*Entry) bool
 	low    uint64 // what is still to be looked at: from low to below high
 	high   uint64
@@ -109,7 +114,7 @@ const (
 	sqlPostings = `SELECT block, terms FROM postings WHERE tenant = $1 AND bucket = $2 AND block >= $3 AND block <= $4`
 
 	// sqlFacets reads what entries can be found by.
-	sqlFacets = `SELECT seq, kind, outcome, reason, scopes, audiences, trace_id, subject, actor, caller, actors
+	sqlFacets = `SELECT seq, kind, outcome, reason, scopes, audiences, trace_id, subject, actor, caller, actors, holder_key, peer
 		FROM entries WHERE tenant = $1 AND seq >= $2 AND seq < $3 ORDER BY seq`
 
 	// sqlSince finds the first number from $2 to below $3 that was recorded at $4 or after, or $3. Time
@@ -125,7 +130,7 @@ const (
 )
 
 func (l *Ledger) walk(ctx context.Context, tenant string, q Query) (*walk, error) {
-	w := &walk{ledger: l, tenant: tenant, wants: q.wants(), seen: q.Seen, rows: mostRows, ahead: ahead{most: 4}}
+	w := &walk{ledger: l, tenant: tenant, wants: q.wants(), exact: q.exact(), seen: q.Seen, rows: mostRows, ahead: ahead{most: 4}}
 	found, err := l.store.query(ctx, sqlExtent, tenant)
 	if err != nil {
 		return nil, err
@@ -205,6 +210,9 @@ func (w *walk) page(ctx context.Context, limit int) (page []*Entry, before uint6
 }
 
 func (w *walk) matches(e *Entry) bool {
+	if !w.exact.matches(e) {
+		return false
+	}
 	for _, want := range w.wants {
 		if !e.has(want.facet, want.value) {
 			return false
@@ -216,6 +224,9 @@ func (w *walk) matches(e *Entry) bool {
 // propose returns the next entries that match as far as the index knows, the newest first: at least n of
 // them, unless the walk or its allowance of rows ends before.
 func (w *walk) propose(ctx context.Context, n int) (seqs []uint64, err error) {
+	if sql, arg := w.exact.lookUp(); sql != "" {
+		return w.proposeExact(ctx, sql, arg)
+	}
 	for w.more() && w.rows > 0 && len(seqs) < n {
 		block := blockOf(w.high - 1)
 		m, whole, err := w.index(ctx, block)
@@ -321,7 +332,7 @@ func readFacets(ctx context.Context, db querier, tenant string, low, high uint64
 		var e Entry
 		var scopes, audiences, actors string
 		if err := found.Scan(&e.Seq, &e.Kind, &e.Outcome, &e.Reason, &scopes, &audiences, &e.TraceID,
-			&e.Subject, &e.Actor, &e.Caller, &actors); err != nil {
+			&e.Subject, &e.Actor, &e.Caller, &actors, &e.HolderKey, &e.Peer); err != nil {
 			return err
 		}
 		// Who damaged the column has the entry not found by it. Whatever else it is found by, reading

@@ -3,6 +3,7 @@ package ledgertest
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"deputy.example/deputy/client/delegation"
@@ -38,6 +39,10 @@ func Matches(q ledger.Query, e *ledger.Entry) bool {
 		(q.Outcome == "" || e.Outcome == q.Outcome) &&
 		(q.Reason == "" || e.Reason == q.Reason) &&
 		(q.TraceID == "" || e.TraceID == q.TraceID) &&
+		(q.ID == "" || e.ID == q.ID) &&
+		(q.Txn == "" || e.Txn == q.Txn) &&
+		(q.Key == "" || e.HolderKey == q.Key) &&
+		(q.Peer == "" || e.Peer == q.Peer || strings.Trim(strings.TrimRight(e.Peer, "0123456789"), "[]:") == q.Peer) &&
 		(q.From.IsZero() || !e.Time.Before(q.From)) &&
 		(q.Until.IsZero() || e.Time.Before(q.Until)) &&
 		(q.Before == 0 || e.Seq < q.Before)
@@ -61,6 +66,7 @@ func searches(b *bench) {
 	start := parent.Time
 	b.Add(time.Minute)
 	child := Child(b.Now(), parent.Claims, "agent:researcher")
+	child.HolderKey, child.Peer = "thumbprint-of-a-key", "[2001:db8::1]:4711"
 	child.Audiences, child.Scopes, child.TraceID = []string{"https://a.example", "https://b.example"}, delegation.Scopes{"mail.read", "mail.send"}, "trace-2"
 	b.append(l, child)
 	b.Add(time.Minute)
@@ -94,6 +100,23 @@ func searches(b *bench) {
 		{ledger.Query{Reason: delegation.AccessDenied}, "[3]"},
 		{ledger.Query{TraceID: "trace-2"}, "[2]"},
 		{ledger.Query{TraceID: "' OR '1'='1"}, "[]"},
+		{ledger.Query{ID: child.ID}, "[2]"},
+		{ledger.Query{ID: child.ID, Subject: "user:bob"}, "[]"},
+		{ledger.Query{ID: child.ID, Txn: "another"}, "[]"},
+		{ledger.Query{ID: "none"}, "[]"},
+		{ledger.Query{Txn: child.Txn}, "[2 1]"},
+		{ledger.Query{Txn: child.Txn, Actor: "agent:researcher"}, "[2]"},
+		{ledger.Query{Txn: child.Txn, Before: 2}, "[1]"},
+		{ledger.Query{Txn: child.Txn, From: start.Add(time.Minute)}, "[2]"},
+		{ledger.Query{Txn: child.Txn[:5]}, "[]"},
+		{ledger.Query{Key: "thumbprint-of-a-key"}, "[2]"},
+		{ledger.Query{Key: "thumbprint-of-a-ke"}, "[]"},
+		{ledger.Query{Peer: "192.0.2.7"}, "[1]"},
+		{ledger.Query{Peer: "192.0.2.7:4711"}, "[1]"},
+		{ledger.Query{Peer: "192.0.2.7:4712"}, "[]"},
+		{ledger.Query{Peer: "192.0.2"}, "[]"},
+		{ledger.Query{Peer: "2001:db8::1"}, "[2]"},
+		{ledger.Query{Peer: "[2001:db8::1]:4711", Caller: "agent:planner"}, "[2]"},
 		{ledger.Query{Actor: "agent:planner", Subject: "user:alice", Kind: ledger.KindGrant}, "[2 1]"},
 		{ledger.Query{Actor: "agent:planner", Scope: "mail.send"}, "[2]"},
 		{ledger.Query{Actor: "agent:writer", Subject: "user:alice"}, "[]"},

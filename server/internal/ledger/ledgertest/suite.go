@@ -137,6 +137,8 @@ func Suite(t *testing.T, database func(testing.TB) (dsn string)) {
 		"finds entries by every filter":           searches,
 		"finds what was derived from a grant":     descendants,
 		"says what an agent holds":                holds,
+		"lists the agents of its newest entries":  agents,
+		"lists suspensions":                       suspensions,
 		"grows a tree":                            growsTree,
 		"keeps the newest checkpoint":             keepsCheckpoint,
 		"keeps status lists":                      statuses,
