@@ -140,6 +140,9 @@ func (e *Engine) Search(ctx context.Context, q Inquiry, query ledger.Query) (pag
 	if !sight.whole && query.Subject != by.caller.Principal && !slices.Contains(sight.as, query.Actor) {
 		return nil, 0, e.nothing(ctx, by, q, sight, "subject", "nothing that you may search for: name yourself as the subject, or as the actor yourself or an agent that you operate")
 	}
+	if !sight.whole && query.Peer != "" { // it is withheld from them: a match would disclose it
+		return nil, 0, e.nothing(ctx, by, q, sight, "peer", "must be empty; only auditors search by the address of callers")
+	}
 	query.Seen = sight.sees // in the ledger, so that where a page ends says nothing of what is kept back
 	found, before, err := e.config.Ledger.Search(ctx, by.tenant.Name, query)
 	if err != nil {

@@ -60,7 +60,8 @@ func searchable(q ledger.Query) error {
 		most         int
 	}{
 		{"audience", q.Audience, maxTarget}, {"scope", q.Scope, delegation.MaxTokenBytes}, {"trace_id", q.TraceID, maxIdentifier},
-		{"reason", string(q.Reason), maxIdentifier},
+		{"reason", string(q.Reason), maxIdentifier}, {"jti", q.ID, maxIdentifier}, {"txn", q.Txn, maxIdentifier},
+		{"key", q.Key, maxIdentifier}, {"peer", q.Peer, maxIdentifier},
 	} {
 		if err := Fits(f.field, len(f.value), f.most); err != nil {
 			return err

@@ -42,6 +42,18 @@ func TestWhatTakesAPerson(t *testing.T) {
 			_, err := w.Engine.Receipts(t.Context(), exchange.Inquiry{Credentials: c}, 0)
 			return err
 		}, delegation.NotFound}, // admitted, and told that there is nothing
+		"Agents": {func(c exchange.Credentials) error {
+			_, err := w.Engine.Agents(t.Context(), exchange.Inquiry{Credentials: c})
+			return err
+		}, delegation.NotFound},
+		"Suspensions": {func(c exchange.Credentials) error {
+			_, _, err := w.Engine.Suspensions(t.Context(), exchange.Inquiry{Credentials: c}, 0)
+			return err
+		}, delegation.NotFound},
+		"MayRevoke": {func(c exchange.Credentials) error {
+			_, err := w.Engine.MayRevoke(t.Context(), exchange.Inquiry{Credentials: c}, delegation.Target{Kind: delegation.BanToken, ID: leaf})
+			return err
+		}, ""},
 		"Exchange": {func(c exchange.Credentials) error {
 			call := n.Call(t, n.Root(t, nil), planner, "")
 			call.Credentials = c

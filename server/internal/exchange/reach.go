@@ -22,6 +22,11 @@ type Reach struct {
 	Below     int        // live tokens of others in whose chain it stands
 	Truncated bool       // there are more than were counted
 
+	// Seen is, of an agent with neither tokens nor anything below, the newest entry in which it is an actor or the
+	// caller. 0: there is none, or with SeenTruncated none in the part of the ledger that was read.
+	Seen          uint64
+	SeenTruncated bool
+
 	Obtainable          []policy.Obtainable
 	ObtainableTruncated bool // there may be more
 }
@@ -100,8 +105,31 @@ func (e *Engine) reach(ctx context.Context, by inquirer, s sight, agent delegati
 	}
 	var err error
 	answer.Entry, answer.Live, answer.Below, answer.Truncated = holding.Head, holding.Live, holding.Below, holding.Truncated
-	answer.Tokens, err = e.show(ctx, by, s, holding.Tokens...)
+	if answer.Tokens, err = e.show(ctx, by, s, holding.Tokens...); err != nil {
+		return Reach{}, err
+	}
+	if holding.Live+holding.Below == 0 {
+		answer.Seen, answer.SeenTruncated, err = e.lastSeen(ctx, by.tenant, agent)
+	}
 	return answer, err
+}
+
+// lastSeen finds the newest entry in which an agent is an actor or the caller. It distinguishes an agent that never
+// existed from one that holds nothing. A request that only names it does not count: a request may name anything.
+func (e *Engine) lastSeen(ctx context.Context, tenant *Tenant, agent delegation.Principal) (seen uint64, truncated bool, err error) {
+	for _, q := range []ledger.Query{{Actor: agent}, {Caller: agent}} {
+		q.Limit, q.Seen = 1, func(entry *ledger.Entry) bool { return stands(entry, agent) }
+		found, before, err := e.config.Ledger.Search(ctx, tenant.Name, q)
+		if err != nil {
+			return 0, false, delegation.AsError(err)
+		}
+		if len(found) > 0 {
+			seen = max(seen, found[0].Seq)
+		} else if before > 0 {
+			truncated = true
+		}
+	}
+	return seen, truncated, nil
 }
 
 func suspended(revoked *delegation.RevocationSet, p delegation.Principal) bool {

@@ -1,0 +1,112 @@
+package exchange
+
+import (
+	"context"
+
+	"deputy.example/deputy/client/delegation"
+	"deputy.example/deputy/server/internal/ledger"
+)
+
+// Agents returns the agents in the tenant's newest entries, as Ledger.Agents does. It is for auditors. To others
+// the error is NotFound, and the attempt is recorded.
+func (e *Engine) Agents(ctx context.Context, q Inquiry) (ledger.Window, error) {
+	ctx, cancel := e.within(ctx)
+	defer cancel()
+	by, _, err := e.admitAuditor(ctx, q)
+	if err != nil {
+		return ledger.Window{}, err
+	}
+	window, err := e.config.Ledger.Agents(ctx, by.tenant.Name)
+	if err != nil {
+		return ledger.Window{}, delegation.AsError(err)
+	}
+	return window, nil
+}
+
+// Suspension is an agent that is suspended now.
+type Suspension struct {
+	delegation.Revocation
+	// Recorded is the entry with the caller and the reason. Its Entry is nil if it was dropped for its age.
+	Recorded Recorded
+}
+
+// MaxSuspensions is how many suspensions one call returns.
+const MaxSuspensions = 100
+
+// Suspensions returns who is suspended now, the latest first: at most MaxSuspensions, those with numbers below
+// before (0: all). next continues as before, 0: there are no more. It is for auditors, as Agents is.
+func (e *Engine) Suspensions(ctx context.Context, q Inquiry, before uint64) (page []Suspension, next uint64, err error) {
+	ctx, cancel := e.within(ctx)
+	defer cancel()
+	by, sight, err := e.admitAuditor(ctx, q)
+	if err != nil {
+		return nil, 0, err
+	}
+	all, err := e.config.Ledger.Suspensions(ctx, by.tenant.Name)
+	if err != nil {
+		return nil, 0, delegation.AsError(err)
+	}
+	var seqs []uint64
+	for _, r := range all {
+		if before > 0 && r.Seq >= before {
+			continue
+		}
+		if len(page) == MaxSuspensions {
+			next = page[len(page)-1].Seq
+			break
+		}
+		page, seqs = append(page, Suspension{Revocation: r}), append(seqs, r.Seq)
+	}
+	return page, next, e.explain(ctx, by, sight, page, seqs)
+}
+
+// explain adds the entries to the suspensions.
+func (e *Engine) explain(ctx context.Context, by inquirer, s sight, page []Suspension, seqs []uint64) error {
+	entries, err := e.config.Ledger.Numbered(ctx, by.tenant.Name, seqs...)
+	if err != nil {
+		return delegation.AsError(err)
+	}
+	shown, err := e.show(ctx, by, s, entries...)
+	if err != nil {
+		return err
+	}
+	for _, r := range shown {
+		for i := range page {
+			if page[i].Seq == r.Seq {
+				page[i].Recorded = r
+			}
+		}
+	}
+	return nil
+}
+
+// admitAuditor admits callers who may read everything. To others the error is NotFound.
+func (e *Engine) admitAuditor(ctx context.Context, q Inquiry) (inquirer, sight, error) {
+	by, err := e.admitReader(ctx, q)
+	if err != nil {
+		return inquirer{}, sight{}, err
+	}
+	sight, err := e.mayRead(ctx, by)
+	if err == nil && !sight.whole {
+		err = e.nothing(ctx, by, q, sight, "agent", "no agents, or none that you may see")
+	}
+	return by, sight, err
+}
+
+// MayRevoke reports for each target whether the caller may revoke it now, so that a front offers no other. Revoke
+// decides. Nothing is recorded.
+func (e *Engine) MayRevoke(ctx context.Context, q Inquiry, targets ...delegation.Target) ([]bool, error) {
+	ctx, cancel := e.within(ctx)
+	defer cancel()
+	by, err := e.admitReader(ctx, q)
+	if err != nil {
+		return nil, err
+	}
+	may := make([]bool, len(targets))
+	for i, t := range targets {
+		if may[i], err = e.mayRevoke(ctx, by.tenant, by.caller.Principal, t); err != nil {
+			return nil, delegation.AsError(err)
+		}
+	}
+	return may, nil
+}
