@@ -1,3 +1,88 @@
 package main
 
-var consoleMutants []mutant
+var consoleMutants = []mutant{
+	{
+		name: "console-peer-filter",
+		file: "server/internal/exchange/audit.go",
+		old:  `if !sight.whole && query.Peer != "" {`,
+		new:  `if false {`,
+		pkg:  "server/internal/exchange", test: "TestPeersAreForAuditors",
+	},
+	{
+		name: "console-agents-for-auditors",
+		file: "server/internal/exchange/agents.go",
+		old:  "if err == nil && !sight.whole {",
+		new:  "if err == nil && false {",
+		pkg:  "server/internal/exchange", test: "TestAgentsAreForAuditors",
+	},
+	{
+		name: "console-agent-only-asked-for",
+		file: "server/internal/exchange/reach.go",
+		old:  "return stands(entry, agent)",
+		new:  "return entry.Actor == agent || stands(entry, agent)",
+		pkg:  "server/internal/exchange", test: "TestAnAgentThatNeverWas",
+	},
+	{
+		name: "console-contain-offered-to-all",
+		file: "server/internal/console/agent.go",
+		old:  "p.MayContain = may[0]",
+		new:  "p.MayContain = true || may[0]",
+		pkg:  "server/internal/console", test: "TestContainIsOfferedToWhoMay",
+	},
+	{
+		name: "console-take-back-offered-to-all",
+		file: "server/internal/console/chain.go",
+		old:  "p.MayToken, p.MayChain = may[0], may[1]",
+		new:  "p.MayToken, p.MayChain = true || may[0], true || may[1]",
+		pkg:  "server/internal/console", test: "TestContainIsOfferedToWhoMay",
+	},
+	{
+		name: "console-search-offers-to-all",
+		file: "server/internal/console/search.go",
+		old:  "if err != nil || !may[0] {",
+		new:  "if err != nil || len(may) == 0 {",
+		pkg:  "server/internal/console", test: "TestContainIsOfferedToWhoMay",
+	},
+	{
+		name: "console-uncounted-confirms-to-all",
+		file: "server/internal/console/takeback.go",
+		old:  "err == nil && may[0] {",
+		new:  "err == nil && len(may) > 0 {",
+		pkg:  "server/internal/console", test: "TestUncountedIsRevokedAllTheSame",
+	},
+	{
+		name: "console-tenant-without-its-name",
+		file: "server/internal/console/takeback.go",
+		old:  `if target.Kind == delegation.CutTenant && strings.TrimSpace(c.r.PostFormValue("repeat")) != c.Name {`,
+		new:  `if false {`,
+		pkg:  "server/internal/console", test: "TestRevokeEveryKind",
+	},
+	{
+		name: "console-names-hide-characters",
+		file: "server/internal/console/names.go",
+		old:  "unicode.In(r, unicode.Other_Default_Ignorable_Code_Point, unicode.Variation_Selector), ",
+		new:  "",
+		pkg:  "server/internal/console", test: "TestNamesAreReadable",
+	},
+	{
+		name: "console-names-read-the-same",
+		file: "server/internal/console/names.go",
+		old:  "r == '%', ",
+		new:  "",
+		pkg:  "server/internal/console", test: "TestNamesAreReadable",
+	},
+	{
+		name: "console-problems-without-navigation",
+		file: "server/internal/console/errors.go",
+		old:  "_ = h.authenticate(c)",
+		new:  "_ = h",
+		pkg:  "server/internal/console", test: "TestProblemsKeepTheNavigation",
+	},
+	{
+		name: "index-of-another-format",
+		file: "server/internal/ledger/postings.go",
+		old:  "[]byte{indexFormat, byte(bucket)}",
+		new:  "[]byte{byte(bucket)}",
+		pkg:  "server/internal/ledger", test: "TestRowsOfAnotherFormatAreNotBelieved",
+	},
+}

@@ -33,7 +33,15 @@ type consoleWorld struct {
 
 func newConsoleWorld(t *testing.T) *consoleWorld {
 	t.Helper()
-	config := embedded.Config{Dir: t.TempDir(), GRPC: freeAddress(t), HTTP: freeAddress(t), Ops: freeAddress(t), Dev: freeAddress(t)}
+	c, e := consoleIn(t, t.TempDir())
+	check(t, e.Demo(t.Context(), io.Discard))
+	return c
+}
+
+// consoleIn serves what is in a directory.
+func consoleIn(t *testing.T, dir string) (*consoleWorld, *embedded.Embedded) {
+	t.Helper()
+	config := embedded.Config{Dir: dir, GRPC: freeAddress(t), HTTP: freeAddress(t), Ops: freeAddress(t), Dev: freeAddress(t)}
 	e, err := embedded.New(t.Context(), config)
 	check(t, err)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -43,8 +51,7 @@ func newConsoleWorld(t *testing.T) *consoleWorld {
 		cancel()
 		check(t, <-ended)
 	})
-	check(t, e.Demo(t.Context(), io.Discard))
-	return &consoleWorld{Config: config, issuer: e.Issuer(), address: e.ConsoleAddress(), browser: chromium(t)}
+	return &consoleWorld{Config: config, issuer: e.Issuer(), address: e.ConsoleAddress(), browser: chromium(t)}, e
 }
 
 // as calls as one of the demo's agents.
@@ -89,7 +96,7 @@ func TestConsole(t *testing.T) {
 	}{
 		{"sign in", signInStory}, {"fixation", fixationStory}, {"search to picture", searchStory}, {"what a subject sees", subjectStory},
 		{"live", liveStory}, {"frames", frameStory}, {"forged forms", forgeryStory}, {"keyboard", keyboardStory}, {"sizes and themes", sizeStory},
-		{"without script", noScriptStory}, {"hostile text", hostileStory}, {"contain and resume", containStory}, {"sign out", signOutStory},
+		{"without script", noScriptStory}, {"hostile text", hostileStory}, {"contain and resume", containStory}, {"who knows", receiptsStory}, {"an auditor", auditorStory}, {"sign out", signOutStory},
 	} {
 		t.Run(story.name, func(t *testing.T) { story.tell(t, c) })
 	}
@@ -279,7 +286,7 @@ func keyboardStory(t *testing.T, c *consoleWorld) {
 		}
 	}
 	v.key("\r")
-	v.shows("Contain agent:researcher", "live tokens die")
+	v.shows("Contain agent:researcher", "live tokens to revoke")
 	for stops := 0; focused() != "reason"; stops++ {
 		if stops > 30 {
 			t.Fatal("the reason cannot be reached")
@@ -294,7 +301,7 @@ func keyboardStory(t *testing.T, c *consoleWorld) {
 
 var consolePages = []string{
 	"", "/chain?jti=JTI", "/agent?agent=agent%3Aresearcher", "/entry?entry=1", "/entry?entry=3", "/live", "/ledger", "/take-back?kind=suspend&id=agent%3Aresearcher", "/agent",
-	"/nothing",
+	"/nothing", "/suspensions", "/revoke", "/take-back?kind=tenant",
 }
 
 // leaf is the jti of the researcher's token.
@@ -409,7 +416,7 @@ func containStory(t *testing.T, c *consoleWorld) {
 	v.open("/agent?agent=agent%3Aresearcher")
 	v.shows("live tokens in its hands", "What it could still obtain", "user:alice")
 	v.press("main .danger")
-	v.shows("Contain agent:researcher", "live tokens die")
+	v.shows("Contain agent:researcher", "live tokens to revoke")
 	const reason = "key found in a public repository"
 	v.do(chromedp.SendKeys(chromedp.CSS("#reason"), reason))
 	v.press("main .primary")
@@ -434,6 +441,49 @@ func containStory(t *testing.T, c *consoleWorld) {
 	v.shows("resumes agent:researcher")
 	v.open("/agent?agent=agent%3Aresearcher")
 	v.shows("Contain…")
+}
+
+// receiptsStory: the page of a revocation that is open is updated when one more verifier has applied it.
+func receiptsStory(t *testing.T, c *consoleWorld) {
+	granted, err := c.exchange(t, "mail.read", mailAudience)
+	check(t, err)
+	own := c.as(t, planner)
+	done, err := own.Revoke(t.Context(), client.RevokeRequest{Target: client.RevokeGrant(granted.JTI), Reason: "a drill"})
+	check(t, err)
+	v := c.visitor(t)
+	v.signIn("rita")
+	v.open(fmt.Sprintf("/entry?entry=%d", done.Revocation.Seq))
+	verifier, err := client.NewVerifier(client.VerifierConfig{Issuer: c.issuer, Audience: mailAudience, Client: own})
+	check(t, err)
+	defer verifier.Close()
+	eventually(t, browserPatience, func() error {
+		if text := v.text(); !strings.Contains(text, "All 1 connected verifiers have applied it") || !strings.Contains(text, string(planner)) {
+			return fmt.Errorf("the page still shows:\n%s", text)
+		}
+		return nil
+	})
+}
+
+// auditorStory: audrey reads everything, and no page offers her a revocation.
+func auditorStory(t *testing.T, c *consoleWorld) {
+	v := c.visitor(t)
+	v.signIn("audrey")
+	for _, path := range []string{"/agent?agent=agent%3Aresearcher", "/agent", "/suspensions", "/chain?jti=" + c.leaf(t), "/?subject=user%3Aalice"} {
+		if status := v.open(path); status != http.StatusOK {
+			t.Errorf("%s: %d", path, status)
+		}
+		if offers := evaluate[string](v, "[...document.querySelectorAll('a[href*=take-back]')].map(a => a.textContent).join()"); offers != "" {
+			t.Errorf("%s offers %s", path, offers)
+		}
+	}
+	v.open("/agent?agent=agent%3Anever-was")
+	v.shows("check how its name is written")
+	v.open("/agent")
+	v.shows("Seen lately", "agent:researcher", "Most refused")
+	if status := v.open("/take-back?kind=suspend&id=agent%3Aresearcher"); status != http.StatusNotFound {
+		t.Errorf("the form for a reason is there: %d", status)
+	}
+	v.shows("Nothing there", "Entries", "Sign out")
 }
 
 func signOutStory(t *testing.T, c *consoleWorld) {

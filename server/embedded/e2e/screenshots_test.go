@@ -32,6 +32,8 @@ var screenshots = []struct {
 	{"chain", "/chain?jti=JTI", 1280, "light"},
 	{"agent", "/agent?agent=agent%3Aresearcher", 1280, "dark"},
 	{"contain", "/take-back?kind=suspend&id=agent%3Aresearcher", 1280, "light"},
+	{"agents", "/agent", 1280, "light"},
+	{"revoke", "/revoke", 1280, "dark"},
 	{"ledger", "/ledger", 1280, "dark"},
 	{"phone", "/agent?agent=agent%3Aresearcher", 390, "light"},
 }

@@ -1,41 +1,133 @@
 package console
 
 import (
+	"cmp"
 	"net/http"
+	"slices"
 	"strings"
 
 	"deputy.example/deputy/client/delegation"
 	"deputy.example/deputy/server/internal/exchange"
+	"deputy.example/deputy/server/internal/ledger"
 )
 
-// reachDepth is how many edges of consent the agent's page follows upwards.
-const reachDepth = 3
+const (
+	// reachDepth is how many edges of consent the agent's page follows upwards.
+	reachDepth = 3
+	// mostListed is how many agents each list of the agents' page has.
+	mostListed = 50
+)
 
 // agentPage is what an agent can do now.
 type agentPage struct {
 	Agent          delegation.Principal
-	Reach          *exchange.Reach // nil: nobody has been named yet
+	Raw            string // its name as tokens have it, where it reads otherwise
+	Reach          *exchange.Reach
+	Never          bool // it is in no entry, and relationships give it nothing
+	MayContain     bool // it, or resume it
 	Live, Subjects int
+}
+
+// agentsPage is the list of agents.
+type agentsPage struct {
+	Agent     delegation.Principal // always empty: the page shares the form with an agent's
+	Listed    bool                 // the person may see who is there
+	Window    ledger.Window
+	Recent    []ledger.Activity
+	Refused   []ledger.Activity
+	Suspended []exchange.Suspension
+	More      bool // suspended ones than are listed
+	Before    uint64
+	MayResume bool
 }
 
 func (h *console) agent(c *call) error {
 	name := strings.TrimSpace(c.r.URL.Query().Get("agent"))
 	if name == "" {
-		return c.show(http.StatusOK, "agent", page{Title: "Agents", Body: agentPage{}})
+		return h.agents(c)
 	}
-	agent, err := delegation.ParsePrincipal(name)
+	agent, err := readPrincipal("agent", name)
 	if err != nil {
-		return delegation.Refuse(delegation.ParameterInvalid, "agent", "write type:id, such as agent:researcher")
+		return err
 	}
 	reach, err := h.Engine.Reach(c.r.Context(), c.inquiry(), agent, reachDepth)
 	if err != nil {
 		return err
 	}
-	p := agentPage{Agent: agent, Reach: &reach, Live: reach.Live}
+	p := agentPage{Agent: agent, Reach: &reach, Live: reach.Live, Subjects: subjectsOf(reach.Tokens)}
+	if nameOf(agent) != string(agent) {
+		p.Raw = string(agent)
+	}
+	p.Never = reach.Live+reach.Below+len(reach.Obtainable) == 0 && reach.Seen == 0 && !reach.Suspended
+	kind := delegation.BanSuspend
+	if reach.Suspended {
+		kind = delegation.Resume
+	}
+	may, err := h.may(c, delegation.Target{Kind: kind, ID: string(agent)})
+	if err != nil {
+		return err
+	}
+	p.MayContain = may[0]
+	return c.show(http.StatusOK, "agent", page{Title: nameOf(agent), Body: p})
+}
+
+func subjectsOf(tokens []exchange.Recorded) int {
 	subjects := map[delegation.Principal]bool{}
-	for _, t := range reach.Tokens {
+	for _, t := range tokens {
 		subjects[t.Subject] = true
 	}
-	p.Subjects = len(subjects)
-	return c.show(http.StatusOK, "agent", page{Title: string(agent), Body: p})
+	return len(subjects)
+}
+
+// agents lists the agents of the newest entries. A person who may not read everything gets the form alone, and
+// the engine is not called.
+func (h *console) agents(c *call) error {
+	p := agentsPage{Listed: c.role.Audits, MayResume: c.role.Responds}
+	if !p.Listed {
+		return c.show(http.StatusOK, "agents", page{Title: "Agents", Body: p})
+	}
+	var err error
+	if p.Window, err = h.Engine.Agents(c.r.Context(), c.inquiry()); err != nil {
+		return err
+	}
+	var next uint64
+	if p.Suspended, next, err = h.Engine.Suspensions(c.r.Context(), c.inquiry(), 0); err != nil {
+		return err
+	}
+	p.More = next > 0 || len(p.Suspended) > mostListed
+	p.Suspended = p.Suspended[:min(len(p.Suspended), mostListed)]
+	p.Recent = p.Window.Agents[:min(len(p.Window.Agents), mostListed)]
+	p.Refused = mostRefused(p.Window.Agents)
+	return c.show(http.StatusOK, "agents", page{Title: "Agents", Body: p})
+}
+
+// mostRefused are the agents that were refused at all, the most often refused first.
+func mostRefused(all []ledger.Activity) []ledger.Activity {
+	list := slices.DeleteFunc(slices.Clone(all), func(a ledger.Activity) bool { return a.Refused == 0 })
+	slices.SortStableFunc(list, func(a, b ledger.Activity) int { return cmp.Compare(b.Refused, a.Refused) })
+	return list[:min(len(list), mostListed)]
+}
+
+// suspensionsPage is who is suspended now.
+type suspensionsPage struct {
+	Suspended []exchange.Suspension
+	MayResume bool
+	Before    uint64
+	Older     string
+}
+
+func (h *console) suspensions(c *call) error {
+	before, err := readNumber("before", c.r.URL.Query().Get("before"))
+	if err != nil {
+		return err
+	}
+	list, next, err := h.Engine.Suspensions(c.r.Context(), c.inquiry(), before)
+	if err != nil {
+		return err
+	}
+	p := suspensionsPage{Suspended: list, MayResume: c.role.Responds, Before: before}
+	if next > 0 {
+		p.Older = c.link("suspensions", "before", next)
+	}
+	return c.show(http.StatusOK, "suspensions", page{Title: "Suspensions", Body: p})
 }

@@ -20,6 +20,8 @@ type chainPage struct {
 	Below   []exchange.Descendant
 	After   uint64
 	More    string
+
+	MayToken, MayChain bool // be taken back by the person
 }
 
 // hop is a grant of the chain, with what the one before it held and it does not.
@@ -52,10 +54,15 @@ func (h *console) chain(c *call) error {
 	leaf := grants[len(grants)-1]
 	p := chainPage{Subject: leaf.Subject, Leaf: leaf, Hops: hopsOf(grants), Below: below, After: after}
 	p.Picture = c.draw(p.Hops)
+	may, err := h.may(c, delegation.Target{Kind: delegation.BanToken, ID: leaf.ID}, delegation.Target{Kind: delegation.BanChain, ID: leaf.Txn})
+	if err != nil {
+		return err
+	}
+	p.MayToken, p.MayChain = may[0], may[1]
 	if next > 0 {
 		p.More = c.link("chain", "jti", q.ID, "after", strconv.FormatUint(next, 10))
 	}
-	return c.show(http.StatusOK, "chain", page{Title: "Chain of " + string(leaf.Subject), Body: p})
+	return c.show(http.StatusOK, "chain", page{Title: "Chain of " + nameOf(leaf.Subject), Body: p})
 }
 
 func hopsOf(grants []exchange.Recorded) []hop {

@@ -83,11 +83,12 @@ type protections struct {
 
 // route is one address of one tenant's console.
 type route struct {
-	site   *site
-	path   string // as logged
-	get    func(*call) error
-	post   func(*call) error
-	public bool // needs no session
+	site     *site
+	path     string // as logged
+	get      func(*call) error
+	post     func(*call) error
+	public   bool // needs no session
+	fragment bool // a script fetches it and puts it into a page
 }
 
 // New returns the handler for all consoles. It fetches nothing: a provider that is away keeps people
@@ -151,11 +152,14 @@ func (h *console) add(s *site) {
 		"":                  {get: h.search},
 		"/search.csv":       {get: h.searchCSV},
 		"/entry":            {get: h.entry},
+		"/entry/receipts":   {get: h.receiptsPart, fragment: true},
 		"/chain":            {get: h.chain},
 		"/agent":            {get: h.agent},
+		"/suspensions":      {get: h.suspensions},
+		"/revoke":           {get: h.revoke},
 		"/take-back":        {get: h.confirm, post: h.takeBack},
 		"/live":             {get: h.live},
-		"/live/entries":     {get: h.liveEntries},
+		"/live/entries":     {get: h.liveEntries, fragment: true},
 		"/ledger":           {get: h.ledger},
 		"/sign-in":          {get: h.askSignIn, post: h.beginSignIn, public: true},
 		"/sign-in/callback": {get: h.finishSignIn, public: true},
@@ -179,6 +183,8 @@ type call struct {
 	who    delegation.Principal // "" on public pages
 	secret string               // the session's id, "" on public pages
 	role   exchange.Role
+
+	fragment bool // the answer goes into a page that is there
 }
 
 // ServeHTTP answers one request.
@@ -193,7 +199,7 @@ func (h *console) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer span.End()
 	ctx, cancel := context.WithTimeout(ctx, h.Timeout)
 	defer cancel()
-	c := &call{site: found.site, w: out, r: r.WithContext(ctx)}
+	c := &call{site: found.site, w: out, r: r.WithContext(ctx), fragment: found.fragment}
 	if !h.off.headers {
 		c.setHeaders()
 	}

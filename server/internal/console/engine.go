@@ -21,9 +21,12 @@ type Engine interface {
 	Chain(context.Context, exchange.Inquiry) ([]exchange.Recorded, error)
 	Descendants(ctx context.Context, q exchange.Inquiry, after uint64, limit int) (page []exchange.Descendant, next uint64, err error)
 	Reach(ctx context.Context, q exchange.Inquiry, agent delegation.Principal, depth int) (exchange.Reach, error)
+	Agents(context.Context, exchange.Inquiry) (ledger.Window, error)
+	Suspensions(ctx context.Context, q exchange.Inquiry, before uint64) (page []exchange.Suspension, next uint64, err error)
 	Tail(context.Context, exchange.Inquiry) (Tail, error)
 	Checkpoint(context.Context, exchange.Inquiry) (exchange.Checkpoint, error)
 
+	MayRevoke(ctx context.Context, q exchange.Inquiry, targets ...delegation.Target) ([]bool, error)
 	Revoke(context.Context, exchange.RevokeCall) (exchange.Revoked, error)
 	Receipts(ctx context.Context, q exchange.Inquiry, entry uint64) ([]guard.Receipt, error)
 }

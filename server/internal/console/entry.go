@@ -2,7 +2,6 @@ package console
 
 import (
 	"encoding/hex"
-	"errors"
 	"net/http"
 	"strconv"
 	"time"
@@ -26,23 +25,14 @@ type fact struct {
 	Href   string
 	Mono   bool
 	Who    delegation.Chain
+	Aim    *aim
 	Chips  []string
 	Time   time.Time
 	Erased bool
 }
 
 func (f fact) empty() bool {
-	return f.Text == "" && len(f.Who) == 0 && len(f.Chips) == 0 && f.Time.IsZero() && !f.Erased
-}
-
-// receipts say which verifiers know of a revocation.
-type receipts struct{ List []receipt }
-
-type receipt struct {
-	ID       string
-	Verifier delegation.Principal
-	Knows    bool
-	SeenAt   time.Time
+	return f.Text == "" && f.Aim == nil && len(f.Who) == 0 && len(f.Chips) == 0 && f.Time.IsZero() && !f.Erased
 }
 
 func (h *console) entry(c *call) error {
@@ -64,22 +54,9 @@ func (h *console) entry(c *call) error {
 			return err
 		}
 	}
-	return c.show(http.StatusOK, "entry", page{Title: "Entry " + strconv.FormatUint(found.Seq, 10), Body: p})
-}
-
-// receipts asks who knows of a revocation; nil where the person may not.
-func (h *console) receipts(c *call, entry uint64) (*receipts, error) {
-	list, err := h.Engine.Receipts(c.r.Context(), c.inquiry(), entry)
-	if refusal, typed := errors.AsType[*delegation.Error](err); typed && refusal.Reason == delegation.NotFound {
-		return nil, nil
-	} else if err != nil {
-		return nil, err
-	}
-	found := &receipts{}
-	for _, r := range list {
-		found.List = append(found.List, receipt{ID: r.ID, Verifier: r.Verifier, Knows: r.Applied >= entry, SeenAt: r.SeenAt})
-	}
-	return found, nil
+	return c.show(http.StatusOK, "entry", page{
+		Title: "Entry " + strconv.FormatUint(found.Seq, 10), Refresh: h.refresh(p.Receipts, found), Body: p,
+	})
 }
 
 func (c *call) facts(r exchange.Recorded) []fact {
@@ -110,7 +87,7 @@ func (c *call) facts(r exchange.Recorded) []fact {
 		{Name: "Recorded", Time: r.Time},
 		{Name: "Outcome", Text: string(r.Outcome)},
 		{Name: "Reason", Text: string(r.Reason), Mono: true},
-		{Name: "Detail", Text: r.Detail},
+		{Name: detailName(r), Text: r.Detail},
 		{Name: "Subject", Who: one(r.Subject)},
 		{Name: "Actors", Who: actorsOf(r)},
 		{Name: "Caller", Who: one(r.Caller)},
@@ -123,18 +100,19 @@ func (c *call) facts(r exchange.Recorded) []fact {
 		{Name: "Takes back entry", Text: voids, Href: voidsLink},
 	}
 	if v := r.Revocation; v != nil {
-		all = append(all, fact{Name: "Target", Text: targetText(v.Target)}, fact{Name: "Target's id", Text: v.Target.ID, Mono: true},
+		target := aimAt(v.Target)
+		all = append(all, fact{Name: "Target", Aim: &target}, fact{Name: "Target's id", Text: v.Target.ID, Mono: true},
 			fact{Name: "Remembered until", Time: v.Until})
 		if v.Until.IsZero() {
-			all[len(all)-1] = fact{Name: "Remembered until", Text: "for ever"}
+			all[len(all)-1] = fact{Name: "Remembered until", Text: "forever"}
 		}
 	}
 	all = append(all,
 		fact{Name: "jti", Text: r.ID, Href: chain, Mono: true},
 		fact{Name: "Parent", Text: r.Parent, Href: parentLink(c, r), Mono: true},
-		fact{Name: "Chain (txn)", Text: r.Txn, Mono: true},
+		fact{Name: "Chain (txn)", Text: r.Txn, Href: c.found("txn", r.Txn), Mono: true},
 		fact{Name: "Root token", Text: r.Root, Mono: true},
-		fact{Name: "Bound to key", Text: r.HolderKey, Mono: true},
+		fact{Name: "Bound to key", Text: r.HolderKey, Href: c.found("key", r.HolderKey), Mono: true},
 		fact{Name: "Peer", Text: r.Peer, Mono: true},
 		fact{Name: "Decided by model", Text: r.ModelID, Mono: true},
 		fact{Name: "Trace id", Text: r.TraceID, Mono: true},
@@ -150,6 +128,22 @@ func (c *call) facts(r exchange.Recorded) []fact {
 		}
 	}
 	return there
+}
+
+// detailName is what the words of an entry are: the reason that a person gave, or what Deputy adds to its own.
+func detailName(r exchange.Recorded) string {
+	if r.Revocation != nil {
+		return "Why"
+	}
+	return "Detail"
+}
+
+// found leads to the entries that have a value.
+func (c *call) found(filter, value string) string {
+	if value == "" {
+		return ""
+	}
+	return c.link("", filter, value)
 }
 
 func parentLink(c *call, r exchange.Recorded) string {

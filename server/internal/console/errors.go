@@ -31,16 +31,17 @@ type link struct{ Href, Text string }
 // fail answers with what an error means to a person. Somebody who is not signed in is asked to, and
 // comes back to the page afterwards.
 func (h *console) fail(c *call, err error) {
-	if errors.Is(err, errSignedOut) && c.r.Method != http.MethodPost && !c.fragment() {
+	if errors.Is(err, errSignedOut) && c.r.Method != http.MethodPost && !c.fragment {
 		c.redirect("sign-in", "next", c.r.URL.RequestURI())
 		return
 	}
+	h.recognize(c, err)
 	refusal := delegation.AsError(err)
 	status := refusal.Reason.Wire().HTTP
 	p := describe(refusal)
 	if errors.Is(err, errSignedOut) {
 		p.Link = &link{c.link("sign-in"), "Sign in"}
-	} else if c.person != nil {
+	} else if c.who != "" {
 		p.Link = &link{c.base, "To the ledger's entries"}
 	}
 	if id := trace.SpanContextFromContext(c.r.Context()).TraceID(); id.IsValid() && status >= 500 {
@@ -51,9 +52,18 @@ func (h *console) fail(c *call, err error) {
 		c.w.Header().Set("Retry-After", strconv.FormatInt(int64(seconds), 10))
 	}
 	c.w.Header().Del("Content-Disposition")
+	c.w.Header().Del("Deputy-Last-Entry")
 	if shown := c.show(status, "problem", page{Title: p.Heading, Narrow: true, Body: p}); shown != nil {
 		h.Logger.ErrorContext(c.r.Context(), "a problem could not be shown", "cause", shown)
 		http.Error(c.w, "internal error", http.StatusInternalServerError)
+	}
+}
+
+// recognize authenticates a request that was refused before that, so that its page has the navigation too. It
+// changes nothing else of the answer.
+func (h *console) recognize(c *call, err error) {
+	if c.who == "" && !c.fragment && !errors.Is(err, errSignedOut) {
+		_ = h.authenticate(c) // an error leaves the page without navigation
 	}
 }
 

@@ -24,6 +24,8 @@ var pages = []string{
 	"/console", "/console/", "/console?subject=user%3Aalice&kind=grant", "/console/entry?entry=58", "/console/entry?entry=42", "/console/chain?jti=x",
 	"/console/agent", "/console/agent?agent=agent%3Aresearcher", "/console/take-back?kind=suspend&id=agent%3Aresearcher",
 	"/console/take-back?kind=resume&id=agent%3Aresearcher", "/console/take-back?kind=token&id=x", "/console/live", "/console/ledger", "/console/nothing",
+	"/console/suspensions", "/console/revoke", "/console/take-back?kind=subject&id=user%3Aalice", "/console/take-back?kind=key&id=x", "/console/take-back?kind=tenant",
+	"/console?key=x", "/console/entry/receipts?entry=58",
 }
 
 func TestPages(t *testing.T) {
@@ -32,12 +34,18 @@ func TestPages(t *testing.T) {
 	s.engine.receipts = []guard.Receipt{{ID: "a1", Verifier: "service:calendar", Applied: 58, SeenAt: s.clock}, {ID: "b2", Verifier: "service:mail", Applied: 41, SeenAt: s.clock}}
 	s.signIn("")
 	for path, want := range map[string][]string{
-		"/console":                                              {"Ledger entries", "agent:k8s/system%3Aserviceaccount%3Aagents%3Asummarizer", "scope_exceeds_parent", "Older entries", "This page as CSV"},
+		"/console":                                              {"Ledger entries", "k8s/system:serviceaccount:agents:summarizer", `title="agent:k8s/system%3Aserviceaccount%3Aagents%3Asummarizer"`, "scope_exceeds_parent", "Older entries", "This page as CSV"},
 		"/console/entry?entry=58":                               {"Entry 58: revocation", "key found in a public repository", "service:mail", "not yet", "Leaf hash"},
 		"/console/entry?entry=57":                               {"Revoked by entry 58", "actor_token"},
-		"/console/chain?jti=x":                                  {"<svg", "calendar.read", "user:alice hands authority down", "Take back this token", "What was derived from it"},
+		"/console/chain?jti=x":                                  {"<svg", "calendar.read", "user:alice hands authority down", "Revoke this token", "What was derived from it"},
 		"/console/agent?agent=agent%3Aresearcher":               {"What it holds", "What it could still obtain", "Contain…", "user:bob"},
-		"/console/take-back?kind=suspend&id=agent%3Aresearcher": {"Contain agent:researcher", "live tokens die", `name="reason"`},
+		"/console/take-back?kind=suspend&id=agent%3Aresearcher": {"Contain agent:researcher", "live tokens to revoke", `name="reason"`},
+		"/console/agent":                                        {"Suspended", "Seen lately", "Most refused", "entries 1 to 59", "agent=agent%3Aprober"},
+		"/console/suspensions":                                  {"agent:prober", "key found in a public repository", "Resume…", "before=17"},
+		"/console/revoke":                                       {"A subject", "A key", "The whole tenant"},
+		"/console/take-back?kind=subject&id=user%3Aalice":       {"Revoke all for user:alice", "live tokens to revoke", `name="reason"`},
+		"/console/take-back?kind=key&id=x":                      {"Ban a key"},
+		"/console/take-back?kind=tenant":                        {"Revoke everything", `name="repeat"`},
 		"/console/live":                                         {`data-last="58"`, `http-equiv="refresh"`},
 		"/console/ledger":                                       {"Latest checkpoint", "0ac5186a91863e8e", "deputy log verify"},
 	} {
@@ -204,7 +212,7 @@ func TestContain(t *testing.T) {
 	s.signIn("")
 	asked := s.get("/console/take-back?kind=suspend&id=agent%3Aresearcher")
 	form := url.Values{"kind": {"suspend"}, "id": {"agent:researcher"}, "csrf": {s.csrf(asked.body)}}
-	if got := s.post("/console/take-back", form); got.StatusCode != http.StatusBadRequest || !strings.Contains(got.body, "Say why") {
+	if got := s.post("/console/take-back", form); got.StatusCode != http.StatusBadRequest || !strings.Contains(got.body, "Reason: must not be empty") {
 		t.Errorf("without a reason: %s", got.Status)
 	}
 	form.Set("reason", "key found in a public repository")
@@ -222,7 +230,7 @@ func TestContain(t *testing.T) {
 		done[0].Credentials.Person == nil || done[0].Tenant != "demo" || done[0].Peer == "" {
 		t.Errorf("the engine was asked %+v", done)
 	}
-	for _, query := range []string{"kind=tenant&id=", "kind=subject&id=user:alice", "kind=suspend&id=researcher", "kind=&id=x", "kind=token&id="} {
+	for _, query := range []string{"kind=tenant&id=x", "kind=subject&id=alice", "kind=suspend&id=researcher", "kind=&id=x", "kind=token&id=", "kind=agent_subject&id=agent:a", "kind=key&id=x&subject=user:a"} {
 		if got := s.get("/console/take-back?" + query); got.StatusCode != http.StatusBadRequest {
 			t.Errorf("%s: %s", query, got.Status)
 		}
@@ -236,18 +244,19 @@ func TestSearchAsksExactlyWhatTheFormSays(t *testing.T) {
 	s.engine.queries = nil
 	s.get("/console?" + url.Values{
 		"subject": {"user:alice"}, "actor": {"agent:planner"}, "caller": {" service:ci "}, "scope": {"calendar.read"}, "audience": {"https://calendar.example"},
-		"kind": {"refusal"}, "outcome": {"refused"}, "reason": {"scope_exceeds_parent"}, "trace": {"4bf9"}, "from": {"2026-11-23T10:00"}, "until": {"2026-11-23T11:30:15"},
+		"kind": {"refusal"}, "outcome": {"refused"}, "reason": {"scope_exceeds_parent"}, "trace": {"4bf9"}, "jti": {"01A"}, "txn": {" 01B "}, "key": {"0Zc"}, "peer": {"192.0.2.7"}, "from": {"2026-11-23T10:00"}, "until": {"2026-11-23T11:30:15"},
 		"before": {"41"}, "limit": {"10"},
 	}.Encode())
 	want := ledger.Query{
 		Subject: "user:alice", Actor: "agent:planner", Caller: "service:ci", Scope: "calendar.read", Audience: "https://calendar.example",
 		Kind: ledger.KindRefusal, Outcome: ledger.Refused, Reason: delegation.ScopeExceedsParent, TraceID: "4bf9",
+		ID: "01A", Txn: "01B", Key: "0Zc", Peer: "192.0.2.7",
 		From: time.Date(2026, 11, 23, 10, 0, 0, 0, time.UTC), Until: time.Date(2026, 11, 23, 11, 30, 15, 0, time.UTC), Before: 41, Limit: 10,
 	}
 	if len(s.engine.queries) != 1 || !reflect.DeepEqual(s.engine.queries[0], want) {
 		t.Errorf("asked %+v", s.engine.queries)
 	}
-	for _, query := range []string{"subject=alice", "actor=a:b:c", "kind=approval", "outcome=x", "reason=because", "from=yesterday", "until=12", "before=-1", "before=x", "limit=501"} {
+	for _, query := range []string{"subject=alice", "actor=A:b", "actor=agent:a%25b%3a", "kind=approval", "outcome=x", "reason=because", "from=yesterday", "until=12", "before=-1", "before=x", "limit=501"} {
 		s.engine.queries = nil
 		if got := s.get("/console?" + query); got.StatusCode != http.StatusBadRequest || len(s.engine.queries) != 0 {
 			t.Errorf("%s: %s, asked %v", query, got.Status, s.engine.queries)
@@ -323,6 +332,8 @@ func TestWhatAgentsSayIsInert(t *testing.T) {
 			s.engine.reach.Obtainable[i].Path = []delegation.Principal{delegation.Principal(evil)}
 		}
 		s.engine.receipts = []guard.Receipt{{ID: evil, Verifier: delegation.Principal(evil)}}
+		s.engine.window.Agents[0].Agent, s.engine.suspended[0].Target.ID = delegation.Principal(evil), "agent:"+evil
+		s.engine.suspended[0].Recorded.Caller, s.engine.suspended[0].Recorded.Detail = delegation.Principal("user:"+evil), evil
 		s.engine.checkpoint.Note, s.engine.checkpoint.VerifierKey = evil, evil
 		if len(s.cookies()) == 0 {
 			s.signIn("")

@@ -129,7 +129,7 @@ func (c *call) node(number, x, height int, who delegation.Principal, at state, f
 	return node{
 		State: at, X: x, Y: margin, W: nodeWidth, H: height,
 		TextX: x + 12, TypeY: margin + 20, NameY: margin + 38, MarkY: margin + 58, FineY: margin + 76,
-		Type: typ, Name: shorten(who.ID(), 17), Full: string(who), Fine: fine, Href: c.whoLink(who),
+		Type: typ, Name: shorten(readable(who.ID()), 17), Full: string(who), Fine: fine, Href: c.whoLink(who),
 	}
 }
 
@@ -183,12 +183,12 @@ func shorten(s string, most int) string {
 // pictureTitle says the same in words, for those who cannot see it.
 func pictureTitle(hops []hop) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s hands authority down: ", hops[0].Subject)
+	fmt.Fprintf(&b, "%s hands authority down: ", nameOf(hops[0].Subject))
 	for i, h := range hops {
 		if i > 0 {
 			b.WriteString("; then ")
 		}
-		fmt.Fprintf(&b, "to %s: %s at %s, %s", h.Actor, h.Scopes, strings.Join(h.Audiences, ", "), stateOf(h.Recorded).Word)
+		fmt.Fprintf(&b, "to %s: %s at %s, %s", nameOf(h.Actor), h.Scopes, strings.Join(h.Audiences, ", "), stateOf(h.Recorded).Word)
 	}
 	return b.String()
 }

@@ -11,6 +11,9 @@ import (
 	"deputy.example/deputy/server/internal/policy"
 )
 
+// longName is what a Kubernetes service account is called.
+const longName = delegation.Principal("agent:k8s/system%3Aserviceaccount%3Aagents%3Asummarizer")
+
 // sample fills the stage with a small story: a chain of three that narrows, a refusal, a revocation.
 func (s *stage) sample(t testing.TB) {
 	at := s.clock.Add(-10 * time.Minute)
@@ -26,7 +29,7 @@ func (s *stage) sample(t testing.TB) {
 	calendar, both := []string{"https://calendar.example"}, []string{"https://calendar.example", "https://mail.example"}
 	first := grant(41, "", delegation.Chain{"agent:planner"}, exchange.StateLive, both, "calendar.read", "calendar.write", "contacts.read", "mail.read")
 	second := grant(42, first.ID, delegation.Chain{"agent:planner", "agent:researcher"}, exchange.StateLive, calendar, "calendar.read", "contacts.read")
-	third := grant(57, second.ID, delegation.Chain{"agent:planner", "agent:researcher", "agent:k8s/system%3Aserviceaccount%3Aagents%3Asummarizer"}, exchange.StateRevoked, calendar, "calendar.read")
+	third := grant(57, second.ID, delegation.Chain{"agent:planner", "agent:researcher", longName}, exchange.StateRevoked, calendar, "calendar.read")
 	third.RevokedBy = 58
 	refusal := exchange.Recorded{Entry: &ledger.Entry{
 		Tenant: "demo", Seq: 43, Kind: ledger.KindRefusal, Time: at.Add(time.Minute), Outcome: ledger.Refused, Reason: delegation.ScopeExceedsParent,
@@ -50,6 +53,12 @@ func (s *stage) sample(t testing.TB) {
 			{Path: []delegation.Principal{"user:bob", "agent:planner", "agent:researcher"}, Scopes: scopes(t, "calendar.read"), Audiences: calendar},
 		},
 	}
+	s.engine.window = ledger.Window{From: 1, Through: 59, Since: at, Agents: []ledger.Activity{
+		{Agent: "agent:planner", Last: 59, At: at, Granted: 14, Refused: 1}, {Agent: longName, Last: 57, At: at, Granted: 1}, {Agent: "agent:prober", Last: 12, At: at, Refused: 9},
+	}}
+	suspends := *revocation.Entry
+	suspends.Revocation = &delegation.Revocation{Seq: 58, At: at, Target: delegation.Target{Kind: delegation.BanSuspend, ID: "agent:prober"}}
+	s.engine.suspended = []exchange.Suspension{{Revocation: *suspends.Revocation, Recorded: exchange.Recorded{Entry: &suspends}}}
 	s.engine.checkpoint = exchange.Checkpoint{VerifierKey: "deputy.example/t/demo+c74f20a3+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW", Checkpoint: ledger.Checkpoint{
 		Note: "deputy.example/t/demo\n58\nCsUYapGGPo4dkMgIAUqom/Xajj7h2fB2MPA3j2jxq2I=\ntime 2026-11-23T12:00:00Z\n\n— deputy.example/t/demo Az3grlgtzPICa5OS8npVmf1Myq/5IZniMp+ZJurmRDeOoRDe4URYN7u5/Zhcyv2q1gGzGku9nTo+zyWE+xeMcTOAYQ8=\n",
 		Size: 58, Root: [32]byte{10, 197, 24, 106, 145, 134, 62, 142}, Time: s.clock.Add(-time.Second),

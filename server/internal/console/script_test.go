@@ -51,6 +51,11 @@ type script struct {
 	tail        []exchange.Recorded
 	checkpoint  exchange.Checkpoint
 	receipts    []guard.Receipt
+	window      ledger.Window
+	suspended   []exchange.Suspension
+	mayNot      bool
+	uncounted   bool // dry runs take too long
+	unanswered  error
 }
 
 func (s *script) SignIn(_ context.Context, in exchange.SignInCall) (exchange.Session, error) {
@@ -64,6 +69,9 @@ func (s *script) SignIn(_ context.Context, in exchange.SignInCall) (exchange.Ses
 }
 
 func (s *script) Restore(_ context.Context, _ string, _ exchange.Session) (exchange.Person, error) {
+	if s.unanswered != nil {
+		return exchange.Person{}, s.unanswered
+	}
 	return exchange.Person{}, s.unbelieved
 }
 
@@ -104,6 +112,22 @@ func (s *script) Reach(context.Context, exchange.Inquiry, delegation.Principal, 
 	return s.reach, s.err
 }
 
+func (s *script) Agents(context.Context, exchange.Inquiry) (ledger.Window, error) {
+	return s.window, s.err
+}
+
+func (s *script) Suspensions(context.Context, exchange.Inquiry, uint64) ([]exchange.Suspension, uint64, error) {
+	return s.suspended, 17, s.err
+}
+
+func (s *script) MayRevoke(_ context.Context, _ exchange.Inquiry, targets ...delegation.Target) ([]bool, error) {
+	may := make([]bool, len(targets))
+	for i := range may {
+		may[i] = !s.mayNot
+	}
+	return may, s.err
+}
+
 func (s *script) Tail(context.Context, exchange.Inquiry) (Tail, error) { return s, s.err }
 
 func (s *script) Next(_ context.Context, after uint64) ([]exchange.Recorded, error) {
@@ -124,8 +148,15 @@ func (s *script) Revoke(_ context.Context, call exchange.RevokeCall) (exchange.R
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.revokes = append(s.revokes, call)
-	if s.err != nil || call.DryRun {
-		return exchange.Revoked{Tokens: 2, Chains: 1}, s.err
+	switch {
+	case s.err != nil:
+		return exchange.Revoked{}, s.err
+	case s.uncounted && call.DryRun:
+		return exchange.Revoked{}, delegation.Unavailable("ledger", context.DeadlineExceeded)
+	case s.mayNot:
+		return exchange.Revoked{}, delegation.Refuse(delegation.NotFound, "target", "nothing there to revoke, or nothing that you may revoke")
+	case call.DryRun:
+		return exchange.Revoked{Tokens: 2, Chains: 1, Counted: true}, nil
 	}
 	return exchange.Revoked{Revocation: &delegation.Revocation{Seq: 58, Target: call.Target}}, nil
 }

@@ -32,7 +32,11 @@ type searchPage struct {
 	Rows               []exchange.Recorded
 	Notice             string
 	Newest, Older, CSV string
+	Offer              *offer
 }
+
+// offer is a revocation of what all entries of a search have in common, to a person who may.
+type offer struct{ Href, Text string }
 
 type field struct {
 	Name, Label, Value, Type, Example string
@@ -50,6 +54,10 @@ func fields(query url.Values) []field {
 		{Name: "kind", Label: "Kind", Options: []string{"", string(ledger.KindGrant), string(ledger.KindRefusal), string(ledger.KindCheck), string(ledger.KindVoid), string(ledger.KindRevocation)}},
 		{Name: "outcome", Label: "Outcome", Options: []string{"", string(ledger.Granted), string(ledger.Refused), string(ledger.Done)}},
 		{Name: "reason", Label: "Reason", Example: string(delegation.ScopeExceedsParent)},
+		{Name: "jti", Label: "Token (jti)"},
+		{Name: "txn", Label: "Chain (txn)"},
+		{Name: "key", Label: "Bound to key"},
+		{Name: "peer", Label: "Caller's address", Example: "192.0.2.7"},
 		{Name: "trace", Label: "Trace id"},
 		{Name: "from", Label: "From (UTC)", Type: "datetime-local"},
 		{Name: "until", Label: "Until (UTC)", Type: "datetime-local"},
@@ -68,14 +76,15 @@ func readQuery(query url.Values) (ledger.Query, error) {
 	q := ledger.Query{
 		Audience: value("audience"), Scope: value("scope"), Kind: ledger.Kind(value("kind")), Outcome: ledger.Outcome(value("outcome")),
 		Reason: delegation.Reason(value("reason")), TraceID: value("trace"), Limit: pageSize,
+		ID: value("jti"), Txn: value("txn"), Key: value("key"), Peer: value("peer"),
 	}
 	for name, into := range map[string]*delegation.Principal{"subject": &q.Subject, "actor": &q.Actor, "caller": &q.Caller} {
 		if value(name) == "" {
 			continue
 		}
-		p, err := delegation.ParsePrincipal(value(name))
+		p, err := readPrincipal(name, value(name))
 		if err != nil {
-			return q, delegation.Refuse(delegation.ParameterInvalid, name, "write type:id, such as user:alice or agent:planner")
+			return q, err
 		}
 		*into = p
 	}
@@ -171,13 +180,43 @@ func (h *console) search(c *call) error {
 	if before > 0 {
 		p.Older = c.link("", append(kept, "before", before)...)
 	}
+	if p.Offer, err = h.offer(c, query); err != nil {
+		return err
+	}
 	return c.show(http.StatusOK, "search", page{Title: "Entries", Body: p})
+}
+
+// offer is the revocation of the one subject, key, chain or token that the search is for, if the person may make it.
+func (h *console) offer(c *call, query url.Values) (*offer, error) {
+	for _, o := range []struct {
+		filter string
+		kind   delegation.TargetKind
+		text   string
+	}{
+		{"jti", delegation.BanToken, "Revoke this token"}, {"txn", delegation.BanChain, "Revoke the whole chain"},
+		{"key", delegation.BanKey, "Ban this key"}, {"subject", delegation.CutSubject, "Revoke all for this subject"},
+	} {
+		value := query.Get(o.filter)
+		if value == "" {
+			continue
+		}
+		target, err := readTarget(url.Values{"kind": {string(o.kind)}, "id": {value}}.Get)
+		if err != nil {
+			return nil, nil // no target of this kind has such a name
+		}
+		may, err := h.may(c, target)
+		if err != nil || !may[0] {
+			return nil, err
+		}
+		return &offer{Href: c.link("take-back", "kind", target.Kind, "id", target.ID), Text: o.text}, nil
+	}
+	return nil, nil
 }
 
 // csvColumns are the columns of a downloaded page.
 var csvColumns = []string{
 	"entry", "time", "kind", "outcome", "state", "reason", "subject", "actors", "actor", "caller", "scope", "audience",
-	"target", "expires", "jti", "parent", "txn", "key", "trace_id", "detail",
+	"target", "expires", "jti", "parent", "txn", "key", "trace_id", "detail", "peer",
 }
 
 func (h *console) searchCSV(c *call) error {
@@ -200,7 +239,7 @@ func (h *console) searchCSV(c *call) error {
 		cells := []string{
 			strconv.FormatUint(r.Seq, 10), stamp(r.Time), string(r.Kind), string(r.Outcome), string(r.State), string(r.Reason),
 			string(r.Subject), strings.Join(actors, " > "), string(r.Actor), string(r.Caller), r.Scopes.String(), strings.Join(r.Audiences, " "),
-			target, stamp(r.Expiry), r.ID, r.Parent, r.Txn, r.HolderKey, r.TraceID, r.Detail,
+			target, stamp(r.Expiry), r.ID, r.Parent, r.Txn, r.HolderKey, r.TraceID, r.Detail, r.Peer,
 		}
 		for i := range cells {
 			if !h.off.formula {

@@ -88,13 +88,14 @@ func (h *console) authenticate(c *call) error {
 	} else if err != nil {
 		return err
 	}
+	c.who, c.secret = session.Principal, secret // an error page that follows has the navigation
 	person, err := h.Engine.Restore(ctx, c.Name, exchange.Session{
 		Principal: session.Principal, Issuer: session.Issuer, SignedIn: session.SignedIn,
 	})
 	if err != nil {
 		return h.ended(c, secret, err)
 	}
-	c.person, c.who, c.secret = &person, session.Principal, secret
+	c.person = &person
 	c.role, err = h.Engine.Role(ctx, c.inquiry())
 	if err != nil {
 		return h.ended(c, secret, err)
@@ -112,6 +113,7 @@ func (h *console) ended(c *call, secret string, err error) error {
 		return err
 	}
 	c.drop(c.w, sessionCookie)
+	c.person, c.who, c.secret = nil, "", ""
 	return errSignedOut
 }
 

@@ -94,7 +94,7 @@ func (s *site) openPages() error {
 	if err != nil {
 		return err
 	}
-	for _, name := range []string{"search", "entry", "chain", "agent", "takeback", "live", "ledger", "signin", "problem"} {
+	for _, name := range []string{"search", "entry", "chain", "agent", "agents", "suspensions", "revoke", "takeback", "live", "ledger", "signin", "problem"} {
 		t, err := common.Clone()
 		if err == nil {
 			t, err = t.ParseFS(files, "templates/"+name+".html")
@@ -131,16 +131,21 @@ func (s *site) functions() template.FuncMap {
 		"link":          s.link,
 		"asset":         func(name string) string { return s.assets[name].path },
 		"whoLink":       s.whoLink,
+		"name":          nameOf,
+		"principalOf":   func(name string) delegation.Principal { return delegation.Principal(name) },
 		"principalType": func(p delegation.Principal) string { return p.Type() + ":" },
-		"principalID":   func(p delegation.Principal) string { return p.ID() },
-		"shortID":       func(p delegation.Principal) string { return shorten(p.ID(), 30) },
-		"shortAim":      func(s string) string { return shorten(s, 36) },
+		"principalID":   func(p delegation.Principal) string { return readable(p.ID()) },
+		"shortID":       func(p delegation.Principal) string { return shorten(readable(p.ID()), 48) },
+		"shortAim":      func(s string) string { return shorten(s, 48) },
+		"shortWhy":      func(s string) string { return shorten(s, 120) },
 		"expiryTime":    expiryTime,
 		"humanTime":     func(t time.Time) string { return t.UTC().Format(time.DateTime) },
 		"machineTime":   func(t time.Time) string { return t.UTC().Format(time.RFC3339) },
 		"stateOf":       stateOf,
 		"actorsOf":      actorsOf,
-		"aimOf":         aimOf,
+		"aimsOf":        aimsOf,
+		"whyOf":         whyOf,
+		"wordsOf":       func(r delegation.Reason) []string { return strings.Split(string(r), "_") },
 		"hasChain":      hasChain,
 		"twig":          twig,
 	}
@@ -184,15 +189,27 @@ func actorsOf(r exchange.Recorded) delegation.Chain {
 	return r.Actors
 }
 
-// aimOf is what an entry is about: the audiences of a grant, the target of a revocation.
-func aimOf(r exchange.Recorded) []string {
+// aimsOf is what an entry is about: the audiences of a grant, the target of a revocation.
+func aimsOf(r exchange.Recorded) (list []aim) {
 	switch {
 	case r.Revocation != nil:
-		return []string{targetText(r.Revocation.Target)}
+		return []aim{aimAt(r.Revocation.Target)}
 	case r.Voids > 0:
-		return []string{"entry " + strconv.FormatUint(r.Voids, 10)}
+		return []aim{{Verb: "entry", ID: strconv.FormatUint(r.Voids, 10)}}
 	}
-	return r.Audiences
+	for _, a := range r.Audiences {
+		list = append(list, aim{ID: a})
+	}
+	return list
+}
+
+// whyOf is what is said of an entry that has no scopes to show: the reason of a revocation, or why the ledger
+// refused.
+func whyOf(r exchange.Recorded) string {
+	if len(r.Scopes) > 0 || r.Revocation == nil && r.Outcome != ledger.Refused {
+		return ""
+	}
+	return r.Detail
 }
 
 func hasChain(r exchange.Recorded) bool { return r.Kind == ledger.KindGrant && r.ID != "" }
@@ -232,7 +249,7 @@ type navigation struct {
 // half of one.
 func (c *call) show(status int, name string, p page) error {
 	p.Tenant, p.CSRF = c.Name, c.token()
-	if c.person != nil {
+	if c.who != "" {
 		p.Who, p.Role, p.Nav = c.who, roleText(c.role), c.navigation()
 	}
 	var b bytes.Buffer
@@ -264,16 +281,20 @@ func (c *call) redirect(page string, parameters ...any) {
 	http.Redirect(c.w, c.r, c.link(page, parameters...), http.StatusSeeOther)
 }
 
-// fragment says whether a script asked, which cannot follow a redirect to a sign-in.
-func (c *call) fragment() bool { return c.r.URL.EscapedPath() == c.base+"/live/entries" }
-
 func (c *call) navigation() []navigation {
 	here := c.r.URL.EscapedPath()
 	list := []navigation{{Href: c.link(""), Text: "Entries"}}
 	if c.role.Audits {
 		list = append(list, navigation{Href: c.link("live"), Text: "Live"})
 	}
-	list = append(list, navigation{Href: c.link("agent"), Text: "Agents"}, navigation{Href: c.link("ledger"), Text: "Ledger"})
+	list = append(list, navigation{Href: c.link("agent"), Text: "Agents"})
+	if c.role.Audits {
+		list = append(list, navigation{Href: c.link("suspensions"), Text: "Suspensions"})
+	}
+	if c.role.Responds {
+		list = append(list, navigation{Href: c.link("revoke"), Text: "Revoke"})
+	}
+	list = append(list, navigation{Href: c.link("ledger"), Text: "Ledger"})
 	for i := range list {
 		list[i].Current = list[i].Href == here
 	}

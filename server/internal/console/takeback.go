@@ -1,8 +1,10 @@
 package console
 
 import (
+	"context"
 	"net/http"
 	"strings"
+	"time"
 
 	"deputy.example/deputy/client/delegation"
 	"deputy.example/deputy/server/internal/exchange"
@@ -12,71 +14,133 @@ import (
 // takeBackPage asks for the last word before something is revoked.
 type takeBackPage struct {
 	Heading, Effect, Button, Problem string
-	Kind, ID, Reason, Back           string
-	Mild                             bool // gives back rather than takes away
+	Target                           delegation.Target
+	Raw                              string // the name as tokens have it, where it reads otherwise
+	Reason, Back                     string
+	Repeat                           string // what must be typed once more; "": nothing
+	Mild                             bool   // gives back rather than takes away
 	Counted                          bool
 	Tokens, Chains, Shown            int
 	Grants                           []*ledger.Entry
 }
 
-// mostDoomed is how many grants that would die are listed.
-const mostDoomed = 50
+const (
+	// mostDoomed is how many of the grants are listed.
+	mostDoomed = 50
+	// countPatience is how long the page waits for their number. A revocation must not depend on it.
+	countPatience = 4 * time.Second
+)
 
 // readTarget reads what is aimed at; the engine decides whether this person may.
-func readTarget(kind, id string) (delegation.Target, error) {
-	t := delegation.Target{Kind: delegation.TargetKind(kind), ID: strings.TrimSpace(id)}
-	switch t.Kind {
-	case delegation.BanToken, delegation.BanChain, delegation.BanSuspend, delegation.Resume, delegation.CutAgent:
-		return t, t.Check()
+func readTarget(value func(string) string) (delegation.Target, error) {
+	t := delegation.Target{
+		Kind: delegation.TargetKind(value("kind")), ID: strings.TrimSpace(value("id")), Subject: delegation.Principal(strings.TrimSpace(value("subject"))),
 	}
-	return t, delegation.Refuse(delegation.ParameterInvalid, "kind", "cannot be taken back here: use the command line")
+	var err error
+	if named(t.Kind) {
+		var p delegation.Principal
+		if p, err = readPrincipal("id", t.ID); err != nil {
+			return t, err
+		}
+		t.ID = string(p)
+	}
+	if t.Subject != "" {
+		if t.Subject, err = readPrincipal("subject", string(t.Subject)); err != nil {
+			return t, err
+		}
+	}
+	return t, t.Check()
+}
+
+// named reports whether targets of the kind are principals.
+func named(kind delegation.TargetKind) bool {
+	switch kind {
+	case delegation.BanSuspend, delegation.Resume, delegation.CutSubject, delegation.CutAgent, delegation.CutAgentSubject:
+		return true
+	}
+	return false
 }
 
 func (h *console) confirm(c *call) error {
-	query := c.r.URL.Query()
-	return h.askConfirmation(c, http.StatusOK, query.Get("kind"), query.Get("id"), "", "")
-}
-
-// askConfirmation shows what would die, before it does.
-func (h *console) askConfirmation(c *call, status int, kind, id, reason, mistake string) error {
-	target, err := readTarget(kind, id)
+	target, err := readTarget(c.r.URL.Query().Get)
 	if err != nil {
 		return err
 	}
-	p := takeBackPage{Kind: kind, ID: target.ID, Reason: reason, Problem: mistake}
+	return h.askConfirmation(c, http.StatusOK, target, "", "")
+}
+
+// askConfirmation shows the tokens that the revocation hits, and the form that makes it.
+func (h *console) askConfirmation(c *call, status int, target delegation.Target, reason, mistake string) error {
+	p := takeBackPage{Target: target, Reason: reason, Problem: mistake, Back: c.backFrom(target)}
 	p.Heading, p.Effect, p.Button, p.Mild = words(target)
-	p.Back = c.link("chain", "jti", target.ID)
-	switch target.Kind {
-	case delegation.BanSuspend, delegation.Resume, delegation.CutAgent:
-		p.Back = c.link("agent", "agent", target.ID)
-	case delegation.BanChain:
-		p.Back = c.base
+	if target.Kind == delegation.CutTenant {
+		p.Repeat = c.Name
 	}
-	if !p.Mild {
-		doomed, err := h.Engine.Revoke(c.r.Context(), exchange.RevokeCall{
-			Tenant: c.Name, Credentials: exchange.Credentials{Person: c.person}, Peer: c.r.RemoteAddr, Target: target, DryRun: true,
-		})
-		if err != nil {
-			return err
-		}
-		p.Counted, p.Tokens, p.Chains, p.Grants = true, doomed.Tokens, doomed.Chains, doomed.Grants
-		if len(p.Grants) > mostDoomed {
-			p.Grants, p.Shown = p.Grants[:mostDoomed], mostDoomed
-		}
+	if raw := target.ID; named(target.Kind) && nameOf(delegation.Principal(raw)) != raw {
+		p.Raw = raw
+	}
+	doomed, err := h.preview(c, target)
+	if err != nil {
+		return err
+	}
+	p.Counted = !p.Mild && doomed.Counted
+	p.Tokens, p.Chains, p.Grants = doomed.Tokens, doomed.Chains, doomed.Grants
+	if len(p.Grants) > mostDoomed {
+		p.Grants, p.Shown = p.Grants[:mostDoomed], mostDoomed
 	}
 	return c.show(status, "takeback", page{Title: p.Heading, Body: p})
 }
 
+// preview is the engine's dry run. If there is no time to count, a person who may revoke gets the form without the
+// count.
+func (h *console) preview(c *call, target delegation.Target) (exchange.Revoked, error) {
+	ctx, cancel := context.WithTimeout(c.r.Context(), countPatience)
+	defer cancel()
+	doomed, err := h.Engine.Revoke(ctx, exchange.RevokeCall{
+		Tenant: c.Name, Credentials: exchange.Credentials{Person: c.person}, Peer: c.r.RemoteAddr, Target: target, DryRun: true,
+	})
+	if err != nil && delegation.AsError(err).Temporary() {
+		if may, err := h.may(c, target); err == nil && may[0] {
+			return exchange.Revoked{}, nil
+		}
+	}
+	return doomed, err
+}
+
+// may reports which of the targets the person may revoke, so that a page offers no other. Engine.Revoke decides.
+func (h *console) may(c *call, targets ...delegation.Target) ([]bool, error) {
+	return h.Engine.MayRevoke(c.r.Context(), c.inquiry(), targets...)
+}
+
+// backFrom is where Cancel leads.
+func (c *call) backFrom(t delegation.Target) string {
+	switch t.Kind {
+	case delegation.BanToken:
+		return c.link("chain", "jti", t.ID)
+	case delegation.BanSuspend, delegation.Resume, delegation.CutAgent, delegation.CutAgentSubject:
+		return c.link("agent", "agent", t.ID)
+	case delegation.CutSubject:
+		return c.link("", "subject", t.ID)
+	case delegation.BanKey:
+		return c.link("", "key", t.ID)
+	case delegation.BanChain:
+		return c.link("", "txn", t.ID)
+	}
+	return c.link("revoke")
+}
+
 // takeBack revokes, and leads to the entry that says so.
 func (h *console) takeBack(c *call) error {
-	kind, id := c.r.PostFormValue("kind"), c.r.PostFormValue("id")
 	reason := strings.TrimSpace(c.r.PostFormValue("reason"))
-	target, err := readTarget(kind, id)
+	target, err := readTarget(c.r.PostFormValue)
 	if err != nil {
 		return err
 	}
 	if reason == "" {
-		return h.askConfirmation(c, http.StatusBadRequest, kind, id, reason, "Say why: whoever reads the ledger later will want to know.")
+		return h.askConfirmation(c, http.StatusBadRequest, target, reason, "Reason: must not be empty; those who read the ledger later need it.")
+	}
+	if target.Kind == delegation.CutTenant && strings.TrimSpace(c.r.PostFormValue("repeat")) != c.Name {
+		return h.askConfirmation(c, http.StatusBadRequest, target, reason, "Tenant: must be "+c.Name+"; type its name to confirm.")
 	}
 	done, err := h.Engine.Revoke(c.r.Context(), exchange.RevokeCall{
 		Tenant: c.Name, Credentials: exchange.Credentials{Person: c.person}, Peer: c.r.RemoteAddr, Target: target, Reason: reason,
@@ -91,42 +155,105 @@ func (h *console) takeBack(c *call) error {
 	return nil
 }
 
-// words are what a revocation means, for whoever is about to make it.
-func words(t delegation.Target) (heading, effect, button string, mild bool) {
-	switch t.Kind {
-	case delegation.BanToken:
-		return "Take back a token", "The token " + t.ID + " and everything that was derived from it are refused everywhere from now on. This cannot be undone.", "Take it back", false
-	case delegation.BanChain:
-		return "Take back a whole chain", "All tokens of the chain " + t.ID + ", from its first grant on, are refused everywhere from now on. This cannot be undone.", "Take it back", false
-	case delegation.CutAgent:
-		return "Cut off " + t.ID, "Every token that was granted to it until now, or below it, is refused everywhere. It may get new ones.", "Cut it off", false
-	case delegation.Resume:
-		return "Resume " + t.ID, "It may get tokens again. What it held before stays dead.", "Resume it", true
-	}
-	return "Contain " + t.ID, "Every token in whose chain it stands is refused everywhere from now on, and it gets no new one until somebody resumes it. What dies stays dead.", "Contain it", false
+// revokePage has a form for each kind of target.
+type revokePage struct{ Kinds []revokable }
+
+// revokable is one kind of target with its form.
+type revokable struct {
+	Kind                                 delegation.TargetKind
+	Heading, Text, Label, Example, Value string
+	For                                  bool // its form has a subject too
 }
 
-// targetText names what a revocation is aimed at.
-func targetText(t delegation.Target) string {
+// revokables are the targets that are not reached from a page of their own, the narrowest first.
+var revokables = []revokable{
+	{Kind: delegation.CutSubject, Heading: "A subject", Label: "Subject", Example: "user:alice",
+		Text: "Everything that was granted on behalf of one person until now. What the person grants later is not affected."},
+	{Kind: delegation.CutAgentSubject, Heading: "An agent for one subject", Label: "Agent", Example: "agent:planner", For: true,
+		Text: "Everything that an agent was granted for one subject until now, and what it handed on."},
+	{Kind: delegation.BanSuspend, Heading: "An agent", Label: "Agent", Example: "agent:planner",
+		Text: "Contains it: all of its tokens, and everything new until it is resumed."},
+	{Kind: delegation.BanKey, Heading: "A key", Label: "Thumbprint (RFC 7638)", Example: "0ZcOCORZNYy-DWpqq30jZyJGHTN0d2HglBV3uiguA4I",
+		Text: "Every token in whose chain the key is bound, and every caller that authenticates with it. It stays banned."},
+	{Kind: delegation.BanChain, Heading: "A chain", Label: "Chain (txn)", Example: "01M80MB5RFPHKK75VZ9J4PFTG6",
+		Text: "Every token of one chain, from its first grant on."},
+	{Kind: delegation.BanRoot, Heading: "A root token", Label: "Digest of the root token", Example: "nIAZ9QOTEX_2xQ3rdm9T4SH7hZEZq0ORIBtI8MgGkfY",
+		Text: "Everything that descends from one token of an identity provider."},
+	{Kind: delegation.CutTenant, Heading: "The whole tenant",
+		Text: "Everything that was granted in this tenant until now, of all subjects and agents."},
+}
+
+func (h *console) revoke(c *call) error {
+	return c.show(http.StatusOK, "revoke", page{Title: "Revoke", Body: revokePage{Kinds: revokables}})
+}
+
+const forever = " are refused everywhere from now on. This cannot be undone."
+
+// words are what a revocation means, for the person who is about to make it.
+func words(t delegation.Target) (heading, effect, button string, mild bool) {
+	name := t.ID
+	if named(t.Kind) {
+		name = nameOf(delegation.Principal(t.ID))
+	}
 	switch t.Kind {
 	case delegation.BanToken:
-		return "token " + t.ID
+		return "Revoke a token", "The token " + name + " and everything that was derived from it" + forever, "Revoke it", false
 	case delegation.BanChain:
-		return "chain " + t.ID
+		return "Revoke a whole chain", "All tokens of the chain " + name + ", from its first grant on," + forever, "Revoke it", false
 	case delegation.BanRoot:
-		return "what descends from root token " + t.ID
+		return "Revoke what descends from a root token", "All tokens that descend from the root token " + name + forever, "Revoke it", false
 	case delegation.BanKey:
-		return "key " + t.ID
-	case delegation.BanSuspend:
-		return "suspends " + t.ID
-	case delegation.Resume:
-		return "resumes " + t.ID
-	case delegation.CutSubject:
-		return "all that was granted for " + t.ID
+		return "Ban a key", "All tokens in whose chain the key " + name + " is bound, and all callers that authenticate with it," + forever, "Ban it", false
 	case delegation.CutAgent:
-		return "all that was granted to " + t.ID
+		return "Cut off " + name, "Every token that was granted to it until now, or below it, is refused everywhere. It may get new ones.", "Cut it off", false
+	case delegation.CutSubject:
+		return "Revoke all for " + name, "Every token that was granted on behalf of " + name + " until now is refused everywhere, and sessions at this console end. New tokens need a sign-in after this.", "Revoke them", false
 	case delegation.CutAgentSubject:
-		return "all that was granted to " + t.ID + " for " + string(t.Subject)
+		return "Cut off " + name + " for " + nameOf(t.Subject), "Every token that was granted to it until now on behalf of " + nameOf(t.Subject) + ", or below it, is refused everywhere. It may get new ones.", "Cut it off", false
+	case delegation.CutTenant:
+		return "Revoke everything", "Every token that was granted in this tenant until now is refused everywhere: all agents stop until their subjects have signed in again. This cannot be undone.", "Revoke everything", false
+	case delegation.Resume:
+		return "Resume " + name, "It may get tokens again. The tokens that it held before stay revoked.", "Resume it", true
 	}
-	return "everything"
+	return "Contain " + name, "Every token in whose chain it is an actor is refused everywhere from now on, and it gets no new one until it is resumed. To resume it restores none of them.", "Contain it", false
+}
+
+// targetText names what a revocation is aimed at, as tokens have it.
+func targetText(t delegation.Target) string { return aimAt(t).Text(string(t.ID), string(t.Subject)) }
+
+// aim is what an entry is about.
+type aim struct {
+	Verb string
+	Who  delegation.Principal // what it is aimed at, where that is a principal
+	ID   string               // or where it is none
+	For  delegation.Principal
+}
+
+// Text is the aim in one line, with its names as they are to be written.
+func (a aim) Text(name, subject string) string {
+	text := strings.TrimSpace(a.Verb + " " + name)
+	if a.For != "" {
+		text += " for " + subject
+	}
+	return text
+}
+
+// Readable is the aim in one line, for people.
+func (a aim) Readable() string {
+	if a.Who != "" {
+		return a.Text(nameOf(a.Who), nameOf(a.For))
+	}
+	return a.Text(a.ID, "")
+}
+
+func aimAt(t delegation.Target) aim {
+	verb := map[delegation.TargetKind]string{
+		delegation.BanToken: "token", delegation.BanChain: "chain", delegation.BanRoot: "what descends from root token", delegation.BanKey: "key",
+		delegation.BanSuspend: "suspends", delegation.Resume: "resumes", delegation.CutSubject: "all that was granted for",
+		delegation.CutAgent: "all that was granted to", delegation.CutAgentSubject: "all that was granted to", delegation.CutTenant: "everything",
+	}[t.Kind]
+	if named(t.Kind) {
+		return aim{Verb: verb, Who: delegation.Principal(t.ID), For: t.Subject}
+	}
+	return aim{Verb: verb, ID: t.ID}
 }

@@ -43,6 +43,40 @@ function tellTimes(root) {
 tellTimes(document);
 setInterval(() => tellTimes(document), 1000);
 
+// The receipts of a revocation are fetched every two seconds until all verifiers have applied it, then every ten.
+// The table is not replaced while it holds the focus.
+const receipts = document.querySelector("[data-receipts]");
+if (receipts) {
+  const state = () => receipts.querySelector("[role=status]");
+  const again = () => setTimeout(refresh, receipts.querySelector(".state.live") && !receipts.querySelector(".state.voided") ? 10000 : 2000);
+  async function refresh() {
+    if (document.hidden) return again();
+    try {
+      const answer = await fetch(receipts.dataset.receipts, { headers: { Accept: "text/html" }, redirect: "manual", cache: "no-store" });
+      if (answer.type === "opaqueredirect" || answer.status === 401 || answer.status === 404) {
+        state().textContent = "The session has ended: reload this page to sign in.";
+        return;
+      }
+      if (!answer.ok) throw new Error(answer.status);
+      const now = new DOMParser().parseFromString(await answer.text(), "text/html");
+      const words = now.querySelector("[role=status]").textContent;
+      if (state().textContent !== words) state().textContent = words;
+      if (!receipts.contains(document.activeElement)) {
+        receipts.querySelector(".table")?.remove();
+        const table = now.querySelector(".table");
+        if (table) {
+          receipts.append(table);
+          tellTimes(receipts);
+        }
+      }
+    } catch {
+      // The last answer stays, and the next one is fetched.
+    }
+    again();
+  }
+  again();
+}
+
 // The live page asks again and again for what is newer, and puts it on top.
 const rows = document.querySelector("[data-live]");
 if (rows) {
