@@ -162,6 +162,11 @@ func (t *Tenant) check(p *problems, path string) {
 		required(p, at+".bundle_file", domain.BundleFile, "name the file of its bundle")
 		required(p, at+".principal.type", domain.Principal.Type, "say what its workloads are, such as agent")
 	}
+	for i, responder := range t.EmergencyResponders {
+		if _, err := delegation.ParsePrincipal(string(responder)); err != nil {
+			p.add(fmt.Sprintf("%s.emergency_responders[%d]", path, i), "must be a principal, such as user:rita: %v", err)
+		}
+	}
 	t.Policy.check(p, path+".policy")
 	t.Limits.check(p, path+".limits")
 	if t.ManagedKeys != nil {

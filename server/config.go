@@ -15,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	"deputy.example/deputy/client/delegation"
 	"deputy.example/deputy/server/internal/policy"
 	"deputy.example/deputy/server/internal/token"
 )
@@ -144,6 +145,10 @@ type Tenant struct {
 	// it in the first answer and try again; it keeps anybody from making proofs for later, with a key that
 	// is at hand only now. Default false: a proof is good for a minute.
 	RequireDPoPNonce bool `yaml:"require_dpop_nonce"`
+	// EmergencyResponders are taken for responders while OpenFGA does not answer: they revoke, suspend and read
+	// everything of the tenant, and resume nothing. Default none: then an outage of OpenFGA leaves each caller what
+	// it may take back itself. Danger: OpenFGA is not asked whether they still are responders.
+	EmergencyResponders []delegation.Principal `yaml:"emergency_responders"`
 	// AcceptJSONSTS lets the token endpoint take a JSON object of RFC 8693's string members too, which
 	// is what grpc-go's STS credential sends. Default false: OAuth asks for a form.
 	AcceptJSONSTS bool `yaml:"accept_json_sts"`

@@ -83,9 +83,9 @@ func (t *Tenant) open(p *problems, parts *opened, path string, o Options) exchan
 			MaxDepth: t.Limits.MaxDepth, MaxBatch: t.Limits.MaxBatch,
 			ActorMayRecur: t.Limits.ActorMayRecur, AllowBearer: t.Limits.AllowBearer, ScopeTargets: t.Limits.ScopeTargets,
 		},
-		RequireNonce: t.RequireDPoPNonce,
-		CallerRate:   guard.Limit{Rate: t.Limits.CallerRate, Burst: t.Limits.CallerBurst},
-		Keys:         t.openKeys(p, parts, path, o),
+		RequireNonce: t.RequireDPoPNonce, EmergencyResponders: t.EmergencyResponders,
+		CallerRate: guard.Limit{Rate: t.Limits.CallerRate, Burst: t.Limits.CallerBurst},
+		Keys:       t.openKeys(p, parts, path, o),
 
 		Checkpoints: t.openCheckpoints(p, parts, path+".audit", o),
 	}

@@ -53,7 +53,7 @@ func AsError(err error) *Error {
 	case errors.As(err, &e):
 		return e
 	}
-	return Refuse(Internal, "", "internal error: nothing was issued").WithCause(err)
+	return Refuse(Internal, "", "internal error").WithCause(err)
 }
 
 // WithCause returns a copy that remembers err.

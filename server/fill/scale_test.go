@@ -32,6 +32,7 @@ func TestScale(t *testing.T) {
 				t.Fatal(err)
 			}
 			t.Logf("%d entries in %s", summary.Entries, time.Since(start).Round(time.Millisecond))
+			wantIndexed(t, dsn)
 			figures, err := fill.Measure(t.Context(), dsn, fill.Measuring{Tenant: "acme", Summary: summary, Rounds: rounds, Seed: testservers.Seed(t)})
 			if err != nil {
 				t.Fatal(err)
@@ -54,6 +55,19 @@ func TestScale(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// wantIndexed wants a filled ledger to be what months of service leave: what is searched for is looked up.
+func wantIndexed(t *testing.T, dsn string) {
+	t.Helper()
+	l, err := ledger.Open(t.Context(), dsn, ledger.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if whole, err := l.IndexBuilt(t.Context(), "acme"); err != nil || !whole {
+		t.Errorf("the search index is built: %t, %v", whole, err)
 	}
 }
 

@@ -64,15 +64,11 @@ type Config struct {
 	Now            func() time.Time     // nil: time.Now
 }
 
-// maxTails bounds how many browsers of this instance wait for new entries at the same time.
-const maxTails = 64
-
 // console is all tenants' consoles.
 type console struct {
 	Config
 	routes map[string]*route // by exact escaped path; never changed after New
 	tracer trace.Tracer
-	tails  chan struct{} // one for each browser that waits
 	off    protections
 }
 
@@ -110,7 +106,7 @@ func New(c Config) (http.Handler, error) {
 		c.Now = time.Now
 	}
 	h := &console{
-		Config: c, routes: make(map[string]*route), tails: make(chan struct{}, maxTails),
+		Config: c, routes: make(map[string]*route),
 		tracer: c.TracerProvider.Tracer("deputy.example/deputy/server/internal/console"),
 	}
 	for _, t := range c.Tenants {

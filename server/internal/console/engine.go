@@ -32,8 +32,9 @@ type Engine interface {
 }
 
 // Tail is what exchange.Tail does: Next returns the entries after a number, and waits for some if
-// there are none yet, but not for long.
+// there are none yet, but not for long. Close gives back the place of the instance that it holds.
 type Tail interface {
+	Close()
 	Next(ctx context.Context, after uint64) ([]exchange.Recorded, error)
 }
 

@@ -7,7 +7,6 @@ import (
 	"strconv"
 	"time"
 
-	"deputy.example/deputy/client/delegation"
 	"deputy.example/deputy/server/internal/exchange"
 	"deputy.example/deputy/server/internal/ledger"
 )
@@ -45,18 +44,11 @@ func (h *console) liveEntries(c *call) error {
 	if err != nil {
 		return err
 	}
-	select {
-	case h.tails <- struct{}{}:
-		defer func() { <-h.tails }()
-	default:
-		busy := delegation.Refuse(delegation.RateLimited, "", "too many browsers are watching this instance")
-		busy.RetryAfter = 5 * time.Second
-		return busy
-	}
 	tail, err := h.Engine.Tail(c.r.Context(), c.inquiry())
 	if err != nil {
 		return err
 	}
+	defer tail.Close()
 	ctx, cancel := context.WithTimeout(c.r.Context(), tailPatience)
 	defer cancel()
 	rows, err := tail.Next(ctx, after)

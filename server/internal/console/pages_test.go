@@ -453,9 +453,12 @@ func TestLiveEntries(t *testing.T) {
 	if got := s.get("/console/live/entries?after=57"); got.Header.Get("Deputy-Last-Entry") != "57" || strings.TrimSpace(got.body) != "" {
 		t.Errorf("%v\n%s", got.Header, got.body)
 	}
-	for range maxTails {
-		s.console.tails <- struct{}{}
+	if n := s.engine.closed.Load(); n != 2 {
+		t.Errorf("%d of 2 places were given back", n)
 	}
+	full := delegation.Refuse(delegation.RateLimited, "", "no place")
+	full.RetryAfter = 5 * time.Second
+	s.engine.full = full
 	if got := s.get("/console/live/entries?after=57"); got.StatusCode != http.StatusTooManyRequests || got.Header.Get("Retry-After") != "5" {
 		t.Errorf("one too many: %s", got.Status)
 	}

@@ -13,6 +13,7 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -49,6 +50,8 @@ type script struct {
 	descendants []exchange.Descendant
 	reach       exchange.Reach
 	tail        []exchange.Recorded
+	full        error        // in place of a tail
+	closed      atomic.Int32 // tails
 	checkpoint  exchange.Checkpoint
 	receipts    []guard.Receipt
 	window      ledger.Window
@@ -128,7 +131,14 @@ func (s *script) MayRevoke(_ context.Context, _ exchange.Inquiry, targets ...del
 	return may, s.err
 }
 
-func (s *script) Tail(context.Context, exchange.Inquiry) (Tail, error) { return s, s.err }
+func (s *script) Tail(context.Context, exchange.Inquiry) (Tail, error) {
+	if s.full != nil {
+		return nil, s.full
+	}
+	return s, s.err
+}
+
+func (s *script) Close() { s.closed.Add(1) }
 
 func (s *script) Next(_ context.Context, after uint64) ([]exchange.Recorded, error) {
 	var news []exchange.Recorded

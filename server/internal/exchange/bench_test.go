@@ -1,14 +1,18 @@
 package exchange_test
 
 import (
+	"context"
 	"fmt"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"deputy.example/deputy/client/delegation"
 	"deputy.example/deputy/server/internal/exchange"
 	"deputy.example/deputy/server/internal/exchange/exchangetest"
+	"deputy.example/deputy/server/internal/ledger"
+	"deputy.example/deputy/server/internal/ledger/ledgertest"
 )
 
 // BenchmarkExchange is the whole walk with real keys, real Redis and a real SQLite file; OpenFGA is a
@@ -42,5 +46,62 @@ func BenchmarkExchange(b *testing.B) {
 			all.Wait()
 			b.StopTimer()
 		})
+	}
+}
+
+// BenchmarkRevoke takes back one thing after the other among few and among many live grants of one agent and one subject:
+// the time must not grow with their number. A suspension of that agent kills the most that can be killed.
+func BenchmarkRevoke(b *testing.B) {
+	for _, live := range []int{1_000, 100_000} {
+		w, n, _ := hospital(b)
+		crowd := make([]*ledger.Draft, 250)
+		for range live / len(crowd) {
+			for i := range crowd {
+				crowd[i] = ledgertest.Grant(w.Clock().Now(), alice, planner)
+			}
+			for _, r := range w.Ledger.AppendAll(b.Context(), n.Name, crowd, nil) {
+				if r.Err != nil {
+					b.Fatal(r.Err)
+				}
+			}
+		}
+		indexed(b, w)
+		for name, target := range map[string]func(jti string) delegation.Target{
+			"token": func(jti string) delegation.Target { return delegation.Target{Kind: delegation.BanToken, ID: jti} },
+			"agent": func(string) delegation.Target {
+				return delegation.Target{Kind: delegation.BanSuspend, ID: string(planner)}
+			},
+			"subject": func(string) delegation.Target {
+				return delegation.Target{Kind: delegation.CutSubject, ID: "user:nobody"}
+			},
+			"key": func(jti string) delegation.Target { return delegation.Target{Kind: delegation.BanKey, ID: jti} },
+		} {
+			b.Run(fmt.Sprintf("%s/live=%d", name, live), func(b *testing.B) {
+				for i := 0; b.Loop(); i++ {
+					b.StopTimer()
+					call := exchange.RevokeCall{Tenant: n.Name, Credentials: n.Credentials(b, responder), Target: target(crowd[i%len(crowd)].ID)}
+					b.StartTimer()
+					if _, err := w.Engine.Revoke(b.Context(), call); err != nil {
+						b.Fatal(err)
+					}
+				}
+			})
+		}
+	}
+}
+
+// indexed waits until the search index is built, as it is in service.
+func indexed(t testing.TB, w *exchangetest.World) {
+	t.Helper()
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- w.Ledger.Keep(ctx, "default") }()
+	_, built := await(time.Minute, func() bool {
+		whole, err := w.Ledger.IndexBuilt(ctx, "default")
+		return err == nil && whole
+	})
+	stop()
+	if err := <-done; err != nil || !built {
+		t.Fatalf("the index is built: %t, %v", built, err)
 	}
 }

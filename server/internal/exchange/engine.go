@@ -37,6 +37,9 @@ type Tenant struct {
 	// RequireNonce wants a nonce of this server's in each DPoP proof, so that nobody can make proofs for
 	// later (RFC 9449 §8). Default: the time that a proof was made is enough.
 	RequireNonce bool
+	// EmergencyResponders are taken for responders while OpenFGA does not answer: they take authority back and
+	// look, and resume nothing. Default: none, and then an outage of OpenFGA leaves each caller what it holds itself.
+	EmergencyResponders []delegation.Principal
 	// Checkpoints sign the heads of its log. Default: nobody does.
 	Checkpoints *Checkpointer
 }
@@ -69,6 +72,8 @@ type Engine struct {
 	strange  xrate.Sometimes // samples the log of refusals that come before a caller is known
 	randLock sync.Mutex      // Config.Rand need not be safe for concurrent use
 	receipts receipts
+	watchers *places
+	tails    *places
 	counting chan struct{} // holds a token for each count that runs
 	lists    signedLists
 	compared sync.Map // tenant's name → nil, or error where Redis knows revocations that the ledger does not
@@ -119,6 +124,8 @@ func New(config Config) (*Engine, error) {
 		strange:  xrate.Sometimes{First: 20, Interval: time.Second},
 		sign:     (*token.Keyset).Sign,
 		hits:     (*ledger.Survey).Count,
+		watchers: newPlaces("watchers", MaxWatchers, len(config.Tenants), 2, time.Second),
+		tails:    newPlaces("streams of entries", maxTails, len(config.Tenants), 4, 5*time.Second),
 		counting: make(chan struct{}, countsAtOnce),
 		patience: countPatience,
 		statuses: config.Ledger.Statuses,

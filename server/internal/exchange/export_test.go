@@ -49,6 +49,13 @@ func (e *Engine) SignWith(sign func(*token.Keyset, []byte) (string, error)) {
 // CountPatiently has revocations wait for their counts, on a machine that does much else.
 func (e *Engine) CountPatiently() { e.patience = time.Second }
 
+// HasRoomFor makes the instance one with fewer places for streams.
+func (e *Engine) HasRoomFor(watchers, tails int) {
+	tenants := len(e.config.Tenants)
+	e.watchers = newPlaces("watchers", watchers, tenants, 2, time.Second)
+	e.tails = newPlaces("streams of entries", tails, tenants, 4, 5*time.Second)
+}
+
 // CountWith replaces the count of what a revocation kills.
 func (e *Engine) CountWith(hits func(s *ledger.Survey, ctx context.Context, limit int) ([]*ledger.Entry, int, int, error)) {
 	e.hits = hits

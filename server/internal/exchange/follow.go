@@ -236,7 +236,7 @@ func (f *follower) keep(ctx context.Context) error {
 func (f *follower) publish(ctx context.Context) error {
 	head, err := f.config.Guard.PublishedHead(ctx, f.tenant.Name)
 	if errors.Is(err, guard.ErrGap) { // something else is in the place of the lists
-		return f.republish(ctx)
+		return f.republish(ctx, listsDamaged)
 	}
 	if err != nil {
 		return err
@@ -254,7 +254,7 @@ func (f *follower) publish(ctx context.Context) error {
 	}
 	f.compared.Store(f.tenant.Name, nil)
 	if began := time.Now(); f.doubt && began.After(f.rests) {
-		if err := f.audit(ctx); err != nil {
+		if err := f.audit(ctx, head, last); err != nil {
 			return err
 		}
 		f.doubt, f.rests = false, time.Now().Add(auditShare*time.Since(began))
@@ -265,11 +265,11 @@ func (f *follower) publish(ctx context.Context) error {
 	}
 	events, complete, _ := f.config.Ledger.Events(f.tenant.Name, head)
 	if !complete {
-		return f.republish(ctx)
+		return f.republish(ctx, listsOld)
 	}
 	for _, r := range events {
 		if err := f.config.Guard.Publish(ctx, f.tenant.Name, r); errors.Is(err, guard.ErrGap) {
-			return f.republish(ctx)
+			return f.republish(ctx, listsDamaged)
 		} else if err != nil {
 			return err
 		}
@@ -277,7 +277,16 @@ func (f *follower) publish(ctx context.Context) error {
 	return nil
 }
 
-func (f *follower) audit(ctx context.Context) error {
+// What can be wrong with the lists in Redis: labels of deputy_revocation_lists_mended_total.
+const (
+	listsLost    = "lost"    // there are none
+	listsOld     = "old"     // their head is behind the ledger's
+	listsDamaged = "damaged" // something else is in their place, or they differ from the ledger
+)
+
+// audit compares the lists with the ledger, and rebuilds them where they differ. head and last are the numbers up to
+// which the lists and the ledger were found to go.
+func (f *follower) audit(ctx context.Context, head, now uint64) error {
 	live, last, err := f.config.Ledger.Live(ctx, f.tenant.Name)
 	if err != nil {
 		return err
@@ -286,15 +295,35 @@ func (f *follower) audit(ctx context.Context) error {
 	if err != nil || right {
 		return err
 	}
-	return f.config.Guard.Republish(ctx, f.tenant.Name, live, last)
+	cause := listsDamaged
+	switch {
+	case head == 0:
+		cause = listsLost
+	case head < now:
+		cause = listsOld
+	}
+	return f.mend(ctx, cause, live, last)
 }
 
-func (f *follower) republish(ctx context.Context) error {
+func (f *follower) republish(ctx context.Context, cause string) error {
 	live, last, err := f.config.Ledger.Live(ctx, f.tenant.Name)
 	if err != nil {
 		return err
 	}
-	return f.config.Guard.Republish(ctx, f.tenant.Name, live, last)
+	return f.mend(ctx, cause, live, last)
+}
+
+// mend rebuilds the lists and reports it: until then readers of the lists did not know what was revoked.
+func (f *follower) mend(ctx context.Context, cause string, live []delegation.Revocation, last uint64) error {
+	if err := f.config.Guard.Republish(ctx, f.tenant.Name, live, last); err != nil {
+		return err
+	}
+	if last == 0 {
+		return nil // the first lists of a tenant without revocations
+	}
+	f.metrics.mended.WithLabelValues(f.tenant.Name, cause).Inc()
+	f.config.Logger.WarnContext(ctx, "revocation lists in redis mended", "tenant", f.tenant.Name, "cause", cause, "live", len(live), "entry", last)
+	return nil
 }
 
 // Ready says whether Redis and the ledger belong together for one tenant; until they have been

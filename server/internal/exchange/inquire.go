@@ -37,21 +37,30 @@ type inquirer struct {
 	revoked *delegation.RevocationSet
 }
 
-// admitInquiry takes what workloads authenticate with, admitReader people who signed in besides.
+// admitInquiry takes what workloads authenticate with, admitReader people who signed in besides. Both spend
+// single-use assertions and proofs durably, as an exchange spends them in its entry.
 func (e *Engine) admitInquiry(ctx context.Context, q Inquiry) (inquirer, error) {
-	by, err := e.inquirer(ctx, q, e.workload)
-	if err != nil {
-		return inquirer{}, e.turnAway(ctx, err)
-	}
-	return by, nil
+	return e.admitted(ctx, q, e.workload, e.spend)
 }
 
 func (e *Engine) admitReader(ctx context.Context, q Inquiry) (inquirer, error) {
-	who := e.workload
+	return e.admitted(ctx, q, e.reader(q), e.spend)
+}
+
+// admitUnspent is admitReader for a call that spends what the caller came with in the entry that it writes.
+func (e *Engine) admitUnspent(ctx context.Context, q Inquiry) (inquirer, error) {
+	return e.admitted(ctx, q, e.reader(q), nil)
+}
+
+func (e *Engine) reader(q Inquiry) authenticator {
 	if q.Credentials.Person != nil {
-		who = e.person
+		return e.person
 	}
-	by, err := e.inquirer(ctx, q, who)
+	return e.workload
+}
+
+func (e *Engine) admitted(ctx context.Context, q Inquiry, who authenticator, spend func(context.Context, arrival) error) (inquirer, error) {
+	by, err := e.inquirer(ctx, q, who, spend)
 	if err != nil {
 		return inquirer{}, e.turnAway(ctx, err)
 	}
@@ -68,30 +77,42 @@ func (e *Engine) workload(ctx context.Context, q Inquiry) (arrival, error) {
 	return e.authenticate(ctx, q.Tenant, q.Credentials, nil)
 }
 
-// inquirer admits whoever asks, and who says who that is. Single-use assertions and proofs are spent
-// durably here, as an exchange spends them in its entry.
-func (e *Engine) inquirer(ctx context.Context, q Inquiry, who func(context.Context, Inquiry) (arrival, error)) (by inquirer, err error) {
+// authenticator finds out who asks.
+type authenticator func(context.Context, Inquiry) (arrival, error)
+
+// inquirer admits the caller, within its rate and, where Redis does not answer, within what this instance
+// allows by itself: looking and taking back do not need Redis. spend, where it is not nil, spends what the caller came with;
+// where it is nil, the call's own entry does.
+func (e *Engine) inquirer(ctx context.Context, q Inquiry, who authenticator, spend func(context.Context, arrival) error) (by inquirer, err error) {
 	if by.arrival, err = who(ctx, q); err != nil {
 		return by, err
 	}
-	if err := e.admitCaller(ctx, by.arrival, 1); err != nil {
+	limited := e.config.Guard.AdmitOrLimit(ctx, by.tenant.Name, by.caller.Principal, by.tenant.CallerRate, by.noted()...)
+	if err := e.asStranger(ctx, by.arrival, limited); err != nil {
 		return by, err
 	}
-	if uses := by.uses(); len(uses) > 0 {
-		if err := e.config.Ledger.Spend(ctx, by.tenant.Name, uses); err != nil {
-			return by, e.asStranger(ctx, by.arrival, err)
+	unspent := by.uses()
+	if spend != nil {
+		if err := spend(ctx, by.arrival); err != nil {
+			return by, err
 		}
+		unspent = nil
 	}
 	if by.revoked, err = e.config.Ledger.Revocations(ctx, by.tenant.Name, true); err != nil {
 		return by, err
 	}
-	return by, e.unrevoked(ctx, by, q)
+	return by, e.unrevoked(ctx, by, q, unspent...)
+}
+
+// spend notes in the ledger what the caller came with and may use once.
+func (e *Engine) spend(ctx context.Context, a arrival) error {
+	return e.asStranger(ctx, a, e.config.Ledger.Spend(ctx, a.tenant.Name, a.uses()))
 }
 
 // unrevoked refuses a caller that is suspended or whose key is banned, and a person whose session began
 // before something that cut it off.
-func (e *Engine) unrevoked(ctx context.Context, by inquirer, q Inquiry) error {
-	if err := e.standing(ctx, by, q.Peer); err != nil {
+func (e *Engine) unrevoked(ctx context.Context, by inquirer, q Inquiry, unspent ...ledger.SingleUse) error {
+	if err := e.standing(ctx, by, q.Peer, unspent...); err != nil {
 		return err
 	}
 	p := q.Credentials.Person
@@ -107,13 +128,14 @@ func (e *Engine) unrevoked(ctx context.Context, by inquirer, q Inquiry) error {
 // standing refuses a caller that is suspended, or whose key is banned, with the answer for one that nobody
 // knows: what was taken back authenticates nobody, and whoever stole it learns nothing. Responders find
 // the attempt in the ledger.
-func (e *Engine) standing(ctx context.Context, by inquirer, peer string) error {
+// The record of it spends uses, where nothing has spent them before.
+func (e *Engine) standing(ctx context.Context, by inquirer, peer string, uses ...ledger.SingleUse) error {
 	if _, hit := by.revoked.HitCaller(by.caller.Principal, by.keys()...); !hit {
 		return nil
 	}
 	kept := delegation.Refuse(delegation.TokenRevoked, "", "the caller is suspended, or its key is banned")
 	draft := &ledger.Draft{Caller: by.caller.Principal, Peer: peer, TraceID: traceID(ctx)}
-	if err := delegation.AsError(e.recordRefusal(ctx, by.tenant, draft, "authentication", kept)); err.Temporary() || e.off.equalAnswers {
+	if err := delegation.AsError(e.recordRefusal(ctx, by.tenant, draft, "authentication", kept, uses...)); err.Temporary() || e.off.equalAnswers {
 		return err
 	}
 	return unauthenticated(kept)

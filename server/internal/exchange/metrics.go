@@ -12,6 +12,7 @@ type metrics struct {
 	outcomes *prometheus.CounterVec
 	steps    *prometheus.HistogramVec
 	strange  *prometheus.CounterVec
+	mended   *prometheus.CounterVec
 
 	signedSize *prometheus.GaugeVec
 	signedTime *prometheus.GaugeVec
@@ -33,6 +34,10 @@ func newMetrics(registerer prometheus.Registerer) *metrics {
 			Name: "deputy_unauthenticated_calls_total",
 			Help: "Calls that were refused before a caller was known; these are not in the ledger.",
 		}, []string{"reason"}),
+		mended: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "deputy_revocation_lists_mended_total",
+			Help: "Rebuilds of the lists of revocations in Redis because they were lost, old or damaged.",
+		}, []string{"tenant", "cause"}),
 	}
 	gauge := func(name, help string) *prometheus.GaugeVec {
 		return prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: name, Help: help}, []string{"tenant"})
@@ -41,7 +46,7 @@ func newMetrics(registerer prometheus.Registerer) *metrics {
 	m.signedTime = gauge("deputy_checkpoint_time_seconds", "When it was signed, in seconds since 1970.")
 	m.unsigned = gauge("deputy_checkpoint_failing", "1 while no checkpoint can be signed: alert on it.")
 	if registerer != nil {
-		registerer.MustRegister(m.outcomes, m.steps, m.strange, m.signedSize, m.signedTime, m.unsigned)
+		registerer.MustRegister(m.outcomes, m.steps, m.strange, m.mended, m.signedSize, m.signedTime, m.unsigned)
 	}
 	return m
 }

@@ -7,6 +7,7 @@ import (
 
 	"deputy.example/deputy/client/delegation"
 	"deputy.example/deputy/client/dpop"
+	"deputy.example/deputy/server/internal/guard"
 	"deputy.example/deputy/server/internal/ledger"
 	"deputy.example/deputy/server/internal/token"
 )
@@ -108,7 +109,7 @@ func (e *Engine) hold(ctx context.Context, t *Tenant, c Credentials) (possession
 	}
 	if t.RequireNonce {
 		var err error
-		if want.Nonces, err = e.config.Guard.Nonces(ctx, t.Name); err != nil {
+		if want.Nonces, err = e.config.Guard.NoncesOrOwn(ctx, t.Name); err != nil {
 			return possession{}, err
 		}
 	}
@@ -150,6 +151,14 @@ func (a arrival) uses() []ledger.SingleUse {
 	}
 	if p := a.held.proof; p != nil {
 		uses = append(uses, ledger.SingleUse{Issuer: "dpop", Key: p.Thumbprint, ID: p.ID, Until: p.Until, Reason: delegation.ProofReplayed})
+	}
+	return uses
+}
+
+// noted are the uses as Redis notes them.
+func (a arrival) noted() (uses []guard.Use) {
+	for _, u := range a.uses() {
+		uses = append(uses, guard.Use{Issuer: u.Issuer, Key: u.Key, ID: u.ID, Until: u.Until, Reason: u.Reason})
 	}
 	return uses
 }

@@ -30,7 +30,7 @@ type Revoked struct {
 	Revocation *delegation.Revocation // nil in a dry run, and where there was nothing to revoke
 	Tokens     int                    // live tokens that it kills
 	Chains     int                    // that they belong to
-	Counted    bool                   // Tokens and Chains are known: there was time to count them
+	Counted    bool                   // Tokens and Chains are known: they could be counted at once
 	Grants     []*ledger.Entry        // of the live tokens, oldest first, at most maxAffected; dry run only
 }
 
@@ -38,8 +38,8 @@ const (
 	maxAffected = 1000
 	maxReason   = 1000
 
-	// Nobody waits long to hear what a revocation kills: so long before it is recorded, and so long again once
-	// it is in force. What is not counted by then is not counted.
+	// countPatience is how long an answer waits for its count at most, once the revocation is in force. What a count
+	// reads is bounded too (ledger.SurveyOf), so this much passes only where the database is slow.
 	countPatience = 200 * time.Millisecond
 	countsAtOnce  = 2 // so that they leave connections to the database for others
 )
@@ -51,55 +51,73 @@ const system = "system:deputy"
 // introspects anything that it hits. Redis and the verifiers hear of it right after; a Redis that
 // does not answer is mended from the ledger later and undoes nothing.
 //
+// The steps are: authenticate, decide, one commit that spends the caller's credential and records the revocation
+// or its refusal, tell Redis, count. Redis is needed for none of them, and what comes after the commit
+// never turns the answer into an error. An error of reason unavailable means that the revocation is not
+// known to be in force: its description tells whether it may be.
+//
 // The answer to a caller who may not is NotFound, as if there were nothing to revoke.
 func (e *Engine) Revoke(ctx context.Context, call RevokeCall) (Revoked, error) {
 	ctx, cancel := e.within(ctx)
 	defer cancel()
-	by, err := e.admitReader(ctx, Inquiry{Tenant: call.Tenant, Credentials: call.Credentials, Peer: call.Peer})
+	by, err := e.admitUnspent(ctx, Inquiry{Tenant: call.Tenant, Credentials: call.Credentials, Peer: call.Peer})
 	if err != nil {
 		return Revoked{}, err
 	}
-	tenant, caller := by.tenant, by.caller
-	draft := &ledger.Draft{Kind: ledger.KindRevocation, Caller: caller.Principal, Peer: call.Peer, TraceID: traceID(ctx), Detail: call.Reason}
-	target, err := e.decideRevocation(ctx, tenant, caller, call)
-	if err == nil && call.DryRun {
+	tenant := by.tenant
+	draft := &ledger.Draft{Kind: ledger.KindRevocation, Caller: by.caller.Principal, Peer: call.Peer, TraceID: traceID(ctx), Detail: call.Reason}
+	target, err := e.decideRevocation(ctx, tenant, by.caller, call)
+	if err != nil {
+		return Revoked{}, e.recordRefusal(ctx, tenant, draft, "revocation", err, by.uses()...)
+	}
+	if call.DryRun {
+		if err := e.spend(ctx, by.arrival); err != nil {
+			return Revoked{}, err
+		}
 		return e.affected(ctx, tenant, target)
 	}
-	if err != nil {
-		return Revoked{}, e.recordRefusal(ctx, tenant, draft, "revocation", err)
-	}
 	draft.Revocation = &delegation.Revocation{Target: target, Until: e.until(tenant, target)}
-	counted := e.countHits(ctx, tenant, target)
-	result := e.config.Ledger.AppendAll(ctx, tenant.Name, []*ledger.Draft{draft}, nil)[0]
+	result := e.config.Ledger.AppendAll(ctx, tenant.Name, []*ledger.Draft{draft}, by.uses())[0]
 	if result.Err != nil {
-		counted(0)
-		return Revoked{}, delegation.AsError(result.Err)
+		return Revoked{}, e.notRevoked(tenant, result)
 	}
-	recorded, err := e.config.Ledger.EntryAt(ctx, tenant.Name, result.Receipt.Seq)
-	if err != nil || recorded.Revocation == nil {
-		counted(0)
-		return Revoked{}, delegation.Unavailable("ledger", err)
-	}
-	e.announce(ctx, tenant, *recorded.Revocation)
-	done := counted(e.patience)
-	done.Revocation = recorded.Revocation
+	// In force from here on: nothing below is an error.
+	recorded := result.Receipt.Revocation
+	counted := e.beginCount(ctx, tenant, *recorded)
+	e.announce(ctx, tenant, *recorded)
+	done := counted()
+	done.Revocation = recorded
 	return done, nil
 }
 
-// countHits begins to count, beside the recording, and returns what ends it: within the grace, counted or
-// not. To count takes time in proportion to all that is alive, and so it must not keep anybody from revoking.
-func (e *Engine) countHits(ctx context.Context, tenant *Tenant, target delegation.Target) (counted func(grace time.Duration) Revoked) {
-	soon, cancel := context.WithTimeout(ctx, e.patience)
-	defer cancel()
-	survey, err := e.config.Ledger.Survey(soon, tenant.Name, target)
+// notRevoked is the answer where the ledger recorded a refusal in place of the revocation, or did not tell in time what
+// it recorded.
+func (e *Engine) notRevoked(tenant *Tenant, result ledger.Result) error {
+	refusal := delegation.AsError(result.Err)
+	if result.Receipt.Seq > 0 {
+		e.metrics.outcomes.WithLabelValues(tenant.Name, string(refusal.Reason)).Inc()
+	}
+	if refusal.Reason != delegation.DependencyDown {
+		return refusal
+	}
+	unknown := delegation.Refuse(refusal.Reason, refusal.Field,
+		"the ledger did not answer in time: the revocation may be in force or not; repeat it until it is acknowledged").WithCause(refusal)
+	unknown.RetryAfter = refusal.RetryAfter
+	return unknown
+}
+
+// beginCount begins to count what the recorded revocation killed, and returns what ends it: within patience,
+// counted or not.
+func (e *Engine) beginCount(ctx context.Context, tenant *Tenant, r delegation.Revocation) (counted func() Revoked) {
+	survey, err := e.config.Ledger.SurveyOf(tenant.Name, r)
 	if err != nil {
-		e.config.Logger.WarnContext(ctx, "a revocation goes on uncounted", "tenant", tenant.Name, "cause", err)
-		return func(time.Duration) Revoked { return Revoked{} }
+		return func() Revoked { return Revoked{} }
 	}
 	done, enough := make(chan Revoked, 1), make(chan struct{})
 	go func() {
-		ctx, cancel := e.within(context.WithoutCancel(ctx)) // nobody's statement is broken off when the caller has its answer
+		ctx, cancel := e.within(context.WithoutCancel(ctx)) // no statement is broken off when the caller has its answer
 		defer cancel()
+		defer close(done)
 		select {
 		case e.counting <- struct{}{}:
 			defer func() { <-e.counting }()
@@ -110,16 +128,16 @@ func (e *Engine) countHits(ctx context.Context, tenant *Tenant, target delegatio
 			done <- Revoked{Tokens: tokens, Chains: chains, Counted: true}
 		}
 	}()
-	return func(grace time.Duration) Revoked {
+	return func() Revoked {
 		defer close(enough)
 		defer survey.Stop()
-		end := time.NewTimer(grace)
+		end := time.NewTimer(e.patience)
 		defer end.Stop()
 		select {
-		case r := <-done:
+		case r := <-done: // the zero one if it could not be counted
 			return r
 		case <-end.C:
-			e.config.Logger.WarnContext(ctx, "a revocation went on uncounted: there is too much to count in time", "tenant", tenant.Name)
+			e.config.Logger.WarnContext(ctx, "revocation not counted in time", "tenant", tenant.Name, "entry", r.Seq)
 			return Revoked{}
 		}
 	}
@@ -192,8 +210,9 @@ func revocationTarget(ctx context.Context, tenant *Tenant, call RevokeCall) (del
 	return call.Target, delegation.AsError(call.Target.Check())
 }
 
-// mayRevoke is the one place that says who may take what back. Responders may everything; what
-// others may follows from what they hold, and an unknown jti or txn is nobody's but a responder's.
+// mayRevoke is the one place that decides who may take what back. Responders may everything; what
+// others may follows from what they hold, and an unknown jti or txn is a responder's only. What a caller
+// holds itself it takes back without a question to OpenFGA.
 func (e *Engine) mayRevoke(ctx context.Context, tenant *Tenant, caller delegation.Principal, t delegation.Target) (bool, error) {
 	own := false
 	switch t.Kind {
@@ -220,13 +239,26 @@ func (e *Engine) mayRevoke(ctx context.Context, tenant *Tenant, caller delegatio
 	if own {
 		return true, nil
 	}
+	relations := []policy.Relation{{User: string(caller), Relation: "responder", Object: system}}
 	if slices.Contains([]delegation.TargetKind{delegation.CutAgent, delegation.CutAgentSubject, delegation.BanSuspend, delegation.Resume}, t.Kind) {
-		operates, err := tenant.Policy.Has(ctx, policy.Relation{User: string(caller), Relation: "operator", Object: t.ID})
-		if err != nil || operates {
-			return operates, err
-		}
+		relations = append(relations, policy.Relation{User: string(caller), Relation: "operator", Object: t.ID})
 	}
-	return tenant.Policy.Has(ctx, policy.Relation{User: string(caller), Relation: "responder", Object: system})
+	has, err := tenant.Policy.HasEach(ctx, relations)
+	if t.Kind != delegation.Resume && e.inEmergency(ctx, tenant, caller, err) {
+		return true, nil
+	}
+	return slices.Contains(has, true), err
+}
+
+// inEmergency reports whether the caller is taken for a responder because OpenFGA did not answer (failed). The
+// configuration must name it for that case. A call that ran out of its own time is none.
+func (e *Engine) inEmergency(ctx context.Context, tenant *Tenant, caller delegation.Principal, failed error) bool {
+	refusal := delegation.AsError(failed)
+	if refusal == nil || refusal.Reason != delegation.DependencyDown || ctx.Err() != nil || !slices.Contains(tenant.EmergencyResponders, caller) {
+		return false
+	}
+	e.config.Logger.WarnContext(ctx, "emergency responder admitted without OpenFGA", "tenant", tenant.Name, "caller", caller, "cause", refusal.Unwrap())
+	return true
 }
 
 // grant finds a grant by its jti; nil if there is none.
@@ -270,25 +302,32 @@ func (e *Engine) affected(ctx context.Context, tenant *Tenant, t delegation.Targ
 	return Revoked{Tokens: tokens, Chains: chains, Counted: true, Grants: grants}, nil
 }
 
-// recordRefusal keeps the refusal of an authenticated caller with what it wanted, and returns it.
-func (e *Engine) recordRefusal(ctx context.Context, tenant *Tenant, draft *ledger.Draft, wanted string, err error) error {
+// recordRefusal keeps the refusal of an authenticated caller with what it wanted, spends uses, and returns it.
+// If one of the uses was spent before, that is the refusal. What a dependency did not answer is no decision: it leaves no
+// entry, and spends the uses all the same.
+func (e *Engine) recordRefusal(ctx context.Context, tenant *Tenant, draft *ledger.Draft, wanted string, err error, uses ...ledger.SingleUse) error {
 	refusal := delegation.AsError(err)
 	if refusal.Temporary() {
+		if err := e.config.Ledger.Spend(ctx, tenant.Name, uses); err != nil {
+			return err
+		}
 		return refusal
 	}
 	draft.Kind, draft.Reason, draft.Revocation = ledger.KindRefusal, refusal.Reason, nil
 	draft.Detail = wanted + ": " + refusal.Description
-	if result := e.config.Ledger.AppendAll(ctx, tenant.Name, []*ledger.Draft{draft}, nil)[0]; result.Err != nil && result.Receipt.Seq == 0 {
-		return delegation.AsError(result.Err)
+	if result := e.config.Ledger.AppendAll(ctx, tenant.Name, []*ledger.Draft{draft}, uses)[0]; result.Err != nil {
+		if refusal = delegation.AsError(result.Err); result.Receipt.Seq == 0 {
+			return refusal // and no entry
+		}
 	}
 	e.metrics.outcomes.WithLabelValues(tenant.Name, string(refusal.Reason)).Inc()
 	return refusal
 }
 
-// announce tells Redis, which wakes the other instances. It is bounded and its failure is no failure
-// of the revocation: whoever keeps the lists mends them from the ledger.
+// announce tells Redis, which wakes the other instances, also when the caller has gone. It is bounded, and its
+// failure is no failure of the revocation: the follower mends the lists from the ledger.
 func (e *Engine) announce(ctx context.Context, tenant *Tenant, r delegation.Revocation) {
-	if err := e.config.Guard.Publish(ctx, tenant.Name, r); err != nil {
+	if err := e.config.Guard.Publish(context.WithoutCancel(ctx), tenant.Name, r); err != nil {
 		e.config.Logger.WarnContext(ctx, "a revocation is durable but not in Redis yet", "tenant", tenant.Name, "entry", r.Seq, "cause", err)
 	}
 }

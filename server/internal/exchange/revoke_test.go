@@ -19,7 +19,7 @@ const (
 )
 
 // hospital is a world with people who may revoke, and a chain planner → researcher → writer.
-func hospital(t *testing.T) (*exchangetest.World, *exchangetest.Tenant, []*exchange.Grant) {
+func hospital(t testing.TB) (*exchangetest.World, *exchangetest.Tenant, []*exchange.Grant) {
 	t.Helper()
 	w := exchangetest.New(t, exchangetest.Config{Agents: []delegation.Principal{responder, operator, stranger}})
 	n := w.Tenant()

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"deputy.example/deputy/client/delegation"
-	"deputy.example/deputy/server/internal/guard"
 	"deputy.example/deputy/server/internal/ledger"
 	"deputy.example/deputy/server/internal/policy"
 	"deputy.example/deputy/server/internal/token"
@@ -140,11 +139,7 @@ func (w *walk) admit(ctx context.Context) error {
 }
 
 func (e *Engine) admitCaller(ctx context.Context, a arrival, calls int) error {
-	var uses []guard.Use
-	for _, u := range a.uses() {
-		uses = append(uses, guard.Use{Issuer: u.Issuer, Key: u.Key, ID: u.ID, Until: u.Until, Reason: u.Reason})
-	}
-	return e.asStranger(ctx, a, e.config.Guard.Admit(ctx, a.tenant.Name, a.caller.Principal, calls, a.tenant.CallerRate, uses...))
+	return e.asStranger(ctx, a, e.config.Guard.Admit(ctx, a.tenant.Name, a.caller.Principal, calls, a.tenant.CallerRate, a.noted()...))
 }
 
 // verify is step 3: the subject token once, then each child's actor.

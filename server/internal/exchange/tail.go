@@ -23,9 +23,11 @@ type Tail struct {
 	sight   sight
 	checked time.Time
 	until   time.Time
+	leave   func()
 }
 
-// Tail opens a tail for an auditor.
+// Tail opens a tail for an auditor. It takes one of the instance's places, which Close gives back; RateLimited: the
+// tenant or the caller has no more.
 func (e *Engine) Tail(ctx context.Context, q Inquiry) (*Tail, error) {
 	ctx, cancel := e.within(ctx)
 	defer cancel()
@@ -41,11 +43,15 @@ func (e *Engine) Tail(ctx context.Context, q Inquiry) (*Tail, error) {
 	if t.head, _, err = e.config.Ledger.Tree(ctx, by.tenant.Name); err != nil {
 		return nil, delegation.AsError(err)
 	}
+	t.leave, err = e.tails.enter(by.tenant.Name, by.caller.Principal)
+	if err != nil {
+		return nil, err
+	}
 	return t, nil
 }
 
-// Owner tells whom the stream's share of an instance's streams belongs to.
-func (t *Tail) Owner() string { return t.by.tenant.Name + " " + string(t.by.caller.Principal) }
+// Close gives the tail's place back. Closing again does nothing.
+func (t *Tail) Close() { t.leave() }
 
 // Head is the number of the newest entry when the tail was opened.
 func (t *Tail) Head() uint64 { return t.head }

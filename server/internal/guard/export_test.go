@@ -13,3 +13,6 @@ func (g *Guard) Waiting() int {
 	defer g.admits.mu.Unlock()
 	return len(g.admits.next)
 }
+
+// MostAlone is how many callers of a tenant are limited without Redis.
+const MostAlone = mostAlone

@@ -6,7 +6,8 @@
 // be lost at any time. The row that decides about a replay is the ledger's, and so guard only ever
 // says no early. The lists of revocations are for other services to read, and to spread news fast;
 // they are published from the ledger, audited against it, and made anew when they differ. When Redis
-// errs, is slow or answers nonsense, guard says no too (unavailable).
+// errs, is slow or answers nonsense, guard says no too (unavailable), but for calls that take authority
+// back or look (AdmitOrLimit): this instance then limits them by itself.
 //
 // It must not know tokens, policy or the ledger.
 package guard
@@ -58,6 +59,8 @@ type Guard struct {
 	now     func() time.Time
 	seconds *prometheus.HistogramVec
 	admits  rounds
+	alone   alone
+	nonces  ownNonces
 }
 
 // New makes a Guard. It does not talk to Redis yet; Ready does.
@@ -72,7 +75,7 @@ func New(c Config) *Guard {
 	g.admits = rounds{client: g.client, script: admit, timeout: g.timeout}
 	g.seconds = promauto.With(c.Registerer).NewHistogramVec(prometheus.HistogramOpts{
 		Name:    "deputy_guard_seconds",
-		Help:    "Time of a question to Redis by call (admit, note, publish, …) and outcome (ok, refused, unavailable).",
+		Help:    "Time of a question to Redis by call (admit, limit, publish, …) and outcome (ok, refused, unavailable).",
 		Buckets: prometheus.ExponentialBuckets(0.0001, 2.5, 10),
 	}, []string{"call", "outcome"})
 	return g

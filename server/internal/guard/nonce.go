@@ -7,6 +7,7 @@ import (
 	"encoding/base64"
 	"fmt"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -25,25 +26,92 @@ var noncesSource string
 var nonces = redis.NewScript(noncesSource)
 
 // Nonces are what a DPoP proof may hold now (RFC 9449 section 8): the nonce of this period, which is the
-// one to give out, and where somebody asked for it that of the period before. All instances give and take
+// one to give out, and where it was asked for that of the period before. All instances give and take
 // the same ones. They are made of 128 random bits each, tell nothing, and may be known to everybody; after
 // a loss of Redis new ones are made, and clients are told. The error is unavailable.
 func (g *Guard) Nonces(ctx context.Context, tenant string) (_ []string, err error) {
 	defer g.observe("nonces", time.Now(), &err)
 	ctx, cancel := context.WithTimeout(ctx, g.timeout)
 	defer cancel()
-	fresh := make([]byte, 16)
-	if _, err := rand.Read(fresh); err != nil {
-		return nil, delegation.Unavailable("randomness", err)
+	fresh, err := newNonce()
+	if err != nil {
+		return nil, err
 	}
-	period := g.now().UnixNano() / int64(noncePeriod)
+	period := g.period()
 	keys := []string{key(tenant, "nonce", strconv.FormatInt(period, 10)), key(tenant, "nonce", strconv.FormatInt(period-1, 10))}
-	known, err := nonces.Run(ctx, g.client, keys, base64.RawURLEncoding.EncodeToString(fresh), (2 * noncePeriod).Milliseconds()).StringSlice()
+	known, err := nonces.Run(ctx, g.client, keys, fresh, (2 * noncePeriod).Milliseconds()).StringSlice()
 	if err != nil {
 		return nil, delegation.Unavailable(dependency, err)
 	}
 	if len(known) == 0 || len(known) > len(keys) || known[0] == "" {
 		return nil, delegation.Unavailable(dependency, fmt.Errorf("%d nonces were answered", len(known)))
 	}
+	g.nonces.keep(tenant, period, known)
 	return known, nil
+}
+
+// NoncesOrOwn are Nonces, and while Redis does not answer, or takes more than half of Timeout, those that this instance
+// knows, with one of its own for each period that comes: a proof with one of them was made for this server and not
+// long ago, as one with a shared nonce is. The error is unavailable: there is no randomness.
+func (g *Guard) NoncesOrOwn(ctx context.Context, tenant string) ([]string, error) {
+	asked, cancel := context.WithTimeout(ctx, g.timeout/2)
+	defer cancel()
+	if known, err := g.Nonces(asked, tenant); err == nil {
+		return known, nil
+	}
+	fresh, err := newNonce()
+	if err != nil {
+		return nil, err
+	}
+	return g.nonces.of(tenant, g.period(), fresh), nil
+}
+
+func (g *Guard) period() int64 { return g.now().UnixNano() / int64(noncePeriod) }
+
+func newNonce() (string, error) {
+	fresh := make([]byte, 16)
+	if _, err := rand.Read(fresh); err != nil {
+		return "", delegation.Unavailable("randomness", err)
+	}
+	return base64.RawURLEncoding.EncodeToString(fresh), nil
+}
+
+// ownNonces are what an instance goes by while Redis does not answer: for each tenant those of one period.
+type ownNonces struct {
+	mu      sync.Mutex
+	tenants map[string]periodNonces
+}
+
+type periodNonces struct {
+	period int64
+	known  []string // as Nonces returns them
+}
+
+func (n *ownNonces) keep(tenant string, period int64, known []string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.put(tenant, period, known)
+}
+
+func (n *ownNonces) put(tenant string, period int64, known []string) {
+	if n.tenants == nil {
+		n.tenants = make(map[string]periodNonces)
+	}
+	n.tenants[tenant] = periodNonces{period, known}
+}
+
+// of returns the tenant's nonces of a period, which begins with the fresh one if it is new.
+func (n *ownNonces) of(tenant string, period int64, fresh string) []string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	last, there := n.tenants[tenant]
+	known := []string{fresh}
+	switch {
+	case there && last.period == period:
+		return last.known
+	case there && last.period == period-1:
+		known = append(known, last.known[0])
+	}
+	n.put(tenant, period, known)
+	return known
 }

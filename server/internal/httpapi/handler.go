@@ -74,7 +74,7 @@ func (h *handler) dispatch(ep *endpoint, w http.ResponseWriter, r *http.Request)
 			// The panic's value may repeat what was being read, so only the stack is logged: it
 			// holds no text of the request.
 			h.logger.ErrorContext(r.Context(), "panic", "route", ep.route, "stack", string(debug.Stack()))
-			err = delegation.Refuse(delegation.Internal, "", "internal error: nothing was issued")
+			err = delegation.Refuse(delegation.Internal, "", "internal error")
 		}
 	}()
 	if ep.methods != nil && !slices.Contains(ep.methods, r.Method) {

@@ -285,7 +285,7 @@ func (b *batch) record(d *Draft, replayed *delegation.Error) Result {
 	if d.Voids > 0 && !b.facts.grants[d.Voids] {
 		return Result{Err: malformed(fmt.Errorf("number %d is no grant of this tenant", d.Voids))}
 	}
-	if replayed != nil && (d.Kind == KindGrant || d.Kind == KindCheck) {
+	if replayed != nil {
 		return b.refuse(d, replayed)
 	}
 	if d.Kind != KindGrant {
@@ -379,7 +379,7 @@ func (b *batch) append(e *Entry, d *Draft, refusal *delegation.Error) Result {
 	case e.Kind == KindGrant:
 		b.grant(e, d)
 	}
-	r := Result{Receipt: Receipt{Seq: e.Seq, Time: e.Time, Claims: e.Claims}}
+	r := Result{Receipt: Receipt{Seq: e.Seq, Time: e.Time, Claims: e.Claims, Revocation: e.Revocation}}
 	if refusal != nil {
 		r.Err = refusal
 	}

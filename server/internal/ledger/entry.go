@@ -95,6 +95,8 @@ type Receipt struct {
 	Time     time.Time
 	Claims   []byte // of a grant
 	Existing bool   // the idempotency key found this grant: nothing was appended
+
+	Revocation *delegation.Revocation // of a revocation: as it is recorded
 }
 
 // Entry is one recorded entry. Personal fields are empty once they have been erased; Erased names
@@ -299,6 +301,7 @@ func (d *Draft) entry(tenant string) *Entry {
 // refuse turns the entry into the refusal that the transaction decided on.
 func (e *Entry) refuse(r *delegation.Error) {
 	e.Kind, e.Outcome, e.Reason, e.Detail = KindRefusal, Refused, r.Reason, cleanDetail(r.Description)
+	e.Voids, e.Revocation = 0, nil
 }
 
 // floor is the resolution of the ledger: whole microseconds of UTC.

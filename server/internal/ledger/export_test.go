@@ -354,3 +354,22 @@ func Believed(row []byte, tenant string, bucket int, block uint64) bool {
 func EmptyRow(tenant string, bucket int, block uint64) []byte {
 	return rowsOf(tenant, block, nil)[bucket]
 }
+
+// ClaimsPage is how many claims a bounded count reads.
+const ClaimsPage = claimsPage
+
+// Read is how many claims the count has read.
+func (s *Survey) Read() int { return s.read }
+
+// SearchRows is how many rows of the index and of entries one call of Search reads, and whether it comes to the end.
+func (l *Ledger) SearchRows(t testing.TB, tenant string, q Query) (rows int, whole bool) {
+	t.Helper()
+	w, err := l.walk(t.Context(), tenant, q)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := w.page(t.Context(), q.Limit); err != nil {
+		t.Fatal(err)
+	}
+	return mostRows - w.rows, !w.more()
+}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
+	"math"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -31,7 +32,7 @@ func (l *Ledger) Survey(ctx context.Context, tenant string, t delegation.Target)
 	if err := checkTarget(delegation.Revocation{Target: t}); err != nil {
 		return nil, malformed(err)
 	}
-	s := &Survey{ledger: l, tenant: tenant, now: l.config.Now(), target: t, seed: maphash.MakeSeed(), chains: map[uint64]struct{}{}}
+	s := newSurvey(l, tenant, t, l.config.Now())
 	var err error
 	if s.head, err = l.headSeq(ctx, tenant); err != nil {
 		return nil, unavailable(err)
@@ -42,20 +43,43 @@ func (l *Ledger) Survey(ctx context.Context, tenant string, t delegation.Target)
 	return s, nil
 }
 
-// Survey is one pass over a tenant's live grants.
+// SurveyOf begins to find out what a revocation has killed that this instance recorded: its Count is of the
+// moment before. It asks the database nothing. The Count ends with ErrTooMany where it would read more than a
+// fixed number of rows, so that its time does not grow with the number of live grants.
+func (l *Ledger) SurveyOf(tenant string, r delegation.Revocation) (*Survey, error) {
+	s := newSurvey(l, tenant, r.Target, r.At)
+	q, err := l.sequencer(tenant)
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	s.head, s.most = r.Seq-1, claimsPage
+	live := q.live.feed.Load().live
+	s.before = live[:after(live, s.head)]
+	return s, nil
+}
+
+// ErrTooMany is why a bounded Survey does not count: it kills, or would have to look at, too many.
+var ErrTooMany = errors.New("ledger: there is more to count than one answer waits for")
+
+func newSurvey(l *Ledger, tenant string, t delegation.Target, now time.Time) *Survey {
+	return &Survey{ledger: l, tenant: tenant, now: now, target: t, seed: maphash.MakeSeed(), chains: map[uint64]struct{}{}}
+}
+
+// Survey is one pass over those of a tenant's live grants that the target may hit.
 type Survey struct {
 	ledger  *Ledger
 	tenant  string
 	now     time.Time
-	limit   int
 	target  delegation.Target
 	set     *delegation.RevocationSet // the target alone
 	before  []delegation.Revocation
 	dead    *delegation.RevocationSet // what was revoked before
 	head    uint64                    // grants with higher numbers came after the question
+	most    int                       // claims that are read, and as many rows of the index; 0: no bound
 	stopped atomic.Bool
 
-	grants []*Entry
+	read   int // claims so far
+	hit    []uint64
 	tokens int
 	seed   maphash.Seed
 	chains map[uint64]struct{} // hashed: two in a million chains share one by a chance of one in 10⁷
@@ -70,16 +94,22 @@ const (
 
 // Count returns what Hits does. It may be called once.
 //
-// It asks RevocationSet.Hit of the lineage in each live grant's stored claims, so it cannot differ
-// from what becomes of them. That takes time in proportion to all live grants of the tenant, within
-// ctx: some microseconds for each, and fifty for each that names the target. It reads them page by
-// page and holds no lock.
+// It asks RevocationSet.Hit of the lineage in each grant's stored claims, so it cannot differ from what
+// becomes of them. Grants of a token, a chain, an agent or a subject are found by an index: that
+// takes some fifty microseconds for each. For a root token, a key and the tenant it reads all that is alive, at
+// some microseconds each. It reads page by page, within ctx, and holds no lock.
 func (s *Survey) Count(ctx context.Context, limit int) (grants []*Entry, tokens, chains int, err error) {
-	s.limit = limit
-	if err := s.run(ctx); err != nil {
+	err = s.run(ctx)
+	if errors.Is(err, ErrTooMany) {
+		return nil, 0, 0, err
+	}
+	if err == nil {
+		grants, err = s.list(ctx, limit)
+	}
+	if err != nil {
 		return nil, 0, 0, unavailable(err)
 	}
-	return s.grants, s.tokens, len(s.chains), nil
+	return grants, s.tokens, len(s.chains), nil
 }
 
 // Stop has a Count that runs give up between two pages: to break off a statement would cost PostgreSQL's
@@ -98,16 +128,184 @@ func (s *Survey) run(ctx context.Context) error {
 	}
 	s.set = delegation.NewRevocationSet(s.ledger.config.Skew)
 	s.set.Apply(delegation.Revocation{Seq: s.head + 1, Target: s.target, At: s.now})
-	var err error
-	for after, more := uint64(0), true; more; {
-		if s.stopped.Load() {
-			return errStopped
-		}
-		if after, more, err = s.page(ctx, after); err != nil {
+	agent, subject := delegation.Principal(s.target.ID), s.target.Subject
+	switch s.target.Kind {
+	case delegation.Resume:
+		return nil
+	case delegation.BanToken:
+		return s.below(ctx)
+	case delegation.BanChain:
+		return s.chain(ctx, s.target.ID, 0)
+	case delegation.CutSubject:
+		return s.found(ctx, Query{Subject: agent}, nil)
+	case delegation.CutAgentSubject:
+		return s.found(ctx, Query{Actor: agent, Subject: subject}, nil)
+	case delegation.BanSuspend, delegation.CutAgent:
+		if err := s.found(ctx, Query{Actor: agent}, nil); err != nil {
 			return err
+		}
+		// It may be the subject of others, and is then no actor of theirs.
+		return s.found(ctx, Query{Subject: agent}, func(c delegation.Claims) bool { return !c.Act.Contains(agent) })
+	}
+	return s.everything(ctx)
+}
+
+// below judges a token and what was derived from it: whatever its chain has from it on.
+func (s *Survey) below(ctx context.Context) error {
+	origin, err := s.ledger.Entry(ctx, s.tenant, s.target.ID)
+	switch {
+	case errors.Is(err, ErrNotFound):
+		return nil
+	case err != nil:
+		return err
+	case origin.Kind != KindGrant:
+		return nil
+	}
+	return s.chain(ctx, origin.Txn, origin.Seq-1)
+}
+
+// chain judges the grants of a chain with numbers above after.
+func (s *Survey) chain(ctx context.Context, txn string, after uint64) error {
+	f := family{ledger: s.ledger, tenant: s.tenant}
+	for {
+		links, err := s.links(ctx, f, txn, after)
+		if err != nil || len(links) == 0 {
+			return err
+		}
+		if err := s.judge(ctx, links, nil); err != nil {
+			return err
+		}
+		after = links[len(links)-1]
+	}
+}
+
+func (s *Survey) links(ctx context.Context, f family, txn string, after uint64) (seqs []uint64, err error) {
+	ctx, cancel := context.WithTimeout(ctx, s.ledger.config.attempt())
+	defer cancel()
+	links, err := f.links(ctx, sqlFamily, s.tenant, txn, stored(after), int64(entryPage))
+	for _, g := range links {
+		if g.seq <= s.head {
+			seqs = append(seqs, g.seq)
+		}
+	}
+	return seqs, err
+}
+
+// found judges the grants that the search index finds.
+func (s *Survey) found(ctx context.Context, q Query, only func(delegation.Claims) bool) error {
+	q.Before = s.head + 1
+	w, err := s.ledger.walkLive(ctx, s.tenant, q)
+	if err != nil {
+		return err
+	}
+	if w.rows = math.MaxInt; s.most > 0 {
+		w.rows = s.most
+	}
+	for w.more() {
+		proposed, err := s.propose(ctx, w)
+		if err != nil {
+			return err
+		}
+		for chunk := range slices.Chunk(proposed, entryPage) {
+			if err := s.judge(ctx, chunk, only); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
+}
+
+func (s *Survey) propose(ctx context.Context, w *walk) ([]uint64, error) {
+	if w.rows <= 0 {
+		return nil, ErrTooMany
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.ledger.config.attempt())
+	defer cancel()
+	return w.propose(ctx, entryPage)
+}
+
+// judge reads the claims of grants, and counts those that die and, where only is not nil, are so.
+func (s *Survey) judge(ctx context.Context, seqs []uint64, only func(delegation.Claims) bool) error {
+	if err := s.goesOn(len(seqs)); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.ledger.config.attempt())
+	defer cancel()
+	found, err := s.ledger.store.query(ctx, sqlClaimsIn, append(byNumber(s.tenant, seqs), micros(s.now))...)
+	if err != nil {
+		return err
+	}
+	return eachRow(found, func() error {
+		var seq uint64
+		var raw []byte
+		if err := found.Scan(&seq, &raw); err != nil {
+			return err
+		}
+		return s.see(seq, raw, only)
+	})
+}
+
+// goesOn refuses to read more claims than the bound allows, and notes them as read.
+func (s *Survey) goesOn(more int) error {
+	if s.stopped.Load() {
+		return errStopped
+	}
+	if s.read += more; s.most > 0 && s.read > s.most {
+		return ErrTooMany
+	}
+	return nil
+}
+
+// see counts a live grant if it dies.
+func (s *Survey) see(seq uint64, raw []byte, only func(delegation.Claims) bool) error {
+	claims, err := delegation.DecodeClaims(raw)
+	if err != nil {
+		return fmt.Errorf("claims of entry %d: %w", seq, err)
+	}
+	if only != nil && !only(claims) {
+		return nil
+	}
+	_, dies := s.set.Hit(claims.Lineage())
+	if _, dead := s.dead.Hit(claims.Lineage()); dies && !dead {
+		s.tokens++
+		s.chains[maphash.String(s.seed, claims.Txn)] = struct{}{}
+		s.hit = append(s.hit, seq)
+	}
+	return nil
+}
+
+// everything looks at all that is alive.
+func (s *Survey) everything(ctx context.Context) error {
+	for after, more := uint64(0), true; more; {
+		if err := s.goesOn(0); err != nil {
+			return err
+		}
+		var err error
+		if after, more, err = s.page(ctx, after); err != nil {
+			return err
+		}
+		s.read += claimsPage
+		if more && s.most > 0 && s.read >= s.most {
+			return ErrTooMany
+		}
+	}
+	return nil
+}
+
+// list returns the oldest of the grants that die.
+func (s *Survey) list(ctx context.Context, limit int) (grants []*Entry, err error) {
+	slices.Sort(s.hit)
+	for chunk := range slices.Chunk(s.hit[:min(len(s.hit), limit)], entryPage) {
+		entries, err := entriesAt(ctx, s.ledger.store, s.tenant, chunk)
+		if err == nil && len(entries) != len(chunk) {
+			err = errors.New("claims without their entry")
+		}
+		if err != nil {
+			return nil, err
+		}
+		grants = append(grants, entries...)
+	}
+	return grants, nil
 }
 
 // headSeq is the number of the tenant's newest entry, 0 if there is none.
@@ -149,39 +347,12 @@ func (s *Survey) names(claims []byte) bool {
 func (s *Survey) page(ctx context.Context, after uint64) (last uint64, more bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, s.ledger.config.attempt())
 	defer cancel()
-	var hit []uint64
-	last, more, err = s.ledger.livePage(ctx, s.tenant, after, s.head, s.now, func(seq uint64, raw []byte) error {
+	return s.ledger.livePage(ctx, s.tenant, after, s.head, s.now, func(seq uint64, raw []byte) error {
 		if !s.names(raw) {
 			return nil
 		}
-		claims, err := delegation.DecodeClaims(raw)
-		if err != nil {
-			return fmt.Errorf("claims of entry %d: %w", seq, err)
-		}
-		_, dies := s.set.Hit(claims.Lineage())
-		if _, dead := s.dead.Hit(claims.Lineage()); dies && !dead {
-			s.tokens++
-			s.chains[maphash.String(s.seed, claims.Txn)] = struct{}{}
-			if len(s.grants)+len(hit) < s.limit {
-				hit = append(hit, seq)
-			}
-		}
-		return nil
+		return s.see(seq, raw, nil)
 	})
-	if err != nil {
-		return 0, false, err
-	}
-	for chunk := range slices.Chunk(hit, entryPage) {
-		entries, err := entriesAt(ctx, s.ledger.store, s.tenant, chunk)
-		if err == nil && len(entries) != len(chunk) {
-			err = errors.New("claims without their entry")
-		}
-		if err != nil {
-			return 0, false, err
-		}
-		s.grants = append(s.grants, entries...)
-	}
-	return last, more, nil
 }
 
 func eachRow(r rows, f func() error) error {

@@ -58,20 +58,11 @@ type holdings struct {
 }
 
 func (h *holdings) run(ctx context.Context) error {
-	w, err := h.ledger.walk(ctx, h.tenant, Query{Actor: h.agent, Kind: KindGrant})
+	w, err := h.ledger.walkLive(ctx, h.tenant, Query{Actor: h.agent, Kind: KindGrant})
 	if err != nil {
 		return err
 	}
 	h.Head = w.head
-	first := w.high
-	found, err := h.ledger.store.query(ctx, sqlFirstClaims, h.tenant)
-	if err != nil {
-		return err
-	}
-	if err := eachRow(found, func() error { return found.Scan(&first) }); err != nil {
-		return err
-	}
-	w.low = max(w.low, first)
 	for w.more() {
 		if w.rows <= 0 || h.judged >= mostJudged {
 			h.Truncated = true
@@ -89,6 +80,22 @@ func (h *holdings) run(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// walkLive goes through those grants that may be alive.
+func (l *Ledger) walkLive(ctx context.Context, tenant string, q Query) (*walk, error) {
+	w, err := l.walk(ctx, tenant, q)
+	if err != nil {
+		return nil, err
+	}
+	first := w.high
+	found, err := l.store.query(ctx, sqlFirstClaims, tenant)
+	if err != nil {
+		return nil, err
+	}
+	err = eachRow(found, func() error { return found.Scan(&first) })
+	w.low = max(w.low, first)
+	return w, err
 }
 
 // judge counts those of the grants that are alive.

@@ -170,12 +170,13 @@ type Result struct {
 
 // AppendAll records the drafts of one call in one transaction and returns once it is durable, with a
 // Result for each draft. An error is always a *delegation.Error: with Receipt.Seq set, the
-// transaction refused the grant and recorded that refusal; without, the entry was not recorded, or
+// transaction refused the draft and recorded that refusal; without, the entry was not recorded, or
 // (reason unavailable) nobody could find out in time. Only a nil error allows a token to be signed.
 //
 // uses are single-use credentials of the whole call: they are noted whatever becomes of the drafts,
-// and if one of them was used before, every grant and check of the call becomes a refusal. A draft
-// that is malformed, which is a mistake of the calling code, fails the whole call.
+// and if one of them was used before, every draft of the call becomes that refusal, refusals too: a
+// replayed credential gets no other answer. A draft that is malformed, which is a mistake of the calling
+// code, fails the whole call.
 //
 // When ctx ends while the drafts are queued, they are withdrawn. After that AppendAll waits for the
 // outcome whatever becomes of ctx, so that nobody is told a guess.
@@ -238,7 +239,7 @@ func (l *Ledger) Spend(ctx context.Context, tenant string, uses []SingleUse) err
 
 // malformed is a mistake of the calling code, not of its caller.
 func malformed(err error) error {
-	return delegation.Refuse(delegation.Internal, "", "internal error: nothing was issued").
+	return delegation.Refuse(delegation.Internal, "", "internal error: nothing was recorded").
 		WithCause(fmt.Errorf("ledger: malformed draft: %w", err))
 }
 

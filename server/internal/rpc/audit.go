@@ -24,7 +24,6 @@ type auditService struct {
 type streams struct {
 	open     func(context.Context, exchange.Inquiry) (tail, error)
 	draining <-chan struct{} // closed when every stream shall end
-	places   *places
 }
 
 // Sizes of pages.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"reflect"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -45,7 +46,7 @@ type tailing struct {
 	size int // bytes of detail of each entry
 	more chan uint64
 
-	owner         string
+	closed        atomic.Int32
 	dropped, lost uint64 // what was dropped before, and while it was read
 }
 
@@ -58,8 +59,8 @@ func (s *script) tails(_ context.Context, q exchange.Inquiry) (tail, error) {
 	return &tailing{}, nil
 }
 
-func (t *tailing) Owner() string { return t.owner }
-func (t *tailing) Head() uint64  { return t.head }
+func (t *tailing) Close()       { t.closed.Add(1) }
+func (t *tailing) Head() uint64 { return t.head }
 
 func (t *tailing) Next(ctx context.Context, after uint64) ([]exchange.Recorded, error) {
 	var page []exchange.Recorded
@@ -306,41 +307,25 @@ func TestStreamEntries(t *testing.T) {
 	<-drained
 }
 
-// One instance takes a bounded number of streams, and one more when one has ended.
-func TestStreamsAreBounded(t *testing.T) {
-	more, opened := make(chan uint64), 0 // one after the other
-	a := audits(t, Config{Engine: granting(), tail: func(context.Context, exchange.Inquiry) (tail, error) {
-		opened++
-		return &tailing{more: more, owner: []string{"user:anna", "user:ben"}[opened%2]}, nil
-	}})
-	ctx, hangUp := context.WithCancel(t.Context())
-	open := func(ctx context.Context) error {
-		stream, err := a.StreamEntries(ctx, &deputyv1.StreamEntriesRequest{Follow: true})
-		if err == nil {
-			_, err = stream.Recv()
-		}
-		return err
+// A stream gives its place back when it ends, and one that gets none is told when to come back.
+func TestStreamsGiveTheirPlacesBack(t *testing.T) {
+	script, full := &tailing{head: 3, more: make(chan uint64)}, error(nil)
+	a := audits(t, Config{Engine: granting(), tail: func(context.Context, exchange.Inquiry) (tail, error) { return script, full }})
+	if err := streamed(a.StreamEntries(t.Context(), &deputyv1.StreamEntriesRequest{})); err != nil {
+		t.Fatal(err)
 	}
-	for range maxTails {
-		if err := open(ctx); err != nil {
-			t.Fatal(err)
-		}
+	if n := script.closed.Load(); n != 1 {
+		t.Errorf("%d places were given back, want 1", n)
 	}
-	err := open(t.Context())
-	if e := delegation.FromStatus(err); e == nil || e.Reason != delegation.RateLimited || e.RetryAfter == 0 {
-		t.Fatalf("one too many: %v", err)
+	busy := delegation.Refuse(delegation.RateLimited, "", "no place")
+	busy.RetryAfter = 5 * time.Second
+	full = busy
+	err := streamed(a.StreamEntries(t.Context(), &deputyv1.StreamEntriesRequest{}))
+	if e := delegation.FromStatus(err); e == nil || e.Reason != delegation.RateLimited || e.RetryAfter != 5*time.Second {
+		t.Errorf("without a place: %v", err)
 	}
-	hangUp()
-	deadline := time.Now().Add(10 * time.Second)
-	for again, stop := context.WithCancel(t.Context()); ; {
-		if err := open(again); err == nil {
-			stop()
-			return
-		}
-		if time.Now().After(deadline) {
-			stop()
-			t.Fatal("the places of those who hung up stay taken")
-		}
+	if n := script.closed.Load(); n != 1 {
+		t.Errorf("a stream without a place gave one back: %d", n)
 	}
 }
 

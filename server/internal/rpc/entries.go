@@ -13,20 +13,16 @@ import (
 	"deputy.example/deputy/server/internal/exchange"
 )
 
-// maxTails bounds the streams of entries of one instance: each of them asks the ledger four times a
-// second.
-const maxTails = 100
-
 // tail is what a stream needs of exchange.Tail.
 type tail interface {
-	Owner() string
+	Close()
 	Head() uint64
 	Dropped(context.Context) (audit.Dropped, bool, error)
 	Next(ctx context.Context, after uint64) ([]exchange.Recorded, error)
 }
 
 func newStreams(c Config, draining <-chan struct{}) *streams {
-	s := &streams{open: c.tail, draining: draining, places: newPlaces("streams of entries", maxTails)}
+	s := &streams{open: c.tail, draining: draining}
 	if s.open == nil {
 		s.open = func(ctx context.Context, q exchange.Inquiry) (tail, error) {
 			opened, err := c.Engine.Tail(ctx, q)
@@ -54,10 +50,7 @@ func (s *auditService) StreamEntries(r *deputyv1.StreamEntriesRequest, stream gr
 	if err != nil {
 		return err
 	}
-	if err := s.streams.places.enter(opened.Owner()); err != nil {
-		return err
-	}
-	defer s.streams.places.leave(opened.Owner())
+	defer opened.Close()
 	go func() { // so that a stream that waits for news does not hold up the end
 		select {
 		case <-s.streams.draining:

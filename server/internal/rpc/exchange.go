@@ -77,7 +77,7 @@ func (s *exchangeService) exchange(ctx context.Context, call exchange.Call) ([]e
 
 // broken is a defect below this front: it never leaves as success.
 func broken(format string, args ...any) error {
-	return delegation.Refuse(delegation.Internal, "", "internal error: nothing was issued").WithCause(fmt.Errorf(format, args...))
+	return delegation.Refuse(delegation.Internal, "", "internal error").WithCause(fmt.Errorf(format, args...))
 }
 
 // exchangeRequest is what ExchangeRequest and BatchExchangeRequest have in common.

@@ -29,7 +29,7 @@ type ledgerFeed struct {
 	questions int
 	seen      map[string]uint64
 
-	owner    string
+	left     int   // streams that gave their place back
 	standing error // of the verifier from now on
 	until    time.Time
 	last     func(context.Context) error // before Last answers
@@ -55,7 +55,18 @@ func (f *ledgerFeed) revoke(n int) {
 	f.changed = make(chan struct{})
 }
 
-func (f *ledgerFeed) Owner() string       { return f.owner }
+func (f *ledgerFeed) Close() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.left++
+}
+
+func (f *ledgerFeed) gone() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.left
+}
+
 func (f *ledgerFeed) Until() time.Time    { return f.until }
 func (f *ledgerFeed) Skew() time.Duration { return 30 * time.Second }
 

@@ -119,7 +119,7 @@ func (i interceptor) guard(ctx context.Context, method string, call func() error
 			// The panic's value may repeat what was being read, so only the stack is logged: it
 			// holds no text of the request.
 			i.logger.ErrorContext(ctx, "panic", "method", method, "stack", string(debug.Stack()))
-			err = delegation.Refuse(delegation.Internal, "", "internal error: nothing was issued")
+			err = delegation.Refuse(delegation.Internal, "", "internal error")
 		}
 	}()
 	return call()

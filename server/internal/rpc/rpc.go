@@ -78,8 +78,8 @@ type Config struct {
 const (
 	maxMessageBytes  = 1 << 20
 	maxMetadataBytes = 16 << 10
-	maxStreams       = maxWatchers + 500 // of one connection: a proxy may bring all watchers through one
-	workers          = 128               // goroutines that keep their grown stacks for the next call; further calls get new ones
+	maxStreams       = exchange.MaxWatchers + 500 // of one connection: a proxy may bring all watchers through one
+	workers          = 128                        // goroutines that keep their grown stacks for the next call; further calls get new ones
 	drainGrace       = 20 * time.Second
 )
 

@@ -16,8 +16,6 @@ import (
 )
 
 const (
-	// maxWatchers bounds the verifiers that watch one instance, whatever connections they share.
-	maxWatchers = 2000
 	// snapshotPart is how many revocations travel in one message: some 300 KB if all names are long.
 	snapshotPart = 1000
 	// helloPatience is how long a stream may say nothing at first.
@@ -26,7 +24,7 @@ const (
 
 // feed is what a stream needs of exchange.Watch.
 type feed interface {
-	Owner() string
+	Close()
 	Until() time.Time
 	Standing() error
 	Events(after uint64) (events []delegation.Revocation, complete bool, changed <-chan struct{})
@@ -39,7 +37,6 @@ type feed interface {
 // watchers are the streams of all verifiers of this instance.
 type watchers struct {
 	open     func(context.Context, exchange.Inquiry) (feed, error)
-	places   *places
 	patience time.Duration // for hello
 	now      func() time.Time
 	draining chan struct{} // closed when every stream shall end
@@ -53,7 +50,7 @@ type watchers struct {
 
 func newWatchers(c Config, i interceptor) *watchers {
 	w := &watchers{
-		open: c.watch, places: newPlaces("watchers", maxWatchers), patience: helloPatience, now: c.Now,
+		open: c.watch, patience: helloPatience, now: c.Now,
 		draining: make(chan struct{}), guard: i.guard,
 	}
 	if w.open == nil {
@@ -96,10 +93,7 @@ func (s *revocationService) WatchRevocations(stream grpc.BidiStreamingServer[dep
 	if err != nil {
 		return err
 	}
-	if err := s.watchers.places.enter(opened.Owner()); err != nil {
-		return err
-	}
-	defer s.watchers.places.leave(opened.Owner())
+	defer opened.Close()
 	w := &watcher{
 		watchers: s.watchers, feed: opened, stream: stream,
 		marks: make(chan *deputyv1.WatchMark, 1), echoes: make(chan *deputyv1.WatchEcho, 1), broken: make(chan error, 1),

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -366,50 +367,33 @@ func TestStreamsAreLogged(t *testing.T) {
 	}
 }
 
-// The watchers of an instance are counted, and whoever leaves makes room.
-func TestTooManyWatchers(t *testing.T) {
-	server, conn := dial(t, serving(newLedgerFeed()))
-	server.watchers.places.limit, server.watchers.places.share = 1, 1
-	client := deputyv1.NewRevocationServiceClient(conn)
+// A stream gives its place back once, however it ends; one that gets none is told when to come back.
+func TestWatchersGiveTheirPlacesBack(t *testing.T) {
+	f := newLedgerFeed()
+	var full error
+	client := revocations(t, Config{Engine: granting(), watch: func(context.Context, exchange.Inquiry) (feed, error) { return f, full }})
 	first := watch(t, client)
 	first.hello("v1", 0)
 	first.hears("snapshot 0 up to 0")
-	watch(t, client).hears("end: rate_limited")
+	if n := f.gone(); n != 0 {
+		t.Fatalf("%d places were given back before their streams ended", n)
+	}
 	if err := first.stream.CloseSend(); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := first.stream.Recv(); !errors.Is(err, io.EOF) {
 		t.Fatal(err)
 	}
-	next := watch(t, client)
-	next.hello("v2", 0)
-	next.hears("snapshot 0 up to 0")
-}
-
-// One caller's streams leave room for another's.
-func TestWatchersOfOneCaller(t *testing.T) {
-	mine, theirs := newLedgerFeed(), newLedgerFeed()
-	mine.owner, theirs.owner = "default agent:a", "default agent:b"
-	config := serving(mine)
-	config.watch = func(_ context.Context, q exchange.Inquiry) (feed, error) {
-		if q.Credentials.Bearer == "theirs" {
-			return theirs, nil
-		}
-		return mine, nil
+	broken := watch(t, client)
+	broken.hello("a\nsecret", 0)
+	broken.hears("end: parameter_invalid")
+	if n := f.gone(); n != 2 {
+		t.Errorf("%d places were given back, want 2", n)
 	}
-	for _, share := range []int{1, 2} { // 2: the control
-		server, conn := dial(t, config)
-		server.watchers.places.share = share
-		client := deputyv1.NewRevocationServiceClient(conn)
-		for i := range share {
-			v := watch(t, client)
-			v.hello(fmt.Sprint("v", i), 0)
-			v.hears("snapshot 0 up to 0")
-		}
-		watch(t, client).hears("end: rate_limited")
-		v := watch(t, client, "authorization", "Bearer theirs")
-		v.hello("v", 0)
-		v.hears("snapshot 0 up to 0")
+	full = delegation.Refuse(delegation.RateLimited, "", "no place")
+	watch(t, client).hears("end: rate_limited")
+	if n := f.gone(); n != 2 {
+		t.Errorf("a stream without a place gave one back: %d", n)
 	}
 }
 
@@ -418,7 +402,10 @@ func TestDrainEndsWatchers(t *testing.T) {
 	f := newLedgerFeed()
 	hang := make(chan struct{})
 	f.last = func(ctx context.Context) error { close(hang); <-ctx.Done(); return ctx.Err() }
-	server, conn := dial(t, serving(f))
+	config := serving(f)
+	var arrived atomic.Int32
+	config.watch = func(context.Context, exchange.Inquiry) (feed, error) { arrived.Add(1); return f, nil }
+	server, conn := dial(t, config)
 	client := deputyv1.NewRevocationServiceClient(conn)
 	silent, idle, asking := watch(t, client), watch(t, client), watch(t, client)
 	for _, v := range []*verifier{idle, asking} {
@@ -427,12 +414,7 @@ func TestDrainEndsWatchers(t *testing.T) {
 	}
 	asking.mark(1, 0)
 	<-hang
-	arrived := func() int {
-		server.watchers.places.mu.Lock()
-		defer server.watchers.places.mu.Unlock()
-		return server.watchers.places.taken
-	}
-	for arrived() < 3 { // the silent one has arrived
+	for arrived.Load() < 3 { // the silent one has arrived
 		<-time.After(time.Millisecond)
 	}
 	server.Drain(t.Context())

@@ -50,6 +50,7 @@ type Config struct {
 	BoundOnly      bool // every token is bound to a key: bearer tokens are not issued
 	RequireNonce   bool // of DPoP proofs
 	CallerRate     guard.Limit
+	Emergency      []delegation.Principal // responders while OpenFGA does not answer
 	Deadline       time.Duration
 	Agents         []delegation.Principal // beyond planner, researcher and writer
 	Elsewhere      []delegation.Principal // that every tenant but the first knows
@@ -198,6 +199,7 @@ func (w *World) open(t testing.TB) {
 		config.Tenants = append(config.Tenants, exchange.Tenant{
 			Name: name, Issuer: tenant.Issuer, Trust: tenant.Trust, Keys: tenant.Keys, Policy: checker,
 			Limits: limits, RequireNonce: w.config.RequireNonce, CallerRate: w.config.CallerRate, Checkpoints: tenant.Checkpoints,
+			EmergencyResponders: w.config.Emergency,
 		})
 	}
 	if w.Engine, err = exchange.New(config); err != nil {

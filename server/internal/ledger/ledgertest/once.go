@@ -29,7 +29,11 @@ func singleUse(b *bench) {
 
 	refusal := &ledger.Draft{Kind: ledger.KindRefusal, Caller: "agent:a", Reason: delegation.EdgeNotPermitted}
 	b.append(l, refusal, b.use("4"))
-	b.append(l, refusal, b.use("4")) // stays the refusal that it is
+	b.refused(l, refusal, delegation.AssertionReplayed, b.use("4"))
+	b.refused(other, Revocation(delegation.CutSubject, "user:alice"), delegation.AssertionReplayed, b.use("4"))
+	if live, _, err := other.Live(b.Context(), tenant); err != nil || len(live) != 0 {
+		b.Errorf("a replayed credential revoked: %v, %v", live, err)
+	}
 	b.refused(l, grant(), delegation.AssertionReplayed, b.use("4"))
 	b.refused(l, &ledger.Draft{Kind: ledger.KindCheck, Outcome: ledger.Granted, Caller: "agent:a"}, delegation.AssertionReplayed, b.use("4"))
 

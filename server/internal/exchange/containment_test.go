@@ -1,0 +1,288 @@
+package exchange_test
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/redis/go-redis/v9"
+
+	"deputy.example/deputy/client/delegation"
+	"deputy.example/deputy/server/internal/exchange"
+	"deputy.example/deputy/server/internal/exchange/exchangetest"
+	"deputy.example/deputy/server/internal/ledger"
+	"deputy.example/deputy/server/internal/testservers"
+)
+
+// storm is a hospital on a Redis of its own, with an auditor who signs in.
+func storm(t *testing.T, c exchangetest.Config) (*exchangetest.World, *exchangetest.Tenant, []*exchange.Grant, *testservers.RedisServer) {
+	t.Helper()
+	server := testservers.NewRedis(t)
+	c.RedisURL, c.Agents = server.URL(), []delegation.Principal{responder, operator, stranger}
+	w := exchangetest.New(t, c)
+	n := w.Tenant()
+	for _, p := range []string{string(responder), "user:rita"} {
+		n.FGA.Allow(p, "responder", "system:deputy")
+		n.FGA.Allow(p, "auditor", "system:deputy")
+	}
+	n.FGA.Allow(string(operator), "operator", string(researcher))
+	return w, n, w.Chain(t, n, planner, researcher, writer), server
+}
+
+// TestContainmentWithoutRedis takes back, suspends, resumes and looks while Redis is gone, or hangs: all of it works, by
+// workloads and by people, and an exchange is refused as unavailable.
+func TestContainmentWithoutRedis(t *testing.T) {
+	for name, fault := range map[string]func(*testservers.RedisServer) (mend func()){
+		"gone":  func(s *testservers.RedisServer) func() { s.Kill(); return s.Start },
+		"hangs": func(s *testservers.RedisServer) func() { s.Pause(); return s.Resume },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w, n, chain, server := storm(t, exchangetest.Config{})
+			rita := exchange.Credentials{Person: w.SignIn(t, n, "rita")}
+			mend := fault(server)
+			if _, refusal := w.One(t.Context(), n.Call(t, chain[0].AccessToken, planner, researcher)); refusal == nil || refusal.Reason != delegation.DependencyDown {
+				t.Fatalf("an exchange: %v", refusal)
+			}
+			for _, c := range []struct {
+				by     delegation.Principal
+				target delegation.Target
+				dead   [3]bool
+			}{
+				{writer, delegation.Target{Kind: delegation.BanToken, ID: chain[2].Claims.ID}, [3]bool{false, false, true}},
+				{operator, delegation.Target{Kind: delegation.BanSuspend, ID: string(researcher)}, [3]bool{false, true, true}},
+				{operator, delegation.Target{Kind: delegation.Resume, ID: string(researcher)}, [3]bool{false, true, true}},
+				{responder, delegation.Target{Kind: delegation.CutSubject, ID: string(alice)}, [3]bool{true, true, true}},
+			} {
+				call := exchange.RevokeCall{Tenant: "default", Credentials: n.Credentials(t, c.by), Target: c.target, DryRun: true}
+				if _, err := w.Engine.Revoke(t.Context(), call); err != nil {
+					t.Errorf("%v, a dry run: %v (%v)", c.target, err, errors.Unwrap(err))
+				}
+				if done, refusal := take(w, t, c.by, c.target); refusal != nil || done.Revocation == nil {
+					t.Fatalf("%v: %v (%v)", c.target, refusal, refusal.Unwrap())
+				}
+				set, err := w.Ledger.Revocations(t.Context(), "default", true)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for i, g := range chain {
+					if _, hit := set.Hit(g.Claims.Lineage()); hit != c.dead[i] {
+						t.Errorf("%v: token %d is revoked: %t", c.target, i, hit)
+					}
+				}
+			}
+			ask := exchange.Inquiry{Tenant: "default", Credentials: rita}
+			if _, err := w.Engine.Restore(t.Context(), "default", exchange.Session{Principal: "user:rita", Issuer: n.IDP.Issuer, SignedIn: w.Clock().Now()}); err != nil {
+				t.Errorf("a session: %v", err)
+			}
+			if role, err := w.Engine.Role(t.Context(), ask); err != nil || !role.Responds {
+				t.Errorf("her role: %+v, %v", role, err)
+			}
+			if done, err := w.Engine.Revoke(t.Context(), exchange.RevokeCall{Tenant: "default", Credentials: rita, Target: delegation.Target{Kind: delegation.BanSuspend, ID: string(planner)}}); err != nil || done.Revocation == nil {
+				t.Errorf("her suspension of an agent: %v", err)
+			}
+			if _, err := w.Engine.Reach(t.Context(), ask, writer, 1); err != nil {
+				t.Errorf("what an agent reaches: %v", err)
+			}
+			ask.ID = chain[0].Claims.ID
+			if page, _, err := w.Engine.Descendants(t.Context(), ask, 0, 10); err != nil || len(page) != 2 {
+				t.Errorf("%d descendants, %v", len(page), err)
+			}
+			if _, _, err := w.Engine.Search(t.Context(), exchange.Inquiry{Tenant: "default", Credentials: rita}, ledger.Query{Limit: 10}); err != nil {
+				t.Errorf("a search: %v", err)
+			}
+			mend()
+		})
+	}
+}
+
+// TestOneAssertionRevokesOnce: while Redis forgets, the ledger's row decides, in the commit of the revocation itself.
+func TestOneAssertionRevokesOnce(t *testing.T) {
+	w, n, chain, server := storm(t, exchangetest.Config{})
+	server.Kill()
+	for name, target := range map[string]delegation.Target{
+		"a revocation": {Kind: delegation.BanToken, ID: chain[2].Claims.ID},
+		"a refusal":    {Kind: delegation.CutTenant},
+	} {
+		call := exchange.RevokeCall{Tenant: "default", Credentials: n.Credentials(t, writer), Target: target}
+		if _, err := w.Engine.Revoke(t.Context(), call); (err == nil) != (name == "a revocation") || err != nil && delegation.AsError(err).Reason != delegation.NotFound {
+			t.Fatalf("%s: %v", name, err)
+		}
+		call.Target = delegation.Target{Kind: delegation.BanToken, ID: chain[2].Claims.ID}
+		if _, err := w.Engine.Revoke(t.Context(), call); err == nil || delegation.AsError(err).Reason != delegation.AssertionReplayed {
+			t.Errorf("%s, and its assertion again: %v", name, err)
+		}
+		call.Target = delegation.Target{Kind: delegation.CutTenant}
+		if _, err := w.Engine.Revoke(t.Context(), call); err == nil || delegation.AsError(err).Reason != delegation.AssertionReplayed {
+			t.Errorf("%s, and its assertion for what is refused: %v", name, err)
+		}
+	}
+	live, _, err := w.Ledger.Live(t.Context(), "default")
+	if err != nil || len(live) != 1 {
+		t.Errorf("%d revocations, %v", len(live), err)
+	}
+}
+
+// TestNoErrorAfterTheCommit: what fails once a revocation is durable does not turn its answer into an error.
+func TestNoErrorAfterTheCommit(t *testing.T) {
+	w, _, chain, server := storm(t, exchangetest.Config{})
+	server.Kill() // so that nothing can be announced
+	w.Engine.CountWith(func(*ledger.Survey, context.Context, int) ([]*ledger.Entry, int, int, error) {
+		return nil, 0, 0, errors.New("the database has gone")
+	})
+	target := delegation.Target{Kind: delegation.BanToken, ID: chain[1].Claims.ID}
+	done, refusal := take(w, t, planner, target)
+	if refusal != nil || done.Counted || done.Revocation == nil {
+		t.Fatalf("%+v, %v", done, refusal)
+	}
+	recorded, err := w.Ledger.EntryAt(t.Context(), "default", done.Revocation.Seq)
+	if err != nil || *recorded.Revocation != *done.Revocation {
+		t.Errorf("answered %+v, recorded %+v, %v", done.Revocation, recorded, err)
+	}
+}
+
+// TestContainmentWithoutOpenFGA: what a caller holds itself it takes back without a question. Of the others only those
+// named in the configuration for this case go on, to take back and to look, and only while OpenFGA does not answer.
+func TestContainmentWithoutOpenFGA(t *testing.T) {
+	w, n, chain, _ := storm(t, exchangetest.Config{Emergency: []delegation.Principal{stranger}})
+	down := func(*http.Request) error { return errors.New("connection refused") }
+	suspend, resume := delegation.Target{Kind: delegation.BanSuspend, ID: string(researcher)}, delegation.Target{Kind: delegation.Resume, ID: string(researcher)}
+	for _, c := range []struct {
+		name   string
+		gate   func(*http.Request) error
+		by     delegation.Principal
+		target delegation.Target
+		want   delegation.Reason
+	}{
+		{"its own token", down, planner, delegation.Target{Kind: delegation.BanToken, ID: chain[0].Claims.ID}, ""},
+		{"itself", down, writer, delegation.Target{Kind: delegation.CutAgent, ID: string(writer)}, ""},
+		{"another's key", down, writer, delegation.Target{Kind: delegation.BanKey, ID: n.Clients[stranger].KeyID}, delegation.DependencyDown},
+		{"a responder", down, responder, suspend, delegation.DependencyDown},
+		{"an operator", down, operator, suspend, delegation.DependencyDown},
+		{"no emergency", nil, stranger, suspend, delegation.NotFound},
+		{"an emergency", down, stranger, suspend, ""},
+		{"an emergency: the tenant", down, stranger, delegation.Target{Kind: delegation.CutTenant}, ""},
+		{"an emergency: what gives back", down, stranger, resume, delegation.DependencyDown},
+	} {
+		n.FGA.Gate(c.gate)
+		_, refusal := take(w, t, c.by, c.target)
+		if got := reasonOf(refusal); got != c.want {
+			t.Errorf("%s: %q, want %q", c.name, got, c.want)
+		}
+	}
+	for by, want := range map[delegation.Principal]delegation.Reason{stranger: "", responder: delegation.DependencyDown} {
+		ask := func() exchange.Inquiry { return exchange.Inquiry{Tenant: "default", Credentials: n.Credentials(t, by)} }
+		_, reach := w.Engine.Reach(t.Context(), ask(), researcher, 1)
+		role, err := w.Engine.Role(t.Context(), ask())
+		_, receipts := w.Engine.Receipts(t.Context(), ask(), 0)
+		for what, err := range map[string]error{"reach": reach, "role": err, "receipts": receipts} {
+			if got := reasonOf(delegation.AsError(err)); got != want {
+				t.Errorf("%s, %s: %q, want %q", by, what, got, want)
+			}
+		}
+		if role.Responds != (want == "") {
+			t.Errorf("%s: %+v", by, role)
+		}
+	}
+	if strings.Count(w.Log.String(), "emergency responder admitted without OpenFGA") != 5 {
+		t.Error("the log does not tell of each emergency")
+	}
+}
+
+func reasonOf(refusal *delegation.Error) delegation.Reason {
+	if refusal == nil {
+		return ""
+	}
+	return refusal.Reason
+}
+
+// TestMendedListsAreToldOf breaks the lists in Redis in each way: what was mended is logged and counted, with its cause.
+func TestMendedListsAreToldOf(t *testing.T) {
+	const list = "{default}:revoked:list"
+	registry := prometheus.NewRegistry()
+	w, n, chain, server := storm(t, exchangetest.Config{Registerer: registry})
+	client := redis.NewClient(&redis.Options{Addr: server.Addr})
+	defer func() { _ = client.Close() }()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, refusal := take(w, t, writer, delegation.Target{Kind: delegation.BanToken, ID: chain[2].Claims.ID}); refusal != nil {
+		t.Fatal(refusal)
+	}
+	before, err := client.Dump(t.Context(), list).Result()
+	if err == nil { // published now: what was dumped was right
+		_, refusal := take(w, t, researcher, delegation.Target{Kind: delegation.BanToken, ID: chain[1].Claims.ID})
+		err = orNil(refusal)
+	}
+	must(err)
+	follow(t, w)
+	counted := func(cause string) float64 {
+		metrics, err := registry.Gather()
+		must(err)
+		for _, family := range metrics {
+			for _, m := range family.GetMetric() {
+				if family.GetName() != "deputy_revocation_lists_mended_total" {
+					continue
+				}
+				labels := map[string]string{}
+				for _, l := range m.GetLabel() {
+					labels[l.GetName()] = l.GetValue()
+				}
+				if labels["tenant"] == n.Name && labels["cause"] == cause {
+					return m.GetCounter().GetValue()
+				}
+			}
+		}
+		return 0
+	}
+	if _, ready := await(serviceWithin, func() bool { return w.Engine.Ready(t.Context(), n.Name) == nil }); !ready {
+		t.Fatal("the lists are not compared")
+	}
+	if total := counted("lost") + counted("old") + counted("damaged"); total != 0 {
+		t.Fatalf("%v lists were mended that were right", total)
+	}
+	for _, c := range []struct {
+		cause  string
+		damage func() error
+	}{
+		{"lost", func() error { return client.Del(t.Context(), list).Err() }},
+		{"old", func() error { return client.RestoreReplace(t.Context(), list, 0, before).Err() }},
+		{"damaged", func() error { return client.HDel(t.Context(), list, "token:"+chain[2].Claims.ID).Err() }},
+		{"damaged", func() error { return client.Set(t.Context(), list, "x", 0).Err() }},
+	} {
+		was := counted(c.cause)
+		must(c.damage())
+		if _, told := await(2*serviceWithin, func() bool { return counted(c.cause) == was+1 }); !told {
+			t.Errorf("%s: counted %v, want %v", c.cause, counted(c.cause), was+1)
+		}
+	}
+	if n := strings.Count(w.Log.String(), "revocation lists in redis mended"); n != 4 {
+		t.Errorf("%d lines in the log, want 4", n)
+	}
+}
+
+// follow has the world follow until the test ends.
+func follow(t *testing.T, w *exchangetest.World) {
+	t.Helper()
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- w.Engine.Follow(ctx) }()
+	t.Cleanup(func() {
+		stop()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func orNil(refusal *delegation.Error) error {
+	if refusal == nil {
+		return nil
+	}
+	return refusal
+}

@@ -1,0 +1,84 @@
+package guard
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"deputy.example/deputy/client/delegation"
+)
+
+const (
+	// aloneShare is the part of its rate and burst that a caller has at one instance while Redis does not answer: how
+	// much it takes at the others is not known then.
+	aloneShare = 4
+	// mostAlone is how many callers of one tenant an instance limits by itself at the same time.
+	mostAlone = 1024
+)
+
+// alone limits callers by what this instance sees of them. It remembers no caller that has its whole burst, and
+// no tenant takes the room of another: tenants are sections of the configuration.
+type alone struct {
+	mu      sync.Mutex
+	tenants map[string]map[delegation.Principal]*rate.Limiter
+}
+
+// AdmitOrLimit is Admit with a cost of 1 for calls that must not end because Redis does not answer: those that take
+// authority back, and those that look. While Redis does not answer, or takes more than half of Timeout, this instance
+// limits the caller by itself, to a quarter of its rate and burst. Then uses are not looked at: the row in the ledger
+// decides on each of them in any case.
+func (g *Guard) AdmitOrLimit(ctx context.Context, tenant string, caller delegation.Principal, l Limit, uses ...Use) (err error) {
+	asked, cancel := context.WithTimeout(ctx, g.timeout/2)
+	defer cancel()
+	err = g.Admit(asked, tenant, caller, 1, l, uses...)
+	if refusal := delegation.AsError(err); refusal == nil || refusal.Reason != delegation.DependencyDown || ctx.Err() != nil {
+		return err
+	}
+	defer g.observe("limit", time.Now(), &err)
+	return g.alone.take(tenant, caller, l, g.now())
+}
+
+func (a *alone) take(tenant string, caller delegation.Principal, l Limit, now time.Time) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	wait := time.Second
+	if limiter := a.limiter(tenant, caller, l, now); limiter != nil {
+		reserved := limiter.ReserveN(now, 1)
+		if wait = reserved.DelayFrom(now); wait <= 0 {
+			return nil
+		}
+		reserved.CancelAt(now)
+	}
+	refusal := delegation.Refuse(delegation.RateLimited, "", "the caller's limit at this instance, while Redis does not answer, is used up")
+	refusal.RetryAfter = wait
+	return refusal
+}
+
+// limiter is the caller's; nil if there is no room for another one.
+func (a *alone) limiter(tenant string, caller delegation.Principal, l Limit, now time.Time) *rate.Limiter {
+	callers := a.tenants[tenant]
+	if limiter := callers[caller]; limiter != nil {
+		return limiter
+	}
+	if len(callers) >= mostAlone {
+		for name, limiter := range callers {
+			if limiter.TokensAt(now) >= float64(limiter.Burst()) {
+				delete(callers, name)
+			}
+		}
+		if len(callers) >= mostAlone {
+			return nil
+		}
+	}
+	if callers == nil {
+		callers = make(map[delegation.Principal]*rate.Limiter)
+		if a.tenants == nil {
+			a.tenants = make(map[string]map[delegation.Principal]*rate.Limiter)
+		}
+		a.tenants[tenant] = callers
+	}
+	callers[caller] = rate.NewLimiter(rate.Limit(max(1, l.Rate/aloneShare)), max(1, l.Burst/aloneShare))
+	return callers[caller]
+}
