@@ -1,3 +1,175 @@
 package main
 
-var houseMutants []mutant
+import "slices"
+
+var houseMutants = slices.Concat(policyMutants, policyMutantsInterleaved)
+
+// policyMutants are the protections of the policy's memory, and of what counts as an answer of OpenFGA.
+var policyMutants = []mutant{
+	{
+		name: "policy-reading-before-use",
+		file: "server/internal/policy/remember.go",
+		old:  "\t\treturn noReading\n\t}\n",
+		new:  "\t\treturn noReading\n\t}\n\tif m.ready {\n\t\treturn over(nil)\n\t}\n",
+		pkg:  "server/internal/policy", test: "TestAnswersReflectAcknowledgedWrites",
+	},
+	{
+		name: "policy-reading-of-its-own",
+		file: "server/internal/policy/remember.go",
+		old:  "\t\tm.next = nil // a question that arrives from now on waits for the next reading\n\t\tm.mu.Unlock()\n\t\tr.err = c.read(model)\n",
+		new:  "\t\tm.mu.Unlock()\n\t\tr.err = c.read(model)\n\t\tm.mu.Lock()\n\t\tm.next = nil\n\t\tm.mu.Unlock()\n",
+		pkg:  "server/internal/policy", test: "TestAReadingUnderWayIsTooOld",
+	},
+	{
+		name: "policy-decision-position",
+		file: "server/internal/policy/remember.go",
+		old:  "\tif !m.ready || m.changed > position || m.distrust {\n",
+		new:  "\tposition = m.position\n\tif !m.ready || m.changed > position || m.distrust {\n",
+		pkg:  "server/internal/policy", test: "TestACheckThatIsOvertakenIsNotRemembered",
+	},
+	{
+		name: "policy-reading-overlap",
+		file: "server/internal/policy/remember.go",
+		old:  "\tmoved := sent.Add(-m.overlap)\n",
+		new:  "\tmoved := sent\n",
+		pkg:  "server/internal/policy", test: "TestRowsThatAppearLate",
+	},
+	{
+		name: "policy-grant-of-changed-decisions",
+		file: "server/internal/policy/grants.go",
+		old:  " || m.changed > g.at",
+		new:  "",
+		pkg:  "server/internal/policy", test: "TestRemembered",
+	},
+	{
+		name: "policy-rows-that-are-gone",
+		file: "server/internal/policy/remember.go",
+		old:  "m.advance(model, fresh, first || !whole)",
+		new:  "m.advance(model, fresh, first)",
+		pkg:  "server/internal/policy", test: "TestRowsThatAreGone",
+	},
+	{
+		name: "policy-contradicted-changelog",
+		file: "server/internal/policy/remember.go",
+		old:  "still == old && old.at >= m.forgotten[classOf(r)] {\n\t\t\tm.distrust = true",
+		new:  "still == old && old.at >= m.forgotten[classOf(r)] {\n\t\t\tm.distrust = false",
+		pkg:  "server/internal/policy", test: "TestTheChangelogIsCaughtLying",
+	},
+	{
+		name: "policy-clock-of-the-changelog",
+		file: "server/internal/policy/changes.go",
+		old:  "\tcase at.Add(time.Second + maxSkew).Before(sent), at.Add(-maxSkew).After(received):\n",
+		new:  "\tcase at.IsZero():\n",
+		pkg:  "server/internal/policy", test: "TestChangelogOfAnotherTime",
+	},
+	{
+		name: "policy-status-200",
+		file: "server/internal/policy/wire.go",
+		old:  "\tcase response.StatusCode != http.StatusOK:\n",
+		new:  "\tcase response.StatusCode >= 600:\n",
+		pkg:  "server/internal/policy", test: "TestFaultsAreUnavailable",
+	},
+	{
+		name: "policy-no-redirects",
+		file: "server/internal/policy/policy.go",
+		old:  "return http.ErrUseLastResponse",
+		new:  "return nil",
+		pkg:  "server/internal/policy", test: "TestFaultsAreUnavailable",
+	},
+	{
+		name: "policy-one-answer-to-each-check",
+		file: "server/internal/policy/wire.go",
+		old:  "\tif len(response.Result) != len(results) {\n",
+		new:  "\tif len(response.Result) < len(results) {\n",
+		pkg:  "server/internal/policy", test: "TestFaultsAreUnavailable",
+	},
+	{
+		name: "policy-answer-beside-an-error",
+		file: "server/internal/policy/wire.go",
+		old:  "\t\tcase r.Error != nil:\n",
+		new:  "\t\tcase r.Error != nil && r.Allowed == nil:\n",
+		pkg:  "server/internal/policy", test: "TestFaultsAreUnavailable",
+	},
+	{
+		name: "policy-bounded-answer",
+		file: "server/internal/policy/wire.go",
+		old:  "left: maxResponse}",
+		new:  "left: 1 << 40}",
+		pkg:  "server/internal/policy", test: "TestFaultsAreUnavailable/too_long",
+	},
+	{
+		name: "policy-highest-consistency",
+		file: "server/internal/policy/wire.go",
+		old:  "openfga.CONSISTENCYPREFERENCE_HIGHER_CONSISTENCY",
+		new:  "openfga.CONSISTENCYPREFERENCE_MINIMIZE_LATENCY",
+		pkg:  "server/internal/policy", test: "TestConformanceOfTheFake",
+	},
+	{
+		name: "policy-edges-without-a-gap",
+		file: "server/internal/policy/question.go",
+		old:  "\t\tif e.From != at {\n",
+		new:  "\t\tif e.From == \"\" {\n",
+		pkg:  "server/internal/policy", test: "TestRefusedBeforeAsking",
+	},
+	{
+		name: "policy-edges-reach-the-actor",
+		file: "server/internal/policy/question.go",
+		old:  "\tif at != q.Actor {\n",
+		new:  "\tif at == \"\" {\n",
+		pkg:  "server/internal/policy", test: "TestRefusedBeforeAsking",
+	},
+	{
+		name: "policy-field-that-is-not-checked",
+		file: "server/internal/policy/question.go",
+		old:  "\t\tif !rule.known[name] {\n",
+		new:  "\t\tif !rule.known[name] && name == \"\" {\n",
+		pkg:  "server/internal/policy", test: "TestRefusedBeforeAsking",
+	},
+	{
+		name: "policy-detail-without-actions",
+		file: "server/internal/policy/question.go",
+		old:  "\tif len(actions) == 0 {\n",
+		new:  "\tif len(actions) < 0 {\n",
+		pkg:  "server/internal/policy", test: "TestRefusedBeforeAsking",
+	},
+	{
+		name: "policy-both-hold",
+		file: "server/internal/policy/question.go",
+		old:  "\tm.User, m.Party = string(q.Subject), PartySubject\n\tx.add(m)\n",
+		new:  "",
+		pkg:  "server/internal/policy", test: "TestConformanceOfTheFake",
+	},
+	{
+		name: "policy-pairs-of-scope-and-audience",
+		file: "server/internal/policy/question.go",
+		old:  "\t\tcase several:\n",
+		new:  "\t\tcase several && mapped:\n",
+		pkg:  "server/internal/policy", test: "TestConformanceOfTheFake",
+	},
+	{
+		name: "policy-limit-of-checks",
+		file: "server/internal/policy/question.go",
+		old:  "\tif len(x.checks) == x.most {\n",
+		new:  "\tif len(x.checks) < 0 {\n",
+		pkg:  "server/internal/policy", test: "TestConformanceOfTheFake",
+	},
+	{
+		name: "policy-condition-is-not-remembered",
+		file: "server/internal/policy/influence.go",
+		old:  " && !i.never[c]",
+		new:  "",
+		pkg:  "server/embedded", test: "TestConditionsAreNotRemembered",
+	},
+}
+
+// policyMutantsInterleaved are those whose absence random interleavings show too.
+var policyMutantsInterleaved = interleaved(policyMutants[:5])
+
+func interleaved(mutants []mutant) []mutant {
+	mutants = slices.Clone(mutants)
+	for i := range mutants {
+		mutants[i].name += "-interleaved"
+		mutants[i].test = "TestFixedInterleavings"
+	}
+	return mutants
+}

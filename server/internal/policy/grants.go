@@ -48,7 +48,7 @@ func (m *memory) grants(keys []string, answers []Answer) bool {
 	now := time.Since(m.began)
 	for i, key := range keys {
 		g, there := m.granted[key]
-		if !there || m.distrust || m.changed > g.at && !m.off.grants || now > g.until {
+		if !there || m.distrust || m.changed > g.at || now > g.until {
 			return false
 		}
 		if answers != nil {

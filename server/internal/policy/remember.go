@@ -117,17 +117,6 @@ type memory struct {
 	// Only the reading goroutine has these.
 	since time.Time      // where the window begins; zero: nothing has been read
 	seen  map[change]int // what the window held when it was last read
-
-	off memoryProtections
-}
-
-// memoryProtections are switched off by tests only, which then see stale answers.
-type memoryProtections struct {
-	asking   bool // a decision is used without a reading
-	own      bool // a reading that is under way is good enough
-	position bool // a decision counts from when it was answered
-	overlap  bool // a reading begins where the one before ended
-	grants   bool // a question stays granted, whatever has changed
 }
 
 // decision is one remembered answer.
@@ -278,9 +267,6 @@ func (m *memory) recall(relations []Relation, results []result, which []int) (go
 func (m *memory) keep(model *influences, relations []Relation, answers []result, position uint64) (contradicted map[Relation]decision) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.off.position {
-		position = m.position
-	}
 	if !m.ready || m.changed > position || m.distrust {
 		return nil
 	}
@@ -332,9 +318,6 @@ func (c *Checker) join(model *influences) *reading {
 	if m.distrust || time.Now().Before(m.paused) {
 		return noReading
 	}
-	if m.off.asking && m.ready {
-		return lookedAway
-	}
 	if m.next == nil {
 		m.next = &reading{done: make(chan struct{})}
 	}
@@ -347,7 +330,8 @@ func (c *Checker) join(model *influences) *reading {
 	return next
 }
 
-var noReading, lookedAway = over(errPaused), over(nil)
+// noReading is the reading of those who cannot have one.
+var noReading = over(errPaused)
 
 func over(err error) *reading {
 	r := &reading{done: make(chan struct{}), err: err}
@@ -378,16 +362,9 @@ func (c *Checker) readOn(model *influences) {
 			return
 		}
 		last = r.waiting
-		if !m.off.own {
-			m.next = nil
-		}
+		m.next = nil // a question that arrives from now on waits for the next reading
 		m.mu.Unlock()
 		r.err = c.read(model)
-		m.mu.Lock()
-		if m.off.own {
-			m.next = nil
-		}
-		m.mu.Unlock()
 		close(r.done)
 	}
 }
@@ -419,9 +396,6 @@ func (c *Checker) read(model *influences) (err error) {
 	since := m.since
 	if since.IsZero() {
 		since = moved
-	}
-	if m.off.overlap {
-		moved = sent
 	}
 	var later []change
 	move := len(m.seen) > 0 && moved.Sub(since) > m.overlap
