@@ -20,7 +20,8 @@ import (
 	"deputy.example/deputy/server/internal/policy/policytest"
 )
 
-// remembering makes a checker that remembers, with so much time that no test runs into its end by accident.
+// remembering makes a checker that remembers, with so much time that no test runs into its end by
+// accident.
 func remembering(t testing.TB, transport http.RoundTripper, cache policy.Cache, registry *prometheus.Registry) *policy.Checker {
 	t.Helper()
 	cache.Enabled = true
@@ -65,7 +66,8 @@ func remove(t testing.TB, f *policytest.Fake, relations ...policy.Relation) {
 	}
 }
 
-// What is remembered is not asked again, and one reading of the changelog serves the whole question.
+// What is remembered is not asked again, and one reading of the changelog serves the whole
+// question.
 func TestRemembered(t *testing.T) {
 	fake := new(policytest.Fake)
 	q, needed := policytest.Exchange()
@@ -132,7 +134,8 @@ func (s *script) RoundTrip(r *http.Request) (*http.Response, error) {
 	return response, err
 }
 
-// waiting are the requests that wait, the oldest first, also those of who still waited for others.
+// waiting returns the requests that wait, the oldest first, also those of questions that still
+// waited for others.
 func (s *script) waiting() []*held {
 	time.Sleep(gather.Linger) // of the bubble's time
 	synctest.Wait()
@@ -155,8 +158,8 @@ func (s *script) step(h *held) {
 	synctest.Wait()
 }
 
-// A question uses no reading that was sent before the question arrived: a reading that is under way does not include a write that
-// was acknowledged meanwhile.
+// A question uses no reading that was sent before the question arrived: a reading that is under way
+// does not include a write that was acknowledged meanwhile.
 func TestAReadingUnderWayIsTooOld(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		holding := false
@@ -186,8 +189,8 @@ func TestAReadingUnderWayIsTooOld(t *testing.T) {
 	})
 }
 
-// A decision counts from before its check was sent: a change that is committed while the check runs, and is read before the check
-// is answered, must not be forgotten too early.
+// A decision counts from before its check was sent: a change that is committed while the check
+// runs, and is read before the check is answered, must not be forgotten too early.
 func TestACheckThatIsOvertakenIsNotRemembered(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		holding := false
@@ -209,7 +212,8 @@ func TestACheckThatIsOvertakenIsNotRemembered(t *testing.T) {
 	})
 }
 
-// A row that appears behind rows that were read already is found, because each reading begins an overlap before the last one.
+// A row that appears behind rows that were read already is found, because each reading begins an
+// overlap before the last one.
 func TestRowsThatAppearLate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		fake := new(policytest.Fake)
@@ -248,7 +252,8 @@ func TestTheWindowMoves(t *testing.T) {
 			remove(t, fake, relation(2+i))
 			allowed(t, c, 0, false)
 		}
-		// Every change touched others: relation 0 was asked for again within a minute, because decisions do not live longer.
+		// Every change touched other relations. Relation 0 was asked again within a minute, because
+		// decisions expire.
 		if calls := len(fake.Calls()); calls < 2 || calls > 3 {
 			t.Errorf("asked %d times in 100 s", calls)
 		}
@@ -261,7 +266,7 @@ func TestTheWindowMoves(t *testing.T) {
 	})
 }
 
-// changelogFaults are answers to ReadChanges that tell nothing.
+// changelogFaults are responses to ReadChanges without information.
 var changelogFaults = map[string]func(*http.Request, http.RoundTripper) (*http.Response, error){
 	"no answer":      func(*http.Request, http.RoundTripper) (*http.Response, error) { return nil, errors.New("refused") },
 	"500":            body(500, `{}`),
@@ -299,8 +304,9 @@ func dated(date string) func(*http.Request, http.RoundTripper) (*http.Response, 
 	}
 }
 
-// Whatever the changelog does other than answering, questions are asked directly and answered rightly; where that fails too they
-// are unavailable. When it answers again, decisions are remembered again.
+// Whatever the changelog does other than answering, questions are asked directly and answered
+// rightly; where that fails too they are unavailable. When it answers again, decisions are
+// remembered again.
 func TestChangelogFaults(t *testing.T) {
 	q, needed := policytest.Exchange()
 	for name, fault := range changelogFaults {
@@ -355,7 +361,8 @@ func TestChangelogFaults(t *testing.T) {
 	}
 }
 
-// A changelog whose server has another time may leave changes out of the window: nothing is remembered with it.
+// A changelog whose server has another time may leave changes out of the window: nothing is
+// remembered with it.
 func TestChangelogOfAnotherTime(t *testing.T) {
 	for _, apart := range []time.Duration{-time.Hour, -5 * time.Second, 5 * time.Second, time.Hour} {
 		other := dated(time.Now().Add(apart).UTC().Format(http.TimeFormat))
@@ -384,7 +391,8 @@ func TestRowsThatAreGone(t *testing.T) {
 	allowed(t, c, 0, false)
 }
 
-// A changelog that leaves changes out is found out when a decision has grown old, and is not relied on again.
+// A changelog that leaves changes out is found out when a decision has grown old, and is not relied
+// on again.
 func TestTheChangelogIsCaughtLying(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		registry := prometheus.NewRegistry()
@@ -395,7 +403,7 @@ func TestTheChangelogIsCaughtLying(t *testing.T) {
 		c := remembering(t, fake, policy.Cache{}, registry)
 		allowed(t, c, 0, true)
 		silent = true          // as if it were deleted where the changelog does not show it
-		allowed(t, c, 0, true) // this is what the promise stands on
+		allowed(t, c, 0, true) // the promise depends on this
 		if n := counted(t, registry, "deputy_policy_contradicted_total"); n != 0 {
 			t.Errorf("contradicted %v times", n)
 		}
@@ -462,7 +470,7 @@ func TestTooManyChanges(t *testing.T) {
 	})
 }
 
-// The end of one caller is nobody else's.
+// A caller that cancels does not affect the others.
 func TestACallerThatLeaves(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		holding := false
@@ -487,7 +495,8 @@ func TestACallerThatLeaves(t *testing.T) {
 			s.step(s.waiting()[0])
 		}
 		all.Wait()
-		// Each reading is two requests, the second of which finds nothing more: one for the first, one for both others.
+		// Each reading is two requests, the second of which finds nothing more: one for the first,
+		// one for both others.
 		if n := s.fake.Readings() - readings; n != 4 {
 			t.Errorf("three questions took %d requests for changes", n)
 		}
@@ -521,7 +530,8 @@ func TestGrantsAreBounded(t *testing.T) {
 	}
 }
 
-// A question is granted as a whole only if it is the very same, and what it asks for in the same order.
+// A question is granted as a whole only if it is the very same, and what it asks for in the same
+// order.
 func TestGrantsAreOfTheQuestion(t *testing.T) {
 	fake := new(policytest.Fake)
 	q, needed := policytest.Exchange()
@@ -573,8 +583,8 @@ func TestCacheConfigIsChecked(t *testing.T) {
 	}
 }
 
-// In any interleaving of questions, writes, transactions that appear late, requests carried out and requests answered, no answer
-// is older than its question.
+// In any interleaving of questions, writes, transactions that appear late, requests carried out and
+// requests answered, no answer is older than its question.
 func TestInterleavings(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		if wrong := interleave(t, rt); wrong != "" {
@@ -583,8 +593,8 @@ func TestInterleavings(t *testing.T) {
 	})
 }
 
-// The same interleavings on every run: a checker that lacks one of the protections of its memory (see the mutants) answers wrongly
-// in one of them at least.
+// The same interleavings on every run: a checker that lacks one of the protections of its memory
+// (see the mutants) answers wrongly in one of them at least.
 func TestFixedInterleavings(t *testing.T) {
 	script := rapid.Custom(func(rt *rapid.T) string { return interleave(t, rt) })
 	seeds := []int{2197, 2240, 3814, 4514, 5572, 6320, 6401, 6408} // a change overtakes a check: rare
