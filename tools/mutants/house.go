@@ -2,7 +2,7 @@ package main
 
 import "slices"
 
-var houseMutants = slices.Concat(policyMutants, policyMutantsInterleaved)
+var houseMutants = slices.Concat(policyMutants, policyMutantsInterleaved, vaultMutants)
 
 // policyMutants are the protections of the policy's memory, and of what counts as an answer of OpenFGA.
 var policyMutants = []mutant{
@@ -172,4 +172,92 @@ func interleaved(mutants []mutant) []mutant {
 		mutants[i].test = "TestFixedInterleavings"
 	}
 	return mutants
+}
+
+// vaultMutants are the protections of the keys that Deputy manages itself.
+var vaultMutants = []mutant{
+	{
+		name: "vault-row-is-bound",
+		file: "server/internal/vault/row.go",
+		old:  "[]string{r.Tenant, string(r.Use), r.ID, r.Algorithm}",
+		new:  "[]string{r.ID}",
+		pkg:  "server/internal/vault", test: "TestARowOpensOnlyAsItWasSealed",
+	},
+	{
+		name: "vault-place-is-bound",
+		file: "server/internal/vault/row.go",
+		old:  "[]uint64{r.Number, uint64(r.Published.UnixMicro()), uint64(r.SignsFrom.UnixMicro())}",
+		new:  "[]uint64{r.Number}",
+		pkg:  "server/internal/vault", test: "TestARowOpensOnlyAsItWasSealed",
+	},
+	{
+		name: "vault-kid-of-the-key",
+		file: "server/internal/vault/series.go",
+		old:  "if err == nil && id != row.ID {",
+		new:  "if err == nil && id == \"\" {",
+		pkg:  "server/internal/vault", test: "TestARowOpensOnlyAsItWasSealed",
+	},
+	{
+		name: "vault-emptied-table",
+		file: "server/internal/vault/series.go",
+		old:  "if len(rows) < len(s.rows) {",
+		new:  "if len(rows) < 0 {",
+		pkg:  "server/internal/vault", test: "TestNoFreshKeyInPlaceOfOneThatDoesNotOpen",
+	},
+	{
+		name: "vault-stale-keys",
+		file: "server/internal/vault/series.go",
+		old:  "case now.Sub(*read) > Stale:",
+		new:  "case now.Sub(*read) > 100*Stale:",
+		pkg:  "server/internal/vault", test: "TestWithoutTheTable",
+	},
+	{
+		name: "vault-longer-lives",
+		file: "server/internal/vault/vault.go",
+		old:  "next.Lifetime = max(row.Lifetime, plan.Lifetime)",
+		new:  "next.Lifetime = plan.Lifetime",
+		pkg:  "server/internal/vault", test: "TestLongerLivesAreRemembered",
+	},
+	{
+		name: "vault-published-ahead",
+		file: "server/internal/vault/plan.go",
+		old:  "SignsFrom: now.Add(ahead)",
+		new:  "SignsFrom: now",
+		pkg:  "server/internal/vault", test: "TestEveryTokenInForceVerifies",
+	},
+	{
+		name: "vault-verifies-after-its-turn",
+		file: "server/internal/vault/plan.go",
+		old:  "end := succeeded.Add(max(r.Lifetime, p.Lifetime) + margin)",
+		new:  "end := succeeded",
+		pkg:  "server/internal/vault", test: "TestEveryTokenInForceVerifies",
+	},
+	{
+		name: "vault-retired-key-never-took-over",
+		file: "server/internal/vault/plan.go",
+		old:  "never := !s.Retired.IsZero() && !s.Retired.After(s.SignsFrom)",
+		new:  "never := false",
+		pkg:  "server/internal/vault", test: "TestRetiredBeforeItSigned",
+	},
+	{
+		name: "vault-private-part-is-deleted",
+		file: "server/internal/vault/vault.go",
+		old:  "if s.Phase == Retired && s.Row.Retired.IsZero() {",
+		new:  "if s.Phase == Retired && s.Number == 0 {",
+		pkg:  "server/internal/vault", test: "TestScheduleOfAYear",
+	},
+	{
+		name: "vault-kek-file-mode",
+		file: "server/internal/vault/kms.go",
+		old:  "os.O_EXCL, 0o600)",
+		new:  "os.O_EXCL, 0o644)",
+		pkg:  "server/internal/vault", test: "TestKEKFiles",
+	},
+	{
+		name: "vault-kek-file-is-not-replaced",
+		file: "server/internal/vault/kms.go",
+		old:  "os.O_CREATE|os.O_EXCL,",
+		new:  "os.O_CREATE|os.O_TRUNC,",
+		pkg:  "server/internal/vault", test: "TestKEKFiles",
+	},
 }
