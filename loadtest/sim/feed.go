@@ -169,12 +169,9 @@ func (d *desk) read() {
 	}
 	w.call(done, func() {
 		d.reading = false
-		silent := cut || d.instance.cut
-		if !silent {
+		if !cut && !d.instance.cut {
 			d.deliver(last)
-		}
-		if !silent || w.plan.off.silence {
-			d.echo(asked, began, last, silent)
+			d.echo(asked, began, last)
 		}
 		if d.again || len(d.waiting) > 0 {
 			d.read()
@@ -186,7 +183,7 @@ func (d *desk) read() {
 func (d *desk) streams(n int) int { return (n + d.w.plan.through() - 1) / d.w.plan.through() }
 
 // echo answers marks. What the number counts has been sent before.
-func (d *desk) echo(asked []mark, began time.Duration, last int, silent bool) {
+func (d *desk) echo(asked []mark, began time.Duration, last int) {
 	if len(asked) == 0 {
 		return
 	}
@@ -200,12 +197,8 @@ func (d *desk) echo(asked []mark, began time.Duration, last int, silent bool) {
 			if v.desk != d || v.applied < last {
 				continue
 			}
-			if v.asOf = max(v.asOf, m.sent); w.plan.off.arrival {
-				v.asOf = w.now
-			}
-			if !silent {
-				v.truth = max(v.truth, began)
-			}
+			v.asOf = max(v.asOf, m.sent)
+			v.truth = max(v.truth, began)
 		}
 	})
 }

@@ -125,9 +125,6 @@ func (d *desk) take() {
 		}
 	}
 	d.queue = rest
-	if d.w.plan.off.loses && len(d.batch) > 1 {
-		d.batch = d.batch[1:]
-	}
 }
 
 // batchOf gives a desk's batch a name as an event.

@@ -66,17 +66,7 @@ type Plan struct {
 	Jitter    time.Duration `json:"jitter" default:"100ms" placeholder:"DURATION" help:"Verifiers whose stream ended come back within the second half of this, at first. Default ${default}, as the SDK does."`
 	Duration  time.Duration `json:"duration" default:"5s" placeholder:"DURATION" help:"How long steady lasts, in virtual time. Default ${default}."`
 
-	holds time.Duration // how long a proxy holds every echo up; only in tests
-	off   controls
-}
-
-// controls switch a rule off, one each. Only tests do, to see that the check of it fails then.
-type controls struct {
-	queue   bool // jobs overtake all that wait
-	loses   bool // some request is never answered
-	twice   bool // some request is answered twice
-	silence bool // an instance echoes without its ledger
-	arrival bool // an echo is as fresh as its arrival
+	holds time.Duration // how long a proxy delays every echo; no flag sets it
 }
 
 // DefaultPlan is what the command's flags say if none is given.

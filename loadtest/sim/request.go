@@ -136,8 +136,5 @@ func (w *world) pause(attempt int) time.Duration {
 
 func (r *request) end(o outcome) {
 	r.w.seen.ended(r, o)
-	if r.w.plan.off.twice && r.w.seen.begun%1000 == 0 {
-		r.w.seen.ended(r, o)
-	}
 	r.w.idle = append(r.w.idle, r)
 }

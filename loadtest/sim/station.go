@@ -9,12 +9,10 @@ type station struct {
 	free []time.Duration // when each server has done all that it was given
 	work time.Duration   // all that was ever given
 	seen time.Duration   // work, when demand was asked last
-
-	off *controls
 }
 
-func newStation(servers int, off *controls) *station {
-	return &station{free: make([]time.Duration, servers), off: off}
+func newStation(servers int) *station {
+	return &station{free: make([]time.Duration, servers)}
 }
 
 // take returns when a job that comes now will be done.
@@ -26,11 +24,7 @@ func (s *station) take(now, job time.Duration) time.Duration {
 		}
 	}
 	s.work += job
-	start := max(now, s.free[first])
-	if s.off.queue {
-		start = now // a job overtakes all that wait
-	}
-	s.free[first] = start + job
+	s.free[first] = max(now, s.free[first]) + job
 	return s.free[first]
 }
 

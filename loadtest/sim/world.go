@@ -101,15 +101,15 @@ func newWorld(plan Plan, costs Costs) *world {
 
 func (w *world) newCell() *cell {
 	c := &cell{
-		database: newStation(w.plan.DatabaseCores, &w.plan.off),
-		openfga:  newStation(w.plan.OpenFGACores, &w.plan.off),
+		database: newStation(w.plan.DatabaseCores),
+		openfga:  newStation(w.plan.OpenFGACores),
 		disk:     disk{takes: w.costs.Flush.time()},
 	}
 	for range w.plan.RedisShards {
-		c.redis = append(c.redis, newStation(1, &w.plan.off))
+		c.redis = append(c.redis, newStation(1))
 	}
 	for n := range w.plan.Instances {
-		i := &instance{cell: c, number: n, region: n % regions, cpu: newStation(w.plan.Cores, &w.plan.off), listed: true}
+		i := &instance{cell: c, number: n, region: n % regions, cpu: newStation(w.plan.Cores), listed: true}
 		c.instances = append(c.instances, i)
 		w.instances = append(w.instances, i)
 		w.tail(i)

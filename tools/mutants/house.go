@@ -2,7 +2,7 @@ package main
 
 import "slices"
 
-var houseMutants = slices.Concat(policyMutants, policyMutantsInterleaved, vaultMutants)
+var houseMutants = slices.Concat(policyMutants, policyMutantsInterleaved, vaultMutants, embeddedMutants, simulatorMutants)
 
 // policyMutants are the protections of the policy's memory, and of what counts as an answer of OpenFGA.
 var policyMutants = []mutant{
@@ -259,5 +259,104 @@ var vaultMutants = []mutant{
 		old:  "os.O_CREATE|os.O_EXCL,",
 		new:  "os.O_CREATE|os.O_TRUNC,",
 		pkg:  "server/internal/vault", test: "TestKEKFiles",
+	},
+}
+
+// embeddedMutants are the protections of the development issuer, which gives tokens away.
+var embeddedMutants = []mutant{
+	{
+		name: "embedded-listens-on-loopback",
+		file: "server/embedded/embedded.go",
+		old:  "if !isLoopback(address) {",
+		new:  "if address == \"\" {",
+		pkg:  "server/embedded", test: "TestOtherMachinesAreNotListenedTo",
+	},
+	{
+		name: "embedded-serves-loopback",
+		file: "server/embedded/devissuer.go",
+		old:  "!isLoopback(r.RemoteAddr) || ",
+		new:  "",
+		pkg:  "server/embedded", test: "TestDevIssuerGivesTokensToProgramsOnThisMachineOnly",
+	},
+	{
+		name: "embedded-refuses-dns-rebinding",
+		file: "server/embedded/devissuer.go",
+		old:  "!isLoopback(r.Host) || ",
+		new:  "",
+		pkg:  "server/embedded", test: "TestDevIssuerGivesTokensToProgramsOnThisMachineOnly",
+	},
+	{
+		name: "embedded-refuses-web-pages",
+		file: "server/embedded/devissuer.go",
+		old:  " || byPage && r.URL.Path != signInPath",
+		new:  " || byPage && r.URL.Path == \"\"",
+		pkg:  "server/embedded", test: "TestDevIssuerGivesTokensToProgramsOnThisMachineOnly",
+	},
+	{
+		name: "embedded-code-once",
+		file: "server/embedded/devsignin.go",
+		old:  "\tdelete(c.known, name)\n",
+		new:  "",
+		pkg:  "server/embedded", test: "TestSignInWithTheDevIssuer",
+	},
+	{
+		name: "embedded-code-verifier",
+		file: "server/embedded/devsignin.go",
+		old:  "[]byte(given.challenge)) != 1 {",
+		new:  "[]byte(given.challenge)) < 0 {",
+		pkg:  "server/embedded", test: "TestTheDevIssuerSignsInForTheApplicationOnly",
+	},
+	{
+		name: "embedded-target-on-loopback",
+		file: "server/embedded/cmd/deputy-target/main.go",
+		old:  "ip == nil || !ip.IsLoopback() {",
+		new:  "ip == nil {",
+		pkg:  "server/embedded/cmd/deputy-target", test: "TestServesLoopbackOnly",
+	},
+}
+
+// simulatorMutants break a rule of the simulator each. What the simulator checks of itself must notice.
+var simulatorMutants = []mutant{
+	{
+		name: "simulator-one-queue",
+		file: "loadtest/sim/station.go",
+		old:  "\ts.free[first] = max(now, s.free[first]) + job\n",
+		new:  "\ts.free[first] = now + job\n",
+		pkg:  "loadtest/sim", test: "TestStationIsMM1",
+	},
+	{
+		name: "simulator-queues-of-many-servers",
+		file: "loadtest/sim/station.go",
+		old:  "\ts.free[first] = max(now, s.free[first]) + job\n",
+		new:  "\ts.free[first] = now + job\n",
+		pkg:  "loadtest/sim", test: "TestStationIsMDc",
+	},
+	{
+		name: "simulator-loses-a-request",
+		file: "loadtest/sim/ledger.go",
+		old:  "\td.queue = rest\n",
+		new:  "\td.queue = rest\n\tif len(d.batch) > 1 {\n\t\td.batch = d.batch[1:]\n\t}\n",
+		pkg:  "loadtest/sim", test: "TestWhatMustHold",
+	},
+	{
+		name: "simulator-ends-a-request-twice",
+		file: "loadtest/sim/request.go",
+		old:  "\tr.w.seen.ended(r, o)\n",
+		new:  "\tr.w.seen.ended(r, o)\n\tif r.w.seen.begun%1000 == 0 {\n\t\tr.w.seen.ended(r, o)\n\t}\n",
+		pkg:  "loadtest/sim", test: "TestWhatMustHold",
+	},
+	{
+		name: "simulator-echo-without-the-ledger",
+		file: "loadtest/sim/feed.go",
+		old:  "\t\tif !cut && !d.instance.cut {\n\t\t\td.deliver(last)\n\t\t\td.echo(asked, began, last)\n\t\t}\n",
+		new:  "\t\tif cut || d.instance.cut {\n\t\t\tbegan = 0\n\t\t} else {\n\t\t\td.deliver(last)\n\t\t}\n\t\td.echo(asked, began, last)\n",
+		pkg:  "loadtest/sim", test: "TestWhatMustHold",
+	},
+	{
+		name: "simulator-echo-as-fresh-as-its-arrival",
+		file: "loadtest/sim/feed.go",
+		old:  "v.asOf = max(v.asOf, m.sent)",
+		new:  "v.asOf = w.now",
+		pkg:  "loadtest/sim", test: "TestWhatMustHold",
 	},
 }

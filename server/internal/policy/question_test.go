@@ -5,6 +5,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/goccy/go-yaml"
 	"pgregory.net/rapid"
@@ -18,7 +19,7 @@ func jsonUnmarshal(data []byte, v any) error { return json.Unmarshal(data, v) }
 
 func ask(t *testing.T, fake *policytest.Fake, mapping policy.Mapping, q policy.Question) (policy.Decision, *delegation.Error) {
 	t.Helper()
-	c, err := policy.New(policy.Config{URL: "http://openfga.test", StoreID: policytest.FakeStore, ModelID: policytest.FakeModel, Transport: fake, Mapping: mapping})
+	c, err := policy.New(policy.Config{URL: "http://openfga.test", StoreID: policytest.FakeStore, ModelID: policytest.FakeModel, Transport: fake, Mapping: mapping, Timeout: time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}

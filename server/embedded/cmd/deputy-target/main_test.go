@@ -10,8 +10,8 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// Whoever can reach OpenFGA here decides who may what, and a profiler tells what is in memory.
-func TestNobodyElseIsServed(t *testing.T) {
+// OpenFGA decides what is permitted, and a profiler reveals the memory: both serve loopback only.
+func TestServesLoopbackOnly(t *testing.T) {
 	for _, args := range [][]string{
 		{"openfga", "--openfga", "0.0.0.0:0"}, {"openfga", "--openfga", ":0"}, {"openfga", "--openfga", "localhost.example:0"}, {"openfga"},
 		{"deputyd", "--pprof", "192.0.2.1:0", "--config", "missing"},
@@ -26,7 +26,7 @@ func TestNobodyElseIsServed(t *testing.T) {
 	}
 }
 
-func TestItMustBeToldWhatToBe(t *testing.T) {
+func TestRefusesAnUnknownRole(t *testing.T) {
 	for _, args := range [][]string{nil, {"serve"}, {"embedded", "--openfga", "127.0.0.1:0"}} {
 		if err := run(t.Context(), args, strings.NewReader(""), io.Discard); err == nil {
 			t.Errorf("%q ran", args)
