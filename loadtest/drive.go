@@ -125,13 +125,11 @@ type schedule struct {
 	// atOnce bounds the requests under way. One that has to wait for its turn waits at the target's expense:
 	// its latency counts from when it should have been sent.
 	atOnce int
-	// countFromSending counts from when a request was really sent. Off but in the negative control: it is
-	// the error that is called coordinated omission.
-	countFromSending bool
 }
 
 // openLoop sends by the schedule. The latency of each request counts from the time that the schedule
-// intended for it, so a target that stalls is charged with all who would have come meanwhile.
+// intended for it, so a stall of the target counts for all requests that were due meanwhile. To count
+// from the sending is the error that is called coordinated omission.
 func openLoop(ctx context.Context, r *recorder, s schedule, do operation) {
 	var next atomic.Int64
 	var workers sync.WaitGroup
@@ -147,12 +145,8 @@ func openLoop(ctx context.Context, r *recorder, s schedule, do operation) {
 				if !sleepUntil(ctx, intended) {
 					return
 				}
-				from := intended
-				if s.countFromSending {
-					from = time.Now()
-				}
 				outcome, err := do(ctx, i)
-				r.record(time.Since(from), outcome, err)
+				r.record(time.Since(intended), outcome, err)
 			}
 		})
 	}

@@ -48,8 +48,8 @@ type candidate struct {
 	issuedAt                 time.Time
 }
 
-// rule is one check of RFC 9449 §4.3. They are a table so that tests can take each away, and see that
-// nothing else would have held.
+// rule is one check of RFC 9449 §4.3. In the table of rules each is one entry that can be removed by itself, and a mutant does
+// so for each.
 type rule struct {
 	clause string // which of the twelve
 	broken error
@@ -93,22 +93,25 @@ func rules() []rule {
 // 12. The caller sees to it that there was one proof, that it was not used before and that its key is
 // the one that the token is bound to. Errors name the broken rule and hold no part of the proof; only
 // ErrNonce says that a new proof with a nonce would do.
-func Verify(proof string, e Expectation) (Proof, error) { return verify(proof, e, rules()) }
-
-func verify(proof string, e Expectation, rules []rule) (Proof, error) {
+func Verify(proof string, e Expectation) (Proof, error) {
 	c, err := read(proof)
 	if err != nil {
 		return Proof{}, err
 	}
-	for _, r := range rules {
+	for _, r := range rules() {
 		if !r.holds(c, e) {
 			return Proof{}, r.broken
 		}
 	}
+	return c.accepted(e), nil
+}
+
+// accepted is the proof of a candidate that holds to every rule.
+func (c candidate) accepted(e Expectation) Proof {
 	return Proof{
 		Thumbprint: c.key.thumbprint, ID: c.id, Nonce: c.nonce, IssuedAt: c.issuedAt,
 		Until: c.issuedAt.Add(MaxAge + e.Skew),
-	}, nil
+	}
 }
 
 // read is checks 2, 3 and 7: a well-formed JWS with a public key and all required claims.

@@ -2,7 +2,7 @@ package main
 
 import "slices"
 
-var houseMutants = slices.Concat(policyMutants, policyMutantsInterleaved, vaultMutants, embeddedMutants, simulatorMutants)
+var houseMutants = slices.Concat(policyMutants, policyMutantsInterleaved, vaultMutants, embeddedMutants, simulatorMutants, proofMutants)
 
 // policyMutants are the protections of the policy's memory, and of what counts as an answer of OpenFGA.
 var policyMutants = []mutant{
@@ -318,6 +318,13 @@ var embeddedMutants = []mutant{
 // simulatorMutants break a rule of the simulator each. What the simulator checks of itself must notice.
 var simulatorMutants = []mutant{
 	{
+		name: "loadtest-coordinated-omission",
+		file: "loadtest/drive.go",
+		old:  "\t\t\t\toutcome, err := do(ctx, i)\n\t\t\t\tr.record(time.Since(intended), outcome, err)",
+		new:  "\t\t\t\tsent := time.Now()\n\t\t\t\toutcome, err := do(ctx, i)\n\t\t\t\tr.record(time.Since(sent), outcome, err)",
+		pkg:  "loadtest", test: "TestAStallIsChargedToAllWhoWouldHaveWaited",
+	},
+	{
 		name: "simulator-one-queue",
 		file: "loadtest/sim/station.go",
 		old:  "\ts.free[first] = max(now, s.free[first]) + job\n",
@@ -358,5 +365,100 @@ var simulatorMutants = []mutant{
 		old:  "v.asOf = max(v.asOf, m.sent)",
 		new:  "v.asOf = w.now",
 		pkg:  "loadtest/sim", test: "TestWhatMustHold",
+	},
+}
+
+// proofMutants remove each rule for DPoP proofs (RFC 9449 section 4.3), one at a time.
+var proofMutants = []mutant{
+	{
+		name: "dpop-typ",
+		file: "client/dpop/verify.go",
+		old:  "return c.Header.Type == delegation.HeaderTypeProof\n",
+		new:  "return true\n",
+		pkg:  "client/dpop", test: "TestRules",
+	},
+	{
+		name: "dpop-alg",
+		file: "client/dpop/verify.go",
+		old:  "return slices.Contains(Algorithms(), c.Header.Algorithm)\n",
+		new:  "return c.Header.Algorithm != \"\" && len(Algorithms()) > 0\n",
+		pkg:  "client/dpop", test: "TestRules",
+	},
+	{
+		name: "dpop-signature",
+		file: "client/dpop/verify.go",
+		old:  "return c.key.verifies(c.Header.Algorithm, c.SigningInput, c.Signature)\n",
+		new:  "return true\n",
+		pkg:  "client/dpop", test: "TestRules",
+	},
+	{
+		name: "dpop-htm",
+		file: "client/dpop/verify.go",
+		old:  "return c.htm == e.Method\n",
+		new:  "return true\n",
+		pkg:  "client/dpop", test: "TestRules",
+	},
+	{
+		name: "dpop-htu",
+		file: "client/dpop/verify.go",
+		old:  "return sameAddress(c.htu, e.URI)\n",
+		new:  "return true\n",
+		pkg:  "client/dpop", test: "TestRules",
+	},
+	{
+		name: "dpop-age",
+		file: "client/dpop/verify.go",
+		old:  "return c.issuedAt.Add(MaxAge + e.Skew).After(e.Now)\n",
+		new:  "return true\n",
+		pkg:  "client/dpop", test: "TestRules",
+	},
+	{
+		name: "dpop-future",
+		file: "client/dpop/verify.go",
+		old:  "return !c.issuedAt.After(e.Now.Add(e.Skew))\n",
+		new:  "return true\n",
+		pkg:  "client/dpop", test: "TestRules",
+	},
+	{
+		name: "dpop-ath",
+		file: "client/dpop/verify.go",
+		old:  "return e.AccessToken == \"\" || c.ath == hashOf(e.AccessToken)\n",
+		new:  "return true\n",
+		pkg:  "client/dpop", test: "TestRules",
+	},
+	{
+		name: "dpop-nonce",
+		file: "client/dpop/verify.go",
+		old:  "return len(e.Nonces) == 0 || slices.Contains(e.Nonces, c.nonce)\n",
+		new:  "return len(e.Nonces) == 0 || !slices.Contains(e.Nonces, \"\\x00\")\n",
+		pkg:  "client/dpop", test: "TestRules",
+	},
+	{
+		name: "dpop-private-key-in-the-proof",
+		file: "client/dpop/key.go",
+		old:  "if _, there := jwk[name]; there {",
+		new:  "if _, there := jwk[name]; there && name == \"\" {",
+		pkg:  "client/dpop", test: "TestKeys",
+	},
+	{
+		name: "dpop-weak-rsa-key",
+		file: "client/dpop/key.go",
+		old:  "bits < minRSABits || bits > maxRSABits",
+		new:  "bits < 512 || bits > maxRSABits",
+		pkg:  "client/dpop", test: "TestKeys",
+	},
+	{
+		name: "dpop-leading-zeros",
+		file: "client/dpop/key.go",
+		old:  " || raw[0] == 0",
+		new:  "",
+		pkg:  "client/dpop", test: "TestKeys",
+	},
+	{
+		name: "dpop-dot-segments",
+		file: "client/dpop/address.go",
+		old:  "if segment == \".\" || segment == \"..\" {",
+		new:  "if segment == \".\\x00\" {",
+		pkg:  "client/dpop", test: "TestAddresses",
 	},
 }
