@@ -10,8 +10,8 @@ import (
 	"strings"
 )
 
-// The chart has two pictures: latency percentiles of each scenario, and the CPU time of an exchange stacked
-// by process, with the floor beside it.
+// The chart has two pictures: latency percentiles of each scenario, and the CPU time of an exchange
+// stacked by process, with the floor beside it.
 const (
 	chartWidth = 1080
 	rowHeight  = 26

@@ -13,15 +13,15 @@ import (
 type coldStart struct {
 	Setup      string  `json:"setup"`
 	Round      int     `json:"round"`
-	Ready      float64 `json:"ready_ms"`       // from the start of the process until it says that it is ready
+	Ready      float64 `json:"ready_ms"`       // from the start of the process until it reports ready
 	FirstGrant float64 `json:"first_grant_ms"` // from the start of the process until the first token
 	First      latency `json:"first_100_ms"`   // of the hundred exchanges after that, eight at once
 
 	Failures map[string]int `json:"failures,omitempty"`
 }
 
-// coldStart starts one more Deputy, and uses it at once: in the distributed set-up beside those that run, in
-// the embedded one with a world of its own.
+// coldStart starts one more Deputy, and uses it at once: in the distributed set-up beside those
+// that run, in the embedded one with a world of its own.
 func (b *bench) coldStart(ctx context.Context, s *setup, round int) (_ coldStart, err error) {
 	if s.kind == embedded {
 		p := s.plan

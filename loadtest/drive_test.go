@@ -10,7 +10,8 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// stalling answers within a millisecond, except for one second in which it does not answer. The time is that of a synctest bubble.
+// stalling answers within a millisecond, except for one second in which it does not answer. The
+// time is that of a synctest bubble.
 func stalling() operation {
 	began := time.Now()
 	return func(context.Context, int) (string, error) {
@@ -23,7 +24,8 @@ func stalling() operation {
 }
 
 func TestAStallIsChargedToAllWhoWouldHaveWaited(t *testing.T) {
-	// 100 requests a second for 10 seconds, 4 at once: during the stall 100 requests should have been sent.
+	// 100 requests a second for 10 seconds, 4 at once: during the stall 100 requests should have
+	// been sent.
 	fixed := schedule{rate: 100, requests: 1000, atOnce: 4}
 	slow := func(drive func(ctx context.Context, r *recorder, do operation)) (requests int) {
 		synctest.Test(t, func(t *testing.T) {

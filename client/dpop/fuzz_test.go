@@ -10,8 +10,8 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// FuzzVerify applies every rule but that of the signature, so that inputs get further than forgeries do, and finds what form and
-// claims alone accept.
+// FuzzVerify applies every rule but that of the signature, so that inputs get further than
+// forgeries do, and finds what form and claims alone accept.
 func FuzzVerify(f *testing.F) {
 	k := newTestKey(f, "P-256")
 	for _, seed := range []string{
@@ -60,8 +60,8 @@ func FuzzVerify(f *testing.F) {
 	})
 }
 
-// FuzzAddress holds the comparison of addresses against net/url: what is the same address is the same scheme,
-// host, port and path to everybody else too, however it is written.
+// FuzzAddress compares the comparison of addresses with net/url: equal addresses have the same
+// scheme, host, port and path, however they are written.
 func FuzzAddress(f *testing.F) {
 	for _, seed := range [][2]string{
 		{"https://calendar.example/events", "HTTPS://Calendar.Example:443/%65vents?q#f"}, {"https://h.example", "https://h.example/"},

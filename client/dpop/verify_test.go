@@ -19,7 +19,8 @@ import (
 	"time"
 )
 
-// The examples of RFC 9449: one key, a proof for a token request (§5) and one for a resource (§7.1).
+// The examples of RFC 9449: one key, a proof for a token request (§5) and one for a resource
+// (§7.1).
 const (
 	rfcThumbprint = "0ZcOCORZNYy-DWpqq30jZyJGHTN0d2HglBV3uiguA4I" // §6.1
 	rfcHeader     = "eyJ0eXAiOiJkcG9wK2p3dCIsImFsZyI6IkVTMjU2IiwiandrIjp7Imt0eSI6IkVDIiwieCI6Imw4dEZyaHgtMzR0VjNoUklDUkRZOXpDa0RscEJoRjQyVVFVZldWQVdCRnMiLCJ5IjoiOVZFNGpmX09rX282NHpiVFRsY3VOSmFqSG10NnY5VERWclUwQ2R2R1JEQSIsImNydiI6IlAtMjU2In19"
@@ -167,7 +168,7 @@ func TestRules(t *testing.T) {
 		"ath of another token":     {good, bound, "12"},
 		"ath in hex":               {claim("ath", fmt.Sprintf("%x", token)), want, "12"},
 		"no nonce":                 {good, nonces, "10"},
-		"an unknown nonce":        {claim("nonce", "x"), nonces, "10"},
+		"an unknown nonce":         {claim("nonce", "x"), nonces, "10"},
 		"a nonce in another case":  {claim("nonce", "Current"), nonces, "10"},
 		"a nonce and its neighbor": {claim("nonce", "current,previous"), nonces, "10"},
 	}
@@ -218,7 +219,7 @@ func rejoined(proof string, i int, with string) string {
 	return strings.Join(parts, ".")
 }
 
-// TestForms are checks 2, 3 and 7: what is not a proof in form. The last column says which error must say so.
+// TestForms covers checks 2, 3 and 7: malformed proofs. The last column is a part of the error.
 func TestForms(t *testing.T) {
 	k := newTestKey(t, "P-256")
 	good := forge(t, k, nil, nil)
@@ -262,7 +263,8 @@ func TestForms(t *testing.T) {
 	}
 }
 
-// TestAlgorithms: every kind of key makes proofs that verify, and none under the name of another algorithm.
+// TestAlgorithms: every kind of key makes proofs that verify, and none under the name of another
+// algorithm.
 func TestAlgorithms(t *testing.T) {
 	made := make(map[string]bool)
 	for _, kind := range []string{"P-256", "P-384", "P-521", "Ed25519", "RSA"} {
@@ -402,14 +404,15 @@ func must[T any](v T, err error) T {
 	return v
 }
 
-// nextLetter differs from the letter in the lowest bit of base64url, which is spare at the end of 32 bytes.
+// nextLetter differs from the letter in the lowest bit of base64url, which is spare at the end of
+// 32 bytes.
 func nextLetter(letter byte) string {
 	const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 	return string(alphabet[strings.IndexByte(alphabet, letter)^1])
 }
 
-// TestMalleable: whoever sees a proof can write its signature in another way, and it is the same proof:
-// memories of used proofs go by thumbprint and jti.
+// TestMalleable: an observer of a proof can encode its signature differently, and it is the same
+// proof: memories of used proofs are keyed by thumbprint and jti.
 func TestMalleable(t *testing.T) {
 	k := newTestKey(t, "P-256")
 	proof := forge(t, k, nil, nil)

@@ -7,7 +7,8 @@ import (
 	"time"
 )
 
-// runQueue sends jobs with independent arrivals to a station, event by event, and returns how long they were there.
+// runQueue sends jobs with independent arrivals to a station, event by event, and returns how long
+// they were there.
 func runQueue(servers, jobs int, rate float64, job func(*rand.Rand) time.Duration) *histogram {
 	a := &agenda{}
 	s := newStation(servers)
@@ -41,7 +42,8 @@ func TestStationIsMM1(t *testing.T) {
 	}
 }
 
-// waitMDc is the mean wait in an M/D/c queue, in units of the service time (Pollaczek 1930, Crommelin 1932).
+// waitMDc is the mean wait in an M/D/c queue, in units of the service time (Pollaczek 1930,
+// Crommelin 1932).
 func waitMDc(c int, load float64) float64 {
 	// tail is the probability that a Poisson variable is at least k.
 	tail := func(mean float64, k int) float64 {

@@ -58,7 +58,8 @@ func TestSameSeedSameBytes(t *testing.T) {
 	}
 }
 
-// TestWhatMustHold runs every scenario: no rule that the observer checks is broken, also not where a proxy delays every echo.
+// TestWhatMustHold runs every scenario: no rule that the observer checks is broken, also not where
+// a proxy delays every echo.
 func TestWhatMustHold(t *testing.T) {
 	for _, scenario := range []string{"steady", "ramp", "storm", "cutoff"} {
 		holdsTrue(t, scenario, small())
@@ -75,7 +76,8 @@ func holdsTrue(t *testing.T, scenario string, p Plan) {
 	}
 }
 
-// TestModelAgrees compares the model's saturation point with the simulation's, for each resource: within 10 %.
+// TestModelAgrees compares the model's saturation point with the simulation's, for each resource:
+// within 10 %.
 func TestModelAgrees(t *testing.T) {
 	plan := func(change func(*Plan)) Plan {
 		p := DefaultPlan()
@@ -133,7 +135,8 @@ func TestNeedsGrow(t *testing.T) {
 	}
 }
 
-// TestStorm: every verifier hears of everything well within a second, also through relays and without Redis.
+// TestStorm: every verifier receives everything well within a second, also through relays and
+// without Redis.
 func TestStorm(t *testing.T) {
 	for name, c := range map[string]struct {
 		change func(*Plan)
@@ -156,7 +159,7 @@ func TestStorm(t *testing.T) {
 	}
 }
 
-// TestCutOff: a third refuses within ten seconds, nobody else does, and all come back.
+// TestCutOff: a third refuses within ten seconds, no other verifier does, and all come back.
 func TestCutOff(t *testing.T) {
 	r := run(t, "cutoff", small())
 	if len(r.Notes) != 2 || r.Notes[0].Seconds > bound.Seconds()+0.1 || r.Notes[0].Seconds < 8 {
@@ -226,7 +229,7 @@ func TestCostsAreChecked(t *testing.T) {
 	}
 }
 
-// TestBuiltAsSimulated reads the limits from where they are: whoever changes one changes the simulation too.
+// TestBuiltAsSimulated compares the constants with those of Deputy: change both together.
 func TestBuiltAsSimulated(t *testing.T) {
 	for file, lines := range map[string][]string{
 		"server/internal/rpc/watch.go":       {`maxWatchers = 2000\b`},

@@ -256,8 +256,9 @@ func (e *Embedded) settings() (server.Config, error) {
 	tenant := server.Tenant{
 		Name: tenantName, Default: true, Issuer: e.Issuer(), AllowInsecureLoopback: true,
 		SigningKeys: []token.KeyFile{{Path: e.path("keys", "signing.pem"), Algorithm: "ES256"}},
-		// This OpenFGA has one process, one clock and no replica, so its changelog is complete.
-		// In one process a slow answer is the load of the machine, not an outage: wait as long as allowed.
+		// This OpenFGA has one process, one clock and no replica, so its changelog is complete. In
+		// one process a slow answer is the load of the machine, not an outage: wait as long as
+		// allowed.
 		Policy:  server.Policy{URL: e.devAddress(), Store: e.store, Model: e.model, Timeout: 1500 * time.Millisecond, Cache: policy.Cache{Enabled: true}},
 		Audit:   server.Audit{CheckpointKey: e.path("keys", "checkpoint.key"), CheckpointFile: e.path("checkpoint")},
 		Console: &server.Console{Issuer: e.issuer.PeopleIssuer(), ClientID: consoleClient},

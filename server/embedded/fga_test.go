@@ -151,8 +151,8 @@ func TestCachedChecksWouldBeStale(t *testing.T) {
 	})
 }
 
-// The checker's bound is OpenFGA's: one check more is refused by the server, so a higher bound would turn a refusal that
-// names the remedy into an outage.
+// The checker's bound is OpenFGA's: one check more is refused by the server, so a higher bound
+// would turn a refusal that names the remedy into an outage.
 func TestServerRefusesMoreChecksThanTheBound(t *testing.T) {
 	s := newStore(t, startFGA(t), fgamodels.DeputyJSON)
 	q := policy.Question{Subject: "agent:planner", Actor: "agent:planner", Audiences: []string{"calendar"}}
@@ -170,7 +170,8 @@ func TestServerRefusesMoreChecksThanTheBound(t *testing.T) {
 	}
 }
 
-// A principal of a type that the model does not know makes its own question unanswerable, not its siblings'.
+// A principal of a type that the model does not know makes its own question unanswerable, not its
+// siblings'.
 func TestUnknownTypeConcernsItsQuestionAlone(t *testing.T) {
 	s := newStore(t, startFGA(t), fgamodels.DeputyJSON)
 	q, needed := policytest.Exchange()
@@ -348,7 +349,8 @@ func TestDocumentsAndFolders(t *testing.T) {
 		return c.Ask(t.Context(), q)
 	}
 	const read, write = `[{"type":"document","identifier":"q1","actions":["read"]}]`, `[{"type":"document","identifier":"q1","actions":["read","write"]}]`
-	// The scope and the audience need the same relation here, so that it is asked once for each party.
+	// The scope and the audience need the same relation here, so that it is asked once for each
+	// party.
 	if d, err := ask("documents.use", read); err != nil || !d.Allowed || d.Checks != 5 {
 		t.Errorf("reading through two folders and a team: %+v %v, %v", d, d.Missing, err)
 	}
@@ -371,7 +373,8 @@ func TestDocumentsAndFolders(t *testing.T) {
 	}
 }
 
-// Ids follow from content, so that what the ledger recorded before a restart means the same after it.
+// Ids follow from content, so that what the ledger recorded before a restart means the same after
+// it.
 func TestIDsSurviveARestart(t *testing.T) {
 	ids := func(name string, model []byte) [2]string {
 		f := startFGA(t)
@@ -422,8 +425,9 @@ func TestRoundTripFails(t *testing.T) {
 	}
 }
 
-// BenchmarkAsk asks the question of one exchange (eight checks) of a server in the same process: the checker's and OpenFGA's
-// work together. "checker" gets its answer at once, which leaves the checker and the SDK.
+// BenchmarkAsk asks the question of one exchange (eight checks) of a server in the same process:
+// the checker's and OpenFGA's work together. "checker" gets its answer at once, which leaves the
+// checker and the SDK.
 func BenchmarkAsk(b *testing.B) {
 	q, needed := policytest.Exchange()
 	for _, other := range []int{0, 400, 4000} {

@@ -552,7 +552,7 @@ func TestGrantsAreOfTheQuestion(t *testing.T) {
 		"a scope as audience": func(q *policy.Question) { q.Audiences, q.Scopes = append(slices.Clone(q.Audiences), q.Scopes...), nil },
 		"another actor": func(q *policy.Question) {
 			q.Edges = slices.Clone(q.Edges)
-			q.Edges[len(q.Edges)-1].To, q.Actor = "agent:stranger", "agent:stranger"
+			q.Edges[len(q.Edges)-1].To, q.Actor = "agent:unrelated", "agent:unrelated"
 		},
 		"another subject": func(q *policy.Question) {
 			q.Edges = slices.Clone(q.Edges)

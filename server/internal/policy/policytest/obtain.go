@@ -11,7 +11,7 @@ import (
 	"deputy.example/deputy/server/internal/policy"
 )
 
-func anybody(delegation.Principal) bool { return true }
+func all(delegation.Principal) bool { return true }
 
 func people(p delegation.Principal) bool { return p.Type() == "user" }
 
@@ -21,7 +21,7 @@ func obtainable(t testing.TB, c *policy.Checker, s policy.Search) ([]policy.Obta
 		s.Begins = people
 	}
 	if s.Usable == nil {
-		s.Usable = anybody
+		s.Usable = all
 	}
 	list, complete, err := c.Obtainable(t.Context(), s)
 	if err != nil {

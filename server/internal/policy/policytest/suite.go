@@ -282,7 +282,7 @@ func testManyQuestions(t *testing.T, b Backend) {
 		}
 	}
 	questions[5].Audiences = nil
-	questions[6].Subject = "nobody"
+	questions[6].Subject = "no-type"
 	for i, answer := range c.AskAll(t.Context(), questions) {
 		reason := delegation.Reason("")
 		if answer.Err != nil {
