@@ -54,7 +54,7 @@ func (b *bench) coldStart(ctx context.Context, s *setup, round int) (_ coldStart
 	}
 	result.FirstGrant = ms(time.Since(d.began))
 	r := newRecorder()
-	stop := b.tell(fmt.Sprintf("%s, cold start, %d of %d", s.kind, round+1, b.rounds), r)
+	stop := b.showProgress(fmt.Sprintf("%s, cold start, %d of %d", s.kind, round+1, b.rounds), r)
 	closedLoop(ctx, r, 100, 8, func(ctx context.Context, i int) (string, error) {
 		_, err := on.handDown(ctx, line(1), parent, worker(i))
 		return granted, err

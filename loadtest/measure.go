@@ -85,7 +85,7 @@ func (b *bench) observe(processes map[string]int, perCall int, title string, dri
 	}
 	own := ownCPU()
 	r := newRecorder()
-	stop := b.tell(title, r)
+	stop := b.showProgress(title, r)
 	drive(r)
 	took := time.Since(r.began)
 	stop()
@@ -118,8 +118,8 @@ func ownCPU() time.Duration {
 	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
 }
 
-// tell writes a line each second, and one at the end.
-func (b *bench) tell(title string, r *recorder) (stop func()) {
+// showProgress writes a line each second, and one at the end.
+func (b *bench) showProgress(title string, r *recorder) (stop func()) {
 	done, told := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(told)

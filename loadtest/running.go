@@ -251,7 +251,7 @@ func (a running) profile(ctx context.Context, b *bench, s *setup) error {
 		return err
 	}
 	r := newRecorder()
-	stop := b.tell(s.kind+", profile", r)
+	stop := b.showProgress(s.kind+", profile", r)
 	for name, address := range addresses {
 		profilers.Go(func() error {
 			text, err := get(ctx, fmt.Sprintf("http://%s/debug/pprof/profile?seconds=%d", address, seconds))

@@ -79,7 +79,7 @@ func (b *bench) revocationStorm(ctx context.Context, s *setup, round, revocation
 	}
 	exchanges, refusals, calls := newRecorder(), newRecorder(), newRecorder()
 	result := storm{Setup: s.kind, Round: round + 1, Revocations: revocations, Verifiers: stormVerifiers}
-	stop := b.tell(fmt.Sprintf("%s, revocation storm, %d of %d", s.kind, round+1, b.rounds), exchanges)
+	stop := b.showProgress(fmt.Sprintf("%s, revocation storm, %d of %d", s.kind, round+1, b.rounds), exchanges)
 	background, end := context.WithCancel(ctx)
 	var load sync.WaitGroup
 	load.Go(func() { closedLoop(background, exchanges, 1<<40, b.atOnce/2+1, endless(background, do)) })

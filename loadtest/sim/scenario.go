@@ -73,14 +73,14 @@ type Note struct {
 }
 
 // Run runs a scenario and reports its progress. It returns an error for an invalid plan.
-func Run(scenario string, plan Plan, costs Costs, tell func(format string, args ...any)) (*Result, error) {
+func Run(scenario string, plan Plan, costs Costs, progress func(format string, args ...any)) (*Result, error) {
 	if err := plan.Check(); err != nil {
 		return nil, err
 	}
 	if Scenarios[scenario] == "" {
 		return nil, fmt.Errorf("no scenario %q", scenario)
 	}
-	r := &runner{tell: tell, result: &Result{Scenario: scenario, Plan: plan, Costs: costs, Broken: []string{}, Rows: []Row{}, Series: []Sample{}}}
+	r := &runner{progress: progress, result: &Result{Scenario: scenario, Plan: plan, Costs: costs, Broken: []string{}, Rows: []Row{}, Series: []Sample{}}}
 	switch scenario {
 	case "needs":
 		needs := Model(plan, costs)
@@ -115,8 +115,8 @@ func fewer(plan Plan) Plan {
 
 type runner struct {
 	*world
-	tell   func(string, ...any)
-	result *Result
+	progress func(string, ...any)
+	result   *Result
 }
 
 const warmUp = 2 * time.Second
@@ -125,7 +125,7 @@ func (r *runner) open(plan Plan, costs Costs) {
 	r.world = newWorld(plan, costs)
 	r.result.Simulated = r.upTo[len(r.upTo)-1]
 	r.arrive()
-	r.tell("%s: %d instances, %d tenants, %d verifiers, %.0f exchanges/s", r.result.Scenario, len(r.instances), len(r.tenants), len(r.verifiers), r.rate)
+	r.progress("%s: %d instances, %d tenants, %d verifiers, %.0f exchanges/s", r.result.Scenario, len(r.instances), len(r.tenants), len(r.verifiers), r.rate)
 	r.pass("", warmUp)
 }
 
@@ -134,7 +134,7 @@ func (r *runner) pass(name string, takes time.Duration) Row {
 	r.seen.enter(name)
 	for end := r.now + takes; r.now < end; {
 		r.until(min(end, r.now+time.Second))
-		r.tell("%6.1f s  %-10s %9d calls, %9d events", r.now.Seconds(), name, r.seen.begun, r.happens)
+		r.progress("%6.1f s  %-10s %9d calls, %9d events", r.now.Seconds(), name, r.seen.begun, r.happens)
 	}
 	row := r.row()
 	if name != "" {

@@ -17,10 +17,10 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// DevIssuer stands for the two parties that Deputy trusts and does not run: the OpenID provider
-// that authenticates people, and the platform that gives each workload an identity. It gives a
-// token to every caller, so it must listen on a loopback address, in development only. deputyd does
-// not contain it.
+// DevIssuer replaces the two parties that Deputy trusts and does not run: the OpenID provider that
+// authenticates people, and the platform that gives each workload an identity. It gives a token to
+// every caller, so it must listen on a loopback address, in development only. deputyd does not
+// contain it.
 //
 // People and workloads are two issuers with a key each, at the address followed by /people and
 // /workloads, because an issuer names one type of principal.

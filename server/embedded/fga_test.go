@@ -349,8 +349,7 @@ func TestDocumentsAndFolders(t *testing.T) {
 		return c.Ask(t.Context(), q)
 	}
 	const read, write = `[{"type":"document","identifier":"q1","actions":["read"]}]`, `[{"type":"document","identifier":"q1","actions":["read","write"]}]`
-	// The scope and the audience need the same relation here, so that it is asked once for each
-	// party.
+	// The scope and the audience need the same relation here, so it is checked once for each party.
 	if d, err := ask("documents.use", read); err != nil || !d.Allowed || d.Checks != 5 {
 		t.Errorf("reading through two folders and a team: %+v %v, %v", d, d.Missing, err)
 	}
@@ -421,7 +420,7 @@ func TestRoundTripFails(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := f.RoundTrip(r.WithContext(ctx)); !errors.Is(err, context.Canceled) {
-		t.Errorf("cancelled: %v", err)
+		t.Errorf("canceled: %v", err)
 	}
 }
 

@@ -95,9 +95,8 @@ func TestMappedQuestion(t *testing.T) {
 	}
 }
 
-// Where single scopes are mapped and no rule for the others is given, there are no others. With
-// neither, the shipped model's rule holds; that the same scope is asked for then is the negative
-// control.
+// If single scopes are mapped and no rule for the others is given, any other scope is refused. With
+// neither, the shipped model's rule holds, and the same scope is asked for: the negative control.
 func TestOnlyMappedScopes(t *testing.T) {
 	q := policy.Question{Subject: "agent:p", Actor: "agent:p", Scopes: delegation.Scopes{"other"}, Audiences: []string{"a"}}
 	yes := &policytest.Fake{Judge: func(policy.Relation) (bool, bool) { return true, true }}

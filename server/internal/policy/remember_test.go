@@ -115,7 +115,7 @@ type script struct {
 	fake *policytest.Fake
 	mu   sync.Mutex
 	wait []*held
-	// holds says which requests wait; the others are answered at once.
+	// holds selects the requests that wait; the others are answered at once.
 	holds func(path string) bool
 }
 
@@ -257,7 +257,7 @@ func TestTheWindowMoves(t *testing.T) {
 		if calls := len(fake.Calls()); calls < 2 || calls > 3 {
 			t.Errorf("asked %d times in 100 s", calls)
 		}
-		for range 100 { // in one millisecond: only counting tells them apart
+		for range 100 { // in one millisecond: only counting distinguishes them
 			write(t, fake, relation(0))
 			allowed(t, c, 0, true)
 			remove(t, fake, relation(0))
@@ -304,9 +304,8 @@ func dated(date string) func(*http.Request, http.RoundTripper) (*http.Response, 
 	}
 }
 
-// Whatever the changelog does other than answering, questions are asked directly and answered
-// rightly; where that fails too they are unavailable. When it answers again, decisions are
-// remembered again.
+// With any fault of the changelog, questions are asked directly and answered correctly. If that
+// fails too, they are unavailable. When the changelog works again, decisions are remembered again.
 func TestChangelogFaults(t *testing.T) {
 	q, needed := policytest.Exchange()
 	for name, fault := range changelogFaults {
@@ -380,7 +379,7 @@ func TestChangelogOfAnotherTime(t *testing.T) {
 	}
 }
 
-// A changelog that has lost rows is one of another past: everything is asked again.
+// A changelog that has lost rows belongs to another history: everything is asked again.
 func TestRowsThatAreGone(t *testing.T) {
 	fake := new(policytest.Fake)
 	write(t, fake, relation(0))

@@ -23,8 +23,8 @@ type Fake struct {
 	// Answer, if set, answers in place of the fake. It sees each request before its body is read
 	// and may call next for the fake's own answer. Set it before the first request.
 	Answer func(r *http.Request, next http.RoundTripper) (*http.Response, error)
-	// Judge, if set, is asked about each relation first; with ok its yes or no counts instead of
-	// the store's.
+	// Judge, if set, decides each relation first; with ok its yes or no counts instead of the
+	// store's.
 	Judge func(r policy.Relation) (yes, ok bool)
 
 	mu       sync.Mutex

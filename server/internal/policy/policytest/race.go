@@ -27,9 +27,8 @@ func testRace(t *testing.T, b Backend) {
 	}
 }
 
-// history counts the writes of one relation, which only one writer makes: it is there after odd
-// ones. What the answer to a question says must have been so at some time between question and
-// answer.
+// history counts the writes of one relation by its only writer: it exists after odd ones. The
+// answer to a question must have been true at some time between question and answer.
 type history struct {
 	question            policy.Question
 	relation            policy.Relation
