@@ -2,7 +2,7 @@ package sim
 
 import "math"
 
-// target is the utilisation that the model plans for: what is left is for bursts, and for a third
+// target is the utilization that the model plans for: what is left is for bursts, and for a third
 // of the machines that may be gone.
 const target = 0.6
 
