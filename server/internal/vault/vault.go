@@ -242,7 +242,7 @@ func (v *Vault) Rotate(ctx context.Context, tenant string, use Use, immediately 
 		}
 		rows := held[m]
 		if newest, found := plan.newest(rows); found && !immediately && v.config.Now().Before(newest.SignsFrom) {
-			return State{}, fmt.Errorf("key %s is published already and signs from %s; wait, or rotate with --immediately", newest.ID, newest.SignsFrom.Format(time.RFC3339))
+			return State{}, fmt.Errorf("key %s is published already and signs from %s; wait, or rotate immediately", newest.ID, newest.SignsFrom.Format(time.RFC3339))
 		}
 		if len(rows) == 0 {
 			ahead = 0
