@@ -1,9 +1,11 @@
 package main
 
 import (
+	"context"
 	"io"
 	"strings"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 )
@@ -16,9 +18,11 @@ func TestServesLoopbackOnly(t *testing.T) {
 		{"openfga", "--openfga", "0.0.0.0:0"}, {"openfga", "--openfga", ":0"}, {"openfga", "--openfga", "localhost.example:0"}, {"openfga"},
 		{"deputyd", "--pprof", "192.0.2.1:0", "--config", "missing"},
 	} {
-		if err := run(t.Context(), args, strings.NewReader(""), io.Discard); err == nil {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second) // ends what should never have started
+		if err := run(ctx, args, strings.NewReader(""), io.Discard); err == nil {
 			t.Errorf("%q was served", args)
 		}
+		cancel()
 	}
 	// The control: without the bad address, the last of them gets as far as its configuration.
 	if err := run(t.Context(), []string{"deputyd", "--config", "missing"}, nil, io.Discard); err == nil || !strings.Contains(err.Error(), "missing") {
