@@ -16,27 +16,27 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// against drives a Deputy that runs elsewhere. What its processes spend cannot be seen from here, so there are
-// latencies and no ratios.
+// against drives a Deputy that runs elsewhere. The CPU time of its processes cannot be read from
+// here, so there are latencies and no ratios.
 type against struct {
 	GRPC             string   `required:"" placeholder:"ADDRESS" help:"The gRPC listener."`
 	CA               string   `type:"existingfile" placeholder:"FILE" help:"Certificates to trust (PEM). Default: the system's."`
 	Plaintext        bool     `help:"No TLS: for loopback addresses only."`
 	Issuer           string   `placeholder:"ADDRESS" help:"The tenant's issuer, for --client."`
-	Client           string   `placeholder:"ID" help:"Who calls, by assertions signed with --key."`
+	Client           string   `placeholder:"ID" help:"The caller, which signs assertions with --key."`
 	Key              string   `type:"existingfile" placeholder:"FILE" help:"Private key of --client: PEM or a JWK."`
 	WorkloadFile     string   `type:"existingfile" placeholder:"FILE" help:"In place of --client: the caller's workload JWT."`
 	SubjectTokens    string   `required:"" type:"existingfile" placeholder:"FILE" help:"Parents, one on each line; requests use them in turn. The caller must be allowed to exchange them."`
 	SubjectTokenType string   `placeholder:"URN" help:"Their type. Default: access token."`
 	ActorTokenFile   string   `type:"existingfile" placeholder:"FILE" help:"Names the new actor. Default: the caller narrows its own token, or steps in."`
-	Scope            []string `placeholder:"SCOPE,…" help:"What to ask for."`
-	Audience         []string `required:"" placeholder:"NAME,…" help:"Whom it is for."`
-	ValidateOnly     bool     `help:"Ask, and have nothing issued. Each question is an entry of the ledger all the same."`
-	Requests         int      `default:"1000" placeholder:"N" help:"How many. Each grant is an entry of the ledger. Default ${default}."`
-	AtOnce           int      `default:"64" placeholder:"N" help:"How many at once, at most. Default ${default}."`
-	Rate             float64  `placeholder:"N" help:"So many a second, whether or not they are answered in time. Default: as fast as they are answered."`
-	Out              string   `default:"loadtest/results" placeholder:"FOLDER" help:"Where the report goes. Default ${default}."`
-	Name             string   `placeholder:"NAME" help:"Of the report's files. Default: against and the time."`
+	Scope            []string `placeholder:"SCOPE,…" help:"Scopes to request."`
+	Audience         []string `required:"" placeholder:"NAME,…" help:"Services that the token is for."`
+	ValidateOnly     bool     `help:"Validate only: no token is issued. Each request is a ledger entry nevertheless."`
+	Requests         int      `default:"1000" placeholder:"N" help:"Number of requests. Each grant is a ledger entry. Default ${default}."`
+	AtOnce           int      `default:"64" placeholder:"N" help:"Maximum number of concurrent requests. Default ${default}."`
+	Rate             float64  `placeholder:"N" help:"Requests per second, whether or not they are answered in time. Default: as fast as they are answered."`
+	Out              string   `default:"loadtest/results" placeholder:"FOLDER" help:"Folder of the report. Default ${default}."`
+	Name             string   `placeholder:"NAME" help:"Name of the report's files. Default: against and the time."`
 }
 
 // elsewhere is the set-up of a report about a Deputy that this program did not start.
@@ -94,7 +94,7 @@ func (a against) operation() (do operation, closeAll func() error, err error) {
 		parents = append(parents, client.NewSecret(token))
 	}
 	if len(parents) == 0 {
-		return nil, nil, fmt.Errorf("%s: no token is in it", a.SubjectTokens)
+		return nil, nil, fmt.Errorf("%s: must hold a token on each line", a.SubjectTokens)
 	}
 	child := client.Child{Scopes: slices.Clone(a.Scope), Audience: a.Audience}
 	if a.ActorTokenFile != "" {
@@ -125,7 +125,7 @@ func (a against) operation() (do operation, closeAll func() error, err error) {
 		_, err := pool[i%connections].Exchange(ctx, client.ExchangeRequest{
 			SubjectToken: parents[i%len(parents)], SubjectTokenType: a.SubjectTokenType, Child: child, ValidateOnly: a.ValidateOnly,
 		})
-		// A refusal is an outcome here: nobody knows what was to be expected of the tokens that were given.
+		// A refusal is an outcome here: the expected outcome of these tokens is unknown.
 		if refusal, refused := errors.AsType[*delegation.Error](err); refused && !refusal.Temporary() && refusal.Reason != delegation.Internal {
 			return string(refusal.Reason), nil
 		}
@@ -137,7 +137,7 @@ func (a against) config() (client.Config, error) {
 	config := client.Config{Address: a.GRPC, Attempts: 1}
 	switch {
 	case (a.Client == "") == (a.WorkloadFile == ""):
-		return config, errors.New("say who calls: either --client with --key and --issuer, or --workload-file")
+		return config, errors.New("--client: must be set, with --key and --issuer; or set --workload-file")
 	case a.WorkloadFile != "":
 		config.Credential = client.WorkloadFile(a.WorkloadFile)
 	default:
@@ -151,7 +151,7 @@ func (a against) config() (client.Config, error) {
 	}
 	switch {
 	case a.Plaintext && a.CA != "":
-		return config, errors.New("--ca is for TLS, and --plaintext says not to use it")
+		return config, errors.New("--ca: must not be set with --plaintext")
 	case a.Plaintext:
 		config.Transport = client.PlaintextLoopback
 	case a.CA != "":
@@ -161,7 +161,7 @@ func (a against) config() (client.Config, error) {
 		}
 		roots := x509.NewCertPool()
 		if !roots.AppendCertsFromPEM(pem) {
-			return config, fmt.Errorf("%s: no certificate is in it", a.CA)
+			return config, fmt.Errorf("%s: must hold a certificate (PEM)", a.CA)
 		}
 		config.TLSConfig = &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}
 	}

@@ -13,7 +13,7 @@ type figure struct {
 	Value float64 `json:"value"`
 	Unit  string  `json:"unit"`
 	Bound float64 `json:"bound,omitempty"`
-	// Bounded says that Value must not exceed Bound; a figure without one is only looked at.
+	// Bounded means that Value must not exceed Bound; a figure without one is for information.
 	Bounded bool `json:"bounded"`
 }
 
@@ -22,7 +22,7 @@ const (
 	floors       = "× floor" // CPU time of all processes per exchange, in those of the floor
 	milliseconds = "ms"
 	microseconds = "µs"
-	idleCPU      = "ms CPU/s" // while nobody asks
+	idleCPU      = "ms CPU/s" // while there are no requests
 	ofBare       = "× bare ES256"
 	ofBase       = "× base"
 	allocations  = "allocations"
@@ -31,7 +31,8 @@ const (
 
 func (f figure) holds() bool { return !f.Bounded || f.Value <= f.Bound }
 
-// bound is a goal: the named figure must not exceed it, in its unit. In the set-up, or in every one.
+// bound is a goal: the named figure must not exceed it, in its unit. In the set-up, or in every
+// one.
 type bound struct {
 	setup, name, unit string
 	most              float64
@@ -65,8 +66,8 @@ var bounds = []bound{
 	{"", "tenants, one busy", ofBase, 1.15},
 	{"", "tenants, all busy", ofBase, 1.15},
 	{"", "live revocations", ofBase, 1.15},
-	// Two instances make 1.6 times the throughput of one where they cost at most so much more and have twice
-	// the cores.
+	// Two instances make 1.6 times the throughput of one if they cost at most this much more and
+	// have twice the cores.
 	{"", "two instances", ofBase, 2 / 1.6},
 }
 

@@ -10,8 +10,8 @@ import (
 	"strings"
 )
 
-// The chart has two pictures: latency percentiles of each scenario, and the CPU time of an exchange stacked
-// by process, with the floor beside it.
+// The chart has two pictures: latency percentiles of each scenario, and the CPU time of an exchange
+// stacked by process, with the floor beside it.
 const (
 	chartWidth = 1080
 	rowHeight  = 26
@@ -20,8 +20,8 @@ const (
 	chartTop   = 64
 )
 
-// Colours that colour-blind people tell apart (Okabe and Ito).
-var colours = []string{"#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#999999"}
+// Colors that color-blind people can distinguish (Okabe and Ito).
+var colors = []string{"#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#999999"}
 
 // chart draws the report as SVG, by hand.
 func (r *report) chart() []byte {
@@ -39,7 +39,7 @@ func (r *report) chart() []byte {
 
 // latencies are lines from p50 to p99.9 on a logarithmic scale.
 func (r *report) latencies(b *bytes.Buffer, groups [][]run, top int) {
-	heading(b, top, "Latency, ms", []string{"p50", "p90", "p99", "p99.9"}, colours)
+	heading(b, top, "Latency, ms", []string{"p50", "p90", "p99", "p99.9"}, colors)
 	const lowest, decades = 0.1, 4.0 // 0.1 ms to 1 s
 	x := func(v float64) float64 {
 		return barLeft + barWidth*math.Log10(min(max(v, lowest), lowest*math.Pow(10, decades))/lowest)/decades
@@ -57,7 +57,7 @@ func (r *report) latencies(b *bytes.Buffer, groups [][]run, top int) {
 		}
 		fmt.Fprintf(b, `<line x1="%.1f" y1="%d" x2="%.1f" y2="%d" stroke="#bbb" stroke-width="2"/>`+"\n", x(points[0]), y, x(points[3]), y)
 		for p, v := range points {
-			fmt.Fprintf(b, `<circle cx="%.1f" cy="%d" r="5" fill="%s"><title>%.2f ms</title></circle>`+"\n", x(v), y, colours[p], v)
+			fmt.Fprintf(b, `<circle cx="%.1f" cy="%d" r="5" fill="%s"><title>%.2f ms</title></circle>`+"\n", x(v), y, colors[p], v)
 		}
 	}
 }
@@ -72,7 +72,7 @@ func (r *report) costs(b *bytes.Buffer, groups [][]run, top int) {
 	}
 	slices.Sort(names)
 	names = slices.Compact(names)
-	heading(b, top, "CPU per exchange, ms (line: the floor)", names, colours)
+	heading(b, top, "CPU per exchange, ms (line: the floor)", names, colors)
 	if most == 0 {
 		return
 	}
@@ -89,7 +89,7 @@ func (r *report) costs(b *bytes.Buffer, groups [][]run, top int) {
 		for n, name := range names {
 			v := medianOf(group, func(m run) float64 { return m.CPU[name] })
 			fmt.Fprintf(b, `<rect x="%.1f" y="%d" width="%.1f" height="%d" fill="%s"><title>%s %.3f ms</title></rect>`+"\n",
-				x, y+4, v*scale, rowHeight-8, colours[n%len(colours)], escaped(name), v)
+				x, y+4, v*scale, rowHeight-8, colors[n%len(colors)], escaped(name), v)
 			x += v * scale
 		}
 		fmt.Fprintf(b, `<text x="%.1f" y="%d">%.2f ×</text>`+"\n", x+6, y+rowHeight/2+5, medianOf(group, run.ratio))
@@ -98,12 +98,12 @@ func (r *report) costs(b *bytes.Buffer, groups [][]run, top int) {
 	}
 }
 
-func heading(b *bytes.Buffer, top int, title string, legend, colours []string) {
+func heading(b *bytes.Buffer, top int, title string, legend, colors []string) {
 	fmt.Fprintf(b, `<text x="10" y="%d" font-size="16" font-weight="bold">%s</text>`+"\n", top+16, escaped(title))
 	x := barLeft
 	for i, name := range legend {
 		fmt.Fprintf(b, `<rect x="%d" y="%d" width="12" height="12" fill="%s"/><text x="%d" y="%d">%s</text>`+"\n",
-			x, top+5, colours[i%len(colours)], x+16, top+16, escaped(name))
+			x, top+5, colors[i%len(colors)], x+16, top+16, escaped(name))
 		x += 40 + 8*len(name)
 	}
 }

@@ -13,15 +13,15 @@ import (
 type coldStart struct {
 	Setup      string  `json:"setup"`
 	Round      int     `json:"round"`
-	Ready      float64 `json:"ready_ms"`       // from the start of the process until it says that it is ready
+	Ready      float64 `json:"ready_ms"`       // from the start of the process until it reports ready
 	FirstGrant float64 `json:"first_grant_ms"` // from the start of the process until the first token
 	First      latency `json:"first_100_ms"`   // of the hundred exchanges after that, eight at once
 
 	Failures map[string]int `json:"failures,omitempty"`
 }
 
-// coldStart starts one more Deputy, and uses it at once: in the distributed set-up beside those that run, in
-// the embedded one with a world of its own.
+// coldStart starts one more Deputy, and uses it at once: in the distributed set-up beside those
+// that run, in the embedded one with a world of its own.
 func (b *bench) coldStart(ctx context.Context, s *setup, round int) (_ coldStart, err error) {
 	if s.kind == embedded {
 		p := s.plan
@@ -54,7 +54,7 @@ func (b *bench) coldStart(ctx context.Context, s *setup, round int) (_ coldStart
 	}
 	result.FirstGrant = ms(time.Since(d.began))
 	r := newRecorder()
-	stop := b.tell(fmt.Sprintf("%s, cold start, %d of %d", s.kind, round+1, b.rounds), r)
+	stop := b.showProgress(fmt.Sprintf("%s, cold start, %d of %d", s.kind, round+1, b.rounds), r)
 	closedLoop(ctx, r, 100, 8, func(ctx context.Context, i int) (string, error) {
 		_, err := on.handDown(ctx, line(1), parent, worker(i))
 		return granted, err

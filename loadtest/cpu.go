@@ -10,18 +10,19 @@ import (
 	"time"
 )
 
-// clockTick is the unit of times in /proc: USER_HZ is 100 on every architecture that Go runs Linux on.
+// clockTick is the unit of times in /proc: USER_HZ is 100 on every architecture that Go runs Linux
+// on.
 const clockTick = 10 * time.Millisecond
 
-// times are what /proc/PID/stat says of one process (proc_pid_stat(5)).
+// times are the fields of /proc/PID/stat of one process (proc_pid_stat(5)).
 type times struct {
 	parent int
 	own    time.Duration // of the process, its ended threads included
 	waited time.Duration // of its children that ended and were waited for, and of theirs
 }
 
-// parseStat reads one line. The command's name stands in parentheses and may hold anything, parentheses and
-// spaces too.
+// parseStat reads one line. The command's name is in parentheses and may hold anything, parentheses
+// and spaces too.
 func parseStat(line string) (times, error) {
 	end := strings.LastIndexByte(line, ')')
 	if end < 0 {
@@ -43,7 +44,7 @@ func parseStat(line string) (times, error) {
 	}, nil
 }
 
-// readProcesses reads /proc, or what stands in for it.
+// readProcesses reads /proc, or a folder with the same structure.
 func readProcesses(proc string) (map[int]times, error) {
 	files, err := filepath.Glob(filepath.Join(proc, "[0-9]*", "stat"))
 	if err != nil {
@@ -66,8 +67,8 @@ func readProcesses(proc string) (map[int]times, error) {
 	return all, nil
 }
 
-// tree adds up a process and everything below it, whether it still runs or has ended: PostgreSQL has one
-// process for each session. What ended counts where it was waited for.
+// tree adds up a process and everything below it, whether it still runs or has ended: PostgreSQL
+// has one process for each session. What ended counts where it was waited for.
 func tree(all map[int]times, root int) (total time.Duration, found bool) {
 	self, found := all[root]
 	if !found {
@@ -83,9 +84,9 @@ func tree(all map[int]times, root int) (total time.Duration, found bool) {
 	return total, true
 }
 
-// cpuTimes returns the CPU time of each process and of its children since it began. A child that ends
-// between two files of one reading is seen twice or not at all, so readings are repeated until two agree on
-// who is there and who was waited for.
+// cpuTimes returns the CPU time of each process and of its children since it began. A child that
+// ends between two files of one reading is counted twice or not at all. So readings are repeated
+// until two agree on the processes and their waited-for children.
 func cpuTimes(proc string, processes map[string]int) (map[string]time.Duration, error) {
 	last, err := readProcesses(proc)
 	if err != nil {
@@ -112,7 +113,8 @@ func cpuTimes(proc string, processes map[string]int) (map[string]time.Duration, 
 	return nil, errors.New("processes come and go faster than their times can be read")
 }
 
-// same says whether below the given processes nobody came, ended or was waited for in between.
+// same returns whether the same processes below the given ones exist, and none was waited for in
+// between.
 func same(a, b map[int]times, roots map[string]int) bool {
 	for _, root := range roots {
 		if !sameTree(a, b, root) {

@@ -26,7 +26,7 @@ func TestParseStat(t *testing.T) {
 	}
 }
 
-// writeStat puts a process into a folder that stands in for /proc.
+// writeStat puts a process into a folder in place of /proc.
 func writeStat(t *testing.T, proc string, pid, parent, own, waited int) {
 	t.Helper()
 	dir := filepath.Join(proc, fmt.Sprint(pid))
@@ -53,7 +53,7 @@ func TestSessionsThatComeAndGoAreCounted(t *testing.T) {
 	writeStat(t, proc, 10, 1, 100, 0)
 	writeStat(t, proc, 11, 10, 50, 0)
 	writeStat(t, proc, 12, 10, 70, 0)
-	writeStat(t, proc, 99, 1, 500, 0) // somebody else
+	writeStat(t, proc, 99, 1, 500, 0) // an unrelated process
 	if got := read(); got != 220*clockTick {
 		t.Errorf("with two sessions: %v", got)
 	}
@@ -70,7 +70,7 @@ func TestSessionsThatComeAndGoAreCounted(t *testing.T) {
 	}
 }
 
-// A child that does work and ends must be counted by what the kernel really says.
+// The CPU time of a child that works and ends must match the kernel's figures.
 func TestTheKernelCountsWhoHasEnded(t *testing.T) {
 	before, err := cpuTimes("/proc", map[string]int{"self": os.Getpid()})
 	if err != nil {

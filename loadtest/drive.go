@@ -16,11 +16,11 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// An operation makes request number i. A refusal that the scenario asked for is one of its outcomes and no
+// An operation makes request number i. A refusal that the scenario expects is an outcome and not an
 // error.
 type operation func(ctx context.Context, i int) (outcome string, err error)
 
-// granted is the outcome of a request that got all that it asked for.
+// granted is the outcome of a request that received everything.
 const granted = "granted"
 
 // latencies are kept between a microsecond and a minute, to three digits.
@@ -30,7 +30,7 @@ const (
 	latencyDigits  = 3
 )
 
-// recorder takes what became of each request, from many goroutines at once.
+// recorder takes the outcomes of requests, from many goroutines at once.
 type recorder struct {
 	mu       sync.Mutex
 	latency  *hdrhistogram.Histogram // nanoseconds
@@ -69,7 +69,7 @@ func (r *recorder) percentile(q float64) time.Duration {
 	return time.Duration(r.latency.ValueAtQuantile(q))
 }
 
-// line says how far the requests have come.
+// line returns the progress of the requests.
 func (r *recorder) line() string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -97,8 +97,9 @@ func short(d time.Duration) time.Duration {
 	return d.Round(time.Microsecond)
 }
 
-// closedLoop makes so many requests, so many at once: each worker sends its next request when the one before
-// was answered. It measures what a request costs, and hides how long others would have waited.
+// closedLoop makes so many requests, so many at once: each worker sends its next request when the
+// one before was answered. It measures what a request costs, and hides how long others would have
+// waited.
 func closedLoop(ctx context.Context, r *recorder, requests, atOnce int, do operation) {
 	var next atomic.Int64
 	var workers sync.WaitGroup
@@ -122,16 +123,14 @@ func closedLoop(ctx context.Context, r *recorder, requests, atOnce int, do opera
 type schedule struct {
 	rate     float64 // requests per second
 	requests int
-	// atOnce bounds the requests under way. One that has to wait for its turn waits at the target's expense:
-	// its latency counts from when it should have been sent.
+	// atOnce bounds the requests under way. One that has to wait for its turn waits at the target's
+	// expense: its latency counts from when it should have been sent.
 	atOnce int
-	// countFromSending counts from when a request was really sent. Off but in the negative control: it is
-	// the error that is called coordinated omission.
-	countFromSending bool
 }
 
-// openLoop sends by the schedule. The latency of each request counts from the time that the schedule
-// intended for it, so a target that stalls is charged with all who would have come meanwhile.
+// openLoop sends by the schedule. The latency of each request counts from the time that the
+// schedule intended for it, so a stall of the target counts for all requests that were due
+// meanwhile. To count from the sending is the error that is called coordinated omission.
 func openLoop(ctx context.Context, r *recorder, s schedule, do operation) {
 	var next atomic.Int64
 	var workers sync.WaitGroup
@@ -147,12 +146,8 @@ func openLoop(ctx context.Context, r *recorder, s schedule, do operation) {
 				if !sleepUntil(ctx, intended) {
 					return
 				}
-				from := intended
-				if s.countFromSending {
-					from = time.Now()
-				}
 				outcome, err := do(ctx, i)
-				r.record(time.Since(from), outcome, err)
+				r.record(time.Since(intended), outcome, err)
 			}
 		})
 	}

@@ -14,9 +14,9 @@ import (
 	"time"
 )
 
-// flooring is the hidden command that is the floor: an HTTP server of the standard library that verifies one
-// ES256 token and signs another for each request, and does nothing else. What it costs is the unit of all
-// ratios, because every token service pays at least that.
+// flooring is the hidden command that is the floor: an HTTP server of the standard library that
+// verifies one ES256 token and signs another for each request, and does nothing else. What it costs
+// is the unit of all ratios, because every token service pays at least that.
 type flooring struct{}
 
 // Run prints its address and a token that it accepts, and serves until it is interrupted.
@@ -70,7 +70,7 @@ func (f floor) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
 	}
-	_, _ = io.WriteString(w, token) // the client has gone: nobody to tell
+	_, _ = io.WriteString(w, token) // the client has gone
 }
 
 // floorProcess is the floor in a process of its own.

@@ -12,8 +12,8 @@ import (
 	"strings"
 )
 
-// signer signs tokens with a key of its own (ES256): what people's provider and the platform of workloads do
-// elsewhere.
+// signer signs tokens with a key of its own (ES256): what people's provider and the platform of
+// workloads do elsewhere.
 type signer struct {
 	key    *ecdsa.PrivateKey
 	public []byte // JWK Set
@@ -77,7 +77,8 @@ func signatureCheck(public *ecdsa.PublicKey, token string) (check func() bool, e
 	}, nil
 }
 
-// verifyES256 is the least that a server has to do with a token: it checks the signature and reads the claims.
+// verifyES256 is the least that a server has to do with a token: it checks the signature and reads
+// the claims.
 func verifyES256(public *ecdsa.PublicKey, token string) (claims map[string]any, err error) {
 	check, err := signatureCheck(public, token)
 	if err != nil {

@@ -1,6 +1,7 @@
-// Command loadtest measures what Deputy costs: it starts Deputy with what it depends on, drives it through the
-// SDK, and reads the CPU time of every process from the operating system. It also fills ledgers, and measures
-// what Deputy does with many entries. docs/performance.md explains the figures.
+// Command loadtest measures what Deputy costs: it starts Deputy with what it depends on, drives it
+// through the SDK, and reads the CPU time of every process from the operating system. It also fills
+// ledgers, and measures what Deputy does with many entries. docs/performance.md explains the
+// figures.
 package main
 
 import (
@@ -22,16 +23,16 @@ type arguments struct {
 	Scale   scaling   `cmd:"" help:"Measure whether the cost of an exchange stays flat while chains, relationships, ledger, tenants, revocations and instances grow."`
 	Against against   `cmd:"" help:"Drive a Deputy that runs elsewhere, and report latencies."`
 	Floor   flooring  `cmd:"" hidden:"" help:"Be the floor that the costs are compared with."`
-	Measure measuring `cmd:"" help:"Ask a ledger that was filled what auditors ask, and say how long the answers take."`
-	Fill    filling   `cmd:"" help:"Write a ledger as months of service would. The tenant must have no entries; the database must be migrated (deputyd migrate)."`
+	Measure measuring `cmd:"" help:"Measure the queries of auditors on a ledger that was filled."`
+	Fill    filling   `cmd:"" help:"Write a ledger like that of months of service. The tenant must have no entries; the database must be migrated (deputyd migrate)."`
 
 	Simulate simulating `cmd:"" help:"Simulate a deployment past one machine: a million agents, 100,000 exchanges a second, 100,000 verifiers."`
 }
 
 type filling struct {
-	DSN     string        `required:"" placeholder:"ADDRESS" help:"The database: postgres:// or sqlite:///. Never one that serves."`
-	Tenant  string        `required:"" placeholder:"NAME" help:"Whose ledger."`
-	Entries int           `default:"1000000" placeholder:"N" help:"How many. Default ${default}."`
+	DSN     string        `required:"" placeholder:"ADDRESS" help:"The database: postgres:// or sqlite:///. Never a database in service."`
+	Tenant  string        `required:"" placeholder:"NAME" help:"The tenant of the ledger."`
+	Entries int           `default:"1000000" placeholder:"N" help:"Number of entries. Default ${default}."`
 	Seed    uint64        `default:"1" placeholder:"N" help:"Chooses everything random. Default ${default}."`
 	Span    time.Duration `default:"720h" placeholder:"DURATION" help:"From the first entry to now. Default ${default}."`
 }
@@ -40,8 +41,8 @@ type measuring struct {
 	DSN     string `required:"" placeholder:"ADDRESS" help:"The database."`
 	Tenant  string `required:"" placeholder:"NAME" help:"Whose ledger."`
 	Summary string `required:"" type:"existingfile" placeholder:"FILE" help:"What fill printed."`
-	Rounds  int    `default:"200" placeholder:"N" help:"How often each question is asked. Default ${default}."`
-	Seed    uint64 `default:"1" placeholder:"N" help:"Chooses what is asked for. Default ${default}."`
+	Rounds  int    `default:"200" placeholder:"N" help:"Number of runs of each query. Default ${default}."`
+	Seed    uint64 `default:"1" placeholder:"N" help:"Seed of the queries. Default ${default}."`
 }
 
 func main() {
@@ -69,7 +70,7 @@ func (m measuring) Run(ctx context.Context, stdout io.Writer) error {
 	return fill.Print(stdout, figures)
 }
 
-// Run fills, tells of it on standard error and prints the summary as JSON.
+// Run fills, reports progress on standard error and prints the summary as JSON.
 func (f filling) Run(ctx context.Context, stdout io.Writer) error {
 	start, told := time.Now(), time.Now()
 	summary, err := fill.Run(ctx, f.DSN, fill.Options{

@@ -66,7 +66,7 @@ func (r run) ratio() float64 {
 // perSecond is how many exchanges were made in a second.
 func (r run) perSecond() float64 { return float64(r.Units) / r.Seconds }
 
-// bench measures, and tells of it.
+// bench measures and reports progress.
 type bench struct {
 	atOnce   int
 	requests int
@@ -85,7 +85,7 @@ func (b *bench) observe(processes map[string]int, perCall int, title string, dri
 	}
 	own := ownCPU()
 	r := newRecorder()
-	stop := b.tell(title, r)
+	stop := b.showProgress(title, r)
 	drive(r)
 	took := time.Since(r.began)
 	stop()
@@ -108,7 +108,8 @@ func (b *bench) observe(processes map[string]int, perCall int, title string, dri
 	return result, nil
 }
 
-// ownCPU is the CPU time of this process, the generator, without that of the servers that it started.
+// ownCPU is the CPU time of this process, the generator, without that of the servers that it
+// started.
 func ownCPU() time.Duration {
 	var usage syscall.Rusage
 	if syscall.Getrusage(syscall.RUSAGE_SELF, &usage) != nil {
@@ -117,8 +118,8 @@ func ownCPU() time.Duration {
 	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
 }
 
-// tell writes a line each second, and one at the end.
-func (b *bench) tell(title string, r *recorder) (stop func()) {
+// showProgress writes a line each second, and one at the end.
+func (b *bench) showProgress(title string, r *recorder) (stop func()) {
 	done, told := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(told)
@@ -157,8 +158,9 @@ func (b *bench) measureFloor(ctx context.Context) (float64, error) {
 	return r.CPU["floor"], ctx.Err()
 }
 
-// pair measures the floor before and after the target, so that whatever else the machine does falls on both: processors
-// change their pace within seconds. The requests go to the sessions in turn, which pair closes.
+// pair measures the floor before and after the target, so that whatever else the machine does falls
+// on both: processors change their pace within seconds. The requests go to the sessions in turn,
+// which pair closes.
 func (b *bench) pair(ctx context.Context, s *setup, c scenario, round int, on []*session, drive func(*recorder, operation)) (_ run, err error) {
 	defer func() {
 		for _, session := range on {
@@ -175,7 +177,7 @@ func (b *bench) pair(ctx context.Context, s *setup, c scenario, round int, on []
 			each[i], err = c.prepare(ctx, session, (b.requests+first)/len(on)+1)
 			return err
 		})
-		if err == nil && len(on) > 1 { // whoever helped to prepare needs no connection any more: there is a limit
+		if err == nil && len(on) > 1 { // helpers need no connection any more: there is a limit
 			err = session.close()
 		}
 		if err != nil {
@@ -214,8 +216,8 @@ func (b *bench) pair(ctx context.Context, s *setup, c scenario, round int, on []
 
 const batchesAtOnce = 4
 
-// closed is a pair by a closed loop, through one session unless some are given. Requests that make many
-// exchanges are a tenth as many, and few at once.
+// closed is a pair by a closed loop, through one session unless some are given. Requests that make
+// many exchanges are a tenth as many, and few at once.
 func (b *bench) closed(ctx context.Context, s *setup, c scenario, round int, on ...*session) (run, error) {
 	if len(on) == 0 {
 		on = []*session{s.session(s.deputies[0], 0)}
@@ -229,7 +231,7 @@ func (b *bench) closed(ctx context.Context, s *setup, c scenario, round int, on 
 	})
 }
 
-// idle is the CPU time of all processes while nobody asks.
+// idle is the CPU time of all processes without requests.
 func (b *bench) idle(ctx context.Context, s *setup, name string) (figure, error) {
 	const watched = 5 * time.Second
 	before, err := cpuTimes("/proc", s.processes())

@@ -20,14 +20,15 @@ import (
 type process struct {
 	name string
 	cmd  *exec.Cmd
-	log  string // file of what it says
+	log  string // file of its output
 	quit syscall.Signal
 
 	began time.Time
 	gone  chan struct{} // closed when it has ended
 }
 
-// start launches a command that works in dir, unless cmd says where, and whose words go to a file there.
+// start launches a command that works in dir, unless cmd names a directory. Its output goes to a
+// file in dir.
 func start(name, dir string, cmd *exec.Cmd) (*process, error) {
 	p := &process{name: name, cmd: cmd, log: filepath.Join(dir, name+".log"), quit: syscall.SIGTERM, gone: make(chan struct{})}
 	log, err := os.OpenFile(p.log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
@@ -48,7 +49,7 @@ func start(name, dir string, cmd *exec.Cmd) (*process, error) {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
 	go func() {
-		_ = cmd.Wait() // how it ended says its log
+		_ = cmd.Wait() // its log holds the reason
 		close(p.gone)
 	}()
 	return p, nil
@@ -56,7 +57,7 @@ func start(name, dir string, cmd *exec.Cmd) (*process, error) {
 
 func (p *process) pid() int { return p.cmd.Process.Pid }
 
-// stop asks the process to end, and ends it if it does not.
+// stop signals the process to end, and kills it if it does not.
 func (p *process) stop() error {
 	_ = p.cmd.Process.Signal(p.quit) // it may have ended by itself
 	select {
@@ -65,7 +66,7 @@ func (p *process) stop() error {
 	case <-time.After(20 * time.Second):
 		_ = p.cmd.Process.Kill()
 		<-p.gone
-		return fmt.Errorf("%s did not end when it was asked to", p.name)
+		return fmt.Errorf("%s did not end after its signal", p.name)
 	}
 }
 
@@ -97,7 +98,7 @@ func lastLines(text string, n int) string {
 	return strings.Join(lines[max(0, len(lines)-n):], "\n")
 }
 
-// get asks an address and wants 200.
+// get requests an address and requires status 200.
 func get(ctx context.Context, address string) ([]byte, error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
 	if err != nil {
@@ -116,8 +117,8 @@ func get(ctx context.Context, address string) ([]byte, error) {
 	return body, err
 }
 
-// freeAddress is a loopback address that nobody listens on, with a port below those that the kernel gives to
-// outgoing connections.
+// freeAddress is a loopback address without a listener, with a port below those that the kernel
+// gives to outgoing connections.
 func freeAddress() (string, error) {
 	for range 100 {
 		address := fmt.Sprintf("127.0.0.1:%d", 12000+rand.IntN(20000))
@@ -128,7 +129,7 @@ func freeAddress() (string, error) {
 	return "", errors.New("no free port")
 }
 
-// reachable says whether somebody accepts connections there.
+// reachable returns whether the address accepts connections.
 func reachable(address string) error {
 	c, err := net.DialTimeout("tcp", address, time.Second)
 	if err != nil {

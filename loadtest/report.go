@@ -66,7 +66,7 @@ func thisMachine() machine {
 	return m
 }
 
-// commit names what is measured, and says when it was changed since.
+// commit names the measured commit, and marks one with later changes.
 func commit(root string) string {
 	git := func(args ...string) string {
 		cmd := exec.Command("git", args...)
@@ -161,7 +161,8 @@ func (r *report) table(b *bytes.Buffer, title string, runs []run) {
 // exchangeSteps in their order.
 var exchangeSteps = []string{"front", "admit", "verify", "plan", "authorize", "record", "mint"}
 
-// steps are the mean wall times of deputy_exchange_step_seconds: of a call, which waits for others too.
+// steps are the mean wall times of deputy_exchange_step_seconds: of a call, which waits for others
+// too.
 func (r *report) steps(b *bytes.Buffer) {
 	if len(r.Runs) == 0 {
 		return

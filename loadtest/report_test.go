@@ -105,8 +105,8 @@ func TestVerdict(t *testing.T) {
 	}
 }
 
-// A verifier that is cut off refuses too: that must not pass for having heard of a revocation, and what says
-// that the token is revoked must not be overlooked.
+// A verifier that is cut off refuses too. That must not count as a received revocation, and a
+// refusal because of the revocation must count.
 func TestOnlyRefusalsOfTheTokenCount(t *testing.T) {
 	if !knowsBetter(fmt.Errorf("wrapped: %w", &client.AccessError{Code: client.AccessInvalidToken})) {
 		t.Error("a refused token was overlooked")

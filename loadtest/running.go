@@ -15,22 +15,22 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// common are the flags of what starts servers of its own.
+// common are the flags of the commands that start servers of their own.
 type common struct {
 	Setups   []string `default:"embedded,distributed" enum:"embedded,distributed" help:"Set-ups to start. Default ${default}."`
 	Requests int      `default:"2000" placeholder:"N" help:"Exchanges of one measurement. Default ${default}."`
-	AtOnce   int      `default:"64" placeholder:"N" help:"How many at once. Default ${default}."`
+	AtOnce   int      `default:"64" placeholder:"N" help:"Number of concurrent requests. Default ${default}."`
 	Rounds   int      `default:"3" placeholder:"N" help:"Measurements of each kind; the median counts. Default ${default}."`
 	Users    int      `default:"60" placeholder:"N" help:"People whose tokens start the chains. 60 make about a thousand relationships. Default ${default}."`
-	Out      string   `default:"loadtest/results" placeholder:"FOLDER" help:"Where the report goes. Default ${default}."`
-	Name     string   `placeholder:"NAME" help:"Of the report's files. Default: the command and the time."`
+	Out      string   `default:"loadtest/results" placeholder:"FOLDER" help:"Folder of the report. Default ${default}."`
+	Name     string   `placeholder:"NAME" help:"Name of the report's files. Default: the command and the time."`
 	Binaries string   `placeholder:"FOLDER" type:"existingdir" help:"Measure deputyd and deputy-target from there instead of building them."`
-	NoBounds bool     `help:"Only look: no bound makes the command fail."`
+	NoBounds bool     `help:"Report only: no bound makes the command fail."`
 }
 
 type running struct {
 	common
-	Scenarios []string `placeholder:"NAME,…" help:"Only these: deep-chain, assertions, fan-out, batch, mixed, half-rate, storm, cold-start, sdk, idle. Default all."`
+	Scenarios []string `placeholder:"NAME,…" help:"Run only these scenarios: deep-chain, assertions, fan-out, batch, mixed, half-rate, storm, cold-start, sdk, idle. Default all."`
 	Profile   bool     `help:"Also write a CPU profile of Deputy, and of OpenFGA where it has a process of its own, under the deep chain. Deputy then runs with a profiler, whose cost is in the figures."`
 	Storm     int      `default:"100" placeholder:"N" help:"Revocations of a storm. Default ${default}."`
 }
@@ -43,7 +43,7 @@ func (a running) Run(ctx context.Context, stdout io.Writer) error {
 		}
 	}
 	if slices.Contains(a.Scenarios, "half-rate") && !a.wants("deep-chain") {
-		return errors.New("--scenarios: half-rate needs deep-chain, which says what the whole rate is")
+		return errors.New("--scenarios: half-rate must come with deep-chain, which measures the whole rate")
 	}
 	return a.measured(ctx, stdout, "run", func(ctx context.Context, b *bench, programs binaries, r *report) error {
 		for _, kind := range a.Setups {
@@ -62,7 +62,7 @@ func (a running) Run(ctx context.Context, stdout io.Writer) error {
 // scenarioNames are what --scenarios takes.
 var scenarioNames = []string{"deep-chain", "assertions", "fan-out", "batch", "mixed", "half-rate", "storm", "cold-start", "sdk", "idle"}
 
-// wants says whether a scenario was asked for.
+// wants returns whether a scenario was selected.
 func (a running) wants(name string) bool {
 	return len(a.Scenarios) == 0 || slices.Contains(a.Scenarios, name)
 }
@@ -145,8 +145,8 @@ func (b *bench) atHalf(ctx context.Context, s *setup, round int, rate float64) (
 	return measured, err
 }
 
-// measured does what all measuring commands have in common: it builds, starts the floor, reports, and fails
-// when a bound is exceeded.
+// measured does what all measuring commands have in common: it builds, starts the floor, reports,
+// and fails when a bound is exceeded.
 func (a common) measured(ctx context.Context, stdout io.Writer, command string, measure func(context.Context, *bench, binaries, *report) error) error {
 	if a.Requests < 1 || a.AtOnce < 1 || a.Rounds < 1 || a.Users < 2 {
 		return errors.New("--requests, --at-once and --rounds must be positive, --users at least 2")
@@ -232,7 +232,8 @@ func repository() (string, error) {
 	return strings.TrimSpace(string(out)), nil
 }
 
-// profile runs the deep chain once more while profilers look on, and leaves their files beside the report.
+// profile runs the deep chain once more while profilers look on, and leaves their files beside the
+// report.
 func (a running) profile(ctx context.Context, b *bench, s *setup) error {
 	if err := os.MkdirAll(a.Out, 0o755); err != nil {
 		return err
@@ -250,7 +251,7 @@ func (a running) profile(ctx context.Context, b *bench, s *setup) error {
 		return err
 	}
 	r := newRecorder()
-	stop := b.tell(s.kind+", profile", r)
+	stop := b.showProgress(s.kind+", profile", r)
 	for name, address := range addresses {
 		profilers.Go(func() error {
 			text, err := get(ctx, fmt.Sprintf("http://%s/debug/pprof/profile?seconds=%d", address, seconds))

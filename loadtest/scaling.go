@@ -15,14 +15,15 @@ import (
 // scaling are the questions whether the cost of an exchange stays flat while something else grows.
 type scaling struct {
 	common
-	Only        []string `placeholder:"NAME,…" help:"Only these: depth, relationships, ledger, tenants, revocations, instances. Default all."`
+	Only        []string `placeholder:"NAME,…" help:"Run only these: depth, relationships, ledger, tenants, revocations, instances. Default all."`
 	Tuples      int      `default:"100000" placeholder:"N" help:"Relationships, against 1,000. Default ${default}."`
 	Entries     int      `default:"1000000" placeholder:"N" help:"Ledger entries, against 10,000. Default ${default}."`
 	Tenants     int      `default:"1000" placeholder:"N" help:"Tenants, against 1. Default ${default}."`
 	Revocations int      `default:"100000" placeholder:"N" help:"Live revocations, against none. Default ${default}."`
 }
 
-// Run compares each large world with its small base. Both stand side by side and are measured in turn.
+// Run compares each large world with its small base. Both exist side by side and are measured in
+// turn.
 func (a scaling) Run(ctx context.Context, stdout io.Writer) error {
 	names := []string{"depth", "relationships", "ledger", "tenants", "revocations", "instances"}
 	for _, name := range a.Only {
@@ -52,7 +53,7 @@ func (a scaling) Run(ctx context.Context, stdout io.Writer) error {
 	})
 }
 
-// comparison asks the questions in one set-up.
+// comparison measures in one set-up.
 type comparison struct {
 	scaling
 	*bench
@@ -63,8 +64,8 @@ type comparison struct {
 
 func (c *comparison) plan() plan { return plan{kind: c.kind, users: c.Users, tenants: 1} }
 
-// figure is what the scaled cost is in that of the base, both as ratios to the floors that were measured with
-// them.
+// figure is what the scaled cost is in that of the base, both as ratios to the floors that were
+// measured with them.
 func (c *comparison) figure(name string, base, scaled []run) {
 	of := func(runs []run) float64 { return medianOf(runs, run.ratio) }
 	f := withBound(figure{Setup: c.kind, Name: name, Value: of(scaled) / of(base), Unit: ofBase})
@@ -163,7 +164,7 @@ func (c *comparison) revocations(ctx context.Context) error {
 	return c.compare(ctx, "live revocations", "no revocations", fmt.Sprintf("%d revocations", c.Revocations), c.plan(), scaled)
 }
 
-// written tells now and then how far a filling has come.
+// written reports the progress of a filling.
 func (c *comparison) written(what string, all int) func(int) {
 	told := time.Now()
 	return func(n int) {
@@ -174,8 +175,8 @@ func (c *comparison) written(what string, all int) func(int) {
 	}
 }
 
-// tenants compares one tenant with many of which one is busy, and with many that all are. Their worlds are
-// small, so that there is room for all of them.
+// tenants compares one tenant with many of which one is busy, and with many that all are. Their
+// worlds are small, so that there is room for all of them.
 func (c *comparison) tenants(ctx context.Context) (err error) {
 	p := c.plan()
 	p.users = 2

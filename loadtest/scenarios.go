@@ -10,8 +10,8 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// scenario is one kind of traffic. Prepare makes what the requests need, at no measured cost, and returns the
-// request.
+// scenario is one kind of traffic. Prepare makes what the requests need, at no measured cost, and
+// returns the request.
 type scenario struct {
 	name    string
 	about   string
@@ -19,14 +19,14 @@ type scenario struct {
 	prepare func(ctx context.Context, s *session, requests int) (operation, error)
 }
 
-// depth of the parents in all scenarios but those that say otherwise.
+// depth of the parents in all scenarios that set no other.
 const depth = 3
 
 const perBatch = 50
 
 var (
 	deepChain = scenario{
-		"deep chain", "each exchange hands on, to a worker, a parent of depth 3 that nobody has seen yet", 1,
+		"deep chain", "each exchange hands on, to a worker, a new parent of depth 3", 1,
 		func(ctx context.Context, s *session, requests int) (operation, error) {
 			return freshParents(ctx, s, depth, requests)
 		},
@@ -60,7 +60,7 @@ var (
 
 // ofDepth is the deep chain with parents of another depth.
 func ofDepth(n int) scenario {
-	return scenario{fmt.Sprintf("depth %d", n), "parents that nobody has seen yet", 1, func(ctx context.Context, s *session, requests int) (operation, error) {
+	return scenario{fmt.Sprintf("depth %d", n), "new parents", 1, func(ctx context.Context, s *session, requests int) (operation, error) {
 		return freshParents(ctx, s, n, requests)
 	}}
 }
@@ -113,7 +113,7 @@ var wishes = []wish{
 	{14, "", func(*client.Child) {}},
 	{2, delegation.ScopeExceedsParent, func(c *client.Child) { c.Scopes = append(slices.Clone(c.Scopes), "payments.send") }},
 	{1, delegation.AudienceExceedsParent, func(c *client.Child) { c.Audience = []string{"https://bank.example"} }},
-	{2, delegation.ScopeNotPermitted, nil}, // for the stranger
+	{2, delegation.ScopeNotPermitted, nil}, // for the unauthorized agent
 	{1, delegation.TokenRevoked, func(*client.Child) {}},
 }
 
@@ -151,7 +151,7 @@ func prepareMixed(ctx context.Context, s *session, requests int) (operation, err
 		case delegation.TokenRevoked:
 			parent = revoked
 		case delegation.ScopeNotPermitted:
-			actor = stranger
+			actor = unauthorized
 		}
 		child, err := s.to(actor)
 		if err != nil {
@@ -169,7 +169,7 @@ func prepareMixed(ctx context.Context, s *session, requests int) (operation, err
 	}, nil
 }
 
-// expected says whether a request ended as it must.
+// expected returns an error unless a request ended as it must.
 func expected(want delegation.Reason, err error) (string, error) {
 	refusal, refused := errors.AsType[*delegation.Error](err)
 	switch {

@@ -20,7 +20,8 @@ type sdk struct {
 	Allocs   float64 `json:"cached_allocations"`
 }
 
-// verify measures the SDK's verifier, with real tokens and a live feed, against the bare signature check.
+// verify measures the SDK's verifier, with real tokens and a live feed, against the bare signature
+// check.
 func (b *bench) verify(ctx context.Context, s *setup, round int) (result sdk, err error) {
 	const again = 20_000
 	tokens := max(min(500, b.requests), 2)

@@ -106,8 +106,8 @@ func (s *session) handDown(ctx context.Context, holder delegation.Principal, par
 	return c.Exchange(ctx, client.ExchangeRequest{SubjectToken: parent, Child: child})
 }
 
-// chain makes a token of the given depth for the user: the agents of the line hand it on. Depth 0 is the
-// user's own token.
+// chain makes a token of the given depth for the user: the agents of the line hand it on. Depth 0
+// is the user's own token.
 func (s *session) chain(ctx context.Context, who delegation.Principal, depth int) (client.Secret, error) {
 	token, err := s.credentials.root(s.credentials.tenant, who)
 	if err != nil || depth == 0 {
@@ -127,8 +127,8 @@ func (s *session) chain(ctx context.Context, who delegation.Principal, depth int
 	return granted.AccessToken, nil
 }
 
-// parents makes n tokens of the given depth that nobody has seen yet, of all users in turn. They are made in
-// batches from one token for each user: what they cost is no part of what is measured.
+// parents makes n new tokens of the given depth, of all users in turn. They are made in batches
+// from one token for each user, so their cost is not measured.
 func (s *session) parents(ctx context.Context, depth, n int) ([]client.Secret, error) {
 	perBatch := min(perBatch, n)
 	batches := (n + perBatch - 1) / perBatch

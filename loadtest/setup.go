@@ -26,7 +26,7 @@ const (
 	distributed = "distributed" // deputyd, PostgreSQL, redis-server and OpenFGA, each in processes of its own
 )
 
-// plan says what a set-up shall be like.
+// plan describes a set-up.
 type plan struct {
 	kind     string // embedded or distributed
 	users    int
@@ -218,17 +218,19 @@ func (s *setup) openRelations(ctx context.Context, p *process, address string) e
 }
 
 const (
-	// settling is how long the changelog of OpenFGA must be quiet after the world was written: Deputy reads back two of its
-	// default overlaps of ten seconds, and asks about each exchange anew as long as it finds hundreds of changes there.
+	// settling is how long the changelog of OpenFGA must be quiet after the world was written:
+	// Deputy reads back two of its default overlaps of ten seconds, and asks about each exchange
+	// directly while it finds hundreds of changes there.
 	settling = 21 * time.Second
-	// quiet is what all processes may spend in a second when nobody asks; more means that something is made in the background,
-	// as the search index is of a ledger that was filled.
+	// quiet is what all processes may use in a second without requests. More means background work,
+	// as for the search index of a ledger that was filled.
 	quiet = 100 * time.Millisecond
 	// settledWithin is when that is given up on.
 	settledWithin = 15 * time.Minute
 )
 
-// settle waits, once, until the making of the world is over: what is measured goes on for longer than it.
+// settle waits, once, until the making of the world is over: what is measured goes on for longer
+// than it.
 func (s *setup) settle(ctx context.Context) error {
 	if s.settled || !sleepUntil(ctx, s.written.Add(settling)) {
 		return ctx.Err()
@@ -310,7 +312,8 @@ func tenantIssuer(i int) string {
 	return deputyAddress + "/t/" + tenantName(i)
 }
 
-// configure gives an instance its addresses and writes the file that an operator would write for it.
+// configure gives an instance its addresses and writes the file that an operator would write for
+// it.
 func (s *setup) configure(d *deputy) (file string, err error) {
 	for _, address := range []*string{&d.grpc, &d.http, &d.ops} {
 		if *address, err = freeAddress(); err != nil {
@@ -346,8 +349,8 @@ func (s *setup) configure(d *deputy) (file string, err error) {
 	return file, os.WriteFile(file, b.Bytes(), 0o600)
 }
 
-// keyFiles writes the public keys of the parties, and Deputy's own key pair, once. It returns their names in
-// the set-up's folder, which is where all of its processes work.
+// keyFiles writes the public keys of the parties, and Deputy's own key pair, once. It returns their
+// names in the set-up's folder, which is where all of its processes work.
 func (s *setup) keyFiles() (files []string, err error) {
 	for _, party := range []struct {
 		name string
@@ -438,7 +441,8 @@ func postgresBin() (string, error) {
 	return filepath.Dir(path), nil
 }
 
-// unprivileged is who runs PostgreSQL, which refuses to be run by root; nil for ourselves.
+// unprivileged is the user that runs PostgreSQL, which refuses to be run by root; nil for the own
+// user.
 func unprivileged() (*syscall.Credential, error) {
 	if os.Getuid() != 0 {
 		return nil, nil

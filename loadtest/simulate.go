@@ -19,7 +19,7 @@ type simulating struct {
 
 // Help is shown below the flags' summary.
 func (simulating) Help() string {
-	return `Nothing is started and nobody is asked: all of it happens in virtual time, and the same seed gives the same bytes.
+	return `No process is started: everything happens in virtual time, and the same seed gives the same bytes.
 
   loadtest simulate needs                     what a million agents need, by the model
   loadtest simulate                           their steady state
@@ -29,10 +29,10 @@ func (simulating) Help() string {
   loadtest simulate storm --depth 1           the same with relays between instances and verifiers
   loadtest simulate cutoff --svg cutoff.svg   a region loses the databases
 
-docs/capacity.md says what is left out, and which costs are assumptions. Exit code 1: something that must hold did not.`
+docs/capacity.md lists what is left out, and which costs are assumptions. Exit code 1: a rule that must hold was broken.`
 }
 
-// Run tells of it on standard error and prints tables in Markdown.
+// Run reports progress on standard error and prints tables in Markdown.
 func (s simulating) Run(stdout io.Writer) error {
 	costs := sim.DefaultCosts()
 	if s.Costs != "" {

@@ -8,7 +8,7 @@ import (
 	"deputy.example/deputy/loadtest/sim"
 )
 
-// TestSimulateDefaults: without flags the command runs the plan that the documentation speaks of.
+// TestSimulateDefaults: without flags the command runs the plan of the documentation.
 func TestSimulateDefaults(t *testing.T) {
 	var a arguments
 	parser, err := kong.New(&a)

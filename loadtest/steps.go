@@ -30,7 +30,7 @@ func parseSteps(metrics string) map[string]step {
 	return steps
 }
 
-// steps asks the first instance. What cannot be had is left out of the report.
+// steps reads the metrics of the first instance. What cannot be read is left out of the report.
 func (s *setup) steps(ctx context.Context) map[string]step {
 	text, err := get(ctx, "http://"+s.deputies[0].ops+"/metrics")
 	if err != nil {

@@ -26,9 +26,11 @@ type storm struct {
 	Revoke      latency `json:"revoke_ms"`  // of the call itself
 	Exchange    latency `json:"exchange_ms"`
 	Exchanges   int     `json:"exchanges"`
-	// Accepted counts exchanges of a revoked token that were granted after the acknowledgement. Any is a fault.
+	// Accepted counts exchanges of a revoked token that were granted after the acknowledgement. Any
+	// is a fault.
 	Accepted int `json:"accepted_after_acknowledgement"`
-	// Unheard counts verifiers that accepted a revoked token, or knew nothing, until they were given up on.
+	// Unheard counts verifiers that accepted a revoked token, or had no state, until the time
+	// limit.
 	Unheard  int            `json:"unheard"`
 	Failures map[string]int `json:"failures,omitempty"`
 }
@@ -41,8 +43,8 @@ const (
 	refusedWithin = 10 * time.Second
 )
 
-// revocationStorm revokes tokens, some at once, while exchanges go on. Verifiers that are connected have
-// accepted each token before; from the acknowledgement on they are asked until they refuse it.
+// revocationStorm revokes tokens, some concurrently, while exchanges run. Connected verifiers have
+// accepted each token before. From the acknowledgement on they verify it until they refuse it.
 func (b *bench) revocationStorm(ctx context.Context, s *setup, round, revocations int) (_ storm, err error) {
 	on := s.session(s.deputies[0], 0)
 	verifiers := make([]*client.Verifier, 0, stormVerifiers)
@@ -77,7 +79,7 @@ func (b *bench) revocationStorm(ctx context.Context, s *setup, round, revocation
 	}
 	exchanges, refusals, calls := newRecorder(), newRecorder(), newRecorder()
 	result := storm{Setup: s.kind, Round: round + 1, Revocations: revocations, Verifiers: stormVerifiers}
-	stop := b.tell(fmt.Sprintf("%s, revocation storm, %d of %d", s.kind, round+1, b.rounds), exchanges)
+	stop := b.showProgress(fmt.Sprintf("%s, revocation storm, %d of %d", s.kind, round+1, b.rounds), exchanges)
 	background, end := context.WithCancel(ctx)
 	var load sync.WaitGroup
 	load.Go(func() { closedLoop(background, exchanges, 1<<40, b.atOnce/2+1, endless(background, do)) })
@@ -112,15 +114,15 @@ func endless(ctx context.Context, do operation) operation {
 	}
 }
 
-// knowsBetter says whether a verifier refused because of the token. One that knows nothing refuses everything,
-// and that is no proof that it heard of the revocation.
+// knowsBetter returns whether a verifier refused because of the token. One without state refuses
+// everything, which does not prove that it received the revocation.
 func knowsBetter(err error) bool {
 	refusal, refused := errors.AsType[*client.AccessError](err)
 	return refused && refusal.Code == client.AccessInvalidToken
 }
 
-// strike revokes one token and watches it die. It is dead if its exchange was refused from the
-// acknowledgement on; what was not acknowledged is an error and counts as dead.
+// strike revokes one token and measures when it takes effect. It has taken effect if its exchange
+// was refused from the acknowledgement on. An unacknowledged revocation is an error and counts too.
 func (s *session) strike(ctx context.Context, c *client.Client, verifiers []*client.Verifier, victim client.Secret, calls, refusals *recorder, unheard *atomic.Int64) (dead bool, err error) {
 	for _, v := range verifiers {
 		if _, err := v.Verify(ctx, victim.Reveal()); err != nil {
@@ -148,7 +150,7 @@ func (s *session) strike(ctx context.Context, c *client.Client, verifiers []*cli
 					unheard.Add(1)
 					break
 				}
-				select { // far finer than what is measured, and it leaves the processor to those who are
+				select { // far finer than what is measured, and it leaves the processor to the measured
 				case <-ctx.Done():
 					unheard.Add(1)
 					return

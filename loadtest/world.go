@@ -18,15 +18,15 @@ import (
 	fgamodels "deputy.example/deputy/fga-models"
 )
 
-// The world of a load test. Users hand authority to the first agent of a line, each agent of the line to the
-// next one, and all of them to workers. Every token carries three scopes that mean something at two
-// audiences.
+// The world of a load test. Users hand authority to the first agent of a line, each agent of the
+// line to the next one, and all of them to workers. Every token carries three scopes that mean
+// something at two audiences.
 const (
 	lineLength = 9  // agents c1, c2, … that a chain goes along
 	workers    = 10 // agents w0, w1, … that work is handed to
 	responder  = delegation.Principal("service:responder")
-	// stranger is an agent that may be handed authority and holds nothing.
-	stranger = delegation.Principal("agent:stranger")
+	// unauthorized is an agent that may be handed authority and holds nothing.
+	unauthorized = delegation.Principal("agent:unauthorized")
 )
 
 var (
@@ -47,8 +47,8 @@ type tuple struct {
 	Object   string `json:"object"`
 }
 
-// holdings are what a principal must have to stand in a token: each scope, each of them at each audience, and
-// the audiences.
+// holdings are what a principal must have for a token: each scope, each of them at each audience,
+// and the audiences.
 func holdings(who delegation.Principal) []tuple {
 	var all []tuple
 	for _, scope := range scopes {
@@ -75,7 +75,7 @@ func tuplesOfAgents() []tuple {
 		for w := range workers {
 			all = append(all, tuple{string(line(n)), "delegator", string(worker(w))})
 		}
-		all = append(all, tuple{string(line(n)), "delegator", string(stranger)})
+		all = append(all, tuple{string(line(n)), "delegator", string(unauthorized)})
 	}
 	for w := range workers {
 		all = append(all, holdings(worker(w))...)
@@ -154,8 +154,9 @@ func (r *relationships) write(ctx context.Context, store string, tuples []tuple)
 	return nil
 }
 
-// parties are who signs credentials: the provider of people, the platform of workloads, the responder, and
-// the agent at depth 3 of each chain, which has a registered key too. They know nothing of any server.
+// parties are the signers of credentials: the provider of people, the platform of workloads, the
+// responder, and the agent at depth 3 of each chain, which has a registered key too. They are
+// independent of any server.
 type parties struct {
 	people, workloads, responder, agent *signer
 }
@@ -169,7 +170,7 @@ func newParties() (p parties, err error) {
 	return p, nil
 }
 
-// The addresses that stand in tokens. Nobody asks them: all keys are in the configuration.
+// The addresses in tokens. They receive no requests: all keys are in the configuration.
 func peopleIssuer(tenant string) string    { return "https://people.example/" + tenant }
 func workloadsIssuer(tenant string) string { return "https://workloads.example/" + tenant }
 
@@ -185,8 +186,8 @@ func (p parties) root(tenant string, who delegation.Principal) (client.Secret, e
 	return client.NewSecret(token), err
 }
 
-// workload is the identity document of an agent. Addressed to the tenant it authenticates the agent; with
-// naming it only names it.
+// workload is the identity document of an agent. Addressed to the tenant it authenticates the
+// agent; with naming it only names it.
 func (p parties) workload(tenant, issuer string, agent delegation.Principal, naming bool) (string, error) {
 	if naming {
 		issuer = delegation.ActorAudience(issuer)
@@ -198,8 +199,8 @@ func (p parties) workload(tenant, issuer string, agent delegation.Principal, nam
 	})
 }
 
-// credentials keeps what agents show again and again, as they do with documents that a platform gives them:
-// one that authenticates and one that names each agent.
+// credentials keeps what agents show again and again, as they do with documents that a platform
+// gives them: one that authenticates and one that names each agent.
 type credentials struct {
 	parties
 	tenant, issuer string

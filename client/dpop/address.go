@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// CallURI is the htu of a gRPC call: authority is what the call's :authority says, host or host:port,
-// and method the full name /package.Service/Method. The scheme is https whatever the transport is.
+// CallURI is the htu of a gRPC call: authority is the call's :authority, host or host:port, and
+// method the full name /package.Service/Method. The scheme is https whatever the transport is.
 func CallURI(authority, method string) string { return "https://" + authority + method }
 
 // withoutQuery is the htu of an address (RFC 9449 §4.2).
@@ -19,8 +19,9 @@ func withoutQuery(address string) (string, error) {
 	return u.Scheme + "://" + u.Host + u.EscapedPath(), nil
 }
 
-// sameAddress compares an htu with the address of a request, query and fragment aside (check 9), after
-// the normalization of RFC 3986 §6.2.2 and §6.2.3. Paths with dot segments are never the same.
+// sameAddress compares an htu with the address of a request, query and fragment aside (check 9),
+// after the normalization of RFC 3986 §6.2.2 and §6.2.3. Paths with dot segments are never the
+// same.
 func sameAddress(htu, address string) bool {
 	a, okA := normalized(htu)
 	b, okB := normalized(address)

@@ -1,12 +1,12 @@
-// Package dpop makes and judges DPoP proofs (RFC 9449): a small JWS, new for every request, by which
-// whoever sends a token shows that it holds the key that the token is bound to.
+// Package dpop makes and verifies DPoP proofs (RFC 9449): a small JWS, new for every request, by
+// which the sender of a token proves possession of the key that the token is bound to.
 //
-// It owns what a proof is: its key ([Key]), its form, the rules of §4.3 that follow from the proof and
-// the request alone, and how addresses are compared. Server and SDK judge by the same code. It must not
-// know of headers, connections, what a token says or what was seen before: that a proof comes once,
-// that it is used once, and that its key is the one that the token names are questions for whoever took
-// the request (checks 1 and 12, and §11.1).
+// It owns what a proof is: its key ([Key]), its form, the rules of §4.3 that follow from the proof
+// and the request alone, and the comparison of addresses. Server and SDK use the same code. It must
+// not depend on headers, connections, the contents of a token or earlier requests. The caller
+// ensures that there is one proof, that it is used once, and that its key is the one in the token
+// (checks 1 and 12, and §11.1).
 //
-// gRPC has no address of its own, so Deputy gives it one: htm is POST, and htu is
+// gRPC has no address of its own, so Deputy defines one: htm is POST, and htu is
 // https://<authority>/<package.Service>/<Method>, see [CallURI].
 package dpop

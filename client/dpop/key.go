@@ -16,14 +16,15 @@ import (
 	"strings"
 )
 
-// The bounds of RSA keys: less is weak, and more costs a verifier more than a stranger may ask for.
+// The bounds of RSA keys. Smaller keys are weak; larger ones cost a verifier more than an
+// unauthenticated peer may cause.
 const (
 	minRSABits = 2048
 	maxRSABits = 4096
 )
 
-// Algorithms are the values of alg that a proof may have, for metadata (RFC 9449 §5.1). Ed25519 is what
-// RFC 9864 calls the same signatures as EdDSA with an Ed25519 key.
+// Algorithms are the values of alg that a proof may have, for metadata (RFC 9449 §5.1). Ed25519 is
+// what RFC 9864 calls the same signatures as EdDSA with an Ed25519 key.
 func Algorithms() []string {
 	return []string{"ES256", "ES384", "ES512", "EdDSA", "Ed25519", "RS256", "PS256"}
 }
@@ -38,8 +39,8 @@ type publicKey struct {
 // secretMembers make a JWK a private or a shared key (RFC 7518 §6).
 var secretMembers = []string{"d", "p", "q", "dp", "dq", "qi", "oth", "k"}
 
-// readKey makes a key of a proof's jwk. There is one JWK for each key: what leaves a choice, such as
-// leading zeros, is refused.
+// readKey makes a key of a proof's jwk. There is one JWK for each key: what leaves a choice, such
+// as leading zeros, is refused.
 func readKey(jwk map[string]string) (publicKey, error) {
 	for _, name := range secretMembers {
 		if _, there := jwk[name]; there {
@@ -145,8 +146,8 @@ func natural(text string) (*big.Int, error) {
 	return new(big.Int).SetBytes(raw), nil
 }
 
-// verifies says whether the signature is this key's, made with the algorithm that the proof names: the
-// algorithm must be one of the key's own kind.
+// verifies returns whether the signature was made by this key, with the algorithm in the proof,
+// which must be one of the key's own kind.
 func (k publicKey) verifies(algorithm, input string, signature []byte) bool {
 	switch key := k.material.(type) {
 	case *ecdsa.PublicKey:

@@ -17,8 +17,8 @@ import (
 	"time"
 )
 
-// Key makes proofs with one private key, held here or, as a crypto.Signer, in a KMS or an HSM. It is
-// safe for concurrent use if its signer is.
+// Key makes proofs with one private key, held here or, as a crypto.Signer, in a KMS or an HSM. It
+// is safe for concurrent use if its signer is.
 type Key struct {
 	public    publicKey
 	signer    crypto.Signer
@@ -26,8 +26,8 @@ type Key struct {
 	header    string // encoded, with the dot behind it
 }
 
-// NewKey wraps a key on P-256, P-384 or P-521, an Ed25519 key or an RSA key of 2048 to 4096 bits, to be
-// used with ES256, ES384, ES512, EdDSA or RS256.
+// NewKey wraps a key on P-256, P-384 or P-521, an Ed25519 key or an RSA key of 2048 to 4096 bits,
+// to be used with ES256, ES384, ES512, EdDSA or RS256.
 func NewKey(signer crypto.Signer) (*Key, error) {
 	if signer == nil {
 		return nil, errors.New("dpop: the key is missing")
@@ -60,8 +60,8 @@ func (k *Key) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "DPoP key %s", k.Thum
 type Request struct {
 	Method string // htm: the HTTP method; POST for gRPC
 	URI    string // htu; query and fragment are left out. See CallURI for gRPC
-	// AccessToken that the request carries in its Authorization; "" if it carries none, as requests to
-	// a token endpoint do.
+	// AccessToken that the request carries in its Authorization; "" if it carries none, as requests
+	// to a token endpoint do.
 	AccessToken string
 	Nonce       string // the newest that the server has given, or ""
 }
@@ -76,8 +76,8 @@ type proofClaims struct {
 	Nonce string `json:"nonce,omitempty"`
 }
 
-// Prove makes a proof for one request, never to be sent again. random gives the bytes of its jti; nil
-// means crypto/rand.
+// Prove makes a proof for one request, never to be sent again. random gives the bytes of its jti;
+// nil means crypto/rand.
 func (k *Key) Prove(r Request, now time.Time, random io.Reader) (string, error) {
 	if random == nil {
 		random = rand.Reader

@@ -17,11 +17,12 @@ const maxIDBytes = 256
 // Expectation is what a proof must be for.
 type Expectation struct {
 	Method string // of the request
-	URI    string // that the request was sent to, as its sender knows it
-	// AccessToken that came in the Authorization header with scheme DPoP; "" if none did. With it the
-	// proof must hold its hash.
+	URI    string // that the request was sent to, as its sender names it
+	// AccessToken that came in the Authorization header with scheme DPoP; "" if none did. With it
+	// the proof must hold its hash.
 	AccessToken string
-	// Nonces that this server gave lately, one of which the proof must hold. Empty: none is asked for.
+	// Nonces that this server issued lately, one of which the proof must hold. Empty: none is
+	// required.
 	Nonces []string
 	Now    time.Time
 	Skew   time.Duration // how far the sender's clock may be off, both ways
@@ -31,7 +32,7 @@ type Expectation struct {
 type Proof struct {
 	Thumbprint string    // RFC 7638 SHA-256 of the key that made it
 	ID         string    // jti: with Thumbprint it is the proof's identity
-	Nonce      string    // as it stands in the proof; "" if it holds none
+	Nonce      string    // as in the proof; "" if it holds none
 	IssuedAt   time.Time // by the sender's clock
 	Until      time.Time // when it stops being acceptable by itself, and need not be remembered any more
 }
@@ -48,15 +49,16 @@ type candidate struct {
 	issuedAt                 time.Time
 }
 
-// rule is one check of RFC 9449 §4.3. They are a table so that tests can take each away, and see that
-// nothing else would have held.
+// rule is one check of RFC 9449 §4.3. In the table of rules each is one entry that can be removed
+// by itself, and a mutant does so for each.
 type rule struct {
 	clause string // which of the twelve
 	broken error
 	holds  func(candidate, Expectation) bool
 }
 
-// rules in the order of §4.3; the nonce last, so that a client which only lacks it is told so.
+// rules are in the order of §4.3; the nonce is last, so that ErrNonce means that only the nonce is
+// missing.
 func rules() []rule {
 	return []rule{
 		{"4", errors.New("its typ is not dpop+jwt"), func(c candidate, _ Expectation) bool {
@@ -89,26 +91,29 @@ func rules() []rule {
 	}
 }
 
-// Verify judges a proof that came with a request: checks 2 to 11 of RFC 9449 §4.3 and the ath of check
-// 12. The caller sees to it that there was one proof, that it was not used before and that its key is
-// the one that the token is bound to. Errors name the broken rule and hold no part of the proof; only
-// ErrNonce says that a new proof with a nonce would do.
-func Verify(proof string, e Expectation) (Proof, error) { return verify(proof, e, rules()) }
-
-func verify(proof string, e Expectation, rules []rule) (Proof, error) {
+// Verify verifies a proof that came with a request: checks 2 to 11 of RFC 9449 §4.3 and the ath of
+// check 12. The caller ensures that there was one proof, that it was not used before and that its
+// key is the one that the token is bound to. Errors name the broken rule and hold no part of the
+// proof. ErrNonce means that a new proof with a nonce will be accepted.
+func Verify(proof string, e Expectation) (Proof, error) {
 	c, err := read(proof)
 	if err != nil {
 		return Proof{}, err
 	}
-	for _, r := range rules {
+	for _, r := range rules() {
 		if !r.holds(c, e) {
 			return Proof{}, r.broken
 		}
 	}
+	return c.accepted(e), nil
+}
+
+// accepted is the proof of a candidate that holds to every rule.
+func (c candidate) accepted(e Expectation) Proof {
 	return Proof{
 		Thumbprint: c.key.thumbprint, ID: c.id, Nonce: c.nonce, IssuedAt: c.issuedAt,
 		Until: c.issuedAt.Add(MaxAge + e.Skew),
-	}, nil
+	}
 }
 
 // read is checks 2, 3 and 7: a well-formed JWS with a public key and all required claims.

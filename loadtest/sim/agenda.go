@@ -5,17 +5,17 @@ import (
 	"time"
 )
 
-// happening is what an event does when its moment has come.
+// happening is the action of an event.
 type happening interface{ happen() }
 
-// event is a moment at which something happens. Whoever has at most one at a time embeds it.
+// event is a moment at which an action happens. A type with at most one at a time embeds it.
 type event struct {
 	when  time.Duration // since the beginning
 	order uint64        // among events of the same moment: in the order in which they were made
 	what  happening
 }
 
-// agenda is virtual time, and all that is still to happen in it. Nothing here looks at a clock.
+// agenda is virtual time, and all pending actions. No clock is read.
 type agenda struct {
 	now     time.Duration
 	made    uint64

@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// Colours that colour-blind people tell apart (Okabe and Ito).
-var colours = [...]string{"#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00"}
+// Colors that color-blind people can distinguish (Okabe and Ito).
+var colors = [...]string{"#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00"}
 
 const (
 	chartWidth  = 960
@@ -24,7 +24,7 @@ type line struct {
 	value func(Sample) float64
 }
 
-// Chart draws what happened over time, as SVG: utilisation, latencies, verifiers.
+// Chart draws what happened over time, as SVG: utilization, latencies, verifiers.
 func (r *Result) Chart(w io.Writer) error {
 	var demands []line
 	for _, name := range resourceNames {
@@ -36,7 +36,7 @@ func (r *Result) Chart(w io.Writer) error {
 		log   bool
 		top   float64
 	}{
-		{"utilisation, %", demands, false, 100},
+		{"utilization, %", demands, false, 100},
 		{"calls, ms; revocations until verifiers know, ms (logarithmic)", []line{
 			{"p50", func(s Sample) float64 { return s.P50 }}, {"p99", func(s Sample) float64 { return s.P99 }},
 			{"revocations p99", func(s Sample) float64 { return s.News }}}, true, 10_000},
@@ -79,12 +79,12 @@ func (r *Result) Chart(w io.Writer) error {
 			at += r.Rows[n].Seconds
 		}
 		for n, l := range p.lines {
-			fmt.Fprintf(&b, `<text x="%d" y="%.0f" fill="%s">%s</text>`+"\n", chartLeft+n*150, top-8, colours[n], l.name)
+			fmt.Fprintf(&b, `<text x="%d" y="%.0f" fill="%s">%s</text>`+"\n", chartLeft+n*150, top-8, colors[n], l.name)
 			var points strings.Builder
 			for _, s := range r.Series {
 				fmt.Fprintf(&points, "%.1f,%.1f ", x(s.At), y(l.value(s)))
 			}
-			fmt.Fprintf(&b, `<polyline fill="none" stroke="%s" stroke-width="1.5" points="%s"/>`+"\n", colours[n], strings.TrimSpace(points.String()))
+			fmt.Fprintf(&b, `<polyline fill="none" stroke="%s" stroke-width="1.5" points="%s"/>`+"\n", colors[n], strings.TrimSpace(points.String()))
 		}
 	}
 	step := math.Max(1, math.Ceil(last/12))

@@ -25,8 +25,8 @@ type Cost struct {
 
 func (c Cost) time() time.Duration { return time.Duration(c.Value * float64(time.Millisecond)) }
 
-// Costs are the inputs of both the model and the simulation. The file costs.json has what each of them
-// is, and which are measured.
+// Costs are the inputs of both the model and the simulation. The file costs.json has what each of
+// them is, and which are measured.
 type Costs struct {
 	Front       Cost `json:"front"`        // steps 1 to 4 of an exchange
 	PolicyCall  Cost `json:"policy_call"`  // step 5, here
@@ -67,8 +67,8 @@ func DefaultCosts() Costs {
 	return c
 }
 
-// ReadCosts reads a file like costs.json. A missing or unknown cost, one that is not above zero, and one
-// that does not say where it comes from, are errors.
+// ReadCosts reads a file like costs.json. A missing or unknown cost, one that is not above zero,
+// and one without a source are errors.
 func ReadCosts(r io.Reader) (Costs, error) {
 	var c Costs
 	decoder := json.NewDecoder(r)
@@ -79,11 +79,11 @@ func ReadCosts(r io.Reader) (Costs, error) {
 	for name, cost := range c.all() {
 		switch {
 		case !(cost.Value > 0):
-			return Costs{}, fmt.Errorf("%s: must be there, with a value above zero", name)
+			return Costs{}, fmt.Errorf("%s: must be present, with a value above zero", name)
 		case cost.Unit != unitOf(name):
 			return Costs{}, fmt.Errorf("%s: unit must be %q", name, unitOf(name))
 		case cost.Source == "":
-			return Costs{}, fmt.Errorf("%s: must say its source", name)
+			return Costs{}, fmt.Errorf("%s: must have a source", name)
 		}
 	}
 	return c, nil

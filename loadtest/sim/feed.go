@@ -2,8 +2,8 @@ package sim
 
 import "time"
 
-// watch is a desk's side of the revocation feed: its verifiers, and the reads of the ledger that all who
-// wait for one share.
+// watch is a desk's side of the revocation feed: its verifiers, and the reads of the ledger that
+// all waiting marks share.
 type watch struct {
 	members []*verifier
 	known   int // how many of the tenant's revocations the instance has in memory and is sending
@@ -11,7 +11,7 @@ type watch struct {
 	sentBy  time.Duration // when what is known will have arrived
 	reading bool
 	waiting []mark // for the next read
-	again   bool   // somebody wants a read without a mark: Redis woke the instance
+	again   bool   // a read without a mark is due: Redis woke the instance
 }
 
 // mark is what a verifier sends once a second.
@@ -20,8 +20,8 @@ type mark struct {
 	sent time.Duration
 }
 
-// verifier follows its tenant's revocations over one stream. It has one event: its next mark, or its next
-// try to open a stream.
+// verifier follows its tenant's revocations over one stream. It has one event: its next mark, or
+// its next try to open a stream.
 type verifier struct {
 	w      *world
 	next   *event
@@ -48,7 +48,8 @@ func (v *verifier) begin(w *world, n int) {
 	w.add(time.Duration(w.random.Int64N(int64(markEvery))), v.next)
 }
 
-// accepts tells whether the verifier would judge a token now, and not refuse it for what it cannot know.
+// accepts returns whether the verifier would verify a token now, and not refuse it because its
+// state is stale.
 func (v *verifier) accepts() bool { return v.w.now-v.asOf <= bound }
 
 func (v *verifier) happen() {
@@ -66,7 +67,8 @@ func (v *verifier) happen() {
 	}
 }
 
-// place is an instance of the verifier's region that has room, or of another one; nil: there is none.
+// place is an instance of the verifier's region that has room, or of another one; nil: there is
+// none.
 func (v *verifier) place() *desk {
 	desks := v.tenant.desks
 	from := v.w.random.IntN(len(desks))
@@ -84,7 +86,7 @@ func (v *verifier) place() *desk {
 		}
 	}
 	if v.w.severed && v.region == regions-1 {
-		return nil // its region is cut off: it reaches nobody else
+		return nil // its region is cut off: it reaches no other
 	}
 	return other
 }
@@ -104,7 +106,7 @@ func (v *verifier) leave() {
 	v.desk = nil
 }
 
-// retry comes back after a pause, which is not shorter than what the server asked for.
+// retry comes back after a pause, which is at least what the server demanded.
 func (v *verifier) retry(asked time.Duration) {
 	v.attempt++
 	v.w.add(v.w.now+max(v.w.pause(v.attempt), asked), v.next)
@@ -160,7 +162,7 @@ func (d *desk) read() {
 	w.seen.reads++
 	cut := d.instance.cut
 	if cut {
-		last = 0 // nobody says
+		last = 0 // unknown
 	}
 	done := w.now + commitsWithin
 	if !cut {
@@ -169,12 +171,9 @@ func (d *desk) read() {
 	}
 	w.call(done, func() {
 		d.reading = false
-		silent := cut || d.instance.cut
-		if !silent {
+		if !cut && !d.instance.cut {
 			d.deliver(last)
-		}
-		if !silent || w.plan.off.silence {
-			d.echo(asked, began, last, silent)
+			d.echo(asked, began, last)
 		}
 		if d.again || len(d.waiting) > 0 {
 			d.read()
@@ -182,11 +181,11 @@ func (d *desk) read() {
 	})
 }
 
-// streams is how many streams carry what n verifiers hear.
+// streams is the number of streams that serve n verifiers.
 func (d *desk) streams(n int) int { return (n + d.w.plan.through() - 1) / d.w.plan.through() }
 
 // echo answers marks. What the number counts has been sent before.
-func (d *desk) echo(asked []mark, began time.Duration, last int, silent bool) {
+func (d *desk) echo(asked []mark, began time.Duration, last int) {
 	if len(asked) == 0 {
 		return
 	}
@@ -200,12 +199,8 @@ func (d *desk) echo(asked []mark, began time.Duration, last int, silent bool) {
 			if v.desk != d || v.applied < last {
 				continue
 			}
-			if v.asOf = max(v.asOf, m.sent); w.plan.off.arrival {
-				v.asOf = w.now
-			}
-			if !silent {
-				v.truth = max(v.truth, began)
-			}
+			v.asOf = max(v.asOf, m.sent)
+			v.truth = max(v.truth, began)
 		}
 	})
 }
@@ -224,7 +219,8 @@ func (d *desk) deliver(upTo int) {
 	news := time.Duration(upTo - from)
 	start, end := d.instance.cpu.share(w.now, news*time.Duration(d.streams(len(d.members)))*c.Event.time(), time.Millisecond)
 	w.seen.events += int(news) * len(d.members)
-	// A relay sends the news to one stream after the other; it has two processors and nothing else to do.
+	// A relay sends the news to one stream after the other; it has two processors and nothing else
+	// to do.
 	relay := news * time.Duration(min(w.plan.Degree, len(d.members))) * c.Event.time() / 2
 	hops := c.RoundTrip.time()/2 + time.Duration(w.plan.Depth)*(c.RoundTrip.time()/2+relay)
 	d.sentBy = max(d.sentBy, end+hops)

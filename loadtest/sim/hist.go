@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// histogram counts durations in buckets that are at most 3 % wide. Whole numbers only, so that the same
-// run gives the same bytes everywhere.
+// histogram counts durations in buckets that are at most 3 % wide. Whole numbers only, so that the
+// same run gives the same bytes everywhere.
 type histogram struct {
 	buckets [1024]uint64
 	count   uint64

@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// desk is what one instance has of one tenant: the question to OpenFGA that those who wait share, the
-// sequencer with its queue, the verifiers that watch (feed.go).
+// desk is the part of one instance for one tenant: the shared question to OpenFGA, the sequencer
+// with its queue, and the verifiers that follow (feed.go).
 type desk struct {
 	w        *world
 	tenant   *tenant
@@ -25,8 +25,8 @@ type desk struct {
 	watch
 }
 
-// authorize asks OpenFGA: directly where the decision is not in memory, and otherwise only whether
-// anything has changed, in a question that begins after the request came and that all share who came.
+// authorize asks OpenFGA: directly if the decision is not in memory, and otherwise only for
+// changes, in a question that begins after the request arrived and that all waiting requests share.
 func (d *desk) authorize(r *request) {
 	w := d.w
 	switch {
@@ -82,7 +82,7 @@ const (
 	flushing
 )
 
-// turn takes what is queued, as sequencer.take does, and asks for the tenant's head.
+// turn takes what is queued, as sequencer.take does, and requests the tenant's head.
 func (d *desk) turn() {
 	w := d.w
 	d.take()
@@ -103,8 +103,8 @@ func (d *desk) turn() {
 	d.tenant.head.lock(d)
 }
 
-// take moves requests from the queue to the batch: revocations first and alone, and no more rows than fit.
-// What has waited too long is answered without.
+// take moves requests from the queue to the batch: revocations first and alone, and no more rows
+// than fit. What has waited too long is answered without.
 func (d *desk) take() {
 	d.batch, d.rows = d.batch[:0], 0
 	only := slices.ContainsFunc(d.queue, func(r *request) bool { return r.revokes })
@@ -125,9 +125,6 @@ func (d *desk) take() {
 		}
 	}
 	d.queue = rest
-	if d.w.plan.off.loses && len(d.batch) > 1 {
-		d.batch = d.batch[1:]
-	}
 }
 
 // batchOf gives a desk's batch a name as an event.
@@ -174,7 +171,7 @@ func (d *desk) committed() {
 	d.turn()
 }
 
-// head is the row that orders a tenant's transactions, across instances. Whoever asks first gets it first.
+// head is the row that orders a tenant's transactions, across instances, first come, first served.
 type head struct {
 	holder  *desk
 	waiting []*desk

@@ -2,11 +2,11 @@ package sim
 
 import "math"
 
-// target is the utilisation that the model plans for: what is left is for bursts, and for a third of the
-// machines that may be gone.
+// target is the utilization that the model plans for: what is left is for bursts, and for a third
+// of the machines that may be gone.
 const target = 0.6
 
-// Needs is what a load needs, by formulas that know of no queues.
+// Needs is what a load needs, by formulas without queues.
 type Needs struct {
 	Instances     int     `json:"instances"`     // by whichever of the next two is more, with a third of them gone
 	ForExchanges  int     `json:"for_exchanges"` // all deployments
@@ -26,18 +26,19 @@ type Needs struct {
 	VerifierBytes float64 `json:"verifier_megabytes"` // revocations in the memory of a verifier of the largest tenant
 }
 
-// work is what one second of the plan's load asks of each kind of machine, in processor seconds, with the
-// present number of machines.
+// work is the demand of one second of the plan's load on each kind of machine, in processor
+// seconds, with the present number of machines.
 type work struct{ instances, databases, openfga, redis float64 }
 
-// held is how long a transaction keeps the head, without its rows, and what each row adds, in seconds.
+// held is how long a transaction keeps the head, without its rows, and what each row adds, in
+// seconds.
 func held(c Costs) (transaction, row float64) {
 	transaction = c.RoundTrip.time().Seconds() + c.Transaction.time().Seconds() + c.Flush.time().Seconds() + c.HandOver.time().Seconds()
 	return transaction, c.RowInstance.time().Seconds() + c.RowDatabase.time().Seconds()
 }
 
-// Ceiling is how many entries a second one tenant can have at most: one sequence, one head, one transaction
-// after the other, each with as many rows as fit.
+// Ceiling is how many entries a second one tenant can have at most: one sequence, one head, one
+// transaction after the other, each with as many rows as fit.
 func Ceiling(p Plan, c Costs) float64 {
 	transaction, row := held(c)
 	rows := float64(p.Rows)
@@ -59,7 +60,7 @@ func works(p Plan, c Costs) work {
 	tails := pairs / tailEvery.Seconds()
 	verifiers := float64(p.Verifiers)
 
-	// Those who come while a transaction or a question of theirs is under way share the next one.
+	// Requests that arrive during a transaction or a question of theirs share the next one.
 	transaction, row := held(c)
 	transactions, questions := 0.0, 0.0
 	for _, share := range p.shares() {
@@ -88,7 +89,7 @@ func works(p Plan, c Costs) work {
 	}
 }
 
-// Model says what a plan's load needs.
+// Model computes what a plan's load needs.
 func Model(p Plan, c Costs) Needs {
 	w := works(p, c)
 	up := func(v float64) int { return int(math.Ceil(v - 1e-9)) }
@@ -124,8 +125,8 @@ func Model(p Plan, c Costs) Needs {
 	return n
 }
 
-// Saturates says which resource of a plan is the first that cannot do more when the load grows, and at how
-// many exchanges a second of the part that is simulated. Marks and regular reads do not grow with it.
+// Saturates returns the resource of a plan that saturates first when the load grows, and at how
+// many exchanges a second of the simulated part. Marks and regular reads do not grow with it.
 func Saturates(p Plan, c Costs) (resource string, rate float64) {
 	share, busiest := 0.0, 0.0
 	shares, homes := p.shares(), p.placed()

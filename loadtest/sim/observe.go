@@ -2,8 +2,8 @@ package sim
 
 import "time"
 
-// observer counts what happens, by phases and in samples of a quarter of a second, and holds the
-// simulation to what must be true of it.
+// observer counts what happens, by phases and in samples of a quarter of a second, and checks the
+// rules that must hold for the simulation.
 type observer struct {
 	w *world
 
@@ -126,8 +126,8 @@ func (o *observer) ended(r *request, how outcome) {
 	}
 }
 
-// delivered notes how long revocations took from their acknowledgement to the desk's verifiers, whom the
-// messages reach one after the other.
+// delivered records how long revocations took from their acknowledgement to the desk's verifiers,
+// which the messages reach one after the other.
 func (o *observer) delivered(d *desk, from, upTo int, start, end time.Duration) {
 	n := len(d.members)
 	ranks := min(n, 16)
@@ -148,7 +148,7 @@ func (o *observer) delivered(d *desk, from, upTo int, start, end time.Duration) 
 	}
 }
 
-// Sample is what a quarter of a second was like.
+// Sample is the state of a quarter of a second.
 type Sample struct {
 	At          float64            `json:"at_seconds"`
 	Demand      map[string]float64 `json:"demand"` // mean over the machines; of the busiest head

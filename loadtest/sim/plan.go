@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// What Deputy and its SDK are built with. See server/internal/ledger, server/internal/rpc,
+// The constants of Deputy and its SDK. See server/internal/ledger, server/internal/rpc,
 // server/internal/exchange and client/feed.go.
 const (
 	mostQueued   = 4096 // ledger.Config.MaxQueue: items of one tenant that wait in one instance
@@ -20,7 +20,7 @@ const (
 	tailEvery    = 250 * time.Millisecond // an instance reads each tenant's newest revocations
 	tailReads    = 2                      // times: once for its memory, once for the lists in Redis
 	markEvery    = time.Second
-	bound        = 10 * time.Second // a verifier that hears nothing for so long refuses everything
+	bound        = 10 * time.Second // a verifier without news for this long refuses everything
 	patience     = bound / 2        // and opens another stream before that
 	maxPause     = 2 * time.Second
 	snapshotMost = 5 * time.Second // a verifier gives up a stream that does not begin
@@ -30,8 +30,9 @@ const (
 	regions     = 3
 )
 
-// Plan is a deployment and its load. Databases are deployments of their own: each has its share of the
-// tenants and its own instances, Redis and OpenFGA, because a deployment of Deputy has one database.
+// Plan is a deployment and its load. Databases are deployments of their own: each has its share of
+// the tenants and its own instances, Redis and OpenFGA, because a deployment of Deputy has one
+// database.
 type Plan struct {
 	Seed      uint64  `json:"seed" default:"1" placeholder:"N" help:"Chooses everything random. The same seed gives the same output. Default ${default}."`
 	Rate      float64 `json:"rate" default:"100000" placeholder:"N" help:"Exchanges a second of the whole system; each child of a batch is one. Default ${default}."`
@@ -54,11 +55,11 @@ type Plan struct {
 	BatchSize  int     `json:"batch_size" default:"20" placeholder:"N" help:"Children of a batch. Default ${default}."`
 	Refusals   float64 `json:"refusals" default:"0.05" placeholder:"X" help:"Share of calls that are refused, which the ledger records too. Default ${default}."`
 	Rows       int     `json:"rows" default:"256" placeholder:"N" help:"Rows that one transaction takes at most; 1: no group commit. Default ${default}, as it is built."`
-	Attempts   int     `json:"attempts" default:"4" placeholder:"N" help:"Tries of a caller that hears unavailable. Default ${default}, as the SDK does."`
+	Attempts   int     `json:"attempts" default:"4" placeholder:"N" help:"Attempts of a caller that receives unavailable. Default ${default}, as the SDK does."`
 
 	Degree    int           `json:"degree" default:"1000" placeholder:"N" help:"Streams of a relay, where there are relays. Default ${default}."`
 	Depth     int           `json:"depth" default:"0" placeholder:"N" help:"Levels of relays between instances and verifiers. 0: none, as relays are not built. Default ${default}."`
-	NoWake    bool          `json:"no_wake" help:"Redis wakes nobody: instances learn of revocations by reading on every 250 ms."`
+	NoWake    bool          `json:"no_wake" help:"Redis wakes no instance: each learns of revocations by its reads every 250 ms."`
 	Live      int           `json:"live" default:"1000000" placeholder:"N" help:"Revocations in force, of all tenants. Default ${default}."`
 	Storm     int           `json:"storm" default:"10000" placeholder:"N" help:"Revocations of the storm, within ten seconds. Default ${default}."`
 	Struck    int           `json:"struck" default:"0" placeholder:"N" help:"The storm strikes only so many of the largest tenants. 0: all, by their load. Default ${default}."`
@@ -66,20 +67,10 @@ type Plan struct {
 	Jitter    time.Duration `json:"jitter" default:"100ms" placeholder:"DURATION" help:"Verifiers whose stream ended come back within the second half of this, at first. Default ${default}, as the SDK does."`
 	Duration  time.Duration `json:"duration" default:"5s" placeholder:"DURATION" help:"How long steady lasts, in virtual time. Default ${default}."`
 
-	holds time.Duration // how long a proxy holds every echo up; only in tests
-	off   controls
+	holds time.Duration // how long a proxy delays every echo; no flag sets it
 }
 
-// controls switch a rule off, one each. Only tests do, to see that the check of it fails then.
-type controls struct {
-	queue   bool // jobs overtake all that wait
-	loses   bool // some request is never answered
-	twice   bool // some request is answered twice
-	silence bool // an instance echoes without its ledger
-	arrival bool // an echo is as fresh as its arrival
-}
-
-// DefaultPlan is what the command's flags say if none is given.
+// DefaultPlan holds the defaults of the command's flags.
 func DefaultPlan() Plan {
 	return Plan{
 		Seed: 1, Rate: 100_000, Agents: 1_000_000, Verifiers: 100_000, Tenants: 2000, Skew: 0.6,
@@ -89,7 +80,7 @@ func DefaultPlan() Plan {
 	}
 }
 
-// Check says what is wrong with a plan, by the names of the flags.
+// Check returns what is wrong with a plan, by the names of the flags.
 func (p *Plan) Check() error {
 	var wrong []error
 	within := func(name string, v, least, most float64) {
@@ -145,7 +136,7 @@ func (p *Plan) calls() float64 { return 1 - p.BatchShare + p.BatchShare/float64(
 // batches is the share of calls that are batches.
 func (p *Plan) batches() float64 { return p.BatchShare / float64(p.BatchSize) / p.calls() }
 
-// placed says which database each tenant belongs to: the largest first, to the one with the least load.
+// placed assigns each tenant to a database: the largest first, to the one with the least load.
 func (p *Plan) placed() []int {
 	loads, homes := make([]float64, p.Databases), make([]int, p.Tenants)
 	for k, share := range p.shares() {
@@ -180,7 +171,8 @@ func (p *Plan) through() int {
 
 const slots = 16384 // hash slots of a Redis Cluster
 
-// slot is the hash slot of a key with the hash tag {tenant}: CRC-16 (XMODEM) of what is between the braces.
+// slot is the hash slot of a key with the hash tag {tenant}: CRC-16 (XMODEM) of what is between the
+// braces.
 func slot(tenant string) int {
 	var crc uint16
 	for _, b := range []byte(tenant) {

@@ -29,7 +29,7 @@ func (r *Result) Print(w io.Writer) error {
 		}
 	}
 	if len(r.Saturation) > 0 {
-		fmt.Fprint(&b, "\n| what | saturates first | exchanges/s | the model says | at |\n|---|---|---|---|---|\n")
+		fmt.Fprint(&b, "\n| what | saturates first | exchanges/s | predicted first | at |\n|---|---|---|---|---|\n")
 		for _, s := range r.Saturation {
 			fmt.Fprintf(&b, "| %s | %s | %.0f | %s | %.0f |\n", s.Of, s.Resource, s.Rate, s.By, s.Predicted)
 		}
@@ -95,7 +95,7 @@ func (n *Needs) print(b *strings.Builder, p *Plan) {
 	line("the largest tenant", "%.0f/s", n.Largest)
 	line("Redis masters", "%d in all, at least one for each deployment", n.RedisShards)
 	line("OpenFGA", "%d processors", n.OpenFGACores)
-	line("relays, if instances for exchanges shall be enough", "%d in %d levels", n.Relays, n.RelayLevels)
+	line("relays, if instances for exchanges must suffice", "%d in %d levels", n.Relays, n.RelayLevels)
 	line("the ledgers grow by", "%.0f MB/s", n.LedgerBytes)
 	line("marks and echoes", "%.0f MB/s", n.FeedBytes)
 	line("a storm, all messages", "%.0f MB", n.StormBytes)

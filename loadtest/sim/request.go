@@ -2,8 +2,8 @@ package sim
 
 import "time"
 
-// request is a call on its way through the seven steps. It has one event at a time: the end of what it
-// waits for.
+// request is a call on its way through the seven steps. It has one event at a time: the end of what
+// it waits for.
 type request struct {
 	event
 	w        *world
@@ -119,7 +119,8 @@ func (r *request) recorded() {
 	}
 }
 
-// unavailable tells the caller, who tries again after a pause that grows and varies, as the SDK does.
+// unavailable ends an attempt. The caller tries again after a pause that grows and varies, as the
+// SDK does.
 func (r *request) unavailable() {
 	if r.attempt >= r.w.plan.Attempts {
 		r.end(unavailable)
@@ -136,8 +137,5 @@ func (w *world) pause(attempt int) time.Duration {
 
 func (r *request) end(o outcome) {
 	r.w.seen.ended(r, o)
-	if r.w.plan.off.twice && r.w.seen.begun%1000 == 0 {
-		r.w.seen.ended(r, o)
-	}
 	r.w.idle = append(r.w.idle, r)
 }

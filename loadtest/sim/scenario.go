@@ -6,9 +6,9 @@ import (
 	"time"
 )
 
-// Scenarios are what Run knows, with what each shows.
+// Scenarios are the names that Run accepts, each with its purpose.
 var Scenarios = map[string]string{
-	"needs":  "no simulation: what the model says the load needs",
+	"needs":  "no simulation: the resources that the load needs, by the model",
 	"steady": "the load as it is",
 	"ramp":   "one deployment, more and more load until something saturates",
 	"tenant": "one tenant alone, more and more load until its head saturates, with group commit and without",
@@ -72,15 +72,15 @@ type Note struct {
 	Seconds float64 `json:"seconds"`
 }
 
-// Run runs a scenario and tells of it now and then. An error is a plan that makes no sense.
-func Run(scenario string, plan Plan, costs Costs, tell func(format string, args ...any)) (*Result, error) {
+// Run runs a scenario and reports its progress. It returns an error for an invalid plan.
+func Run(scenario string, plan Plan, costs Costs, progress func(format string, args ...any)) (*Result, error) {
 	if err := plan.Check(); err != nil {
 		return nil, err
 	}
 	if Scenarios[scenario] == "" {
 		return nil, fmt.Errorf("no scenario %q", scenario)
 	}
-	r := &runner{tell: tell, result: &Result{Scenario: scenario, Plan: plan, Costs: costs, Broken: []string{}, Rows: []Row{}, Series: []Sample{}}}
+	r := &runner{progress: progress, result: &Result{Scenario: scenario, Plan: plan, Costs: costs, Broken: []string{}, Rows: []Row{}, Series: []Sample{}}}
 	switch scenario {
 	case "needs":
 		needs := Model(plan, costs)
@@ -105,7 +105,7 @@ func Run(scenario string, plan Plan, costs Costs, tell func(format string, args 
 	return r.result, nil
 }
 
-// fewer simulates two deployments where nobody said how many: all are alike.
+// fewer simulates two deployments unless the plan sets a number: all are alike.
 func fewer(plan Plan) Plan {
 	if plan.Simulated == 0 {
 		plan.Simulated = min(2, plan.Databases)
@@ -115,8 +115,8 @@ func fewer(plan Plan) Plan {
 
 type runner struct {
 	*world
-	tell   func(string, ...any)
-	result *Result
+	progress func(string, ...any)
+	result   *Result
 }
 
 const warmUp = 2 * time.Second
@@ -125,16 +125,16 @@ func (r *runner) open(plan Plan, costs Costs) {
 	r.world = newWorld(plan, costs)
 	r.result.Simulated = r.upTo[len(r.upTo)-1]
 	r.arrive()
-	r.tell("%s: %d instances, %d tenants, %d verifiers, %.0f exchanges/s", r.result.Scenario, len(r.instances), len(r.tenants), len(r.verifiers), r.rate)
+	r.progress("%s: %d instances, %d tenants, %d verifiers, %.0f exchanges/s", r.result.Scenario, len(r.instances), len(r.tenants), len(r.verifiers), r.rate)
 	r.pass("", warmUp)
 }
 
-// pass lets a phase pass, tells its row, and returns it.
+// pass runs a phase, reports it, and returns its row.
 func (r *runner) pass(name string, takes time.Duration) Row {
 	r.seen.enter(name)
 	for end := r.now + takes; r.now < end; {
 		r.until(min(end, r.now+time.Second))
-		r.tell("%6.1f s  %-10s %9d calls, %9d events", r.now.Seconds(), name, r.seen.begun, r.happens)
+		r.progress("%6.1f s  %-10s %9d calls, %9d events", r.now.Seconds(), name, r.seen.begun, r.happens)
 	}
 	row := r.row()
 	if name != "" {
@@ -155,7 +155,7 @@ func (r *runner) close() {
 	r.result.Broken = append(r.result.Broken, r.seen.broken()...)
 }
 
-// broken says what must hold and does not.
+// broken lists the rules that must hold and do not.
 func (o *observer) broken() []string {
 	var broken []string
 	say := func(is bool, format string, args ...any) {
@@ -175,7 +175,7 @@ func (r *runner) steady() {
 	row := r.pass("steady", r.plan.Duration)
 	switch {
 	case row.Unavailable > 0:
-		r.note("not steady: some tenant has more than its head can do, and its callers hear unavailable", 0)
+		r.note("not steady: some tenant has more than its head can do, and its callers receive unavailable", 0)
 	case math.Abs(row.Little-1) > 0.05:
 		r.result.Broken = append(r.result.Broken, fmt.Sprintf("Little's law: %.3f", row.Little))
 	}
@@ -230,8 +230,8 @@ func (r *runner) climb(of string, from, by float64, step time.Duration) {
 	}
 }
 
-// headIsFull tells a head that cannot do more from one that is merely always busy, as every head is whose
-// callers queue: its transactions are full, or its callers wait for a second.
+// headIsFull distinguishes a saturated head from one that is only always busy, as every head with
+// queued callers is: its transactions are full, or its callers wait for a second.
 func (r *runner) headIsFull(row Row) bool {
 	return r.plan.Rows > 1 && row.TopBatch >= 0.9*float64(r.plan.Rows) || row.P99 > 1000 || row.Unavailable > 0.001
 }

@@ -17,7 +17,7 @@ type world struct {
 	cells     []*cell
 	instances []*instance
 	tenants   []*tenant // of the cells that are simulated, the largest first
-	upTo      []float64 // of the tenants' shares, summed up: who the next call belongs to
+	upTo      []float64 // of the tenants' shares, summed up: determines the tenant of the next call
 	verifiers []verifier
 
 	closed  bool    // no more calls come
@@ -66,7 +66,7 @@ type tenant struct {
 	acked   int          // how many of them were acknowledged long enough ago for the observer
 }
 
-// revocation is an entry of the ledger that everybody must hear of.
+// revocation is an entry of the ledger that every verifier must receive.
 type revocation struct{ acked time.Duration } // 0: not yet
 
 // newWorld builds what a plan describes. Nothing has happened in it.
@@ -101,15 +101,15 @@ func newWorld(plan Plan, costs Costs) *world {
 
 func (w *world) newCell() *cell {
 	c := &cell{
-		database: newStation(w.plan.DatabaseCores, &w.plan.off),
-		openfga:  newStation(w.plan.OpenFGACores, &w.plan.off),
+		database: newStation(w.plan.DatabaseCores),
+		openfga:  newStation(w.plan.OpenFGACores),
 		disk:     disk{takes: w.costs.Flush.time()},
 	}
 	for range w.plan.RedisShards {
-		c.redis = append(c.redis, newStation(1, &w.plan.off))
+		c.redis = append(c.redis, newStation(1))
 	}
 	for n := range w.plan.Instances {
-		i := &instance{cell: c, number: n, region: n % regions, cpu: newStation(w.plan.Cores, &w.plan.off), listed: true}
+		i := &instance{cell: c, number: n, region: n % regions, cpu: newStation(w.plan.Cores), listed: true}
 		c.instances = append(c.instances, i)
 		w.instances = append(w.instances, i)
 		w.tail(i)
@@ -140,7 +140,8 @@ func (w *world) pick() *tenant {
 	return w.tenants[min(sort.SearchFloat64s(w.upTo, at), len(w.tenants)-1)]
 }
 
-// desk picks an instance that is listed, of those that take the tenant's exchanges; nil: there is none.
+// desk picks an instance that is listed, of those that take the tenant's exchanges; nil: there is
+// none.
 func (t *tenant) desk() *desk {
 	n := len(t.desks)
 	width := t.w.plan.width()
@@ -150,7 +151,7 @@ func (t *tenant) desk() *desk {
 			return d
 		}
 	}
-	for i := range n { // most of them are gone: whoever is next
+	for i := range n { // most of them are gone: take the next one
 		if d := t.desks[(t.first+i)%n]; d.instance.listed {
 			return d
 		}
@@ -158,7 +159,8 @@ func (t *tenant) desk() *desk {
 	return nil
 }
 
-// about varies a mean: half of it is fixed and the rest exponential, so that jobs differ as they do.
+// about varies a mean: half of it is fixed and the rest exponential, so that jobs differ as they
+// do.
 func (w *world) about(mean time.Duration) time.Duration {
 	return time.Duration(float64(mean) * (0.5 + 0.5*w.random.ExpFloat64()))
 }

@@ -14,8 +14,8 @@ import (
 	"deputy.example/deputy/client/dpop"
 )
 
-// TestBoundToTheHolder: what the SDK proves is what Deputy and a tool want. A token that was exchanged with a key
-// is bound to it, and is good for nobody else, neither at Deputy nor at the tool.
+// TestBoundToTheHolder: the proofs of the SDK satisfy Deputy and a tool. A token that was exchanged
+// with a key is bound to it, and useless without that key, at Deputy and at the tool.
 func TestBoundToTheHolder(t *testing.T) {
 	e, _ := start(t, Config{Dir: filepath.Join(t.TempDir(), "data")})
 	transport := new(http.Transport)

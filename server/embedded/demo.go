@@ -15,13 +15,13 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// Demo plays the demo chain once against the running Deputy, over its public gRPC API and with the SDK,
-// and tells the story on w. The tokens are left in Dir/demo, readable by their owner only.
+// Demo plays the demo chain once against the running Deputy, over its public gRPC API and with the
+// SDK, and prints the story to w. It leaves the tokens in Dir/demo, readable by their owner only.
 func (e *Embedded) Demo(ctx context.Context, w io.Writer) error {
 	d := &demo{Embedded: e, narrator: narrator{w: w, now: time.Now}, transport: &http.Transport{}}
 	defer d.transport.CloseIdleConnections()
 	for _, scene := range []func(context.Context) error{
-		d.signIn, d.stepIn, d.handDown, d.verify, d.escalate, d.takeBack, d.record, d.next,
+		d.signIn, d.stepIn, d.handDown, d.verify, d.escalate, d.revoke, d.record, d.next,
 	} {
 		if err := scene(ctx); err != nil {
 			return fmt.Errorf("demo: %w", err)
@@ -30,7 +30,7 @@ func (e *Embedded) Demo(ctx context.Context, w io.Writer) error {
 	return d.err
 }
 
-// demo is one run of the story and what the scenes hand to each other.
+// demo is one run of the story and the state that the scenes share.
 type demo struct {
 	*Embedded
 	narrator
@@ -51,7 +51,7 @@ func (d *demo) signIn(ctx context.Context) error {
 	return d.keep("alice.jwt", d.root)
 }
 
-// fetchToken asks the development issuer as any program on this machine may.
+// fetchToken requests a token from the development issuer, as any local program can.
 func (d *demo) fetchToken(ctx context.Context, from string, form url.Values) (string, error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodPost, d.devAddress()+"/"+from+"/token", bytes.NewBufferString(form.Encode()))
 	if err != nil {
@@ -74,7 +74,7 @@ func (d *demo) fetchToken(ctx context.Context, from string, form url.Values) (st
 }
 
 func (d *demo) stepIn(ctx context.Context) error {
-	d.scene("agent:planner steps in", "It trades alice's token for one that says: planner acts for alice, at the calendar only, without her mail and her money.")
+	d.scene("agent:planner acts for alice", "It exchanges alice's token for one that lets planner act for alice, at the calendar only, without her mail and her money.")
 	return d.as(planner, func(c *client.Client) error {
 		var err error
 		d.plannerToken, err = c.Exchange(ctx, client.ExchangeRequest{
@@ -89,8 +89,8 @@ func (d *demo) stepIn(ctx context.Context) error {
 }
 
 func (d *demo) handDown(ctx context.Context) error {
-	d.scene("agent:planner hands part of it to agent:researcher", "The researcher may read the calendar for half an hour, and may not hand that on. It names itself with a workload token of\n"+
-		"audience "+delegation.ActorAudience(d.Issuer())+", with which the planner could not pretend to be it.")
+	d.scene("agent:planner hands part of it to agent:researcher", "The researcher may read the calendar for half an hour, and may not hand that down. It names itself with a workload token of\n"+
+		"audience "+delegation.ActorAudience(d.Issuer())+", with which the planner cannot authenticate as the researcher.")
 	return d.as(planner, func(c *client.Client) error {
 		var err error
 		if d.researcherToken, err = d.toResearcher(ctx, c); err != nil {
@@ -100,7 +100,7 @@ func (d *demo) handDown(ctx context.Context) error {
 	})
 }
 
-// toResearcher hands the calendar from planner to researcher, once more with every call.
+// toResearcher hands the calendar from planner to researcher, with a new token for every call.
 func (d *demo) toResearcher(ctx context.Context, c *client.Client) (*client.Token, error) {
 	name, err := d.fetchToken(ctx, "workloads", url.Values{"agent": {researcher.ID()}, "audience": {"actor"}})
 	if err != nil {
@@ -117,7 +117,7 @@ func (d *demo) toResearcher(ctx context.Context, c *client.Client) (*client.Toke
 	})
 }
 
-// granted shows a derived token and keeps it.
+// granted prints a derived token and keeps it.
 func (d *demo) granted(name string, token *client.Token) error {
 	if err := d.claims(token.AccessToken.Reveal()); err != nil {
 		return err
@@ -126,7 +126,7 @@ func (d *demo) granted(name string, token *client.Token) error {
 }
 
 func (d *demo) verify(ctx context.Context) error {
-	d.scene("The calendar server receives the researcher's token", "It checks the token by itself, with the keys that Deputy publishes and the revocations that it follows,\nand can ask Deputy whether it is still in force.")
+	d.scene("The calendar server receives the researcher's token", "It verifies the token offline, with the keys that Deputy publishes and the revocations that it follows.\nIt can also introspect the token at Deputy.")
 	return d.asCalendar(ctx, func(c *client.Client, verifier *client.Verifier) error {
 		accepted, err := verifier.Verify(ctx, d.researcherToken.AccessToken.Reveal())
 		if err != nil {
@@ -138,14 +138,14 @@ func (d *demo) verify(ctx context.Context) error {
 			return err
 		}
 		if !answer.Active {
-			return errors.New("introspection says that the researcher's token is not active")
+			return errors.New("introspection: the researcher's token is not active")
 		}
 		d.good("introspection: active until %s, hop %d of its chain", answer.Expiry.Format(time.TimeOnly), len(answer.Hops))
 		return nil
 	})
 }
 
-// asCalendar runs the calendar server's side: a client, and a verifier that knows what is revoked.
+// asCalendar runs the calendar server: a client, and a verifier that follows revocations.
 func (d *demo) asCalendar(ctx context.Context, serve func(*client.Client, *client.Verifier) error) error {
 	return d.as(calendarServer, func(c *client.Client) error {
 		verifier, err := client.NewVerifier(client.VerifierConfig{Issuer: d.Issuer(), Audience: calendarAudience, Client: c, HTTPTransport: d.transport})
@@ -159,9 +159,9 @@ func (d *demo) asCalendar(ctx context.Context, serve func(*client.Client, *clien
 	})
 }
 
-// takeBack hands out a second token and revokes it while the calendar server watches.
-func (d *demo) takeBack(ctx context.Context) error {
-	d.scene("agent:planner hands out a second token and takes it back", "The calendar server hears of it and refuses, without being asked and without asking. The first token lives on.")
+// revoke hands out a second token and revokes it while the calendar server follows.
+func (d *demo) revoke(ctx context.Context) error {
+	d.scene("agent:planner hands out a second token and revokes it", "The calendar server receives the revocation and refuses the token, without a request per check. The first token stays valid.")
 	return d.asCalendar(ctx, func(_ *client.Client, verifier *client.Verifier) error {
 		return d.as(planner, func(c *client.Client) error {
 			second, err := d.toResearcher(ctx, c)
@@ -172,7 +172,7 @@ func (d *demo) takeBack(ctx context.Context) error {
 				return err
 			}
 			d.good("accepted: entry %d", second.Entry)
-			if _, err := c.Revoke(ctx, client.RevokeRequest{Target: client.RevokeGrant(second.JTI), Reason: "the demo's second thought"}); err != nil {
+			if _, err := c.Revoke(ctx, client.RevokeRequest{Target: client.RevokeGrant(second.JTI), Reason: "the demo revokes it"}); err != nil {
 				return err
 			}
 			revoked := time.Now()
@@ -182,7 +182,7 @@ func (d *demo) takeBack(ctx context.Context) error {
 					break
 				}
 				if time.Since(revoked) > 10*time.Second {
-					return errors.New("the calendar server still accepts a revoked token")
+					return errors.New("the calendar server accepts a revoked token")
 				}
 			}
 			d.bad("refused within %d ms of the acknowledgement: %v", time.Since(revoked).Milliseconds()+1, err)
@@ -192,16 +192,16 @@ func (d *demo) takeBack(ctx context.Context) error {
 	})
 }
 
-// escalate asks for too much, in the two ways there are.
+// escalate requests too much, in the two possible ways.
 func (d *demo) escalate(ctx context.Context) error {
-	d.scene("Two that ask for more are refused", "Narrowing is not a filter: what is asked beyond the limit is refused, and the refusal stands in the ledger.")
+	d.scene("Two requests for more are refused", "A request beyond the limit is refused, not filtered, and the refusal is recorded in the ledger.")
 	err := d.refused(ctx, planner, d.root, "payments.send", delegation.ScopeNotPermitted,
-		"agent:planner asks alice's token for payments.send, which alice holds")
+		"agent:planner requests payments.send from alice's token, which alice holds")
 	if err != nil {
 		return err
 	}
 	return d.refused(ctx, planner, d.plannerToken.AccessToken.Reveal(), "mail.read", delegation.ScopeExceedsParent,
-		"agent:planner asks its own token for mail.read, which alice and planner both hold")
+		"agent:planner requests mail.read from its own token, which alice and planner both hold")
 }
 
 func (d *demo) refused(ctx context.Context, who delegation.Principal, subject, scope string, want delegation.Reason, attempt string) error {
@@ -221,7 +221,7 @@ func (d *demo) refused(ctx context.Context, who delegation.Principal, subject, s
 }
 
 func (d *demo) record(ctx context.Context) error {
-	d.scene("What the ledger has recorded", "")
+	d.scene("The ledger's record", "")
 	return d.as(planner, func(c *client.Client) error {
 		record, err := c.Chain(ctx, d.researcherToken.JTI)
 		if err != nil {
@@ -249,7 +249,7 @@ func (d *demo) as(who delegation.Principal, call func(*client.Client) error) err
 	return errors.Join(call(c), c.Close())
 }
 
-// keep leaves a file for the commands that follow.
+// keep writes a file for the commands that follow.
 func (d *demo) keep(name, content string) error {
 	return os.WriteFile(d.path("demo", name), []byte(content), 0o600)
 }

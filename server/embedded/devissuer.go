@@ -3,6 +3,7 @@ package embedded
 import (
 	"crypto/rand"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"net"
@@ -16,9 +17,10 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// DevIssuer plays the two parties that Deputy trusts and does not run: the OpenID provider that signs
-// people in, and the platform that gives each workload an identity. It hands a token to whoever asks, so
-// it belongs on a loopback address, in development, and nowhere else; deputyd does not contain it.
+// DevIssuer replaces the two parties that Deputy trusts and does not run: the OpenID provider that
+// authenticates people, and the platform that gives each workload an identity. It gives a token to
+// every caller, so it must listen on a loopback address, in development only. deputyd does not
+// contain it.
 //
 // People and workloads are two issuers with a key each, at the address followed by /people and
 // /workloads, because an issuer names one type of principal.
@@ -29,27 +31,28 @@ type DevIssuer struct {
 	codes     codes
 }
 
-// DevIssuerConfig says what a DevIssuer signs for whom.
+// DevIssuerConfig configures what a DevIssuer signs.
 type DevIssuerConfig struct {
-	// Dir keeps the keys people.pem and workloads.pem, made with mode 0600 when they are not there. Required.
+	// Dir keeps the keys people.pem and workloads.pem, made with mode 0600 if missing. Required.
 	Dir string
-	// Address of the issuer as others reach it, such as http://127.0.0.1:8081, without a slash at the end. Required.
+	// Address of the issuer, as callers reach it, such as http://127.0.0.1:8081, without a trailing
+	// slash. Required.
 	Address string
-	// Deputy is the tenant's issuer, to which all tokens are addressed. Required.
+	// Deputy is the tenant's issuer, the audience of all tokens. Required.
 	Deputy string
-	// People who can sign in, with the scopes that each one's token carries.
+	// People who can sign in, with the scopes of their tokens.
 	People map[string]delegation.Scopes
-	// Audiences are the services that people's tokens are for, in the claim "targets".
+	// Audiences are the services that people's tokens may be used for, in the claim "targets".
 	Audiences []string
-	// Workloads that have an identity.
+	// Workloads are the workloads with an identity.
 	Workloads []string
-	// Application lets people sign in with a browser; the zero value offers no such thing.
+	// Application lets people sign in with a browser; the zero value disables that.
 	Application Application
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
 }
 
-// How long tokens live. Workload tokens are fetched when they are needed.
+// Lifetimes of tokens. Workload tokens are fetched when needed.
 const (
 	personLifetime   = time.Hour
 	workloadLifetime = 10 * time.Minute
@@ -58,7 +61,7 @@ const (
 // TargetsClaim of a person's token lists the services that it may be used for.
 const TargetsClaim = "targets"
 
-// NewDevIssuer opens the keys.
+// NewDevIssuer opens the keys, and makes them if necessary.
 func NewDevIssuer(config DevIssuerConfig) (*DevIssuer, error) {
 	if config.Now == nil {
 		config.Now = time.Now
@@ -82,11 +85,11 @@ func (i *DevIssuer) PeopleIssuer() string { return i.config.Address + "/people" 
 // WorkloadIssuer is the iss of workloads' tokens.
 func (i *DevIssuer) WorkloadIssuer() string { return i.config.Address + "/workloads" }
 
-// AccessToken is what a person's sign-in gives: a JWT access token (RFC 9068) for Deputy.
+// AccessToken returns what a person's sign-in gives: a JWT access token (RFC 9068) for Deputy.
 func (i *DevIssuer) AccessToken(person string) (string, error) {
 	scopes, known := i.config.People[person]
 	if !known {
-		return "", fmt.Errorf("nobody here is called %q: there are %s", person, strings.Join(slices.Sorted(maps.Keys(i.config.People)), ", "))
+		return "", fmt.Errorf("user: must be one of %s", strings.Join(slices.Sorted(maps.Keys(i.config.People)), ", "))
 	}
 	return i.people.Sign(delegation.HeaderTypeAccessToken, i.claims(i.PeopleIssuer(), person, i.config.Deputy, personLifetime, map[string]any{
 		"client_id":  "demo-application",
@@ -95,12 +98,12 @@ func (i *DevIssuer) AccessToken(person string) (string, error) {
 	}))
 }
 
-// WorkloadToken is a workload's identity document. Addressed to Deputy's issuer it authenticates the
-// workload as a caller; with naming set it is addressed to delegation.ActorAudience, and a parent to
-// which it is given can name the workload with it and not become it.
+// WorkloadToken is a workload's identity document. Addressed to Deputy's issuer, it authenticates
+// the workload as a caller. With naming set, it is addressed to delegation.ActorAudience: a parent
+// can name the workload with it, but cannot authenticate as it.
 func (i *DevIssuer) WorkloadToken(workload string, naming bool) (string, error) {
 	if !slices.Contains(i.config.Workloads, workload) {
-		return "", fmt.Errorf("no workload here is called %q: there are %s", workload, strings.Join(i.config.Workloads, ", "))
+		return "", fmt.Errorf("agent: must be one of %s", strings.Join(i.config.Workloads, ", "))
 	}
 	audience := i.config.Deputy
 	if naming {
@@ -119,7 +122,7 @@ func (i *DevIssuer) claims(issuer, subject, audience string, lifetime time.Durat
 	return claims
 }
 
-// Handler serves discovery documents and keys, and gives tokens away:
+// Handler serves discovery documents and keys, and gives tokens to every caller:
 //
 //	POST /people/token     user=alice
 //	GET  /people/authorize the sign-in page, for the Application (OpenID Connect with PKCE)
@@ -146,19 +149,19 @@ func (i *DevIssuer) Handler() http.Handler {
 		}
 		give(w, r)
 	})
-	mux.HandleFunc("GET "+signInPath, i.askWho)
+	mux.HandleFunc("GET "+signInPath, i.showPeople)
 	mux.HandleFunc("POST "+signInPath, i.chosen)
 	mux.HandleFunc("POST /workloads/token", giveToken(func(r *http.Request) (string, error) {
 		audience := r.PostFormValue("audience")
 		if audience != "caller" && audience != "actor" {
-			return "", fmt.Errorf("audience must be caller or actor")
+			return "", errors.New("audience: must be caller or actor")
 		}
 		return i.WorkloadToken(r.PostFormValue("agent"), audience == "actor")
 	}))
 	return mux
 }
 
-// metadata is what OpenID Connect Discovery 1.0 §3 requires, as far as it is true here.
+// metadata is what OpenID Connect Discovery 1.0 §3 requires, as far as it applies.
 func (i *DevIssuer) metadata(issuer string) map[string]any {
 	document := map[string]any{
 		"issuer":                                issuer,
@@ -181,7 +184,7 @@ func (i *DevIssuer) metadata(issuer string) map[string]any {
 	return document
 }
 
-// giveToken answers with the bare token (RFC 7519 §10.3.1), so that a shell needs no JSON parser.
+// giveToken responds with the bare token (RFC 7519 §10.3.1), so that a shell needs no JSON parser.
 func giveToken(make func(*http.Request) (string, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		r.Body = http.MaxBytesReader(w, r.Body, 4<<10)
@@ -198,25 +201,25 @@ func giveToken(make func(*http.Request) (string, error)) http.HandlerFunc {
 
 func writeJSON(w http.ResponseWriter, v any) {
 	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(v) // the client has gone: nobody to tell
+	_ = json.NewEncoder(w).Encode(v) // the client has gone
 }
 
-// LoopbackOnly refuses whatever did not come from this machine, and what a web page could have sent: a
-// page's request names its origin, or (by DNS rebinding) a host that is not a loopback address. Only the
-// sign-in page is for browsers, and gives nothing to anybody but the application.
+// LoopbackOnly refuses requests from other machines, and those that a web page could have sent. A
+// page's request has an Origin header, or (by DNS rebinding) a host that is not a loopback address.
+// Only the sign-in page is for browsers, and it gives codes to the application only.
 func LoopbackOnly(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		byPage := r.Header.Get("Origin") != "" || r.Header.Get("Sec-Fetch-Site") != ""
 		if !isLoopback(r.RemoteAddr) || !isLoopback(r.Host) || byPage && r.URL.Path != signInPath {
-			http.Error(w, "this development server answers programs on this machine only", http.StatusForbidden)
+			http.Error(w, "this development server serves only programs on this machine", http.StatusForbidden)
 			return
 		}
 		next.ServeHTTP(w, r)
 	})
 }
 
-// isLoopback says whether an address with or without a port is this machine's own. It resolves no names
-// but localhost.
+// isLoopback returns whether an address, with or without a port, is a loopback address. It resolves
+// no names but localhost.
 func isLoopback(address string) bool {
 	host, _, err := net.SplitHostPort(address)
 	if err != nil {

@@ -133,7 +133,7 @@ func TestDevIssuerGivesTokensToProgramsOnThisMachineOnly(t *testing.T) {
 	if answer.Code != http.StatusForbidden {
 		t.Errorf("another machine gets %d", answer.Code)
 	}
-	for name, form := range map[string]string{"nobody": "user=mallory", "a GET in disguise": ""} {
+	for name, form := range map[string]string{"an unknown user": "user=mallory", "a GET in disguise": ""} {
 		if code, _ := ask(func(r *http.Request) {
 			r.Body, r.ContentLength = io.NopCloser(strings.NewReader(form)), int64(len(form))
 		}); code != http.StatusBadRequest {
@@ -142,12 +142,12 @@ func TestDevIssuerGivesTokensToProgramsOnThisMachineOnly(t *testing.T) {
 	}
 }
 
-func TestDevIssuerSaysWhoIsThere(t *testing.T) {
+func TestDevIssuerListsItsNames(t *testing.T) {
 	issuer, _ := newDevIssuer(t, t.TempDir())
-	if _, err := issuer.AccessToken("bob"); err == nil || !strings.Contains(err.Error(), "there are alice") {
+	if _, err := issuer.AccessToken("bob"); err == nil || !strings.Contains(err.Error(), "must be one of alice") {
 		t.Errorf("bob: %v", err)
 	}
-	if _, err := issuer.WorkloadToken("alice", false); err == nil || !strings.Contains(err.Error(), "there are planner") {
+	if _, err := issuer.WorkloadToken("alice", false); err == nil || !strings.Contains(err.Error(), "must be one of planner") {
 		t.Errorf("a person as a workload: %v", err)
 	}
 }

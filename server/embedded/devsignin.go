@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"html/template"
 	"maps"
@@ -16,21 +17,21 @@ import (
 	"time"
 )
 
-// Application is who may ask a DevIssuer to sign people in: a public client that proves itself with PKCE
+// Application is the client for which a DevIssuer signs people in: a public client that uses PKCE
 // (RFC 7636), such as Deputy's console.
 type Application struct {
 	ClientID    string
-	RedirectURI string            // the one address that codes are sent to
-	About       map[string]string // what the page says of each person
+	RedirectURI string            // the only address that codes are sent to
+	About       map[string]string // a text on the page for each person
 }
 
-// signInPath is the one address that is meant for browsers.
+// signInPath is the only path for browsers.
 const signInPath = "/people/authorize"
 
 // codeLife is how long a code may be redeemed.
 const codeLife = time.Minute
 
-// codes that were given out and not redeemed yet.
+// codes are those that were issued and not redeemed yet.
 type codes struct {
 	mu    sync.Mutex
 	known map[string]code
@@ -53,7 +54,7 @@ func (c *codes) add(value code, now time.Time) string {
 	return name
 }
 
-// take gives a code out once.
+// take redeems a code once.
 func (c *codes) take(name string, now time.Time) (code, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -66,16 +67,17 @@ var signInPage = template.Must(template.New("").Parse(`<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Development issuer</title></head>
 <body><main><h1>Who are you?</h1>
-<p>This is the development issuer. It believes whoever sits at this machine; a real OpenID provider would ask for proof.</p>
+<p>This is the development issuer. It signs in every person without proof; a real OpenID provider authenticates people.</p>
 <form method="post">
 {{range .People}}<p><button name="user" value="{{.Name}}">{{.Name}}</button> {{.About}}</p>
 {{end}}</form></main></body></html>
 `))
 
-// askWho shows the sign-in page of an authorization request (OpenID Connect Core section 3.1.2.1).
-func (i *DevIssuer) askWho(w http.ResponseWriter, r *http.Request) {
+// showPeople shows the sign-in page of an authorization request (OpenID Connect Core section
+// 3.1.2.1).
+func (i *DevIssuer) showPeople(w http.ResponseWriter, r *http.Request) {
 	if err := i.checkRequest(r.URL.Query()); err != nil {
-		http.Error(w, err.Error(), http.StatusBadRequest) // never sent to an address that is not known
+		http.Error(w, err.Error(), http.StatusBadRequest) // never sent to an unknown address
 		return
 	}
 	type person struct{ Name, About string }
@@ -87,7 +89,7 @@ func (i *DevIssuer) askWho(w http.ResponseWriter, r *http.Request) {
 	header.Set("Content-Type", "text/html; charset=utf-8")
 	header.Set("Cache-Control", "no-store")
 	header.Set("Content-Security-Policy", "default-src 'none'; form-action 'self' "+origin(i.config.Application.RedirectURI)+"; frame-ancestors 'none'")
-	_ = signInPage.Execute(w, page) // the browser has gone
+	_ = signInPage.Execute(w, page) // the browser may have gone
 }
 
 // chosen sends the browser back with a code.
@@ -95,13 +97,13 @@ func (i *DevIssuer) chosen(w http.ResponseWriter, r *http.Request) {
 	r.Body = http.MaxBytesReader(w, r.Body, 4<<10)
 	query := r.URL.Query()
 	if http.NewCrossOriginProtection().Check(r) != nil {
-		http.Error(w, "another site's page sent this", http.StatusForbidden)
+		http.Error(w, "the form must be sent by this site's own page", http.StatusForbidden)
 		return
 	}
 	err := i.checkRequest(query)
 	person := r.PostFormValue("user")
 	if _, known := i.config.People[person]; !known && err == nil {
-		err = fmt.Errorf("nobody here is called %q", person)
+		err = errors.New("user: must be a person of this issuer")
 	}
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
@@ -115,23 +117,23 @@ func (i *DevIssuer) chosen(w http.ResponseWriter, r *http.Request) {
 	http.Redirect(w, r, i.config.Application.RedirectURI+"?"+answer.Encode(), http.StatusSeeOther)
 }
 
-// checkRequest insists on everything that makes a code worth nothing to others.
+// checkRequest requires everything that makes a code useless to other parties.
 func (i *DevIssuer) checkRequest(query url.Values) error {
 	app := i.config.Application
 	switch {
 	case app.ClientID == "" || query.Get("client_id") != app.ClientID || query.Get("redirect_uri") != app.RedirectURI:
-		return fmt.Errorf("client_id and redirect_uri are not those of the application")
+		return errors.New("client_id, redirect_uri: must be those of the application")
 	case query.Get("response_type") != "code" || !slices.Contains(strings.Fields(query.Get("scope")), "openid"):
-		return fmt.Errorf("response_type must be code, and scope must hold openid")
+		return errors.New("response_type: must be code, and scope must hold openid")
 	case query.Get("code_challenge_method") != "S256" || len(query.Get("code_challenge")) != 43:
-		return fmt.Errorf("PKCE with S256 is required")
+		return errors.New("code_challenge: must be present, with method S256 (PKCE)")
 	case query.Get("state") == "" || query.Get("nonce") == "":
-		return fmt.Errorf("state and nonce are required")
+		return errors.New("state, nonce: must be present")
 	}
 	return nil
 }
 
-// redeem gives an ID token for a code, once, to whoever knows the verifier of its challenge.
+// redeem exchanges a code for an ID token, once, if the request has the verifier of its challenge.
 func (i *DevIssuer) redeem(w http.ResponseWriter, r *http.Request) {
 	app, now := i.config.Application, i.config.Now()
 	given, valid := i.codes.take(r.PostFormValue("code"), now)
@@ -150,7 +152,7 @@ func (i *DevIssuer) redeem(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	w.Header().Set("Cache-Control", "no-store")
-	// The application wants to know who it is, and gets nothing to act with.
+	// The application learns who signed in, and gets no authority.
 	writeJSON(w, map[string]any{"access_token": rand.Text(), "token_type": "Bearer", "expires_in": int(codeLife.Seconds()), "id_token": token})
 }
 

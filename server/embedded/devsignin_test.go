@@ -27,7 +27,7 @@ type signInStage struct {
 const (
 	application = "deputy-console"
 	redirect    = "http://127.0.0.1:8080/console/sign-in/callback"
-	verifier    = "a-verifier-that-is-long-enough-for-everybody-here"
+	verifier    = "a-verifier-that-is-long-enough-for-this-purpose"
 )
 
 func newSignInStage(t *testing.T) *signInStage {
@@ -96,7 +96,7 @@ func (s *signInStage) redeem(code string, change func(url.Values)) *http.Respons
 	return s.do(http.MethodPost, "/people/token", form, nil)
 }
 
-func TestSomebodySignsInWithTheDevIssuer(t *testing.T) {
+func TestSignInWithTheDevIssuer(t *testing.T) {
 	s := newSignInStage(t)
 	page := s.do(http.MethodGet, signInPath+"?"+request().Encode(), nil, http.Header{"Sec-Fetch-Site": {"cross-site"}})
 	if page.StatusCode != http.StatusOK || !strings.Contains(page.Header.Get("Content-Security-Policy"), "frame-ancestors 'none'") {
@@ -117,7 +117,7 @@ func TestSomebodySignsInWithTheDevIssuer(t *testing.T) {
 		t.Errorf("a code is worth something twice: %s", again.Status)
 	}
 	if _, err := trustIn(t, s.issuer).Subject(t.Context(), answer.IDToken, delegation.TokenTypeIDToken); err == nil {
-		t.Error("whoever signs in to the console can start a chain")
+		t.Error("an ID token of the console starts a chain")
 	}
 }
 
@@ -137,7 +137,7 @@ func TestTheDevIssuerSignsInForTheApplicationOnly(t *testing.T) {
 		}
 	}
 	if got := s.do(http.MethodPost, signInPath+"?"+request().Encode(), url.Values{"user": {"mallory"}}, nil); got.StatusCode != http.StatusBadRequest {
-		t.Errorf("somebody unknown: %s", got.Status)
+		t.Errorf("an unknown user: %s", got.Status)
 	}
 	if got := s.do(http.MethodPost, signInPath+"?"+request().Encode(), url.Values{"user": {"rita"}}, http.Header{"Sec-Fetch-Site": {"cross-site"}}); got.StatusCode != http.StatusForbidden {
 		t.Errorf("another site chooses: %s", got.Status)

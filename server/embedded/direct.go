@@ -14,11 +14,12 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
-// The two requests that an exchange makes, BatchCheck and ReadChanges, spend more time in the gateway than in OpenFGA. So these are
-// read here, and put to the server directly. Whatever is not exactly what the policy checker sends, and whatever the server does not
-// answer with what is expected, goes the long way, as if nobody had asked yet: neither request changes anything.
+// The two requests of an exchange, BatchCheck and ReadChanges, spend more time in the gateway than
+// in OpenFGA. So they are decoded here and put to the server directly. A request that is not
+// exactly what the policy checker sends, and an unexpected result of the server, go through the
+// gateway as if nothing had been asked yet: neither request changes anything.
 
-// batchCheck is the body of BatchCheck as the checker writes it.
+// batchCheck is the body of BatchCheck as the checker encodes it.
 type batchCheck struct {
 	Checks []struct {
 		Tuple struct {
@@ -32,7 +33,7 @@ type batchCheck struct {
 	Consistency string `json:"consistency"`
 }
 
-// serveDirectly writes an answer, or nothing. It returns the request for whoever serves it then.
+// serveDirectly writes a response, or nothing. It returns the request for the gateway.
 func (f *FGA) serveDirectly(w *responseBuffer, r *http.Request) (*http.Request, error) {
 	store, method, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/stores/"), "/")
 	switch {
@@ -83,7 +84,7 @@ func (f *FGA) batchCheck(w *responseBuffer, r *http.Request, store string, body 
 		if answer[len(answer)-1] != '{' {
 			answer = append(answer, ',')
 		}
-		answer = append(strconv.AppendQuote(answer, id), `:{"allowed":`...) // OpenFGA takes letters, digits and dashes for ids
+		answer = append(strconv.AppendQuote(answer, id), `:{"allowed":`...) // OpenFGA's ids are letters, digits and dashes
 		answer = append(strconv.AppendBool(answer, allowed.Allowed), '}')
 	}
 	w.write(append(answer, "}}"...))

@@ -106,7 +106,8 @@ func TestDirectAnswersAreTheGateways(t *testing.T) {
 	}
 }
 
-// The checker's own requests are those that are answered directly: should it write them in another way, this tells.
+// The checker's own requests are among those that are answered directly. This test fails if the
+// checker encodes them differently.
 func TestTheCheckerIsAnsweredDirectly(t *testing.T) {
 	f := startFGA(t)
 	s := newStore(t, f, fgamodels.DeputyJSON)

@@ -25,27 +25,28 @@ import (
 	"deputy.example/deputy/server/internal/token"
 )
 
-// Config says where the embedded default keeps its data and where it listens. All addresses must be
-// loopback addresses, because the development issuer behind one of them gives tokens to whoever asks;
-// port 0 takes a free one.
+// Config configures the embedded deployment. All addresses must be loopback addresses, because the
+// development issuer behind one of them gives tokens to every local program. Port 0 takes a free
+// port.
 type Config struct {
-	// Dir holds the ledger, all keys and the demo's tokens; created on the first run. Default deputy-data.
+	// Dir holds the ledger, all keys and the demo's tokens; created on the first run. Default
+	// deputy-data.
 	Dir string
-	// GRPC, HTTP and Ops are Deputy's own listeners. Default 127.0.0.1:9090, :8080 and :9091. The HTTP
-	// address is the tenant's issuer address, so another one makes all earlier tokens foreign.
+	// GRPC, HTTP and Ops are Deputy's own listeners. Default 127.0.0.1:9090, :8080 and :9091. The
+	// HTTP address is the tenant's issuer, so changing it invalidates all earlier tokens.
 	GRPC, HTTP, Ops string
 	// Dev serves the development issuer, and OpenFGA under /openfga. Default 127.0.0.1:8081.
 	Dev string
-	// CLI is how a shell calls the command line of client/cmd/deputy, for the commands that the demo prints.
-	// Default deputy.
+	// CLI is how a shell calls client/cmd/deputy, for the commands that the demo prints. Default
+	// deputy.
 	CLI string
-	// Logger gets what Deputy logs; nil discards it.
+	// Logger takes Deputy's log; nil discards it.
 	Logger *slog.Logger
 }
 
-// Embedded is Deputy with everything that it depends on, in one process.
+// Embedded is Deputy with all its dependencies, in one process.
 type Embedded struct {
-	config Config // with the addresses that are really listened on
+	config Config // with the actual listening addresses
 	fga    *FGA
 	store  string // id of the demo world in OpenFGA
 	model  string
@@ -59,11 +60,11 @@ type Embedded struct {
 	closers   []func() error // in order of opening
 }
 
-// tenantName is what the one tenant is called in ledger and log.
+// tenantName is the name of the one tenant in ledger and log.
 const tenantName = "demo"
 
-// New creates what is not there yet, writes the demo world into OpenFGA and listens. Run serves; Close
-// is for what never Runs.
+// New creates missing data, writes the demo world into OpenFGA and listens. Run serves. Call Close
+// only if Run is never called.
 func New(ctx context.Context, config Config) (_ *Embedded, err error) {
 	config.Dir = cmp.Or(config.Dir, "deputy-data")
 	config.CLI = cmp.Or(config.CLI, "deputy")
@@ -107,11 +108,11 @@ func New(ctx context.Context, config Config) (_ *Embedded, err error) {
 	return e, nil
 }
 
-// owns takes over what Close shall close.
+// owns registers a closer for Close.
 func (e *Embedded) owns(closer func() error) { e.closers = append(e.closers, closer) }
 
-// listen opens all addresses before anything else is done, so that one that is taken is the first thing
-// to be said.
+// listen opens all addresses first, so that an address in use is reported before anything is
+// created.
 func (e *Embedded) listen() error {
 	for _, l := range []struct {
 		name      string
@@ -126,12 +127,12 @@ func (e *Embedded) listen() error {
 	} {
 		address := cmp.Or(*l.address, l.byDefault)
 		if !isLoopback(address) {
-			return fmt.Errorf("--%s %s is not a loopback address: the embedded default gives tokens to whoever asks", l.name, address)
+			return fmt.Errorf("--%s: must be a loopback address, not %s; the development issuer gives tokens to every caller", l.name, address)
 		}
 		listener, err := net.Listen("tcp", address)
 		switch {
 		case errors.Is(err, syscall.EADDRINUSE):
-			return fmt.Errorf("%s is in use by another program, perhaps another Deputy: end that, or choose an address with --%s", address, l.name)
+			return fmt.Errorf("%s is in use by another program, perhaps another Deputy; stop that program, or choose an address with --%s", address, l.name)
 		case err != nil:
 			return fmt.Errorf("--%s: %w", l.name, err)
 		}
@@ -141,7 +142,7 @@ func (e *Embedded) listen() error {
 	return nil
 }
 
-// closedOnce closes a listener that a server may have closed before.
+// closedOnce closes a listener that a server may have closed already.
 func closedOnce(l net.Listener) func() error {
 	return func() error {
 		if err := l.Close(); !errors.Is(err, net.ErrClosed) {
@@ -151,7 +152,7 @@ func closedOnce(l net.Listener) func() error {
 	}
 }
 
-// Run serves until ctx ends, drains, and closes everything. What Deputy depends on goes last.
+// Run serves until ctx is done, drains, and closes everything. The dependencies close last.
 func (e *Embedded) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
@@ -167,7 +168,7 @@ func (e *Embedded) Run(ctx context.Context) error {
 	return errors.Join(group.Wait(), e.Close())
 }
 
-// Close releases what New opened, the newest first.
+// Close releases what New opened, in reverse order.
 func (e *Embedded) Close() error {
 	var errs []error
 	for _, closer := range slices.Backward(e.closers) {
@@ -177,7 +178,7 @@ func (e *Embedded) Close() error {
 	return errors.Join(errs...)
 }
 
-// openData makes the data directory and the clients' keys that are not in it yet.
+// openData makes the data directory and the missing keys of the clients.
 func (e *Embedded) openData() error {
 	for _, dir := range []string{"", "keys", "clients", "demo"} {
 		if err := os.MkdirAll(e.path(dir), 0o700); err != nil {
@@ -194,7 +195,7 @@ func (e *Embedded) openData() error {
 	return nil
 }
 
-// path is a place in the data directory.
+// path returns a path in the data directory.
 func (e *Embedded) path(parts ...string) string {
 	return filepath.Join(append([]string{e.config.Dir}, parts...)...)
 }
@@ -203,19 +204,19 @@ func (e *Embedded) clientKeyPath(client delegation.Principal) string {
 	return e.path("clients", client.Type()+"-"+client.ID()+".pem")
 }
 
-// Issuer is the iss of the tokens that Deputy signs here.
+// Issuer is the iss of the tokens that this Deputy signs.
 func (e *Embedded) Issuer() string { return "http://" + e.config.HTTP }
 
-// ConsoleAddress is where people see what was recorded.
+// ConsoleAddress is the address of the console.
 func (e *Embedded) ConsoleAddress() string { return e.Issuer() + "/console" }
 
-// consoleClient is what the development issuer calls the console.
+// consoleClient is the client_id of the console at the development issuer.
 const consoleClient = "deputy-console"
 
 func (e *Embedded) devAddress() string { return "http://" + e.config.Dev }
 
-// openDependencies starts what Deputy depends on and fills OpenFGA with the demo world, which it forgets
-// whenever the process ends.
+// openDependencies starts the dependencies and fills OpenFGA with the demo world, which is lost
+// when the process ends.
 func (e *Embedded) openDependencies(ctx context.Context) error {
 	var err error
 	e.redis = redisd.New(time.Now)
@@ -240,7 +241,7 @@ func (e *Embedded) openDependencies(ctx context.Context) error {
 		Workloads: []string{planner.ID(), researcher.ID()},
 		Application: Application{
 			ClientID: consoleClient, RedirectURI: e.ConsoleAddress() + "/sign-in/callback",
-			About: map[string]string{alice.ID(): "has agents work for her", rita.ID(): "responder: sees everything, takes it back", audrey.ID(): "auditor: sees everything"},
+			About: map[string]string{alice.ID(): "has agents that act for her", rita.ID(): "responder: sees everything and can revoke", audrey.ID(): "auditor: sees everything"},
 		},
 	})
 	return err
@@ -255,11 +256,14 @@ func (e *Embedded) settings() (server.Config, error) {
 	tenant := server.Tenant{
 		Name: tenantName, Default: true, Issuer: e.Issuer(), AllowInsecureLoopback: true,
 		SigningKeys: []token.KeyFile{{Path: e.path("keys", "signing.pem"), Algorithm: "ES256"}},
-		// This OpenFGA has one process, one clock and no replica: its changelog is complete.
-		Policy:  server.Policy{URL: e.devAddress(), Store: e.store, Model: e.model, Cache: policy.Cache{Enabled: true}},
+		// This OpenFGA has one process, one clock and no replica, so its changelog is complete. In
+		// one process a slow answer is the load of the machine, not an outage: wait as long as
+		// allowed.
+		Policy:  server.Policy{URL: e.devAddress(), Store: e.store, Model: e.model, Timeout: 1500 * time.Millisecond, Cache: policy.Cache{Enabled: true}},
 		Audit:   server.Audit{CheckpointKey: e.path("keys", "checkpoint.key"), CheckpointFile: e.path("checkpoint")},
 		Console: &server.Console{Issuer: e.issuer.PeopleIssuer(), ClientID: consoleClient},
-		// Long enough to try things out with the demo's tokens, and fast enough to measure.
+		// Long enough to try things out with the demo's tokens, and without a rate limit that tests
+		// reach.
 		Limits: server.Limits{AllowBearer: true, MaxLifetime: personLifetime, DefaultLifetime: personLifetime, CallerRate: 10_000},
 		TrustedIssuers: []token.TrustedIssuer{
 			{
@@ -270,7 +274,7 @@ func (e *Embedded) settings() (server.Config, error) {
 			{
 				Issuer: e.issuer.WorkloadIssuer(), Keys: token.KeySource{Discovery: true}, Algorithms: []string{"ES256"},
 				Principal: token.Mapping{Type: "agent"}, Workloads: true,
-				// An agent may show its workload token or sign with its registered key, whichever is handier.
+				// An agent can authenticate with its workload token or with its registered key.
 				SharedPrincipals: true,
 			},
 		},
@@ -289,13 +293,13 @@ func (e *Embedded) settings() (server.Config, error) {
 			GRPC: server.Listener{Address: e.config.GRPC}, HTTP: server.Listener{Address: e.config.HTTP}, Ops: server.Listener{Address: e.config.Ops},
 		},
 		Database: server.Database{DSN: (&url.URL{Scheme: "sqlite", Path: database}).String()},
-		Redis:    server.Redis{URL: redisd.Address},
+		Redis:    server.Redis{URL: redisd.Address, Timeout: time.Second},
 		Tenants:  []server.Tenant{tenant},
 	}, nil
 }
 
-// devHandler is the development issuer, and OpenFGA's API so that relationships can be changed while
-// Deputy serves.
+// devHandler serves the development issuer, and OpenFGA's API so that relationships can be changed
+// while Deputy runs.
 func (e *Embedded) devHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("/", e.issuer.Handler())

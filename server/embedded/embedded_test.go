@@ -67,8 +67,8 @@ func TestEveryPrintedCommandWorks(t *testing.T) {
 	if len(printed) != len(steps) {
 		t.Fatalf("%d commands were printed and %d meant:\n%s", len(printed), len(steps), strings.Join(printed, "\n"))
 	}
-	// One shell for all, as a reader has it. A here-document keeps it from reading the commands as its
-	// own input where one of them reads standard input.
+	// One shell for all, as a reader has it. A here-document keeps it from reading the commands as
+	// its own input where one of them reads standard input.
 	var script strings.Builder
 	for _, command := range printed {
 		fmt.Fprintf(&script, "%s\necho \"== $?\"\n", command)
@@ -100,8 +100,8 @@ func TestEveryPrintedCommandWorks(t *testing.T) {
 	}
 }
 
-// printedCommands reads the commands off the story as a reader would: what is indented by two under the
-// heading and is no comment, with the lines that continue it.
+// printedCommands returns the commands of the story: the lines under the heading that are indented
+// by two and are no comment, with their continuation lines.
 func printedCommands(t *testing.T, story string) []string {
 	t.Helper()
 	_, rest, found := strings.Cut(story, "What to try next")
@@ -212,7 +212,7 @@ func TestDataIsForItsOwnerOnly(t *testing.T) {
 			return err
 		}
 		info, err := entry.Info()
-		if err == nil && info.Mode().Perm()&0o077 != 0 && path != e.path("checkpoint") { // which is made to be shown, a second after the start
+		if err == nil && info.Mode().Perm()&0o077 != 0 && path != e.path("checkpoint") { // which is public, and written a second after the start
 			err = fmt.Errorf("%s has mode %v", path, info.Mode())
 		}
 		seen++
@@ -231,7 +231,7 @@ func TestDemoNoticesAProtectionThatIsGone(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := e.Demo(t.Context(), &bytes.Buffer{}); err == nil || !strings.Contains(err.Error(), "payments.send") {
-		t.Errorf("the demo says %v", err)
+		t.Errorf("the demo returns %v", err)
 	}
 }
 
@@ -259,7 +259,7 @@ func TestAnAddressThatIsTakenIsNamed(t *testing.T) {
 func TestOtherMachinesAreNotListenedTo(t *testing.T) {
 	for _, address := range []string{"0.0.0.0:0", ":0", "[::]:0", "192.0.2.1:0"} {
 		_, err := New(t.Context(), Config{Dir: t.TempDir(), GRPC: "127.0.0.1:0", HTTP: "127.0.0.1:0", Ops: "127.0.0.1:0", Dev: address})
-		if err == nil || !strings.Contains(err.Error(), "not a loopback address") {
+		if err == nil || !strings.Contains(err.Error(), "must be a loopback address") {
 			t.Errorf("%s: %v", address, err)
 		}
 	}

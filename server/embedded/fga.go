@@ -25,12 +25,13 @@ import (
 	"deputy.example/deputy/server/internal/policy"
 )
 
-// FGA is a whole OpenFGA server inside the process, on a datastore in memory. It answers OpenFGA's HTTP API in two ways:
-// as an [http.RoundTripper], so that the policy checker asks it without a TCP port, and as an [http.Handler], so that it can
-// also be put on one. Stores and tuples are gone with the process; whoever starts it writes them again.
+// FGA is a whole OpenFGA server inside the process, on a datastore in memory. It serves OpenFGA's
+// HTTP API in two ways: as an [http.RoundTripper] for the policy checker, without a TCP port, and
+// as an [http.Handler] for a port. Stores and tuples are lost with the process and must be written
+// again.
 //
-// None of OpenFGA's check caches is switched on and neither is its weighted-graph resolver, so an answer reflects every write
-// that was acknowledged before the question, whatever consistency the question asks for.
+// OpenFGA's check caches and its weighted-graph resolver are off. So an answer reflects every write
+// that was acknowledged before the question, whatever consistency the question demands.
 type FGA struct {
 	server    *openfgaserver.Server
 	datastore storage.OpenFGADatastore
@@ -38,18 +39,18 @@ type FGA struct {
 }
 
 // NewFGA starts an empty server. Close it after the last request.
-func NewFGA(ctx context.Context) (*FGA, error) { return newFGA(ctx) }
-
-// newFGA takes more of OpenFGA's own options; only the negative control of the freshness test has any.
-func newFGA(ctx context.Context, options ...openfgaserver.OpenFGAServiceV1Option) (*FGA, error) {
+func NewFGA(ctx context.Context) (*FGA, error) {
 	datastore := tuples.New()
-	server, err := openfgaserver.NewServerWithOpts(append([]openfgaserver.OpenFGAServiceV1Option{
-		openfgaserver.WithDatastore(datastore),
-	}, options...)...)
+	server, err := openfgaserver.NewServerWithOpts(openfgaserver.WithDatastore(datastore))
 	if err != nil {
 		return nil, fmt.Errorf("embedded OpenFGA: %w", err)
 	}
-	// The stand-alone server's error handler, so that errors have the same JSON here as there.
+	return newFGA(ctx, server, datastore)
+}
+
+// newFGA puts OpenFGA's HTTP API in front of a server. It takes over the server.
+func newFGA(ctx context.Context, server *openfgaserver.Server, datastore storage.OpenFGADatastore) (*FGA, error) {
+	// The error handler of the stand-alone server, so that errors have the same JSON.
 	mux := runtime.NewServeMux(runtime.WithErrorHandler(func(ctx context.Context, _ *runtime.ServeMux, _ runtime.Marshaler, w http.ResponseWriter, r *http.Request, err error) {
 		code := openfgaerrors.ConvertToEncodedErrorCode(status.Convert(err))
 		httpmiddleware.CustomHTTPErrorHandler(ctx, w, r, openfgaerrors.NewEncodedError(code, err.Error()))
@@ -61,14 +62,14 @@ func newFGA(ctx context.Context, options ...openfgaserver.OpenFGAServiceV1Option
 	return &FGA{server: server, datastore: datastore, handler: mux}, nil
 }
 
-// Close ends the server's background work and frees its data.
+// Close stops the server's background work and frees its data.
 func (f *FGA) Close() { f.server.Close() }
 
-// ServeHTTP answers OpenFGA's HTTP API.
+// ServeHTTP serves OpenFGA's HTTP API.
 func (f *FGA) ServeHTTP(w http.ResponseWriter, r *http.Request) { f.handler.ServeHTTP(w, r) }
 
-// RoundTrip answers OpenFGA's HTTP API without a connection; host and scheme of the request do not matter. A panic inside
-// OpenFGA is an error of this one request, as it would be if OpenFGA had a process of its own.
+// RoundTrip serves OpenFGA's HTTP API without a connection and ignores host and scheme. A panic
+// inside OpenFGA is an error of this one request, as with OpenFGA in a process of its own.
 func (f *FGA) RoundTrip(r *http.Request) (_ *http.Response, err error) {
 	if r.Body == nil {
 		r = r.Clone(r.Context())
@@ -90,7 +91,7 @@ func (f *FGA) RoundTrip(r *http.Request) (_ *http.Response, err error) {
 	if w.body.Len() == 0 {
 		f.handler.ServeHTTP(&w, r)
 	}
-	w.header.Set("Date", time.Now().UTC().Format(http.TimeFormat)) // as net/http does on a port
+	w.header.Set("Date", time.Now().UTC().Format(http.TimeFormat)) // as net/http does
 	return &http.Response{
 		Status:        fmt.Sprintf("%d %s", w.code, http.StatusText(w.code)),
 		StatusCode:    w.code,
@@ -115,8 +116,8 @@ func (w *responseBuffer) Header() http.Header         { return w.header }
 func (w *responseBuffer) WriteHeader(code int)        { w.code = code }
 func (w *responseBuffer) Write(b []byte) (int, error) { return w.body.Write(b) }
 
-// CreateStore makes an empty store and returns its id. The id follows from the name, so that a tenant's store keeps its id
-// across restarts of the embedded default although its content does not survive them.
+// CreateStore makes an empty store and returns its id. The id is derived from the name, so that a
+// tenant's store keeps its id across restarts, although its content is lost.
 func (f *FGA) CreateStore(ctx context.Context, name string) (string, error) {
 	id := contentID("store", []byte(name))
 	if _, err := f.datastore.CreateStore(ctx, &openfgav1.Store{Id: id, Name: name}); err != nil {
@@ -125,9 +126,9 @@ func (f *FGA) CreateStore(ctx context.Context, name string) (string, error) {
 	return id, nil
 }
 
-// WriteModel validates a model in OpenFGA's JSON form, makes it the store's latest and returns its id. The id follows from
-// the bytes: ledger entries written before and after a restart name the same model by the same id, and a changed model by
-// another.
+// WriteModel validates a model in OpenFGA's JSON form, makes it the store's latest and returns its
+// id. The id is derived from the bytes. So ledger entries before and after a restart have the same
+// id for the same model, and another for a changed model.
 func (f *FGA) WriteModel(ctx context.Context, store string, modelJSON []byte) (string, error) {
 	var model openfgav1.AuthorizationModel
 	if err := protojson.Unmarshal(modelJSON, &model); err != nil {
@@ -143,7 +144,7 @@ func (f *FGA) WriteModel(ctx context.Context, store string, modelJSON []byte) (s
 	return model.Id, nil
 }
 
-// contentID is a ULID in form only: it says nothing about time.
+// contentID is a ULID in form only: it holds no time.
 func contentID(kind string, content []byte) string {
 	h := sha256.New()
 	fmt.Fprintf(h, "deputy-embedded-%s\x00", kind)
@@ -154,7 +155,7 @@ func contentID(kind string, content []byte) string {
 // tuplesPerWrite is OpenFGA's default limit for one Write.
 const tuplesPerWrite = 100
 
-// WriteTuples adds relationships. One that is there already is left alone.
+// WriteTuples adds relationships and ignores those that exist already.
 func (f *FGA) WriteTuples(ctx context.Context, store string, tuples ...policy.Relation) error {
 	for chunk := range slices.Chunk(tuples, tuplesPerWrite) {
 		keys := make([]*openfgav1.TupleKey, len(chunk))
@@ -172,7 +173,7 @@ func (f *FGA) WriteTuples(ctx context.Context, store string, tuples ...policy.Re
 	return nil
 }
 
-// DeleteTuples removes relationships. One that is not there is an error, because the caller believed otherwise.
+// DeleteTuples removes relationships. A missing one is an error.
 func (f *FGA) DeleteTuples(ctx context.Context, store string, tuples ...policy.Relation) error {
 	for chunk := range slices.Chunk(tuples, tuplesPerWrite) {
 		keys := make([]*openfgav1.TupleKeyWithoutCondition, len(chunk))

@@ -18,14 +18,16 @@ import (
 	"github.com/goccy/go-yaml"
 	"github.com/openfga/language/pkg/go/transformer"
 	openfgaserver "github.com/openfga/openfga/pkg/server"
+	"github.com/openfga/openfga/pkg/storage"
 
 	"deputy.example/deputy/client/delegation"
 	fgamodels "deputy.example/deputy/fga-models"
+	"deputy.example/deputy/server/embedded/internal/tuples"
 	"deputy.example/deputy/server/internal/policy"
 	"deputy.example/deputy/server/internal/policy/policytest"
 )
 
-// store is one store of an FGA with a model in it, as the policy suite wants it.
+// store is one store of an FGA with a model in it, as the policy suite needs it.
 type store struct {
 	fga       *FGA
 	transport http.RoundTripper // how questions reach the server
@@ -56,16 +58,16 @@ func (s *store) Delete(ctx context.Context, r ...policy.Relation) error {
 
 func (s *store) checker(t testing.TB, mapping policy.Mapping) *policy.Checker {
 	t.Helper()
-	c, err := policy.New(policy.Config{URL: "http://openfga.test", StoreID: s.id, ModelID: s.model, Transport: s, Mapping: mapping})
+	c, err := policy.New(policy.Config{URL: "http://openfga.test", StoreID: s.id, ModelID: s.model, Transport: s, Mapping: mapping, Timeout: time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}
 	return c
 }
 
-func startFGA(t testing.TB, options ...openfgaserver.OpenFGAServiceV1Option) *FGA {
+func startFGA(t testing.TB) *FGA {
 	t.Helper()
-	f, err := newFGA(t.Context(), options...)
+	f, err := NewFGA(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -73,8 +75,22 @@ func startFGA(t testing.TB, options ...openfgaserver.OpenFGAServiceV1Option) *FG
 	return f
 }
 
-// What the fake of the policy tests stands in for is so: a real server answers every question as it is meant, in process and
-// over TCP.
+// startWith starts a server with options of OpenFGA's own, on a datastore.
+func startWith(t testing.TB, datastore storage.OpenFGADatastore, options ...openfgaserver.OpenFGAServiceV1Option) *FGA {
+	t.Helper()
+	server, err := openfgaserver.NewServerWithOpts(append(options, openfgaserver.WithDatastore(datastore))...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := newFGA(t.Context(), server, datastore)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(f.Close)
+	return f
+}
+
+// A real server answers every question like the fake of the policy tests, in process and over TCP.
 func TestPolicyConformance(t *testing.T) {
 	f := startFGA(t)
 	policytest.Run(t, func(t *testing.T) policytest.Backend { return newStore(t, f, fgamodels.DeputyJSON) })
@@ -101,10 +117,11 @@ type roundTripper func(*http.Request) (*http.Response, error)
 
 func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
-// Negative control of the freshness test (I11): a server that caches checks, asked without higher consistency, does serve
-// relationships that are gone; with the consistency that the checker asks for, the same server does not.
+// Negative control of the freshness test (I11): a server that caches checks, asked without higher
+// consistency, returns relationships that were deleted. With the consistency that the checker
+// demands, the same server does not.
 func TestCachedChecksWouldBeStale(t *testing.T) {
-	f := startFGA(t,
+	f := startWith(t, tuples.New(),
 		openfgaserver.WithCheckQueryCacheEnabled(true),
 		openfgaserver.WithCheckQueryCacheTTL(time.Hour),
 		openfgaserver.WithCheckCacheLimit(10_000))
@@ -134,8 +151,8 @@ func TestCachedChecksWouldBeStale(t *testing.T) {
 	})
 }
 
-// The checker's bound is OpenFGA's: one check more is refused by the server, so a higher bound would turn a refusal that
-// tells the caller what to do into an outage.
+// The checker's bound is OpenFGA's: one check more is refused by the server, so a higher bound
+// would turn a refusal that names the remedy into an outage.
 func TestServerRefusesMoreChecksThanTheBound(t *testing.T) {
 	s := newStore(t, startFGA(t), fgamodels.DeputyJSON)
 	q := policy.Question{Subject: "agent:planner", Actor: "agent:planner", Audiences: []string{"calendar"}}
@@ -143,7 +160,7 @@ func TestServerRefusesMoreChecksThanTheBound(t *testing.T) {
 		q.Scopes = append(q.Scopes, fmt.Sprintf("s%02d", i))
 	}
 	for bound, want := range map[int]delegation.Reason{0: delegation.TooManyChecks, policy.DefaultMaxChecks + 1: delegation.DependencyDown} {
-		c, err := policy.New(policy.Config{URL: "http://openfga.test", StoreID: s.id, ModelID: s.model, Transport: s, MaxChecks: bound})
+		c, err := policy.New(policy.Config{URL: "http://openfga.test", StoreID: s.id, ModelID: s.model, Transport: s, MaxChecks: bound, Timeout: time.Minute})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -153,22 +170,23 @@ func TestServerRefusesMoreChecksThanTheBound(t *testing.T) {
 	}
 }
 
-// A principal of a type that the model does not know makes its own question unanswerable, not its siblings'.
+// A principal of a type that the model does not know makes its own question unanswerable, not its
+// siblings'.
 func TestUnknownTypeConcernsItsQuestionAlone(t *testing.T) {
 	s := newStore(t, startFGA(t), fgamodels.DeputyJSON)
 	q, needed := policytest.Exchange()
 	if err := s.Write(t.Context(), needed...); err != nil {
 		t.Fatal(err)
 	}
-	stranger := q
-	stranger.Edges = append(stranger.Edges[:1:1], policy.Edge{From: "agent:planner", To: "bot:x"})
-	stranger.Actor = "bot:x"
-	answers := s.checker(t, policy.Mapping{}).AskAll(t.Context(), []policy.Question{q, stranger})
+	unknown := q
+	unknown.Edges = append(unknown.Edges[:1:1], policy.Edge{From: "agent:planner", To: "bot:x"})
+	unknown.Actor = "bot:x"
+	answers := s.checker(t, policy.Mapping{}).AskAll(t.Context(), []policy.Question{q, unknown})
 	if answers[0].Err != nil || !answers[0].Decision.Allowed {
 		t.Errorf("the sound question: %+v", answers[0])
 	}
 	if e := delegation.AsError(answers[1].Err); e == nil || e.Reason != delegation.DependencyDown || answers[1].Decision.Allowed {
-		t.Errorf("the stranger's question: %+v", answers[1])
+		t.Errorf("the question of an unknown type: %+v", answers[1])
 	}
 }
 
@@ -209,7 +227,7 @@ func loadStoreFile(t *testing.T, path string) (storeFile, []byte) {
 	return file, []byte(model)
 }
 
-// The models answer what their store files say. Negative control: every assertion fails when it is turned around.
+// The models answer as their store files demand.
 func TestModels(t *testing.T) {
 	f := startFGA(t)
 	for _, path := range []string{"../../fga-models/deputy.fga.yaml", "../../fga-models/testdata/documents.fga.yaml"} {
@@ -331,7 +349,7 @@ func TestDocumentsAndFolders(t *testing.T) {
 		return c.Ask(t.Context(), q)
 	}
 	const read, write = `[{"type":"document","identifier":"q1","actions":["read"]}]`, `[{"type":"document","identifier":"q1","actions":["read","write"]}]`
-	// The scope and the audience stand on the same relation here, so that it is asked once for each party.
+	// The scope and the audience need the same relation here, so it is checked once for each party.
 	if d, err := ask("documents.use", read); err != nil || !d.Allowed || d.Checks != 5 {
 		t.Errorf("reading through two folders and a team: %+v %v, %v", d, d.Missing, err)
 	}
@@ -345,7 +363,7 @@ func TestDocumentsAndFolders(t *testing.T) {
 	if d, err := ask("documents.admin", read); err == nil || delegation.AsError(err).Reason != delegation.ScopeNotPermitted || d.Allowed {
 		t.Errorf("an unmapped scope: %+v, %v", d, err)
 	}
-	// The folder's sharing ends: the next question knows it.
+	// The folder's sharing ends: the next answer reflects it.
 	if err := s.Delete(t.Context(), policy.Relation{User: "team:assistants#member", Relation: "viewer", Object: "folder:plans"}); err != nil {
 		t.Fatal(err)
 	}
@@ -354,7 +372,8 @@ func TestDocumentsAndFolders(t *testing.T) {
 	}
 }
 
-// Ids follow from content, so that what the ledger recorded before a restart means the same after it.
+// Ids follow from content, so that what the ledger recorded before a restart means the same after
+// it.
 func TestIDsSurviveARestart(t *testing.T) {
 	ids := func(name string, model []byte) [2]string {
 		f := startFGA(t)
@@ -401,12 +420,13 @@ func TestRoundTripFails(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := f.RoundTrip(r.WithContext(ctx)); !errors.Is(err, context.Canceled) {
-		t.Errorf("cancelled: %v", err)
+		t.Errorf("canceled: %v", err)
 	}
 }
 
-// BenchmarkAsk asks the question of one exchange (eight checks) of a server in the same process: the checker's and OpenFGA's
-// work together. "checker" gets its answer at once, which leaves the checker and the SDK.
+// BenchmarkAsk asks the question of one exchange (eight checks) of a server in the same process:
+// the checker's and OpenFGA's work together. "checker" gets its answer at once, which leaves the
+// checker and the SDK.
 func BenchmarkAsk(b *testing.B) {
 	q, needed := policytest.Exchange()
 	for _, other := range []int{0, 400, 4000} {

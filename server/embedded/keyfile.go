@@ -16,7 +16,7 @@ import (
 	"path/filepath"
 )
 
-// KeyFile is an ES256 key pair that is kept in a file of mode 0600, for development.
+// KeyFile is an ES256 key pair in a file of mode 0600, for development.
 type KeyFile struct {
 	private *ecdsa.PrivateKey
 	id      string
@@ -37,7 +37,7 @@ type jwk struct {
 	Use       string `json:"use"`
 }
 
-// OpenKeyFile reads the key, and makes it first if there is none.
+// OpenKeyFile reads the key, and creates it first if the file is missing.
 func OpenKeyFile(path string) (*KeyFile, error) {
 	if err := createKeyFile(path); err != nil {
 		return nil, err
@@ -48,15 +48,15 @@ func OpenKeyFile(path string) (*KeyFile, error) {
 	}
 	block, _ := pem.Decode(data)
 	if block == nil {
-		return nil, fmt.Errorf("%s holds no PEM", path)
+		return nil, fmt.Errorf("%s: must hold a PEM block", path)
 	}
 	parsed, err := x509.ParsePKCS8PrivateKey(block.Bytes)
 	if err != nil {
-		return nil, fmt.Errorf("%s holds no PKCS#8 private key", path)
+		return nil, fmt.Errorf("%s: must hold a PKCS#8 private key", path)
 	}
 	private, isECDSA := parsed.(*ecdsa.PrivateKey)
 	if !isECDSA || private.Curve != elliptic.P256() {
-		return nil, fmt.Errorf("%s holds no P-256 key", path)
+		return nil, fmt.Errorf("%s: must hold a P-256 key", path)
 	}
 	return newKeyFile(private)
 }
@@ -74,8 +74,8 @@ func newKeyFile(private *ecdsa.PrivateKey) (*KeyFile, error) {
 	}}, nil
 }
 
-// createKeyFile links a complete file to its name, so that neither a crash nor two processes at once
-// leave half a key, and never replaces one.
+// createKeyFile links a complete file to its name, so that neither a crash nor two concurrent
+// processes leave a partial key. It never replaces one.
 func createKeyFile(path string) error {
 	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -109,7 +109,7 @@ func createKeyFile(path string) error {
 // JWKS is the public half as a JWK Set (RFC 7517 §5).
 func (k *KeyFile) JWKS() ([]byte, error) { return json.Marshal(map[string][]jwk{"keys": {k.public}}) }
 
-// Sign makes a compact JWS (RFC 7515 §3.1) of the claims.
+// Sign returns a compact JWS (RFC 7515 §3.1) of the claims.
 func (k *KeyFile) Sign(typ string, claims map[string]any) (string, error) {
 	header, err := json.Marshal(map[string]string{"alg": "ES256", "kid": k.id, "typ": typ})
 	if err != nil {

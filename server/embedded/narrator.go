@@ -12,7 +12,7 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// narrator lays the story out. It remembers the first error of its writer and is silent after that.
+// narrator prints the story. It keeps the first error of its writer and prints nothing after that.
 type narrator struct {
 	w      io.Writer
 	now    func() time.Time
@@ -39,7 +39,7 @@ func (n *narrator) scene(title, about string) {
 func (n *narrator) good(format string, args ...any) { n.line("  ✓ "+format, args...) }
 func (n *narrator) bad(format string, args ...any)  { n.line("  ✗ "+format, args...) }
 
-// claims shows all claims of a token, one to a line: who and what first, names of no interest last.
+// claims prints all claims of a token, one per line: who and what first, unknown names last.
 func (n *narrator) claims(token string) error {
 	unverified, err := delegation.Parse(token)
 	if err != nil {
@@ -84,7 +84,7 @@ func (n *narrator) value(name string, raw json.RawMessage) string {
 	return string(raw)
 }
 
-// chain draws who handed what to whom.
+// chain draws the grants of a chain.
 func (n *narrator) chain(record *client.ChainRecord) {
 	n.line("     %s", record.Subject)
 	indent := ""

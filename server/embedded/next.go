@@ -9,21 +9,21 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// step is a command for the reader to paste into a shell, after those before it.
+// step is a command for a shell, to run after those before it.
 type step struct {
-	about   string // "": goes with the one before
+	about   string // "": belongs to the previous step
 	command string
-	refused bool // Deputy says no, and the command ends with exit code 1
+	refused bool // Deputy refuses, and the command exits with code 1
 }
 
-// next leaves what the commands need and prints them.
+// next writes the files that the commands need and prints the commands.
 func (d *demo) next(context.Context) error {
 	if err := d.keep("env", d.environment()); err != nil {
 		return err
 	}
 	d.line("")
 	d.line("Deputy is serving: gRPC on %s, HTTP on %s.", d.config.GRPC, d.Issuer())
-	d.line("The console: %s. Be rita (who can contain an agent), audrey (who may see everything) or alice.", d.ConsoleAddress())
+	d.line("The console: %s. Sign in as rita (who can contain an agent), audrey (who can see everything) or alice.", d.ConsoleAddress())
 	d.line("What to try next, in another shell:")
 	for _, s := range d.steps() {
 		if s.about != "" {
@@ -34,8 +34,8 @@ func (d *demo) next(context.Context) error {
 	}
 	d.line("")
 	d.line("The development issuer and OpenFGA on %s give tokens and permissions to every program on this machine.", d.devAddress())
-	d.line("They are for trying Deputy out: real identities belong to an OpenID provider, and deputyd has no such issuer.")
-	d.line("Data and keys stay in %s. Ctrl-C ends.", d.config.Dir)
+	d.line("They are for trying Deputy out. Real identities come from an OpenID provider; deputyd contains no such issuer.")
+	d.line("Data and keys stay in %s. Press Ctrl-C to stop.", d.config.Dir)
 	return nil
 }
 
@@ -64,22 +64,22 @@ func (d *demo) steps() []step {
 			d.devAddress(), d.store, change, planner, researcher)
 	}
 	return []step{
-		{about: "be agent:planner", command: ". " + file("env")},
+		{about: "act as agent:planner", command: ". " + file("env")},
 		{about: "verify and explain the researcher's token, and draw its chain", command: fmt.Sprintf("%s decode - < %s", deputy, file("researcher.jwt"))},
 		{command: fmt.Sprintf("%s chain - < %s", deputy, file("researcher.jwt"))},
-		{about: "see what was derived from the planner's token, and what the planner can do right now",
+		{about: "show what was derived from the planner's token, and what the planner can do right now",
 			command: fmt.Sprintf("%s tree - < %s", deputy, file("planner.jwt"))},
 		{command: fmt.Sprintf("%s reach %s", deputy, planner)},
-		{about: "sign alice in again, and step in for her mail", command: fmt.Sprintf("curl -sf -d user=alice %s > %s", people, file("alice.jwt"))},
+		{about: "sign alice in again, and let the planner act for her at the mail server", command: fmt.Sprintf("curl -sf -d user=alice %s > %s", people, file("alice.jwt"))},
 		{command: fmt.Sprintf("%s exchange --subject-token-file %s --scope mail.read --audience %s", deputy, file("alice.jwt"), mailAudience)},
 		{about: "hand the calendar to the researcher once more", command: handDown},
-		{about: "withdraw the planner's consent to the researcher: the same exchange is refused; allow it again", command: relate("deletes")},
+		{about: "withdraw the planner's consent to the researcher: the same exchange is refused; then consent again", command: relate("deletes")},
 		{command: handDown, refused: true},
 		{command: relate("writes")},
-		{about: "take back what the researcher has of alice's: first see what would die, then do it",
+		{about: "revoke the researcher's token: first list the tokens that would be revoked, then revoke",
 			command: fmt.Sprintf("%s revoke - --dry-run < %s", deputy, file("researcher.jwt"))},
 		{command: fmt.Sprintf("%s revoke - --reason drill < %s", deputy, file("researcher.jwt"))},
-		{about: "any OAuth client can do it: RFC 8693 over HTTP, authenticated by a workload token", command: fmt.Sprintf(
+		{about: "any OAuth client can exchange: RFC 8693 over HTTP, authenticated by a workload token", command: fmt.Sprintf(
 			`curl -sf %s/oauth2/token -d scope=calendar.read -d audience=%s \
     -d grant_type=%s \
     -d subject_token_type=%s -d subject_token="$(cat %s)" \
@@ -92,7 +92,7 @@ func (d *demo) steps() []step {
 
 var plainWord = regexp.MustCompile(`^[A-Za-z0-9_./:@%+=,-]+$`)
 
-// quoted makes one word of s for a POSIX shell.
+// quoted returns s as one word of a POSIX shell.
 func quoted(s string) string {
 	if plainWord.MatchString(s) {
 		return s

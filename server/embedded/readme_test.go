@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// TestReadmeShowsCommandsThatWork holds the README's five minutes against the commands that the demo
-// prints, every one of which is executed by TestEveryPrintedCommandWorks.
+// TestReadmeShowsCommandsThatWork holds the README's five minutes against the commands that the
+// demo prints, every one of which is executed by TestEveryPrintedCommandWorks.
 func TestReadmeShowsCommandsThatWork(t *testing.T) {
 	readme, err := os.ReadFile("../../README.md")
 	if err != nil {

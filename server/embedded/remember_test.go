@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"github.com/openfga/language/pkg/go/transformer"
-	openfgaserver "github.com/openfga/openfga/pkg/server"
 	"github.com/openfga/openfga/pkg/storage/migrate"
 	"github.com/openfga/openfga/pkg/storage/sqlcommon"
 	"github.com/openfga/openfga/pkg/storage/sqlite"
@@ -31,7 +30,7 @@ import (
 // remembering is a checker of the store that remembers decisions.
 func (s *store) remembering(t testing.TB, mapping policy.Mapping) *policy.Checker {
 	t.Helper()
-	c, err := policy.New(policy.Config{URL: "http://openfga.test", StoreID: s.id, ModelID: s.model, Transport: s, Mapping: mapping, Cache: policy.Cache{Enabled: true}})
+	c, err := policy.New(policy.Config{URL: "http://openfga.test", StoreID: s.id, ModelID: s.model, Transport: s, Mapping: mapping, Timeout: time.Minute, Cache: policy.Cache{Enabled: true}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -50,12 +49,11 @@ func startSQLite(t testing.TB) *FGA {
 		t.Fatal(err)
 	}
 	t.Cleanup(datastore.Close)
-	f := startFGA(t, openfgaserver.WithDatastore(datastore))
-	f.datastore = datastore
-	return f
+	return startWith(t, datastore)
 }
 
-// Decisions are as fresh on a database, where rows of the changelog appear when their transaction ends.
+// Decisions are as fresh on a database, where rows of the changelog appear when their transaction
+// ends.
 func TestRememberedOnSQLite(t *testing.T) {
 	f := startSQLite(t)
 	b := policytest.Remembered{Backend: newStore(t, f, fgamodels.DeputyJSON)}
@@ -91,8 +89,9 @@ type document
     define both: reader and writer
 `
 
-// Whatever tuple is written or deleted, the decisions that are still remembered are those that OpenFGA would give. The model turned
-// around (which changes touch which decisions) is shown against the server that reads it forwards.
+// Whatever tuple is written or deleted, the decisions that are still remembered are those that
+// OpenFGA would give. The model turned around (which changes touch which decisions) is shown
+// against the server that reads it forwards.
 func TestForgetsWhatAChangeTouches(t *testing.T) {
 	model, err := transformer.TransformDSLToJSON(thicket)
 	if err != nil {
@@ -141,7 +140,7 @@ func TestForgetsWhatAChangeTouches(t *testing.T) {
 		return s.fga.RoundTrip(r)
 	})
 	remembering, direct := counting.remembering(t, mapping), s.checker(t, mapping)
-	// answers says of each question whether its scope is held: that is what is reported first.
+	// answers returns for each question whether its scope is held, which is reported first.
 	answers := func(c *policy.Checker) []bool {
 		held := make([]bool, len(questions))
 		for i, answer := range c.AskAll(t.Context(), questions) {
@@ -186,7 +185,7 @@ func TestForgetsWhatAChangeTouches(t *testing.T) {
 	t.Logf("%d changes, %d of which changed decisions; %d of %d decisions asked", changes, differing, checks.Load(), changes*len(questions))
 }
 
-// Decisions on which a condition has a say are asked each time.
+// Decisions that depend on a condition are asked each time.
 func TestConditionsAreNotRemembered(t *testing.T) {
 	model, err := transformer.TransformDSLToJSON(`model
   schema 1.1
@@ -224,10 +223,11 @@ condition working_hours(hour: int) {
 	}
 }
 
-// BenchmarkAskers has 64 askers at once put the question of one exchange (eight checks) to a server in the same process, directly or
-// over TCP, and says how much processor time a question takes on both sides together. "hit" always asks the same, "new actor"
-// hands down to an agent that was never asked about (five of nine checks are new), "written" has somebody else's relation written
-// every hundred questions.
+// BenchmarkAskers has 64 goroutines put the question of one exchange (eight checks) to a server in
+// the same process, directly or over TCP. It reports the processor time of a question on both sides
+// together. "hit" always puts the same question. "new actor" hands down to an agent that was never
+// asked about (five of nine checks are new). "written" has another relation written every hundred
+// questions.
 //
 //	go test -run '^$' -bench Askers -benchtime 3000x .
 func BenchmarkAskers(b *testing.B) {
@@ -259,7 +259,7 @@ func BenchmarkAskers(b *testing.B) {
 	}
 }
 
-// BenchmarkReadChanges is what one look at the changelog costs the server when nothing has changed.
+// BenchmarkReadChanges is the server's cost of one reading of the changelog without changes.
 func BenchmarkReadChanges(b *testing.B) {
 	for _, tuples := range []int{1_000, 10_000} {
 		s := filledStore(b, tuples)
@@ -276,7 +276,7 @@ func BenchmarkReadChanges(b *testing.B) {
 	}
 }
 
-// filledStore has the question's relations and others, up to a number, and all of them have been there for a while.
+// filledStore has the question's relations and others, up to a number, older than the window.
 func filledStore(b *testing.B, tuples int) *store {
 	s := newStore(b, startFGA(b), fgamodels.DeputyJSON)
 	_, needed := policytest.Exchange()
@@ -286,7 +286,7 @@ func filledStore(b *testing.B, tuples int) *store {
 	if err := s.Write(b.Context(), needed...); err != nil {
 		b.Fatal(err)
 	}
-	time.Sleep(policy.MinCacheOverlap + time.Second) // OpenFGA stamps changes by the real clock: younger ones would all be in the window
+	time.Sleep(policy.MinCacheOverlap + time.Second) // OpenFGA stamps changes by the real clock: younger ones are in the window
 	return s
 }
 
@@ -321,7 +321,7 @@ func benchmarkAskers(b *testing.B, s *store, c *policy.Checker, kind string) {
 	b.ReportMetric(float64(processorTime()-before)/float64(b.N)/1e3, "cpu-µs/op")
 }
 
-// processorTime is what this process has used so far.
+// processorTime is the processor time of this process so far.
 func processorTime() time.Duration {
 	var usage syscall.Rusage
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &usage); err != nil {

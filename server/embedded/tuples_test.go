@@ -13,8 +13,8 @@ import (
 	"deputy.example/deputy/server/internal/policy"
 )
 
-// BenchmarkTuples is a question of five checks, four of which are held, in ever larger worlds. All people hold the same scopes, so
-// that the lists of an object grow with the world.
+// BenchmarkTuples is a question of five checks, four of which are held, in ever larger worlds. All
+// people hold the same scopes, so that the lists of an object grow with the world.
 //
 //	go test -run '^$' -bench Tuples -benchtime 2000x .
 func BenchmarkTuples(b *testing.B) {
@@ -50,7 +50,7 @@ func BenchmarkTuples(b *testing.B) {
 				asked++
 				answer, err := c.Ask(b.Context(), policy.Question{
 					Edges:   []policy.Edge{{From: subject, To: "agent:planner"}},
-					Subject: subject, Actor: "agent:planner", Scopes: delegation.Scopes{"0"}, Audiences: []string{"nobody"},
+					Subject: subject, Actor: "agent:planner", Scopes: delegation.Scopes{"0"}, Audiences: []string{"none"},
 				})
 				if err != nil || answer.Checks != 5 || answer.Missing == nil || answer.Missing.Reason != delegation.AudienceNotPermitted {
 					b.Fatal(answer, err)

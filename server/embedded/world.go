@@ -5,27 +5,27 @@ import (
 	"deputy.example/deputy/server/internal/policy"
 )
 
-// The demo world: alice has a calendar, a mailbox and a bank account. An agent, the planner, organises
-// her days and has another agent, the researcher, look things up. rita takes back what goes wrong and
-// audrey looks on; both sign in to the console. Names are used the way that OpenFGA and tokens use them.
+// The demo world: alice has a calendar, a mailbox and a bank account. An agent, the planner,
+// organizes her days and has another agent, the researcher, look things up. rita can contain
+// agents, audrey can audit; both sign in to the console. Names are those of OpenFGA and of tokens.
 const (
 	alice      = delegation.Principal("user:alice")
 	rita       = delegation.Principal("user:rita")
 	audrey     = delegation.Principal("user:audrey")
 	planner    = delegation.Principal("agent:planner")
 	researcher = delegation.Principal("agent:researcher")
-	// calendarServer is the tool that the agents call. It holds a key because it introspects tokens.
+	// calendarServer is the tool that the agents call. It has a key because it introspects tokens.
 	calendarServer = delegation.Principal("service:calendar")
 
 	calendarAudience = "https://calendar.example"
 	mailAudience     = "https://mail.example"
 )
 
-// aliceScopes is what alice's own token carries: more than she would hand to any agent.
+// aliceScopes are the scopes of alice's own token, more than she hands to any agent.
 var aliceScopes = delegation.Scopes{"calendar.read", "calendar.write", "mail.read", "payments.send"}
 
-// worldTuples are the relationships of the demo world. Consent goes along the edges alice → planner →
-// researcher; what each of them may be given at most is its own.
+// worldTuples are the relationships of the demo world. Consent leads along the edges alice →
+// planner → researcher. What each of them holds at most is separate.
 func worldTuples() []policy.Relation {
 	tuples := []policy.Relation{
 		{User: string(alice), Relation: "delegator", Object: string(planner)},

@@ -1,9 +1,9 @@
-// Package fill writes a ledger as months of service would: users who delegate, agents that hand on,
-// refusals, checks, voids and revocations, through the ledger's own append path. It is for measuring
-// and for trying things out, never for a database that serves.
+// Package fill writes a ledger like that of months of service: users who delegate, agents that hand
+// down, refusals, checks, voids and revocations, through the ledger's own append path. It is for
+// measuring and for trying things out, never for a database in service.
 //
-// It owns what such traffic looks like. Whether a grant may be recorded is the ledger's decision: fill
-// foretells it, and fails where the ledger decides otherwise.
+// It owns the shape of such traffic. The ledger decides whether a grant may be recorded: fill
+// predicts the decision, and fails if the ledger decides otherwise.
 package fill
 
 import (
@@ -19,27 +19,27 @@ import (
 	"deputy.example/deputy/server/internal/ledger"
 )
 
-// Options say what to write.
+// Options configure a run.
 type Options struct {
 	Tenant  string // must have no entries. Required
 	Entries int    // how many to write. Required
-	// Seed chooses everything that is random, down to ids and salts: with the same seed, tenant, number
-	// and end, every leaf of the ledger is the same, on either database.
+	// Seed chooses everything that is random, down to ids and salts: with the same seed, tenant,
+	// number and end, every leaf of the ledger is the same, on either database.
 	Seed uint64
 	Span time.Duration // from the first entry to the last. Default 30 days
-	// Until is when the last entry is recorded. Default now. What was granted in the minutes before is
-	// alive then, and some of it for hours.
+	// Until is when the last entry is recorded. Default now. What was granted in the minutes before
+	// is alive then, and some of it for hours.
 	Until time.Time
-	// Progress is told now and then how many entries are written. May be nil.
+	// Progress is called now and then with the number of entries written. May be nil.
 	Progress func(entries int)
 }
 
-// Summary says what was written, and where to look.
+// Summary describes what was written, and where to look.
 type Summary struct {
 	Entries int
 	Kinds   map[string]int // entries of each kind
-	// Tree is the jti of a grant from which Below others derive, directly or not. Empty if there are
-	// too few entries for one.
+	// Tree is the jti of a grant from which Below others derive, directly or not. Empty if there
+	// are too few entries for one.
 	Tree  string
 	Below int
 	Deep  string // jti of a grant at the end of a chain of Depth hops
@@ -52,7 +52,7 @@ type Summary struct {
 // Run writes the entries to a migrated database, sqlite:/// or postgres://.
 func Run(ctx context.Context, dsn string, o Options) (_ Summary, err error) {
 	if o.Tenant == "" || o.Entries <= 0 {
-		return Summary{}, errors.New("fill: say for which tenant and how many entries")
+		return Summary{}, errors.New("fill: tenant and entries must be set")
 	}
 	if o.Span <= 0 {
 		o.Span = 30 * 24 * time.Hour
@@ -67,7 +67,7 @@ func Run(ctx context.Context, dsn string, o Options) (_ Summary, err error) {
 	l, err := ledger.Open(ctx, dsn, ledger.Config{
 		Now:     func() time.Time { return *clock.Load() },
 		Rand:    rand.NewChaCha8(salts),
-		Timeout: time.Minute, // nobody waits for an answer
+		Timeout: time.Minute, // no caller waits for an answer
 	})
 	if err != nil {
 		return Summary{}, err
@@ -91,8 +91,8 @@ func Run(ctx context.Context, dsn string, o Options) (_ Summary, err error) {
 	return g.summary, nil
 }
 
-// write appends call after call, so that numbers and times depend on nothing but the traffic. The next
-// calls are made up meanwhile.
+// write appends call after call, so that numbers and times depend on nothing but the traffic. The
+// next calls are made up meanwhile.
 func write(ctx context.Context, l *ledger.Ledger, g *traffic, clock *atomic.Pointer[time.Time]) error {
 	ctx, cancel := context.WithCancel(ctx)
 	calls, done := make(chan *call, 2), make(chan struct{})
@@ -138,9 +138,9 @@ func (c *call) judge(i int, r ledger.Result) error {
 	case r.Receipt.Seq == 0:
 		return fmt.Errorf("entry %d: %w", want, r.Err)
 	case r.Receipt.Seq != want:
-		return fmt.Errorf("entry %d became number %d: somebody else writes to this tenant", want, r.Receipt.Seq)
+		return fmt.Errorf("entry %d became number %d: another program writes to this tenant", want, r.Receipt.Seq)
 	case c.revoked[i] != (r.Err != nil), r.Err != nil && delegation.AsError(r.Err).Reason != delegation.TokenRevoked:
-		return fmt.Errorf("entry %d: the ledger decided otherwise than foretold: %w", want, r.Err)
+		return fmt.Errorf("entry %d: the ledger's decision differs from the predicted one: %w", want, r.Err)
 	}
 	return nil
 }

@@ -150,21 +150,21 @@ func TestSameSeedSameLedger(t *testing.T) {
 	}
 }
 
-// TestNoticesStrangers has somebody else append: what fill foretold is not true any more.
-func TestNoticesStrangers(t *testing.T) {
+// TestNoticesOtherWriters has another program append: the predictions of fill fail then.
+func TestNoticesOtherWriters(t *testing.T) {
 	dsn := database(t, "sqlite")
 	l, err := ledger.Open(t.Context(), dsn, ledger.Config{Timeout: 20 * time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	stranger := func(int) {
+	otherWriter := func(int) {
 		if _, err := l.Append(t.Context(), "acme", ledgertest.Grant(time.Now(), "user:alice", "agent:planner")); err != nil {
 			t.Error(err)
 		}
 	}
-	_, err = fill.Run(t.Context(), dsn, fill.Options{Tenant: "acme", Entries: 3000, Progress: stranger})
-	if err == nil || !strings.Contains(err.Error(), "somebody else writes") {
-		t.Errorf("a stranger wrote, and fill says %v", err)
+	_, err = fill.Run(t.Context(), dsn, fill.Options{Tenant: "acme", Entries: 3000, Progress: otherWriter})
+	if err == nil || !strings.Contains(err.Error(), "another program writes") {
+		t.Errorf("another program wrote, and fill returned %v", err)
 	}
 }

@@ -14,12 +14,12 @@ import (
 	"deputy.example/deputy/server/internal/ledger"
 )
 
-// Measuring says what to measure with.
+// Measuring configures Measure.
 type Measuring struct {
 	Tenant  string
-	Summary Summary // what Run said when it filled the tenant's ledger
-	Rounds  int     // how often each question is asked. Default 200
-	Seed    uint64  // chooses what is asked for
+	Summary Summary // what Run returned when it filled the tenant's ledger
+	Rounds  int     // number of runs of each query. Default 200
+	Seed    uint64  // seed of the queries
 }
 
 // Figure is how long one question took, whose answers had so many rows at most.
@@ -41,8 +41,8 @@ func Print(w io.Writer, figures []Figure) error {
 
 func short(d time.Duration) time.Duration { return d.Round(10 * time.Microsecond) }
 
-// Measure asks what auditors and responders ask, one question after the other, as of the time of the
-// newest entry. It has the search index built first where that lags behind.
+// Measure runs the queries of auditors and responders, one after the other, as of the time of the
+// newest entry. It builds the search index first if that lags behind.
 func Measure(ctx context.Context, dsn string, o Measuring) (figures []Figure, err error) {
 	var now time.Time
 	l, err := ledger.Open(ctx, dsn, ledger.Config{Now: func() time.Time { return now }, Timeout: time.Minute})
@@ -147,7 +147,7 @@ func (m *meter) grant(ctx context.Context) (*ledger.Entry, error) {
 
 type asking = func(context.Context) (rows int, err error)
 
-// ofGrant asks something about a grant that is drawn anew each time.
+// ofGrant queries about a grant that is drawn again each time.
 func (m *meter) ofGrant(name string, ask func(ctx context.Context, e *ledger.Entry) (int, error)) question {
 	return question{name, func(ctx context.Context) (asking, error) {
 		e, err := m.grant(ctx)
@@ -155,7 +155,7 @@ func (m *meter) ofGrant(name string, ask func(ctx context.Context, e *ledger.Ent
 	}}
 }
 
-// fixed asks the same each time.
+// fixed runs the same query each time.
 func fixed(name string, ask asking) question {
 	return question{name, func(context.Context) (asking, error) { return ask, nil }}
 }
@@ -213,7 +213,7 @@ var filters = []struct {
 	{"subject+actor+scope+time", func(e *ledger.Entry) ledger.Query {
 		return ledger.Query{Subject: e.Subject, Actor: e.Actor, Scope: e.Scopes[0], From: e.Time.Add(-time.Hour), Until: e.Time.Add(time.Second)}
 	}},
-	{"nobody", func(*ledger.Entry) ledger.Query { return ledger.Query{Subject: "user:nobody"} }},
+	{"unknown", func(*ledger.Entry) ledger.Query { return ledger.Query{Subject: "user:unknown"} }},
 	{"busy subject, other's trace", func(e *ledger.Entry) ledger.Query {
 		return ledger.Query{Actor: e.Actor, TraceID: "00000000000000000000000000000001"}
 	}},

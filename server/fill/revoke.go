@@ -10,10 +10,10 @@ import (
 	"deputy.example/deputy/server/internal/ledger"
 )
 
-// Revoke writes so many revocations, of tokens that nobody ever had, which stay in force for a day. Other
-// entries may be there already. Progress may be nil.
+// Revoke writes n revocations of tokens that never existed, which stay in force for a day. The
+// ledger may hold other entries already. Progress may be nil.
 func Revoke(ctx context.Context, dsn, tenant string, revocations int, progress func(written int)) (err error) {
-	l, err := ledger.Open(ctx, dsn, ledger.Config{Timeout: time.Minute}) // nobody waits for an answer
+	l, err := ledger.Open(ctx, dsn, ledger.Config{Timeout: time.Minute}) // no caller waits for an answer
 	if err != nil {
 		return err
 	}

@@ -18,8 +18,8 @@ import (
 	"deputy.example/deputy/server/internal/testservers"
 )
 
-// TestScale prints how long auditors wait, with a million entries in a campaign. It asserts what they
-// get, not when: figures depend on the machine.
+// TestScale prints how long auditors wait, with a million entries in a campaign. It asserts what
+// they get, not when: figures depend on the machine.
 func TestScale(t *testing.T) {
 	entries := testservers.Campaign(1_000_000, 5_000)
 	rounds := testservers.Campaign(300, 3)
@@ -46,7 +46,7 @@ func TestScale(t *testing.T) {
 				t.Errorf("%d questions", len(figures))
 			}
 			for _, f := range figures {
-				want := map[string]int{"chain, deepest": summary.Depth, "descendants, all": 1000, "search all": 50, "search subject": 50, "search nobody": 0}
+				want := map[string]int{"chain, deepest": summary.Depth, "descendants, all": 1000, "search all": 50, "search subject": 50, "search unknown": 0}
 				if rows, fixed := want[f.Question]; fixed && f.Rows != rows || !fixed && f.Rows == 0 && f.Question != "search busy subject, other's trace" {
 					t.Errorf("%s: %d rows", f.Question, f.Rows)
 				}
@@ -124,9 +124,9 @@ func (a *auditor) verify(export []byte, checkpoint string) (audit.Report, error)
 	return audit.VerifyLog(a.Context(), bytes.NewReader(export), audit.Options{Key: a.key, Checkpoint: checkpoint})
 }
 
-// TestWhatIsLeftVerifies has an auditor verify the export of a busy ledger, of one in which a principal
-// was erased, and of what is left when the older half was dropped: always against the checkpoint that
-// was signed before all that.
+// TestWhatIsLeftVerifies has an auditor verify the export of a busy ledger, of one in which a
+// principal was erased, and of what is left when the older half was dropped: always against the
+// checkpoint that was signed before all that.
 func TestWhatIsLeftVerifies(t *testing.T) {
 	for _, kind := range []string{"sqlite", "postgres"} {
 		t.Run(kind, func(t *testing.T) {
@@ -151,7 +151,8 @@ func TestWhatIsLeftVerifies(t *testing.T) {
 				t.Errorf("after the erasure of %d fields: %+v, %v", erased.Fields, report, err)
 			}
 
-			// Tokens of the fill live for half a day, revocations for one: nothing of that age is alive.
+			// Tokens of the fill live for half a day, revocations for one: nothing of that age is
+			// alive.
 			old, through := ledger.Retention{Personal: 24 * time.Hour, Entries: 12 * 24 * time.Hour}, uint64(0)
 			for _, e := range entries(t, l) {
 				if e.Time.Before(until.Add(-old.Entries)) {
@@ -182,7 +183,8 @@ func TestWhatIsLeftVerifies(t *testing.T) {
 	}
 }
 
-// keepUntilDropped runs what an instance runs in the background, until it has dropped so many entries.
+// keepUntilDropped runs what an instance runs in the background, until it has dropped so many
+// entries.
 func keepUntilDropped(t *testing.T, l *ledger.Ledger, through uint64) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)

@@ -178,8 +178,8 @@ func (g *traffic) drop(i int) {
 	g.holders = g.holders[:end]
 }
 
-// tree is one root with treeSize grants below it, wide at the top and up to maxHops deep. Nothing else
-// is derived from it.
+// tree is one root with treeSize grants below it, wide at the top and up to maxHops deep. Nothing
+// else is derived from it.
 func (g *traffic) tree() {
 	level := []*holder{g.root()}
 	if level[0] == nil {
@@ -237,7 +237,7 @@ func (g *traffic) grant(parent *holder, actor delegation.Principal) *holder {
 	payload, err := claims.MarshalJSON()
 	d.Claims = func(seq uint64) ([]byte, error) {
 		if seq != number {
-			return nil, errors.New("somebody else writes to this tenant")
+			return nil, errors.New("another program writes to this tenant")
 		}
 		return payload, errors.Join(err, claims.Check())
 	}
@@ -293,7 +293,7 @@ func (g *traffic) expiry(parent delegation.Claims) time.Time {
 	return at
 }
 
-// draft is what every request of an exchange says.
+// draft holds the fields of every request of an exchange.
 func (g *traffic) draft(kind ledger.Kind, parent *holder, actor delegation.Principal) *ledger.Draft {
 	p := parent.claims
 	d := &ledger.Draft{
@@ -311,7 +311,7 @@ func (g *traffic) draft(kind ledger.Kind, parent *holder, actor delegation.Princ
 	return d
 }
 
-// next is the chain after a grant to the actor, who may be the one that acts already and wants less.
+// next is the chain after a grant to the actor, which may be the current one with a narrower token.
 func next(c delegation.Chain, actor delegation.Principal) delegation.Chain {
 	if c.Current() == actor {
 		return c
@@ -319,7 +319,7 @@ func next(c delegation.Chain, actor delegation.Principal) delegation.Chain {
 	return c.Extend(actor)
 }
 
-// refusals are what agents hear most.
+// refusals are the reasons that agents receive most.
 var refusals = []delegation.Reason{
 	delegation.EdgeNotPermitted, delegation.EdgeNotPermitted, delegation.ScopeNotPermitted, delegation.ScopeNotPermitted,
 	delegation.ScopeExceedsParent, delegation.AudienceNotPermitted, delegation.AudienceExceedsParent,
@@ -349,7 +349,7 @@ func (g *traffic) refusal(kind ledger.Kind) {
 	g.add(d)
 }
 
-// void takes back one of the grants of earlier calls: of this one, the ledger knows none yet.
+// void voids one of the grants of earlier calls: the ledger holds none of this one yet.
 func (g *traffic) void() {
 	if len(g.holders) == 0 {
 		g.hold(g.root())

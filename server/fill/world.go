@@ -11,7 +11,7 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// world is who there is and what there is to be had. Few are busy and many are not, as everywhere.
+// world holds the principals and what they can be given. A few are busy and most are not.
 type world struct {
 	rng           *rand.Rand
 	users, agents []delegation.Principal
@@ -65,7 +65,8 @@ func (w *world) key(agent delegation.Principal) string {
 	return base64.RawURLEncoding.EncodeToString(sum[:])
 }
 
-// grantable draws what a root token may be exchanged for: a resource, and scopes that mean something there.
+// grantable draws what a root token may be exchanged for: a resource, and scopes that mean
+// something there.
 func (w *world) grantable() (audience string, scopes delegation.Scopes) {
 	resource := resources[w.rng.IntN(len(resources))]
 	for _, verb := range verbs {
@@ -93,7 +94,7 @@ func (w *world) peer() string {
 	return fmt.Sprintf("192.0.2.%d:%d", 1+w.rng.IntN(254), 1024+w.rng.IntN(60_000))
 }
 
-// hexDigest stands in for the digest of a root token.
+// hexDigest makes a digest in place of that of a root token.
 func hexDigest(of string) string {
 	sum := sha256.Sum256([]byte(of))
 	return hex.EncodeToString(sum[:])

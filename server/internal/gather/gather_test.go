@@ -17,17 +17,17 @@ func TestGroup(t *testing.T) {
 		counts  []int // what is found, one after the other
 		lingers bool
 	}{
-		"nobody":                          {0, []int{0}, false},
-		"one alone":                       {1, []int{1, 1}, false},
-		"more and more":                   {3, []int{1, 3, 7, 7}, false},
-		"some have left":                  {0, []int{5, 4}, false},
-		"as many as can be":               {0, []int{2, 10}, false},
-		"too many at once":                {0, []int{11}, false},
-		"after a crowd":                   {4, []int{1, 6, 6}, true},
-		"after a crowd, all are here":     {4, []int{10, 10}, false},
-		"after a crowd, nobody comes":     {9, []int{0, 0}, true},
-		"after a crowd, they have left":   {9, []int{3, 0}, true},
-		"after a crowd, more than enough": {9, []int{12, 12}, false},
+		"none":                                  {0, []int{0}, false},
+		"one alone":                             {1, []int{1, 1}, false},
+		"more and more":                         {3, []int{1, 3, 7, 7}, false},
+		"some have left":                        {0, []int{5, 4}, false},
+		"as many as can be":                     {0, []int{2, 10}, false},
+		"too many at once":                      {0, []int{11}, false},
+		"after a large group":                   {4, []int{1, 6, 6}, true},
+		"after a large group, all are here":     {4, []int{10, 10}, false},
+		"after a large group, none comes":       {9, []int{0, 0}, true},
+		"after a large group, they have left":   {9, []int{3, 0}, true},
+		"after a large group, more than enough": {9, []int{12, 12}, false},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			began, asked := time.Now(), 0
@@ -42,7 +42,7 @@ func TestGroup(t *testing.T) {
 	}
 }
 
-// Who can run comes before the group is closed.
+// Goroutines that can run do so before the group is closed.
 func TestGroupLetsOthersRun(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
 	var waiting atomic.Int64

@@ -14,13 +14,13 @@ import (
 )
 
 const (
-	// changesPage is how many changes are asked for at once: OpenFGA's own default limit.
+	// changesPage is the number of changes per request: OpenFGA's own default limit.
 	changesPage = 100
-	// maxChangesPages bounds one reading, which then costs about as much as two BatchChecks. A store in which more is written
-	// within the overlap is asked directly.
+	// maxChangesPages bounds one reading, which then costs about as much as two BatchChecks. A
+	// store with more writes within the overlap is asked directly.
 	maxChangesPages = 4
-	// maxSkew is how far OpenFGA's clock may be from this process's before its changelog is not trusted: a window that
-	// begins at a wrong time may leave changes out.
+	// maxSkew is how far OpenFGA's clock may differ from this process's. Beyond it the changelog is
+	// not used: a window that begins at a wrong time may lack changes.
 	maxSkew = 2 * time.Second
 )
 
@@ -38,8 +38,9 @@ type tupleChange struct {
 	Timestamp string `json:"timestamp"`
 }
 
-// readChanges returns all that OpenFGA's changelog holds from a time on, in its order. It reads until a page is empty, which is
-// the only end that the API promises. sent is when the reading began. Any doubt is an error, and then nothing is known.
+// readChanges returns all rows of OpenFGA's changelog from a time on, in its order. It reads until
+// a page is empty, which is the only end that the API promises. sent is when the reading began. Any
+// doubt is an error, and then nothing is concluded.
 func (c *Checker) readChanges(ctx context.Context, sent, since time.Time) ([]change, error) {
 	var all []change
 	query := url.Values{"page_size": {strconv.Itoa(changesPage)}, "start_time": {since.UTC().Format(time.RFC3339Nano)}}
@@ -51,7 +52,7 @@ func (c *Checker) readChanges(ctx context.Context, sent, since time.Time) ([]cha
 		case len(page) == 0:
 			return all, nil
 		case token == "" || token == query.Get("continuation_token"):
-			return nil, errors.New("OpenFGA: the changelog does not say where it goes on")
+			return nil, errors.New("OpenFGA: the changelog has no token for its next page")
 		}
 		all = append(all, page...)
 		query.Del("start_time")
@@ -75,15 +76,16 @@ func (c *Checker) changesPage(ctx context.Context, sent time.Time, query url.Val
 	return decodeChanges(body)
 }
 
-// sameTime compares the server's clock with ours, which may have been set in between: its answer names the whole second in
-// which it was given, after each of the first times and before the last one.
+// sameTime compares the server's clock with the local one, which may have been set in between. The
+// server's Date header is the second in which it answered: after each of the first times and before
+// the last one.
 func sameTime(date string, reading, sent, received time.Time) error {
 	at, err := http.ParseTime(date)
 	switch {
 	case err != nil:
-		return errors.New("OpenFGA: the changelog came without a time of the server")
+		return errors.New("OpenFGA: the changelog has no Date header")
 	case at.Add(time.Second + maxSkew).Before(sent), at.Add(-maxSkew).After(received):
-		return fmt.Errorf("OpenFGA: its clock and ours are more than %v apart", maxSkew)
+		return fmt.Errorf("OpenFGA: its clock and the local clock differ by more than %v", maxSkew)
 	}
 	return nil
 }
@@ -91,17 +93,17 @@ func sameTime(date string, reading, sent, received time.Time) error {
 func decodeChanges(body []byte) ([]change, string, error) {
 	var response changesResponse
 	if err := json.Unmarshal(body, &response); err != nil {
-		return nil, "", fmt.Errorf("OpenFGA: the answer is not what ReadChanges returns: %w", err)
+		return nil, "", fmt.Errorf("OpenFGA: malformed ReadChanges response: %w", err)
 	}
 	if response.Changes == nil {
-		return nil, "", errors.New("OpenFGA: the answer is not what ReadChanges returns")
+		return nil, "", errors.New("OpenFGA: malformed ReadChanges response")
 	}
 	page := make([]change, len(*response.Changes))
 	for i, ch := range *response.Changes {
 		page[i] = change{Relation(ch.Tuple.tupleKey), ch.Operation == "TUPLE_OPERATION_DELETE", ch.Timestamp}
 		if ch.Tuple.User == "" || ch.Tuple.Relation == "" || ch.Tuple.Object == "" || ch.Timestamp == "" ||
 			ch.Operation != "TUPLE_OPERATION_DELETE" && ch.Operation != "TUPLE_OPERATION_WRITE" {
-			return nil, "", fmt.Errorf("OpenFGA: change %d of the changelog is not understood", i)
+			return nil, "", fmt.Errorf("OpenFGA: change %d of the changelog is malformed", i)
 		}
 	}
 	return page, response.Token, nil

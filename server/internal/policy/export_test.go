@@ -1,11 +1,5 @@
 package policy
 
-// Without switches off protections of the memory, for tests that must then see stale answers.
-func (c *Checker) Without(asking, own, position, overlap, grants bool) *Checker {
-	c.memory.off = memoryProtections{asking, own, position, overlap, grants}
-	return c
-}
-
 // Remembers is how many decisions are kept.
 func (c *Checker) Remembers() int {
 	c.memory.mu.Lock()

@@ -7,19 +7,21 @@ import (
 	"time"
 )
 
-// grant is a whole question that was answered yes: every relation that it needs was remembered as held when the readings
-// counted at. It says nothing more than those decisions do. It saves working out which they are, and looking at each.
+// grant is a whole question that was answered yes: every relation that it needs was remembered as
+// held at that position. It adds no authority to those decisions. It saves determining the
+// relations and looking up each.
 type grant struct {
 	checks int
 	at     uint64        // no reading up to this position has forgotten any of the decisions
-	until  time.Duration // the end of the decision that ends first, since the memory began
+	until  time.Duration // when the first of the decisions expires, since the memory began
 }
 
-// entriesPerQuestion is how many decisions may be remembered for each whole question that may.
+// entriesPerQuestion is the number of decisions that may be remembered per whole question.
 const entriesPerQuestion = 16
 
-// recollect answers questions that were all granted before, after a reading that showed that nothing has changed since: then
-// each decision behind them would be found unforgotten too. It returns nil where they must be looked at one by one.
+// recollect answers questions that were all granted before, after a reading that showed no change
+// since: then each decision behind them is still valid. It returns nil if the decisions must be
+// looked up one by one.
 func (c *Checker) recollect(ctx context.Context, keys []string) []Answer {
 	model, m := c.known.Load(), c.memory
 	if model == nil || len(keys) == 0 || !m.grants(keys, nil) {
@@ -41,14 +43,14 @@ func (c *Checker) recollect(ctx context.Context, keys []string) []Answer {
 	return answers
 }
 
-// grants says whether all of the questions are granted as far as is known, and answers them.
+// grants returns whether all questions are known to be granted, and answers them.
 func (m *memory) grants(keys []string, answers []Answer) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	now := time.Since(m.began)
 	for i, key := range keys {
 		g, there := m.granted[key]
-		if !there || m.distrust || m.changed > g.at && !m.off.grants || now > g.until {
+		if !there || m.distrust || m.changed > g.at || now > g.until {
 			return false
 		}
 		if answers != nil {
@@ -58,7 +60,7 @@ func (m *memory) grants(keys []string, answers []Answer) bool {
 	return true
 }
 
-// grant remembers a question as a whole if every relation that it needs is remembered as held.
+// grant remembers a whole question if every relation that it needs is remembered as held.
 func (m *memory) grant(key string, checks []Missing) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -76,8 +78,8 @@ func (m *memory) grant(key string, checks []Missing) {
 	m.granted[key] = g
 }
 
-// keysOf tell questions apart; nil where one has details, of which anything may be asked. Length prefixes keep different
-// questions from having one key.
+// keysOf returns one key for each question; nil if one has details, which are not part of a key.
+// Length prefixes keep different questions from having the same key.
 func keysOf(questions []Question) []string {
 	keys := make([]string, len(questions))
 	var b []byte

@@ -6,51 +6,54 @@ import (
 	openfga "github.com/openfga/go-sdk"
 )
 
-// class is what a relation of the model is called: all relationships of one relation on objects of one type.
+// class names a relation of the model: all relationships of one relation on objects of one type.
 type class struct{ typ, relation string }
 
 func classOf(r Relation) class { return class{typeOf(r.Object), r.Relation} }
 
-// influence says which decisions a changed tuple of one class can change.
+// influence is the set of decisions that a changed tuple of one class can change.
 type influence struct {
-	// same are relations that the model computes from this one on the same object, this one among them.
+	// same are the relations that the model computes from this one on the same object, this one
+	// included.
 	same map[string]bool
-	// far are relations that lead here over another object: over a userset such as group#member, or "viewer from parent".
+	// far are the relations that read this one on another object: through a userset such as
+	// group#member, or through "viewer from parent".
 	far map[class]bool
-	// parent: the tuple's user is an object whose own relations count ("from" reads this relation). Whoever the user is, the
-	// decisions of others hang on it.
+	// parent: the tuple's user is an object whose own relations count ("from" reads this relation).
+	// Such a tuple affects decisions about any user.
 	parent bool
 }
 
-// change is one entry of OpenFGA's changelog, as ReadChanges tells it. It is comparable: equal ones are counted.
+// change is one row of OpenFGA's changelog, as ReadChanges returns it. It is comparable, and equal
+// rows are counted.
 type change struct {
 	Relation
 	deleted bool
-	at      string // when the database took it, as it is written there
+	at      string // when the database took it, verbatim
 }
 
-// ofEverybody says whether the change can touch decisions about others than its own user. A tuple that names one principal is
-// read by no check about another one, unless that principal is the parent of something.
+// ofEverybody returns whether the change can affect decisions about users other than its own. No
+// check about another user reads a tuple of one principal, unless that principal is a parent.
 func (i influence) ofEverybody(ch change) bool {
 	return i.parent || strings.Contains(ch.User, "#") || strings.HasSuffix(ch.User, ":*")
 }
 
-// touches says whether the change can change the decision about a relation, users aside.
+// touches returns whether the change can affect the decision about a relation, whatever its user.
 func (i influence) touches(ch change, r Relation) bool {
 	return i.far[classOf(r)] || r.Object == ch.Object && i.same[r.Relation]
 }
 
-// influences is the model turned around: from what is written to what follows from it.
+// influences is the model in reverse: from what is written to what follows from it.
 type influences struct {
 	of map[class]influence
-	// never are the classes on which a condition has a say. What a condition says can change without any tuple being
-	// written, so none of their decisions is remembered.
+	// never are the classes that depend on a condition. The result of a condition can change
+	// without a write of any tuple, so none of their decisions is remembered.
 	never map[class]bool
-	// opaque: the model has something that is not understood here. Nothing is remembered.
+	// opaque: the model has an element that is not understood here. Nothing is remembered.
 	opaque bool
 }
 
-// remembers says whether decisions about the relation may be kept.
+// remembers returns whether decisions about the relation may be kept.
 func (i *influences) remembers(r Relation) bool {
 	c := classOf(r)
 	_, known := i.of[c]
@@ -63,8 +66,8 @@ type link struct {
 	far bool
 }
 
-// newInfluences reads every rewrite of the model: the relation that each of its leaves reads is linked to the relation that is
-// being defined.
+// newInfluences reads every rewrite of the model: the relation that each of its leaves reads is
+// linked to the relation that is being defined.
 func newInfluences(fetched openfga.AuthorizationModel) *influences {
 	b := influenceBuilder{links: make(map[class][]link), parents: make(map[class]bool), conditional: make(map[class]bool)}
 	direct := make(map[class][]openfga.RelationReference)

@@ -14,8 +14,8 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// maxListed is how many results OpenFGA lists by default. It does not say when it left some out, so that many may be all or
-// not.
+// maxListed is how many results OpenFGA lists by default. It does not report whether it left some
+// out, so a list of that length may be incomplete.
 const maxListed = 1000
 
 type listObjectsRequest struct {
@@ -30,8 +30,9 @@ type listObjectsResponse struct {
 	Objects *[]string `json:"objects"`
 }
 
-// values lists the scopes or audiences, by the rule that maps them to objects, for which the user has the relation. What no
-// token can name is left out: pairs of a scope and an audience among them.
+// values lists the scopes or audiences, by the rule that maps them to objects, for which the user
+// has the relation. Names that no token can hold are left out, pairs of a scope and an audience
+// among them.
 func (c *Checker) values(ctx context.Context, user delegation.Principal, rule ObjectRule) (values []string, all bool, err error) {
 	if rule == (ObjectRule{}) {
 		return nil, true, nil
@@ -46,7 +47,7 @@ func (c *Checker) values(ctx context.Context, user delegation.Principal, rule Ob
 		err = json.Unmarshal(body, &response)
 	}
 	if err == nil && response.Objects == nil {
-		err = errors.New("OpenFGA: the answer is not what ListObjects returns")
+		err = errors.New("OpenFGA: malformed ListObjects response")
 	}
 	c.metrics.observe(0, time.Since(began), err)
 	if err != nil {
@@ -55,7 +56,7 @@ func (c *Checker) values(ctx context.Context, user delegation.Principal, rule Ob
 	for _, object := range *response.Objects {
 		id, ours := strings.CutPrefix(object, rule.Type+":")
 		if !ours {
-			return nil, false, delegation.Unavailable("OpenFGA", fmt.Errorf("asked for objects of type %s, it listed another", rule.Type))
+			return nil, false, delegation.Unavailable("OpenFGA", fmt.Errorf("the list of objects of type %s holds another type", rule.Type))
 		}
 		if value := delegation.DecodeID(id); delegation.EncodeID(value) == id {
 			values = append(values, value)
@@ -89,11 +90,11 @@ type listUsersResponse struct {
 	} `json:"users"`
 }
 
-// delegators lists who may hand authority to the agent. all is false where there may be more: a wildcard of the model makes
-// everybody one.
+// delegators lists the principals that may hand authority to the agent. all is false if there may
+// be more: a wildcard in the model makes every principal a delegator.
 func (c *Checker) delegators(ctx context.Context, m *model, agent delegation.Principal) (who []delegation.Principal, all bool, err error) {
 	all = true
-	for _, typ := range m.users { // OpenFGA takes one type at a time
+	for _, typ := range m.users { // OpenFGA accepts one type at a time
 		found, whole, err := c.delegatorsOf(ctx, agent, typ)
 		if err != nil {
 			return nil, false, delegation.Unavailable("OpenFGA", err)
@@ -119,7 +120,7 @@ func (c *Checker) delegatorsOf(ctx context.Context, agent delegation.Principal, 
 		return nil, false, err
 	}
 	if response.Users == nil {
-		return nil, false, errors.New("OpenFGA: the answer is not what ListUsers returns")
+		return nil, false, errors.New("OpenFGA: malformed ListUsers response")
 	}
 	all = len(*response.Users) < maxListed
 	for _, user := range *response.Users {
@@ -127,7 +128,7 @@ func (c *Checker) delegatorsOf(ctx context.Context, agent delegation.Principal, 
 			all = false
 			continue
 		}
-		if p, err := delegation.ParsePrincipal(user.Object.Type + ":" + user.Object.ID); err == nil { // others stand in no token
+		if p, err := delegation.ParsePrincipal(user.Object.Type + ":" + user.Object.ID); err == nil { // no token holds the others
 			who = append(who, p)
 		}
 	}

@@ -12,20 +12,21 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// Mapping says which relationship of a tenant's OpenFGA model stands behind each thing an exchange can ask for. Its zero
-// value fits the shipped model (fga-models/deputy.fga), where no authorization_details type is known. Nothing in a mapping
-// can leave a question out: a name that is not mapped is refused.
+// Mapping names the relationship of a tenant's OpenFGA model behind each thing that an exchange can
+// ask for. The zero value fits the shipped model (fga-models/deputy.fga), where no
+// authorization_details type is mapped. A mapping cannot omit a question: a name that is not mapped
+// is refused.
 type Mapping struct {
 	// Delegator names the relation "may hand authority to" on the type of every actor.
 	Delegator EdgeRule `yaml:"delegator"`
-	// Scope names the object that stands for a scope: <type>:<scope>. Default scope, holder; but where Scopes maps single
-	// scopes and this is left out, those are all the scopes there are and any other is refused.
+	// Scope names the object of a scope: <type>:<scope>. Default scope, holder. If Scopes maps
+	// single scopes and Scope is empty, those are all scopes, and any other is refused.
 	Scope ObjectRule `yaml:"scope"`
-	// Resource names the object that stands for an audience: <type>:<audience>. Default resource, accessor.
+	// Resource names the object of an audience: <type>:<audience>. Default resource, accessor.
 	Resource ObjectRule `yaml:"resource"`
-	// Scopes maps single scopes, by exact name, to objects of an own model instead.
+	// Scopes maps single scopes, by exact name, to objects of the operator's own model.
 	Scopes map[string]ScopeRule `yaml:"scopes"`
-	// Details maps each type of authorization_details that may be asked for. Default none.
+	// Details maps each type of authorization_details that can be requested. Default none.
 	Details map[string]DetailRule `yaml:"details"`
 }
 
@@ -34,7 +35,8 @@ type EdgeRule struct {
 	Relation string `yaml:"relation"` // default delegator
 }
 
-// ObjectRule maps every value of one kind to objects of one type, whose id is the percent-encoded value.
+// ObjectRule maps every value of one kind to objects of one type, whose id is the percent-encoded
+// value.
 type ObjectRule struct {
 	Type     string `yaml:"type"`
 	Relation string `yaml:"relation"`
@@ -42,21 +44,23 @@ type ObjectRule struct {
 
 // ScopeRule maps one scope to one relation.
 type ScopeRule struct {
-	// Object is a fixed object such as app:documents, or holds {audience} once: app:{audience}. A scope with a fixed
-	// object says nothing about single audiences, so it is refused in a token that has several.
+	// Object is a fixed object such as app:documents, or holds {audience} once: app:{audience}. A
+	// fixed object does not distinguish audiences, so its scope is refused in a token with several.
 	Object   string `yaml:"object"`
 	Relation string `yaml:"relation"`
 }
 
 // DetailRule maps one type of authorization_details.
 type DetailRule struct {
-	// Object is the object that an element is about. One of the element's text fields may stand in braces:
-	// document:{identifier}. An element without that field is refused.
+	// Object is the object that an element is about. It may hold one of the element's text fields
+	// in braces: document:{identifier}. An element without that field is refused.
 	Object string `yaml:"object"`
-	// Relations gives the relation behind each action. An element lists at least one action; each of them must be here.
+	// Relations maps each action to its relation. An element must list at least one action, and
+	// each must be mapped.
 	Relations map[string]string `yaml:"relations"`
-	// Unchecked names fields that an element may carry without OpenFGA being asked about them, because they give no
-	// authority of their own. An element with any other field beyond type, actions and the one in Object is refused.
+	// Unchecked names fields that an element may have without a check by OpenFGA, because they give
+	// no authority of their own. An element with any other field, except type, actions and the one
+	// in Object, is refused.
 	Unchecked []string `yaml:"unchecked"`
 }
 
@@ -69,7 +73,7 @@ const (
 	defaultResourceRelation = "accessor"
 )
 
-// Limits of OpenFGA's API, in characters; everything that is sent is ASCII.
+// Limits of OpenFGA's API, in characters; all text that is sent is ASCII.
 const (
 	maxObjectLength   = 256
 	maxUserLength     = 512
@@ -96,7 +100,7 @@ type detailRule struct {
 	known     map[string]bool // the fields that an element may have
 }
 
-// compile reports every mistake at once, each with the path of the configuration key at fault.
+// compile reports every mistake at once, each with the path of its configuration key.
 func (m Mapping) compile() (rules, error) {
 	r := rules{
 		delegator: m.Delegator.Relation,
@@ -116,13 +120,13 @@ func (m Mapping) compile() (rules, error) {
 		errs = append(errs, checkType("scope.type", r.scope.Type), checkRelation("scope.relation", r.scope.Relation))
 	}
 	if r.scope == r.resource {
-		errs = append(errs, errors.New("mapping scope and resource: both name the same objects, so holding a scope would open an audience"))
+		errs = append(errs, errors.New("mapping scope, resource: must name different objects; with the same object a scope would open an audience"))
 	}
 	for _, name := range slices.Sorted(maps.Keys(m.Scopes)) {
 		rule, at := m.Scopes[name], "scopes."+name
 		object, err := parseTemplate(at+".object", rule.Object)
 		if err == nil && object.field != "" && object.field != "audience" {
-			err = fmt.Errorf("mapping %s.object: a scope has no %s, only {audience} can be put in", at, object.field)
+			err = fmt.Errorf("mapping %s.object: must hold no field but {audience}, not {%s}", at, object.field)
 		}
 		if _, notAScope := delegation.NewScopes(name); notAScope != nil {
 			errs = append(errs, fmt.Errorf("mapping %s: %w", at, notAScope))
@@ -135,7 +139,7 @@ func (m Mapping) compile() (rules, error) {
 		object, err := parseTemplate(at+".object", rule.Object)
 		errs = append(errs, err)
 		if len(rule.Relations) == 0 {
-			errs = append(errs, fmt.Errorf("mapping %s.relations: no action is mapped, so every element would be refused", at))
+			errs = append(errs, fmt.Errorf("mapping %s.relations: must map at least one action; without one every element is refused", at))
 		}
 		for _, action := range slices.Sorted(maps.Keys(rule.Relations)) {
 			errs = append(errs, checkRelation(at+".relations."+action, rule.Relations[action]))
@@ -162,8 +166,8 @@ func (o ObjectRule) or(typ, relation string) ObjectRule {
 	return o
 }
 
-// template is an object name with at most one value to put in. With one value between fixed ends, two different values
-// never make the same object; with two they could ("a/b"+"c", "a"+"b/c").
+// template is an object name with at most one variable. With one value between fixed ends, two
+// different values never make the same object. With two they could ("a/b"+"c", "a"+"b/c").
 type template struct {
 	before, field, after string // field is "" where the object is fixed
 }
@@ -175,18 +179,18 @@ func parseTemplate(at, text string) (template, error) {
 	typ, id, typed := strings.Cut(text, ":")
 	switch {
 	case found && (!closed || field == ""), strings.ContainsAny(before+after, "{}"):
-		return template{}, fmt.Errorf("mapping %s: %q must hold at most one {field}", at, text)
+		return template{}, fmt.Errorf("mapping %s: must hold at most one {field}, not %q", at, text)
 	case !typed || id == "" || found && !strings.Contains(before, ":") || !isName(typ):
-		return template{}, fmt.Errorf("mapping %s: %q is not type:id", at, text)
+		return template{}, fmt.Errorf("mapping %s: must be type:id, not %q", at, text)
 	case !found && !isID(id), !isID("x" + strings.TrimPrefix(before, typ+":") + after):
-		return template{}, fmt.Errorf("mapping %s: %q has a character that OpenFGA does not accept in an id", at, text)
+		return template{}, fmt.Errorf("mapping %s: must hold only characters that OpenFGA accepts in an id, not %q", at, text)
 	}
 	return t, nil
 }
 
 func (t template) typ() string { typ, _, _ := strings.Cut(t.before, ":"); return typ }
 
-// fill puts the percent-encoded value in.
+// fill inserts the percent-encoded value.
 func (t template) fill(value string) string {
 	if t.field == "" {
 		return t.before
@@ -196,19 +200,19 @@ func (t template) fill(value string) string {
 
 func checkType(at, s string) error {
 	if !isName(s) {
-		return fmt.Errorf("mapping %s: %q is not the name of a type", at, s)
+		return fmt.Errorf("mapping %s: must be the name of a type, not %q", at, s)
 	}
 	return nil
 }
 
 func checkRelation(at, s string) error {
 	if !isName(s) {
-		return fmt.Errorf("mapping %s: %q is not the name of a relation", at, s)
+		return fmt.Errorf("mapping %s: must be the name of a relation, not %q", at, s)
 	}
 	return nil
 }
 
-// isName accepts less than OpenFGA does ([^:#@\s]{1,50}): what people write in models.
+// isName accepts the names that models use, a subset of OpenFGA's ([^:#@\s]{1,50}).
 func isName(s string) bool {
 	for i := range len(s) {
 		c := s[i]
@@ -219,7 +223,7 @@ func isName(s string) bool {
 	return s != "" && len(s) <= maxRelationLength
 }
 
-// isID accepts what OpenFGA takes as an object id, in ASCII and without the wildcard.
+// isID accepts OpenFGA's object ids, restricted to ASCII and without the wildcard.
 func isID(s string) bool {
 	for i := range len(s) {
 		if c := s[i]; c <= ' ' || c > '~' || strings.IndexByte(":#*{}", c) >= 0 {
@@ -229,8 +233,9 @@ func isID(s string) bool {
 	return s != ""
 }
 
-// fit says whether the model has every type and relation that the rules name. The delegator relation belongs on the types of
-// the tenant's actors, which are not named here: at least one type must have it.
+// fit returns an error unless the model has every type and relation that the rules name. The
+// delegator relation belongs to the types of the tenant's actors, which the rules do not name: at
+// least one type must have it.
 func (r *rules) fit(model openfga.AuthorizationModel) error {
 	relations := make(map[string]map[string]openfga.Userset, len(model.TypeDefinitions))
 	delegated := false
@@ -242,11 +247,11 @@ func (r *rules) fit(model openfga.AuthorizationModel) error {
 	var errs []error
 	need := func(at, typ, relation string) {
 		if _, there := relations[typ][relation]; !there {
-			errs = append(errs, fmt.Errorf("mapping %s: the model has no relation %s on a type %s", at, relation, typ))
+			errs = append(errs, fmt.Errorf("mapping %s: must be in the model; it has no relation %s on a type %s", at, relation, typ))
 		}
 	}
 	if !delegated {
-		errs = append(errs, fmt.Errorf("mapping delegator: the model has no type with a relation %s", r.delegator))
+		errs = append(errs, fmt.Errorf("mapping delegator: must be in the model; no type has a relation %s", r.delegator))
 	}
 	if r.scope != (ObjectRule{}) {
 		need("scope", r.scope.Type, r.scope.Relation)
@@ -263,12 +268,12 @@ func (r *rules) fit(model openfga.AuthorizationModel) error {
 	return errors.Join(errs...)
 }
 
-// holds says whether the model has the types of principals.
+// holds returns an error unless the model has the types of principals.
 func holds(model openfga.AuthorizationModel, principals []string) error {
 	var errs []error
 	for _, typ := range principals {
 		if !slices.ContainsFunc(model.TypeDefinitions, func(t openfga.TypeDefinition) bool { return t.Type == typ }) {
-			errs = append(errs, fmt.Errorf("the model has no type %s, which trusted_issuers or clients make principals of: every exchange of theirs would fail", typ))
+			errs = append(errs, fmt.Errorf("the model has no type %s, which trusted_issuers or clients use for principals; every exchange of theirs would fail", typ))
 		}
 	}
 	return errors.Join(errs...)

@@ -6,7 +6,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// metrics counts requests to OpenFGA and what made them unnecessary, not decisions: those are the exchange's.
+// metrics counts requests to OpenFGA and what made them unnecessary. The exchange counts decisions.
 type metrics struct {
 	seconds      *prometheus.HistogramVec
 	checks       prometheus.Counter
@@ -40,7 +40,7 @@ func newMetrics(registerer prometheus.Registerer, memory bool) (metrics, error) 
 		}),
 		fallbacks: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "deputy_policy_fallbacks_total",
-			Help: "Relationships that were remembered and asked all the same, because the changelog was not read.",
+			Help: "Relationships that were remembered but asked from OpenFGA, because the changelog could not be read.",
 		}),
 		readings: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "deputy_policy_readings_total",
@@ -52,7 +52,7 @@ func newMetrics(registerer prometheus.Registerer, memory bool) (metrics, error) 
 		}, []string{"reach"}),
 		contradicted: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "deputy_policy_contradicted_total",
-			Help: "1 after OpenFGA's changelog was caught leaving a change out. No decision is remembered any more.",
+			Help: "1 after OpenFGA's changelog was found incomplete. No decision is remembered any more.",
 		}),
 	}
 	if registerer == nil {

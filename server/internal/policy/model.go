@@ -10,11 +10,11 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// model is what must be known of the pinned model to ask about more than single relations. It never
-// changes, so it is read once.
+// model holds what questions about more than single relations need of the pinned model. A model
+// never changes, so it is read once.
 type model struct {
 	types map[string]map[string]openfga.Userset // relations by type
-	users []string                              // types of whatever a tuple can name as its user
+	users []string                              // types that a tuple can name as its user
 	*influences
 }
 
@@ -71,7 +71,7 @@ func (c *Checker) fetchModel(ctx context.Context) (openfga.AuthorizationModel, e
 	}
 	fetched := answer.GetAuthorizationModel()
 	if fetched.Id != c.model {
-		return openfga.AuthorizationModel{}, fmt.Errorf("OpenFGA model %s: the server answered with another one", c.model)
+		return openfga.AuthorizationModel{}, fmt.Errorf("OpenFGA model %s: the server returned a different model", c.model)
 	}
 	return fetched, nil
 }

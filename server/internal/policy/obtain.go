@@ -11,35 +11,39 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// Obtainable is what an agent could be handed along one path of consent. Each of the audiences can be had by itself, and
-// each of the scopes at one of the audiences at least: what all of them together need, an exchange asks when it comes.
+// Obtainable is what an agent could be handed along one path of consent. Each audience can be had
+// by itself, and each scope at one of the audiences at least. An exchange decides what can be had
+// together.
 type Obtainable struct {
 	Path      []delegation.Principal // from the subject to the agent: each may hand authority to the next
 	Scopes    delegation.Scopes
 	Audiences []string
 }
 
-// Limits of one search for what is obtainable. What they cut off is said to be missing.
+// Limits of one search for what is obtainable. A search that reaches one is reported incomplete.
 const (
 	maxPaths     = 64  // paths of consent
-	maxExpanded  = 64  // agents whose delegators are asked for
+	maxExpanded  = 64  // agents whose delegators are listed
 	maxValues    = 100 // scopes, and audiences, of one subject
 	maxQuestions = 4000
 )
 
-// Search says where to look for what an agent could obtain.
+// Search names where to look for what an agent could obtain.
 type Search struct {
 	Agent delegation.Principal
-	// Depth is how many edges a path has at most.
+	// Depth is the maximum number of edges of a path.
 	Depth int
-	// Begins says who can be the subject of a chain at all, Usable who can stand in one.
+	// Begins returns whether a principal can be the subject of a chain, Usable whether it can be in
+	// one.
 	Begins, Usable func(delegation.Principal) bool
 }
 
-// Obtainable finds what an exchange could give to the agent now, as far as OpenFGA decides. It follows the delegation edges
-// upwards, takes what both ends of each path hold, and puts the questions of those exchanges: what it lists, [Checker.Ask]
-// allowed just then. complete is false where there may be more: OpenFGA lists up to a number of its own, and so does this.
-// authorization_details are not enumerated. The error is a *delegation.Error; then nothing is known.
+// Obtainable finds what an exchange could give to the agent now, as far as OpenFGA decides. It
+// follows the delegation edges upwards, takes what both ends of each path hold, and puts the
+// questions of those exchanges. [Checker.Ask] allowed what it lists at that moment. complete is
+// false if there may be more: OpenFGA's lists are bounded, and so is this search.
+// authorization_details are not enumerated. The error is a *delegation.Error; then the list is
+// unknown.
 func (c *Checker) Obtainable(ctx context.Context, s Search) (list []Obtainable, complete bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
@@ -49,7 +53,7 @@ func (c *Checker) Obtainable(ctx context.Context, s Search) (list []Obtainable, 
 	}
 	o := obtaining{Checker: c, model: m, search: s, complete: true}
 	if !m.has(s.Agent.Type(), c.rules.delegator) || !s.Usable(s.Agent) {
-		return nil, true, nil // nothing leads there
+		return nil, true, nil // no path leads there
 	}
 	if err := o.follow(ctx); err != nil {
 		return nil, false, err
@@ -110,7 +114,7 @@ func (o *obtaining) follow(ctx context.Context) error {
 	return nil
 }
 
-// expand asks for the delegators of those at whom the paths begin, each once.
+// expand lists the delegators of the first principal of each path, each once.
 func (o *obtaining) expand(ctx context.Context, level [][]delegation.Principal, delegators map[delegation.Principal][]delegation.Principal) error {
 	var calls errgroup.Group
 	calls.SetLimit(callsAtOnce)
@@ -144,7 +148,8 @@ func (o *obtaining) expand(ctx context.Context, level [][]delegation.Principal, 
 	return calls.Wait()
 }
 
-// hold lists what the agent and each subject hold. What only one of them holds is not worth a question.
+// hold lists what the agent and each subject hold. A value that only one of them holds needs no
+// question.
 func (o *obtaining) hold(ctx context.Context) error {
 	o.held = map[delegation.Principal]holdings{o.search.Agent: {}}
 	for _, path := range o.paths {
@@ -169,7 +174,7 @@ func (o *obtaining) hold(ctx context.Context) error {
 	return calls.Wait()
 }
 
-// both are the values that the agent and a subject hold, as many as are looked at.
+// both returns the values that the agent and a subject hold, up to the limit.
 func (o *obtaining) both(agents, subjects []string) []string {
 	var common []string
 	for _, v := range agents {
@@ -183,7 +188,8 @@ func (o *obtaining) both(agents, subjects []string) []string {
 	return common
 }
 
-// confirm puts the questions of the exchanges that each path allows: first for the audiences, then for the scopes at those.
+// confirm puts the questions of the exchanges that each path allows: first for the audiences, then
+// for the scopes at them.
 func (o *obtaining) confirm(ctx context.Context) error {
 	found := make([]Obtainable, len(o.paths))
 	agent := o.held[o.search.Agent]
@@ -223,7 +229,7 @@ func (o *obtaining) confirm(ctx context.Context) error {
 	}
 	for _, f := range found {
 		if len(f.Audiences) == 0 {
-			continue // an exchange needs one
+			continue // an exchange needs an audience
 		}
 		slices.Sort(f.Scopes)
 		f.Scopes = slices.Compact(f.Scopes)
@@ -232,7 +238,7 @@ func (o *obtaining) confirm(ctx context.Context) error {
 	return nil
 }
 
-// inquiries are questions, each with what is to be done where the answer is yes.
+// inquiries are questions, each with the action for a yes.
 type inquiries struct {
 	questions []Question
 	yes       []func()
@@ -253,7 +259,7 @@ func (q *inquiries) add(path []delegation.Principal, scope, audience string, yes
 	q.questions, q.yes = append(q.questions, question), append(q.yes, yes)
 }
 
-// put asks, and takes for a no what an exchange would be refused for.
+// put asks the questions. What an exchange would be refused for counts as a no.
 func (q *inquiries) put(ctx context.Context, o *obtaining) error {
 	if len(q.questions) > maxQuestions {
 		o.complete, q.questions = false, q.questions[:maxQuestions]

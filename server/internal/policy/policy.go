@@ -1,10 +1,12 @@
-// Package policy asks OpenFGA the one question of an exchange: may this be? It owns what is asked (which relationships stand
-// behind the edges of a chain, a scope, an audience, an authorization detail), how it is asked (one bounded BatchCheck, a
-// pinned model, no stale answers, a deadline) and what an answer means: yes only where every single check was answered with
-// an explicit yes.
+// Package policy asks OpenFGA the one question of an exchange: is it permitted? It owns what is
+// asked (the relationships behind the edges of a chain, a scope, an audience, an authorization
+// detail), how it is asked (one bounded BatchCheck, a pinned model, no stale answers, a deadline)
+// and what an answer means: an exchange is permitted only if every single check has an explicit
+// yes.
 //
-// It must not know of tokens, of the ledger or of who is told what: the exchange decides how much of a [Decision] the wire
-// may see. docs/policy.md describes the model and the questions for operators.
+// It must not depend on tokens, on the ledger or on what a caller may see: the exchange decides how
+// much of a [Decision] goes on the wire. docs/policy.md describes the model and the questions for
+// operators.
 package policy
 
 import (
@@ -33,67 +35,71 @@ const (
 	DefaultMaxChecks = 50
 )
 
-// callsAtOnce bounds what one AskAll puts on the server at the same time.
+// callsAtOnce bounds the requests that one AskAll has under way at the same time.
 const callsAtOnce = 4
 
-// Config says which OpenFGA store and model answers for one tenant.
+// Config names the OpenFGA store and model that answer for one tenant.
 type Config struct {
 	URL     string // of OpenFGA's HTTP API, for instance https://openfga.internal:8080
 	StoreID string
-	// ModelID pins the authorization model. It is never "the latest": a model that someone writes must not change what is
-	// granted before someone has configured it.
+	// ModelID pins the authorization model. It is never "the latest": a new model must not change
+	// what is granted before an operator has configured it.
 	ModelID string
-	Token   string // preshared key that OpenFGA asks for, or "". Sent as it is: use https where there is one
-	// Transport carries the requests; nil: one of its own, with connections that are kept. The embedded default puts an
-	// OpenFGA here that runs in the same process.
+	Token   string // preshared key that OpenFGA requires, or "". It is sent as it is: use https
+	// Transport carries the requests. Default: a transport of its own that keeps connections. The
+	// embedded deployment sets an OpenFGA that runs in the same process.
 	Transport http.RoundTripper
-	Timeout   time.Duration // bounds one Ask, AskAll, Has or Ready altogether; default DefaultTimeout
-	MaxChecks int           // bounds one question and one request to OpenFGA, whose own limit must not be lower; default DefaultMaxChecks
+	Timeout   time.Duration // bounds one Ask, AskAll, Has or Ready as a whole; default DefaultTimeout
+	// MaxChecks bounds one question and one request to OpenFGA. The server's own limit must not be
+	// lower. Default DefaultMaxChecks.
+	MaxChecks int
 	Mapping   Mapping
-	// Principals are the types of those who will be asked about. OpenFGA answers no question about a type that the model
-	// lacks, so Ready asks for each of them.
+	// Principals are the types of the principals in questions. OpenFGA answers no question about a
+	// type that the model lacks, so Ready requires each of them.
 	Principals []string
 	Cache      Cache
-	// Registerer takes the metrics; nil: none. With several checkers wrap it in a label for each.
+	// Registerer takes the metrics; nil: none. With several checkers, wrap it in one label for
+	// each.
 	Registerer prometheus.Registerer
 }
 
-// Checker asks the questions of one tenant. What OpenFGA acknowledged before a question counts in the answer, whether decisions
-// are remembered or not.
+// Checker asks the questions of one tenant. An answer reflects every write that OpenFGA
+// acknowledged before the question, whether decisions are remembered or not.
 type Checker struct {
 	store, model string
 	timeout      time.Duration
 	maxChecks    int
 	rules        rules
 	principals   []string
-	api          *openfga.APIClient // for what is asked once in a while
+	api          *openfga.APIClient // for rare requests
 	client       *http.Client       // for the questions
 	stores       string             // address of the store
 	headers      http.Header        // of every question
 	closeIdle    func()
 	metrics      metrics
-	known        atomic.Pointer[model] // nil until it was read for the first time
+	known        atomic.Pointer[model] // nil until the model was read for the first time
 	memory       *memory               // nil where nothing is remembered
 }
 
 // openFGAID is how OpenFGA writes the ids of stores and models.
 var openFGAID = regexp.MustCompile(`^[0-9A-HJKMNP-TV-Z]{26}$`)
 
-// New checks the configuration and reports every mistake in it at once. It does not connect: see [Checker.Ready].
+// New checks the configuration and reports every mistake in it at once. It does not connect: see
+// [Checker.Ready].
 func New(config Config) (*Checker, error) {
 	rules, errMapping := config.Mapping.compile()
 	errs := []error{errMapping}
 	if u, err := url.Parse(config.URL); err != nil || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Scheme != "http" && u.Scheme != "https" {
-		errs = append(errs, errors.New("url must be an http or https address without credentials and query"))
+		errs = append(errs, errors.New("url: must be an http or https address without credentials and query"))
 	}
 	if !openFGAID.MatchString(config.StoreID) {
-		errs = append(errs, fmt.Errorf("store %q is not the id of an OpenFGA store", config.StoreID))
+		errs = append(errs, fmt.Errorf("store: must be the id of an OpenFGA store, not %q", config.StoreID))
 	}
 	if !openFGAID.MatchString(config.ModelID) {
-		errs = append(errs, fmt.Errorf("model %q is not the id of an OpenFGA model: it must be pinned", config.ModelID))
+		errs = append(errs, fmt.Errorf("model: must be the id of a pinned OpenFGA model, not %q", config.ModelID))
 	}
 	if config.Timeout < 0 || config.MaxChecks < 0 {
-		errs = append(errs, errors.New("timeout and max_checks must not be negative"))
+		errs = append(errs, errors.New("timeout, max_checks: must not be negative"))
 	}
 	cache, err := config.Cache.complete()
 	if err := errors.Join(append(errs, err)...); err != nil {
@@ -123,7 +129,7 @@ func New(config Config) (*Checker, error) {
 	c.stores = strings.TrimSuffix(config.URL, "/") + "/stores/" + config.StoreID
 	c.headers = http.Header{
 		"Accept": {"application/json"}, "Content-Type": {"application/json"}, "User-Agent": {"deputy"},
-		"Cache-Control": {"no-store"}, // no proxy answers in OpenFGA's place
+		"Cache-Control": {"no-store"}, // no proxy answers from its cache
 	}
 	headers := make(map[string]string, 1)
 	if config.Token != "" {
@@ -135,7 +141,7 @@ func New(config Config) (*Checker, error) {
 		DefaultHeaders: headers,
 		UserAgent:      "deputy",
 		HTTPClient:     c.client,
-		// The SDK sleeps between tries without looking at the deadline. The caller retries, if anyone.
+		// The SDK sleeps between tries without regard to the deadline. Callers retry.
 		RetryParams: &openfga.RetryParams{MaxRetry: 0, MinWaitInMs: 1},
 		Telemetry:   &telemetry.Configuration{Metrics: &telemetry.MetricsConfiguration{}},
 	})
@@ -152,8 +158,8 @@ func New(config Config) (*Checker, error) {
 	return c, nil
 }
 
-// newTransport keeps as many connections as requests usually run at once; the standard library's default of two would make
-// every third request open one.
+// newTransport keeps as many connections as requests usually run at once. With the standard
+// library's default of two, every third request would open one.
 func newTransport() *http.Transport {
 	return &http.Transport{
 		Proxy:               http.ProxyFromEnvironment,
@@ -165,27 +171,28 @@ func newTransport() *http.Transport {
 	}
 }
 
-// Close lets go of idle connections. Questions that are under way end as usual.
+// Close closes idle connections. Questions that are under way complete.
 func (c *Checker) Close() { c.closeIdle() }
 
-// Ask puts one question. The error is a *delegation.Error and says that there is no decision: TooManyChecks,
-// DetailsUnknownType, AudienceMissing, AudienceNotSingle or a name that OpenFGA cannot hold (the request's fault),
-// DependencyDown (OpenFGA gave no usable answer in time), Internal (the caller's fault). A Decision that comes with an error
-// is the zero one, which allows nothing.
+// Ask puts one question. The error is a *delegation.Error, and means that there is no decision.
+// TooManyChecks, DetailsUnknownType, AudienceMissing, AudienceNotSingle or a name that OpenFGA
+// cannot hold: the request is at fault. DependencyDown: OpenFGA gave no usable answer in time.
+// Internal: the calling code is at fault. The Decision beside an error is the zero value, which
+// allows nothing.
 func (c *Checker) Ask(ctx context.Context, q Question) (Decision, error) {
 	answer := c.AskAll(ctx, []Question{q})[0]
 	return answer.Decision, answer.Err
 }
 
-// Answer is what Ask returns, for one of many questions.
+// Answer is the result of Ask for one of many questions.
 type Answer struct {
 	Decision Decision
 	Err      error // a *delegation.Error, or nil
 }
 
-// AskAll puts many questions in as few requests as OpenFGA's limit allows, each relation once. Answers stand in the order of
-// the questions. Each question is answered by itself: neither a refusal of one nor a check of one that OpenFGA could not
-// evaluate touches the others.
+// AskAll puts many questions in as few requests as OpenFGA's limit allows, and each relation once.
+// The answers are in the order of the questions. Each question is answered by itself: neither a
+// refusal of one nor a check that OpenFGA could not evaluate affects the others.
 func (c *Checker) AskAll(ctx context.Context, questions []Question) []Answer {
 	if c.memory == nil {
 		return c.askAll(ctx, questions, nil, c.checkAll)
@@ -197,7 +204,8 @@ func (c *Checker) AskAll(ctx context.Context, questions []Question) []Answer {
 	return c.askAll(ctx, questions, keys, c.remember)
 }
 
-// askAll works out the relations and has them checked. Questions that have keys are remembered under them.
+// askAll determines the relations and has them checked. Questions with keys are remembered under
+// them.
 func (c *Checker) askAll(ctx context.Context, questions []Question, keys []string, check func(context.Context, []Relation) []result) []Answer {
 	answers := make([]Answer, len(questions))
 	plans := make([][]Missing, len(questions))
@@ -230,8 +238,8 @@ func (c *Checker) askAll(ctx context.Context, questions []Question, keys []strin
 	return answers
 }
 
-// answer decides one question. An unusable result anywhere leaves it undecided even where another check said no, so that the
-// relation that is named does not depend on what happened to fail.
+// answer decides one question. An unusable result anywhere leaves it undecided, even if another
+// check was answered no. So the relation that is named does not depend on what failed.
 func (c *Checker) answer(checks []Missing, of func(Relation) result) Answer {
 	d := Decision{Allowed: true, ModelID: c.model, Checks: len(checks)}
 	for i := range checks {
@@ -245,8 +253,9 @@ func (c *Checker) answer(checks []Missing, of func(Relation) result) Answer {
 	return Answer{Decision: d}
 }
 
-// Has asks for one relation, for Deputy's own access control: is this caller an auditor? The error is a *delegation.Error;
-// with an error the answer is no. It is always asked of OpenFGA, so that how long it takes does not tell what was asked before.
+// Has asks for one relation, for Deputy's own access control: is this caller an auditor? The error
+// is a *delegation.Error; with an error the answer is no. It always asks OpenFGA, so that its
+// duration does not reveal what was asked before.
 func (c *Checker) Has(ctx context.Context, r Relation) (bool, error) {
 	has, err := c.HasEach(ctx, []Relation{r})
 	if err != nil {
@@ -255,8 +264,8 @@ func (c *Checker) Has(ctx context.Context, r Relation) (bool, error) {
 	return has[0], nil
 }
 
-// HasEach asks for several relations at once, and answers in their order. What the model has no relation for, nobody has;
-// one that cannot be answered makes the whole an error.
+// HasEach asks for several relations at once, and answers in their order. A relation that the model
+// lacks is held by no principal. One relation that cannot be answered is an error for all.
 func (c *Checker) HasEach(ctx context.Context, relations []Relation) ([]bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
@@ -284,7 +293,8 @@ func (c *Checker) HasEach(ctx context.Context, relations []Relation) ([]bool, er
 	return has, nil
 }
 
-// checkAll returns a result for each relation. It never returns an error: a relation that was not answered says so itself.
+// checkAll returns a result for each relation. It never returns an error: the result of a relation
+// that was not answered holds the cause.
 func (c *Checker) checkAll(ctx context.Context, relations []Relation) []result {
 	results := make([]result, len(relations))
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
@@ -299,12 +309,13 @@ func (c *Checker) checkAll(ctx context.Context, relations []Relation) []result {
 		to := min(from+c.maxChecks, len(relations))
 		calls.Go(func() error { c.batchCheck(ctx, relations[from:to], results[from:to]); return nil })
 	}
-	_ = calls.Wait() // no call returns an error, see above
+	_ = calls.Wait() // no call returns an error
 	return results
 }
 
-// Ready says whether questions can be answered: OpenFGA is there, the store exists, the pinned model exists in it and has
-// every type and relation that the mapping names, and every type of principal.
+// Ready returns nil if questions can be answered: OpenFGA is reachable, the store exists, the
+// pinned model exists in it and has every type and relation that the mapping names, and every type
+// of principal.
 func (c *Checker) Ready(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
@@ -317,7 +328,7 @@ func (c *Checker) Ready(ctx context.Context) error {
 	}
 	model := answer.GetAuthorizationModel()
 	if model.Id != c.model {
-		return fmt.Errorf("OpenFGA model %s: the server answered with another one", c.model)
+		return fmt.Errorf("OpenFGA model %s: the server returned a different model", c.model)
 	}
 	if err := errors.Join(c.rules.fit(model), holds(model, c.principals)); err != nil {
 		return fmt.Errorf("OpenFGA model %s: %w", c.model, err)

@@ -27,8 +27,8 @@ func TestConformanceOfTheFake(t *testing.T) {
 	policytest.Run(t, func(*testing.T) policytest.Backend { return new(policytest.Fake) })
 }
 
-// Negative control of the property: a checker that left out one dimension would be found out. Leaving out is the same as
-// being told yes whatever is the case.
+// Negative control of the property: it finds a checker that leaves out one dimension. Leaving out a
+// check has the same effect as an answer that is always yes.
 func TestPropertyNoticesAMissingDimension(t *testing.T) {
 	for dimension, ignore := range map[string]func(policy.Relation) bool{
 		"edges":     func(r policy.Relation) bool { return r.Relation == "delegator" },
@@ -50,7 +50,7 @@ func TestPropertyNoticesAMissingDimension(t *testing.T) {
 				diverged++
 			}
 			for _, r := range s.World {
-				_ = fake.Delete(t.Context(), r) // a relation may stand in a world twice
+				_ = fake.Delete(t.Context(), r) // a world may hold a relation twice
 			}
 		}
 		if (diverged == 0) != (dimension == "nothing") {
@@ -85,7 +85,8 @@ func TestRequestsAndChecksAreCounted(t *testing.T) {
 			t.Fatalf("%+v", answer)
 		}
 	}
-	// Shared: two edges, the subject's two scopes and audience. Of each child's own: its edge, two scopes, audience.
+	// Shared: two edges, the subject's two scopes and audience. Of each child's own: its edge, two
+	// scopes, audience.
 	total, seen := 0, map[policy.Relation]bool{}
 	for _, call := range fake.Calls() {
 		total += len(call)
@@ -117,8 +118,8 @@ func rewritten(edit func(string) string) func(*http.Request, http.RoundTripper) 
 	}
 }
 
-// faults are answers that decide nothing, whatever the store says. lenient marks those that a decoder as lenient as the SDK's
-// would take for an answer to the one check "0".
+// faults are responses that decide nothing, whatever the store holds. lenient marks those that a
+// decoder as lenient as the SDK's would take for an answer to the one check "0".
 var faults = map[string]struct {
 	lenient bool
 	answer  func(*http.Request, http.RoundTripper) (*http.Response, error)
@@ -197,7 +198,7 @@ func rewrittenStatus(status int) func(*http.Request, http.RoundTripper) (*http.R
 	}
 }
 
-// redirect sends the first request elsewhere, where yes is said to everything.
+// redirect sends the first request to a host that answers yes to everything.
 func redirect(r *http.Request, next http.RoundTripper) (*http.Response, error) {
 	if r.URL.Host == "elsewhere.test" {
 		return next.RoundTrip(r)
@@ -215,9 +216,10 @@ type brokenReader struct{}
 
 func (brokenReader) Read([]byte) (int, error) { return 0, io.ErrUnexpectedEOF }
 
-// Whatever OpenFGA does other than answering, the outcome is "unavailable": neither a yes nor "relation missing". The store
-// holds everything the question needs; the same question without the fault is allowed, and without a relation it is refused
-// with its name, so neither outcome is out of reach of the test.
+// Whatever OpenFGA does other than answering, the outcome is "unavailable": neither a yes nor
+// "relation missing". The store holds everything the question needs; the same question without the
+// fault is allowed, and without a relation it is refused with its name, so neither outcome is out
+// of reach of the test.
 func TestFaultsAreUnavailable(t *testing.T) {
 	q, needed := policytest.Exchange()
 	for name, fault := range faults {
@@ -235,7 +237,7 @@ func TestFaultsAreUnavailable(t *testing.T) {
 			d, err := c.Ask(t.Context(), q)
 			unavailable(t, d, err)
 			if yes, err := c.Has(t.Context(), needed[0]); yes || err == nil {
-				t.Errorf("Has said %v, %v", yes, err)
+				t.Errorf("Has returned %v, %v", yes, err)
 			}
 			for _, answer := range c.AskAll(t.Context(), []policy.Question{q, q}) {
 				unavailable(t, answer.Decision, answer.Err)
@@ -260,8 +262,9 @@ func unavailable(t *testing.T, d policy.Decision, err error) {
 	}
 }
 
-// Negative control: these faults hold a yes that a reader without our strictness takes. Each of them is read by the SDK's own
-// types from what a default http.Client brings, with any status and any length.
+// Negative control: these faults hold a yes that a reader without our strictness takes. Each of
+// them is read by the SDK's own types from what a default http.Client brings, with any status and
+// any length.
 func TestLenientDecoderWouldAllow(t *testing.T) {
 	subject := policy.Relation{User: "user:alice", Relation: "holder", Object: "scope:calendar.read"}
 	for name, fault := range faults {
@@ -374,7 +377,7 @@ func TestRecovery(t *testing.T) {
 	}
 }
 
-// A check that OpenFGA cannot evaluate concerns the question that put it, nobody else's.
+// A check that OpenFGA cannot evaluate affects only the question that put it.
 func TestOneFailedCheckIsItsQuestionsAlone(t *testing.T) {
 	q, needed := policytest.Exchange()
 	fake := &policytest.Fake{}
@@ -413,7 +416,7 @@ func TestTokenIsSentAndNeverShown(t *testing.T) {
 	}
 	for ; err != nil; err = errors.Unwrap(err) {
 		if strings.Contains(fmt.Sprintf("%v %+v", err, err), secret) {
-			t.Errorf("the key stands in %q", err)
+			t.Errorf("the error holds the key: %q", err)
 		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/goccy/go-yaml"
 	"pgregory.net/rapid"
@@ -18,7 +19,7 @@ func jsonUnmarshal(data []byte, v any) error { return json.Unmarshal(data, v) }
 
 func ask(t *testing.T, fake *policytest.Fake, mapping policy.Mapping, q policy.Question) (policy.Decision, *delegation.Error) {
 	t.Helper()
-	c, err := policy.New(policy.Config{URL: "http://openfga.test", StoreID: policytest.FakeStore, ModelID: policytest.FakeModel, Transport: fake, Mapping: mapping})
+	c, err := policy.New(policy.Config{URL: "http://openfga.test", StoreID: policytest.FakeStore, ModelID: policytest.FakeModel, Transport: fake, Mapping: mapping, Timeout: time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -94,8 +95,8 @@ func TestMappedQuestion(t *testing.T) {
 	}
 }
 
-// Where single scopes are mapped and no rule for the others is given, there are no others. With neither, the shipped model's
-// rule holds; that the same scope is asked for then is the negative control.
+// If single scopes are mapped and no rule for the others is given, any other scope is refused. With
+// neither, the shipped model's rule holds, and the same scope is asked for: the negative control.
 func TestOnlyMappedScopes(t *testing.T) {
 	q := policy.Question{Subject: "agent:p", Actor: "agent:p", Scopes: delegation.Scopes{"other"}, Audiences: []string{"a"}}
 	yes := &policytest.Fake{Judge: func(policy.Relation) (bool, bool) { return true, true }}
@@ -107,7 +108,7 @@ func TestOnlyMappedScopes(t *testing.T) {
 	}
 }
 
-// Missing says which party lacks what, in every dimension.
+// Missing names the party and what it lacks, in every dimension.
 func TestMissingNamesPartyAndDimension(t *testing.T) {
 	q := policy.Question{
 		Edges: []policy.Edge{{From: "user:alice", To: "agent:planner"}}, Subject: "user:alice", Actor: "agent:planner",
@@ -129,8 +130,8 @@ func TestMissingNamesPartyAndDimension(t *testing.T) {
 	}
 }
 
-// What cannot be put as a question is refused without asking anything, even by a store that says yes to everything. The same
-// store allows the well-formed question, which is the negative control.
+// What cannot be put as a question is refused without a request, even with a store that answers yes
+// to everything. The same store allows the well-formed question, which is the negative control.
 func TestRefusedBeforeAsking(t *testing.T) {
 	long := strings.Repeat("x", 256)
 	for name, test := range map[string]struct {
@@ -154,7 +155,7 @@ func TestRefusedBeforeAsking(t *testing.T) {
 		"edges start elsewhere": {delegation.Internal, func(q *policy.Question) { q.Edges = []policy.Edge{{From: "agent:x", To: "agent:planner"}} }},
 		"edges end elsewhere":   {delegation.Internal, func(q *policy.Question) { q.Edges = []policy.Edge{{From: "user:alice", To: "agent:x"}} }},
 		"gap":                   {delegation.Internal, func(q *policy.Question) { q.Edges = append(q.Edges, policy.Edge{From: "agent:x", To: "agent:planner"}) }},
-		"everyone as subject":   {delegation.Internal, func(q *policy.Question) { q.Edges[0].From, q.Subject = "user:*", "user:*" }},
+		"wildcard as subject":   {delegation.Internal, func(q *policy.Question) { q.Edges[0].From, q.Subject = "user:*", "user:*" }},
 		"group as actor":        {delegation.Internal, func(q *policy.Question) { q.Edges[0].To, q.Actor = "group:x#member", "group:x#member" }},
 		"zero detail":           {delegation.DetailsUnknownType, func(q *policy.Question) { q.Details = make([]delegation.Detail, 1) }},
 		"unknown detail type":   {delegation.DetailsUnknownType, func(q *policy.Question) { q.Details = details(t, `[{"type":"payment","actions":["read"]}]`) }},
@@ -172,7 +173,7 @@ func TestRefusedBeforeAsking(t *testing.T) {
 		"identifier is a list": {delegation.DetailsUnknownType, func(q *policy.Question) {
 			q.Details = details(t, `[{"type":"document","identifier":["x"],"actions":["read"]}]`)
 		}},
-		"field nobody checks": {delegation.DetailsUnknownType, func(q *policy.Question) {
+		"field without a check": {delegation.DetailsUnknownType, func(q *policy.Question) {
 			q.Details = details(t, `[{"type":"document","identifier":"x","actions":["read"],"privileges":["admin"]}]`)
 		}},
 		"field declared as such": {"", func(q *policy.Question) {
@@ -198,8 +199,8 @@ func TestRefusedBeforeAsking(t *testing.T) {
 	}
 }
 
-// Two different values are never the same object: no scope, audience, pair or document can be asked for under the name of
-// another.
+// Two different values are never the same object: no scope, audience, pair or document can be asked
+// for under the name of another.
 func TestObjectsAreInjective(t *testing.T) {
 	objects := func(s, a, id string) []policy.Relation {
 		fake := new(policytest.Fake)

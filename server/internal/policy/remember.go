@@ -17,35 +17,39 @@ const (
 	DefaultCacheEntries = 100_000
 	MaxCacheEntries     = 10_000_000
 	DefaultCacheOverlap = 10 * time.Second
-	// MinCacheOverlap is OpenFGA's default request timeout and the difference of clocks that is tolerated.
+	// MinCacheOverlap is OpenFGA's default request timeout plus the tolerated difference of clocks.
 	MinCacheOverlap = 3*time.Second + maxSkew
 	MaxCacheOverlap = 10 * time.Minute
 )
 
 const (
-	// maxAge is how long a decision is remembered however quiet the changelog is. Where the changelog does not keep what it
-	// promises, no decision is older than that, and asking again tells.
+	// maxAge is how long a decision is remembered at most, also if the changelog has no changes. If
+	// the changelog is incomplete, no decision is older than that, and the next check reveals it.
 	maxAge = time.Minute
-	// minAge is how long at least. When each one ends is left to chance: what was asked in one moment is not asked again in one.
+	// minAge is how long a decision is remembered at least. The actual life is random, so that
+	// decisions that were made together do not expire together.
 	minAge = 40 * time.Second
-	// pause is how long questions go straight to OpenFGA after the changelog could not be read.
+	// pause is how long questions go directly to OpenFGA after a failed reading of the changelog.
 	pause = time.Second
 )
 
-// Cache lets a checker remember decisions. Its zero value keeps none.
+// Cache configures whether a checker remembers decisions. The zero value remembers none.
 type Cache struct {
-	// Enabled turns it on. Default false. Danger: it is right only where OpenFGA's changelog is complete, which nobody can see
-	// from outside: no OPENFGA_DATASTORE_SECONDARY_URI, no OPENFGA_CHANGELOG_HORIZON_OFFSET, and every write over within
-	// overlap. docs/policy.md, "Remembered decisions", has the whole of it.
+	// Enabled turns it on. Default false. Danger: it is correct only if OpenFGA's changelog is
+	// complete, which cannot be observed from outside. OPENFGA_DATASTORE_SECONDARY_URI and
+	// OPENFGA_CHANGELOG_HORIZON_OFFSET must not be set, and no write may take longer than overlap.
+	// See docs/policy.md, "Remembered decisions".
 	Enabled bool `yaml:"enabled"`
-	// Entries bounds how many decisions are kept, 100 to 600 bytes each. Default 100000, at most 10000000.
+	// Entries bounds how many decisions are kept, 100 to 600 bytes each. Default 100000, at most
+	// 10000000.
 	Entries int `yaml:"entries"`
-	// Overlap is how far back the changelog is read again each time. Default 10s, 5s to 10m. Danger: it must be two seconds
-	// longer than OPENFGA_REQUEST_TIMEOUT, and more where the clocks of OpenFGA's instances differ.
+	// Overlap is how far back each reading of the changelog begins. Default 10s, 5s to 10m. Danger:
+	// it must be two seconds longer than OPENFGA_REQUEST_TIMEOUT, and more if the clocks of
+	// OpenFGA's instances differ.
 	Overlap time.Duration `yaml:"overlap"`
 }
 
-// complete fills in the defaults, or says what is wrong.
+// complete fills in the defaults and refuses invalid values.
 func (c Cache) complete() (Cache, error) {
 	if c.Entries == 0 {
 		c.Entries = DefaultCacheEntries
@@ -55,49 +59,58 @@ func (c Cache) complete() (Cache, error) {
 	}
 	var errs []error
 	if c.Entries < 0 || c.Entries > MaxCacheEntries {
-		errs = append(errs, fmt.Errorf("cache entries must be 1 to %d", MaxCacheEntries))
+		errs = append(errs, fmt.Errorf("cache entries: must be 1 to %d", MaxCacheEntries))
 	}
 	if c.Overlap < MinCacheOverlap || c.Overlap > MaxCacheOverlap {
-		errs = append(errs, fmt.Errorf("cache overlap must be %v to %v", MinCacheOverlap, MaxCacheOverlap))
+		errs = append(errs, fmt.Errorf("cache overlap: must be %v to %v", MinCacheOverlap, MaxCacheOverlap))
 	}
 	return c, errors.Join(errs...)
 }
 
-// memory holds the decisions of one checker, and the one question that all who wait for its use share: has anything changed?
-// That question is OpenFGA's ReadChanges. A remembered decision answers a question only after a reading of the changelog that
-// was *sent after the question arrived* and that showed nothing which could change the decision.
+// memory holds the decisions of one checker, and the reading that all waiting questions share: has
+// anything changed? That reading is OpenFGA's ReadChanges. A remembered decision answers a question
+// only after a reading of the changelog that was *sent after the question arrived* and that showed
+// no change that could affect the decision.
 //
 // # Readings
 //
-// At most one reading is under way. Whoever comes meanwhile waits for the next one, together with all others who do: what the
-// one under way will say, OpenFGA may have said to itself before a write that this caller knows to be acknowledged. A reading
-// belongs to nobody, so no caller's end ends it.
+// At most one reading is under way. A question that arrives meanwhile waits for the next one,
+// together with all others. OpenFGA may have computed the answer of the reading under way before a
+// write that this caller saw acknowledged. A reading belongs to no caller, so a caller that cancels
+// does not cancel it.
 //
-// Completed readings are counted, and the count is a position. A decision carries the position that was reached *before* its
-// check was sent. So whatever a reading up to that position saw was committed before the check and counts in it, and whatever
-// came later, or came while the check was running and may or may not count in it, is seen by a later reading, which then
-// forgets the decision:
+// Completed readings are counted, and the count is a position. A decision carries the position that
+// was reached *before* its check was sent. So every change that a reading up to that position
+// returned was committed before the check, and the check reflects it. Every other change is
+// returned by a later reading, which then forgets the decision:
 //
-//   - A change is committed before the last reading was sent: the reading saw it, the check was sent later and reflects it.
-//   - It is committed between that reading and the check: the check reflects it, the next reading forgets the decision all
-//     the same. That costs a check and nothing else.
-//   - It is committed while the check runs, and a reading ends before the check does: the reading has nothing to forget yet.
-//     Therefore a decision is remembered only if no reading since its position has shown any change.
-//   - It is committed while the check runs, and no reading ends before: the decision is remembered, and the next reading, for
-//     which everyone must wait who wants to use it, forgets it.
-//   - Two checks of the same relation end in the wrong order: each carries its own position, and the rule above holds for each.
+//   - A change is committed before the last reading was sent: the reading returned it, and the
+//     check, which was sent later, reflects it.
+//   - It is committed between that reading and the check: the check reflects it, and the next
+//     reading forgets the decision nevertheless. That costs one check.
+//   - It is committed while the check runs, and a reading completes before the check: that
+//     reading has nothing to forget yet. Therefore a decision is remembered only if no reading
+//     since its position has shown any change.
+//   - It is committed while the check runs, and no reading completes before the check: the
+//     decision is remembered. The next reading forgets it, and every use of the decision waits for
+//     that reading.
+//   - Two checks of the same relation complete in the wrong order: each carries its own position,
+//     and the rules above hold for each.
 //
-// # What a reading sees
+// # What a reading returns
 //
-// Rows of the changelog are written in the transaction of the tuples, but their order is that of ULIDs that are made before it:
-// rows appear behind ones that were read already. A row that appears was begun no longer ago than OpenFGA lets a write take,
-// so each reading begins an overlap before the reading before it, and rows are told from those that were seen by counting. A
-// row that has gone, a time of the server that is not ours, more rows than fit, anything that is not understood: then all is
-// forgotten or asked directly, see [Checker.read].
+// Rows of the changelog are written in the transaction of the tuples, but they are ordered by ULIDs
+// that are generated before it. So a row can appear behind rows that were read already. Such a row
+// was begun no longer ago than the longest write that OpenFGA allows. Therefore each reading begins
+// one overlap before the previous one, and counting tells new rows from earlier ones. If a row has
+// vanished, the server's clock differs, there are too many rows, or a row is not understood, then
+// everything is forgotten or asked directly: see [Checker.read].
 //
-// What this needs of OpenFGA, and cannot find out: no write is acknowledged that began longer ago than the overlap, on the
-// clock of the instance that took it; ReadChanges is answered by the primary database (OpenFGA asks its secondary, where one is
-// configured) and without changelog-horizon-offset. docs/policy.md says so to operators, decision 21 why.
+// This has two requirements on OpenFGA that cannot be verified here. No write is acknowledged that
+// began longer ago than the overlap, by the clock of the instance that took it. And ReadChanges is
+// answered by the primary database (OpenFGA uses its secondary if one is configured), without
+// changelog-horizon-offset. docs/policy.md states them for operators, decision 21 gives the
+// reasons.
 type memory struct {
 	overlap time.Duration
 	began   time.Time
@@ -105,42 +118,31 @@ type memory struct {
 	mu        sync.Mutex
 	decisions generations
 	granted   map[string]grant // whole questions, by questionKey
-	ready     bool             // there is a window: what is asked from now on can be remembered
+	ready     bool             // there is a window: decisions can be remembered from now on
 	position  uint64           // completed readings
-	changed   uint64           // the last position at which a reading had something new
-	forgotten map[class]uint64 // decisions of the class that were made before this position do not count
-	next      *reading         // collects those who wait for the next one
+	changed   uint64           // the last position at which a reading had a new row
+	forgotten map[class]uint64 // decisions of the class that were made before this position are void
+	next      *reading         // collects the questions that wait for the next reading
 	running   bool
-	paused    time.Time // nothing is read before
-	distrust  bool      // the changelog was caught leaving something out
+	paused    time.Time // no reading before this time
+	distrust  bool      // the changelog was found incomplete
 
-	// Only the reading goroutine has these.
-	since time.Time      // where the window begins; zero: nothing has been read
-	seen  map[change]int // what the window held when it was last read
-
-	off memoryProtections
-}
-
-// memoryProtections are switched off by tests only, which then see stale answers.
-type memoryProtections struct {
-	asking   bool // a decision is used without a reading
-	own      bool // a reading that is under way is good enough
-	position bool // a decision counts from when it was answered
-	overlap  bool // a reading begins where the one before ended
-	grants   bool // a question stays granted, whatever has changed
+	// Only the reading goroutine uses these.
+	since time.Time      // where the window begins; zero: no reading yet
+	seen  map[change]int // the rows of the window at the last reading
 }
 
 // decision is one remembered answer.
 type decision struct {
 	verdict verdict
 	at      uint64        // position before the check was sent
-	until   time.Duration // since the memory began; then it is asked again
+	until   time.Duration // since the memory began; then the decision expires
 }
 
-// reading is one look at the changelog. done is closed after it; err says why it told nothing.
+// reading is one request of the changelog. done is closed after it; err is why it has no result.
 type reading struct {
 	done    chan struct{}
-	waiting int // how many joined
+	waiting int // number of questions
 	err     error
 }
 
@@ -153,9 +155,10 @@ func newMemory(c Cache) *memory {
 }
 
 // errPaused: the last reading failed a moment ago.
-var errPaused = errors.New("OpenFGA: the changelog is not read for now")
+var errPaused = errors.New("OpenFGA: the changelog is paused after a failed reading")
 
-// remember answers what is remembered from memory, asks the rest, and remembers that. Like checkAll it never returns an error.
+// remember answers from memory what is remembered, asks for the rest, and remembers the answers.
+// Like checkAll it never returns an error.
 func (c *Checker) remember(ctx context.Context, relations []Relation) []result {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
@@ -171,7 +174,7 @@ func (c *Checker) remember(ctx context.Context, relations []Relation) []result {
 		shared = c.join(model.influences)
 	}
 	if !ready {
-		_ = shared.wait(ctx) // what is asked from now on can be remembered, if this went well
+		_ = shared.wait(ctx) // after a successful reading, decisions can be remembered
 	}
 	c.checkSome(ctx, model, relations, results, without(len(relations), here))
 	if len(here) == 0 {
@@ -188,7 +191,7 @@ func (c *Checker) remember(ctx context.Context, relations []Relation) []result {
 	return results
 }
 
-// without are the numbers below n that are not in the ascending list.
+// without returns the numbers below n that are not in the ascending list.
 func without(n int, list []int) []int {
 	rest := make([]int, 0, n-len(list))
 	for i := range n {
@@ -201,7 +204,7 @@ func without(n int, list []int) []int {
 	return rest
 }
 
-// checkSome asks for the relations with these numbers, and remembers what is answered.
+// checkSome asks for the relations with these numbers, and remembers the answers.
 func (c *Checker) checkSome(ctx context.Context, model *model, relations []Relation, results []result, which []int) {
 	if len(which) == 0 {
 		return
@@ -221,8 +224,9 @@ func (c *Checker) checkSome(ctx context.Context, model *model, relations []Relat
 	}
 }
 
-// doubt looks again at decisions that OpenFGA answered differently now although no reading had told of a change. A reading that
-// begins now must tell. If it does not, the changelog leaves things out, and this memory is not used again.
+// doubt examines decisions that OpenFGA now answered differently although no reading had returned a
+// change. A new reading must return that change. If it does not, the changelog is incomplete, and
+// this memory is not used again.
 func (c *Checker) doubt(ctx context.Context, model *model, doubtful map[Relation]decision) {
 	if err := c.join(model.influences).wait(ctx); err != nil {
 		return
@@ -232,7 +236,8 @@ func (c *Checker) doubt(ctx context.Context, model *model, doubtful map[Relation
 	}
 }
 
-// known are the numbers of those relations that something is remembered of, and whether anything can be remembered at all yet.
+// known returns the numbers of the relations that are remembered, and whether decisions can be
+// remembered at all yet.
 func (m *memory) known(relations []Relation) (here []int, ready bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -244,7 +249,7 @@ func (m *memory) known(relations []Relation) (here []int, ready bool) {
 	return here, m.ready && !m.distrust
 }
 
-// valid returns a decision that no reading has forgotten. The lock is held.
+// valid returns a decision that no reading has forgotten. The caller holds the lock.
 func (m *memory) valid(r Relation) (decision, bool) {
 	d, there := m.decisions.get(r)
 	if !there || m.distrust || d.at < m.forgotten[classOf(r)] || time.Since(m.began) > d.until {
@@ -259,7 +264,7 @@ func (m *memory) now() uint64 {
 	return m.position
 }
 
-// recall fills in what is still remembered after a reading, and returns the numbers of those that are not.
+// recall fills in what is still remembered after a reading, and returns the numbers of the rest.
 func (m *memory) recall(relations []Relation, results []result, which []int) (gone []int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -274,13 +279,11 @@ func (m *memory) recall(relations []Relation, results []result, which []int) (go
 	return gone
 }
 
-// keep remembers answers to checks that were sent at a position. It returns what is remembered otherwise.
+// keep remembers answers to checks that were sent at a position. It returns the decisions that
+// contradict them.
 func (m *memory) keep(model *influences, relations []Relation, answers []result, position uint64) (contradicted map[Relation]decision) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.off.position {
-		position = m.position
-	}
 	if !m.ready || m.changed > position || m.distrust {
 		return nil
 	}
@@ -302,14 +305,15 @@ func (m *memory) keep(model *influences, relations []Relation, answers []result,
 	return contradicted
 }
 
-// giveUp ends the use of this memory.
+// giveUp stops the use of this memory for good.
 func (m *memory) giveUp() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.distrust = true
 }
 
-// disown gives up if one of the decisions has still not been forgotten, and says whether it did so now.
+// disown gives up if one of the decisions has still not been forgotten. It returns true if it did
+// so now.
 func (m *memory) disown(doubtful map[Relation]decision) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -324,16 +328,13 @@ func (m *memory) disown(doubtful map[Relation]decision) bool {
 	return m.distrust
 }
 
-// join returns the next reading, or one that failed if none is made for now.
+// join returns the next reading, or noReading while readings are paused or given up.
 func (c *Checker) join(model *influences) *reading {
 	m := c.memory
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.distrust || time.Now().Before(m.paused) {
 		return noReading
-	}
-	if m.off.asking && m.ready {
-		return lookedAway
 	}
 	if m.next == nil {
 		m.next = &reading{done: make(chan struct{})}
@@ -347,7 +348,8 @@ func (c *Checker) join(model *influences) *reading {
 	return next
 }
 
-var noReading, lookedAway = over(errPaused), over(nil)
+// noReading is a reading that has failed already.
+var noReading = over(errPaused)
 
 func over(err error) *reading {
 	r := &reading{done: make(chan struct{}), err: err}
@@ -355,7 +357,7 @@ func over(err error) *reading {
 	return r
 }
 
-// wait returns nil after a reading that told what had changed.
+// wait returns nil after a successful reading.
 func (r *reading) wait(ctx context.Context) error {
 	select {
 	case <-r.done:
@@ -365,7 +367,7 @@ func (r *reading) wait(ctx context.Context) error {
 	}
 }
 
-// readOn reads as long as anyone waits. Who joins while a reading is under way gets the one after it.
+// readOn reads as long as questions wait. A question that joins during a reading gets the next one.
 func (c *Checker) readOn(model *influences) {
 	m := c.memory
 	for last := 0; ; {
@@ -378,21 +380,14 @@ func (c *Checker) readOn(model *influences) {
 			return
 		}
 		last = r.waiting
-		if !m.off.own {
-			m.next = nil
-		}
+		m.next = nil // a question that arrives from now on waits for the next reading
 		m.mu.Unlock()
 		r.err = c.read(model)
-		m.mu.Lock()
-		if m.off.own {
-			m.next = nil
-		}
-		m.mu.Unlock()
 		close(r.done)
 	}
 }
 
-// waiting is how many wait for the next reading.
+// waiting is the number of questions that wait for the next reading.
 func (m *memory) waiting() int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -402,14 +397,14 @@ func (m *memory) waiting() int {
 	return m.next.waiting
 }
 
-// read makes one reading and forgets what it must. It takes at most a quarter of what a question may take: enough is left to
-// ask directly.
+// read makes one reading and forgets what it must. It takes at most a quarter of a question's
+// timeout, so that enough is left to ask directly.
 func (c *Checker) read(model *influences) (err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), c.timeout/4)
 	defer cancel()
 	m := c.memory
 	defer func() {
-		if p := recover(); p != nil { // nobody above would catch it, and something may be half done
+		if p := recover(); p != nil { // no caller above recovers, and the state may be inconsistent
 			m.giveUp()
 			err = fmt.Errorf("policy: panic: %v", p)
 		}
@@ -420,14 +415,11 @@ func (c *Checker) read(model *influences) (err error) {
 	if since.IsZero() {
 		since = moved
 	}
-	if m.off.overlap {
-		moved = sent
-	}
 	var later []change
 	move := len(m.seen) > 0 && moved.Sub(since) > m.overlap
 	if move {
-		// The window moves to where this begins. What it holds is read before the whole, so that nothing is in it of which
-		// the whole does not tell.
+		// The window moves to where this reading begins. Its rows are read before the whole, so
+		// that it holds no row that the whole lacks.
 		later, err = c.readChanges(ctx, sent, moved)
 	}
 	var rows []change
@@ -443,7 +435,7 @@ func (c *Checker) read(model *influences) (err error) {
 	outcome := unchanged
 	switch {
 	case m.since.IsZero():
-		fresh = nil // nothing is remembered that it could touch
+		fresh = nil // no remembered decision yet that it could affect
 	case !whole:
 		outcome = incomplete
 	case len(fresh) > 0:
@@ -455,7 +447,7 @@ func (c *Checker) read(model *influences) (err error) {
 		since = moved
 		seen, _, _ = compare(nil, later)
 	case len(rows) == 0:
-		since = moved // all that can still appear begins later
+		since = moved // every row that can still appear begins later
 	}
 	first := m.since.IsZero()
 	m.since, m.seen = since, seen
@@ -465,7 +457,7 @@ func (c *Checker) read(model *influences) (err error) {
 	return nil
 }
 
-// compare counts rows. fresh are those that were not among the seen ones; whole is false if one of those is gone.
+// compare counts rows. fresh are the rows that are new; whole is false if a seen one has vanished.
 func compare(seen map[change]int, rows []change) (counted map[change]int, fresh []change, whole bool) {
 	if len(rows) == 0 {
 		return nil, nil, len(seen) == 0
@@ -483,7 +475,8 @@ func compare(seen map[change]int, rows []change) (counted map[change]int, fresh 
 	return counted, fresh, whole
 }
 
-// fail stops the asking for a while. Where the window holds too much it begins anew, and so does everything.
+// fail pauses the readings. If the window holds too many rows, it restarts and all decisions are
+// forgotten.
 func (m *memory) fail(err error) {
 	startOver := errors.Is(err, errTooManyChanges)
 	if startOver {
@@ -499,7 +492,8 @@ func (m *memory) fail(err error) {
 	}
 }
 
-// advance ends a reading: the position counts it, and what its changes touch is forgotten. It returns how far each change reached.
+// advance completes a reading: the position counts it, and decisions that its changes affect are
+// forgotten. It returns the reach of each change.
 func (m *memory) advance(model *influences, fresh []change, everything bool) (reached []string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -512,7 +506,7 @@ func (m *memory) advance(model *influences, fresh []change, everything bool) (re
 		i, known := model.of[class{typeOf(ch.Object), ch.Relation.Relation}]
 		switch {
 		case !known:
-			everything = true // a tuple of another model, about which this one says nothing
+			everything = true // a tuple of another model: its effect is unknown
 		case !i.ofEverybody(ch):
 			m.decisions.drop(ch.User, func(r Relation) bool { return i.touches(ch, r) })
 			reached = append(reached, ofUser)
@@ -533,8 +527,8 @@ func (m *memory) advance(model *influences, fresh []change, everything bool) (re
 	return reached
 }
 
-// generations hold decisions by user. When the young ones are half of what may be kept, the old ones go and the young ones
-// become old: who is asked about all the time stays.
+// generations hold decisions by user. When the young ones are half of what may be kept, the old
+// ones are dropped and the young ones become old. So decisions in regular use stay.
 type generations struct {
 	most       int // of each
 	young, old generation
@@ -576,7 +570,7 @@ func (g *generations) put(r Relation, d decision) {
 	g.young.size += len(of) - before
 }
 
-// drop forgets what is said about the user's relations that fit.
+// drop forgets the decisions about the user's relations that fit.
 func (g *generations) drop(user string, fits func(Relation) bool) {
 	for _, of := range []*generation{&g.young, &g.old} {
 		for t := range of.users[user] {

@@ -14,11 +14,12 @@ import (
 	openfga "github.com/openfga/go-sdk"
 )
 
-// maxResponse bounds what is read of one answer, in bytes. Fifty results with an error text each stay far below it, and so
-// does the largest model that OpenFGA stores (256 KiB) as JSON.
+// maxResponse bounds how much of one response is read, in bytes. Fifty results with an error text
+// each are far below it, and so is the largest model that OpenFGA stores (256 KiB) as JSON.
 const maxResponse = 1 << 20
 
-// verdict is OpenFGA's answer to one check. Its zero value is "none", so that whatever is not filled in refuses.
+// verdict is OpenFGA's answer to one check. The zero value is "none", so a result that was never
+// filled in refuses.
 type verdict uint8
 
 const (
@@ -27,13 +28,14 @@ const (
 	held
 )
 
-// result is a verdict; cause says why there is none.
+// result is a verdict; cause is why there is none.
 type result struct {
 	verdict verdict
 	cause   error
 }
 
-// batchRequest is the body of BatchCheck. The SDK's own types for it encode through a map for every check.
+// batchRequest is the body of BatchCheck. The SDK's own types for it encode through a map for every
+// check.
 type batchRequest struct {
 	Checks      []batchItem `json:"checks"`
 	ModelID     string      `json:"authorization_model_id"`
@@ -55,14 +57,15 @@ type batchResponse struct {
 	Result map[string]batchResult `json:"result"`
 }
 
-// batchResult is the outcome of one check: exactly one of the two members.
+// batchResult is the outcome of one check. Exactly one of the two members is present.
 type batchResult struct {
 	Allowed *bool          `json:"allowed"`
 	Error   jsontext.Value `json:"error"`
 }
 
-// batchCheck asks for all relations in one request and fills in one result for each. An answer is used as a whole or not at
-// all, except for errors of single checks, which leave just their own result unanswered.
+// batchCheck asks for all relations in one request and fills in one result for each. A response is
+// used as a whole or not at all, except for errors of single checks, which leave only their own
+// result unanswered.
 func (c *Checker) batchCheck(ctx context.Context, relations []Relation, results []result) {
 	if len(relations) == 0 {
 		return
@@ -92,7 +95,7 @@ func (c *Checker) post(ctx context.Context, relations []Relation) ([]byte, error
 	return c.execute(ctx, "/batch-check", request)
 }
 
-// execute puts one question to the store and returns the raw answer.
+// execute puts one question to the store and returns the raw response.
 func (c *Checker) execute(ctx context.Context, path string, question any) ([]byte, error) {
 	body, err := json.Marshal(question)
 	if err != nil {
@@ -102,8 +105,9 @@ func (c *Checker) execute(ctx context.Context, path string, question any) ([]byt
 	return answer, err
 }
 
-// send makes one request to the store's part of the API, once, and takes nothing but a 200 for an answer. The SDK's way there
-// makes half as many allocations again, and its typed decoder takes the last of two equal keys, and keys in any case.
+// send makes one request to the store's part of the API, once, and accepts only status 200. The
+// SDK's path makes half as many allocations again, and its typed decoder accepts duplicate keys,
+// and keys in any case.
 func (c *Checker) send(ctx context.Context, method, path string, body []byte) (http.Header, []byte, error) {
 	request, err := http.NewRequestWithContext(ctx, method, c.stores+path, bytes.NewReader(body))
 	if err != nil {
@@ -125,12 +129,12 @@ func (c *Checker) send(ctx context.Context, method, path string, body []byte) (h
 	return response.Header, answer, nil
 }
 
-// decodeBatch reads the answer to len(results) checks strictly: one JSON object without duplicate keys, exactly the
-// correlation ids that were sent, an explicit answer to each.
+// decodeBatch reads the answer to len(results) checks strictly: one JSON object without duplicate
+// keys, exactly the correlation ids that were sent, and an explicit answer to each.
 func decodeBatch(body []byte, results []result) error {
 	var response batchResponse
 	if err := json.Unmarshal(body, &response); err != nil {
-		return fmt.Errorf("OpenFGA: the answer is not what BatchCheck returns: %w", err)
+		return fmt.Errorf("OpenFGA: malformed BatchCheck response: %w", err)
 	}
 	if len(response.Result) != len(results) {
 		return fmt.Errorf("OpenFGA: %d answers to %d checks", len(response.Result), len(results))
@@ -139,7 +143,7 @@ func decodeBatch(body []byte, results []result) error {
 		r, there := response.Result[strconv.Itoa(i)]
 		switch {
 		case !there:
-			return fmt.Errorf("OpenFGA: check %d is not answered, another one is that was not put", i)
+			return fmt.Errorf("OpenFGA: check %d has no answer, and a check that was not sent has one", i)
 		case r.Error != nil:
 			results[i] = result{cause: fmt.Errorf("OpenFGA: check %d failed: %.500s", i, r.Error)}
 		case r.Allowed == nil:
@@ -153,13 +157,13 @@ func decodeBatch(body []byte, results []result) error {
 	return nil
 }
 
-// boundedTransport limits what anyone reads of an answer, before the SDK reads all of it.
+// boundedTransport limits how much of a response is read, before the SDK reads all of it.
 type boundedTransport struct{ next http.RoundTripper }
 
 func (t boundedTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	response, err := t.next.RoundTrip(r)
 	if err != nil || response == nil || response.Body == nil {
-		return response, err // http.Client turns a nil answer into an error
+		return response, err // http.Client turns a nil response into an error
 	}
 	response.Body = &boundedBody{ReadCloser: response.Body, left: maxResponse}
 	return response, nil
@@ -172,7 +176,7 @@ type boundedBody struct {
 
 var errTooLong = fmt.Errorf("OpenFGA: the answer is longer than %d bytes", maxResponse)
 
-// Read fails at the bound instead of ending there: a cut-off answer must not look like a whole one.
+// Read fails at the bound instead of returning EOF: a truncated response must not look complete.
 func (b *boundedBody) Read(p []byte) (int, error) {
 	if b.left <= 0 {
 		return 0, errTooLong

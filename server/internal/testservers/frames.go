@@ -10,8 +10,8 @@ import (
 	"golang.org/x/net/http2/hpack"
 )
 
-// Frames is an HTTP/2 client that may break every rule: it writes what it is told to, frame by frame,
-// and only remembers what comes back.
+// Frames is an HTTP/2 client that may break every rule: it writes what the test demands, frame by
+// frame, and only records what comes back.
 type Frames struct {
 	*http2.Framer // to write with; one goroutine at a time
 	Conn          net.Conn
@@ -28,8 +28,8 @@ type Frames struct {
 	news   chan struct{}
 }
 
-// OpenFrames greets over a connection, which ends with the test, and goes on reading it, or leaves it
-// unread.
+// OpenFrames greets over a connection, which ends with the test, and goes on reading it, or leaves
+// it unread.
 func OpenFrames(t testing.TB, conn net.Conn, read bool) *Frames {
 	t.Helper()
 	f := &Frames{
@@ -85,18 +85,18 @@ func (f *Frames) read() {
 // Closed is closed when the server has ended the connection.
 func (f *Frames) Closed() <-chan struct{} { return f.closed }
 
-// GoAway is the worst that the server said when it went away.
+// GoAway is the worst error code of the server's GOAWAY frames.
 func (f *Frames) GoAway() http2.ErrCode {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.goAway
 }
 
-// A Condition is about what has come: the frames of each kind, the streams that were reset, and those
-// that ended well.
+// A Condition is about what has come: the frames of each kind, the streams that were reset, and
+// those that ended well.
 type Condition func(came map[http2.FrameType]int, resets map[uint32]http2.ErrCode, ended map[uint32]bool) bool
 
-// Now says whether a condition is fulfilled.
+// Now returns whether a condition is fulfilled.
 func (f *Frames) Now(fulfilled Condition) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()

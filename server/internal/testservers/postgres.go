@@ -40,7 +40,7 @@ func Postgres(t testing.TB) (dsn string) {
 	shared.mu.Lock()
 	defer shared.mu.Unlock()
 	if !shared.willStop {
-		t.Fatal("testservers.Postgres needs a TestMain that calls testservers.Main, or the server would have nobody to stop it")
+		t.Fatal("testservers.Postgres needs a TestMain that calls testservers.Main, which stops the server")
 	}
 	if shared.postgres == nil {
 		p, err := newPostgres()
@@ -203,5 +203,5 @@ func unprivileged() (*syscall.Credential, error) {
 		}
 		return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}, nil
 	}
-	return nil, errors.New("the tests run as root, PostgreSQL refuses to, and there is neither a user postgres nor nobody")
+	return nil, errors.New("the tests run as root, PostgreSQL refuses to, and no user postgres or nobody exists")
 }

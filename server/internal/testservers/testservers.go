@@ -1,9 +1,9 @@
 // Package testservers starts real Redis and PostgreSQL servers for tests, and for tests only.
 //
-// It owns the processes: each runs on a free loopback port in a temporary directory of its own,
-// and none outlives the test binary, however that ends. It knows nothing of Deputy. Servers that
-// already run on the machine are neither used nor touched. A missing program fails the test and
-// says what to install; it never skips.
+// It owns the processes: each runs on a free loopback port in a temporary directory of its own, and
+// none outlives the test binary, however that ends. It does not depend on Deputy. Servers that
+// already run on the machine are neither used nor touched. A missing program fails the test with a
+// message that names the package to install; the test is never skipped.
 //
 // Redis and Postgres give an address for ordinary tests. NewRedis and NewPostgres give a server
 // that a fault test may stop, kill and pause.
@@ -33,8 +33,8 @@ type server struct {
 	dir   string // holds data and log, removed by remove
 	port  int
 	argv  []string
-	cred  *syscall.Credential // nil: as the user who runs the tests
-	quit  syscall.Signal      // asks for an orderly stop
+	cred  *syscall.Credential // nil: as the user of the tests
+	quit  syscall.Signal      // requests an orderly stop
 	ready func() error        // nil error: the server answers requests
 
 	mu     sync.Mutex
@@ -117,7 +117,7 @@ func (s *server) stop(sig syscall.Signal) {
 	if s.cmd == nil {
 		return
 	}
-	if s.paused && sig != syscall.SIGKILL { // which needs no thaw, and must let nobody answer any more
+	if s.paused && sig != syscall.SIGKILL { // SIGKILL needs no thaw, and no process may answer any more
 		s.signal(syscall.SIGCONT)
 	}
 	s.end(sig)
@@ -125,16 +125,16 @@ func (s *server) stop(sig syscall.Signal) {
 
 func (s *server) end(sig syscall.Signal) {
 	if sig == syscall.SIGKILL {
-		s.signal(sig) // its children too: a crash leaves nobody to finish a request
+		s.signal(sig) // its children too: after a crash no process finishes a request
 	} else {
 		_ = s.cmd.Process.Signal(sig)
 	}
-	_ = s.cmd.Wait() // its status says only how it was ended
+	_ = s.cmd.Wait() // its status holds only how it was ended
 	s.cmd, s.paused = nil, false
 }
 
-// pause freezes (or, with on false, thaws) the process and its children: connections stay open
-// and the kernel still accepts new ones, but nobody answers.
+// pause freezes (or, with on false, thaws) the process and its children: connections stay open and
+// the kernel still accepts new ones, but no process answers.
 func (s *server) pause(on bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -198,8 +198,8 @@ func tempDir(owner *syscall.Credential) (string, error) {
 	return dir, err
 }
 
-// freePort returns a port that was free a moment ago. Whoever else takes it in between makes the
-// server exit at once, and the test fail with the server's own words.
+// freePort returns a port that was free a moment ago. If another process takes it in between, the
+// server exits at once, and the test fails with the server's own output.
 func freePort() (int, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

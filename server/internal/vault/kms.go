@@ -16,19 +16,19 @@ import (
 	"strings"
 )
 
-// KMS seals small secrets under key-encryption keys that it does not hand out. The bound bytes are not
-// secret: what was sealed with some opens only with the same ones (AWS calls them encryption context, Google
-// and PKCS#11 additional authenticated data). It must be safe for concurrent use.
+// KMS seals small secrets under key-encryption keys that it does not export. The bound bytes are
+// not secret: what was sealed with them opens only with the same ones (AWS calls them encryption
+// context, Google and PKCS#11 additional authenticated data). It must be safe for concurrent use.
 type KMS interface {
 	// Current names the key that seals from now on.
 	Current() (keyID string)
 	// Seal encrypts and authenticates under the named key.
 	Seal(ctx context.Context, keyID string, plain, bound []byte) (sealed []byte, err error)
-	// Open undoes Seal. A key that is not there and bytes that were changed are errors alike.
+	// Open undoes Seal. It returns an error for a missing key and for bytes that were changed.
 	Open(ctx context.Context, keyID string, sealed, bound []byte) (plain []byte, err error)
 }
 
-// FileKMS is a KMS whose keys stand in a file: the first seals, all open. It is never changed.
+// FileKMS is a KMS with its keys in a file: the first seals, all open. It is immutable.
 type FileKMS struct {
 	current string
 	keys    map[string]cipher.AEAD
@@ -37,8 +37,8 @@ type FileKMS struct {
 // A line of the file is one AES-256 key.
 const kekPrefix = "deputy-kek:"
 
-// CreateKEK makes a key-encryption key in a new file with mode 0600, and returns its id. It never replaces a
-// file.
+// CreateKEK makes a key-encryption key in a new file with mode 0600, and returns its id. It never
+// replaces a file.
 func CreateKEK(path string) (keyID string, err error) {
 	key := make([]byte, 32)
 	if _, err := rand.Read(key); err != nil {
@@ -55,8 +55,8 @@ func CreateKEK(path string) (keyID string, err error) {
 	return kekID(key), nil
 }
 
-// OpenFileKMS reads the keys of a file: one on each line, empty lines and those that begin with # between
-// them. Errors name a line and never what is on it.
+// OpenFileKMS reads the keys of a file: one per line, with empty lines and comment lines that begin
+// with # between them. Errors name a line and never hold its content.
 func OpenFileKMS(path string) (*FileKMS, error) {
 	text, err := os.ReadFile(path)
 	if err != nil {
@@ -87,15 +87,15 @@ func OpenFileKMS(path string) (*FileKMS, error) {
 		}
 	}
 	if err := lines.Err(); err != nil {
-		return nil, errors.New("has a line that is too long to be a key-encryption key")
+		return nil, errors.New("a line is too long for a key-encryption key")
 	}
 	if k.current == "" {
-		return nil, errors.New(`holds no key-encryption key: make one with "deputyd keys create --kek"`)
+		return nil, errors.New(`must hold a key-encryption key; make one with "deputyd keys create --kek"`)
 	}
 	return k, nil
 }
 
-// kekID names a key by what only the key gives, and what does not give the key.
+// kekID names a key without revealing it: only the key gives this id.
 func kekID(key []byte) string {
 	sum := sha256.Sum256(append([]byte("deputy key-encryption key id\n"), key...))
 	return hex.EncodeToString(sum[:8])
@@ -104,7 +104,7 @@ func kekID(key []byte) string {
 // Current is the id of the file's first key.
 func (k *FileKMS) Current() string { return k.current }
 
-// Seal is AES-256-GCM under a random nonce, which stands in front.
+// Seal is AES-256-GCM with a random nonce, which precedes the ciphertext.
 func (k *FileKMS) Seal(_ context.Context, keyID string, plain, bound []byte) ([]byte, error) {
 	aead, err := k.key(keyID)
 	if err != nil {
@@ -117,7 +117,7 @@ func (k *FileKMS) Seal(_ context.Context, keyID string, plain, bound []byte) ([]
 	return aead.Seal(nonce, nonce, plain, bound), nil
 }
 
-// Open says no more than that bytes do not open.
+// Open returns no detail about bytes that do not open.
 func (k *FileKMS) Open(_ context.Context, keyID string, sealed, bound []byte) ([]byte, error) {
 	aead, err := k.key(keyID)
 	if err != nil {
@@ -133,7 +133,7 @@ func (k *FileKMS) Open(_ context.Context, keyID string, sealed, bound []byte) ([
 	return plain, nil
 }
 
-var errSealed = errors.New("it was changed, moved from another place, or sealed as something else")
+var errSealed = errors.New("it was changed, moved from another row, or sealed for another purpose")
 
 func (k *FileKMS) key(id string) (cipher.AEAD, error) {
 	aead := k.keys[id]

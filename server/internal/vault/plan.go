@@ -2,14 +2,15 @@ package vault
 
 import "time"
 
-// Bounds that the promises of a rotation are made of.
+// Bounds behind the guarantees of a rotation.
 const (
-	// Stale is how long an instance goes on with the keys that it has while it cannot read the table.
+	// Stale is how long an instance continues with its keys while it cannot read the table.
 	Stale = 5 * time.Minute
-	// Soon is when a key signs that is wanted at once: by then every instance that reads has it.
+	// Soon is the delay before a key signs that an operator rotates immediately: by then every
+	// instance that reads the table has it.
 	Soon = 5 * time.Second
-	// margin is added to the longest life of what a key signed: what an instance that could not read the
-	// table may have signed with it afterwards, and a minute for clocks that differ.
+	// margin is added to the longest life of what a key signed. It covers what an instance that
+	// could not read the table may have signed later, and a minute for clocks that differ.
 	margin = Stale + time.Minute
 )
 
@@ -18,18 +19,18 @@ type Plan struct {
 	Tenant    string
 	Use       Use
 	Algorithm string        // of the next key
-	Rotate    time.Duration // how long a key signs before another does; zero: until somebody rotates
+	Rotate    time.Duration // how long a key signs before its successor does; zero: until an operator rotates
 	Ahead     time.Duration // how long a key is published before it signs
 	Lifetime  time.Duration // the longest life of what a key signs
-	// Together lets every key sign until somebody retires it: for what is believed with one signature of
-	// several, by people who take their time to learn a new key.
+	// Together lets every key sign until an operator retires it. It fits signatures of which one of
+	// several suffices, and verifiers that learn a new key by hand.
 	Together bool
 }
 
-// Phase is where in its life a key is.
+// Phase is a stage in the life of a key.
 type Phase string
 
-// The phases, in order. A key is in force, which is to verify and be published, in all but the last.
+// The phases, in order. A key is in force, so it verifies and is published, in all but the last.
 const (
 	Published Phase = "published" // waits to sign
 	Signing   Phase = "signing"
@@ -42,11 +43,11 @@ type State struct {
 	Row
 	Phase Phase
 	Since time.Time
-	Until time.Time // zero: nothing is known that ends it
+	Until time.Time // zero: no known end
 }
 
-// states is a function of the rows and the time, and of nothing else. The rows are those of the plan, the
-// earliest first. Between the returned times, each of which may be zero, they all stay as they are.
+// states depends on the rows and the time, and on nothing else. The rows are those of the plan, the
+// earliest first. Between the returned times, each of which may be zero, no state changes.
 func (p Plan) states(rows []Row, now time.Time) (list []State, from, until time.Time) {
 	for i, r := range rows {
 		s := p.state(r, p.succeeded(r, rows[i+1:]), now)
@@ -61,9 +62,9 @@ func (p Plan) states(rows []Row, now time.Time) (list []State, from, until time.
 	return list, from, until
 }
 
-// succeeded is when another key takes over from r: the earliest time that one of the later keys signs. What
-// was retired before it signed takes over from nobody; what was retired afterwards did, so that a key never
-// comes back.
+// succeeded is when another key takes over from r: the earliest time at which a later key signs. A
+// key that was retired before it signed never takes over. One that was retired afterwards did, so
+// that a key never returns.
 func (p Plan) succeeded(r Row, later []Row) (at time.Time) {
 	for _, s := range later {
 		never := !s.Retired.IsZero() && !s.Retired.After(s.SignsFrom)
@@ -83,13 +84,13 @@ func (p Plan) state(r Row, succeeded, now time.Time) State {
 		return State{r, Retired, end, time.Time{}}
 	case !succeeded.IsZero() && !now.Before(succeeded):
 		return State{r, Verifying, succeeded, end}
-	case now.Before(r.SignsFrom) && r.Number > 1: // the first one has nobody to wait for, and clocks may differ
+	case now.Before(r.SignsFrom) && r.Number > 1: // the first one waits for no verifier, and clocks may differ
 		return State{r, Published, r.Published, earlier(r.SignsFrom, succeeded)}
 	}
 	return State{r, Signing, r.SignsFrom, succeeded}
 }
 
-// earlier passes over a zero b.
+// earlier ignores a zero b.
 func earlier(a, b time.Time) time.Time {
 	if !b.IsZero() && b.Before(a) {
 		return b
@@ -97,8 +98,8 @@ func earlier(a, b time.Time) time.Time {
 	return a
 }
 
-// due says whether the next key has to be made now, so that it is published long enough before the newest
-// has signed its time.
+// due returns whether the next key must be made now, so that it is published long enough before the
+// newest has signed for its time.
 func (p Plan) due(rows []Row, now time.Time) bool {
 	newest, found := p.newest(rows)
 	return found && p.Rotate > 0 && !now.Before(newest.SignsFrom.Add(p.Rotate-p.Ahead))
@@ -114,7 +115,7 @@ func (p Plan) newest(rows []Row) (newest Row, found bool) {
 	return newest, found
 }
 
-// next is the row of the key that follows, to be filled with a key.
+// next returns the row of the next key, without the key.
 func (p Plan) next(rows []Row, now time.Time, ahead time.Duration) Row {
 	number := uint64(1)
 	if len(rows) > 0 {

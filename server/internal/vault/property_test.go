@@ -10,10 +10,10 @@ import (
 	"deputy.example/deputy/server/internal/testservers"
 )
 
-// What the simulation lets go wrong.
+// The faults of the simulation.
 const (
 	apart   = 20 * time.Second // clocks, from the true time
-	behind  = 4 * time.Minute  // how old an instance's reading may be: less than Stale, and than Ahead
+	behind  = 4 * time.Minute  // maximum age of an instance's reading: less than Stale, and than Ahead
 	longest = 15 * time.Minute // life of a token
 )
 
@@ -33,8 +33,8 @@ type issued struct {
 	exp time.Time
 }
 
-// simulate lets three instances issue and verify tokens for hours, while keys rotate by themselves and by
-// hand, and returns the first token in force that an instance refused.
+// simulate lets three instances issue and verify tokens for hours, while keys rotate on schedule
+// and by hand. It returns the first token in force that an instance refused.
 func simulate(t *testing.T, seed uint64, kms KMS, plan Plan) (rotations int, refused error) {
 	random := rand.New(rand.NewPCG(seed, 0))
 	within := func(d time.Duration) time.Duration { return time.Duration(random.Int64N(int64(d))) }
@@ -56,7 +56,7 @@ func simulate(t *testing.T, seed uint64, kms KMS, plan Plan) (rotations int, ref
 		}
 		i := fleet[random.IntN(len(fleet))]
 		if random.IntN(40) == 0 {
-			_, _ = i.Rotate(t.Context(), "acme", Tokens, false) // or says that one is under way
+			_, _ = i.Rotate(t.Context(), "acme", Tokens, false) // or returns that one is under way
 			i.read = now
 		}
 		out = append(out, issued{i.signs(t), now.Add(i.off).Add(within(longest))})
@@ -77,8 +77,8 @@ func simulate(t *testing.T, seed uint64, kms KMS, plan Plan) (rotations int, ref
 	return len(store.rows) - 1, nil
 }
 
-// TestEveryTokenInForceVerifies is the promise of a rotation: at any instant every token that is in force
-// verifies at every instance that has read the table within the last minutes.
+// TestEveryTokenInForceVerifies is the guarantee of a rotation: at any instant, every token in
+// force verifies at every instance that has read the table within the last minutes.
 func TestEveryTokenInForceVerifies(t *testing.T) {
 	kms, _ := newKMS(t, 1)
 	seed, runs, rotations := testservers.Seed(t), testservers.Campaign(2000, 60), 0
@@ -94,7 +94,8 @@ func TestEveryTokenInForceVerifies(t *testing.T) {
 		t.Errorf("only %d rotations: nothing was tried", rotations)
 	}
 
-	// The controls: a key that signs as soon as it is published, and one that is gone when the next signs.
+	// The controls: a key that signs when it is published, and one that is retired when the next
+	// signs.
 	unpublished, shortlived := hasty, hasty
 	unpublished.Ahead, shortlived.Lifetime = 0, -margin
 	for name, plan := range map[string]Plan{"unpublished": unpublished, "shortlived": shortlived} {

@@ -15,7 +15,7 @@ import (
 type Maker[K any] struct {
 	// Make makes a private key.
 	Make func(algorithm string) (private []byte, err error)
-	// Open reads one. The id is the key's own. Errors never hold what was read.
+	// Open reads one. The id is derived from the key. Errors never hold what was read.
 	Open func(private []byte, algorithm string) (key K, id string, err error)
 }
 
@@ -25,25 +25,25 @@ type Held[K any] struct {
 	Key K
 }
 
-// Set is the keys that are in force at one time, the earliest first. It is never changed, and stays the same
-// until one of them enters another phase or another key comes.
+// Set holds the keys that are in force at one time, the earliest first. It is immutable. It is
+// valid until one of them enters another phase or another key is added.
 type Set[K any] struct {
 	Keys []Held[K]
 
-	from, until time.Time // it is right between these; no until: for good
+	from, until time.Time // valid between these; a zero until: without end
 }
 
-// Series is the keys of one tenant and use. It is safe for concurrent use.
+// Series holds the keys of one tenant and use. It is safe for concurrent use.
 type Series[K any] struct {
 	plan  Plan
 	maker Maker[K]
 	now   func() time.Time
 
-	mu      sync.Mutex // guards reading and what follows
+	mu      sync.Mutex // guards reading and the fields below
 	rows    []Row
 	opened  map[uint64]openedKey[K]
 	current atomic.Pointer[Set[K]]
-	readAt  atomic.Pointer[time.Time] // when the newest good read began
+	readAt  atomic.Pointer[time.Time] // when the newest successful read began
 }
 
 type openedKey[K any] struct {
@@ -52,7 +52,7 @@ type openedKey[K any] struct {
 	key    K
 }
 
-// NewSeries makes a series without keys: it has some once Open has read them. now may be nil: time.Now.
+// NewSeries returns a series without keys: Open reads them. now may be nil: time.Now.
 func NewSeries[K any](plan Plan, maker Maker[K], now func() time.Time) *Series[K] {
 	if now == nil {
 		now = time.Now
@@ -60,7 +60,8 @@ func NewSeries[K any](plan Plan, maker Maker[K], now func() time.Time) *Series[K
 	return &Series[K]{plan: plan, maker: maker, now: now}
 }
 
-// Now returns the keys that are in force. It refuses when the table was not read for longer than Stale.
+// Now returns the keys that are in force. It returns an error if the table was not read for longer
+// than Stale.
 func (s *Series[K]) Now() (*Set[K], error) {
 	now := s.now()
 	read := s.readAt.Load()
@@ -68,7 +69,7 @@ func (s *Series[K]) Now() (*Set[K], error) {
 	case read == nil:
 		return nil, errors.New("the managed keys have not been read")
 	case now.Sub(*read) > Stale:
-		return nil, fmt.Errorf("the managed keys were last read at %s, and are too old to be believed", read.UTC().Format(time.RFC3339))
+		return nil, fmt.Errorf("the managed keys are stale: they were last read at %s", read.UTC().Format(time.RFC3339))
 	}
 	if set := s.current.Load(); set.isRight(now) {
 		return set, nil
@@ -82,7 +83,7 @@ func (set *Set[K]) isRight(now time.Time) bool {
 	return set != nil && !now.Before(set.from) && (set.until.IsZero() || now.Before(set.until))
 }
 
-// advance makes the set of this time, unless there is one. s.mu is held.
+// advance returns the set of this time, and makes it if necessary. The caller holds s.mu.
 func (s *Series[K]) advance(now time.Time) *Set[K] {
 	if set := s.current.Load(); set.isRight(now) {
 		return set
@@ -90,7 +91,8 @@ func (s *Series[K]) advance(now time.Time) *Set[K] {
 	states, from, until := s.plan.states(s.rows, now)
 	set := &Set[K]{from: from, until: until}
 	for _, state := range states {
-		// A clock that was set back does not revive what was over when the table was read.
+		// A clock that was set back does not restore keys that were retired when the table was
+		// read.
 		if key, opened := s.opened[state.Number]; opened && state.Phase != Retired {
 			set.Keys = append(set.Keys, Held[K]{state, key.key})
 		}
@@ -99,7 +101,7 @@ func (s *Series[K]) advance(now time.Time) *Set[K] {
 	return set
 }
 
-// Member is a *Series of any kind, to the vault that it belongs to.
+// Member is a *Series of any kind, as its vault uses it.
 type Member interface {
 	planned() Plan
 	take(ctx context.Context, kms KMS, rows []Row, began time.Time) error
@@ -117,13 +119,13 @@ func (s *Series[K]) make(row Row) (private []byte, id string, err error) {
 	return private, id, err
 }
 
-// take puts what was read into force: all of it, or nothing if one key that is in force does not open. Rows
-// that were there do not go: who empties the table does not make this instance begin anew.
+// take puts what was read into force: all of it, or nothing if one key that is in force does not
+// open. Rows never vanish: an empty table does not make this instance start over.
 func (s *Series[K]) take(ctx context.Context, kms KMS, rows []Row, began time.Time) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(rows) < len(s.rows) {
-		return fmt.Errorf("%d of the keys for %s of tenant %s are gone from the table", len(s.rows)-len(rows), s.plan.Use, s.plan.Tenant)
+		return fmt.Errorf("%d of the keys for %s of tenant %s are missing from the table", len(s.rows)-len(rows), s.plan.Use, s.plan.Tenant)
 	}
 	states, _, _ := s.plan.states(rows, s.now())
 	opened := make(map[uint64]openedKey[K])
@@ -138,7 +140,7 @@ func (s *Series[K]) take(ctx context.Context, kms KMS, rows []Row, began time.Ti
 		}
 		key, err := s.open(ctx, kms, row)
 		if err != nil {
-			return fmt.Errorf("the key %s for %s of tenant %s cannot be opened: %w", row.ID, row.Use, row.Tenant, err)
+			return fmt.Errorf("the key %s for %s of tenant %s does not open: %w", row.ID, row.Use, row.Tenant, err)
 		}
 		opened[row.Number] = openedKey[K]{row.Sealed, bound, key}
 	}
@@ -163,7 +165,7 @@ func (s *Series[K]) open(ctx context.Context, kms KMS, row Row) (key K, err erro
 	}
 	key, id, err := s.maker.Open(private, row.Algorithm)
 	if err == nil && id != row.ID {
-		err = errors.New("it is another key")
+		err = errors.New("it holds a different key")
 	}
 	return key, err
 }

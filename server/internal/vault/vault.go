@@ -11,13 +11,13 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Every is how often the table is read: one statement for all tenants.
+// Every is how often the table is read, with one statement for all tenants.
 const Every = time.Second
 
-// readTimeout bounds one look at the table with all that follows from it.
+// readTimeout bounds one read of the table and all that follows from it.
 const readTimeout = 10 * time.Second
 
-// Config is what a Vault works with.
+// Config configures a Vault.
 type Config struct {
 	Store Store
 	KMS   KMS
@@ -35,11 +35,11 @@ type Vault struct {
 	failing prometheus.Gauge
 
 	mu      sync.Mutex // one read at a time
-	refused bool       // the last round failed: said once
+	refused bool       // the last round failed; it is logged once
 }
 
-// Open reads the table for the series. A key that is in force and does not open
-// is an error: nothing is ever put in its place by itself.
+// Open reads the table for the series. A key that is in force and does not open is an error: no key
+// ever replaces it automatically.
 func Open(ctx context.Context, config Config, series ...Member) (*Vault, error) {
 	if config.Now == nil {
 		config.Now = time.Now
@@ -50,11 +50,11 @@ func Open(ctx context.Context, config Config, series ...Member) (*Vault, error) 
 	v := &Vault{config: config, members: series}
 	v.signing = prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Name: "deputy_managed_key_signs_since_seconds",
-		Help: "When the key that signs began to, in seconds since 1970.",
+		Help: "Time since which the current key signs, in seconds since 1970.",
 	}, []string{"tenant", "use"})
 	v.failing = prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "deputy_managed_keys_failing",
-		Help: "1 while the table of managed keys cannot be read, opened or kept up: alert on it.",
+		Help: "1 while the table of managed keys cannot be read, opened or maintained. Alert on it.",
 	})
 	if config.Registerer != nil {
 		config.Registerer.MustRegister(v.signing, v.failing)
@@ -63,7 +63,7 @@ func Open(ctx context.Context, config Config, series ...Member) (*Vault, error) 
 	return v, err
 }
 
-// read takes what the table has into all series.
+// read takes the rows of the table into all series.
 func (v *Vault) read(ctx context.Context) (map[Member][]Row, error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -88,8 +88,8 @@ func (v *Vault) read(ctx context.Context) (map[Member][]Row, error) {
 	return held, errors.Join(errs...)
 }
 
-// Begin makes the first key of every series that never had one. It signs at once: there is nobody yet who
-// could hold a token of another. However many instances begin at once, one key comes of it.
+// Begin makes the first key of every series that never had one. It signs immediately: no verifier
+// can hold a token of another key yet. If many instances begin together, one key results.
 func (v *Vault) Begin(ctx context.Context) error {
 	held, err := v.read(ctx)
 	if err != nil {
@@ -107,7 +107,7 @@ func (v *Vault) Begin(ctx context.Context) error {
 	return err
 }
 
-// add makes the key that follows on these rows, unless somebody was faster.
+// add makes the key that follows on these rows. It returns false if another instance was faster.
 func (v *Vault) add(ctx context.Context, m Member, rows []Row, ahead time.Duration) (bool, error) {
 	row := m.planned().next(rows, v.config.Now(), ahead)
 	private, id, err := m.make(row)
@@ -121,13 +121,13 @@ func (v *Vault) add(ctx context.Context, m Member, rows []Row, ahead time.Durati
 	clear(private)
 	added, err := v.config.Store.AddSealedKey(ctx, row)
 	if added {
-		v.config.Logger.InfoContext(ctx, "a key was made", "tenant", row.Tenant, "use", row.Use, "kid", row.ID, "signs_from", row.SignsFrom)
+		v.config.Logger.InfoContext(ctx, "managed key created", "tenant", row.Tenant, "use", row.Use, "kid", row.ID, "signs_from", row.SignsFrom)
 	}
 	return added, err
 }
 
-// Run reads the table every second, so that all instances know of each other's rotations, and makes the
-// keys that are due, until ctx ends. It returns nil then.
+// Run reads the table every second, so that all instances learn of each other's rotations, and
+// makes the keys that are due, until ctx is done. Then it returns nil.
 func (v *Vault) Run(ctx context.Context) error {
 	tick := time.NewTicker(Every)
 	defer tick.Stop()
@@ -143,27 +143,27 @@ func (v *Vault) Run(ctx context.Context) error {
 		}
 		if (err != nil) != v.refused {
 			v.refused = err != nil
-			v.config.Logger.ErrorContext(ctx, "keeping the managed keys", "failing", v.refused, "cause", err)
+			v.config.Logger.ErrorContext(ctx, "managed keys failing", "failing", v.refused, "cause", err)
 		}
 	}
 }
 
-// Round is one turn of Run.
+// Round is one iteration of Run.
 func (v *Vault) Round(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, readTimeout)
 	defer cancel()
 	held, err := v.read(ctx)
 	if err == nil {
 		for _, m := range v.members {
-			err = errors.Join(err, v.keep(ctx, m, held[m]))
+			err = errors.Join(err, v.maintain(ctx, m, held[m]))
 		}
 	}
 	v.failing.Set(map[bool]float64{true: 1}[err != nil])
 	return err
 }
 
-// keep does what time asks of a series. All instances do, and it does not matter whose change counts.
-func (v *Vault) keep(ctx context.Context, m Member, rows []Row) error {
+// maintain applies what is due in a series. All instances do so, and any of them may succeed.
+func (v *Vault) maintain(ctx context.Context, m Member, rows []Row) error {
 	plan, now := m.planned(), v.config.Now()
 	var errs []error
 	if plan.due(rows, now) {
@@ -175,7 +175,7 @@ func (v *Vault) keep(ctx context.Context, m Member, rows []Row) error {
 		if s.Phase == Signing {
 			v.signing.WithLabelValues(plan.Tenant, string(plan.Use)).Set(float64(s.Since.Unix()))
 		}
-		if s.Phase == Retired && s.Row.Retired.IsZero() { // its time is over: its private part goes
+		if s.Phase == Retired && s.Row.Retired.IsZero() { // its life is over: delete its private part
 			_, err := v.config.Store.RetireSealedKey(ctx, s.Row, s.Since)
 			errs = append(errs, err)
 		} else if s.Phase != Retired {
@@ -185,9 +185,9 @@ func (v *Vault) keep(ctx context.Context, m Member, rows []Row) error {
 	return errors.Join(errs...)
 }
 
-// amend notes the longest life that this instance's configuration allows, which counts for as long as such
-// tokens may be out, whatever the configuration says by then; and seals anew what a former key-encryption
-// key sealed.
+// amend records the longest life that this instance's configuration allows. It counts as long as
+// such tokens may exist, also after the configuration has changed. It seals again what a former
+// key-encryption key sealed.
 func (v *Vault) amend(ctx context.Context, plan Plan, row Row) error {
 	next := row
 	next.Lifetime = max(row.Lifetime, plan.Lifetime)
@@ -209,7 +209,7 @@ func (v *Vault) amend(ctx context.Context, plan Plan, row Row) error {
 	return err
 }
 
-// States reads the table and says how all keys stand.
+// States reads the table and returns the state of every key.
 func (v *Vault) States(ctx context.Context) ([]State, error) {
 	held, err := v.read(ctx)
 	if err != nil {
@@ -223,8 +223,8 @@ func (v *Vault) States(ctx context.Context) ([]State, error) {
 	return all, nil
 }
 
-// Rotate makes the key that follows now. It signs after Plan.Ahead, or, immediately, after Soon: verifiers
-// who have not fetched it by then refuse its first tokens.
+// Rotate makes the next key now. It signs after Plan.Ahead, or, immediately, after Soon: verifiers
+// that have not fetched it by then refuse its first tokens.
 func (v *Vault) Rotate(ctx context.Context, tenant string, use Use, immediately bool) (State, error) {
 	m, err := v.member(tenant, use)
 	if err != nil {
@@ -242,7 +242,7 @@ func (v *Vault) Rotate(ctx context.Context, tenant string, use Use, immediately 
 		}
 		rows := held[m]
 		if newest, found := plan.newest(rows); found && !immediately && v.config.Now().Before(newest.SignsFrom) {
-			return State{}, fmt.Errorf("%s is published already and signs from %s: wait, or rotate immediately", newest.ID, newest.SignsFrom.Format(time.RFC3339))
+			return State{}, fmt.Errorf("key %s is published already and signs from %s; wait, or rotate immediately", newest.ID, newest.SignsFrom.Format(time.RFC3339))
 		}
 		if len(rows) == 0 {
 			ahead = 0
@@ -261,7 +261,8 @@ func (v *Vault) Rotate(ctx context.Context, tenant string, use Use, immediately 
 	}
 }
 
-// Retire ends a key at once: what it signed is refused from then on. It refuses to leave nothing that signs.
+// Retire retires a key at once: what it signed is refused from then on. It returns an error if no
+// other key signs.
 func (v *Vault) Retire(ctx context.Context, tenant, id string) (State, error) {
 	held, err := v.read(ctx)
 	if err != nil {
@@ -274,13 +275,13 @@ func (v *Vault) Retire(ctx context.Context, tenant, id string) (State, error) {
 			switch {
 			case plan.Tenant != tenant || s.ID != id:
 			case s.Phase == Retired:
-				return State{}, fmt.Errorf("%s was retired already, at %s", id, s.Since.Format(time.RFC3339))
+				return State{}, fmt.Errorf("key %s was retired already, at %s", id, s.Since.Format(time.RFC3339))
 			default:
 				return v.retire(ctx, s.Row, states)
 			}
 		}
 	}
-	return State{}, fmt.Errorf(`tenant %q has no managed key %q: "deputyd keys list" says which there are`, tenant, id)
+	return State{}, fmt.Errorf(`tenant %q has no managed key %q; "deputyd keys list" lists its keys`, tenant, id)
 }
 
 func (v *Vault) retire(ctx context.Context, row Row, states []State) (State, error) {
@@ -295,10 +296,10 @@ func (v *Vault) retire(ctx context.Context, row Row, states []State) (State, err
 	}
 	for _, s := range states {
 		if s.Phase == Published && s.Number > row.Number && s.SignsFrom.Sub(now) <= Soon {
-			return State{}, fmt.Errorf("no later key than %s signs yet: wait until %s, when %s does", row.ID, s.SignsFrom.Add(time.Second).Format(time.RFC3339), s.ID)
+			return State{}, fmt.Errorf("no later key than %s signs yet; wait until %s, when %s does", row.ID, s.SignsFrom.Add(time.Second).Format(time.RFC3339), s.ID)
 		}
 	}
-	return State{}, fmt.Errorf(`no later key than %s signs: make one first, with "deputyd keys rotate --immediately"`, row.ID)
+	return State{}, fmt.Errorf(`no later key than %s signs; make one first, with "deputyd keys rotate --immediately"`, row.ID)
 }
 
 func (v *Vault) member(tenant string, use Use) (Member, error) {

@@ -27,7 +27,7 @@ type table struct {
 	mu         sync.Mutex
 	rows       []Row
 	down       error
-	unnumbered bool // the control: whoever adds gets the next number, whatever it had read
+	unnumbered bool // control: AddSealedKey gives the next free number, whatever its caller has read
 }
 
 func (s *table) SealedKeys(context.Context) ([]Row, error) {
@@ -171,7 +171,7 @@ func (i instance) round(t testing.TB) {
 	}
 }
 
-// held says which keys are in force, by phase.
+// held returns the keys in force, by phase.
 func (i instance) held(t testing.TB) map[Phase][]string {
 	t.Helper()
 	set, err := i.series.Now()
@@ -194,7 +194,7 @@ func (i instance) signs(t testing.TB) string {
 	return by[Signing][0]
 }
 
-// careless is a KMS that binds nothing: the control of what the bound bytes are for.
+// careless is a KMS that binds nothing: the control of the bound bytes.
 type careless struct{ KMS }
 
 func (k careless) Seal(ctx context.Context, id string, plain, _ []byte) ([]byte, error) {
@@ -215,22 +215,22 @@ func TestARowOpensOnlyAsItWasSealed(t *testing.T) {
 	}
 	for name, test := range map[string]struct {
 		edit  func(rows []Row) Row // makes the first row another
-		bound bool                 // only what is bound tells
+		bound bool                 // only the bound bytes reveal the edit
 	}{
-		"as it was":         {func(r []Row) Row { return r[0] }, false},
-		"another tenant's":  {func(r []Row) Row { r[2].Number = 1; r[2].Tenant = "acme"; return r[2] }, true},
-		"another use":       {func(r []Row) Row { r[3].Number = 1; r[3].Use = Tokens; return r[3] }, true},
-		"another place":     {func(r []Row) Row { r[1].Number = 1; return r[1] }, true},
-		"signs earlier":     {func(r []Row) Row { r[0].SignsFrom = r[0].SignsFrom.Add(-time.Hour); return r[0] }, true},
-		"published earlier": {func(r []Row) Row { r[0].Published = r[0].Published.Add(-time.Hour); return r[0] }, true},
-		"another algorithm": {func(r []Row) Row { r[0].Algorithm = "RS256"; return r[0] }, true},
-		"another kid":       {func(r []Row) Row { r[0].ID = "mine"; return r[0] }, false},
-		"another's bytes":   {func(r []Row) Row { r[0].Sealed = r[1].Sealed; return r[0] }, false},
-		"a changed bit":     {func(r []Row) Row { r[0].Sealed = bytes.Clone(r[0].Sealed); r[0].Sealed[20] ^= 1; return r[0] }, false},
-		"cut short":         {func(r []Row) Row { r[0].Sealed = r[0].Sealed[:5]; return r[0] }, false},
-		"nothing":           {func(r []Row) Row { r[0].Sealed = nil; return r[0] }, false},
-		"another sealer's":  {func(r []Row) Row { r[0].SealedBy = other; return r[0] }, false},
-		"nobody's":          {func(r []Row) Row { r[0].SealedBy = "0123456789abcdef"; return r[0] }, false},
+		"as it was":           {func(r []Row) Row { return r[0] }, false},
+		"another tenant's":    {func(r []Row) Row { r[2].Number = 1; r[2].Tenant = "acme"; return r[2] }, true},
+		"another use":         {func(r []Row) Row { r[3].Number = 1; r[3].Use = Tokens; return r[3] }, true},
+		"another place":       {func(r []Row) Row { r[1].Number = 1; return r[1] }, true},
+		"signs earlier":       {func(r []Row) Row { r[0].SignsFrom = r[0].SignsFrom.Add(-time.Hour); return r[0] }, true},
+		"published earlier":   {func(r []Row) Row { r[0].Published = r[0].Published.Add(-time.Hour); return r[0] }, true},
+		"another algorithm":   {func(r []Row) Row { r[0].Algorithm = "RS256"; return r[0] }, true},
+		"another kid":         {func(r []Row) Row { r[0].ID = "mine"; return r[0] }, false},
+		"another's bytes":     {func(r []Row) Row { r[0].Sealed = r[1].Sealed; return r[0] }, false},
+		"a changed bit":       {func(r []Row) Row { r[0].Sealed = bytes.Clone(r[0].Sealed); r[0].Sealed[20] ^= 1; return r[0] }, false},
+		"cut short":           {func(r []Row) Row { r[0].Sealed = r[0].Sealed[:5]; return r[0] }, false},
+		"nothing":             {func(r []Row) Row { r[0].Sealed = nil; return r[0] }, false},
+		"another sealer's":    {func(r []Row) Row { r[0].SealedBy = other; return r[0] }, false},
+		"an unknown sealer's": {func(r []Row) Row { r[0].SealedBy = "0123456789abcdef"; return r[0] }, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			for _, k := range []KMS{kms, careless{kms}} {
@@ -302,7 +302,7 @@ func TestKeyEncryptionKeysRotate(t *testing.T) {
 	}
 	begin(t, store, write(nextText, oldText), time.now, quarterly).round(t)
 	if store.rows[0].SealedBy != next.Current() {
-		t.Error("what the former key sealed was not sealed anew")
+		t.Error("what the former key sealed was not sealed again")
 	}
 	if _, err := open(t, store, next, time.now, quarterly); err != nil {
 		t.Errorf("the former key is still needed: %v", err)
@@ -412,7 +412,7 @@ func TestInstancesThatRaceMakeOneSuccessor(t *testing.T) {
 		var racing sync.WaitGroup
 		for n, i := range fleet {
 			racing.Go(func() {
-				if err := i.keep(t.Context(), i.series, held[n][i.series]); err != nil {
+				if err := i.maintain(t.Context(), i.series, held[n][i.series]); err != nil {
 					t.Error(err)
 				}
 			})
@@ -471,7 +471,7 @@ func TestWithoutTheTable(t *testing.T) {
 	i.signs(t)
 	clock.add(time.Second)
 	if _, err := i.series.Now(); err == nil {
-		t.Error("keys are believed for ever")
+		t.Error("keys are used without a bound")
 	}
 	store.down = nil
 	i.round(t)
@@ -523,7 +523,7 @@ func TestRetire(t *testing.T) {
 	if len(store.rows[0].Sealed) > 0 {
 		t.Error("the private part of a retired key was kept")
 	}
-	for _, id := range []string{stolen, "nobody"} {
+	for _, id := range []string{stolen, "unknown"} {
 		if _, err := here.Retire(t.Context(), "acme", id); err == nil {
 			t.Errorf("%s was retired", id)
 		}
@@ -532,7 +532,7 @@ func TestRetire(t *testing.T) {
 		t.Error("another tenant's key was retired")
 	}
 
-	// Who can write to the table cannot bring it back, unless it kept what was sealed.
+	// A writer of the table cannot restore a retired key, unless it kept the sealed bytes.
 	store.rows[0].Retired = time.Time{}
 	if err := there.Round(t.Context()); err == nil {
 		t.Error("a key came back")
@@ -543,8 +543,8 @@ func TestRetire(t *testing.T) {
 	}
 }
 
-// TestLongerLivesAreRemembered lowers the lifetime of tokens again after a while: what was issued meanwhile
-// keeps its key.
+// TestLongerLivesAreRemembered lowers the lifetime of tokens again after a while: what was issued
+// meanwhile keeps its key.
 func TestLongerLivesAreRemembered(t *testing.T) {
 	kms, _ := newKMS(t, 1)
 	store, clock := &table{}, newClock()
@@ -557,6 +557,7 @@ func TestLongerLivesAreRemembered(t *testing.T) {
 	if _, err := i.Rotate(t.Context(), "acme", Tokens, false); err != nil {
 		t.Fatal(err)
 	}
+	i.round(t) // must not lower the life that it has read
 	clock.add(quarterly.Ahead + 24*time.Hour)
 	i.round(t)
 	if !slices.Contains(i.held(t)[Verifying], first) {
@@ -593,7 +594,7 @@ func TestTogether(t *testing.T) {
 	}
 }
 
-func TestRunReadsUntilTold(t *testing.T) {
+func TestRunReadsUntilCanceled(t *testing.T) {
 	kms, _ := newKMS(t, 1)
 	synctest.Test(t, func(t *testing.T) {
 		store := &table{}
@@ -617,7 +618,7 @@ func TestRunReadsUntilTold(t *testing.T) {
 	})
 }
 
-// TestRetiredBeforeItSigned: a key that never signed takes over from nobody.
+// TestRetiredBeforeItSigned: a key that never signed takes over from none.
 func TestRetiredBeforeItSigned(t *testing.T) {
 	kms, _ := newKMS(t, 1)
 	store, clock := &table{}, newClock()

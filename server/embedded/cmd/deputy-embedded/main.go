@@ -1,6 +1,6 @@
-// Command deputy-embedded runs Deputy with everything that it depends on in one process: OpenFGA with a
-// small demo world, Redis, an SQLite ledger and a development issuer. It plays the demo once and serves
-// until it is interrupted.
+// Command deputy-embedded runs Deputy with all its dependencies in one process: OpenFGA with a
+// small demo world, Redis, an SQLite ledger and a development issuer. It plays the demo once and
+// serves until it is interrupted.
 //
 // It is for trying Deputy out. Its development issuer gives tokens to every program on the machine.
 package main
@@ -36,18 +36,18 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	config := embedded.Config{CLI: cli()}
 	flags := flag.NewFlagSet("deputy-embedded", flag.ContinueOnError)
 	flags.SetOutput(stderr)
-	flags.StringVar(&config.Dir, "data", "deputy-data", "`folder` of ledger and keys; created if it is not there")
+	flags.StringVar(&config.Dir, "data", "deputy-data", "`folder` of ledger and keys; created if missing")
 	flags.StringVar(&config.GRPC, "grpc", "127.0.0.1:9090", "loopback `address` of the gRPC API")
-	flags.StringVar(&config.HTTP, "http", "127.0.0.1:8080", "loopback `address` of the OAuth endpoints, and the issuer's name")
+	flags.StringVar(&config.HTTP, "http", "127.0.0.1:8080", "loopback `address` of the OAuth endpoints, and the issuer of tokens")
 	flags.StringVar(&config.Ops, "ops", "127.0.0.1:9091", "loopback `address` of health and metrics")
 	flags.StringVar(&config.Dev, "dev", "127.0.0.1:8081", "loopback `address` of the development issuer and OpenFGA")
 	demo := flags.Bool("demo", true, "play the demo chain before serving")
-	verbose := flags.Bool("verbose", false, "log everything, not only what needs attention")
+	verbose := flags.Bool("verbose", false, "log everything, not only errors")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
 	if flags.NArg() > 0 {
-		return fmt.Errorf("%q is not a flag: see --help", flags.Arg(0))
+		return fmt.Errorf("%q is not a flag; see --help", flags.Arg(0))
 	}
 	level := slog.LevelError
 	if *verbose {
@@ -66,13 +66,13 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 			if err := e.Demo(ctx, stdout); ctx.Err() == nil {
 				return err
 			}
-			return nil // interrupted: no fault of the demo's
+			return nil // interrupted: not a fault of the demo
 		})
 	}
 	return group.Wait()
 }
 
-// cli finds the command line where make run puts it: beside this program.
+// cli finds the command line beside this program, where make run puts it.
 func cli() string {
 	self, err := os.Executable()
 	if err != nil {
@@ -91,7 +91,7 @@ func cli() string {
 	case err != nil || len(relative) > len(beside):
 		return beside
 	case filepath.Base(relative) == relative:
-		return "./" + relative // a bare name would be looked for in PATH
+		return "./" + relative // the shell looks up a bare name in PATH
 	}
 	return relative
 }

@@ -1,8 +1,10 @@
-// Command deputy-target is what loadtest measures and does not find among the other binaries: OpenFGA in a
-// process of its own, Deputy with OpenFGA and Redis in one process but with a configuration file of its own
-// (the embedded default has a world that is too small to measure), and deputyd with a profiler.
+// Command deputy-target provides the processes that loadtest measures and no other binary provides.
+// They are OpenFGA in a process of its own, Deputy with OpenFGA and Redis in one process but with
+// its own configuration file (the world of the embedded deployment is too small to measure), and
+// deputyd with a profiler.
 //
-// It is for measuring. Its OpenFGA and its profiler answer whoever asks, so both listen on loopback only.
+// It is for measuring. Its OpenFGA and its profiler serve every caller, so both listen on loopback
+// only.
 package main
 
 import (
@@ -41,12 +43,12 @@ func main() {
 func run(ctx context.Context, args []string, stdin io.Reader, stderr io.Writer) error {
 	flags := flag.NewFlagSet("deputy-target openfga|embedded|deputyd", flag.ContinueOnError)
 	flags.SetOutput(stderr)
-	config := flags.String("config", "", "configuration `file` of deputyd; embedded reads its name from standard input")
+	config := flags.String("config", "", "configuration `file` of deputyd; embedded reads the file's name from standard input")
 	openFGA := flags.String("openfga", "", "loopback `address` of OpenFGA's HTTP API")
 	profiler := flags.String("pprof", "", "loopback `address` of net/http/pprof; none if empty")
 	if len(args) == 0 {
 		flags.Usage()
-		return errors.New("say what to be")
+		return errors.New("the first argument must be openfga, embedded or deputyd")
 	}
 	if err := flags.Parse(args[1:]); err != nil {
 		return err
@@ -75,17 +77,17 @@ func run(ctx context.Context, args []string, stdin io.Reader, stderr io.Writer) 
 			return deputy(ctx, settings, server.Options{})
 		})
 	default:
-		return fmt.Errorf("%q is neither openfga nor embedded nor deputyd", args[0])
+		return fmt.Errorf("the first argument must be openfga, embedded or deputyd, not %q", args[0])
 	}
 	return group.Wait()
 }
 
-// inOneProcess is Deputy put together as the embedded default is. It waits for the name of its configuration
-// file: whoever writes that needs the ids of stores, which are made through OpenFGA's API first.
+// inOneProcess is Deputy composed like the embedded deployment. It waits for the name of its
+// configuration file, whose author first makes the stores through OpenFGA's API.
 func inOneProcess(ctx context.Context, fga *embedded.FGA, stdin io.Reader) error {
 	name, err := bufio.NewReader(stdin).ReadString('\n')
 	if err != nil {
-		return fmt.Errorf("standard input names no configuration file: %w", err)
+		return fmt.Errorf("standard input: must name a configuration file: %w", err)
 	}
 	name = strings.TrimSuffix(name, "\n")
 	redis := redisd.New(time.Now)
@@ -109,7 +111,7 @@ func deputy(ctx context.Context, settings server.Config, options server.Options)
 	return s.Run(ctx)
 }
 
-// profiles are those of net/http/pprof, on a mux that nothing else is on.
+// profiles are those of net/http/pprof, on a mux of their own.
 func profiles() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/debug/pprof/", pprof.Index)
@@ -117,11 +119,11 @@ func profiles() http.Handler {
 	return mux
 }
 
-// serve answers until ctx ends, on a loopback address and no other.
+// serve serves until ctx is done, on a loopback address only.
 func serve(ctx context.Context, address string, handler http.Handler) error {
 	host, _, err := net.SplitHostPort(address)
 	if ip := net.ParseIP(host); err != nil || ip == nil || !ip.IsLoopback() {
-		return fmt.Errorf("%q is not a loopback address", address)
+		return fmt.Errorf("the address must be a loopback address, not %q", address)
 	}
 	s := &http.Server{Addr: address, Handler: handler, ReadHeaderTimeout: time.Minute}
 	stop := context.AfterFunc(ctx, func() { _ = s.Close() })

@@ -1,8 +1,9 @@
-// Command fgajson rewrites a model in OpenFGA's language as the JSON that OpenFGA's API takes, beside it:
+// Command fgajson rewrites a model in OpenFGA's language as the JSON of OpenFGA's API, beside it:
 //
 //	go run ./internal/fgajson ../../fga-models/deputy.fga    # writes ../../fga-models/deputy.json
 //
-// It lives in the nested module because the language's parser would otherwise be a dependency of every user of Deputy.
+// It is in the nested module because every user of Deputy would otherwise depend on the language's
+// parser.
 package main
 
 import (
@@ -38,8 +39,8 @@ func run(args []string) error {
 	return os.WriteFile(strings.TrimSuffix(args[0], ".fga")+".json", model, 0o644)
 }
 
-// transform returns dsl as indented JSON. The transformer's own spacing is random on purpose (protojson), so it is laid out
-// anew: a committed file must not differ from one run to the next.
+// transform returns dsl as indented JSON. The transformer's own spacing is random on purpose
+// (protojson), so it is indented again: a committed file must not differ between runs.
 func transform(dsl string) ([]byte, error) {
 	raw, err := transformer.TransformDSLToJSON(dsl)
 	if err != nil {

@@ -8,14 +8,14 @@ import (
 	fgamodels "deputy.example/deputy/fga-models"
 )
 
-// What is shipped is what people read: deputy.json is exactly what deputy.fga says.
+// The shipped deputy.json is exactly the JSON of deputy.fga.
 func TestShippedJSONIsCurrent(t *testing.T) {
 	want, err := transform(fgamodels.DeputyDSL)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(want, fgamodels.DeputyJSON) {
-		t.Fatal("fga-models/deputy.json is not what deputy.fga says; run: go -C server/embedded run ./internal/fgajson ../../fga-models/deputy.fga")
+		t.Fatal("fga-models/deputy.json is out of date with deputy.fga; run: go -C server/embedded run ./internal/fgajson ../../fga-models/deputy.fga")
 	}
 }
 

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// command runs with the arguments after its name, and says the error that Redis would.
+// command runs with the arguments after its name, and returns the error of Redis.
 type command struct {
 	least int // arguments
 	run   func(s *Server, c *connection, args []string) error
@@ -312,7 +312,7 @@ func lpush(s *Server, c *connection, args []string) error {
 	return nil
 }
 
-// xrange returns the whole stream, which is all that is asked for.
+// xrange returns the whole stream, the only form in use.
 func xrange(s *Server, c *connection, args []string) error {
 	if args[1] != "-" || args[2] != "+" || len(args) > 3 {
 		return syntax
@@ -381,7 +381,7 @@ func (s *Server) unsubscribe(c *connection, name string) {
 	}
 }
 
-// subscribed tells how many channels the connection listens to now.
+// subscribed returns how many channels the connection subscribes to now.
 func (s *Server) subscribed(c *connection, what, name string) {
 	n := int64(0)
 	for _, listeners := range s.channels {
@@ -395,10 +395,10 @@ func (s *Server) subscribed(c *connection, what, name string) {
 	c.out.integer(n)
 }
 
-// publish is for the scripts: nobody publishes by himself.
+// publish is for the scripts: no client publishes.
 func (s *Server) publish(from *connection, channel, message string) {
 	for listener := range s.channels[channel] {
-		if listener != from { // who listens sends no commands, and its lock is held
+		if listener != from { // a subscriber sends no commands, and its lock is held
 			listener.push(channel, message)
 		}
 	}

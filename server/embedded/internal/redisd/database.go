@@ -31,7 +31,7 @@ type value struct {
 	list    []string
 	events  []event
 	expires time.Time // zero: never
-	listed  int64     // the second in expiring that the key stands in last
+	listed  int64     // the last second in expiring that holds the key
 }
 
 // get returns what a key holds, or nil.
@@ -51,7 +51,7 @@ func (d *database) kindOf(key string) kind {
 	return none
 }
 
-// wrongType is what Redis says of a command that does not fit what the key holds.
+// wrongType is Redis's error for a command that does not fit the key's value.
 type wrongType struct{}
 
 func (wrongType) Error() string {
@@ -88,7 +88,7 @@ func (d *database) set(key, s string, life time.Duration) {
 	d.expire(key, v, life)
 }
 
-// expire ends a key after a life, or never. What is read is looked at then; what nobody reads any more is swept.
+// expire sets the life of a key, or none. A read checks it; a sweep removes keys that are not read.
 func (d *database) expire(key string, v *value, life time.Duration) {
 	if life <= 0 {
 		v.expires = time.Time{}
@@ -120,7 +120,7 @@ func (d *database) sweep(now time.Time) {
 	}
 }
 
-// left is what PTTL says: milliseconds, -1 without end, -2 where there is nothing.
+// left is the result of PTTL: milliseconds, -1 without end, -2 for a missing key.
 func (d *database) left(key string) int64 {
 	v := d.get(key)
 	switch {
@@ -158,7 +158,7 @@ func (h *hash) get(name string) (string, bool) {
 	return h.pairs[i].value, true
 }
 
-// set says whether the field is new.
+// set returns whether the field is new.
 func (h *hash) set(name, value string) bool {
 	if i, there := h.at[name]; there {
 		h.pairs[i].value = value
@@ -187,8 +187,9 @@ func (h *hash) delete(name string) bool {
 	return true
 }
 
-// scan returns some fields and where to go on, 0 at the end. It goes from the last to the first: what moves to the place of something
-// deleted comes from behind, where it was seen, or stays before the cursor. So no field is missed that was there all the time.
+// scan returns some fields and where to go on, 0 at the end. It goes from the last to the first:
+// what moves to the place of something deleted comes from behind, where it was seen, or stays
+// before the cursor. So no field is missed that was there all the time.
 func (h *hash) scan(cursor, count int) ([]pair, int) {
 	end := len(h.pairs)
 	if cursor > 0 {
@@ -204,7 +205,8 @@ type event struct {
 	fields []string
 }
 
-// streamLength is how many events a stream keeps; that many more are let stand before it is cut, as Redis does with ~.
+// streamLength is how many events a stream keeps. It is cut when it holds twice as many, as Redis
+// does with ~.
 const streamLength, streamSlack = 10_000, 100
 
 // append gives an event the next id, which never goes back.

@@ -37,7 +37,7 @@ func TestServesTheGuard(t *testing.T) {
 	guardtest.Run(t, func(t *testing.T) redis.UniversalClient { _, client := start(t, time.Now); return client })
 }
 
-// The suite is not fooled by a server that does not do what the scripts say.
+// The suite fails with a server that does not do what the scripts do.
 func TestSuiteSeesWhatIsMissing(t *testing.T) {
 	right := scripts
 	defer func() { scripts = right }()
@@ -46,7 +46,7 @@ func TestSuiteSeesWhatIsMissing(t *testing.T) {
 		for d, run := range right {
 			broken[d] = run
 		}
-		broken[digest] = func(_ *Server, c *connection, _, args []string) error { // says that all went well, and does nothing
+		broken[digest] = func(_ *Server, c *connection, _, args []string) error { // reports success and does nothing
 			switch len(args) {
 			case 2:
 				c.out.list([]string{args[0]})
@@ -76,7 +76,7 @@ func TestSuiteSeesWhatIsMissing(t *testing.T) {
 	}
 }
 
-// Whoever changes a script in Lua changes it here too.
+// A script that changes in Lua must change here too.
 func TestScriptsAreGuards(t *testing.T) {
 	for _, name := range []string{"admit", "nonces", "publish", "claim", "switch"} {
 		source, err := os.ReadFile("../../../internal/guard/" + name + ".lua")
@@ -119,7 +119,7 @@ func TestWhatItDoesNotKnowIsAnError(t *testing.T) {
 	}
 }
 
-// What has expired is not there, whether somebody looks or not.
+// An expired key is missing, whether it is read or not.
 func TestKeysExpire(t *testing.T) {
 	now := time.Now()
 	s, client := start(t, func() time.Time { return now })

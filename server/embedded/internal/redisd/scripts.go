@@ -8,11 +8,12 @@ import (
 	"time"
 )
 
-// script is one of guard's scripts in Go. What it says is what the Lua beside guard says; guard's conformance suite runs on both.
+// script is one of guard's scripts in Go. It must do the same as the Lua in guard; guard's
+// conformance suite runs on both.
 type script func(s *Server, c *connection, keys, args []string) error
 
-// scripts are known by the digest of their Lua. Whoever changes that changes the function here, and only then the digest: a test
-// compares them, and until then the script is refused.
+// scripts are keyed by the digest of their Lua. If the Lua changes, change the function here first
+// and then the digest: a test compares them, and until then the script is refused.
 var scripts = map[string]script{
 	"3f592e7c07d276476fa41ef124a14257ae8212c5": admit,
 	"245cc479b72eda6cd2250c8a9bc460d7be7a7d53": nonces,
@@ -52,7 +53,8 @@ func scriptCommand(_ *Server, c *connection, args []string) error {
 	return nil
 }
 
-// numbers reads arguments as Lua's tonumber does where the text is a whole number, which all of guard's are.
+// numbers reads arguments as Lua's tonumber does where the text is a whole number, which all of
+// guard's are.
 func numbers(args ...string) ([]int64, error) {
 	list := make([]int64, len(args))
 	for i, a := range args {
@@ -235,7 +237,8 @@ func (s *Server) head(list string) (int64, error) {
 	return n[0], nil
 }
 
-// mark returns number and end that a field has, 0 if it is not there; not ok if it is no mark of guard's.
+// mark returns number and end that a field has, 0 if it is not there; not ok if it is no mark of
+// guard's.
 func (s *Server) mark(list, field string) (number, end int64, ok bool) {
 	text, there, err := s.db.field(list, field)
 	if err != nil || !there {

@@ -1,8 +1,9 @@
-// Package redisd is as much of a Redis as Deputy needs, inside the process: the commands that package guard and its conformance suite
-// use, and guard's scripts, written in Go instead of run from Lua. It speaks Redis's protocol (RESP2), so that the client is the same
-// one as in production, but over pipes in memory: nobody outside the process can connect.
+// Package redisd is the part of Redis that Deputy needs, inside the process: the commands that
+// package guard and its conformance suite use, and guard's scripts, in Go instead of Lua. It
+// implements Redis's protocol (RESP2), so that the client is the same as in production, but over
+// pipes in memory: no other process can connect.
 //
-// It keeps nothing: what it held is gone with the process, as after any loss of a Redis.
+// It persists nothing: its data is lost with the process, as after any loss of a Redis.
 package redisd
 
 import (
@@ -17,15 +18,15 @@ import (
 	"time"
 )
 
-// Address stands where a configuration needs one. It is this machine, as Deputy asks of a Redis without TLS, and nobody connects to it:
-// see [Server.Dial].
+// Address is the URL for the configuration. It names this machine, as Deputy requires of a Redis
+// without TLS, and receives no connections: see [Server.Dial].
 const Address = "redis://localhost"
 
 // Server holds the keys and the connections. Commands run one after the other, as in Redis.
 type Server struct {
 	mu       sync.Mutex
 	db       database
-	channels map[string]map[*connection]bool // who listens to what
+	channels map[string]map[*connection]bool // subscribers of each channel
 	open     map[*connection]bool
 	closed   bool
 	serving  sync.WaitGroup
@@ -40,7 +41,8 @@ func New(now func() time.Time) *Server {
 	}
 }
 
-// Dial opens a connection. Network and address do not matter: a Server is the only one that it leads to.
+// Dial opens a connection. Network and address do not matter: a Server is the only one that it
+// leads to.
 func (s *Server) Dial(context.Context, string, string) (net.Conn, error) {
 	theirs, ours := net.Pipe()
 	c := &connection{server: s, conn: ours}
@@ -67,8 +69,8 @@ func (s *Server) Close() {
 	s.serving.Wait()
 }
 
-// connection has a goroutine for each direction. A client may send a long pipeline before it reads the first reply, and whoever publishes
-// must not wait for a subscriber.
+// connection has a goroutine for each direction. A client may send a long pipeline before it reads
+// the first reply, and a publisher must not wait for a subscriber.
 type connection struct {
 	server *Server
 	conn   net.Conn
@@ -89,7 +91,7 @@ func (c *connection) read() {
 	for {
 		var err error
 		if command, err = readCommand(in, command[:0]); err != nil {
-			return // it has gone, or speaks another protocol
+			return // it has gone, or uses another protocol
 		}
 		c.server.mu.Lock()
 		c.mu.Lock()
@@ -144,7 +146,7 @@ func (c *connection) leave() {
 	}
 }
 
-// push sends what was not asked for. The server's lock is held, the connection's is not.
+// push sends an unsolicited message. The server's lock is held, the connection's is not.
 func (c *connection) push(channel, message string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

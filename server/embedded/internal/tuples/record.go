@@ -13,14 +13,14 @@ import (
 	"github.com/openfga/openfga/pkg/tuple"
 )
 
-// record is a tuple and when it was there: in all versions of the store since from, and before until. So whoever reads sees one
-// version, and neither copies anything nor holds a writer up.
+// record is a tuple and its life: it exists in all versions of the store since from, and before
+// until. So a reader sees one version without a copy and without blocking a writer.
 type record struct {
 	storage.TupleRecord
 	id    ulid.ULID
 	set   bool // the user is a userset or a wildcard
 	from  uint64
-	until atomic.Uint64 // 0: it still is
+	until atomic.Uint64 // 0: it still exists
 }
 
 func newRecord(store string, id ulid.ULID, at time.Time, t *openfgav1.TupleKey) *record {
@@ -37,12 +37,14 @@ func newRecord(store string, id ulid.ULID, at time.Time, t *openfgav1.TupleKey) 
 
 func (r *record) object() string { return tuple.BuildObject(r.ObjectType, r.ObjectID) }
 
-// conditioned says whether the tuple's condition, "" for none, is one of those; any is if none are named.
+// conditioned returns whether the tuple's condition ("" for none) is one of those; any is, if none
+// are named.
 func (r *record) conditioned(any []string) bool {
 	return len(any) == 0 || slices.Contains(any, r.ConditionName)
 }
 
-// allowed says whether the tuple's userset is of a kind that the model allows there; any is if none are named.
+// allowed returns whether the tuple's userset is of a kind that the model allows there; any is, if
+// none are named.
 func (r *record) allowed(any []*openfgav1.RelationReference) bool {
 	if len(any) == 0 {
 		return true
@@ -66,16 +68,16 @@ func (r *record) allowed(any []*openfgav1.RelationReference) bool {
 	return false
 }
 
-// list holds records in the order of writing. What is removed stays in it until half of it is that: to remove costs nothing, and to
-// read twice what it returns at most.
+// list holds records in the order of writing. A removed one stays in it until they are half of it.
+// So a removal costs nothing, and a read at most twice its result.
 type list struct {
-	records []*record // only ever appended to or replaced: readers hold parts of it
+	records []*record // only appended to or replaced: readers hold parts of it
 	gone    int
 }
 
 func (l *list) add(r *record) { l.records = append(l.records, r) }
 
-// remove counts one more of the records whose end is set.
+// remove counts one more record whose end is set.
 func (l *list) remove() {
 	if l.gone++; 2*l.gone <= len(l.records) {
 		return
@@ -91,7 +93,8 @@ func (l *list) remove() {
 
 func (l *list) empty() bool { return len(l.records) == l.gone }
 
-// iterator goes through what some lists held at one version of the store, in the order of writing.
+// iterator goes through the records of some lists at one version of the store, in the order of
+// writing.
 type iterator struct {
 	version uint64
 	fits    func(*record) bool // nil: all do
@@ -100,7 +103,7 @@ type iterator struct {
 	lists [][]*record
 }
 
-// found is an iterator that has no lists yet. The lock is held.
+// found returns an iterator without lists. The caller holds the lock.
 func (s *store) found(fits func(*record) bool) *iterator {
 	return &iterator{version: s.version, fits: fits}
 }
@@ -110,7 +113,8 @@ func (it *iterator) sees(r *record) bool {
 	return r.from <= it.version && (until == 0 || until > it.version) && (it.fits == nil || it.fits(r))
 }
 
-// head is where the next record is, or -1. Records that this does not see are dropped on the way.
+// head returns the index of the list with the next record, or -1. It drops records that are not in
+// this version.
 func (it *iterator) head() int {
 	first := -1
 	for i, records := range it.lists {

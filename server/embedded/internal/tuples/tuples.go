@@ -1,7 +1,8 @@
-// Package tuples keeps OpenFGA's tuples in memory so that a read costs what it returns, however many there are. OpenFGA's own
-// datastore in memory looks at all tuples of the store for each read.
+// Package tuples keeps OpenFGA's tuples in memory. The cost of a read depends on its result and not
+// on the number of tuples, while OpenFGA's own datastore in memory scans all tuples of the store
+// for each read.
 //
-// Stores, models and assertions are few and seldom read: those are left to OpenFGA's own datastore.
+// Stores, models and assertions are few and rarely read: OpenFGA's own datastore keeps them.
 package tuples
 
 import (
@@ -23,7 +24,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
-// Datastore is a [storage.OpenFGADatastore] that is gone with the process. It is safe for concurrent use.
+// Datastore is a [storage.OpenFGADatastore] in memory. It is safe for concurrent use.
 type Datastore struct {
 	storage.OpenFGADatastore // stores, models, assertions
 
@@ -31,13 +32,13 @@ type Datastore struct {
 	stores map[string]*store
 }
 
-// New makes an empty one.
+// New returns an empty datastore.
 func New() *Datastore {
 	return &Datastore{OpenFGADatastore: memory.New(), stores: make(map[string]*store)}
 }
 
-// store is the tuples of one store, and its changelog. Every tuple is in the list of all, in one list of its object and in
-// one of its user; lists are in the order of writing.
+// store holds the tuples of one store, and its changelog. Every tuple is in the list of all, in one
+// list of its object and in one of its user; lists are in the order of writing.
 type store struct {
 	mu      sync.RWMutex
 	version uint64 // of the last write
@@ -46,15 +47,15 @@ type store struct {
 	objects map[string]map[string]*onObject    // by object, then relation
 	users   map[string]map[typedRelation]*list // by user, then what it is related to
 	changes []change                           // in the order of their ids
-	entropy *ulid.MonotonicEntropy             // of those
+	entropy *ulid.MonotonicEntropy             // of the ids of changes
 }
 
 type key struct{ object, relation, user string }
 
 type typedRelation struct{ objectType, relation string }
 
-// onObject holds who has one relation on one object. Usersets and wildcards are asked for by themselves, and would be hard to find
-// among the users.
+// onObject holds the users with one relation on one object. Usersets and wildcards are read by
+// themselves, and would be hard to find among the users.
 type onObject struct{ users, sets list }
 
 // change is a row of the changelog.
@@ -65,7 +66,7 @@ type change struct {
 	deleted bool
 }
 
-// writing returns a store, which need not have been created: OpenFGA asks its stores about that, where it cares.
+// writing returns a store, which need not have been created: OpenFGA checks that where it matters.
 func (d *Datastore) writing(id string) *store {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -80,7 +81,7 @@ func (d *Datastore) writing(id string) *store {
 	return s
 }
 
-// reading returns a store, or an empty one that nobody else has.
+// reading returns a store, or an empty one that no other caller has.
 func (d *Datastore) reading(id string) *store {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
@@ -90,8 +91,8 @@ func (d *Datastore) reading(id string) *store {
 	return new(store)
 }
 
-// DeleteStore implements [storage.StoresBackend]. OpenFGA never gives an id twice, but this must not answer for a store of the
-// same id with the tuples of the one before.
+// DeleteStore implements [storage.StoresBackend]. OpenFGA never reuses an id, but a store must not
+// start with the tuples of an earlier one with the same id.
 func (d *Datastore) DeleteStore(ctx context.Context, id string) error {
 	d.mu.Lock()
 	delete(d.stores, id)
@@ -99,7 +100,7 @@ func (d *Datastore) DeleteStore(ctx context.Context, id string) error {
 	return d.OpenFGADatastore.DeleteStore(ctx, id)
 }
 
-// Write implements [storage.RelationshipTupleWriter]: all of it or nothing.
+// Write implements [storage.RelationshipTupleWriter]. It is atomic.
 func (d *Datastore) Write(_ context.Context, id string, deletes storage.Deletes, writes storage.Writes, options ...storage.TupleWriteOption) error {
 	s := d.writing(id)
 	s.mu.Lock()
@@ -108,7 +109,7 @@ func (d *Datastore) Write(_ context.Context, id string, deletes storage.Deletes,
 		return err
 	}
 	at := time.Now().UTC()
-	if len(s.changes) > 0 { // a clock that was set back must not bring the changelog out of order
+	if len(s.changes) > 0 { // the changelog stays in order if the clock is set back
 		at = latest(at, s.changes[len(s.changes)-1].at)
 	}
 	ids := make([]ulid.ULID, len(deletes)+len(writes))
@@ -143,7 +144,7 @@ func latest(a, b time.Time) time.Time {
 	return a
 }
 
-// fits says whether there is what shall be deleted, and is not what shall be written.
+// fits returns an error unless the tuples to delete exist and those to write do not.
 func (s *store) fits(deletes storage.Deletes, writes storage.Writes, options storage.TupleWriteOptions) error {
 	for _, t := range deletes {
 		there := s.exact[key{t.GetObject(), t.GetRelation(), t.GetUser()}] != nil
@@ -164,7 +165,7 @@ func (s *store) fits(deletes storage.Deletes, writes storage.Writes, options sto
 	return nil
 }
 
-// sameContext takes none and an empty one for the same.
+// sameContext treats none and an empty one as equal.
 func sameContext(a, b *structpb.Struct) bool {
 	return len(a.GetFields()) == 0 && len(b.GetFields()) == 0 || proto.Equal(a, b)
 }
@@ -203,7 +204,7 @@ func (on *onObject) of(r *record) *list {
 	return &on.users
 }
 
-// remove takes the record out of everything, and what is empty then away.
+// remove takes the record out of all lists, and removes the empty ones.
 func (s *store) remove(r *record) {
 	k := key{r.object(), r.Relation, r.User}
 	r.until.Store(s.version)
@@ -251,7 +252,8 @@ func (d *Datastore) ReadUsersetTuples(_ context.Context, id string, f storage.Re
 	return found, nil
 }
 
-// ReadStartingWithUser implements [storage.RelationshipTupleReader]. The tuples come in the order of their objects.
+// ReadStartingWithUser implements [storage.RelationshipTupleReader]. The tuples come in the order
+// of their objects.
 func (d *Datastore) ReadStartingWithUser(_ context.Context, id string, f storage.ReadStartingWithUserFilter, _ storage.ReadStartingWithUserOptions) (storage.TupleIterator, error) {
 	s := d.reading(id)
 	s.mu.RLock()
@@ -286,8 +288,8 @@ func (d *Datastore) Read(_ context.Context, id string, f storage.ReadFilter, _ s
 	return s.read(f), nil
 }
 
-// ReadPage implements [storage.RelationshipTupleReader]. The token is the id of the last tuple of the page before, so that no
-// tuple is left out because others were deleted meanwhile.
+// ReadPage implements [storage.RelationshipTupleReader]. The token is the id of the last tuple of
+// the previous page, so that concurrent deletes cause no gap.
 func (d *Datastore) ReadPage(ctx context.Context, id string, f storage.ReadFilter, options storage.ReadPageOptions) ([]*openfgav1.Tuple, string, error) {
 	var after ulid.ULID
 	if from := options.Pagination.From; from != "" {
@@ -321,8 +323,8 @@ func (d *Datastore) ReadPage(ctx context.Context, id string, f storage.ReadFilte
 	}
 }
 
-// read finds what fits a filter, each part of which may be empty; of an object and a user the type alone may be given. The lock
-// is held.
+// read finds what fits a filter, each part of which may be empty. An object or a user may be given
+// by type only. The caller holds the lock.
 func (s *store) read(f storage.ReadFilter) *iterator {
 	objectType, objectID := tuple.SplitObject(f.Object)
 	userType, userID, _ := tuple.ToUserParts(f.User)
@@ -359,7 +361,7 @@ func (s *store) read(f storage.ReadFilter) *iterator {
 func (d *Datastore) ReadChanges(_ context.Context, id string, f storage.ReadChangesFilter, options storage.ReadChangesOptions) ([]*openfgav1.TupleChange, string, error) {
 	s := d.reading(id)
 	s.mu.RLock()
-	changes := s.changes // which only grow
+	changes := s.changes // append-only
 	s.mu.RUnlock()
 	if f.HorizonOffset > 0 {
 		horizon := time.Now().UTC().Add(-f.HorizonOffset)
@@ -408,7 +410,7 @@ func until(changes []change, late func(change) bool) int {
 	return n
 }
 
-// asTupleChange leaves the condition of what was deleted out, as OpenFGA's datastores do.
+// asTupleChange omits the condition of a deleted tuple, as OpenFGA's datastores do.
 func (c change) asTupleChange() *openfgav1.TupleChange {
 	operation, t := openfgav1.TupleOperation_TUPLE_OPERATION_WRITE, c.record.AsTuple().GetKey()
 	if c.deleted {

@@ -26,7 +26,8 @@ func TestOpenFGAsOwnSuite(t *testing.T) {
 	storagetest.RunAllTests(t, d)
 }
 
-// Whatever is written and deleted, every read returns what OpenFGA's own datastore in memory returns, which looks at all tuples.
+// Whatever is written and deleted, every read returns what OpenFGA's own datastore in memory
+// returns, which looks at all tuples.
 func TestReadsWhatALinearScanFinds(t *testing.T) {
 	objects, relations := []string{"doc:1", "doc:2", "folder:1"}, []string{"viewer", "owner"}
 	users := []string{"user:a", "user:b", "user:*", "folder:1", "group:1#member", "group:2#member", "group:1#lead"}
@@ -188,8 +189,8 @@ func changelog(rt *rapid.T, d storage.OpenFGADatastore, objectType string, desc 
 	}
 }
 
-// A read sees the store as it was at one moment, between two writes, however slowly it goes through it. One that is told to see
-// everything shows that the writes do come in between.
+// A read sees the store as it was at one moment, between two writes, however slowly it reads. A
+// reader that must see everything shows that the writes do happen in between.
 func TestAReadSeesOneMoment(t *testing.T) {
 	for _, everything := range []bool{false, true} {
 		d := New()
@@ -245,7 +246,7 @@ func TestWhatIsDeletedIsGone(t *testing.T) {
 	}
 }
 
-// A horizon leaves the newest changes out. Without one there is nothing that a reading could miss, whatever the clock says.
+// A horizon omits the newest changes. Without one no reading misses a change, whatever the clock.
 func TestHorizon(t *testing.T) {
 	d := New()
 	write(t, d, nil, storage.Writes{tuple.NewTupleKey("doc:1", "viewer", "user:a")})

@@ -14,8 +14,8 @@ import (
 	"deputy.example/deputy/server/internal/policy"
 )
 
-// logged is one row of the fake's changelog. Its place follows from when it was begun, as with OpenFGA's ULIDs, and not from
-// when it could be seen.
+// logged is one row of the fake's changelog. Its place follows from when it was begun, as with
+// OpenFGA's ULIDs, and not from when it could be seen.
 type logged struct {
 	begun  time.Time
 	number int // among those of one time
@@ -36,8 +36,8 @@ func (f *Fake) enter(r policy.Relation, operation string, begun time.Time) {
 	f.rows++
 }
 
-// CommitLate writes or deletes a relationship in a transaction that began before now: its row appears in the changelog behind
-// rows that could be read already.
+// CommitLate writes or deletes a relationship in a transaction that began before now: its row
+// appears in the changelog behind rows that could be read already.
 func (f *Fake) CommitLate(_ context.Context, deleted bool, r policy.Relation, begun time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -68,8 +68,8 @@ func (f *Fake) Readings() int {
 	return f.readings
 }
 
-// readChanges answers as OpenFGA does: rows behind start_time or the token's row, in their order, and a token wherever there is a
-// row. A token is a place in that order, not a count.
+// readChanges answers as OpenFGA does: rows behind start_time or the token's row, in their order,
+// and a token wherever there is a row. A token is a place in that order, not a count.
 func (f *Fake) readChanges(r *http.Request) (*http.Response, error) {
 	query := r.URL.Query()
 	size, err := strconv.Atoi(cmp.Or(query.Get("page_size"), "50"))

@@ -15,15 +15,16 @@ import (
 	"deputy.example/deputy/server/internal/policy"
 )
 
-// Fake answers the part of OpenFGA's HTTP API that the policy checker uses, from a set of direct relationships: no groups,
-// no rewrites, no validation against the model. Its zero value is an empty store with the shipped model. Use it where a test
-// needs answers quickly or needs them wrong; whether the questions are right is shown against a real OpenFGA in
-// server/embedded.
+// Fake answers the part of OpenFGA's HTTP API that the policy checker uses, from a set of direct
+// relationships: no groups, no rewrites, no validation against the model. Its zero value is an
+// empty store with the shipped model. Use it where a test needs answers quickly or needs them
+// wrong; whether the questions are right is shown against a real OpenFGA in server/embedded.
 type Fake struct {
-	// Answer, if set, answers in place of the fake. It sees each request before its body is read and may call next for the
-	// fake's own answer. Set it before the first request.
+	// Answer, if set, answers in place of the fake. It sees each request before its body is read
+	// and may call next for the fake's own answer. Set it before the first request.
 	Answer func(r *http.Request, next http.RoundTripper) (*http.Response, error)
-	// Judge, if set, is asked about each relation first; with ok its yes or no counts instead of the store's.
+	// Judge, if set, decides each relation first; with ok its yes or no counts instead of the
+	// store's.
 	Judge func(r policy.Relation) (yes, ok bool)
 
 	mu       sync.Mutex
@@ -152,7 +153,7 @@ func (f *Fake) batchCheck(r *http.Request) (*http.Response, error) {
 	return Response(http.StatusOK, string(body)), err
 }
 
-// pinned says whether a request asks the one model, and for no stale answer.
+// pinned returns whether a request names the one model and demands no stale answer.
 func pinned(model, consistency string) bool {
 	return model == FakeModel && consistency == "HIGHER_CONSISTENCY"
 }

@@ -11,7 +11,7 @@ import (
 	"deputy.example/deputy/server/internal/policy"
 )
 
-func anybody(delegation.Principal) bool { return true }
+func all(delegation.Principal) bool { return true }
 
 func people(p delegation.Principal) bool { return p.Type() == "user" }
 
@@ -21,7 +21,7 @@ func obtainable(t testing.TB, c *policy.Checker, s policy.Search) ([]policy.Obta
 		s.Begins = people
 	}
 	if s.Usable == nil {
-		s.Usable = anybody
+		s.Usable = all
 	}
 	list, complete, err := c.Obtainable(t.Context(), s)
 	if err != nil {
@@ -30,7 +30,8 @@ func obtainable(t testing.TB, c *policy.Checker, s policy.Search) ([]policy.Obta
 	return list, complete
 }
 
-// What an agent could obtain follows from consent along the whole path, and from what both ends hold.
+// What an agent could obtain follows from consent along the whole path, and from what both ends
+// hold.
 func testObtainable(t *testing.T, b Backend) {
 	c := NewChecker(t, b)
 	_, needed := Exchange()
@@ -54,8 +55,8 @@ func testObtainable(t *testing.T, b Backend) {
 		"one edge":             {Agent: "agent:researcher", Depth: 1},
 		"a suspended ancestor": {Agent: "agent:researcher", Depth: 3, Usable: func(p delegation.Principal) bool { return p != "agent:planner" }},
 		"itself suspended":     {Agent: "agent:researcher", Depth: 3, Usable: func(p delegation.Principal) bool { return p != "agent:researcher" }},
-		"nobody may begin":     {Agent: "agent:researcher", Depth: 3, Begins: func(delegation.Principal) bool { return false }},
-		"an unknown agent":     {Agent: "agent:nobody", Depth: 3},
+		"no subject allowed":   {Agent: "agent:researcher", Depth: 3, Begins: func(delegation.Principal) bool { return false }},
+		"an unknown agent":     {Agent: "agent:unknown", Depth: 3},
 		"a person":             {Agent: "user:alice", Depth: 3},
 		"an unknown type":      {Agent: "robot:a", Depth: 3},
 	} {
@@ -74,8 +75,8 @@ func testObtainable(t *testing.T, b Backend) {
 	}
 }
 
-// Whatever relationships there are: what is listed, an exchange would be allowed, and what is not listed,
-// along a path that was followed, it would not.
+// Whatever relationships there are: what is listed, an exchange would be allowed, and what is not
+// listed, along a path that was followed, it would not.
 func testObtainableProperty(t *testing.T, b Backend) {
 	c := NewChecker(t, b)
 	principals := []delegation.Principal{"user:a", "user:b", "agent:x", "agent:y", "agent:z"}
@@ -118,7 +119,7 @@ func testObtainableProperty(t *testing.T, b Backend) {
 		}
 		list, complete := obtainable(t, c, policy.Search{Agent: "agent:x", Depth: 4})
 		if !complete {
-			rt.Fatal("something is said to be missing")
+			rt.Fatal("the list is reported incomplete")
 		}
 		for _, path := range pathsTo("agent:x", principals) {
 			var found policy.Obtainable
@@ -144,7 +145,7 @@ func testObtainableProperty(t *testing.T, b Backend) {
 	})
 }
 
-// pathsTo are all paths from a person to the agent on which nobody stands twice.
+// pathsTo returns all paths from a person to the agent on which no principal occurs twice.
 func pathsTo(agent delegation.Principal, principals []delegation.Principal) (all [][]delegation.Principal) {
 	var grow func(path []delegation.Principal)
 	grow = func(path []delegation.Principal) {

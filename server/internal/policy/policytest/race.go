@@ -11,23 +11,24 @@ import (
 	"deputy.example/deputy/server/internal/policy"
 )
 
-// Access is a question that stands on one relation alone: may the principal have a token for the audience?
+// Access is a question that depends on one relation: may the principal have a token for the
+// audience?
 func Access(who, audience string) (policy.Question, policy.Relation) {
 	p := delegation.Principal(who)
 	return policy.Question{Subject: p, Actor: p, Audiences: []string{audience}},
 		policy.Relation{User: who, Relation: "accessor", Object: "resource:" + delegation.EncodeID(audience)}
 }
 
-// testRace: while everybody writes and asks at once, no answer is older than the last write that was acknowledged before its
-// question, and none is from the future.
+// testRace: while writers write and ask concurrently, no answer is older than the last write that
+// was acknowledged before its question, and none is from the future.
 func testRace(t *testing.T, b Backend) {
 	if wrong := Race(t, b, NewChecker(t, b), 16, 40); wrong != 0 {
 		t.Errorf("%d answers are explained by no state between question and answer", wrong)
 	}
 }
 
-// history counts the writes of one relation, which only one writer makes: it is there after odd ones. What the answer to a
-// question says must have been so at some time between question and answer.
+// history counts the writes of one relation by its only writer: it exists after odd ones. The
+// answer to a question must have been true at some time between question and answer.
 type history struct {
 	question            policy.Question
 	relation            policy.Relation
@@ -38,8 +39,8 @@ func (h *history) explains(held bool, from, to int64) bool {
 	return to > from || held == (from%2 == 1)
 }
 
-// Race has writers write a relation each, ask for it right after, and ask for somebody else's, and counts the answers that no
-// state between question and answer explains.
+// Race has writers write one relation each, ask for it immediately, and ask for those of the
+// others. It counts the answers that no state between question and answer explains.
 func Race(t *testing.T, b Backend, c *policy.Checker, writers, rounds int) int {
 	t.Helper()
 	histories := make([]*history, writers)
