@@ -85,7 +85,10 @@ type Ledger struct {
 	store   store
 	metrics *metrics
 	lost    lostBlocks
+	life    life
 	off     protections
+
+	recovering bool // nothing is doubted: this is the recovery
 
 	mu      sync.Mutex
 	tenants map[string]*sequencer
@@ -126,6 +129,11 @@ func open(ctx context.Context, dsn string, config Config, s seam) (*Ledger, erro
 	}
 	if err != nil {
 		return nil, fmt.Errorf("ledger: %w", err)
+	}
+	// A ledger that is doubted is opened all the same: it is read, and refuses to be believed. What else keeps the
+	// first probe from an answer is asked again before anything is appended.
+	if err := l.probe(ctx); errors.Is(err, errStandby) {
+		return nil, errors.Join(fmt.Errorf("ledger: %w", errStandby), l.Close())
 	}
 	return l, nil
 }

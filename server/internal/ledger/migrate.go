@@ -16,7 +16,7 @@ import (
 var migrations embed.FS
 
 // schemaVersion is the migration that this program was built for.
-const schemaVersion = 8
+const schemaVersion = 10
 
 // sqlVersion reads how far a database was migrated.
 const sqlVersion = `SELECT coalesce(max(version_id), 0) FROM goose_db_version WHERE is_applied`
