@@ -274,3 +274,15 @@ func (c *Checkpointer) keep(note string) error {
 	}
 	return errors.Join(dir.Sync(), dir.Close())
 }
+
+// setAside keeps the checkpoint file and its history beside a new one: they are what a log is told by that an operator
+// gave up with the recovery of that number.
+func (c *Checkpointer) setAside(recovery uint64) error {
+	for _, file := range []string{c.file + ".history", c.file} { // the file last: until it is gone, this is done again
+		err := os.Rename(file, fmt.Sprintf("%s.before-recovery-%d", file, recovery))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}

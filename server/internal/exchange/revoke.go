@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"deputy.example/deputy/client/delegation"
+	"deputy.example/deputy/server/internal/guard"
 	"deputy.example/deputy/server/internal/ledger"
 	"deputy.example/deputy/server/internal/policy"
 	"deputy.example/deputy/server/internal/token"
@@ -60,6 +61,9 @@ func (e *Engine) Revoke(ctx context.Context, call RevokeCall) (Revoked, error) {
 		return Revoked{}, err
 	}
 	tenant, caller := by.tenant, by.caller
+	if err := e.revoking(ctx, tenant.Name); err != nil {
+		return Revoked{}, err
+	}
 	draft := &ledger.Draft{Kind: ledger.KindRevocation, Caller: caller.Principal, Peer: call.Peer, TraceID: traceID(ctx), Detail: call.Reason}
 	target, err := e.decideRevocation(ctx, tenant, caller, call)
 	if err == nil && call.DryRun {
@@ -80,7 +84,10 @@ func (e *Engine) Revoke(ctx context.Context, call RevokeCall) (Revoked, error) {
 		counted(0)
 		return Revoked{}, delegation.Unavailable("ledger", err)
 	}
-	e.announce(ctx, tenant, *recorded.Revocation)
+	if err := e.announce(ctx, tenant, *recorded.Revocation); err != nil {
+		counted(0)
+		return Revoked{}, err
+	}
 	done := counted(e.patience)
 	done.Revocation = recorded.Revocation
 	return done, nil
@@ -189,6 +196,9 @@ func revocationTarget(ctx context.Context, tenant *Tenant, call RevokeCall) (del
 		}
 		return delegation.Target{Kind: delegation.BanRoot, ID: subject.Root.Digest}, nil
 	}
+	if call.Target.Kind == delegation.CutFork {
+		return call.Target, delegation.Refuse(delegation.ParameterInvalid, "target.kind", "must be one that callers may revoke: only \"deputyd ledger recover\" cuts off a fork")
+	}
 	return call.Target, delegation.AsError(call.Target.Check())
 }
 
@@ -286,9 +296,15 @@ func (e *Engine) recordRefusal(ctx context.Context, tenant *Tenant, draft *ledge
 }
 
 // announce tells Redis, which wakes the other instances. It is bounded and its failure is no failure
-// of the revocation: whoever keeps the lists mends them from the ledger.
-func (e *Engine) announce(ctx context.Context, tenant *Tenant, r delegation.Revocation) {
-	if err := e.config.Guard.Publish(ctx, tenant.Name, r); err != nil {
+// of the revocation: whoever keeps the lists mends them from the ledger. Only where Redis knows a later incarnation of the
+// ledger, this one was given up, and nothing was revoked by it.
+func (e *Engine) announce(ctx context.Context, tenant *Tenant, r delegation.Revocation) error {
+	err := e.config.Guard.Publish(ctx, tenant.Name, r)
+	if errors.Is(err, guard.ErrSuperseded) {
+		return delegation.Unavailable("ledger", err)
+	}
+	if err != nil {
 		e.config.Logger.WarnContext(ctx, "a revocation is durable but not in Redis yet", "tenant", tenant.Name, "entry", r.Seq, "cause", err)
 	}
+	return nil
 }

@@ -343,6 +343,7 @@ func joinTarget(kind, id, principal, subject string) delegation.Target {
 var targetKinds = []delegation.TargetKind{
 	delegation.BanToken, delegation.BanChain, delegation.BanRoot, delegation.BanKey, delegation.BanSuspend,
 	delegation.CutSubject, delegation.CutAgent, delegation.CutAgentSubject, delegation.CutTenant, delegation.Resume,
+	delegation.CutFork,
 }
 
 // entryColumns are the columns of entries in the order of record.fields.
