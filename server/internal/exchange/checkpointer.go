@@ -242,6 +242,12 @@ func (c *Checkpointer) outside() (kept, error) {
 	return k, nil
 }
 
+// Outside says how many entries the checkpoint file covers, and when it was signed; 0 where there is none.
+func (c *Checkpointer) Outside() (entries uint64, signed time.Time, err error) {
+	k, err := c.outside()
+	return k.Size, k.Time, err
+}
+
 // keep writes the checkpoint outside: behind the others in the history, and then in place of the newest,
 // so that a crash leaves at worst one that stands in the history alone, and is written again.
 func (c *Checkpointer) keep(note string) error {

@@ -26,10 +26,7 @@ func (e *Engine) serving(ctx context.Context, tenant string) error {
 	if err := e.comparedOnce(ctx, tenant); err != nil {
 		return err
 	}
-	if err := e.provenOnce(ctx, tenant); err != nil {
-		return err
-	}
-	return e.recovered(ctx, tenant)
+	return e.provenOnce(ctx, tenant)
 }
 
 // revoking is what of that also keeps revocations from being recorded: a ledger that is known not to be the one that
@@ -143,7 +140,7 @@ var (
 
 // Ready says whether Redis and the ledger belong together for one tenant; until they have been compared for the first
 // time, they do not. Where Redis knows entries or revocations that the ledger does not, an operator must decide.
-func (e *Engine) Ready(_ context.Context, tenant string) error {
+func (e *Engine) Ready(ctx context.Context, tenant string) error {
 	incarnation, _ := e.config.Ledger.Incarnation()
 	v, done := e.compared.of(tenant, incarnation)
 	if !done {
@@ -152,7 +149,7 @@ func (e *Engine) Ready(_ context.Context, tenant string) error {
 	if v.err != nil {
 		return delegation.Unavailable("revocations", v.err)
 	}
-	return nil
+	return e.recovered(ctx, tenant)
 }
 
 // Standing says what keeps the instance from serving anybody: its ledger, or one that superseded it.

@@ -50,6 +50,7 @@ func (s *sequencer) commit(items []*item) {
 	defer cancel()
 	err := b.run(ctx)
 	s.ledger.metrics.committed(len(items), err)
+	s.failing.Store(err != nil)
 	if err != nil {
 		s.ledger.config.Logger.Error("ledger: batch failed", "tenant", s.tenant, "drafts", len(items), "error", err)
 	}

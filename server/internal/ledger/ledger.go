@@ -160,12 +160,26 @@ func (l *Ledger) Close() error {
 	return l.store.close()
 }
 
-// Ready says whether the database answers.
+// Ready says whether the database answers, and whether tenants can append for whom that failed the last time.
 func (l *Ledger) Ready(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, l.config.attempt())
 	defer cancel()
 	if err := l.store.ready(ctx); err != nil {
 		return unavailable(err)
+	}
+	l.mu.Lock()
+	var failing []string
+	for name, s := range l.tenants {
+		if s.failing.Load() {
+			failing = append(failing, name)
+		}
+	}
+	l.mu.Unlock()
+	for _, tenant := range failing {
+		// Nothing to write: it takes the lock of the head, and gives it back.
+		if _, err := l.submit(ctx, tenant, &item{done: make(chan struct{})}); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -46,6 +46,12 @@ func OpenToRecover(ctx context.Context, dsn string, config Config) (*Ledger, err
 	return l, nil
 }
 
+// Known reads the incarnation from the database.
+func (l *Ledger) Known(ctx context.Context) (Incarnation, error) {
+	row, err := readIncarnation(ctx, l.store)
+	return row.Incarnation, err
+}
+
 // Remains is what the ledger holds of one tenant.
 type Remains struct {
 	Tenant     string
@@ -89,6 +95,8 @@ func (l *Ledger) Remains(ctx context.Context) (list []Remains, doubt string, err
 // Decision is what an operator decided about a ledger. What it lost is never guessed.
 type Decision struct {
 	Reason string // recorded for auditors, of each tenant
+	// Above is the highest number of an incarnation that anybody remembers.
+	Above uint64
 	// Intact says that nothing was lost: only another server goes on.
 	Intact bool
 	// CutOff has what was issued after the newest grant that is left refused. By tenant: the revocations that
@@ -124,8 +132,10 @@ func (l *Ledger) Recover(ctx context.Context, d Decision) (Incarnation, error) {
 	if err != nil {
 		return Incarnation{}, fmt.Errorf("ledger: recover: %w", err)
 	}
+	// A restored database forgot its newest numbers. The clock gives a higher one: nobody counts that many failovers.
+	number := max(next.Number+1, d.Above+1, uint64(l.config.Now().Unix()))
 	for _, r := range remains {
-		if err := l.recoverTenant(ctx, d, r, next.Number+1); err != nil {
+		if err := l.recoverTenant(ctx, d, r, number); err != nil {
 			return Incarnation{}, fmt.Errorf("ledger: recover tenant %s: %w", r.Tenant, err)
 		}
 	}
@@ -135,7 +145,7 @@ func (l *Ledger) Recover(ctx context.Context, d Decision) (Incarnation, error) {
 			return err
 		}
 		next = before
-		next.Number++
+		next.Number = number
 		if !d.Intact {
 			next.Recovered = next.Number
 		}

@@ -19,6 +19,7 @@ type sequencer struct {
 	live   *revocations
 
 	statuses *statusLists
+	failing  atomic.Bool // the newest batch could not be committed
 	retired  atomic.Bool // the incarnation that it was made for was given up
 
 	mu      sync.Mutex // guards what follows; never held over I/O

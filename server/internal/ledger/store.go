@@ -421,7 +421,7 @@ func (r *record) entry(claims []byte) (*Entry, error) {
 	}
 	var err error
 	damaged := func(column string, err error) (*Entry, error) {
-		return nil, fmt.Errorf("entry %d: column %s is damaged: %w", r.seq, column, err)
+		return nil, fmt.Errorf("%w: entry %d: column %s: %w", errDamaged, r.seq, column, err)
 	}
 	if r.scopes != "" {
 		if e.Scopes, err = delegation.ParseScopes(r.scopes); err != nil {
