@@ -69,7 +69,7 @@ func (b *batch) run(ctx context.Context) error {
 	attempt, cancel := context.WithTimeout(ctx, config.attempt())
 	defer cancel()
 	b.now = floor(config.Now())
-	if known, _ := b.s.ledger.lifeRow(); !known {
+	if known, _ := b.s.ledger.lifeRow(); !known && !b.s.ledger.recovering {
 		if err := b.s.ledger.probe(attempt); err != nil {
 			return errors.Unwrap(err)
 		}

@@ -329,3 +329,9 @@ func (l *Ledger) Rows(t testing.TB, table string) (n int) {
 	}
 	return n
 }
+
+// Unproven has the next Sound probe the database.
+func (l *Ledger) Unproven() { l.unproven() }
+
+// Probe probes the database now.
+func (l *Ledger) Probe(ctx context.Context) error { return l.probe(ctx) }
