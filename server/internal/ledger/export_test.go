@@ -332,6 +332,3 @@ func (l *Ledger) Rows(t testing.TB, table string) (n int) {
 
 // Unproven has the next Sound probe the database.
 func (l *Ledger) Unproven() { l.unproven() }
-
-// Probe probes the database now.
-func (l *Ledger) Probe(ctx context.Context) error { return l.probe(ctx) }

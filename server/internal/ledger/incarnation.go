@@ -132,6 +132,9 @@ func (l *Ledger) Beat(ctx context.Context) error {
 	}
 }
 
+// Probe probes the ledger now, as Beat does.
+func (l *Ledger) Probe(ctx context.Context) error { return l.probe(ctx) }
+
 // probe writes, and shares the outcome with all who come meanwhile.
 func (l *Ledger) probe(ctx context.Context) error {
 	l.life.mu.Lock()
