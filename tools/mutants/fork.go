@@ -144,7 +144,7 @@ var forkMutants = []mutant{
 	{
 		name: "fork-former-lists", file: "server/internal/guard/publish.lua",
 		old: "  return -4", new: "  local superseded = true",
-		pkg: "server/internal/guard", test: "TestWitness",
+		pkg: "server/internal/guard", test: "TestConformance",
 	},
 	{
 		name: "fork-redis-writes", file: "server/internal/guard/guard.go",
