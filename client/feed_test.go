@@ -549,7 +549,7 @@ func TestFeedForgets(t *testing.T) {
 // TestFeedIncarnations: numbers count within one incarnation of the ledger. A snapshot of a later one replaces what is
 // known, whatever its number; one of a former one, or an older one of the same, replaces nothing.
 func TestFeedIncarnations(t *testing.T) {
-	f := newFeed("", nil, maxMaxStaleness, time.Now)
+	f := newFeed("", nil, maxMaxStaleness, clockOf(nil))
 	w := &watch{feed: f, silence: time.NewTimer(time.Hour)}
 	take := func(incarnation, last uint64) error {
 		part := snapshotOf(true, last).GetSnapshot()
