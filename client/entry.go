@@ -23,6 +23,7 @@ const (
 	KindCheck      EntryKind = "check"      // a question that issued nothing (ValidateOnly)
 	KindVoid       EntryKind = "void"       // takes back a grant whose token was never handed out
 	KindRevocation EntryKind = "revocation" // bans or cuts off a target
+	KindAdmin      EntryKind = "admin"      // what an operator did to the ledger itself
 )
 
 // EntryOutcome is how the request that an entry records ended. One that this version of the SDK does

@@ -73,6 +73,7 @@ type feed struct {
 
 	mu        sync.Mutex
 	applied   uint64    // the set is complete up to this number
+	recovered uint64    // and is of this incarnation of the ledger, in which numbers count
 	appliedAt time.Time // when the newest revocation came; zero: none did
 	connected bool
 	fault     error         // why the newest stream that ended did; nil since something fresh is known
@@ -192,6 +193,20 @@ func (f *feed) up() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.connected = true
+}
+
+// incarnation is that of the newest snapshot.
+func (f *feed) incarnation() uint64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.recovered
+}
+
+// begin starts counting anew, with a ledger that was recovered: what was applied is of one that was given up.
+func (f *feed) begin(incarnation uint64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.recovered, f.applied = incarnation, 0
 }
 
 // install replaces everything that was known.
@@ -334,7 +349,7 @@ type sentMark struct {
 
 // mark says hello, then asks once a second how much there is.
 func (w *watch) mark(ctx context.Context, resume uint64) error {
-	hello := &deputyv1.WatchHello{ResumeAfter: resume, Id: w.feed.id}
+	hello := &deputyv1.WatchHello{ResumeAfter: resume, Id: w.feed.id, Incarnation: w.feed.incarnation()}
 	if err := w.stream.Send(&deputyv1.WatchRevocationsRequest{Message: &deputyv1.WatchRevocationsRequest_Hello{Hello: hello}}); err != nil {
 		return err
 	}
@@ -377,6 +392,14 @@ func (w *watch) echoed(nonce uint64) (sentMark, bool) {
 		}
 	}
 	return sentMark{}, false
+}
+
+// unmark forgets all marks: they say how much was applied of a ledger that was given up.
+func (w *watch) unmark() {
+	w.owed = nil
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.marks = nil
 }
 
 func (w *watch) receive() error {
@@ -432,10 +455,15 @@ func (w *watch) snapshot(part *deputyv1.WatchSnapshot) error {
 		return nil
 	case part.GetLast() < w.highest:
 		return fmt.Errorf("a snapshot up to %d that holds %d", part.GetLast(), w.highest)
-	case part.GetLast() < w.feed.position():
+	case part.GetIncarnation() < w.feed.incarnation(),
+		part.GetIncarnation() == w.feed.incarnation() && part.GetLast() < w.feed.position():
 		// Of an instance that lags, or of a ledger that lost something. Nothing that is revoked here may
-		// come back to life by it.
+		// come back to life by it, unless an operator has recovered the ledger.
 		return errBehind
+	}
+	if part.GetIncarnation() > w.feed.incarnation() {
+		w.feed.begin(part.GetIncarnation())
+		w.unmark()
 	}
 	w.feed.install(w.building, part.GetLast())
 	w.building, w.missing = nil, instant{}
@@ -531,6 +559,7 @@ var revocationKinds = map[deputyv1.RevocationKind]delegation.TargetKind{
 	deputyv1.RevocationKind_REVOCATION_KIND_AGENT_SUBJECT: delegation.CutAgentSubject,
 	deputyv1.RevocationKind_REVOCATION_KIND_TENANT:        delegation.CutTenant,
 	deputyv1.RevocationKind_REVOCATION_KIND_RESUME:        delegation.Resume,
+	deputyv1.RevocationKind_REVOCATION_KIND_FORK:          delegation.CutFork,
 }
 
 // readRevocation refuses what it does not understand: a revocation that is passed over revokes nothing.

@@ -545,3 +545,32 @@ func TestFeedForgets(t *testing.T) {
 		}
 	})
 }
+
+// TestFeedIncarnations: numbers count within one incarnation of the ledger. A snapshot of a later one replaces what is
+// known, whatever its number; one of a former one, or an older one of the same, replaces nothing.
+func TestFeedIncarnations(t *testing.T) {
+	f := newFeed("", nil, maxMaxStaleness, clockOf(nil))
+	w := &watch{feed: f, silence: time.NewTimer(time.Hour)}
+	take := func(incarnation, last uint64) error {
+		part := snapshotOf(true, last).GetSnapshot()
+		part.Incarnation = incarnation
+		return w.snapshot(part)
+	}
+	for _, step := range []struct {
+		incarnation, last uint64
+		taken             bool
+	}{{0, 50, true}, {0, 40, false}, {7, 3, true}, {7, 2, false}, {0, 90, false}, {7, 8, true}} {
+		w.building, w.highest = nil, 0
+		w.marks = []sentMark{{nonce: 1, applied: f.position()}}
+		before := f.incarnation()
+		if err := take(step.incarnation, step.last); (err == nil) != step.taken || err != nil && !errors.Is(err, errBehind) {
+			t.Errorf("%+v: %v", step, err)
+		}
+		if step.taken && (f.position() != step.last || f.incarnation() != step.incarnation) {
+			t.Errorf("%+v: applied %d of %d", step, f.position(), f.incarnation())
+		}
+		if anew := step.taken && step.incarnation > before; anew != (len(w.marks) == 0) {
+			t.Errorf("%+v: marks of a ledger that was given up: %v", step, w.marks)
+		}
+	}
+}

@@ -42,8 +42,13 @@ type readiness struct {
 
 func newReadiness(l *ledger.Ledger, g *guard.Guard, e *exchange.Engine) *readiness {
 	r := &readiness{probes: map[string]*probe{
-		"ledger": {check: l.Ready},
-		"redis":  {check: g.Ready},
+		"ledger": {check: func(ctx context.Context) error {
+			if err := e.Standing(ctx); err != nil {
+				return err
+			}
+			return l.Ready(ctx)
+		}},
+		"redis": {check: g.Ready},
 	}}
 	age, gate := ageAmong(len(e.Tenants())), make(chan struct{}, probesAtOnce)
 	for _, t := range e.Tenants() {

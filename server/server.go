@@ -142,6 +142,7 @@ func (s *Server) Run(ctx context.Context) error {
 	run("managed keys", func() error { return s.vault.Run(ctx) })
 	run("revocations", func() error { return s.engine.Follow(ctx) })
 	run("checkpoints", func() error { return s.engine.Checkpoints(ctx) })
+	run("probe of the ledger", func() error { return s.ledger.Beat(ctx) })
 	run("ledger", func() error { return s.ledger.Keep(ctx, names(s.tenants)...) })
 	group.Go(func() error {
 		s.readiness.watch(ctx, s.rpc.SetServing)

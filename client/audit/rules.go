@@ -71,7 +71,7 @@ func (s *rules) check(r *Record) error {
 		s.voided[r.Voids] = true
 	case "revocation":
 		return s.revoke(r)
-	case "refusal", "check":
+	case "refusal", "check", "admin":
 	default:
 		return r.bad("kind", "%.32q is not known", r.Kind)
 	}

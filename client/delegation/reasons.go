@@ -81,7 +81,8 @@ const (
 // What was in the way.
 const (
 	RateLimited    Reason = "rate_limited"
-	DependencyDown Reason = "unavailable" // a dependency did not answer: nothing was issued, try again
+	DependencyDown Reason = "unavailable"    // a dependency did not answer: nothing was issued, try again
+	LedgerDamaged  Reason = "ledger_damaged" // the ledger lacks, or has changed, what it recorded
 	Internal       Reason = "internal"
 )
 
@@ -160,6 +161,7 @@ var wires = map[Reason]Wire{
 
 	RateLimited:    {"temporarily_unavailable", codes.ResourceExhausted, http.StatusTooManyRequests},
 	DependencyDown: {"temporarily_unavailable", codes.Unavailable, http.StatusServiceUnavailable},
+	LedgerDamaged:  {"server_error", codes.DataLoss, http.StatusInternalServerError},
 	Internal:       {"server_error", codes.Internal, http.StatusInternalServerError},
 }
 

@@ -27,6 +27,10 @@ const (
 	CutAgentSubject TargetKind = "agent_subject" // what was granted to an agent for one subject
 	CutTenant       TargetKind = "tenant"        // everything
 
+	// CutFork hits what a ledger that was given up granted: every hop whose number is above its ID, the decimal number of
+	// an entry, and whose jti is older than the recovery that recorded it. Only a recovery makes one.
+	CutFork TargetKind = "fork"
+
 	// Resume lifts an agent's suspension and leaves a CutAgent at the suspension's number, so that
 	// nothing older revives.
 	Resume TargetKind = "resume"
@@ -54,6 +58,11 @@ func (t Target) Check() error {
 	case BanToken, BanChain, BanRoot, BanKey:
 		if t.ID == "" || len(t.ID) > 128 || strings.ContainsFunc(t.ID, func(r rune) bool { return r <= 0x20 || r > 0x7e }) {
 			return Refuse(ParameterInvalid, "target.id", "must be 1 to 128 visible ASCII characters")
+		}
+		return nil
+	case CutFork:
+		if _, ok := t.forkedAt(); !ok {
+			return Refuse(ParameterInvalid, "target.id", "must be the decimal number of an entry")
 		}
 		return nil
 	case BanSuspend, Resume, CutSubject, CutAgent:
@@ -106,6 +115,7 @@ type RevocationSet struct {
 	mu        sync.RWMutex
 	last      uint64
 	by        map[targetHash]mark // for each target the latest revocation
+	forks     map[uint64]mark     // CutFork by the number of its target
 	forgotten int64               // seconds since 1970: what ended by then may be missing
 }
 
@@ -146,6 +156,13 @@ func (s *RevocationSet) Apply(revocations ...Revocation) {
 		}
 		s.last = r.Seq
 		s.version.Add(1)
+		if after, fork := r.Target.forkedAt(); fork {
+			if s.forks == nil {
+				s.forks = make(map[uint64]mark)
+			}
+			s.forks[after] = markOf(r)
+			continue
+		}
 		if r.Target.Kind != Resume {
 			s.put(r.Target, markOf(r))
 			continue
@@ -264,6 +281,9 @@ func (s *RevocationSet) Hit(l Lineage) (Revocation, bool) {
 	}
 	s.mu.RLock()
 	defer s.mu.RUnlock()
+	if r, hit := s.lost(l); hit {
+		return r, true
+	}
 	if len(s.by) == 0 {
 		return Revocation{}, false
 	}

@@ -111,6 +111,8 @@ func activityOf(e *client.Entry) ocsfActivity {
 		return ocsfActivity{99, "Refuse", "Refuse", 2}
 	case client.KindRevocation:
 		return activityOfRevocation(e.Revocation)
+	case client.KindAdmin:
+		return ocsfActivity{3, "Update", "Recover", 5}
 	}
 	return ocsfActivity{99, "Other", string(e.Kind), 1}
 }
@@ -208,6 +210,8 @@ func sentence(e *client.Entry) string {
 		return fmt.Sprintf("the grant of entry %d was taken back", e.Voids)
 	case client.KindRevocation:
 		return fmt.Sprintf("%s revoked %s", who, aimedAt(e))
+	case client.KindAdmin:
+		return "the ledger itself was changed: " + e.Detail
 	}
 	return "an entry of kind " + string(e.Kind)
 }

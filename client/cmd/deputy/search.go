@@ -185,6 +185,8 @@ func (a *app) tableRow(e *client.Entry) error {
 	switch e.Kind {
 	case client.KindRevocation:
 		who, what = name(e.Caller, e, "caller"), aimedAt(e)
+	case client.KindAdmin:
+		who, what = name(e.Caller, e, "caller"), "changed the ledger itself"
 	case client.KindVoid:
 		who, what = name(e.Caller, e, "caller"), fmt.Sprintf("takes back #%d", e.Voids)
 	}

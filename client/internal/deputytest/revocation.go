@@ -433,7 +433,7 @@ func affected(c delegation.Claims) *deputyv1.AffectedGrant {
 func revocation(r *deputyv1.Revocation) delegation.Revocation {
 	kinds := map[deputyv1.RevocationKind]delegation.TargetKind{
 		1: delegation.BanToken, 2: delegation.BanChain, 3: delegation.BanRoot, 4: delegation.BanKey, 5: delegation.BanSuspend,
-		6: delegation.CutSubject, 7: delegation.CutAgent, 8: delegation.CutAgentSubject, 9: delegation.CutTenant, 10: delegation.Resume,
+		6: delegation.CutSubject, 7: delegation.CutAgent, 8: delegation.CutAgentSubject, 9: delegation.CutTenant, 10: delegation.Resume, 11: delegation.CutFork,
 	}
 	return delegation.Revocation{
 		Seq: r.GetSeq(), Prev: r.GetPrev(), At: r.GetTime().AsTime(),

@@ -37,6 +37,8 @@ const (
 	EntryKind_ENTRY_KIND_VOID EntryKind = 4
 	// Bans or cuts off a target.
 	EntryKind_ENTRY_KIND_REVOCATION EntryKind = 5
+	// What an operator did to the ledger itself, such as a recovery.
+	EntryKind_ENTRY_KIND_ADMIN EntryKind = 6
 )
 
 // Enum value maps for EntryKind.
@@ -48,6 +50,7 @@ var (
 		3: "ENTRY_KIND_CHECK",
 		4: "ENTRY_KIND_VOID",
 		5: "ENTRY_KIND_REVOCATION",
+		6: "ENTRY_KIND_ADMIN",
 	}
 	EntryKind_value = map[string]int32{
 		"ENTRY_KIND_UNSPECIFIED": 0,
@@ -56,6 +59,7 @@ var (
 		"ENTRY_KIND_CHECK":       3,
 		"ENTRY_KIND_VOID":        4,
 		"ENTRY_KIND_REVOCATION":  5,
+		"ENTRY_KIND_ADMIN":       6,
 	}
 )
 
@@ -1913,14 +1917,15 @@ const file_deputy_v1_audit_proto_rawDesc = "" +
 	"checkpoint\x12&\n" +
 	"\x05entry\x18\x02 \x01(\v2\x10.deputy.v1.EntryR\x05entry\x12\x1c\n" +
 	"\tinclusion\x18\x03 \x03(\fR\tinclusion\x12 \n" +
-	"\vconsistency\x18\x04 \x03(\fR\vconsistency*\x9b\x01\n" +
+	"\vconsistency\x18\x04 \x03(\fR\vconsistency*\xb1\x01\n" +
 	"\tEntryKind\x12\x1a\n" +
 	"\x16ENTRY_KIND_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10ENTRY_KIND_GRANT\x10\x01\x12\x16\n" +
 	"\x12ENTRY_KIND_REFUSAL\x10\x02\x12\x14\n" +
 	"\x10ENTRY_KIND_CHECK\x10\x03\x12\x13\n" +
 	"\x0fENTRY_KIND_VOID\x10\x04\x12\x19\n" +
-	"\x15ENTRY_KIND_REVOCATION\x10\x05*{\n" +
+	"\x15ENTRY_KIND_REVOCATION\x10\x05\x12\x14\n" +
+	"\x10ENTRY_KIND_ADMIN\x10\x06*{\n" +
 	"\fEntryOutcome\x12\x1d\n" +
 	"\x19ENTRY_OUTCOME_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15ENTRY_OUTCOME_GRANTED\x10\x01\x12\x19\n" +

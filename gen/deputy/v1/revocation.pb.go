@@ -49,6 +49,9 @@ const (
 	RevocationKind_REVOCATION_KIND_TENANT RevocationKind = 9
 	// The end of a suspension; made by Resume.
 	RevocationKind_REVOCATION_KIND_RESUME RevocationKind = 10
+	// What a ledger that was given up granted: hops whose number is above the id, a decimal number, and whose jti is
+	// older than five seconds after the revocation's time. Made by "deputyd ledger recover" only.
+	RevocationKind_REVOCATION_KIND_FORK RevocationKind = 11
 )
 
 // Enum value maps for RevocationKind.
@@ -65,6 +68,7 @@ var (
 		8:  "REVOCATION_KIND_AGENT_SUBJECT",
 		9:  "REVOCATION_KIND_TENANT",
 		10: "REVOCATION_KIND_RESUME",
+		11: "REVOCATION_KIND_FORK",
 	}
 	RevocationKind_value = map[string]int32{
 		"REVOCATION_KIND_UNSPECIFIED":   0,
@@ -78,6 +82,7 @@ var (
 		"REVOCATION_KIND_AGENT_SUBJECT": 8,
 		"REVOCATION_KIND_TENANT":        9,
 		"REVOCATION_KIND_RESUME":        10,
+		"REVOCATION_KIND_FORK":          11,
 	}
 )
 
@@ -1042,7 +1047,10 @@ type WatchHello struct {
 	// The highest number that the verifier has applied. 0 asks for a snapshot.
 	ResumeAfter uint64 `protobuf:"varint,1,opt,name=resume_after,json=resumeAfter,proto3" json:"resume_after,omitempty"`
 	// Chosen by the verifier: names this connection in receipts.
-	Id            string `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	Id string `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	// The incarnation of the newest snapshot that the verifier has applied. Another one than the ledger has now gets a
+	// snapshot, whatever resume_after says: after a recovery, numbers are given again.
+	Incarnation   uint64 `protobuf:"varint,3,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1089,6 +1097,13 @@ func (x *WatchHello) GetId() string {
 		return x.Id
 	}
 	return ""
+}
+
+func (x *WatchHello) GetIncarnation() uint64 {
+	if x != nil {
+		return x.Incarnation
+	}
+	return 0
 }
 
 // WatchMark asks for an echo.
@@ -1259,8 +1274,11 @@ type WatchSnapshot struct {
 	// With the last part: revocations that ended at or before this time may be missing. A verifier refuses a token that
 	// expires at or before it. Absent: none is missing.
 	ForgottenThrough *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=forgotten_through,json=forgottenThrough,proto3" json:"forgotten_through,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// With the last part: the ledger's newest recovery; 0 where there was none. A snapshot with a higher number than the
+	// verifier has replaces what it knows also where last is lower than what it has applied.
+	Incarnation   uint64 `protobuf:"varint,6,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WatchSnapshot) Reset() {
@@ -1326,6 +1344,13 @@ func (x *WatchSnapshot) GetForgottenThrough() *timestamppb.Timestamp {
 		return x.ForgottenThrough
 	}
 	return nil
+}
+
+func (x *WatchSnapshot) GetIncarnation() uint64 {
+	if x != nil {
+		return x.Incarnation
+	}
+	return 0
 }
 
 // WatchEcho answers a mark.
@@ -1469,11 +1494,12 @@ const file_deputy_v1_revocation_proto_rawDesc = "" +
 	"\x17WatchRevocationsRequest\x12-\n" +
 	"\x05hello\x18\x01 \x01(\v2\x15.deputy.v1.WatchHelloH\x00R\x05hello\x12*\n" +
 	"\x04mark\x18\x02 \x01(\v2\x14.deputy.v1.WatchMarkH\x00R\x04markB\t\n" +
-	"\amessage\"?\n" +
+	"\amessage\"a\n" +
 	"\n" +
 	"WatchHello\x12!\n" +
 	"\fresume_after\x18\x01 \x01(\x04R\vresumeAfter\x12\x0e\n" +
-	"\x02id\x18\x02 \x01(\tR\x02id\";\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\x12 \n" +
+	"\vincarnation\x18\x03 \x01(\x04R\vincarnation\";\n" +
 	"\tWatchMark\x12\x14\n" +
 	"\x05nonce\x18\x01 \x01(\x04R\x05nonce\x12\x18\n" +
 	"\aapplied\x18\x02 \x01(\x04R\aapplied\"\xb8\x01\n" +
@@ -1481,18 +1507,19 @@ const file_deputy_v1_revocation_proto_rawDesc = "" +
 	"\bsnapshot\x18\x01 \x01(\v2\x18.deputy.v1.WatchSnapshotH\x00R\bsnapshot\x12-\n" +
 	"\x05event\x18\x02 \x01(\v2\x15.deputy.v1.RevocationH\x00R\x05event\x12*\n" +
 	"\x04echo\x18\x03 \x01(\v2\x14.deputy.v1.WatchEchoH\x00R\x04echoB\t\n" +
-	"\amessage\"\xe4\x01\n" +
+	"\amessage\"\x86\x02\n" +
 	"\rWatchSnapshot\x127\n" +
 	"\vrevocations\x18\x01 \x03(\v2\x15.deputy.v1.RevocationR\vrevocations\x12\x1a\n" +
 	"\bcomplete\x18\x02 \x01(\bR\bcomplete\x12\x12\n" +
 	"\x04last\x18\x03 \x01(\x04R\x04last\x12!\n" +
 	"\fskew_seconds\x18\x04 \x01(\x03R\vskewSeconds\x12G\n" +
-	"\x11forgotten_through\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x10forgottenThrough\"r\n" +
+	"\x11forgotten_through\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x10forgottenThrough\x12 \n" +
+	"\vincarnation\x18\x06 \x01(\x04R\vincarnation\"r\n" +
 	"\tWatchEcho\x12\x14\n" +
 	"\x05nonce\x18\x01 \x01(\x04R\x05nonce\x12\x12\n" +
 	"\x04last\x18\x02 \x01(\x04R\x04last\x12;\n" +
 	"\vledger_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"ledgerTime*\xca\x02\n" +
+	"ledgerTime*\xe4\x02\n" +
 	"\x0eRevocationKind\x12\x1f\n" +
 	"\x1bREVOCATION_KIND_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15REVOCATION_KIND_TOKEN\x10\x01\x12\x19\n" +
@@ -1505,7 +1532,8 @@ const file_deputy_v1_revocation_proto_rawDesc = "" +
 	"\x1dREVOCATION_KIND_AGENT_SUBJECT\x10\b\x12\x1a\n" +
 	"\x16REVOCATION_KIND_TENANT\x10\t\x12\x1a\n" +
 	"\x16REVOCATION_KIND_RESUME\x10\n" +
-	"2\x82\x03\n" +
+	"\x12\x18\n" +
+	"\x14REVOCATION_KIND_FORK\x10\v2\x82\x03\n" +
 	"\x11RevocationService\x12=\n" +
 	"\x06Revoke\x12\x18.deputy.v1.RevokeRequest\x1a\x19.deputy.v1.RevokeResponse\x12@\n" +
 	"\aSuspend\x12\x19.deputy.v1.SuspendRequest\x1a\x1a.deputy.v1.SuspendResponse\x12=\n" +

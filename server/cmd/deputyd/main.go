@@ -24,8 +24,11 @@ type arguments struct {
 	Config  struct {
 		Check check `cmd:"" help:"List all that is wrong with a configuration and the files it names. Connects to nothing."`
 	} `cmd:"" help:"The configuration file."`
-	Keys    keys    `cmd:"" help:"Keys that sign tokens or checkpoints."`
-	Erase   erase   `cmd:"" help:"Make a tenant's ledger forget a principal. Every proof keeps holding. Safe to repeat, and while instances serve."`
+	Keys   keys  `cmd:"" help:"Keys that sign tokens or checkpoints."`
+	Erase  erase `cmd:"" help:"Make a tenant's ledger forget a principal. Every proof keeps holding. Safe to repeat, and while instances serve."`
+	Ledger struct {
+		Recover recoverLedger `cmd:"" help:"Say what a restored or promoted database lost and, with --yes, have instances serve with it."`
+	} `cmd:"" help:"The ledger itself."`
 	Version version `cmd:"" help:"Say which version this is."`
 }
 

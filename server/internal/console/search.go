@@ -51,7 +51,7 @@ func fields(query url.Values) []field {
 		{Name: "caller", Label: "Caller", Example: "agent:planner"},
 		{Name: "scope", Label: "Scope", Example: "calendar.read"},
 		{Name: "audience", Label: "Audience", Example: "https://calendar.example"},
-		{Name: "kind", Label: "Kind", Options: []string{"", string(ledger.KindGrant), string(ledger.KindRefusal), string(ledger.KindCheck), string(ledger.KindVoid), string(ledger.KindRevocation)}},
+		{Name: "kind", Label: "Kind", Options: []string{"", string(ledger.KindGrant), string(ledger.KindRefusal), string(ledger.KindCheck), string(ledger.KindVoid), string(ledger.KindRevocation), string(ledger.KindAdmin)}},
 		{Name: "outcome", Label: "Outcome", Options: []string{"", string(ledger.Granted), string(ledger.Refused), string(ledger.Done)}},
 		{Name: "reason", Label: "Reason", Example: string(delegation.ScopeExceedsParent)},
 		{Name: "jti", Label: "Token (jti)"},

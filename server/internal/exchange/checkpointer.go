@@ -242,6 +242,12 @@ func (c *Checkpointer) outside() (kept, error) {
 	return k, nil
 }
 
+// Outside says how many entries the checkpoint file covers, and when it was signed; 0 where there is none.
+func (c *Checkpointer) Outside() (entries uint64, signed time.Time, err error) {
+	k, err := c.outside()
+	return k.Size, k.Time, err
+}
+
 // keep writes the checkpoint outside: behind the others in the history, and then in place of the newest,
 // so that a crash leaves at worst one that stands in the history alone, and is written again.
 func (c *Checkpointer) keep(note string) error {
@@ -273,4 +279,16 @@ func (c *Checkpointer) keep(note string) error {
 		return err
 	}
 	return errors.Join(dir.Sync(), dir.Close())
+}
+
+// setAside keeps the checkpoint file and its history beside a new one: they are what a log is told by that an operator
+// gave up with the recovery of that number.
+func (c *Checkpointer) setAside(recovery uint64) error {
+	for _, file := range []string{c.file + ".history", c.file} { // the file last: until it is gone, this is done again
+		err := os.Rename(file, fmt.Sprintf("%s.before-recovery-%d", file, recovery))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
 }

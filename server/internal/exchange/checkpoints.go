@@ -100,12 +100,13 @@ func (e *Engine) Checkpointed(_ context.Context, tenant string) error {
 	if t := e.tenants[tenant]; t == nil || t.Checkpoints == nil {
 		return nil
 	}
-	result, done := e.proven.Load(tenant)
+	incarnation, _ := e.config.Ledger.Incarnation()
+	v, done := e.proven.of(tenant, incarnation)
 	if !done {
-		result = errors.New("the log has not been compared with its checkpoints")
+		v.err = errNotProvenYet
 	}
-	if err, wrong := result.(error); wrong {
-		return delegation.Unavailable("checkpoints", err)
+	if v.err != nil {
+		return delegation.Unavailable("checkpoints", v.err)
 	}
 	return nil
 }
@@ -159,37 +160,76 @@ var errBroken = errors.New("the log is not the one that was signed")
 func (n *notary) round(ctx context.Context) error {
 	ctx, cancel := n.within(ctx)
 	defer cancel()
-	err := n.head(ctx)
-	switch {
-	case err == nil:
-		n.proven.Store(n.tenant.Name, nil)
-	case errors.Is(err, errBroken):
-		n.proven.Store(n.tenant.Name, err)
-	}
-	return err // a database or a disk that does not answer leaves standing what was known
+	return n.note(n.head(ctx))
 }
 
-// head reads the newest head, holds it to everything that was signed before, and signs it if it is new, or if
-// a key is.
-func (n *notary) head(ctx context.Context) error {
+// note keeps what a look at the log has found. A database or a disk that does not answer leaves standing what was known.
+func (n *notary) note(err error) error {
+	incarnation, _ := n.config.Ledger.Incarnation()
+	if err == nil || errors.Is(err, errBroken) {
+		n.proven.put(n.tenant.Name, incarnation, err)
+	}
+	return err
+}
+
+// held is the log and what was signed of it.
+type held struct {
+	saved, outside kept
+	size           uint64
+	root           tlog.Hash
+}
+
+// prove reads the newest head and holds it to everything that was signed before.
+func (n *notary) prove(ctx context.Context) (h held, err error) {
+	recovery, err := n.recovery(ctx, n.tenant.Name)
+	if err != nil {
+		return h, err
+	}
 	// The head is read first: what others sign meanwhile may be ahead of it, and that is for the next round.
-	saved, err := n.saved(ctx)
-	if err != nil {
-		return err
+	if h.saved, err = n.saved(ctx); err != nil {
+		return h, err
 	}
-	outside, err := n.outside()
-	if err != nil {
-		return fmt.Errorf("the checkpoint outside the database: %w", err)
+	if h.outside, err = n.outside(); err != nil {
+		return h, fmt.Errorf("the checkpoint outside the database: %w", err)
 	}
-	size, root, err := n.config.Ledger.Tree(ctx, n.tenant.Name)
-	if err != nil {
-		return err
+	if h.size, h.root, err = n.config.Ledger.Tree(ctx, n.tenant.Name); err != nil {
+		return h, err
 	}
-	for where, before := range map[string]kept{"its own memory": n.last, "the database": saved, n.file: outside} {
-		if err := n.continues(ctx, where, before, size, root); err != nil {
-			return err
+	if err := n.continues(ctx, "the database", h.saved, h.size, h.root); err != nil {
+		return h, err
+	}
+	if err := n.continues(ctx, "its own memory", n.last, h.size, h.root); err != nil {
+		if !n.last.givenUp(err, recovery) {
+			return h, err
 		}
+		n.last = kept{}
 	}
+	if err := n.continues(ctx, n.file, h.outside, h.size, h.root); err != nil {
+		if !h.outside.givenUp(err, recovery) {
+			return h, err
+		}
+		n.config.Logger.WarnContext(ctx, "the checkpoint file is of a log that an operator gave up: it is set aside",
+			"tenant", n.tenant.Name, "size", h.outside.Size, "signed", h.outside.Time)
+		if err := n.setAside(recovery.Number); err != nil {
+			return h, err
+		}
+		h.outside = kept{}
+	}
+	return h, nil
+}
+
+// givenUp says whether a checkpoint that the log does not continue is of a log that an operator gave up.
+func (k kept) givenUp(err error, r ledger.Recovered) bool {
+	return errors.Is(err, errBroken) && r.Number > 0 && k.Time.Before(r.Since)
+}
+
+// head signs the newest head if it is new, or if a key is.
+func (n *notary) head(ctx context.Context) error {
+	h, err := n.prove(ctx)
+	if err != nil {
+		return err
+	}
+	saved, outside, size, root := h.saved, h.outside, h.size, h.root
 	newest := saved
 	lacks, err := n.lacks(saved)
 	if err != nil {

@@ -13,8 +13,10 @@ import (
 	_ "modernc.org/sqlite" // the driver "sqlite"
 
 	"deputy.example/deputy/client/audit"
+	"deputy.example/deputy/client/delegation"
 	"deputy.example/deputy/server/internal/exchange"
 	"deputy.example/deputy/server/internal/exchange/exchangetest"
+	"deputy.example/deputy/server/internal/ledger"
 )
 
 // archive is a world with one tenant whose checkpoints are kept in a file.
@@ -41,6 +43,17 @@ func (a *archive) grow(t *testing.T, w *exchangetest.World, n int) {
 	t.Helper()
 	for range n {
 		w.Chain(t, a.Tenant(), exchangetest.Planner)
+	}
+}
+
+// record appends entries past the engine, which does not go on with a log that is not the one that was signed.
+func record(t *testing.T, w *exchangetest.World, n int) {
+	t.Helper()
+	for range n {
+		_, err := w.Ledger.Append(t.Context(), w.Tenant().Name, &ledger.Draft{
+			Kind: ledger.KindRefusal, Caller: exchangetest.Planner, Reason: delegation.AccessDenied,
+		})
+		must(t, err)
 	}
 }
 
@@ -144,7 +157,7 @@ func TestNoCheckpointOfAnotherLog(t *testing.T) {
 		}, "has only 4"},
 		"an old backup that went on": {func(t *testing.T, a *archive, backup string) *exchangetest.World {
 			w := a.Restored(t, backup)
-			a.grow(t, w, 20)
+			record(t, w, 20)
 			return w
 		}, "are not those of the checkpoint"},
 		"an edited tree": {func(t *testing.T, a *archive, _ string) *exchangetest.World {
@@ -194,7 +207,7 @@ func TestNoCheckpointOfAnotherLog(t *testing.T) {
 			// The control: without the comparison, it is signed.
 			if !strings.Contains(test.says, "key") && !strings.Contains(test.says, "changed") {
 				w.Engine.SwitchOff(exchange.NoContinuity)
-				a.grow(t, w, 30)
+				record(t, w, 30)
 				if err := w.Engine.Notary(tenant)(t.Context()); err != nil {
 					t.Errorf("with the protection off: %v", err)
 				}
@@ -227,7 +240,8 @@ func TestCheckpointsRunUntilTold(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error)
 	go func() { ended <- a.Engine.Checkpoints(ctx) }()
-	for deadline := time.Now().Add(10 * time.Second); a.Engine.Checkpointed(ctx, a.Tenant().Name) != nil; {
+	signed := func() bool { _, err := os.Stat(a.file); return err == nil }
+	for deadline := time.Now().Add(10 * time.Second); a.Engine.Checkpointed(ctx, a.Tenant().Name) != nil || !signed(); {
 		if time.Now().After(deadline) {
 			t.Fatal(a.Log)
 		}

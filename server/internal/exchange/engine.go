@@ -8,12 +8,14 @@ import (
 	"io"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/oklog/ulid/v2"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.opentelemetry.io/otel/trace"
 	"go.opentelemetry.io/otel/trace/noop"
+	"golang.org/x/sync/singleflight"
 	xrate "golang.org/x/time/rate"
 
 	"deputy.example/deputy/client/delegation"
@@ -76,8 +78,13 @@ type Engine struct {
 	tails    *places
 	counting chan struct{} // holds a token for each count that runs
 	lists    signedLists
-	compared sync.Map // tenant's name → nil, or error where Redis knows revocations that the ledger does not
-	proven   sync.Map // tenant's name → nil, or error where the log does not continue its checkpoints
+
+	// What serving goes by.
+	compared   verdicts                // an error where Redis knows what the ledger does not
+	proven     verdicts                // an error where the log does not continue its checkpoints
+	superseded atomic.Pointer[verdict] // of all tenants: Redis knows a later incarnation; nil: none
+	recoveries sync.Map                // tenant's name → ledger.Recovered, the newest
+	flights    singleflight.Group
 
 	// What tests replace: a signer that fails, a count or a list that takes long, and the protections that
 	// they switch off.

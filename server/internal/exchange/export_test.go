@@ -67,3 +67,11 @@ func (e *Engine) ListWith(statuses func(ctx context.Context, tenant string, list
 		e.statuses = e.config.Ledger.Statuses
 	}
 }
+
+// Compare compares a tenant's ledger with Redis, now.
+func (e *Engine) Compare(ctx context.Context, tenant string) error {
+	return e.compare(ctx, []string{tenant}, nil)
+}
+
+// Arbitrate looks for a later incarnation, now.
+func (e *Engine) Arbitrate(ctx context.Context, tenant string) error { return e.arbitrate(ctx, tenant) }

@@ -3,7 +3,6 @@ package exchange
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -47,7 +46,9 @@ func (e *Engine) Follow(ctx context.Context) error {
 		all.Go(func() { list.run(ctx, "keeping the lists in Redis", list.keep) })
 	}
 	wake := e.config.Guard.Wake(ctx, names...)
-	look := func(ctx context.Context) error { return e.look(ctx, names, tails) }
+	look := func(ctx context.Context) error {
+		return errors.Join(e.look(ctx, names, tails), e.arbitrate(ctx, names[0]))
+	}
 	all.Go(func() { e.again(ctx, "looking for news in the ledger", tailEvery, look) })
 	all.Go(func() { e.listen(ctx, wake, tails) })
 	all.Go(func() { e.again(ctx, "comparing the lists in Redis", tailEvery, e.compareAll(names, lists)) })
@@ -126,26 +127,6 @@ func (e *Engine) compareAll(names []string, lists map[string]*follower) func(con
 		doubt = false
 		return nil
 	}
-}
-
-func (e *Engine) compare(ctx context.Context, names []string, lists map[string]*follower) error {
-	peeks, err := e.config.Guard.Peek(ctx, names...)
-	if err != nil {
-		return err
-	}
-	// Read after the lists: what another instance published meanwhile was in the ledger before.
-	standings, err := e.config.Ledger.Standings(ctx, names...)
-	if err != nil {
-		return err
-	}
-	for i, s := range standings {
-		if s.Current && peeks[i].Right(s.Live, s.Revocation) {
-			e.compared.Store(s.Tenant, nil)
-		} else {
-			lists[s.Tenant].nudge()
-		}
-	}
-	return nil
 }
 
 // share tells the other instances what verifiers told this one.
@@ -247,12 +228,8 @@ func (f *follower) publish(ctx context.Context) error {
 		return err
 	}
 	if head > last {
-		// The ledger was restored from a backup, or Redis belongs to another deployment. Neither may be
-		// mended by a guess: revocations that somebody was told of may be missing here.
-		f.compared.Store(f.tenant.Name, fmt.Errorf("redis knows revocation %d, the ledger only %d", head, last))
-		return nil
+		return f.compare(ctx, []string{f.tenant.Name}, nil) // which says what that means, and mends nothing
 	}
-	f.compared.Store(f.tenant.Name, nil)
 	if began := time.Now(); f.doubt && began.After(f.rests) {
 		if err := f.audit(ctx, head, last); err != nil {
 			return err
@@ -323,19 +300,5 @@ func (f *follower) mend(ctx context.Context, cause string, live []delegation.Rev
 	}
 	f.metrics.mended.WithLabelValues(f.tenant.Name, cause).Inc()
 	f.config.Logger.WarnContext(ctx, "revocation lists in redis mended", "tenant", f.tenant.Name, "cause", cause, "live", len(live), "entry", last)
-	return nil
-}
-
-// Ready says whether Redis and the ledger belong together for one tenant; until they have been
-// compared for the first time, they do not. Where Redis knows revocations that the ledger does not,
-// an operator must decide which of them is right.
-func (e *Engine) Ready(_ context.Context, tenant string) error {
-	result, done := e.compared.Load(tenant)
-	if !done {
-		result = errors.New("the lists in redis have not been compared with the ledger")
-	}
-	if err, wrong := result.(error); wrong {
-		return delegation.Unavailable("revocations", err)
-	}
 	return nil
 }

@@ -3,6 +3,7 @@ package exchange
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"deputy.example/deputy/client/delegation"
 	"deputy.example/deputy/server/internal/ledger"
@@ -15,6 +16,9 @@ func (e *Engine) Introspect(ctx context.Context, q Inquiry) (Introspection, erro
 	ctx, cancel := e.within(ctx)
 	defer cancel()
 	by, err := e.admitInquiry(ctx, q)
+	if err == nil {
+		err = e.serving(ctx, by.tenant.Name)
+	}
 	if err != nil {
 		return Introspection{}, err
 	}
@@ -25,10 +29,17 @@ func (e *Engine) Introspect(ctx context.Context, q Inquiry) (Introspection, erro
 	if err != nil {
 		return Introspection{}, nil
 	}
-	if _, hit := by.revoked.Hit(claims.Lineage()); hit {
+	if _, hit := by.revoked.Hit(claims.Lineage()); hit || e.ahead(by.tenant, claims.Delegation.Hops) {
 		return Introspection{}, nil
 	}
 	return Introspection{Claims: &claims}, nil
+}
+
+// ahead says whether a hop has a number that the ledger has not given: it is of a fork, or of a future that was lost. What
+// is revoked must have been read anew before.
+func (e *Engine) ahead(tenant *Tenant, hops []delegation.Hop) bool {
+	head := e.config.Ledger.KnownHead(tenant.Name)
+	return slices.ContainsFunc(hops, func(h delegation.Hop) bool { return h.Seq > head })
 }
 
 // inquirer is who asks a question, with the revocations of now.

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"deputy.example/deputy/client/delegation"
+	"deputy.example/deputy/server/internal/guard"
 	"deputy.example/deputy/server/internal/ledger"
 	"deputy.example/deputy/server/internal/policy"
 	"deputy.example/deputy/server/internal/token"
@@ -65,6 +66,9 @@ func (e *Engine) Revoke(ctx context.Context, call RevokeCall) (Revoked, error) {
 		return Revoked{}, err
 	}
 	tenant := by.tenant
+	if err := e.revoking(ctx, tenant.Name); err != nil {
+		return Revoked{}, err
+	}
 	draft := &ledger.Draft{Kind: ledger.KindRevocation, Caller: by.caller.Principal, Peer: call.Peer, TraceID: traceID(ctx), Detail: call.Reason}
 	target, err := e.decideRevocation(ctx, tenant, by.caller, call)
 	if err != nil {
@@ -81,11 +85,14 @@ func (e *Engine) Revoke(ctx context.Context, call RevokeCall) (Revoked, error) {
 	if result.Err != nil {
 		return Revoked{}, e.notRevoked(tenant, result)
 	}
-	// In force from here on: nothing below is an error.
+	// In force from here on, unless this ledger was given up for a later incarnation.
 	recorded := result.Receipt.Revocation
 	counted := e.beginCount(ctx, tenant, *recorded)
-	e.announce(ctx, tenant, *recorded)
+	err = e.announce(ctx, tenant, *recorded)
 	done := counted()
+	if err != nil {
+		return Revoked{}, err
+	}
 	done.Revocation = recorded
 	return done, nil
 }
@@ -207,6 +214,9 @@ func revocationTarget(ctx context.Context, tenant *Tenant, call RevokeCall) (del
 		}
 		return delegation.Target{Kind: delegation.BanRoot, ID: subject.Root.Digest}, nil
 	}
+	if call.Target.Kind == delegation.CutFork {
+		return call.Target, delegation.Refuse(delegation.ParameterInvalid, "target.kind", "must be one that callers may revoke: only \"deputyd ledger recover\" cuts off a fork")
+	}
 	return call.Target, delegation.AsError(call.Target.Check())
 }
 
@@ -324,10 +334,16 @@ func (e *Engine) recordRefusal(ctx context.Context, tenant *Tenant, draft *ledge
 	return refusal
 }
 
-// announce tells Redis, which wakes the other instances, also when the caller has gone. It is bounded, and its
-// failure is no failure of the revocation: the follower mends the lists from the ledger.
-func (e *Engine) announce(ctx context.Context, tenant *Tenant, r delegation.Revocation) {
-	if err := e.config.Guard.Publish(context.WithoutCancel(ctx), tenant.Name, r); err != nil {
+// announce publishes the revocation in Redis, which wakes the other instances, also when the caller has gone. It is
+// bounded, and its failure is no failure of the revocation: the follower mends the lists from the ledger. Only where
+// Redis holds a later incarnation of the ledger, this one was given up, and nothing was revoked by it.
+func (e *Engine) announce(ctx context.Context, tenant *Tenant, r delegation.Revocation) error {
+	err := e.config.Guard.Publish(context.WithoutCancel(ctx), tenant.Name, r)
+	if errors.Is(err, guard.ErrSuperseded) {
+		return delegation.Unavailable("ledger", err)
+	}
+	if err != nil {
 		e.config.Logger.WarnContext(ctx, "a revocation is durable but not in Redis yet", "tenant", tenant.Name, "entry", r.Seq, "cause", err)
 	}
+	return nil
 }

@@ -58,6 +58,9 @@ func (e *Engine) StatusList(ctx context.Context, tenantName string, number uint6
 	if tenant == nil {
 		return StatusList{}, nothing
 	}
+	if err := e.serving(ctx, tenant.Name); err != nil {
+		return StatusList{}, err
+	}
 	list, err := e.statuses(ctx, tenant.Name, number, statusFresh)
 	if errors.Is(err, ledger.ErrNotFound) {
 		return StatusList{}, nothing

@@ -131,6 +131,9 @@ func (w *walk) admit(ctx context.Context) error {
 	if err := w.admitCaller(ctx, w.arrival, len(w.children)); err != nil {
 		return err
 	}
+	if err := w.serving(ctx, w.tenant.Name); err != nil {
+		return err
+	}
 	revoked, err := w.config.Ledger.Revocations(ctx, w.tenant.Name, w.call.ValidateOnly)
 	if err != nil || w.off.revocation {
 		return err
@@ -167,6 +170,9 @@ func (w *walk) verify(ctx context.Context) error {
 	}
 	if _, hit := revoked.Hit(w.parent.lineage(w.arrival)); hit && !w.off.revocation {
 		return delegation.Refuse(delegation.TokenRevoked, "subject_token", "it, something it descends from, or its caller was revoked")
+	}
+	if w.call.ValidateOnly && w.ahead(w.tenant, w.parent.hops) { // a grant is held to the head in step 6
+		return delegation.Refuse(delegation.TokenRevoked, "subject_token", "must descend from grants that the ledger holds; obtain a new one")
 	}
 	for _, c := range w.children {
 		if err := w.nameActor(ctx, c, revoked); err != nil {

@@ -21,10 +21,11 @@ const watchLife = 10 * time.Minute
 // Watch is a verifier's view of its tenant's revocations. Everything but Snapshot and Last answers
 // from memory, and nothing of one Watch waits for another.
 type Watch struct {
-	engine *Engine
-	by     inquirer
-	until  time.Time
-	leave  func()
+	engine      *Engine
+	by          inquirer
+	until       time.Time
+	leave       func()
+	incarnation uint64 // of the ledger that by.revoked was read from
 }
 
 // Watch authenticates and admits a verifier. Any caller of the tenant may watch. It takes one of the instance's
@@ -32,7 +33,11 @@ type Watch struct {
 func (e *Engine) Watch(ctx context.Context, q Inquiry) (*Watch, error) {
 	ctx, cancel := e.within(ctx)
 	defer cancel()
+	incarnation, _ := e.config.Ledger.Incarnation()
 	by, err := e.admitInquiry(ctx, q)
+	if err == nil {
+		err = e.serving(ctx, by.tenant.Name)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -40,7 +45,7 @@ func (e *Engine) Watch(ctx context.Context, q Inquiry) (*Watch, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Watch{engine: e, by: by, until: e.config.Now().Add(watchLife), leave: leave}, nil
+	return &Watch{engine: e, by: by, until: e.config.Now().Add(watchLife), leave: leave, incarnation: incarnation.Recovered}, nil
 }
 
 // Close gives the verifier's place back. Closing again does nothing.
@@ -59,7 +64,11 @@ func (w *Watch) Standing() error {
 }
 
 // Events are the revocations after a number, each following the one before it. See ledger.Events.
+// The stream ends, as with a ledger that is closed, when the ledger was recovered since it began.
 func (w *Watch) Events(after uint64) (events []delegation.Revocation, complete bool, changed <-chan struct{}) {
+	if now, _ := w.engine.config.Ledger.Incarnation(); now.Recovered != w.incarnation {
+		return nil, false, nil
+	}
 	return w.engine.config.Ledger.Events(w.by.tenant.Name, after)
 }
 
@@ -67,6 +76,9 @@ func (w *Watch) Events(after uint64) (events []delegation.Revocation, complete b
 func (w *Watch) Snapshot(ctx context.Context) ([]delegation.Revocation, uint64, error) {
 	ctx, cancel := w.engine.within(ctx)
 	defer cancel()
+	if err := w.engine.serving(ctx, w.by.tenant.Name); err != nil {
+		return nil, 0, err
+	}
 	return w.engine.config.Ledger.Live(ctx, w.by.tenant.Name)
 }
 
@@ -75,8 +87,14 @@ func (w *Watch) Snapshot(ctx context.Context) ([]delegation.Revocation, uint64, 
 func (w *Watch) Last(ctx context.Context) (uint64, error) {
 	ctx, cancel := w.engine.within(ctx)
 	defer cancel()
+	if err := w.engine.serving(ctx, w.by.tenant.Name); err != nil {
+		return 0, err
+	}
 	return w.engine.config.Ledger.LastRevocation(ctx, w.by.tenant.Name)
 }
+
+// Incarnation is the ledger's newest recovery when the watch began: numbers count within one.
+func (w *Watch) Incarnation() uint64 { return w.incarnation }
 
 // Skew is what root tokens are granted when they are compared with a cut-off.
 func (w *Watch) Skew() time.Duration { return w.engine.config.Ledger.Skew() }

@@ -1,8 +1,8 @@
 // Package guard is what Deputy keeps in Redis: may this caller go on at this rate, was this assertion
 // seen before, which nonces may a proof hold, and which revocations are in force?
 //
-// It owns the keys under "{tenant}:rate:", "{tenant}:replay:", "{tenant}:nonce:" and "{tenant}:revoked:" and nothing
-// else, shared by every instance on the same Redis. Nothing here is the truth: what is remembered may
+// It owns the keys under "{tenant}:rate:", "{tenant}:replay:", "{tenant}:nonce:", "{tenant}:revoked:" and
+// "{tenant}:ledger:", the key "deputy:probe" and nothing else, shared by every instance on the same Redis. Nothing here is the truth: what is remembered may
 // be lost at any time. The row that decides about a replay is the ledger's, and so guard only ever
 // says no early. The lists of revocations are for other services to read, and to spread news fast;
 // they are published from the ledger, audited against it, and made anew when they differ. When Redis
@@ -22,6 +22,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -61,6 +62,8 @@ type Guard struct {
 	admits  rounds
 	alone   alone
 	nonces  ownNonces
+
+	incarnation atomic.Uint64 // of the ledger that is published from
 }
 
 // New makes a Guard. It does not talk to Redis yet; Ready does.
@@ -171,12 +174,16 @@ func (g *Guard) Admit(ctx context.Context, tenant string, caller delegation.Prin
 	return nil
 }
 
-// Ready says whether Redis answers.
+// probeFor is how long what Ready writes remains.
+const probeFor = time.Minute
+
+// Ready says whether Redis takes writes, as everything here needs: one that is out of memory, a replica, or cannot save
+// still answers a ping.
 func (g *Guard) Ready(ctx context.Context) (err error) {
 	defer g.observe("ready", time.Now(), &err)
 	ctx, cancel := context.WithTimeout(ctx, g.timeout)
 	defer cancel()
-	if err := g.client.Ping(ctx).Err(); err != nil {
+	if err := g.client.Set(ctx, "deputy:probe", "1", probeFor).Err(); err != nil {
 		return delegation.Unavailable(dependency, err)
 	}
 	return nil

@@ -65,12 +65,24 @@ const headField = "head"
 
 func field(t delegation.Target) string {
 	switch {
-	case t.Kind == delegation.CutTenant:
+	case t.Kind == delegation.CutTenant, t.Kind == delegation.CutFork: // one field, whatever it aims at
 		return string(t.Kind)
 	case t.Subject != "":
 		return string(t.Kind) + ":" + t.ID + ":" + string(t.Subject)
 	}
 	return string(t.Kind) + ":" + t.ID
+}
+
+// targetOf reads what field wrote. A fork's field does not name what it aims at, and nothing is known by it.
+func targetOf(name string) (t delegation.Target, known bool) {
+	kind, id, _ := strings.Cut(name, ":")
+	t = delegation.Target{Kind: delegation.TargetKind(kind), ID: id}
+	if t.Kind == delegation.CutAgentSubject { // two principals, each a type, a colon and an id that holds none
+		if parts := strings.Split(id, ":"); len(parts) == 4 {
+			t.ID, t.Subject = parts[0]+":"+parts[1], delegation.Principal(parts[2]+":"+parts[3])
+		}
+	}
+	return t, t.Check() == nil
 }
 
 // mark is the value of a field: the number of the latest revocation of that target, and when the
@@ -152,8 +164,8 @@ func (g *Guard) Publish(ctx context.Context, tenant string, r delegation.Revocat
 		at, resumed = suspensionOf(at), field(agentOf(at))
 	}
 	n := listsOf(tenant)
-	answer, err := publish.Run(ctx, g.client, []string{n.list, n.events, n.rebuilding},
-		r.Seq, r.Prev, field(at), milliseconds(r.Until), resumed, n.wake,
+	answer, err := publish.Run(ctx, g.client, []string{n.list, n.events, n.rebuilding, witnessKey(tenant)},
+		r.Seq, r.Prev, field(at), milliseconds(r.Until), resumed, n.wake, g.incarnation.Load(),
 		"seq", r.Seq, "prev", r.Prev, "kind", string(r.Target.Kind), "id", r.Target.ID, "subject", string(r.Target.Subject),
 		"at", r.At.UnixMilli(), "until", milliseconds(r.Until)).Int64()
 	switch {
@@ -165,6 +177,8 @@ func (g *Guard) Publish(ctx context.Context, tenant string, r delegation.Revocat
 		return delegation.Unavailable(dependency, ErrGap)
 	case answer == -2:
 		return delegation.Unavailable(dependency, ErrRebuilding)
+	case answer == -4:
+		return delegation.Unavailable(dependency, ErrSuperseded)
 	}
 	return delegation.Unavailable(dependency, fmt.Errorf("publishing answered %d", answer))
 }
@@ -230,7 +244,7 @@ func (g *Guard) Republish(ctx context.Context, tenant string, live []delegation.
 	}
 	ctx, cancel := context.WithTimeout(ctx, g.timeout)
 	defer cancel()
-	answer, err := switchOver.Run(ctx, g.client, []string{n.list, n.events, n.rebuilding, next}, token, last, fields+1, n.wake).Int64()
+	answer, err := switchOver.Run(ctx, g.client, []string{n.list, n.events, n.rebuilding, next, witnessKey(tenant)}, token, last, fields+1, n.wake, g.incarnation.Load()).Int64()
 	switch {
 	case err != nil:
 		return delegation.Unavailable(dependency, err)
@@ -240,6 +254,8 @@ func (g *Guard) Republish(ctx context.Context, tenant string, live []delegation.
 		return delegation.Unavailable(dependency, errors.New("the new list lost something while it was written: has Redis too little memory?"))
 	case answer == -3:
 		return delegation.Unavailable(dependency, ErrAhead)
+	case answer == -4:
+		return delegation.Unavailable(dependency, ErrSuperseded)
 	}
 	return delegation.Unavailable(dependency, fmt.Errorf("the switch answered %d", answer))
 }

@@ -18,6 +18,8 @@ type Peek struct {
 	whole  bool     // these are all
 	typed  bool     // list and events are what they should be, or are not there
 	now    time.Time
+	// Witness is what Redis remembers of the ledger itself.
+	Witness Witness
 }
 
 // Peek looks at the lists of several tenants in one round trip, and returns in their order what it saw. It is
@@ -29,9 +31,11 @@ func (g *Guard) Peek(ctx context.Context, tenants ...string) (peeks []Peek, err 
 	defer cancel()
 	pipe := g.client.Pipeline()
 	lists, events := make([]*redis.ScanCmd, len(tenants)), make([]*redis.StatusCmd, len(tenants))
+	witnesses := make([]*redis.MapStringStringCmd, len(tenants))
 	for i, tenant := range tenants {
 		n := listsOf(tenant)
 		lists[i], events[i] = pipe.HScan(ctx, n.list, 0, "", chunk), pipe.Type(ctx, n.events)
+		witnesses[i] = pipe.HGetAll(ctx, witnessKey(tenant))
 	}
 	_, _ = pipe.Exec(ctx) // each command has its own error
 	peeks = make([]Peek, len(tenants))
@@ -45,6 +49,9 @@ func (g *Guard) Peek(ctx context.Context, tenants ...string) (peeks []Peek, err 
 			p.fields, cursor = lists[i].Val()
 			p.whole = cursor == 0
 			p.typed = events[i].Val() == "stream" || events[i].Val() == "none"
+		}
+		if p.Witness, err = readWitness(witnesses[i]); err != nil {
+			return nil, delegation.Unavailable(dependency, err)
 		}
 		peeks[i] = p
 	}

@@ -1,8 +1,9 @@
 -- Adds one revocation to the lists, if it is the next one.
--- KEYS     list (hash), events (stream), rebuilding (string)
--- ARGV     seq, prev, field, ends, field of the agent that is resumed or "", channel,
+-- KEYS     list (hash), events (stream), rebuilding (string), witness (hash)
+-- ARGV     seq, prev, field, ends, field of the agent that is resumed or "", channel, number of the incarnation,
 --          then names and values of the event
--- Returns  1 added, 0 added before, -1 the lists are not what they should be, -2 they are being rebuilt
+-- Returns  1 added, 0 added before, -1 the lists are not what they should be, -2 they are being rebuilt,
+--          -4 a later incarnation of the ledger is known
 -- Nothing is written before everything is read. Numbers and milliseconds are below 2^53.
 local list = KEYS[1]
 
@@ -12,6 +13,10 @@ local function is(key, type)
 end
 if not is(list, 'hash') or not is(KEYS[2], 'stream') then
   return -1
+end
+
+if redis.call('TYPE', KEYS[4]).ok == 'hash' and (tonumber(redis.call('HGET', KEYS[4], 'number') or '') or 0) > tonumber(ARGV[7]) then
+  return -4
 end
 
 local seq, prev = tonumber(ARGV[1]), tonumber(ARGV[2])
@@ -71,6 +76,6 @@ if seq > 0 then
   redis.call('HSET', list, field, string.format('%.0f:%.0f', seq, ends))
 end
 redis.call('HSET', list, 'head', ARGV[1])
-redis.call('XADD', KEYS[2], 'MAXLEN', '~', '10000', '*', unpack(ARGV, 7))
+redis.call('XADD', KEYS[2], 'MAXLEN', '~', '10000', '*', unpack(ARGV, 8))
 redis.call('PUBLISH', ARGV[6], ARGV[1])
 return 1

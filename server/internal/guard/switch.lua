@@ -1,7 +1,7 @@
 -- Puts the rebuilt list in the place of the old one, and ends the rebuilding either way.
--- KEYS     list, events, rebuilding, the new list
--- ARGV     token of the rebuilder, number up to which the new list is complete, its fields, channel
--- Returns  1, -1 the new list has lost something, -3 the old list is further
+-- KEYS     list, events, rebuilding, the new list, witness
+-- ARGV     token of the rebuilder, number up to which the new list is complete, its fields, channel, number of the incarnation
+-- Returns  1, -1 the new list has lost something, -3 the old list is further, -4 a later incarnation of the ledger is known
 local list, new = KEYS[1], KEYS[4]
 local result = 1
 if redis.call('HLEN', new) ~= tonumber(ARGV[3]) then
@@ -12,6 +12,9 @@ if redis.call('TYPE', list).ok == 'hash' then
   if head and head > tonumber(ARGV[2]) then
     result = -3
   end
+end
+if redis.call('TYPE', KEYS[5]).ok == 'hash' and (tonumber(redis.call('HGET', KEYS[5], 'number') or '') or 0) > tonumber(ARGV[5]) then
+  result = -4
 end
 
 if result == 1 then

@@ -38,7 +38,7 @@ type outcome struct {
 	err     error // of single uses alone
 }
 
-var errWentBack = errors.New("the ledger is older than what this process saw in it: was a backup restored? Restart deputyd if that was intended")
+var errWentBack = fmt.Errorf("%w: it is older than what this process saw in it", ErrDoubt)
 
 // errUnresolved leaves open whether the batch was recorded; without a token it harms nobody.
 var errUnresolved = errors.New("nobody could find out in time whether the batch was committed")
@@ -50,6 +50,7 @@ func (s *sequencer) commit(items []*item) {
 	defer cancel()
 	err := b.run(ctx)
 	s.ledger.metrics.committed(len(items), err)
+	s.failing.Store(err != nil)
 	if err != nil {
 		s.ledger.config.Logger.Error("ledger: batch failed", "tenant", s.tenant, "drafts", len(items), "error", err)
 	}
@@ -68,6 +69,11 @@ func (b *batch) run(ctx context.Context) error {
 	attempt, cancel := context.WithTimeout(ctx, config.attempt())
 	defer cancel()
 	b.now = floor(config.Now())
+	if known, _ := b.s.ledger.lifeRow(); !known && !b.s.ledger.recovering {
+		if err := b.s.ledger.probe(attempt); err != nil {
+			return errors.Unwrap(err)
+		}
+	}
 	if !b.s.live.feed.Load().loaded { // reading a long history must not keep the head from others
 		if err := b.s.live.refresh(attempt); err != nil {
 			return err
@@ -83,6 +89,9 @@ func (b *batch) run(ctx context.Context) error {
 	}
 	if err != nil {
 		return err
+	}
+	if n := len(b.w.entries); n > 0 {
+		b.s.remember(memory{b.w.entries[n-1].Seq, b.w.entries[n-1].Leaf})
 	}
 	// Only now: a revocation that was not committed must not be in force.
 	b.s.seen, b.s.claimsFrom = b.w.head.seq, b.w.claimsFrom
@@ -102,12 +111,18 @@ func (b *batch) transact(ctx, attempt context.Context, q questions) error {
 		return err
 	}
 	b.facts = found
-	err = b.catchUp(q)
+	err = b.sameLife(q)
+	if err == nil {
+		err = b.catchUp(q)
+	}
 	if err == nil {
 		err = b.decide()
 	}
 	if err != nil || b.w.empty() {
 		tx.rollback()
+		if errors.Is(err, ErrDoubt) {
+			b.s.ledger.Doubt(ctx, err)
+		}
 		return err
 	}
 	b.prune()
@@ -138,6 +153,22 @@ func (b *batch) revoked() []delegation.Revocation {
 		}
 	}
 	return list
+}
+
+// sameLife refuses a ledger that is not the one that this process knows, or has lost what it acknowledged.
+func (b *batch) sameLife(q questions) error {
+	w := &b.facts.witness
+	_, row := b.s.ledger.lifeRow()
+	switch {
+	case b.s.ledger.recovering:
+		return nil
+	case w.doubt != "":
+		return fmt.Errorf("%w: %s", ErrDoubt, w.doubt)
+	case b.s.retired.Load(), w.number != row.Number, w.id != row.ID, !row.physical.same(b.s.ledger.store.below()):
+		b.s.ledger.unproven()
+		return errRenewed
+	}
+	return w.confirms(q.known)
 }
 
 // catchUp brings the revocation set up to the head that the transaction holds.
@@ -176,6 +207,7 @@ func (b *batch) resolve(ctx context.Context, unknown error) error {
 // questions collects what the items make necessary to know.
 func (b *batch) questions() questions {
 	q := b.s.live.question(b.now)
+	q.known = b.s.memory()
 	for _, it := range b.items {
 		for _, u := range it.uses {
 			q.uses = append(q.uses, u.digest())
@@ -271,6 +303,8 @@ func replay(reason delegation.Reason) *delegation.Error {
 var (
 	errRevoked = delegation.Refuse(delegation.TokenRevoked, "subject_token",
 		"something in this token's chain was revoked: nothing can be derived from it any more")
+	errAhead = delegation.Refuse(delegation.TokenRevoked, "subject_token",
+		"must descend from grants that the ledger holds; this token is of a ledger that was given up: obtain a new one")
 	errConflict = delegation.Refuse(delegation.IdempotencyConflict, "idempotency_key",
 		"this key was used for another request: choose a new one")
 	errGone = delegation.Refuse(delegation.GrantGone, "idempotency_key",
@@ -295,6 +329,9 @@ func (b *batch) record(d *Draft, replayed *delegation.Error) Result {
 		if stored, taken := b.facts.keys[keyDigest(d.Caller, d.Idempotency.Key)]; taken {
 			return b.repeat(d, stored)
 		}
+	}
+	if b.ahead(d.Lineage.Hops) {
+		return b.refuse(d, errAhead)
 	}
 	if b.hit(d.lineage()) {
 		return b.refuse(d, errRevoked)
@@ -329,6 +366,12 @@ func (b *batch) repeat(d *Draft, stored storedKey) Result {
 		return b.refuse(d, errRevoked)
 	}
 	return Result{Receipt: Receipt{Seq: stored.seq, Time: stored.time, Claims: slices.Clone(stored.claims), Existing: true}}
+}
+
+// ahead says whether a hop has a number that the ledger has not given yet: a parent was recorded before its child is
+// asked for, so it is of a ledger that this one forked from, or of a future that this one lost.
+func (b *batch) ahead(hops []delegation.Hop) bool {
+	return slices.ContainsFunc(hops, func(h delegation.Hop) bool { return h.Seq > b.facts.head.seq })
 }
 
 func (b *batch) hit(l delegation.Lineage) bool {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"time"
 
 	"golang.org/x/mod/sumdb/tlog"
@@ -47,7 +48,7 @@ func (l *Ledger) LastCheckpoint(ctx context.Context, tenant string) (Checkpoint,
 	defer cancel()
 	c, err := lastCheckpoint(ctx, l.store, tenant)
 	if err != nil && !errors.Is(err, ErrNotFound) {
-		return Checkpoint{}, unavailable(err)
+		return Checkpoint{}, failed(err)
 	}
 	return c, err
 }
@@ -103,7 +104,7 @@ func lastCheckpoint(ctx context.Context, db querier, tenant string) (Checkpoint,
 			return err
 		}
 		if len(root) != sha256.Size {
-			return errors.New("the root of the checkpoint is damaged")
+			return fmt.Errorf("%w: the root of the checkpoint is no hash", errDamaged)
 		}
 		c.Size, c.Root, c.Time = uint64(size), tlog.Hash(root), fromMicros(at)
 		list = append(list, c)

@@ -35,7 +35,7 @@ func (l *Ledger) Descendants(ctx context.Context, tenant, jti string, after uint
 	}
 	f := family{ledger: l, tenant: tenant, depths: map[string]int{jti: 0}}
 	if page, next, err = f.page(ctx, origin, after, min(max(limit, 1), mostFound)); err != nil {
-		return nil, 0, unavailable(err)
+		return nil, 0, failed(err)
 	}
 	return page, next, nil
 }
@@ -147,7 +147,7 @@ func (l *Ledger) Voided(ctx context.Context, tenant string, seqs []uint64) (map[
 	for chunk := range slices.Chunk(seqs, entryPage) {
 		found, err := l.store.query(ctx, sqlVoided, byNumber(tenant, chunk)...)
 		if err != nil {
-			return nil, unavailable(err)
+			return nil, failed(err)
 		}
 		err = eachRow(found, func() error {
 			var seq uint64
@@ -156,7 +156,7 @@ func (l *Ledger) Voided(ctx context.Context, tenant string, seqs []uint64) (map[
 			return err
 		})
 		if err != nil {
-			return nil, unavailable(err)
+			return nil, failed(err)
 		}
 	}
 	return voided, nil

@@ -107,7 +107,7 @@ func (l *Ledger) dropBlock(ctx context.Context, db changer, tenant string, first
 		for _, f := range leaves[i : i+tierWidth] {
 			row = append(row, f.hash[:]...)
 		}
-		if _, err := db.change(ctx, "keep leaves", sqlKeepLeaves, tenant, (first-1+int64(i))/tierWidth, row); err != nil {
+		if err := keep(ctx, db, 1, "keep leaves", sqlKeepLeaves, tenant, (first-1+int64(i))/tierWidth, row); err != nil {
 			return err
 		}
 	}

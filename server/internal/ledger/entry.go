@@ -11,7 +11,7 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// Kind says what an entry records. The canonical form also reserves "approval" and "admin".
+// Kind says what an entry records. The canonical form also reserves "approval".
 type Kind string
 
 const (
@@ -20,6 +20,7 @@ const (
 	KindCheck      Kind = "check"      // a question that was answered without issuing anything
 	KindVoid       Kind = "void"       // takes back a grant whose token was never handed out
 	KindRevocation Kind = "revocation" // bans or cuts off a target
+	KindAdmin      Kind = "admin"      // what an operator did to the ledger itself
 )
 
 // Outcome is how the request that an entry records ended.
@@ -179,7 +180,7 @@ func (d *Draft) check(tenant string) error {
 
 func (d *Draft) checkKind() error {
 	wrong := func(what string) error { return fmt.Errorf("draft of a %s: %s", d.Kind, what) }
-	outcome := map[Kind]Outcome{KindGrant: Granted, KindRefusal: Refused, KindVoid: Done, KindRevocation: Done}
+	outcome := map[Kind]Outcome{KindGrant: Granted, KindRefusal: Refused, KindVoid: Done, KindRevocation: Done, KindAdmin: Done}
 	want, fixed := outcome[d.Kind]
 	switch {
 	case !fixed && d.Kind != KindCheck:
@@ -292,7 +293,7 @@ func (d *Draft) entry(tenant string) *Entry {
 		e.Outcome = Granted
 	case KindRefusal:
 		e.Outcome = Refused
-	case KindVoid, KindRevocation:
+	case KindVoid, KindRevocation, KindAdmin:
 		e.Outcome = Done
 	}
 	return e

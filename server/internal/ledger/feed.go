@@ -51,6 +51,15 @@ func (r *revocations) advance(list []delegation.Revocation, whole bool) {
 	close(old.changed)
 }
 
+// retire wakes all who wait, who then find a tenant that was not loaded yet.
+func (r *revocations) retire() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	old := r.feed.Load()
+	r.feed.Store(&feed{changed: make(chan struct{})})
+	close(old.changed)
+}
+
 // follow appends to recent, and begins anew where something is missing: the first read leaves out
 // what has ended.
 func (f *feed) follow(list []delegation.Revocation, unbroken bool) {

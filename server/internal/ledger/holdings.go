@@ -41,7 +41,7 @@ func (l *Ledger) Holdings(ctx context.Context, tenant string, agent delegation.P
 	}
 	h := holdings{ledger: l, tenant: tenant, agent: agent, limit: min(max(limit, 0), mostFound), revoked: revoked}
 	if err := h.run(ctx); err != nil {
-		return Holding{}, unavailable(err)
+		return Holding{}, failed(err)
 	}
 	return h.Holding, nil
 }

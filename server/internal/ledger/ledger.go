@@ -85,7 +85,10 @@ type Ledger struct {
 	store   store
 	metrics *metrics
 	lost    lostBlocks
+	life    life
 	off     protections
+
+	recovering bool // nothing is doubted: this is the recovery
 
 	mu      sync.Mutex
 	tenants map[string]*sequencer
@@ -127,6 +130,11 @@ func open(ctx context.Context, dsn string, config Config, s seam) (*Ledger, erro
 	if err != nil {
 		return nil, fmt.Errorf("ledger: %w", err)
 	}
+	// A ledger that is doubted is opened all the same: it is read, and refuses to be believed. What else keeps the
+	// first probe from an answer is asked again before anything is appended.
+	if err := l.probe(ctx); errors.Is(err, errStandby) {
+		return nil, errors.Join(fmt.Errorf("ledger: %w", errStandby), l.Close())
+	}
 	return l, nil
 }
 
@@ -152,12 +160,26 @@ func (l *Ledger) Close() error {
 	return l.store.close()
 }
 
-// Ready says whether the database answers.
+// Ready says whether the database answers, and whether tenants can append for whom that failed the last time.
 func (l *Ledger) Ready(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, l.config.attempt())
 	defer cancel()
 	if err := l.store.ready(ctx); err != nil {
 		return unavailable(err)
+	}
+	l.mu.Lock()
+	var failing []string
+	for name, s := range l.tenants {
+		if s.failing.Load() {
+			failing = append(failing, name)
+		}
+	}
+	l.mu.Unlock()
+	for _, tenant := range failing {
+		// Nothing to write: it takes the lock of the head, and gives it back.
+		if _, err := l.submit(ctx, tenant, &item{done: make(chan struct{})}); err != nil {
+			return err
+		}
 	}
 	return nil
 }

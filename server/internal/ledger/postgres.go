@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -22,6 +23,7 @@ type postgresStore struct {
 	pool    *pgxpool.Pool
 	attempt time.Duration
 	seam    seam
+	met     atomic.Pointer[physical] // by the newest connection
 }
 
 func migratePostgres(ctx context.Context, dsn string) error {
@@ -56,12 +58,18 @@ func openPostgres(ctx context.Context, dsn string, config Config, s seam) (store
 	if pc.ConnConfig.ConnectTimeout == 0 || pc.ConnConfig.ConnectTimeout > config.attempt() {
 		pc.ConnConfig.ConnectTimeout = config.attempt()
 	}
-	pc.AfterConnect = assertDurable
+	st := &postgresStore{attempt: config.attempt(), seam: s}
+	pc.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
+		if err := assertDurable(ctx, conn); err != nil {
+			return err
+		}
+		return st.meet(ctx, conn)
+	}
 	pool, err := pgxpool.NewWithConfig(ctx, pc)
 	if err != nil {
 		return nil, err
 	}
-	st := &postgresStore{pool: pool, attempt: config.attempt(), seam: s}
+	st.pool = pool
 	if err := st.ready(ctx); err != nil {
 		pool.Close()
 		return nil, err
@@ -220,6 +228,9 @@ func (tx *postgresTx) answer(ctx context.Context, tenant string, q questions) (f
 	found := newFacts()
 	p := &pipeline{seam: tx.st.seam}
 	p.lockHead(tenant, &found.head)
+	p.add("look up what was known", sqlMemory, tenant, int64(q.known.seq)).QueryRow(func(row pgx.Row) error {
+		return row.Scan(found.witness.fields()...)
+	})
 	if len(q.uses) > 0 {
 		p.add("look up single uses", `SELECT digest FROM `+eachOf("bytea", "single_uses", "digest = x"), tenant, slicesOf(q.uses)).
 			Query(func(r pgx.Rows) error {
@@ -247,8 +258,9 @@ func (tx *postgresTx) answer(ctx context.Context, tenant string, q questions) (f
 	}
 	// Another instance has revoked something. One more round trip, under the lock as the others.
 	news := &pipeline{seam: tx.st.seam}
-	news.add("read revocations", sqlRevocations, tenant, int64(q.revokedAfter), q.revokedUntil, everything).Query(func(r pgx.Rows) (err error) {
-		found.head.revocation, found.revocations, err = scanRevocations(r, q.now)
+	news.add("read revocations", tx.st.revocations(), tenant, int64(q.revokedAfter), q.revokedUntil, everything).Query(func(r pgx.Rows) error {
+		revoked, err := scanRevocations(r, q.now)
+		found.head.revocation, found.revocations = revoked.newest, revoked.list
 		return err
 	})
 	return found, news.send(ctx, tx.conn)
@@ -335,6 +347,9 @@ func (tx *postgresTx) commit(ctx context.Context, w *writes) error {
 		if pe != nil && pe.ConstraintName == idIndex {
 			return errTaken
 		}
+		if notKept(pe) {
+			return errNotKept
+		}
 		return errors.Join(err, errors.New("PostgreSQL rolled back"))
 	}
 	tx.hangUp()
@@ -376,7 +391,7 @@ func (p *pipeline) write(w *writes) error {
 		if err != nil {
 			return err
 		}
-		p.add("insert entries", pgInsert, columns...)
+		p.put("insert entries", len(w.entries), pgInsert, columns...)
 	}
 	if len(w.nodes) > 0 {
 		levels, numbers, hashes := make([]int64, len(w.nodes)), make([]int64, len(w.nodes)), make([][]byte, len(w.nodes))
@@ -384,7 +399,7 @@ func (p *pipeline) write(w *writes) error {
 			n := &w.nodes[i]
 			levels[i], numbers[i], hashes[i] = int64(n.Level), int64(n.N), n.Hash[:]
 		}
-		p.add("insert tree nodes", `INSERT INTO tree_nodes (tenant, level, n, hash)
+		p.put("insert tree nodes", len(w.nodes), `INSERT INTO tree_nodes (tenant, level, n, hash)
 			SELECT $1::text, * FROM unnest($2::bigint[], $3::bigint[], $4::bytea[])`, w.tenant, levels, numbers, hashes)
 	}
 	if n := len(w.claims); n > 0 {
@@ -392,7 +407,7 @@ func (p *pipeline) write(w *writes) error {
 		for i, c := range w.claims {
 			seqs[i], untils[i], values[i] = int64(c.seq), c.until, c.value
 		}
-		p.add("insert claims", `INSERT INTO claims (tenant, seq, until, value)
+		p.put("insert claims", n, `INSERT INTO claims (tenant, seq, until, value)
 			SELECT $1::text, * FROM unnest($2::bigint[], $3::bigint[], $4::bytea[])`, w.tenant, seqs, untils, values)
 	}
 	if n := len(w.uses); n > 0 {
@@ -400,7 +415,7 @@ func (p *pipeline) write(w *writes) error {
 		for i := range w.uses {
 			names[i], untils[i] = w.uses[i].digest[:], w.uses[i].until
 		}
-		p.add("insert single uses", `INSERT INTO single_uses (tenant, digest, until, batch)
+		p.put("insert single uses", n, `INSERT INTO single_uses (tenant, digest, until, batch)
 			SELECT $1::text, u.digest, u.until, $4::bytea FROM unnest($2::bytea[], $3::bigint[]) u(digest, until)`, w.tenant, names, untils, w.batch)
 	}
 	if n := len(w.keys); n > 0 {
@@ -409,7 +424,7 @@ func (p *pipeline) write(w *writes) error {
 			k := &w.keys[i]
 			names[i], fingerprints[i], seqs[i], untils[i] = k.digest[:], k.fingerprint[:], int64(k.seq), k.until
 		}
-		p.add("insert idempotency keys", `INSERT INTO idempotency_keys (tenant, digest, fingerprint, seq, until)
+		p.put("insert idempotency keys", n, `INSERT INTO idempotency_keys (tenant, digest, fingerprint, seq, until)
 			SELECT $1::text, * FROM unnest($2::bytea[], $3::bytea[], $4::bigint[], $5::bigint[])`, w.tenant, names, fingerprints, seqs, untils)
 	}
 	if len(w.voids) > 0 {
@@ -426,7 +441,7 @@ func (p *pipeline) write(w *writes) error {
 			return row.Scan(&w.claimsFrom)
 		})
 	}
-	p.add("advance head", sqlHead, w.tenant, int64(w.head.seq), w.head.time, int64(w.head.revocation), edgeBytes(w.head.tree))
+	p.put("advance head", 1, sqlHead, w.tenant, int64(w.head.seq), w.head.time, int64(w.head.revocation), edgeBytes(w.head.tree))
 	return nil
 }
 

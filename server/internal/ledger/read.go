@@ -2,6 +2,7 @@ package ledger
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"strings"
@@ -64,7 +65,7 @@ func (l *Ledger) Chain(ctx context.Context, tenant, jti string) ([]*Entry, error
 	case err != nil:
 		return nil, err
 	case !dropped:
-		return nil, fmt.Errorf("ledger: the chain of entry %d lacks its beginning", chain[len(chain)-1].Seq)
+		return nil, failed(fmt.Errorf("%w: the chain of entry %d lacks its beginning", errDamaged, chain[len(chain)-1].Seq))
 	}
 	return chain, nil
 }
@@ -147,9 +148,21 @@ func (l *Ledger) entries(ctx context.Context, where string, args ...any) ([]*Ent
 	defer cancel()
 	list, err := scanEntries(ctx, l.store, where, args...)
 	if err != nil {
-		return nil, unavailable(err)
+		return nil, failed(err)
 	}
 	return list, nil
+}
+
+// errDamaged is about rows that are missing, or that no entry was ever stored as. To read them again gives the same.
+var errDamaged = errors.New("the ledger is not what was recorded")
+
+// failed is what becomes of a reading that ended with an error: damage is damage, and all else may pass.
+func failed(err error) error {
+	if errors.Is(err, errDamaged) {
+		return delegation.Refuse(delegation.LedgerDamaged, "",
+			"the ledger lacks, or has changed, what it recorded: keep it and its backups as they are, and run 'deputy log verify'").WithCause(err)
+	}
+	return unavailable(err)
 }
 
 // entryPage is how many entries one statement takes by their numbers.

@@ -59,7 +59,7 @@ func readMark(ctx context.Context, db querier, tenant string) (m mark, there boo
 		return err
 	})
 	if err != nil {
-		err = fmt.Errorf("the mark of what was dropped is damaged: %w", err)
+		err = fmt.Errorf("%w: the mark of what was dropped: %w", errDamaged, err)
 	}
 	return m, there, err
 }
@@ -71,7 +71,7 @@ func (l *Ledger) Dropped(ctx context.Context, tenant string) (audit.Dropped, boo
 	defer cancel()
 	m, _, err := readMark(ctx, l.store, tenant)
 	if err != nil {
-		return audit.Dropped{}, false, unavailable(err)
+		return audit.Dropped{}, false, failed(err)
 	}
 	return audit.Dropped{Through: m.tree.Size, Hashes: m.tree.Hashes}, m.tree.Size > 0, nil
 }

@@ -2,6 +2,7 @@ package ledger
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -18,6 +19,8 @@ type revocations struct {
 	tenant string
 	set    *delegation.RevocationSet
 	feed   atomic.Pointer[feed] // what set was made from; replaced by advance and sweep only
+
+	head atomic.Uint64 // highest number of an entry that any read saw
 
 	mu    sync.Mutex // guards what follows and the replacing of set and feed; never held over I/O
 	swept time.Time  // when what had ended was last forgotten
@@ -93,7 +96,9 @@ func (r *revocations) reads() {
 	current := r.read
 	r.mu.Unlock()
 	for current != nil {
-		current.err = r.catchUp()
+		if current.err = r.catchUp(); errors.Is(current.err, ErrDoubt) {
+			r.ledger.Doubt(context.Background(), current.err)
+		}
 		close(current.done)
 		r.mu.Lock()
 		current, r.next = r.next, nil
@@ -126,19 +131,23 @@ func (r *revocations) page() (whole bool, err error) {
 	if q.revokedUntil != 0 {
 		most = pageSize
 	}
-	found, err := r.ledger.store.query(ctx, sqlRevocations, r.tenant, int64(q.revokedAfter), q.revokedUntil, most)
+	found, err := r.ledger.store.query(ctx, r.ledger.store.revocations(), r.tenant, int64(q.revokedAfter), q.revokedUntil, most)
 	if err != nil {
 		return false, err
 	}
-	newest, list, err := scanRevocations(found, q.now)
+	revoked, err := scanRevocations(found, q.now)
 	if err != nil {
 		return false, err
 	}
-	if int64(len(list)) == most {
-		r.advance(list, false)
+	if revoked.head < r.head.Load() {
+		return false, errWentBack
+	}
+	r.head.Store(revoked.head)
+	if int64(len(revoked.list)) == most {
+		r.advance(revoked.list, false)
 		return false, nil
 	}
-	return true, r.complete(q, newest, list)
+	return true, r.complete(q, revoked.newest, revoked.list)
 }
 
 // question asks for what is missing. The first read leaves out what has ended, later ones take all,

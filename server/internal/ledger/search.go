@@ -78,7 +78,7 @@ func (l *Ledger) Search(ctx context.Context, tenant string, q Query) (page []*En
 		page, before, err = w.page(ctx, min(max(q.Limit, 1), mostFound))
 	}
 	if err != nil {
-		return nil, 0, unavailable(err)
+		return nil, 0, failed(err)
 	}
 	return page, before, nil
 }

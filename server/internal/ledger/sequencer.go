@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"deputy.example/deputy/server/internal/gather"
@@ -18,10 +19,14 @@ type sequencer struct {
 	live   *revocations
 
 	statuses *statusLists
+	failing  atomic.Bool // the newest batch could not be committed
+	retired  atomic.Bool // the incarnation that it was made for was given up
 
 	mu      sync.Mutex // guards what follows; never held over I/O
 	queue   []*item
 	running bool
+
+	known memory // the newest entry that is durable and that this process saw
 
 	// What follows belongs to the running turn.
 	seen   uint64    // highest number that a batch of ours saw
@@ -160,3 +165,18 @@ func (s *sequencer) take() []*item {
 }
 
 func (it *item) revokes() bool { return len(it.drafts) > 0 && it.drafts[0].Kind == KindRevocation }
+
+func (s *sequencer) memory() memory {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.known
+}
+
+// remember notes an entry that is durable.
+func (s *sequencer) remember(m memory) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if m.seq > s.known.seq {
+		s.known = m
+	}
+}

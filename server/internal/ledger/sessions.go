@@ -34,10 +34,9 @@ func (l *Ledger) StartSession(ctx context.Context, tenant string, key [32]byte, 
 		if err != nil {
 			return err
 		}
-		_, err = db.change(ctx, "start session", `INSERT INTO console_sessions (tenant, digest, principal, issuer, signed_in, seen, idle, until)
+		return keep(ctx, db, 1, "start session", `INSERT INTO console_sessions (tenant, digest, principal, issuer, signed_in, seen, idle, until)
 			VALUES ($1, $2, $3, $4, $5, $6, $7, $8)`,
 			tenant, key[:], string(s.Principal), s.Issuer, micros(s.SignedIn), now, s.Idle.Microseconds(), micros(s.Until))
-		return err
 	})
 }
 
@@ -96,7 +95,13 @@ func (l *Ledger) readSession(ctx context.Context, tenant string, key [32]byte) (
 // EndSession forgets a session. One that is not there is over already.
 func (l *Ledger) EndSession(ctx context.Context, tenant string, key [32]byte) error {
 	return l.changeSessions(ctx, func(ctx context.Context, db changer) error {
-		_, err := db.change(ctx, "end session", `DELETE FROM console_sessions WHERE tenant = $1 AND digest = $2`, tenant, key[:])
+		if _, err := db.change(ctx, "end session", `DELETE FROM console_sessions WHERE tenant = $1 AND digest = $2`, tenant, key[:]); err != nil {
+			return err
+		}
+		left, err := count(ctx, db, `SELECT count(*) FROM console_sessions WHERE tenant = $1 AND digest = $2`, tenant, key[:])
+		if err == nil && left > 0 {
+			err = errNotKept
+		}
 		return err
 	})
 }

@@ -261,6 +261,11 @@ func (tx *sqliteTx) exec(point, sql string, args ...any) error {
 	return err
 }
 
+// put writes one row.
+func (tx *sqliteTx) put(point, sql string, args ...any) error {
+	return keep(context.Background(), tx, 1, point, sql, args...)
+}
+
 func (tx *sqliteTx) change(_ context.Context, point, sql string, args ...any) (int64, error) {
 	if err := tx.st.seam.at("before " + point); err != nil {
 		return 0, err
@@ -327,14 +332,19 @@ func (tx *sqliteTx) answer(tenant string, q questions) (facts, error) {
 	}
 	found.head = lockedHead(seq, at, tree)
 	found.head.revocation = uint64(revocation)
+	if _, err := tx.one(sqlMemory, []any{tenant, int64(q.known.seq)}, found.witness.fields()...); err != nil {
+		return found, err
+	}
 	if found.head.revocation != q.revokedAfter { // else the head itself says that there is nothing new
-		revoked, err := tx.query(ctx, sqlRevocations, tenant, int64(q.revokedAfter), q.revokedUntil, everything)
+		rows, err := tx.query(ctx, tx.st.revocations(), tenant, int64(q.revokedAfter), q.revokedUntil, everything)
 		if err != nil {
 			return found, err
 		}
-		if found.head.revocation, found.revocations, err = scanRevocations(revoked, q.now); err != nil {
+		revoked, err := scanRevocations(rows, q.now)
+		if err != nil {
 			return found, err
 		}
+		found.head.revocation, found.revocations = revoked.newest, revoked.list
 	}
 	for _, name := range q.uses {
 		if found.used[name], err = tx.exists(`SELECT 1 FROM single_uses WHERE tenant = $1 AND digest = $2`, tenant, name[:]); err != nil {
@@ -414,30 +424,30 @@ func (tx *sqliteTx) write(w *writes) error {
 				values[i] = *v
 			}
 		}
-		if err := tx.exec("insert entry", sqliteInsert, values[:]...); err != nil {
+		if err := tx.put("insert entry", sqliteInsert, values[:]...); err != nil {
 			return taken(err)
 		}
 	}
 	for _, n := range w.nodes {
-		if err := tx.exec("insert tree node", `INSERT INTO tree_nodes (tenant, level, n, hash) VALUES (?, ?, ?, ?)`,
+		if err := tx.put("insert tree node", `INSERT INTO tree_nodes (tenant, level, n, hash) VALUES (?, ?, ?, ?)`,
 			w.tenant, int64(n.Level), int64(n.N), n.Hash[:]); err != nil {
 			return err
 		}
 	}
 	for _, c := range w.claims {
-		if err := tx.exec("insert claims", `INSERT INTO claims (tenant, seq, until, value) VALUES (?, ?, ?, ?)`,
+		if err := tx.put("insert claims", `INSERT INTO claims (tenant, seq, until, value) VALUES (?, ?, ?, ?)`,
 			w.tenant, int64(c.seq), c.until, c.value); err != nil {
 			return err
 		}
 	}
 	for _, u := range w.uses {
-		if err := tx.exec("insert single use", `INSERT INTO single_uses (tenant, digest, until, batch) VALUES (?, ?, ?, ?)`,
+		if err := tx.put("insert single use", `INSERT INTO single_uses (tenant, digest, until, batch) VALUES (?, ?, ?, ?)`,
 			w.tenant, u.digest[:], u.until, w.batch); err != nil {
 			return err
 		}
 	}
 	for _, k := range w.keys {
-		if err := tx.exec("insert idempotency key", `INSERT INTO idempotency_keys (tenant, digest, fingerprint, seq, until) VALUES (?, ?, ?, ?, ?)`,
+		if err := tx.put("insert idempotency key", `INSERT INTO idempotency_keys (tenant, digest, fingerprint, seq, until) VALUES (?, ?, ?, ?, ?)`,
 			w.tenant, k.digest[:], k.fingerprint[:], int64(k.seq), k.until); err != nil {
 			return err
 		}
@@ -450,7 +460,7 @@ func (tx *sqliteTx) write(w *writes) error {
 	if err := tx.prune(w); err != nil {
 		return err
 	}
-	return tx.exec("advance head", sqlHead, w.tenant, int64(w.head.seq), w.head.time, int64(w.head.revocation), edgeBytes(w.head.tree))
+	return tx.put("advance head", sqlHead, w.tenant, int64(w.head.seq), w.head.time, int64(w.head.revocation), edgeBytes(w.head.tree))
 }
 
 // taken is errTaken if that is what the error says, which names the columns of the index.

@@ -346,7 +346,7 @@ func mentionsOf(list []delegation.Revocation) mentions {
 	for _, r := range list {
 		switch r.Target.Kind {
 		case delegation.Resume: // hits nothing by itself
-		case delegation.CutTenant:
+		case delegation.CutTenant, delegation.CutFork:
 			m.all = true
 		default:
 			m.names[r.Target.ID] = struct{}{}

@@ -42,6 +42,14 @@ type store interface {
 
 	ready(ctx context.Context) error
 	close() error
+
+	// physical asks what server the transaction runs on; below is what the newest connection found.
+	physical(ctx context.Context, db querier) (physical, error)
+	below() physical
+	// touch takes the locks on tables that an append takes, and gives them back with the transaction.
+	touch(ctx context.Context, db changer) error
+	// revocations is sqlRevocations in the store's dialect.
+	revocations() string
 }
 
 type transaction interface {
@@ -107,6 +115,7 @@ type questions struct {
 	ids          []string // which of these entries exist?
 	voids        []uint64 // which of these are grants?
 	now          int64    // claims that ended before this are not given out
+	known        memory   // is it there?
 }
 
 type facts struct {
@@ -116,6 +125,7 @@ type facts struct {
 	keys        map[digest]storedKey
 	ids         map[string]bool
 	grants      map[uint64]bool
+	witness     witness
 }
 
 func newFacts() facts {
@@ -222,8 +232,9 @@ const (
 	sqlHead    = `UPDATE heads SET seq = $2, time = $3, revocation = $4, tree = $5, tree_size = $2 WHERE tenant = $1`
 	sqlTouch   = `UPDATE heads SET seq = seq WHERE tenant = $1`
 
-	// One statement, so that the head's number and the rows are of one snapshot.
-	sqlRevocations = `SELECT h.revocation, coalesce(e.seq, 0), coalesce(e.prev, 0), coalesce(e.time, 0), coalesce(e.until, 0),
+	// One statement, so that the head's numbers and the rows are of one snapshot. What stands for $standby says
+	// whether the server is one.
+	sqlRevocations = `SELECT $standby, h.seq, h.revocation, coalesce(e.seq, 0), coalesce(e.prev, 0), coalesce(e.time, 0), coalesce(e.until, 0),
 		coalesce(e.target_kind, ''), coalesce(e.target_id, ''), coalesce(e.target_principal, ''), coalesce(e.target_subject, '')
 		FROM heads h LEFT JOIN (SELECT seq, prev, time, until, target_kind, target_id, target_principal, target_subject FROM entries
 			WHERE tenant = $1 AND kind = 'revocation' AND seq > $2
@@ -282,15 +293,17 @@ func atLeastTwice(n int) int {
 
 // scanRevocations reads what sqlRevocations selects.
 // What has ended by now may have lost its target, and then hits nothing.
-func scanRevocations(r rows, now int64) (newest uint64, list []delegation.Revocation, err error) {
+func scanRevocations(r rows, now int64) (found revoked, err error) {
 	defer r.Close()
 	for r.Next() {
-		var head, seq, prev, at, until int64
+		var standby, seq, prev, at, until int64
 		var kind, id, principal, subject string
-		if err := r.Scan(&head, &seq, &prev, &at, &until, &kind, &id, &principal, &subject); err != nil {
-			return 0, nil, err
+		if err := r.Scan(&standby, &found.head, &found.newest, &seq, &prev, &at, &until, &kind, &id, &principal, &subject); err != nil {
+			return revoked{}, err
 		}
-		newest = uint64(head)
+		if standby != 0 {
+			return revoked{}, errStandby
+		}
 		if seq == 0 {
 			continue // the head without a revocation
 		}
@@ -301,11 +314,18 @@ func scanRevocations(r rows, now int64) (newest uint64, list []delegation.Revoca
 		if err := checkTarget(v); err != nil && until != 0 && until < now {
 			v.Target = erasedTarget
 		} else if err != nil { // a live revocation that lost its target would revive what it hit
-			return 0, nil, fmt.Errorf("revocation %d is damaged or was erased while it was live: %w", seq, err)
+			return revoked{}, fmt.Errorf("revocation %d is damaged or was erased while it was live: %w", seq, err)
 		}
-		list = append(list, v)
+		found.list = append(found.list, v)
 	}
-	return newest, list, r.Err()
+	return found, r.Err()
+}
+
+// revoked is what sqlRevocations found.
+type revoked struct {
+	head   uint64 // number of the newest entry
+	newest uint64 // and of the newest revocation
+	list   []delegation.Revocation
 }
 
 // erasedTarget stands in for the target of a revocation that has ended and that nobody may be told any
@@ -323,6 +343,7 @@ func joinTarget(kind, id, principal, subject string) delegation.Target {
 var targetKinds = []delegation.TargetKind{
 	delegation.BanToken, delegation.BanChain, delegation.BanRoot, delegation.BanKey, delegation.BanSuspend,
 	delegation.CutSubject, delegation.CutAgent, delegation.CutAgentSubject, delegation.CutTenant, delegation.Resume,
+	delegation.CutFork,
 }
 
 // entryColumns are the columns of entries in the order of record.fields.
@@ -400,7 +421,7 @@ func (r *record) entry(claims []byte) (*Entry, error) {
 	}
 	var err error
 	damaged := func(column string, err error) (*Entry, error) {
-		return nil, fmt.Errorf("entry %d: column %s is damaged: %w", r.seq, column, err)
+		return nil, fmt.Errorf("%w: entry %d: column %s: %w", errDamaged, r.seq, column, err)
 	}
 	if r.scopes != "" {
 		if e.Scopes, err = delegation.ParseScopes(r.scopes); err != nil {

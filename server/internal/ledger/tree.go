@@ -50,7 +50,7 @@ func (l *Ledger) Tree(ctx context.Context, tenant string) (size uint64, root tlo
 	defer cancel()
 	edge, err := readEdge(ctx, l.store, tenant)
 	if err != nil {
-		return 0, tlog.Hash{}, unavailable(err)
+		return 0, tlog.Hash{}, failed(err)
 	}
 	return edge.Size, edge.Root(), nil
 }
@@ -65,7 +65,11 @@ func readEdge(ctx context.Context, db querier, tenant string) (audit.Edge, error
 	if err := eachRow(found, func() error { return found.Scan(&size, &stored) }); err != nil {
 		return audit.Edge{}, err
 	}
-	return parseEdge(uint64(size), stored)
+	edge, err := parseEdge(uint64(size), stored)
+	if err != nil {
+		err = fmt.Errorf("%w: its head: %w", errDamaged, err)
+	}
+	return edge, err
 }
 
 // ProveEntry proves that the entry is in the log of the given size (RFC 6962 §2.1.1). ErrNotFound: the
@@ -121,7 +125,7 @@ func (l *Ledger) prove(ctx context.Context, tenant string, size uint64, f func(t
 		return f(tlog.HashReaderFunc(func(indexes []int64) ([]tlog.Hash, error) { return readNodes(ctx, db, tenant, indexes) }))
 	})
 	if err != nil && !errors.Is(err, ErrNotFound) {
-		return unavailable(err)
+		return failed(err)
 	}
 	return err
 }
@@ -190,7 +194,7 @@ func readTier(ctx context.Context, db querier, tenant string, level int, s span)
 			return err
 		}
 		if len(h) != sha256.Size {
-			return fmt.Errorf("a hash of level %d is damaged", level)
+			return fmt.Errorf("%w: a hash of level %d is no hash", errDamaged, level)
 		}
 		hashes = append(hashes, tlog.Hash(h))
 		return nil
@@ -199,7 +203,7 @@ func readTier(ctx context.Context, db querier, tenant string, level int, s span)
 		hashes, err = readDroppedLeaves(ctx, db, tenant, s)
 	}
 	if err == nil && uint64(len(hashes)) != s.to-s.from {
-		err = fmt.Errorf("the log has %d of the nodes %d to %d of level %d", len(hashes), s.from, s.to-1, level)
+		err = fmt.Errorf("%w: it has %d of the nodes %d to %d of level %d", errDamaged, len(hashes), s.from, s.to-1, level)
 	}
 	return hashes, err
 }

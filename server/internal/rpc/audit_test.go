@@ -47,10 +47,15 @@ type tailing struct {
 	more chan uint64
 
 	closed        atomic.Int32
-	dropped, lost uint64 // what was dropped before, and while it was read
+	dropped, lost uint64 // what was dropped before, and what is not there any more while it is read
+	retained      bool   // what was lost was dropped for its age
+	asked         int
 }
 
 func (t *tailing) Dropped(context.Context) (audit.Dropped, bool, error) {
+	if t.asked++; t.asked > 1 && t.retained {
+		return audit.Dropped{Through: t.lost, Hashes: []tlog.Hash{{1}}}, true, nil
+	}
 	return audit.Dropped{Through: t.dropped, Hashes: []tlog.Hash{{1}}}, t.dropped > 0, nil
 }
 
@@ -357,24 +362,38 @@ func TestStreamOfWhatIsLeft(t *testing.T) {
 		}
 	}
 	script.lost = 9 // now entry 9 is gone too, after it was said that 8 are
-	err = streamed(a.StreamEntries(t.Context(), &deputyv1.StreamEntriesRequest{Records: true}))
-	if e := delegation.FromStatus(err); e == nil || e.Reason != delegation.DependencyDown {
-		t.Errorf("an export with a hole: %v", err)
+	for retained, reason := range map[bool]delegation.Reason{true: delegation.DependencyDown, false: delegation.LedgerDamaged} {
+		script.retained, script.asked = retained, 0
+		err = streamed(a.StreamEntries(t.Context(), &deputyv1.StreamEntriesRequest{Records: true}))
+		if e := delegation.FromStatus(err); e == nil || e.Reason != reason {
+			t.Errorf("an export with a hole, dropped for its age %v: %v", retained, err)
+		}
 	}
 }
 
-// Where all that was there when a stream began is gone by now, it ends: an export as broken, others well.
+// Where all that was there when a stream began was dropped for its age by now, it ends: an export as broken, others well.
+// Where it was removed otherwise, the stream names what is missing.
 func TestStreamOfWhatIsGone(t *testing.T) {
-	for name, script := range map[string]*tailing{"before": {head: 10, dropped: 10}, "meanwhile": {head: 10, lost: 11}} {
+	for name, script := range map[string]*tailing{
+		"before": {head: 10, dropped: 10}, "meanwhile": {head: 10, lost: 11, retained: true}, "removed": {head: 10, lost: 11},
+	} {
 		script.more = make(chan uint64)
 		close(script.more) // nothing comes
 		a := audits(t, Config{Engine: granting(), tail: func(context.Context, exchange.Inquiry) (tail, error) { return script, nil }})
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		defer cancel()
-		if err := streamed(a.StreamEntries(ctx, &deputyv1.StreamEntriesRequest{})); err != nil {
+		err := streamed(a.StreamEntries(ctx, &deputyv1.StreamEntriesRequest{}))
+		if name == "removed" {
+			if e := delegation.FromStatus(err); e == nil || e.Reason != delegation.LedgerDamaged || !strings.Contains(e.Description, "entries 1 to 10") {
+				t.Errorf("%s: %v", name, err)
+			}
+			continue
+		}
+		if err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
-		err := streamed(a.StreamEntries(ctx, &deputyv1.StreamEntriesRequest{Records: true}))
+		script.asked = 0
+		err = streamed(a.StreamEntries(ctx, &deputyv1.StreamEntriesRequest{Records: true}))
 		if e := delegation.FromStatus(err); (e == nil) != (name == "before") || e != nil && e.Reason != delegation.DependencyDown || ctx.Err() != nil {
 			t.Errorf("%s, with records: %v", name, err)
 		}

@@ -77,12 +77,10 @@ func (s *streams) send(ctx context.Context, t tail, r *deputyv1.StreamEntriesReq
 		if err != nil {
 			return err
 		}
-		end := len(page) == 0 && !r.GetFollow() // what was there is not any more
-		if r.GetRecords() && (end || len(page) > 0 && page[0].Seq != last+1) {
-			// Who verifies an export would take it for a hole.
-			return delegation.Unavailable("ledger", errors.New("entries were dropped for their age while they were read"))
+		if err := complete(ctx, t, r, last, page); err != nil {
+			return err
 		}
-		if end {
+		if len(page) == 0 && !r.GetFollow() { // what was there was dropped
 			return nil
 		}
 		message := &deputyv1.StreamEntriesResponse{Last: last}
@@ -106,6 +104,30 @@ func (s *streams) send(ctx context.Context, t tail, r *deputyv1.StreamEntriesReq
 			return err
 		}
 		last = message.Last
+	}
+	return nil
+}
+
+// complete says why entries are missing between the last one that was sent and the page, or before the head. Those that
+// were dropped for their age meanwhile can be left out, but not of an export, whose reader would take them for a hole. All
+// others were removed by somebody, and no other try brings them back.
+func complete(ctx context.Context, t tail, r *deputyv1.StreamEntriesRequest, last uint64, page []exchange.Recorded) error {
+	next := t.Head() + 1
+	if len(page) > 0 {
+		next = page[0].Seq
+	}
+	if next == last+1 || len(page) == 0 && r.GetFollow() {
+		return nil
+	}
+	dropped, _, err := t.Dropped(ctx)
+	switch {
+	case err != nil:
+		return err
+	case dropped.Through+1 < next:
+		return delegation.Refuse(delegation.LedgerDamaged, "", "entries %d to %d are missing from the ledger: it was tampered with, or truncated",
+			max(last, dropped.Through)+1, next-1)
+	case r.GetRecords():
+		return delegation.Unavailable("ledger", errors.New("entries were dropped for their age while they were read"))
 	}
 	return nil
 }

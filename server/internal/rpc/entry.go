@@ -20,6 +20,7 @@ var (
 		deputyv1.EntryKind_ENTRY_KIND_CHECK:       ledger.KindCheck,
 		deputyv1.EntryKind_ENTRY_KIND_VOID:        ledger.KindVoid,
 		deputyv1.EntryKind_ENTRY_KIND_REVOCATION:  ledger.KindRevocation,
+		deputyv1.EntryKind_ENTRY_KIND_ADMIN:       ledger.KindAdmin,
 	}
 	outcomes = map[deputyv1.EntryOutcome]ledger.Outcome{
 		deputyv1.EntryOutcome_ENTRY_OUTCOME_UNSPECIFIED: "",

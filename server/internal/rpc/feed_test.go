@@ -195,3 +195,6 @@ func (v *verifier) hears(want ...string) {
 		}
 	}
 }
+
+// Incarnation is that of a ledger that was never recovered.
+func (*ledgerFeed) Incarnation() uint64 { return 0 }

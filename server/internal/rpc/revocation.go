@@ -120,6 +120,7 @@ var kinds = map[deputyv1.RevocationKind]delegation.TargetKind{
 	deputyv1.RevocationKind_REVOCATION_KIND_AGENT_SUBJECT: delegation.CutAgentSubject,
 	deputyv1.RevocationKind_REVOCATION_KIND_TENANT:        delegation.CutTenant,
 	deputyv1.RevocationKind_REVOCATION_KIND_RESUME:        delegation.Resume,
+	deputyv1.RevocationKind_REVOCATION_KIND_FORK:          delegation.CutFork,
 }
 
 // wireKind is the way back; unspecified, which no reader takes, for a kind that has no name here.

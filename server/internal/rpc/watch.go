@@ -31,6 +31,7 @@ type feed interface {
 	Snapshot(context.Context) (live []delegation.Revocation, last uint64, err error)
 	Last(context.Context) (uint64, error)
 	Skew() time.Duration
+	Incarnation() uint64
 	Seen(id string, applied uint64)
 }
 
@@ -114,7 +115,9 @@ func (w *watcher) serve() error {
 	defer silence.Stop()
 	select {
 	case hello := <-greeted:
-		w.after = hello.GetResumeAfter()
+		if hello.GetIncarnation() == w.feed.Incarnation() { // otherwise its numbers are those of a ledger that was given up
+			w.after = hello.GetResumeAfter()
+		}
 	case <-silence.C:
 		return delegation.Refuse(delegation.ParameterMissing, "hello", "the first message must come within %s", w.patience)
 	case err := <-w.broken:
@@ -216,6 +219,7 @@ func (w *watcher) snapshot() error {
 		}
 		if live = live[n:]; len(live) == 0 {
 			part.Complete, part.Last, part.SkewSeconds = true, last, int64(w.feed.Skew()/time.Second)
+			part.Incarnation = w.feed.Incarnation()
 		}
 		if err := w.send(&deputyv1.WatchRevocationsResponse{Message: &deputyv1.WatchRevocationsResponse_Snapshot{Snapshot: part}}); err != nil {
 			return err

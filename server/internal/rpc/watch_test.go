@@ -477,3 +477,15 @@ func TestThousandWatchers(t *testing.T) {
 		t.Errorf("%d receipts", len(f.seen))
 	}
 }
+
+// TestResumeOfAnotherIncarnation: a number of a ledger that was given up says nothing about this one.
+func TestResumeOfAnotherIncarnation(t *testing.T) {
+	f := newLedgerFeed()
+	f.revoke(5)
+	v := watch(t, revocations(t, serving(f)))
+	hello := &deputyv1.WatchHello{Id: "v1", ResumeAfter: 3, Incarnation: 9}
+	if err := v.stream.Send(&deputyv1.WatchRevocationsRequest{Message: &deputyv1.WatchRevocationsRequest_Hello{Hello: hello}}); err != nil {
+		t.Fatal(err)
+	}
+	v.hears("snapshot 5 up to 5")
+}

@@ -17,9 +17,10 @@ type script func(s *Server, c *connection, keys, args []string) error
 var scripts = map[string]script{
 	"3f592e7c07d276476fa41ef124a14257ae8212c5": admit,
 	"245cc479b72eda6cd2250c8a9bc460d7be7a7d53": nonces,
-	"ffb8c106489e8ab08feccde9ca974957bbe0ad6a": publish,
+	"c1f34b83105758004722ecdd1d12e5632b81b401": publish,
 	"fb332303aa47d0127e956ec366a4c6c2e1ff12e7": claim,
-	"913294469f2d7d5e2d8b708c4f5a2a6a53fde4ff": switchOver,
+	"b0025db5296f8f18b0c2ee2afd8fdcdfd27c8685": switchOver,
+	"3f4388dcaaa59e0309dc41af14cdfbc00fbcd5e9": testify,
 }
 
 func evalSHA(s *Server, c *connection, args []string) error {
@@ -153,10 +154,10 @@ func nonces(s *Server, c *connection, keys, args []string) error {
 
 // publish is publish.lua.
 func publish(s *Server, c *connection, keys, args []string) error {
-	if len(keys) != 3 || len(args) < 8 || len(args)%2 != 0 {
+	if len(keys) != 4 || len(args) < 9 || len(args)%2 == 0 {
 		return badScript
 	}
-	n, err := numbers(args[0], args[1], args[3])
+	n, err := numbers(args[0], args[1], args[3], args[6])
 	if err != nil {
 		return err
 	}
@@ -172,6 +173,9 @@ func (s *Server) publishNext(c *connection, keys, args []string, seq, prev, ends
 	list, events := s.db.kindOf(keys[0]), s.db.kindOf(keys[1])
 	if list != hashes && list != none || events != stream && events != none {
 		return -1, nil
+	}
+	if own, err := numbers(args[6]); err != nil || s.superseded(keys[3], own[0]) {
+		return -4, err
 	}
 	head, err := s.head(keys[0])
 	switch {
@@ -219,9 +223,48 @@ func (s *Server) publishNext(c *connection, keys, args []string, seq, prev, ends
 		v.hash.set(field, strconv.FormatInt(seq, 10)+":"+strconv.FormatInt(ends, 10))
 	}
 	v.hash.set("head", args[0])
-	log.append(s.db.now(), append([]string(nil), args[6:]...))
+	log.append(s.db.now(), append([]string(nil), args[7:]...))
 	s.publish(c, args[5], args[0])
 	return 1, nil
+}
+
+// superseded says whether the witness is of a later incarnation.
+func (s *Server) superseded(witness string, own int64) bool {
+	if s.db.kindOf(witness) != hashes {
+		return false
+	}
+	text, _, _ := s.db.field(witness, "number")
+	n, err := numbers(text)
+	return err == nil && n[0] > own
+}
+
+// testify is witness.lua.
+func testify(s *Server, c *connection, keys, args []string) error {
+	if len(keys) != 1 || len(args) != 4 {
+		return badScript
+	}
+	own, err := numbers(args[0], args[2])
+	if err != nil {
+		return err
+	}
+	v, err := s.db.make(keys[0], hashes)
+	if err != nil {
+		return err
+	}
+	number, _ := v.hash.get("number")
+	id, _ := v.hash.get("id")
+	seq, _ := v.hash.get("seq")
+	if known, err := numbers(number, seq); err == nil {
+		if known[0] > own[0] || known[0] == own[0] && (id != args[1] || known[1] > own[1]) {
+			c.out.integer(0)
+			return nil
+		}
+	}
+	for i, field := range []string{"number", "id", "seq", "leaf"} {
+		v.hash.set(field, args[i])
+	}
+	c.out.integer(1)
+	return nil
 }
 
 // head is the number up to which a list is complete, 0 where there is none.
@@ -278,10 +321,10 @@ func claim(s *Server, c *connection, keys, args []string) error {
 
 // switchOver is switch.lua.
 func switchOver(s *Server, c *connection, keys, args []string) error {
-	if len(keys) != 4 || len(args) != 4 {
+	if len(keys) != 5 || len(args) != 5 {
 		return badScript
 	}
-	n, err := numbers(args[1], args[2])
+	n, err := numbers(args[1], args[2], args[4])
 	if err != nil {
 		return err
 	}
@@ -298,6 +341,9 @@ func switchOver(s *Server, c *connection, keys, args []string) error {
 		if head, err := s.head(list); err == nil && head > n[0] {
 			result = -3
 		}
+	}
+	if s.superseded(keys[4], n[2]) {
+		result = -4
 	}
 	delete(s.db.keys, next)
 	if result == 1 {

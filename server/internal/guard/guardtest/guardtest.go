@@ -27,7 +27,7 @@ type Check struct {
 }
 
 // Checks is the suite.
-var Checks = slices.Concat(requestChecks, nonceChecks, listChecks)
+var Checks = slices.Concat(requestChecks, nonceChecks, listChecks, []Check{{"what is remembered of a ledger", witness}})
 
 var requestChecks = []Check{
 	{"a burst passes, then the rate", burstThenRate},

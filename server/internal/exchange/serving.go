@@ -1,0 +1,287 @@
+package exchange
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"deputy.example/deputy/client/delegation"
+	"deputy.example/deputy/server/internal/guard"
+	"deputy.example/deputy/server/internal/ledger"
+)
+
+// serving is the one place that says whether this instance may answer as the tenant's Deputy: exchange, introspection and
+// the feed ask it, and readiness does. The error is unavailable and has the cause. docs/operations.md has the table.
+//
+// An instance may not where it is known, or not known yet, that its ledger is not the newest one: where the ledger
+// is doubted, stands by, or took no write lately; where Redis knows more, or a later incarnation; where it was not
+// compared with Redis since this process began; and where the log does not continue its checkpoints. Redis that does not
+// answer changes nothing of what was found before.
+func (e *Engine) serving(ctx context.Context, tenant string) error {
+	if err := e.revoking(ctx, tenant); err != nil {
+		return err
+	}
+	if err := e.comparedOnce(ctx, tenant); err != nil {
+		return err
+	}
+	return e.provenOnce(ctx, tenant)
+}
+
+// revoking is what of that also keeps revocations from being recorded: a ledger that is known not to be the one that
+// counts. Redis that does not answer keeps nobody from revoking.
+func (e *Engine) revoking(ctx context.Context, tenant string) error {
+	if err := e.config.Ledger.Sound(ctx); err != nil {
+		return err
+	}
+	incarnation, _ := e.config.Ledger.Incarnation()
+	if superseded := e.superseded.Load(); superseded != nil && superseded.of == incarnation {
+		return delegation.Unavailable("ledger", superseded.err)
+	}
+	for _, known := range []*verdicts{&e.compared, &e.proven} {
+		if v, there := known.of(tenant, incarnation); there && v.err != nil {
+			return delegation.Unavailable("ledger", v.err)
+		}
+	}
+	return nil
+}
+
+// comparedOnce compares the tenant's ledger with Redis unless that was done.
+func (e *Engine) comparedOnce(ctx context.Context, tenant string) error {
+	err := e.Ready(ctx, tenant)
+	if !errors.Is(err, errNotCompared) {
+		return err
+	}
+	_, err, _ = e.flights.Do("compare "+tenant, func() (any, error) {
+		return nil, e.compare(ctx, []string{tenant}, nil)
+	})
+	if err != nil {
+		return delegation.Unavailable("revocations", fmt.Errorf("%w: %w", errNotCompared, err))
+	}
+	return e.Ready(ctx, tenant)
+}
+
+// provenOnce holds the tenant's log to its checkpoints unless that was done.
+func (e *Engine) provenOnce(ctx context.Context, tenant string) error {
+	err := e.Checkpointed(ctx, tenant)
+	if !errors.Is(err, errNotProvenYet) {
+		return err
+	}
+	_, err, _ = e.flights.Do("prove "+tenant, func() (any, error) {
+		n := newNotary(e, e.tenants[tenant])
+		_, err := n.prove(ctx)
+		return nil, n.note(err)
+	})
+	if err != nil {
+		return delegation.Unavailable("checkpoints", err)
+	}
+	return e.Checkpointed(ctx, tenant)
+}
+
+// recovered waits until what is issued cannot be taken for what a ledger issued that was given up.
+func (e *Engine) recovered(ctx context.Context, tenant string) error {
+	r, err := e.recovery(ctx, tenant)
+	if err != nil {
+		return err
+	}
+	if now := e.config.Now(); now.Before(r.Since) {
+		return delegation.Unavailable("ledger", fmt.Errorf("it was recovered, and serves from %s on", r.Since.UTC().Format(time.RFC3339)))
+	}
+	return nil
+}
+
+// recovery is the newest recovery of the tenant's ledger; zero if there was none.
+func (e *Engine) recovery(ctx context.Context, tenant string) (ledger.Recovered, error) {
+	incarnation, _ := e.config.Ledger.Incarnation()
+	if incarnation.Recovered == 0 {
+		return ledger.Recovered{}, nil
+	}
+	if known, there := e.recoveries.Load(tenant); there {
+		if r := known.(ledger.Recovered); r.Number == incarnation.Recovered {
+			return r, nil
+		}
+	}
+	r, err := e.config.Ledger.LastRecovery(ctx, tenant)
+	if err != nil {
+		return r, err
+	}
+	r.Number = incarnation.Recovered
+	e.recoveries.Store(tenant, r)
+	return r, nil
+}
+
+// verdicts are what was found about each tenant's ledger, and of which incarnation of it.
+type verdicts struct{ by sync.Map } // tenant's name → verdict
+
+type verdict struct {
+	of  ledger.Incarnation
+	err error // nil: nothing is wrong
+}
+
+func (v *verdicts) of(tenant string, incarnation ledger.Incarnation) (verdict, bool) {
+	found, there := v.by.Load(tenant)
+	if !there || found.(verdict).of != incarnation {
+		return verdict{}, false
+	}
+	return found.(verdict), true
+}
+
+func (v *verdicts) put(tenant string, of ledger.Incarnation, err error) {
+	v.by.Store(tenant, verdict{of, err})
+}
+
+var (
+	errNotCompared  = errors.New("the ledger has not been compared with what redis remembers of it")
+	errNotProvenYet = errors.New("the log has not been compared with its checkpoints")
+	// errFork: two databases go on with the ledger. The one that Redis knows the later incarnation of counts.
+	errFork = errors.New("another database goes on with this ledger: this instance is connected to one that was given up")
+)
+
+// Ready says whether Redis and the ledger belong together for one tenant; until they have been compared for the first
+// time, they do not. Where Redis knows entries or revocations that the ledger does not, an operator must decide.
+func (e *Engine) Ready(ctx context.Context, tenant string) error {
+	incarnation, _ := e.config.Ledger.Incarnation()
+	v, done := e.compared.of(tenant, incarnation)
+	if !done {
+		v.err = errNotCompared
+	}
+	if v.err != nil {
+		return delegation.Unavailable("revocations", v.err)
+	}
+	return e.recovered(ctx, tenant)
+}
+
+// Standing says what keeps the instance from serving anybody: its ledger, or one that superseded it.
+func (e *Engine) Standing(ctx context.Context) error {
+	if err := e.config.Ledger.Sound(ctx); err != nil {
+		return err
+	}
+	incarnation, _ := e.config.Ledger.Incarnation()
+	if superseded := e.superseded.Load(); superseded != nil && superseded.of == incarnation {
+		return delegation.Unavailable("ledger", superseded.err)
+	}
+	return nil
+}
+
+// arbitrate looks whether Redis knows a later incarnation than this instance: one tenant's witness says it for all.
+func (e *Engine) arbitrate(ctx context.Context, tenant string) error {
+	incarnation, _ := e.config.Ledger.Incarnation() // before Redis is read: a later one is then another's
+	e.config.Guard.On(incarnation.Number)
+	w, err := e.config.Guard.Witness(ctx, tenant)
+	if err != nil {
+		return err
+	}
+	_ = e.supersede(w, incarnation) // the next who ask are told
+	return nil
+}
+
+func (e *Engine) supersede(w guard.Witness, mine ledger.Incarnation) error {
+	err := conflict(w, mine)
+	if err == nil {
+		e.superseded.Store(nil)
+	} else if e.superseded.Swap(&verdict{mine, err}) == nil {
+		e.config.Logger.Error("this instance's ledger was superseded", "cause", err)
+	}
+	return err
+}
+
+// conflict says whether the witness is of an incarnation that counts more than this one.
+func conflict(w guard.Witness, mine ledger.Incarnation) error {
+	switch {
+	case !w.There || w.Number < mine.Number, w.Number == mine.Number && w.ID == mine.ID:
+		return nil
+	case w.Number == mine.Number:
+		return fmt.Errorf("%w: redis knows another one of incarnation %d", errFork, mine.Number)
+	}
+	return fmt.Errorf("%w: redis knows incarnation %d, and this is %d", errFork, w.Number, mine.Number)
+}
+
+// compare holds the ledgers of some tenants to what Redis remembers of them, and the lists in Redis to the ledgers. What
+// is not right there is looked at more closely by the followers, where there are any.
+func (e *Engine) compare(ctx context.Context, names []string, lists map[string]*follower) error {
+	mine, _ := e.config.Ledger.Incarnation()
+	e.config.Guard.On(mine.Number)
+	peeks, err := e.config.Guard.Peek(ctx, names...)
+	if err != nil {
+		return err
+	}
+	// Read after Redis: what another instance published or testified meanwhile was in the ledger before.
+	standings, err := e.config.Ledger.Standings(ctx, names...)
+	if err != nil {
+		return err
+	}
+	tips, err := e.config.Ledger.Tips(ctx, names...)
+	if err != nil {
+		return err
+	}
+	if now, doubt := e.config.Ledger.Incarnation(); now != mine || doubt != nil {
+		return delegation.Unavailable("ledger", errors.Join(errors.New("its incarnation changed meanwhile"), doubt))
+	}
+	news := make(map[string]guard.Witness)
+	for i, s := range standings {
+		p, tip := peeks[i], tips[s.Tenant]
+		wrong, err := e.judge(ctx, p, s, tip, mine)
+		if err != nil {
+			return err
+		}
+		e.compared.put(s.Tenant, mine, wrong)
+		if wrong != nil {
+			continue
+		}
+		if (!s.Current || !p.Right(s.Live, s.Revocation)) && lists != nil {
+			lists[s.Tenant].nudge()
+		}
+		if w := p.Witness; tip.Seq > 0 && (!w.There || w.Number < mine.Number || w.Seq < tip.Seq) {
+			news[s.Tenant] = guard.Witness{Number: mine.Number, ID: mine.ID, Seq: tip.Seq, Leaf: tip.Leaf}
+		}
+	}
+	return e.config.Guard.Testify(ctx, news)
+}
+
+// judge holds one tenant's ledger to what Redis remembers of it: wrong says what the ledger lost. err means that this is
+// not known.
+func (e *Engine) judge(ctx context.Context, p guard.Peek, s ledger.Standing, tip ledger.Tip, mine ledger.Incarnation) (wrong, err error) {
+	w := p.Witness
+	if wrong := e.supersede(w, mine); wrong != nil {
+		return wrong, nil
+	}
+	if w.There && w.Number < mine.Recovered { // of a ledger that an operator gave up
+		return nil, e.config.Guard.Discard(ctx, s.Tenant)
+	}
+	head, err := p.Head()
+	if errors.Is(err, guard.ErrGap) { // too long for one look, or no lists
+		if head, err = e.config.Guard.PublishedHead(ctx, s.Tenant); errors.Is(err, guard.ErrGap) {
+			head, err = 0, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		if head > s.Revocation { // read after the standing: it may be news
+			if s.Revocation, err = e.config.Ledger.LastRevocation(ctx, s.Tenant); err != nil {
+				return nil, err
+			}
+		}
+	}
+	switch {
+	case w.There && w.Seq > tip.Seq:
+		wrong = fmt.Errorf("redis knows entry %d of tenant %s, the ledger has %d", w.Seq, s.Tenant, tip.Seq)
+	case head > s.Revocation:
+		// The ledger was restored from a backup, or Redis belongs to another deployment. Neither is mended by a guess:
+		// revocations that somebody was told of may be missing here.
+		wrong = fmt.Errorf("redis knows revocation %d, the ledger only %d", head, s.Revocation)
+	case w.There && w.Seq == tip.Seq && w.Leaf != tip.Leaf && tip.Leaf != [32]byte{}:
+		wrong = fmt.Errorf("redis knows another entry %d of tenant %s", tip.Seq, s.Tenant)
+	case w.There && w.Seq < tip.Seq:
+		if err := e.config.Ledger.Holds(ctx, s.Tenant, w.Seq, w.Leaf); errors.Is(err, ledger.ErrDoubt) {
+			wrong = err
+		} else if err != nil {
+			return nil, err
+		}
+	}
+	if wrong != nil && w.There {
+		// The witness is of this very ledger: what it knows was acknowledged here, and is gone.
+		e.config.Ledger.Doubt(ctx, wrong)
+	}
+	return wrong, nil
+}

@@ -1,0 +1,81 @@
+package ledger
+
+import (
+	"context"
+	"errors"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+)
+
+var (
+	sqliteRevocations   = strings.Replace(sqlRevocations, "$standby", "0", 1)
+	postgresRevocations = strings.Replace(sqlRevocations, "$standby", "CASE WHEN pg_is_in_recovery() THEN 1 ELSE 0 END", 1)
+)
+
+func (st *sqliteStore) revocations() string   { return sqliteRevocations }
+func (st *postgresStore) revocations() string { return postgresRevocations }
+
+// A file is no server: what it was copied from cannot be told from it.
+func (st *sqliteStore) physical(context.Context, querier) (physical, error) { return physical{}, nil }
+
+func (st *sqliteStore) below() physical { return physical{} }
+
+// The transaction has the one lock that there is.
+func (st *sqliteStore) touch(context.Context, changer) error { return nil }
+
+// pgTouch takes what INSERT and UPDATE take: a table that somebody has locked fails the probe, as it fails an append.
+const pgTouch = `LOCK TABLE heads, entries, tree_nodes, claims, single_uses, idempotency_keys IN ROW EXCLUSIVE MODE`
+
+func (st *postgresStore) touch(ctx context.Context, db changer) error {
+	_, err := db.change(ctx, "touch tables", pgTouch)
+	return err
+}
+
+func (st *postgresStore) below() physical {
+	if met := st.met.Load(); met != nil {
+		return *met
+	}
+	return physical{}
+}
+
+// meet refuses a standby, and remembers the server of a new connection.
+func (st *postgresStore) meet(ctx context.Context, conn *pgx.Conn) error {
+	now, err := st.physical(ctx, pgQuerier(conn.Query))
+	if err == nil && now.standby {
+		err = errStandby
+	}
+	if err == nil {
+		st.met.Store(&now)
+	}
+	return err
+}
+
+const (
+	// A primary's timeline is in the name of the file that it writes; a standby's is another one's.
+	pgServer = `SELECT pg_is_in_recovery(), current_setting('synchronous_standby_names') <> '',
+		has_function_privilege('pg_control_system()', 'execute'),
+		CASE WHEN pg_is_in_recovery() THEN 0 ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::bigint END`
+	pgSystem = `SELECT system_identifier::text FROM pg_control_system()`
+)
+
+func (st *postgresStore) physical(ctx context.Context, db querier) (now physical, err error) {
+	readable, rows := false, 0
+	found, err := db.query(ctx, pgServer)
+	if err == nil {
+		err = eachRow(found, func() error {
+			rows++
+			return found.Scan(&now.standby, &now.synchronous, &readable, &now.timeline)
+		})
+	}
+	if err == nil && rows != 1 {
+		err = errors.New("PostgreSQL does not say what server it is")
+	}
+	if err != nil || !readable {
+		return now, err
+	}
+	if found, err = db.query(ctx, pgSystem); err != nil {
+		return now, err
+	}
+	return now, eachRow(found, func() error { return found.Scan(&now.system) })
+}

@@ -1,0 +1,34 @@
+package ledger
+
+import (
+	"context"
+	"errors"
+	"strconv"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// A database may execute an INSERT without an error and keep nothing: a trigger returns NULL, or RAISEs IGNORE, or a
+// rule does something INSTEAD. What was not kept must not be acknowledged, so every write that matters is counted.
+var errNotKept = errors.New("the database did not keep what was written, and reported no error: look for triggers and rules")
+
+// keep changes exactly n rows, or fails.
+func keep(ctx context.Context, db changer, n int64, point, sql string, args ...any) error {
+	changed, err := db.change(ctx, point, sql, args...)
+	if err == nil && changed != n {
+		err = errNotKept
+	}
+	return err
+}
+
+// put is for a pipeline, whose COMMIT is on its way before anybody could count: the server itself fails the statement,
+// and with it the transaction, unless it kept n rows.
+func (p *pipeline) put(point string, n int, sql string, args ...any) *pgx.QueuedQuery {
+	count := "$" + strconv.Itoa(len(args)+1)
+	return p.add(point, `WITH kept AS (`+sql+` RETURNING 1) SELECT 1 / (CASE WHEN count(*) = `+count+`::bigint THEN 1 ELSE 0 END) FROM kept`,
+		append(args, int64(n))...)
+}
+
+// notKept translates the failure that put provokes.
+func notKept(pe *pgconn.PgError) bool { return pe != nil && pe.Code == "22012" } // division_by_zero
