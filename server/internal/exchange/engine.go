@@ -150,6 +150,9 @@ func New(config Config) (*Engine, error) {
 			return nil, fmt.Errorf("exchange: tenant %q: %w", t.Name, err)
 		}
 		e.tenants[t.Name], e.byIssuer[t.Issuer] = t, t
+		for _, cause := range []string{listsLost, listsOld, listsDamaged} {
+			e.metrics.mended.WithLabelValues(t.Name, cause) // from zero on, so that the first one is seen
+		}
 	}
 	return e, nil
 }
