@@ -5,6 +5,8 @@ import (
 	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"deputy.example/deputy/server/internal/peers"
 )
 
 // maxConnections bounds the connections of one listener. Each costs some 100 KB before anybody has been
@@ -37,7 +39,7 @@ func (c *crowd) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		address := addressOf(conn)
+		address := peers.Address(conn.RemoteAddr())
 		if c.enter(address) {
 			return &guest{Conn: conn, leave: sync.OnceFunc(func() { c.leave(address) })}, nil
 		}
@@ -64,20 +66,6 @@ func (c *crowd) leave(address string) {
 	if c.from[address]--; c.from[address] == 0 {
 		delete(c.from, address)
 	}
-}
-
-// addressOf is a peer's address without its port. An IPv6 network of 64 bits is one address: whoever has
-// one has it whole.
-func addressOf(conn net.Conn) string {
-	tcp, is := conn.RemoteAddr().(*net.TCPAddr)
-	if !is {
-		return conn.RemoteAddr().Network()
-	}
-	address, _ := tcp.AddrPort().Addr().Unmap().Prefix(64)
-	if tcp.IP.To4() != nil {
-		return tcp.IP.String()
-	}
-	return address.String()
 }
 
 // guest is a connection that gives its place back when it closes.

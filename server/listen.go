@@ -47,7 +47,7 @@ func (s *Server) fronts(config Config, parts opened, engine *exchange.Engine, o 
 	if err != nil {
 		return err
 	}
-	s.http = httpapi.NewServer(front, o.Logger)
+	s.http = httpapi.NewServer(httpapi.StrictTransport(front), o.Logger)
 	s.ops = httpapi.NewServer(httpapi.Ops(s.readiness.checks(), o.Registry), o.Logger)
 	return nil
 }
@@ -100,11 +100,11 @@ func (s *Server) bind(ctx context.Context, parts opened, o Options) error {
 		at      *net.Listener
 		brought net.Listener
 		address string
-		tls     *tls.Config // gRPC does its own
+		speaks  func(net.Listener) net.Listener
 	}{
-		{"grpc", &s.listeners.grpc, o.GRPC, s.listen.GRPC.Address, nil},
-		{"http", &s.listeners.http, o.HTTP, s.listen.HTTP.Address, parts.http},
-		{"ops", &s.listeners.ops, o.Ops, s.listen.Ops.Address, parts.ops},
+		{"grpc", &s.listeners.grpc, o.GRPC, s.listen.GRPC.Address, func(l net.Listener) net.Listener { return l }}, // grpc-go adds TLS
+		{"http", &s.listeners.http, o.HTTP, s.listen.HTTP.Address, overHTTP(parts.http)},
+		{"ops", &s.listeners.ops, o.Ops, s.listen.Ops.Address, overHTTP(parts.ops)},
 	} {
 		*door.at = door.brought
 		if door.brought == nil {
@@ -115,12 +115,19 @@ func (s *Server) bind(ctx context.Context, parts opened, o Options) error {
 			s.owns(l)
 			*door.at = l
 		}
-		*door.at = newCrowd(*door.at, maxConnections, refused.WithLabelValues(door.name))
-		if door.tls != nil {
-			*door.at = tls.NewListener(*door.at, door.tls)
-		}
+		*door.at = door.speaks(newCrowd(*door.at, maxConnections, refused.WithLabelValues(door.name)))
 	}
 	return nil
+}
+
+// overHTTP returns how an HTTP listener accepts connections: HTTP/2 and HTTP/1.1 over TLS, or only
+// HTTP/1.1 over plaintext.
+func overHTTP(config *tls.Config) func(net.Listener) net.Listener {
+	if config == nil {
+		return httpapi.Plaintext
+	}
+	config.NextProtos = []string{"h2", "http/1.1"}
+	return func(l net.Listener) net.Listener { return tls.NewListener(l, config) }
 }
 
 // GRPCAddr is where the gRPC API is reached, with the port that was taken.

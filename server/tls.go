@@ -62,7 +62,9 @@ func (t *TLS) open(p *problems, path string, o Options) *tls.Config {
 		return nil
 	}
 	r.looked = r.now()
-	config := &tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: r.certificate, SessionTicketsDisabled: true}
+	config := &tls.Config{
+		MinVersion: tls.VersionTLS13, CipherSuites: authenticatedSuites, GetCertificate: r.certificate, SessionTicketsDisabled: true,
+	}
 	if t.MinVersion == "1.2" {
 		config.MinVersion = tls.VersionTLS12
 	}
@@ -70,6 +72,14 @@ func (t *TLS) open(p *problems, path string, o Options) *tls.Config {
 		config.ClientAuth = tls.RequestClientCert
 	}
 	return config
+}
+
+// authenticatedSuites are the suites of TLS 1.2 with forward secrecy and authenticated encryption
+// (RFC 9325 section 4.2). HTTP/2 forbids the others (RFC 9113 section 9.2.2). TLS 1.3 has only such.
+var authenticatedSuites = []uint16{
+	tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+	tls.TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384, tls.TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
+	tls.TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256, tls.TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
 }
 
 // renewable is a certificate whose files somebody replaces now and then.

@@ -1,3 +1,129 @@
 package main
 
-var transportMutants []mutant
+var transportMutants = []mutant{
+	{
+		name: "health-watch-beyond-its-places", file: "server/internal/rpc/opening.go",
+		old: "c.refusal = tooMany\n", new: "c.refusal = nil\n",
+		pkg: "server/internal/rpc", test: "TestHealthWatchesAreBounded",
+	},
+	{
+		name: "places-without-a-part-for-a-connection", file: "server/internal/peers/places.go",
+		old: "if p.on[c] >= p.connection {", new: "if false {",
+		pkg: "server/internal/peers", test: "TestPlacesThatLast",
+	},
+	{
+		name: "places-without-a-part-for-an-address", file: "server/internal/peers/places.go",
+		old: "case here != nil && here.Len() >= p.address:", new: "case false:",
+		pkg: "server/internal/peers", test: "TestPlacesThatLast",
+	},
+	{
+		name: "places-without-an-end", file: "server/internal/peers/places.go",
+		old: "case p.taken.Len() >= p.all:", new: "case false:",
+		pkg: "server/internal/peers", test: "TestPlacesThatYield",
+	},
+	{
+		name: "oldest-call-keeps-its-place", file: "server/internal/peers/places.go",
+		old: "if place.yield == nil {", new: "if true {",
+		pkg: "server/internal/peers", test: "TestPlacesThatYield",
+	},
+	{
+		name: "authenticated-caller-keeps-its-place", file: "server/internal/peers/places.go",
+		old: "p, _ := ctx.Value(placeKey{}).(*Place)\n", new: "var p *Place\n_ = ctx\n",
+		pkg: "server/internal/peers", test: "TestKnownGivesItsPlaceBack",
+	},
+	{
+		name: "message-less-calls-go-on", file: "server/internal/rpc/opening.go",
+		old: "cancel(errSilent)", new: "_ = cancel",
+		pkg: "server/internal/rpc", test: "TestSilentCall",
+	},
+	{
+		name: "rapid-reset-is-not-cut-grpc", file: "server/internal/rpc/opening.go",
+		old: "c.connection.Abandoned(c.began)", new: "_ = c.began",
+		pkg: "server/internal/rpc", test: "TestRapidReset",
+	},
+	{
+		name: "rapid-reset-is-not-cut-http", file: "server/internal/httpapi/front.go",
+		old: "connection.Abandoned(began)", new: "_ = began",
+		pkg: "server/internal/httpapi", test: "TestRapidResetOfQuickRequests",
+	},
+	{
+		name: "slow-requests-keep-their-places", file: "server/internal/httpapi/front.go",
+		old: "current.cut()\n", new: "\n",
+		pkg: "server/internal/httpapi", test: "TestRequestsMakeRoom",
+	},
+	{
+		name: "request-on-an-unknown-connection-is-served", file: "server/internal/httpapi/front.go",
+		old: "if place == nil {", new: "if false {",
+		pkg: "server/internal/httpapi", test: "TestRequestsWithoutAPlace",
+	},
+	{
+		name: "malformed-message-is-the-servers-fault", file: "server/internal/rpc/decode.go",
+		old: "		in.err = delegation.Refuse(", new: "		return delegation.Refuse(",
+		pkg: "server/internal/rpc", test: "TestMalformedCalls",
+	},
+	{
+		name: "malformed-message-is-an-empty-one", file: "server/internal/rpc/decode.go",
+		old: "	return in.err, nil\n", new: "	return nil, nil\n",
+		pkg: "server/internal/rpc", test: "TestMalformedCalls",
+	},
+	{
+		name: "what-does-not-unpack-is-the-servers-fault", file: "server/internal/rpc/decode.go",
+		old: "encoding.RegisterCompressor(unpacker{encoding.GetCompressor(gzip.Name)})", new: "_ = unpacker{encoding.GetCompressor(gzip.Name)}",
+		pkg: "server/internal/rpc", test: "TestMalformedCalls",
+	},
+	{
+		name: "other-codecs-are-taken", file: "server/internal/rpc/opening.go",
+		old: "case !speaksProto(info.Header):", new: "case false && speaksProto(info.Header):",
+		pkg: "server/internal/rpc", test: "TestMalformedCalls",
+	},
+	{
+		name: "hang-up-is-an-error", file: "server/internal/exchange/visit.go",
+		old: "if fault && Left(ctx) {", new: "if false {",
+		pkg: "server/internal/rpc", test: "TestClientsThatHangUp",
+	},
+	{
+		name: "the-servers-deadline-excuses-it", file: "server/internal/exchange/visit.go",
+		old: "return cause != nil && !errors.Is(cause, errOvertime)", new: "return cause != nil",
+		pkg: "server/internal/exchange", test: "TestVisit",
+	},
+	{
+		name: "unauthenticated-calls-fill-the-log", file: "server/internal/peers/sampler.go",
+		old: "if s.written >= linesPerSecond {", new: "if false {",
+		pkg: "server/internal/rpc", test: "TestUnauthenticatedCallsInTheLog",
+	},
+	{
+		name: "http2-is-not-negotiated", file: "server/listen.go",
+		old: `config.NextProtos = []string{"h2", "http/1.1"}`, new: "config.NextProtos = nil",
+		pkg: "server", test: "TestHTTP2OfTheRealListeners",
+	},
+	{
+		name: "weak-suites", file: "server/tls.go",
+		old: "CipherSuites: authenticatedSuites,", new: "CipherSuites: nil,",
+		pkg: "server", test: "TestSuitesOfTheRealListeners",
+	},
+	{
+		name: "no-hsts", file: "server/listen.go",
+		old: "httpapi.StrictTransport(front)", new: "front",
+		pkg: "server", test: "TestHTTP2OfTheRealListeners",
+	},
+	{
+		name: "hsts-over-plaintext", file: "server/internal/httpapi/front.go",
+		old: "if r.TLS != nil {", new: "if true {",
+		pkg: "server/internal/httpapi", test: "TestStrictTransport",
+	},
+	{
+		name: "unreadable-requests-are-answered-as-text", file: "server/listen.go",
+		old: "return httpapi.Plaintext\n", new: "return func(l net.Listener) net.Listener { return l }\n",
+		pkg: "server", test: "TestUnreadableRequests",
+	},
+	{
+		name: "call-on-an-unknown-connection-is-served", file: "server/internal/rpc/opening.go",
+		old: `c.refusal = broken("a call on an unknown connection")`, new: "c.place = new(peers.Place)",
+		pkg: "server/internal/rpc", test: "TestUnboundedCallsAreRefused",
+	},
+	{
+		name: "unread-calls-are-not-bounded", file: "server/internal/rpc/opening.go",
+		old: "unread: peers.NewPlaces(4096, 2048, maxStreams)", new: "unread: peers.NewPlaces(1<<20, 1<<20, maxStreams)",
+		pkg: "server/internal/rpc", test: "TestSilentCallsMakeRoom",
+	},
+}

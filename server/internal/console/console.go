@@ -25,6 +25,7 @@ import (
 
 	"deputy.example/deputy/client/delegation"
 	"deputy.example/deputy/server/internal/exchange"
+	"deputy.example/deputy/server/internal/peers"
 )
 
 // Path is where a tenant's console is, below its issuer's path.
@@ -67,9 +68,10 @@ type Config struct {
 // console is all tenants' consoles.
 type console struct {
 	Config
-	routes map[string]*route // by exact escaped path; never changed after New
-	tracer trace.Tracer
-	off    protections
+	routes  map[string]*route // by exact escaped path; never changed after New
+	tracer  trace.Tracer
+	sampled *peers.Sampler // lines of browsers without a session
+	off     protections
 }
 
 // protections are switched off by tests only, which then see their attacks succeed.
@@ -106,7 +108,7 @@ func New(c Config) (http.Handler, error) {
 		c.Now = time.Now
 	}
 	h := &console{
-		Config: c, routes: make(map[string]*route),
+		Config: c, routes: make(map[string]*route), sampled: peers.NewSampler(c.Now),
 		tracer: c.TracerProvider.Tracer("deputy.example/deputy/server/internal/console"),
 	}
 	for _, t := range c.Tenants {
@@ -193,7 +195,7 @@ func (h *console) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	ctx, span := h.tracer.Start(r.Context(), "HTTP "+found.path, trace.WithSpanKind(trace.SpanKindServer))
 	defer span.End()
-	ctx, cancel := context.WithTimeout(ctx, h.Timeout)
+	ctx, cancel := exchange.Visit(ctx, h.Timeout)
 	defer cancel()
 	c := &call{site: found.site, w: out, r: r.WithContext(ctx), fragment: found.fragment}
 	if !h.off.headers {
@@ -297,15 +299,20 @@ func (h *console) record(ctx context.Context, span trace.Span, c *call, path str
 	if id := span.SpanContext().TraceID(); id.IsValid() {
 		attrs = append(attrs, slog.String("trace_id", id.String()))
 	}
-	if refusal, typed := errors.AsType[*delegation.Error](err); typed {
-		attrs = append(attrs, slog.String("reason", string(refusal.Reason)))
+	if refusal := delegation.AsError(err); refusal != nil {
+		reason, _ := exchange.Failed(ctx, refusal)
+		attrs = append(attrs, slog.String("reason", reason))
 		if cause := errors.Unwrap(refusal); cause != nil {
 			attrs = append(attrs, slog.String("cause", cause.Error()))
 		}
-		if refusal.Reason == delegation.Internal {
+		if reason == string(delegation.Internal) {
 			level = slog.LevelError
-			span.SetStatus(otelcodes.Error, string(refusal.Reason))
+			span.SetStatus(otelcodes.Error, reason)
 		}
+	}
+	if level < slog.LevelError && !exchange.Authenticated(ctx) {
+		h.sampled.Log(ctx, h.Logger, level, "console request", attrs...)
+		return
 	}
 	h.Logger.LogAttrs(ctx, level, "console request", attrs...)
 }

@@ -86,7 +86,7 @@ func (p Person) lineage(skew time.Duration) delegation.Lineage {
 }
 
 // person says who a signed-in person is, for every call anew.
-func (e *Engine) person(_ context.Context, q Inquiry) (arrival, error) {
+func (e *Engine) person(ctx context.Context, q Inquiry) (arrival, error) {
 	c, p := q.Credentials, q.Credentials.Person
 	if c.AssertionType+c.Assertion+c.ClientID+c.Bearer+c.DPoP != "" || c.Proof != nil || c.Certificates != nil {
 		return arrival{}, delegation.Refuse(delegation.ParameterConflict, "client_assertion", "a person has signed in: send nothing else that authenticates")
@@ -102,6 +102,7 @@ func (e *Engine) person(_ context.Context, q Inquiry) (arrival, error) {
 	case !tenant.Trust.Names(s.Issuer, s.Principal):
 		return arrival{}, unauthenticated(errors.New("the issuer does not name that principal any more"))
 	}
+	noteAuthenticated(ctx)
 	return arrival{tenant: tenant, caller: token.Caller{Principal: s.Principal, Method: token.MethodSignIn}}, nil
 }
 

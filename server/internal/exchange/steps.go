@@ -43,6 +43,9 @@ func (e *Engine) authenticate(ctx context.Context, door string, c Credentials, f
 	if a.held, err = e.hold(ctx, a.tenant, c); err == nil {
 		err = e.bound(a, c)
 	}
+	if err == nil {
+		noteAuthenticated(ctx)
+	}
 	return a, e.asStranger(ctx, a, err)
 }
 

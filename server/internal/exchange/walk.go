@@ -114,9 +114,10 @@ func (w *walk) failAll(err error) {
 // No stranger writes into a tenant's ledger.
 func (e *Engine) turnAway(ctx context.Context, err error) *delegation.Error {
 	refusal := delegation.AsError(err)
-	e.metrics.strange.WithLabelValues(string(refusal.Reason)).Inc()
+	reason, _ := Failed(ctx, refusal)
+	e.metrics.strange.WithLabelValues(reason).Inc()
 	e.strange.Do(func() {
-		e.config.Logger.WarnContext(ctx, "turned away", "reason", refusal.Reason, "field", refusal.Field, "cause", refusal.Unwrap())
+		e.config.Logger.WarnContext(ctx, "turned away", "reason", reason, "field", refusal.Field, "cause", refusal.Unwrap())
 	})
 	return refusal
 }
@@ -130,10 +131,9 @@ func (w *walk) outcomes(ctx context.Context) []Outcome {
 		}
 		reason := "granted"
 		if !c.alive() {
-			reason = string(c.outcome.Err.Reason)
 			c.outcome.Grant = nil
-			level := slog.LevelInfo
-			if c.outcome.Err.Reason == delegation.Internal || c.outcome.Err.Reason == delegation.DependencyDown {
+			level, fault := slog.LevelInfo, false
+			if reason, fault = Failed(ctx, c.outcome.Err); fault {
 				level = slog.LevelError
 			}
 			w.config.Logger.Log(ctx, level, "refused", "tenant", w.tenant.Name, "caller", w.caller.Principal,

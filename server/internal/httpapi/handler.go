@@ -16,6 +16,8 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"deputy.example/deputy/client/delegation"
+	"deputy.example/deputy/server/internal/exchange"
+	"deputy.example/deputy/server/internal/peers"
 )
 
 // handler routes, and does for every request what no endpoint may forget: trace, deadline, panic,
@@ -26,6 +28,7 @@ type handler struct {
 	logger    *slog.Logger
 	tracer    trace.Tracer
 	now       func() time.Time
+	sampled   *peers.Sampler // lines of unauthenticated callers
 }
 
 // endpoint is one address of one tenant. serve writes the answer or returns an error, never both.
@@ -54,7 +57,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	ctx := propagation.TraceContext{}.Extract(r.Context(), propagation.HeaderCarrier(r.Header))
 	ctx, span := h.tracer.Start(ctx, "HTTP "+ep.route, trace.WithSpanKind(trace.SpanKindServer))
 	defer span.End()
-	ctx, cancel := context.WithTimeout(ctx, h.timeout)
+	ctx, cancel := exchange.Visit(ctx, h.timeout)
 	defer cancel()
 
 	out := &answer{ResponseWriter: w, status: http.StatusOK}
@@ -108,15 +111,19 @@ func (h *handler) record(ctx context.Context, span trace.Span, r *http.Request, 
 		attrs = append(attrs, slog.String("trace_id", id.String()))
 	}
 	if refusal := delegation.AsError(err); refusal != nil {
-		reason = string(refusal.Reason)
+		reason, _ = exchange.Failed(ctx, refusal)
 		attrs = append(attrs, slog.String("reason", reason))
-		if refusal.Reason == delegation.Internal {
+		if reason == string(delegation.Internal) {
 			level = slog.LevelError
 			span.SetStatus(otelcodes.Error, reason)
 			if cause := errors.Unwrap(refusal); cause != nil {
 				attrs = append(attrs, slog.String("cause", cause.Error()))
 			}
 		}
+	}
+	if level < slog.LevelError && !exchange.Authenticated(ctx) {
+		h.sampled.Log(ctx, h.logger, level, "http request", attrs...)
+		return
 	}
 	h.logger.LogAttrs(ctx, level, "http request", attrs...)
 }

@@ -22,6 +22,7 @@ import (
 	"go.opentelemetry.io/otel/trace/noop"
 
 	"deputy.example/deputy/server/internal/exchange"
+	"deputy.example/deputy/server/internal/peers"
 )
 
 // Engine is what this front needs of exchange.Engine. It is an interface so that the door-specific
@@ -100,6 +101,7 @@ func New(c Config) (http.Handler, error) {
 	if tracers == nil {
 		tracers = noop.NewTracerProvider()
 	}
+	h.sampled = peers.NewSampler(h.now)
 	h.tracer = tracers.Tracer("deputy.example/deputy/server/internal/httpapi")
 	for _, t := range c.Tenants {
 		if err := h.addTenant(c.Engine, t); err != nil {
@@ -112,8 +114,17 @@ func New(c Config) (http.Handler, error) {
 // NewServer returns a server for the handler whose every phase has a deadline and every size a
 // bound. It serves nothing before its Serve is called.
 func NewServer(h http.Handler, logger *slog.Logger) *http.Server {
+	if logger == nil {
+		logger = slog.New(slog.DiscardHandler)
+	}
+	f := newFront(h, logger)
 	s := &http.Server{
-		Handler:           h,
+		Handler:     f,
+		ConnContext: connect,
+		ErrorLog:    f.errorLog(),
+
+		DisableGeneralOptionsHandler: true, // OPTIONS * is as unknown as any other address
+
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
 		WriteTimeout:      20 * time.Second,
@@ -133,9 +144,6 @@ func NewServer(h http.Handler, logger *slog.Logger) *http.Server {
 	}
 	s.Protocols.SetHTTP1(true)
 	s.Protocols.SetHTTP2(true) // and never without TLS
-	if logger != nil {
-		s.ErrorLog = slog.NewLogLogger(logger.Handler(), slog.LevelWarn)
-	}
 	return s
 }
 

@@ -186,48 +186,51 @@ func TestSettingsFlood(t *testing.T) {
 	}
 }
 
-// Calls that are reset right away (CVE-2023-44487) still run: never more of them than one connection may
-// have.
+// Calls that are reset at once (CVE-2023-44487) still run: at most as many as one connection may have.
+// A connection that goes on is closed.
 func TestRapidReset(t *testing.T) {
 	s := newScene(t, patience)
 	f := s.abuse(true)
-	next := uint32(1)
-	begin := func() bool {
-		id := next
-		next += 2
-		return f.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: call(f, deputyv1.TokenExchangeService_Introspect_FullMethodName, "authorization", "Bearer x"), EndHeaders: true}) == nil &&
-			f.WriteData(id, true, hogging) == nil
-	}
-	for range maxStreams {
-		if !begin() {
-			t.Fatal("the connection was ended")
-		}
-		<-s.arrived
-		if err := f.WriteRSTStream(next-2, http2.ErrCodeCancel); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for range 500 {
-		if !begin() || f.WriteRSTStream(next-2, http2.ErrCodeCancel) != nil {
-			break
-		}
-	}
-	if err := f.WritePing(false, [8]byte{1}); err != nil { // answered when all of it was read
+	if err := f.Conn.SetWriteDeadline(time.Now().Add(30 * time.Second)); err != nil { // a server may stop reading
 		t.Fatal(err)
 	}
+	reset := func(id uint32, data []byte) bool {
+		return f.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: call(f, deputyv1.TokenExchangeService_Introspect_FullMethodName, "authorization", "Bearer x"), EndHeaders: true}) == nil &&
+			f.WriteData(id, true, data) == nil && f.WriteRSTStream(id, http2.ErrCodeCancel) == nil
+	}
+	for n := uint32(0); n < 1_000_000 && reset(2*n+1, hogging); n++ {
+	}
+	s.cutOff(f, "a flood of resets")
 	for range 20 {
 		s.isServed("meanwhile")
 	}
 	release(s.hold)
-	if !f.Until(func(came map[http2.FrameType]int, _ map[uint32]http2.ErrCode, _ map[uint32]bool) bool {
-		return came[http2.FramePing] > 0
-	}) {
-		t.Log("the connection was ended")
-	}
 	if most := s.most.Load(); most > maxStreams+1 { // and the honest one
 		t.Errorf("%d calls ran at once", most)
 	}
 	s.isServed("after")
+}
+
+// A connection on which a client cancels 500 calls at once stays open.
+func TestOrdinaryCancellations(t *testing.T) {
+	s := newScene(t, patience)
+	f := s.abuse(true)
+	for n := range uint32(500) {
+		if err := f.WriteHeaders(http2.HeadersFrameParam{StreamID: 2*n + 1, BlockFragment: call(f, deputyv1.TokenExchangeService_Introspect_FullMethodName, "authorization", "Bearer x"), EndHeaders: true}); err != nil {
+			t.Fatal(err)
+		}
+		if err := f.WriteRSTStream(2*n+1, http2.ErrCodeCancel); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := f.WritePing(false, [8]byte{1}); err != nil {
+		t.Fatal(err)
+	}
+	if !f.Until(func(came map[http2.FrameType]int, _ map[uint32]http2.ErrCode, _ map[uint32]bool) bool {
+		return came[http2.FramePing] > 0
+	}) {
+		t.Error("the connection was ended")
+	}
 }
 
 // A header that goes on and on (CVE-2024-27316) ends the connection when it is longer than any may be.
@@ -272,8 +275,15 @@ func TestTooManyStreams(t *testing.T) {
 	s := newScene(t, patience)
 	f := s.abuse(true)
 	for i := range uint32(maxStreams + 10) {
-		if err := f.WriteHeaders(http2.HeadersFrameParam{StreamID: 2*i + 1, BlockFragment: call(f, deputyv1.TokenExchangeService_Introspect_FullMethodName, "authorization", "Bearer x"), EndHeaders: true}); err != nil {
+		err := f.WriteHeaders(http2.HeadersFrameParam{StreamID: 2*i + 1, BlockFragment: call(f, deputyv1.TokenExchangeService_Introspect_FullMethodName, "authorization", "Bearer x"), EndHeaders: true})
+		if err == nil {
+			err = f.WriteData(2*i+1, true, hogging)
+		}
+		if err != nil {
 			t.Fatal(err)
+		}
+		if i < maxStreams {
+			<-s.arrived
 		}
 	}
 	if !f.Until(func(_ map[http2.FrameType]int, resets map[uint32]http2.ErrCode, _ map[uint32]bool) bool {
@@ -372,7 +382,7 @@ func TestSilentCall(t *testing.T) {
 			return reset || ended[id]
 		}
 		if !f.Until(over) {
-			t.Errorf("%s: the connection was ended too", name)
+			t.Fatalf("%s: the call goes on, or the connection was ended too", name)
 		}
 		if control.Now(over) {
 			t.Errorf("%s: the control is over too", name)
@@ -397,4 +407,32 @@ func TestDecompressionBomb(t *testing.T) {
 	if err != nil {
 		t.Errorf("an honest small message: %v", err)
 	}
+}
+
+// TestSilentCallsMakeRoom: calls without a message beyond the bound of their address take the places
+// of the oldest, which are reset. An honest client at the same address is served meanwhile.
+func TestSilentCallsMakeRoom(t *testing.T) {
+	w := patience
+	w.message = time.Hour // none ends by itself
+	s := newScene(t, w)
+	var oldest *testservers.Frames
+	for range 3 {
+		f := s.abuse(true)
+		for n := range uint32(1000) { // of 2048 that one address may have
+			if err := f.WriteHeaders(http2.HeadersFrameParam{StreamID: 2*n + 1, BlockFragment: call(f, deputyv1.TokenExchangeService_Introspect_FullMethodName, "authorization", "Bearer x"), EndHeaders: true}); err != nil {
+				break // it had to make room too often
+			}
+		}
+		if oldest == nil {
+			oldest = f
+		}
+		s.isServed("meanwhile")
+	}
+	reset := func(_ map[http2.FrameType]int, resets map[uint32]http2.ErrCode, ended map[uint32]bool) bool {
+		return len(resets)+len(ended) > 0
+	}
+	if !oldest.Until(reset) {
+		s.cutOff(oldest, "calls that had to make room too often") // or all of them are there
+	}
+	s.isServed("after")
 }

@@ -16,7 +16,11 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 
+	"google.golang.org/grpc/status"
+
 	"deputy.example/deputy/client/delegation"
+	"deputy.example/deputy/server/internal/exchange"
+	"deputy.example/deputy/server/internal/peers"
 )
 
 // interceptor does for every call what no method may forget: trace, deadline, door, panic, error, log.
@@ -26,17 +30,23 @@ type interceptor struct {
 	logger  *slog.Logger
 	tracer  trace.Tracer
 	now     func() time.Time
+	sampled *peers.Sampler // lines of unauthenticated callers
 }
 
 func (i interceptor) unary(ctx context.Context, request any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
 	began := i.now()
-	messageCame(ctx)
+	call := openingOf(ctx)
+	defer call.answered()
+	call.messageCame()
 	ctx, span := i.trace(ctx, info.FullMethod)
 	defer span.End()
-	ctx, cancel := context.WithTimeout(ctx, i.timeout)
+	ctx, cancel := exchange.Visit(ctx, i.timeout)
 	defer cancel()
 	var response any
 	err := i.guard(ctx, info.FullMethod, func() (err error) {
+		if call.refusal != nil {
+			return call.refusal
+		}
 		if err = i.door.knock(ctx, info.FullMethod); err != nil {
 			return err
 		}
@@ -67,9 +77,16 @@ func answer(err error, trailer func(metadata.MD)) error {
 // watches and reflection where it is on, have errors of their own, so those pass as they are.
 func (i interceptor) stream(server any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
 	began := i.now()
+	call := openingOf(stream.Context())
+	defer call.answered()
 	ctx, span := i.trace(stream.Context(), info.FullMethod)
 	defer span.End()
+	ctx, cancel := exchange.Visit(ctx, 0)
+	defer cancel()
 	err := i.guard(ctx, info.FullMethod, func() error {
+		if call.refusal != nil {
+			return call.refusal
+		}
 		if err := i.door.knock(ctx, info.FullMethod); err != nil {
 			return err
 		}
@@ -134,11 +151,15 @@ func (i interceptor) log(ctx context.Context, method string, err error, took tim
 		attrs = append(attrs, slog.String("trace_id", id.String()))
 	}
 	if refusal := delegation.AsError(err); refusal != nil {
+		reason, _ := exchange.Failed(ctx, refusal)
 		code = refusal.Reason.Wire().GRPC
-		attrs = append(attrs, slog.String("reason", string(refusal.Reason)))
-		if refusal.Reason == delegation.Internal {
+		if reason == exchange.ReasonCanceled {
+			code = status.FromContextError(ctx.Err()).Code()
+		}
+		attrs = append(attrs, slog.String("reason", reason))
+		if reason == string(delegation.Internal) {
 			level = slog.LevelError
-			span.SetStatus(otelcodes.Error, string(refusal.Reason))
+			span.SetStatus(otelcodes.Error, reason)
 			if cause := errors.Unwrap(refusal); cause != nil {
 				attrs = append(attrs, slog.String("cause", cause.Error()))
 			}
@@ -147,5 +168,10 @@ func (i interceptor) log(ctx context.Context, method string, err error, took tim
 	if span.IsRecording() {
 		span.SetAttributes(attribute.String("rpc.system.name", "grpc"), attribute.String("rpc.response.status_code", code.String()))
 	}
-	i.logger.LogAttrs(ctx, level, "grpc call", append(attrs, slog.String("code", code.String()))...)
+	attrs = append(attrs, slog.String("code", code.String()))
+	if level < slog.LevelError && !exchange.Authenticated(ctx) {
+		i.sampled.Log(ctx, i.logger, level, "grpc call", attrs...)
+		return
+	}
+	i.logger.LogAttrs(ctx, level, "grpc call", attrs...)
 }

@@ -171,9 +171,13 @@ type admitted struct {
 func (a admitted) Context() context.Context { return a.ctx }
 
 func (a admitted) RecvMsg(message any) error {
-	if err := a.ServerStream.RecvMsg(message); err != nil {
+	refusal, err := receive(a.ServerStream.RecvMsg, message)
+	if err != nil {
 		return err
 	}
-	messageCame(a.Context())
+	openingOf(a.Context()).messageCame()
+	if refusal != nil {
+		return refusal
+	}
 	return a.door.enter(a.Context(), a.method, message)
 }

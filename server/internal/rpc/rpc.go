@@ -27,6 +27,7 @@ import (
 	"deputy.example/deputy/server/internal/exchange"
 	"deputy.example/deputy/server/internal/guard"
 	"deputy.example/deputy/server/internal/ledger"
+	"deputy.example/deputy/server/internal/peers"
 )
 
 // Engine is what this front needs of exchange.Engine. It is an interface so that the door-specific
@@ -79,6 +80,7 @@ const (
 	maxMessageBytes  = 1 << 20
 	maxMetadataBytes = 16 << 10
 	maxStreams       = exchange.MaxWatchers + 500 // of one connection: a proxy may bring all watchers through one
+	readBufferBytes  = 8 << 10                    // each connection holds one while it is open
 	workers          = 128                        // goroutines that keep their grown stacks for the next call; further calls get new ones
 	drainGrace       = 20 * time.Second
 )
@@ -130,7 +132,7 @@ func New(c Config) (*Server, error) {
 	}
 	c.door.stranger = c.Engine.Stranger
 	i := interceptor{
-		door: c.door, timeout: c.Timeout, logger: c.Logger, now: c.Now,
+		door: c.door, timeout: c.Timeout, logger: c.Logger, now: c.Now, sampled: peers.NewSampler(c.Now),
 		tracer: c.TracerProvider.Tracer("deputy.example/deputy/server/internal/rpc"),
 	}
 	options := []grpc.ServerOption{
@@ -138,7 +140,8 @@ func New(c Config) (*Server, error) {
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.MaxHeaderListSize(maxMetadataBytes),
 		grpc.ConnectionTimeout(c.waits.connect),
-		grpc.InTapHandle(c.waits.tap),
+		grpc.InTapHandle(newOpenings(c.waits).tap),
+		grpc.ForceServerCodecV2(newCodec()),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{
 			MaxConnectionIdle:     c.waits.idle,
@@ -147,6 +150,7 @@ func New(c Config) (*Server, error) {
 			Time:                  c.waits.ping,
 			Timeout:               c.waits.pong,
 		}),
+		grpc.ReadBufferSize(readBufferBytes),
 		grpc.NumStreamWorkers(workers),
 		grpc.ChainUnaryInterceptor(i.unary),
 		grpc.ChainStreamInterceptor(i.stream),
@@ -163,17 +167,18 @@ func New(c Config) (*Server, error) {
 // register is the one place where a service is registered. A method of it becomes reachable by its rule
 // in methods: the interceptors, through which every call passes, refuse one that has none.
 func (s *Server) register(c Config) {
-	deputyv1.RegisterTokenExchangeServiceServer(s.grpc, &exchangeService{door: door{c.Authority}, engine: c.Engine})
-	deputyv1.RegisterAuditServiceServer(s.grpc, &auditService{door: door{c.Authority}, engine: c.Engine, streams: newStreams(c, s.watchers.draining)})
-	deputyv1.RegisterRevocationServiceServer(s.grpc, &revocationService{door: door{c.Authority}, engine: c.Engine, watchers: s.watchers})
-	healthpb.RegisterHealthServer(s.grpc, s.health)
+	services := registrar{s.grpc}
+	deputyv1.RegisterTokenExchangeServiceServer(services, &exchangeService{door: door{c.Authority}, engine: c.Engine})
+	deputyv1.RegisterAuditServiceServer(services, &auditService{door: door{c.Authority}, engine: c.Engine, streams: newStreams(c, s.watchers.draining)})
+	deputyv1.RegisterRevocationServiceServer(services, &revocationService{door: door{c.Authority}, engine: c.Engine, watchers: s.watchers})
+	healthpb.RegisterHealthServer(services, s.health)
 	if c.Reflection {
-		reflection.Register(s.grpc)
+		reflection.Register(services)
 	}
 }
 
 // Serve accepts connections until Drain or Stop. It closes the listener.
-func (s *Server) Serve(l net.Listener) error { return s.grpc.Serve(l) }
+func (s *Server) Serve(l net.Listener) error { return s.grpc.Serve(identified{l}) }
 
 // SetServing sets what the health service says of the whole server and of each service.
 func (s *Server) SetServing(serving bool) {

@@ -5,6 +5,7 @@ import (
 	"net"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
@@ -103,8 +104,10 @@ func (f *Frames) Now(fulfilled Condition) bool {
 	return fulfilled(f.came, f.resets, f.ended)
 }
 
-// Until waits until a condition is fulfilled; false where the connection ended before.
+// Until waits until a condition is fulfilled. It returns false if the connection ended before, or if
+// half a minute was not enough.
 func (f *Frames) Until(fulfilled Condition) bool {
+	enough := time.After(30 * time.Second)
 	for {
 		f.mu.Lock()
 		is, news := fulfilled(f.came, f.resets, f.ended), f.news
@@ -116,6 +119,8 @@ func (f *Frames) Until(fulfilled Condition) bool {
 		case <-news:
 		case <-f.closed:
 			return f.Now(fulfilled)
+		case <-enough:
+			return false
 		}
 	}
 }

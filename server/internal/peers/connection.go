@@ -1,0 +1,69 @@
+// Package peers bounds what unauthenticated peers make an instance hold, do and log: places for
+// open calls, by connection, by address and in all; a rate at which one connection wastes calls;
+// and a rate of log lines.
+//
+// It knows addresses and connections. Methods, credentials and answers belong to the fronts.
+package peers
+
+import (
+	"net"
+	"time"
+
+	"golang.org/x/time/rate"
+)
+
+// Connection is one connection of a peer.
+type Connection struct {
+	conn    net.Conn
+	address string
+	wasted  *rate.Limiter
+}
+
+// A connection may waste wastedAtOnce calls, and then wastedPerSecond more each second. A call that
+// its client resets counts once if it was rapid: the client waited for a call that lasted longer. A
+// call that found no place, or lost it, counts crowdedCounts times.
+const (
+	wastedAtOnce    = 1000
+	wastedPerSecond = 100
+	crowdedCounts   = 4
+	rapid           = time.Second
+)
+
+// NewConnection returns the state of a connection. Call it once for each connection.
+func NewConnection(conn net.Conn) *Connection {
+	return &Connection{
+		conn: conn, address: Address(conn.RemoteAddr()), wasted: rate.NewLimiter(wastedPerSecond, wastedAtOnce),
+	}
+}
+
+// Abandoned counts a call that the peer ended before its answer, if that was soon after the call
+// began (HTTP/2 rapid reset, CVE-2023-44487).
+func (c *Connection) Abandoned(began time.Time) {
+	if time.Since(began) < rapid {
+		c.waste(1)
+	}
+}
+
+// Crowded counts a call that found no place, or lost it.
+func (c *Connection) Crowded() { c.waste(crowdedCounts) }
+
+// waste closes the connection that exceeds its bound.
+func (c *Connection) waste(n int) {
+	if !c.wasted.AllowN(time.Now(), n) {
+		_ = c.conn.Close() // nothing more is read from it
+	}
+}
+
+// Address returns a peer's address without its port. An IPv6 network of 64 bits is one address,
+// because one host has all of it.
+func Address(of net.Addr) string {
+	tcp, is := of.(*net.TCPAddr)
+	if !is {
+		return of.Network()
+	}
+	if tcp.IP.To4() != nil {
+		return tcp.IP.String()
+	}
+	network, _ := tcp.AddrPort().Addr().Unmap().Prefix(64)
+	return network.String()
+}

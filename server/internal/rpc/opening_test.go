@@ -1,0 +1,195 @@
+package rpc
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/tap"
+
+	"deputy.example/deputy/client/delegation"
+	deputyv1 "deputy.example/deputy/gen/deputy/v1"
+	"deputy.example/deputy/server/internal/exchange"
+)
+
+// TestHealthWatchesAreBounded: a watch beyond the bound of its connection is refused with a reason.
+// Checks are still served, and a watch that ends frees its place.
+func TestHealthWatchesAreBounded(t *testing.T) {
+	_, conn := dial(t, Config{Engine: granting()})
+	client := healthpb.NewHealthClient(conn)
+	watch := func() (context.CancelFunc, error) {
+		ctx, cancel := context.WithCancel(t.Context())
+		t.Cleanup(cancel)
+		stream, err := client.Watch(bare(ctx), &healthpb.HealthCheckRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = stream.Recv()
+		return cancel, err
+	}
+	var leave context.CancelFunc
+	for n := range 100 {
+		cancel, err := watch()
+		if err != nil {
+			t.Fatalf("watch %d: %v", n, err)
+		}
+		leave = cancel
+	}
+	_, err := watch()
+	if e := delegation.FromStatus(err); !is(err, delegation.RateLimited) || status.Code(err) != codes.ResourceExhausted || e.RetryAfter <= 0 {
+		t.Errorf("one more: %v", err)
+	}
+	if _, err := client.Check(bare(t.Context()), &healthpb.HealthCheckRequest{}); err != nil {
+		t.Errorf("a check: %v", err)
+	}
+	leave()
+	for { // the server hears of it soon
+		if _, err := watch(); err == nil {
+			break
+		} else if t.Context().Err() != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// A call that did not pass the tap is refused, and so is a call on a connection without a state.
+func TestUnboundedCallsAreRefused(t *testing.T) {
+	if openingOf(t.Context()).refusal == nil {
+		t.Error("a call that did not pass the tap is served")
+	}
+	for name, from := range map[string]*peer.Peer{"no peer": nil, "a peer of another listener": {Addr: &net.TCPAddr{}}} {
+		ctx := t.Context()
+		if from != nil {
+			ctx = peer.NewContext(ctx, from)
+		}
+		ctx, err := newOpenings(&patience).tap(ctx, &tap.Info{Header: metadata.Pairs("content-type", "application/grpc")})
+		if err != nil || openingOf(ctx).refusal == nil {
+			t.Errorf("%s: the call is served (%v)", name, err)
+		}
+		openingOf(ctx).answered()
+	}
+}
+
+// logged is a log that several goroutines write to.
+type logged struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+	line chan struct{} // one for each line
+}
+
+func (l *logged) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.text.Write(p)
+	select {
+	case l.line <- struct{}{}:
+	default:
+	}
+	return len(p), nil
+}
+
+func (l *logged) String() string { l.mu.Lock(); defer l.mu.Unlock(); return l.text.String() }
+
+// TestClientsThatHangUp: a call whose caller has left is no error in the log, whatever it failed
+// with. The control is the same failure for a caller that waits.
+func TestClientsThatHangUp(t *testing.T) {
+	for name, leave := range map[string]func(*testing.T, *grpc.ClientConn) context.Context{
+		"it cancels": func(t *testing.T, _ *grpc.ClientConn) context.Context {
+			ctx, cancel := context.WithCancel(t.Context())
+			t.Cleanup(cancel)
+			return context.WithValue(ctx, leaveKey{}, cancel)
+		},
+		"its deadline passes": func(t *testing.T, _ *grpc.ClientConn) context.Context {
+			ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+			t.Cleanup(cancel)
+			return ctx
+		},
+		"its connection breaks": func(t *testing.T, conn *grpc.ClientConn) context.Context {
+			return context.WithValue(t.Context(), leaveKey{}, context.CancelFunc(func() { _ = conn.Close() }))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			log := &logged{line: make(chan struct{}, 1)}
+			engine, arrived := granting(), make(chan struct{}, 1)
+			engine.introspect = func(ctx context.Context, _ exchange.Inquiry) (exchange.Introspection, error) {
+				arrived <- struct{}{}
+				<-ctx.Done()
+				return exchange.Introspection{}, errors.New("what it waited for was cut off")
+			}
+			server, err := New(Config{Engine: engine, Logger: slog.New(slog.NewTextHandler(log, nil))})
+			if err != nil {
+				t.Fatal(err)
+			}
+			victim := redial(t, server)
+			ctx := leave(t, victim)
+			over := make(chan error, 1)
+			go func() {
+				_, err := deputyv1.NewTokenExchangeServiceClient(victim).Introspect(ctx, &deputyv1.IntrospectRequest{Token: "t"})
+				over <- err
+			}()
+			<-arrived
+			if cancel, is := ctx.Value(leaveKey{}).(context.CancelFunc); is {
+				cancel()
+			}
+			if err := <-over; err == nil {
+				t.Error("it was answered")
+			}
+			<-log.line
+			if text := log.String(); strings.Contains(text, "level=ERROR") || !strings.Contains(text, "reason=canceled") || strings.Contains(text, "code=Internal") {
+				t.Error(text)
+			}
+		})
+	}
+	log := &logged{line: make(chan struct{}, 1)}
+	engine := granting()
+	engine.introspect = func(context.Context, exchange.Inquiry) (exchange.Introspection, error) {
+		return exchange.Introspection{}, errors.New("broken")
+	}
+	_, conn := dial(t, Config{Engine: engine, Logger: slog.New(slog.NewTextHandler(log, nil))})
+	if _, err := deputyv1.NewTokenExchangeServiceClient(conn).Introspect(t.Context(), &deputyv1.IntrospectRequest{}); status.Code(err) != codes.Internal {
+		t.Error(err)
+	}
+	if text := log.String(); !strings.Contains(text, "level=ERROR") || !strings.Contains(text, "reason=internal") {
+		t.Errorf("the control: %s", text)
+	}
+}
+
+type leaveKey struct{}
+
+// A flood of unauthenticated calls leaves 20 lines a second in the log, and the number of the others.
+func TestUnauthenticatedCallsInTheLog(t *testing.T) {
+	log := &logged{line: make(chan struct{}, 1)}
+	at := time.Unix(1000, 0)
+	var mu sync.Mutex
+	now := func() time.Time { mu.Lock(); defer mu.Unlock(); return at }
+	_, conn := dial(t, Config{Engine: granting(), Logger: slog.New(slog.NewTextHandler(log, nil)), Now: now})
+	ask := func() {
+		if _, err := deputyv1.NewTokenExchangeServiceClient(conn).Introspect(bare(t.Context()), &deputyv1.IntrospectRequest{}); !is(err, delegation.ClientUnauthenticated) {
+			t.Fatal(err)
+		}
+	}
+	for range 100 {
+		ask()
+	}
+	if n := strings.Count(log.String(), "grpc call"); n != 20 {
+		t.Errorf("%d lines for 100 calls", n)
+	}
+	mu.Lock()
+	at = at.Add(time.Second)
+	mu.Unlock()
+	if ask(); !strings.Contains(log.String(), "left_out=80") {
+		t.Error(log.String())
+	}
+}
