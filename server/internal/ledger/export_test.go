@@ -156,8 +156,8 @@ type Statement struct {
 
 // FrequentStatements are those whose plans matter most.
 var FrequentStatements = map[string]Statement{
-	"tail read":   {sqlRevocations, []any{"acme", int64(50_000), int64(0), everything}},
-	"cold page":   {sqlRevocations, []any{"acme", int64(100), int64(1), int64(pageSize)}},
+	"tail read":   {sqliteRevocations, []any{"acme", int64(50_000), int64(0), everything}},
+	"cold page":   {sqliteRevocations, []any{"acme", int64(100), int64(1), int64(pageSize)}},
 	"extent":      {sqlExtent, []any{"acme"}},
 	"postings":    {sqlPostings, []any{"acme", int64(7), int64(10), int64(20)}},
 	"facets":      {sqlFacets, []any{"acme", int64(5121), int64(5633)}},
