@@ -44,6 +44,7 @@ func newReadiness(l *ledger.Ledger, g *guard.Guard, e *exchange.Engine) *readine
 	r := &readiness{probes: map[string]*probe{
 		"ledger": {check: l.Ready},
 		"redis":  {check: g.Ready},
+		"clock":  {memory: true, check: func(context.Context) error { return l.Trusted() }},
 	}}
 	age, gate := ageAmong(len(e.Tenants())), make(chan struct{}, probesAtOnce)
 	for _, t := range e.Tenants() {

@@ -3,6 +3,7 @@ package exchange
 import (
 	"context"
 	"errors"
+	"time"
 
 	"deputy.example/deputy/client/delegation"
 	"deputy.example/deputy/server/internal/ledger"
@@ -21,11 +22,14 @@ func (e *Engine) Introspect(ctx context.Context, q Inquiry) (Introspection, erro
 	if q.Token == "" {
 		return Introspection{}, delegation.Refuse(delegation.ParameterMissing, "token", "is required (RFC 7662 section 2.1)")
 	}
+	if err := e.trusted(); err != nil {
+		return Introspection{}, err
+	}
 	claims, err := by.tenant.Trust.Own(q.Token)
 	if err != nil {
 		return Introspection{}, nil
 	}
-	if _, hit := by.revoked.Hit(claims.Lineage()); hit {
+	if _, hit := by.revoked.Hit(claims.Lineage()); hit || by.revoked.Forgotten(time.Unix(claims.ExpiresAt, 0)) {
 		return Introspection{}, nil
 	}
 	return Introspection{Claims: &claims}, nil
@@ -119,7 +123,7 @@ func (e *Engine) unrevoked(ctx context.Context, by inquirer, q Inquiry, unspent 
 	if p == nil || e.off.revocation {
 		return nil
 	}
-	if _, hit := by.revoked.Hit(p.lineage(e.config.Ledger.Skew())); hit {
+	if _, hit := by.revoked.Hit(p.lineage(e.config.Ledger.Skew(by.tenant.Name))); hit {
 		return unauthenticated(errors.New("the session was revoked"))
 	}
 	return nil

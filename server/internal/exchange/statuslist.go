@@ -58,6 +58,9 @@ func (e *Engine) StatusList(ctx context.Context, tenantName string, number uint6
 	if tenant == nil {
 		return StatusList{}, nothing
 	}
+	if err := e.trusted(); err != nil {
+		return StatusList{}, err
+	}
 	list, err := e.statuses(ctx, tenant.Name, number, statusFresh)
 	if errors.Is(err, ledger.ErrNotFound) {
 		return StatusList{}, nothing

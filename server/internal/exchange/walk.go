@@ -49,6 +49,9 @@ func (c *child) fail(err error) { c.outcome.Err = delegation.AsError(err) }
 func (e *Engine) Exchange(ctx context.Context, call Call) ([]Outcome, error) {
 	ctx, cancel := e.within(ctx)
 	defer cancel()
+	if err := e.trusted(); err != nil {
+		return nil, e.turnAway(ctx, err)
+	}
 	w := &walk{Engine: e, call: call, now: e.config.Now()}
 	for i, c := range call.Children {
 		w.children = append(w.children, &child{Child: c, index: i})
