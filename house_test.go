@@ -26,7 +26,7 @@ var modules = []string{".", "server/embedded"}
 var (
 	ground   = []string{"client/delegation", "gen", "fga-models"}
 	proofs   = []string{"client/audit", "client/dpop"}
-	cellar   = []string{"server/internal/vault", "server/internal/gather", "server/internal/peers"}
+	cellar   = []string{"server/internal/vault", "server/internal/gather", "server/internal/peers", "server/internal/clock"}
 	engines  = []string{"server/internal/token", "server/internal/policy", "server/internal/guard", "server/internal/ledger"}
 	exchange = []string{"server/internal/exchange"}
 	fronts   = []string{"server/internal/rpc", "server/internal/httpapi", "server/internal/console"}

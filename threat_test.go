@@ -47,7 +47,7 @@ func threatFaults(text string, source func(path string) (string, error)) (faults
 			invariants[first[0]] = true
 		}
 	}
-	for i := 1; i <= 14; i++ {
+	for i := 1; i <= 15; i++ {
 		if name := fmt.Sprint("I", i); !invariants[name] {
 			faults = append(faults, "invariant "+name+" has no row with a test")
 		}

@@ -12,6 +12,7 @@ import (
 	"deputy.example/deputy/client/delegation"
 	"deputy.example/deputy/server/internal/console"
 	"deputy.example/deputy/server/internal/exchange"
+	"deputy.example/deputy/server/internal/ledger"
 	"deputy.example/deputy/server/internal/policy"
 	"deputy.example/deputy/server/internal/token"
 )
@@ -30,6 +31,7 @@ func (c *Config) check() problems {
 	for i := range c.Tenants {
 		c.Tenants[i].check(&p, tenantPath(i))
 	}
+	c.Clock.check(&p, c.Tenants)
 	c.checkSealed(&p)
 	c.checkApart(&p)
 	c.checkCertificates(&p)
@@ -233,7 +235,7 @@ func checkTrustedIssuer(p *problems, path string, i token.TrustedIssuer) {
 	}
 }
 
-const maxRootLifetime = 24 * time.Hour
+const maxRootLifetime = ledger.LongestRoot
 
 func requiredKeys(p *problems, path string, keys token.KeySource, algorithms []string, sources string) {
 	if keys == (token.KeySource{}) {

@@ -28,6 +28,7 @@ type Config struct {
 	Database  Database  `yaml:"database"`
 	Redis     Redis     `yaml:"redis"`
 	Telemetry Telemetry `yaml:"telemetry"`
+	Clock     Clock     `yaml:"clock"`
 	// KeyEncryption seals the keys that Deputy manages. Default none.
 	KeyEncryption KeyEncryption `yaml:"key_encryption"`
 	// Tenants share the process, the database and Redis, and nothing else. Required, at least one.
@@ -105,6 +106,15 @@ type Telemetry struct {
 	LogLevel string `yaml:"log_level"`
 	// LogFormat is json or text. Default json.
 	LogFormat string `yaml:"log_format"`
+}
+
+// Clock is what wrong clocks may do (docs/operations.md).
+type Clock struct {
+	// Bound is how far the clocks of this machine, of PostgreSQL and of Redis may be apart. An instance whose clock is
+	// further off issues and forgets nothing until it is right again. Default 2s, or the shortest skew of a tenant where
+	// that is less; 100ms to the shortest skew. Danger: a longer bound lets tokens live that much longer at an instance
+	// whose clock is behind.
+	Bound time.Duration `yaml:"bound"`
 }
 
 // Tenant is one world: its own issuer address, keys, trust, relationships and limits.

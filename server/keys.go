@@ -94,7 +94,7 @@ func (t *Tenant) openManaged(parts *opened, o Options) *token.Keyset {
 // beginKeys opens the managed keys, of which there may be none, and makes the first of each kind.
 func (s *Server) beginKeys(ctx context.Context, parts opened, o Options) (err error) {
 	s.vault, err = vault.Open(ctx, vault.Config{
-		Store: s.ledger, KMS: parts.kms, Now: o.Now, Logger: o.Logger, Registerer: o.Registry,
+		Store: s.ledger, KMS: parts.kms, Now: o.Now, Settled: s.clock.Settled, Logger: o.Logger, Registerer: o.Registry,
 	}, parts.managed...)
 	if err == nil {
 		err = s.vault.Begin(ctx)
@@ -222,7 +222,8 @@ func (c *Config) withKeys(ctx context.Context, tenant string, f func(keyring) er
 	if len(parts.managed) == 0 {
 		return errors.New("the configuration has no managed keys: those of files are replaced in the configuration")
 	}
-	l, err := ledger.Open(ctx, parts.database, ledger.Config{Timeout: 10 * time.Second})
+	times := c.Clock.open(Options{})
+	l, err := ledger.Open(ctx, parts.database, ledger.Config{Clock: times, Timeout: 10 * time.Second})
 	if err != nil {
 		return err
 	}
@@ -231,7 +232,10 @@ func (c *Config) withKeys(ctx context.Context, tenant string, f func(keyring) er
 			err = closed
 		}
 	}()
-	v, err := vault.Open(ctx, vault.Config{Store: l, KMS: parts.kms}, parts.managed...)
+	if source, own := l.Clock(); own {
+		times.Compare(ctx, source)
+	}
+	v, err := vault.Open(ctx, vault.Config{Store: l, KMS: parts.kms, Now: times.Now}, parts.managed...)
 	if err != nil {
 		return err
 	}

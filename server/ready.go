@@ -49,6 +49,7 @@ func newReadiness(l *ledger.Ledger, g *guard.Guard, e *exchange.Engine) *readine
 			return l.Ready(ctx)
 		}},
 		"redis": {check: g.Ready},
+		"clock": {memory: true, check: func(context.Context) error { return l.Trusted() }},
 	}}
 	age, gate := ageAmong(len(e.Tenants())), make(chan struct{}, probesAtOnce)
 	for _, t := range e.Tenants() {

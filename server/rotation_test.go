@@ -47,6 +47,13 @@ func fast(times time.Duration) (now func() time.Time, hurry func()) {
 	return now, func() { since.Store(new(time.Now())) }
 }
 
+// hurry has all clocks of the site's instances show that time.
+func (s *site) hurry(now func() time.Time) {
+	began := now()
+	s.options.Now, s.options.Elapsed = now, func() time.Duration { return now().Sub(began) }
+	s.options.Remote = func(string, time.Time) time.Time { return now() }
+}
+
 // people of a site whose time is not the real one.
 type hurried struct {
 	*site
@@ -212,7 +219,7 @@ func TestRotationUnderLoad(t *testing.T) {
 		"limits: {allow_bearer: true}", "limits: {allow_bearer: true, max_lifetime: 1m, caller_rate: 100000}",
 	).Replace(s.text)
 	now, hurry := fast(times)
-	s.options.Now = now
+	s.hurry(now)
 	l := &load{hurried: hurried{s, s.options.Now}, why: make(map[string]int)}
 	for range 2 {
 		i := s.start(t)
@@ -285,7 +292,7 @@ func TestRetiredKeyIsRefusedEverywhere(t *testing.T) {
 	s.manage(t, "{}")
 	s.text = strings.Replace(s.text, "sqlite://DIR/ledger.db", testservers.Postgres(t), 1)
 	now, hurry := fast(times)
-	s.options.Now = now
+	s.hurry(now)
 	hurry()
 	people := hurried{s, s.options.Now}
 	here, there := s.start(t), s.start(t)

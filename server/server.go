@@ -17,6 +17,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sync/errgroup"
 
+	"deputy.example/deputy/server/internal/clock"
 	"deputy.example/deputy/server/internal/exchange"
 	"deputy.example/deputy/server/internal/guard"
 	"deputy.example/deputy/server/internal/ledger"
@@ -39,7 +40,12 @@ type Options struct {
 	Logger         *slog.Logger         // nil: as configured, to standard error
 	Registry       *prometheus.Registry // nil: a new one with what Go and the process tell
 	TracerProvider trace.TracerProvider // nil: as configured. It stays the caller's to shut down.
-	Now            func() time.Time     // nil: time.Now
+	// Now is the wall clock. It is compared with Elapsed, which grows with real time and is never stepped, and with the
+	// clocks of PostgreSQL and Redis, whose answers Remote may change. A test that moves Now moves the others too, or finds
+	// that the instance refuses. nil: time.Now, the time since the machine was started, and the answers as they are.
+	Now     func() time.Time
+	Elapsed func() time.Duration
+	Remote  func(source string, answer time.Time) time.Time
 }
 
 // Server is one instance of Deputy: opened by New, it accepts connections, and serves once it Runs.
@@ -51,6 +57,8 @@ type Server struct {
 	engine    *exchange.Engine
 	ledger    *ledger.Ledger
 	vault     *vault.Vault
+	clock     *clock.Clock
+	clocks    []clock.Source // of other machines
 	rpc       *rpc.Server
 	http, ops *http.Server
 	listeners struct{ grpc, http, ops net.Listener }
@@ -75,6 +83,8 @@ func New(ctx context.Context, config Config, o Options) (_ *Server, err error) {
 	if err := s.observe(ctx, config.Telemetry, &o); err != nil {
 		return nil, err
 	}
+	times := config.Clock.open(o)
+	o.Now = times.Now // whatever else goes by the time
 	parts, unopened := config.open(o)
 	if err := config.locate(nil, unopened).err(); err != nil {
 		return nil, fmt.Errorf("configuration:\n%w", err)
@@ -84,22 +94,24 @@ func New(ctx context.Context, config Config, o Options) (_ *Server, err error) {
 		s.owns(closer(func() error { t.Policy.Close(); return nil }))
 	}
 	records, err := ledger.Open(ctx, parts.database, ledger.Config{
-		Logger: o.Logger, Registerer: o.Registry, Now: o.Now, Retention: config.retention(),
+		Logger: o.Logger, Registerer: o.Registry, Clock: times, Skews: skews(parts.tenants), Retention: config.retention(),
 	})
 	if err != nil {
 		return nil, err
 	}
 	s.owns(records)
 	s.ledger = records
-	if err := s.beginKeys(ctx, parts, o); err != nil {
-		return nil, err
-	}
 	redis, err := guard.DialBy(parts.redis, o.RedisDialer)
 	if err != nil {
 		return nil, err
 	}
 	s.owns(redis)
 	limiter := guard.New(guard.Config{Client: redis, Timeout: config.Redis.Timeout, Now: o.Now, Registerer: o.Registry})
+	s.clock, s.clocks = times, clocks(records, limiter, o)
+	times.Compare(ctx, s.clocks...)
+	if err := s.beginKeys(ctx, parts, o); err != nil {
+		return nil, err
+	}
 	engine, err := exchange.New(exchange.Config{
 		Tenants: parts.tenants, Ledger: records, Guard: limiter,
 		Logger: o.Logger, Registerer: o.Registry, TracerProvider: o.TracerProvider, Now: o.Now,
@@ -139,6 +151,7 @@ func (s *Server) Run(ctx context.Context) error {
 			return err
 		})
 	}
+	run("clock", func() error { return s.clock.Run(ctx, s.clocks...) })
 	run("managed keys", func() error { return s.vault.Run(ctx) })
 	run("revocations", func() error { return s.engine.Follow(ctx) })
 	run("checkpoints", func() error { return s.engine.Checkpoints(ctx) })

@@ -80,7 +80,7 @@ func Run(ctx context.Context, dsn string, o Options) (_ Summary, err error) {
 	case len(there) > 0:
 		return Summary{}, fmt.Errorf("fill: tenant %q has entries already: name another", o.Tenant)
 	}
-	g := newTraffic(o, l.Skew())
+	g := newTraffic(o, l.Skew(o.Tenant))
 	if err := write(ctx, l, g, &clock); err != nil {
 		return Summary{}, fmt.Errorf("fill: %w", err)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"time"
 
 	"deputy.example/deputy/client/delegation"
 	"deputy.example/deputy/server/internal/ledger"
@@ -29,7 +30,7 @@ func (e *Engine) Introspect(ctx context.Context, q Inquiry) (Introspection, erro
 	if err != nil {
 		return Introspection{}, nil
 	}
-	if _, hit := by.revoked.Hit(claims.Lineage()); hit || e.ahead(by.tenant, claims.Delegation.Hops) {
+	if _, hit := by.revoked.Hit(claims.Lineage()); hit || by.revoked.Forgotten(time.Unix(claims.ExpiresAt, 0)) || e.ahead(by.tenant, claims.Delegation.Hops) {
 		return Introspection{}, nil
 	}
 	return Introspection{Claims: &claims}, nil
@@ -130,7 +131,7 @@ func (e *Engine) unrevoked(ctx context.Context, by inquirer, q Inquiry, unspent 
 	if p == nil || e.off.revocation {
 		return nil
 	}
-	if _, hit := by.revoked.Hit(p.lineage(e.config.Ledger.Skew())); hit {
+	if _, hit := by.revoked.Hit(p.lineage(e.config.Ledger.Skew(by.tenant.Name))); hit {
 		return unauthenticated(errors.New("the session was revoked"))
 	}
 	return nil

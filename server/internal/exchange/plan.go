@@ -51,7 +51,7 @@ type parent struct {
 	scopes     delegation.Scopes
 	audiences  []string
 	details    []delegation.Detail
-	issuedAt   time.Time // of a root token; zero if it did not say
+	issuedAt   time.Time // of a root token, as a cut-off compares it; zero if it did not say
 	expiresAt  time.Time
 	depthLeft  int
 	uses       int

@@ -116,10 +116,14 @@ func (w *walk) draft(ctx context.Context, c *child) *ledger.Draft {
 		d.Uses = []ledger.SingleUse{{Issuer: w.parent.issuer, ID: w.parent.id, Until: w.parent.expiresAt, Reason: delegation.TokenSpent}}
 	}
 	if w.call.IdempotencyKey != "" && !w.off.idempotency {
-		d.Idempotency = &ledger.Idempotency{Key: w.itemKey(c), Fingerprint: w.fingerprint(c), Until: d.Expiry}
+		d.Idempotency = &ledger.Idempotency{Key: w.itemKey(c), Fingerprint: w.fingerprint(c), Until: w.parent.expiresAt.Add(keepKeys)}
 	}
 	return d
 }
+
+// keepKeys is how long an idempotency key is remembered after the token that its grant was derived from has ended. Until
+// then the grant is never made again; afterwards the ledger refuses a grant from that token.
+const keepKeys = 24 * time.Hour
 
 // number is the child's claims once the ledger has given its number, from which its place in a status list
 // follows.

@@ -285,18 +285,15 @@ func (e *Engine) grant(ctx context.Context, tenant *Tenant, jti string) (*ledger
 	return entry, nil
 }
 
-// until is when nothing that the target could hit is alive any more, also where it has not been seen
-// yet: no root token is older than the longest life that an issuer is allowed, and no token outlives
-// the root that it descends from. Keys and suspensions are remembered for ever.
+// until is zero for keys and suspensions, which are remembered for ever. The others are remembered so that readers can tell
+// why something ended, for as long as a token of today; the ledger raises that, in its transaction, to the end of all that
+// the target can hit. So neither this instance's clock nor today's limits decide what is accepted.
 func (e *Engine) until(tenant *Tenant, t delegation.Target) time.Time {
-	const margin = time.Minute // clocks of issuers and instances
 	switch t.Kind {
 	case delegation.BanKey, delegation.BanSuspend, delegation.Resume:
 		return time.Time{}
-	case delegation.BanToken, delegation.BanChain:
-		return e.config.Now().Add(tenant.Limits.MaxLifetime + margin)
 	}
-	return e.config.Now().Add(max(tenant.Trust.LongestRoot(), tenant.Limits.MaxLifetime) + margin)
+	return e.config.Now().Add(tenant.Limits.MaxLifetime + time.Minute)
 }
 
 // affected answers a dry run.

@@ -275,7 +275,7 @@ func TestFollow(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, last, err := watch.Snapshot(t.Context())
+	_, last, _, err := watch.Snapshot(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

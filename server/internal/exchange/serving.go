@@ -18,8 +18,11 @@ import (
 // An instance may not where it is known, or not known yet, that its ledger is not the newest one: where the ledger
 // is doubted, stands by, or took no write lately; where Redis knows more, or a later incarnation; where it was not
 // compared with Redis since this process began; and where the log does not continue its checkpoints. Redis that does not
-// answer changes nothing of what was found before.
+// answer changes nothing of what was found before. It may not either while its clock is not trusted.
 func (e *Engine) serving(ctx context.Context, tenant string) error {
+	if err := e.config.Ledger.Trusted(); err != nil {
+		return delegation.Unavailable("the clock", err)
+	}
 	if err := e.revoking(ctx, tenant); err != nil {
 		return err
 	}

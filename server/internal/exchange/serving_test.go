@@ -46,8 +46,8 @@ func entryPoints(t *testing.T, f *fleet, w *exchangetest.World) map[string]func(
 		"retry":         func() error { return one(func(c *exchange.Call) { c.IdempotencyKey = "once" }) },
 		"introspect":    func() error { _, err := w.Engine.Introspect(t.Context(), inquiry()); return err },
 		"watch":         func() error { _, err := w.Engine.Watch(t.Context(), inquiry()); return err },
-		"echo":          func() error { _, err := watch.Last(t.Context()); return err },
-		"snapshot":      func() error { _, _, err := watch.Snapshot(t.Context()); return err },
+		"echo":          func() error { _, _, err := watch.Last(t.Context()); return err },
+		"snapshot":      func() error { _, _, _, err := watch.Snapshot(t.Context()); return err },
 		"status list":   func() error { _, err := w.Engine.StatusList(t.Context(), f.n.Name, 0); return err },
 		"readiness": func() error {
 			return errors.Join(w.Engine.Standing(t.Context()), w.Engine.Ready(t.Context(), f.n.Name))

@@ -171,6 +171,9 @@ func (w *walk) verify(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if revoked.Forgotten(w.parent.expiresAt) {
+		return delegation.Refuse(delegation.SubjectTokenInvalid, "subject_token", "the token is refused: it has expired")
+	}
 	if _, hit := revoked.Hit(w.parent.lineage(w.arrival)); hit && !w.off.revocation {
 		return delegation.Refuse(delegation.TokenRevoked, "subject_token", "it, something it descends from, or its caller was revoked")
 	}
@@ -225,7 +228,7 @@ func parentOf(s token.Subject, l Limits) (parent, error) {
 			issuer:  r.Issuer, id: r.ID, root: r.Digest,
 			subject: r.Principal, actors: r.Actors,
 			scopes: r.Scopes, audiences: r.Audiences, details: r.Details,
-			issuedAt: r.IssuedAt, expiresAt: r.ExpiresAt, depthLeft: l.MaxDepth, mayAct: r.MayAct,
+			issuedAt: r.CutAt, expiresAt: r.ExpiresAt, depthLeft: l.MaxDepth, mayAct: r.MayAct,
 		}, nil
 	}
 	return parent{}, delegation.Refuse(delegation.SubjectTokenInvalid, "subject_token", "it says nothing")

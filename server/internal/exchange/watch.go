@@ -57,7 +57,11 @@ func (w *Watch) Until() time.Time { return w.until }
 // Standing refuses a verifier that was suspended meanwhile, or whose key was banned, as nobody: a stream does
 // not go on with a credential that opens none. What it goes by is what Events goes by.
 func (w *Watch) Standing() error {
-	if _, hit := w.by.revoked.HitCaller(w.by.caller.Principal, w.by.keys()...); hit && !w.engine.off.revocation {
+	revoked, err := w.engine.config.Ledger.Revocations(context.Background(), w.by.tenant.Name, false)
+	if err != nil {
+		return err
+	}
+	if _, hit := revoked.HitCaller(w.by.caller.Principal, w.by.keys()...); hit && !w.engine.off.revocation {
 		return unauthenticated(errors.New("the verifier was suspended, or its key banned"))
 	}
 	return nil
@@ -72,32 +76,33 @@ func (w *Watch) Events(after uint64) (events []delegation.Revocation, complete b
 	return w.engine.config.Ledger.Events(w.by.tenant.Name, after)
 }
 
-// Snapshot is everything that is revoked now, and the number up to which it is complete.
-func (w *Watch) Snapshot(ctx context.Context) ([]delegation.Revocation, uint64, error) {
+// Snapshot is everything that is revoked now, the number up to which it is complete, and the time up to which what has
+// ended may be missing.
+func (w *Watch) Snapshot(ctx context.Context) (live []delegation.Revocation, last uint64, forgotten time.Time, err error) {
 	ctx, cancel := w.engine.within(ctx)
 	defer cancel()
 	if err := w.engine.serving(ctx, w.by.tenant.Name); err != nil {
-		return nil, 0, err
+		return nil, 0, time.Time{}, err
 	}
-	return w.engine.config.Ledger.Live(ctx, w.by.tenant.Name)
+	return w.engine.config.Ledger.Snapshot(ctx, w.by.tenant.Name)
 }
 
-// Last is the number of the newest revocation, read from the ledger after the call began: an instance
-// that is cut off from its ledger cannot say that nothing was revoked.
-func (w *Watch) Last(ctx context.Context) (uint64, error) {
+// Last is the number of the newest revocation and the ledger's time, read from the ledger after the call began: an instance
+// that is cut off from its ledger cannot say that nothing was revoked, and one whose clock is wrong does not.
+func (w *Watch) Last(ctx context.Context) (uint64, time.Time, error) {
 	ctx, cancel := w.engine.within(ctx)
 	defer cancel()
 	if err := w.engine.serving(ctx, w.by.tenant.Name); err != nil {
-		return 0, err
+		return 0, time.Time{}, err
 	}
-	return w.engine.config.Ledger.LastRevocation(ctx, w.by.tenant.Name)
+	return w.engine.config.Ledger.Newest(ctx, w.by.tenant.Name)
 }
 
 // Incarnation is the ledger's newest recovery when the watch began: numbers count within one.
 func (w *Watch) Incarnation() uint64 { return w.incarnation }
 
 // Skew is what root tokens are granted when they are compared with a cut-off.
-func (w *Watch) Skew() time.Duration { return w.engine.config.Ledger.Skew() }
+func (w *Watch) Skew() time.Duration { return w.engine.config.Ledger.Skew(w.by.tenant.Name) }
 
 // Seen is the receipt of one connection: it has applied everything up to a number.
 func (w *Watch) Seen(id string, applied uint64) {

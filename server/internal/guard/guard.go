@@ -189,6 +189,17 @@ func (g *Guard) Ready(ctx context.Context) (err error) {
 	return nil
 }
 
+// Time is the clock of Redis.
+func (g *Guard) Time(ctx context.Context) (time.Time, error) {
+	ctx, cancel := context.WithTimeout(ctx, g.timeout)
+	defer cancel()
+	at, err := g.client.Time(ctx).Result()
+	if err != nil {
+		return time.Time{}, delegation.Unavailable(dependency, err)
+	}
+	return at, nil
+}
+
 // key makes all keys of a tenant fall into one slot of a Redis cluster.
 func key(tenant, kind, name string) string { return "{" + tenant + "}:" + kind + ":" + name }
 

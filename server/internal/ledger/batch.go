@@ -28,7 +28,10 @@ type batch struct {
 	items []*item
 	facts facts
 	w     writes
-	now   time.Time
+	now   time.Time // before the transaction
+	at    time.Time // ledger time, read with the head locked
+	// distrust is why nothing may be granted, nor forgotten: this instance's clock, or the evidence for it.
+	distrust error
 
 	outcomes []outcome // what to tell items[i], once committed
 }
@@ -101,6 +104,7 @@ func (b *batch) run(ctx context.Context) error {
 	} else {
 		b.s.added, b.s.pruned = pruning{}, b.now
 	}
+	b.s.live.sweep(b.at)
 	return nil
 }
 
@@ -111,6 +115,7 @@ func (b *batch) transact(ctx, attempt context.Context, q questions) error {
 		return err
 	}
 	b.facts = found
+	b.at, b.distrust = b.s.ledger.config.Clock.Judge(serverClock, found.server, found.asked, fromMicros(found.head.time))
 	err = b.sameLife(q)
 	if err == nil {
 		err = b.catchUp(q)
@@ -136,12 +141,19 @@ func (b *batch) transact(ctx, attempt context.Context, q questions) error {
 	return err
 }
 
-// prune has the transaction remove what has ended, if it is time to.
+// prune has the transaction remove what has ended, if it is time to and the time is certain.
 func (b *batch) prune() {
 	added := b.s.added.plus(b.w.added())
-	if since := b.now.Sub(b.s.pruned); added.due() || since < 0 || since >= pruneEvery {
-		b.w.prune = added.limits()
+	since := b.now.Sub(b.s.pruned)
+	if !added.due() && since >= 0 && since < pruneEvery {
+		return
 	}
+	through, certain := b.s.ledger.forgettable(b.at)
+	if b.distrust != nil || !certain {
+		return
+	}
+	b.w.prune, b.w.expired = added.limits(), micros(through)
+	b.w.head.pruned = max(b.w.head.pruned, b.w.expired)
 }
 
 // revoked is the batch's own revocations.
@@ -252,11 +264,14 @@ func (b *batch) decide() error {
 		return fmt.Errorf("draw a batch mark: %w", err)
 	}
 	// Time never runs backwards within a tenant, whichever instance's clock it comes from.
-	at := max(micros(b.now), b.facts.head.time)
-	b.w = writes{tenant: b.s.tenant, batch: mark, expired: micros(b.now.Add(-config.Skew)), head: b.facts.head, claimsFrom: b.s.claimsFrom}
-	b.w.head.time = at
+	b.w = writes{tenant: b.s.tenant, batch: mark, head: b.facts.head, claimsFrom: b.s.claimsFrom}
+	b.w.head.time = max(micros(b.at), b.facts.head.time)
 	b.w.head.tree.Hashes = slices.Clone(b.w.head.tree.Hashes)
 	for i, it := range b.items {
+		if b.distrust != nil && it.issues() {
+			b.outcomes[i].err = unavailable(b.distrust)
+			continue
+		}
 		replayed := b.spent(it.uses)
 		b.spend(it.uses)
 		if len(it.drafts) == 0 && replayed != nil {
@@ -269,15 +284,18 @@ func (b *batch) decide() error {
 	return nil
 }
 
-// spent returns the refusal for the first of the single uses that is not new.
+// spent returns the refusal for the first of the single uses that is not new, or whose row may have been pruned.
 func (b *batch) spent(uses []SingleUse) *delegation.Error {
 	for _, u := range uses {
-		if b.facts.used[u.digest()] && !b.s.ledger.off.singleUse {
+		if (b.facts.used[u.digest()] || b.forgotten(u.Until)) && !b.s.ledger.off.singleUse {
 			return replay(u.Reason)
 		}
 	}
 	return nil
 }
+
+// forgotten tells whether rows about something that ends then may have been pruned.
+func (b *batch) forgotten(ends time.Time) bool { return micros(ends) <= b.facts.head.pruned }
 
 // spend notes those of the single uses that are new.
 func (b *batch) spend(uses []SingleUse) {
@@ -307,6 +325,8 @@ var (
 		"must descend from grants that the ledger holds; this token is of a ledger that was given up: obtain a new one")
 	errConflict = delegation.Refuse(delegation.IdempotencyConflict, "idempotency_key",
 		"this key was used for another request: choose a new one")
+	errEnded = delegation.Refuse(delegation.SubjectTokenInvalid, "subject_token",
+		"the grant would end before the time that the ledger still answers for: present a token that lives longer")
 	errGone = delegation.Refuse(delegation.GrantGone, "idempotency_key",
 		"the grant of this key has expired or was taken back: choose a new key")
 )
@@ -329,6 +349,12 @@ func (b *batch) record(d *Draft, replayed *delegation.Error) Result {
 		if stored, taken := b.facts.keys[keyDigest(d.Caller, d.Idempotency.Key)]; taken {
 			return b.repeat(d, stored)
 		}
+		if b.forgotten(d.Idempotency.Until) { // the grant of the key may have been
+			return b.refuse(d, errGone)
+		}
+	}
+	if b.s.live.set.Load().Forgotten(d.Expiry) {
+		return b.refuse(d, errEnded)
 	}
 	if b.ahead(d.Lineage.Hops) {
 		return b.refuse(d, errAhead)
@@ -360,6 +386,9 @@ func (b *batch) repeat(d *Draft, stored storedKey) Result {
 	if err != nil {
 		return Result{Err: malformed(fmt.Errorf("claims of entry %d: %w", stored.seq, err))}
 	}
+	if b.s.live.set.Load().Forgotten(time.Unix(claims.ExpiresAt, 0)) {
+		return b.refuse(d, errGone)
+	}
 	granted := claims.Lineage()
 	granted.Caller, granted.Keys = d.Caller, d.lineage().Keys
 	if b.hit(granted) || b.hit(d.lineage()) {
@@ -378,7 +407,7 @@ func (b *batch) hit(l delegation.Lineage) bool {
 	if b.s.ledger.off.revocations {
 		return false
 	}
-	_, hit := b.s.live.set.Hit(l)
+	_, hit := b.s.live.set.Load().Hit(l)
 	return hit
 }
 
@@ -396,6 +425,7 @@ func (b *batch) append(e *Entry, d *Draft, refusal *delegation.Error) Result {
 	e.Time = fromMicros(b.w.head.time)
 	if e.Revocation != nil {
 		e.Revocation.Seq, e.Revocation.Prev, e.Revocation.At = e.Seq, b.w.head.revocation, e.Time
+		e.Revocation.Until = b.until(*e.Revocation)
 	}
 	if e.Kind == KindGrant {
 		var err error
@@ -429,6 +459,21 @@ func (b *batch) append(e *Entry, d *Draft, refusal *delegation.Error) Result {
 	return r
 }
 
+// until is when a revocation that ends does so: after everything that it can hit, whatever today's limits and whichever
+// clock the caller went by.
+func (b *batch) until(v delegation.Revocation) time.Time {
+	if v.Until.IsZero() {
+		return v.Until
+	}
+	ends := max(micros(v.Until), b.w.head.longest+margin.Microseconds())
+	switch v.Target.Kind {
+	case delegation.BanToken, delegation.BanChain:
+	default: // hits root tokens too, which nobody may have presented yet
+		ends = max(ends, micros(v.At.Add(LongestRoot+maxSkew+margin)))
+	}
+	return fromMicros(ends)
+}
+
 // plant makes a leaf of the tree from the entry's.
 func (b *batch) plant(leaf tlog.Hash) {
 	b.w.head.tree.Add(leaf, func(n audit.Node) {
@@ -440,6 +485,7 @@ func (b *batch) plant(leaf tlog.Hash) {
 
 // grant keeps what a retry will ask for.
 func (b *batch) grant(e *Entry, d *Draft) {
+	b.w.head.longest = max(b.w.head.longest, micros(e.Expiry))
 	b.w.claims = append(b.w.claims, claimsRow{seq: e.Seq, until: micros(e.Expiry), value: e.Claims})
 	if d.Idempotency == nil || b.s.ledger.off.idempotency {
 		return

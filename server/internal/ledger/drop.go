@@ -50,7 +50,10 @@ func (l *Ledger) drop(ctx context.Context, tenant string, m mark, age time.Durat
 			m.revocation = uint64(f.seq)
 		}
 	}
-	ended := micros(l.config.Now().Add(-l.config.Skew))
+	ended, err := l.horizon(ctx)
+	if err != nil {
+		return false, err
+	}
 	err = l.store.change(ctx, func(db changer) error {
 		n, err := db.change(ctx, "mark dropped", sqlDropped, tenant, int64(through), end-1, m.time, int64(m.revocation), edgeBytes(m.tree))
 		if err != nil || n == 0 { // somebody else has done it
@@ -59,7 +62,10 @@ func (l *Ledger) drop(ctx context.Context, tenant string, m mark, age time.Durat
 		if err := l.unindex(ctx, db, tenant, block); err != nil {
 			return err
 		}
-		return l.dropBlock(ctx, db, tenant, first, end, ended, leaves)
+		if err := l.dropBlock(ctx, db, tenant, first, end, micros(ended), leaves); err != nil {
+			return err
+		}
+		return raise(ctx, db, tenant, ended)
 	})
 	return err == nil, err
 }

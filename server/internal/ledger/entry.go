@@ -70,15 +70,17 @@ type Draft struct {
 	Idempotency *Idempotency // grants only
 	Uses        []SingleUse  // grants only: what the grant itself spends; a refusal spends nothing
 
-	Voids      uint64                 // number of the grant that a void takes back
-	Revocation *delegation.Revocation // Target and Until; the ledger fills in the rest
+	Voids uint64 // number of the grant that a void takes back
+	// Revocation has Target and Until; the ledger fills in the rest. A zero Until never ends; any other one is raised to the
+	// end of all that the target can hit.
+	Revocation *delegation.Revocation
 }
 
 // Idempotency names a grant by a key of its caller's.
 type Idempotency struct {
 	Key         string
 	Fingerprint [32]byte  // of the planned input: the same key with another fingerprint is refused
-	Until       time.Time // the key may be forgotten after this
+	Until       time.Time // the key may be forgotten after this; the same in every retry
 }
 
 // SingleUse names something that may be used once in a tenant.

@@ -53,7 +53,11 @@ func (l *Ledger) Erase(ctx context.Context, tenant string, r Erasure) (done Eras
 			return Erased{}, err
 		}
 	}
-	e := eraser{ledger: l, tenant: tenant, Erasure: r, now: l.config.Now()}
+	through, err := l.horizon(ctx)
+	if err != nil {
+		return Erased{}, unavailable(err)
+	}
+	e := eraser{ledger: l, tenant: tenant, Erasure: r, through: through}
 	for block := uint64(0); firstOf(block) <= size; block++ {
 		if err := e.block(ctx, block); err != nil {
 			return e.done, unavailable(err)
@@ -69,8 +73,8 @@ type eraser struct {
 	ledger *Ledger
 	tenant string
 	Erasure
-	now  time.Time
-	done Erased
+	through time.Time // what ended by then may be forgotten
+	done    Erased
 }
 
 // about selects the entries of a block that say anything of a principal, or may: claims are bytes, and judge
@@ -106,7 +110,7 @@ func (e *eraser) block(ctx context.Context, block uint64) error {
 	if len(losers) == 0 || e.DryRun {
 		return nil
 	}
-	if err := e.ledger.lose(ctx, e.tenant, block, losers); err != nil {
+	if err := e.ledger.lose(ctx, e.tenant, block, losers, e.through); err != nil {
 		return err
 	}
 	return e.ledger.reindex(ctx, e.tenant, block)
@@ -115,7 +119,7 @@ func (e *eraser) block(ctx context.Context, block uint64) error {
 // judge counts what the entry loses and what it must keep.
 func (e *eraser) judge(entry *Entry) fields {
 	named := entry.names(e.Principal)
-	needed, until := entry.needs(e.now.Add(-e.ledger.config.Skew))
+	needed, until := entry.needs(e.through)
 	if e.ledger.off.liveFields {
 		needed = 0
 	}
@@ -125,7 +129,7 @@ func (e *eraser) judge(entry *Entry) fields {
 		e.done.Kept++
 	default:
 		e.done.Deferred++
-		if until = until.Add(e.ledger.config.Skew); until.After(e.done.Until) {
+		if until = until.Add(margin); until.After(e.done.Until) {
 			e.done.Until = until
 		}
 	}
@@ -208,12 +212,15 @@ type loss struct {
 
 // lose erases fields of entries of one block, with what the search index knew of the block. Until it is
 // indexed again, searches read the block itself.
-func (l *Ledger) lose(ctx context.Context, tenant string, block uint64, losers []loss) error {
+func (l *Ledger) lose(ctx context.Context, tenant string, block uint64, losers []loss, through time.Time) error {
 	return l.store.change(ctx, func(db changer) error {
 		if err := l.unindex(ctx, db, tenant, block); err != nil {
 			return err
 		}
-		return loseAll(ctx, db, tenant, losers)
+		if err := loseAll(ctx, db, tenant, losers); err != nil {
+			return err
+		}
+		return raise(ctx, db, tenant, through)
 	})
 }
 

@@ -14,12 +14,14 @@ import (
 //
 // Both slices share their arrays with the feeds before them, which end earlier.
 type feed struct {
-	loaded  bool                    // live holds everything that was live at the first read
-	last    uint64                  // number of the newest revocation
-	live    []delegation.Revocation // all that has not ended, and what ended since the last sweep
-	recent  []delegation.Revocation // the newest, ended or not: each one's prev is the one before it
-	before  uint64                  // prev of the first of recent; last if there is none
-	changed chan struct{}           // closed when this feed is replaced by a longer one
+	loaded bool                    // live holds everything that was live at the first read
+	last   uint64                  // number of the newest revocation
+	live   []delegation.Revocation // all that has not ended, and what ended since the last sweep
+	recent []delegation.Revocation // the newest, ended or not: each one's prev is the one before it
+	before uint64                  // prev of the first of recent; last if there is none
+	// forgotten is a time: what ended by then may be missing from live. Zero: nothing is.
+	forgotten time.Time
+	changed   chan struct{} // closed when this feed is replaced by a longer one
 }
 
 const (
@@ -41,10 +43,10 @@ func (r *revocations) advance(list []delegation.Revocation, whole bool) {
 	if len(list) == 0 && (old.loaded || !whole) {
 		return
 	}
-	r.set.Apply(list...) // first: whoever is told of a revocation finds it in force
+	r.set.Load().Apply(list...) // first: whoever is told of a revocation finds it in force
 	next := &feed{
 		loaded: old.loaded || whole, last: old.last, before: old.before,
-		live: append(old.live, list...), recent: old.recent, changed: make(chan struct{}),
+		live: append(old.live, list...), recent: old.recent, forgotten: old.forgotten, changed: make(chan struct{}),
 	}
 	next.follow(list, r.ledger.off.unbroken)
 	r.feed.Store(next)
@@ -77,16 +79,23 @@ func (f *feed) follow(list []delegation.Revocation, unbroken bool) {
 	}
 }
 
-// sweep forgets what has ended, now and then.
-func (r *revocations) sweep(now time.Time) {
+// sweep forgets what has ended by ledger time, now and then.
+func (r *revocations) sweep(at time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if since := now.Sub(r.swept); since >= 0 && since < sweepEvery {
+	if since := at.Sub(r.swept); since >= 0 && since < sweepEvery {
 		return
 	}
-	r.swept = now
-	end := r.ended(now)
-	r.set.Expire(end)
+	if r.swept.IsZero() { // just read, without what had ended
+		r.swept = at
+		return
+	}
+	end, certain := r.ledger.forgettable(at)
+	if !certain {
+		return
+	}
+	r.swept = at
+	r.set.Load().Expire(end)
 	old := r.feed.Load()
 	live := func(v delegation.Revocation) bool { return v.Until.IsZero() || v.Until.After(end) }
 	n := 0
@@ -99,6 +108,7 @@ func (r *revocations) sweep(now time.Time) {
 		return
 	}
 	next := *old // with its changed: nobody who waits for more has to look
+	next.forgotten = end
 	next.live = make([]delegation.Revocation, 0, n)
 	for _, v := range old.live {
 		if live(v) {
@@ -143,11 +153,30 @@ func (l *Ledger) Events(tenant string, seq uint64) (events []delegation.Revocati
 // after that was brought up to date: they hold every revocation that was committed before the call.
 // The slice is shared with other callers and must not be changed.
 func (l *Ledger) Live(ctx context.Context, tenant string) (live []delegation.Revocation, last uint64, err error) {
+	live, last, _, err = l.Snapshot(ctx, tenant)
+	return live, last, err
+}
+
+// Snapshot is Live with the time up to which revocations that have ended may be missing; zero: none is.
+func (l *Ledger) Snapshot(ctx context.Context, tenant string) (live []delegation.Revocation, last uint64, forgotten time.Time, err error) {
 	f, err := l.upToDate(ctx, tenant)
 	if err != nil {
-		return nil, 0, err
+		return nil, 0, time.Time{}, err
 	}
-	return slices.Clip(f.live), f.last, nil
+	return slices.Clip(f.live), f.last, f.forgotten, nil
+}
+
+// Newest is LastRevocation with the ledger's time at that read: that of PostgreSQL's clock while this instance's agrees
+// with it.
+func (l *Ledger) Newest(ctx context.Context, tenant string) (last uint64, at time.Time, err error) {
+	s, err := l.sequencer(tenant)
+	if err == nil {
+		err = s.live.refresh(ctx)
+	}
+	if err != nil {
+		return 0, time.Time{}, unavailable(err)
+	}
+	return s.live.feed.Load().last, fromMicros(s.live.readAt.Load()), nil
 }
 
 // LastRevocation returns the number of the tenant's newest revocation, 0 if there is none, from a
@@ -161,8 +190,15 @@ func (l *Ledger) LastRevocation(ctx context.Context, tenant string) (uint64, err
 	return f.last, nil
 }
 
-// Skew is Config.Skew, or its default.
-func (l *Ledger) Skew() time.Duration { return l.config.Skew }
+// Skew is the tenant's in Config.Skews, or the default.
+func (l *Ledger) Skew(tenant string) time.Duration {
+	if skew, configured := l.config.Skews[tenant]; configured {
+		return skew
+	}
+	return defaultSkew
+}
+
+const defaultSkew = 30 * time.Second
 
 func (l *Ledger) upToDate(ctx context.Context, tenant string) (*feed, error) {
 	s, err := l.sequencer(tenant)

@@ -119,14 +119,14 @@ func (s *Survey) Stop() { s.stopped.Store(true) }
 var errStopped = errors.New("the count was stopped")
 
 func (s *Survey) run(ctx context.Context) error {
-	s.dead = delegation.NewRevocationSet(s.ledger.config.Skew)
+	s.dead = delegation.NewRevocationSet(s.ledger.Skew(s.tenant))
 	for some := range slices.Chunk(s.before, 1024) {
 		if s.stopped.Load() {
 			return errStopped
 		}
 		s.dead.Apply(some...)
 	}
-	s.set = delegation.NewRevocationSet(s.ledger.config.Skew)
+	s.set = delegation.NewRevocationSet(s.ledger.Skew(s.tenant))
 	s.set.Apply(delegation.Revocation{Seq: s.head + 1, Target: s.target, At: s.now})
 	agent, subject := delegation.Principal(s.target.ID), s.target.Subject
 	switch s.target.Kind {

@@ -3,18 +3,9 @@ package ledger
 import (
 	"context"
 	"errors"
-	"strings"
 
 	"github.com/jackc/pgx/v5"
 )
-
-var (
-	sqliteRevocations   = strings.Replace(sqlRevocations, "$standby", "0", 1)
-	postgresRevocations = strings.Replace(sqlRevocations, "$standby", "CASE WHEN pg_is_in_recovery() THEN 1 ELSE 0 END", 1)
-)
-
-func (st *sqliteStore) revocations() string   { return sqliteRevocations }
-func (st *postgresStore) revocations() string { return postgresRevocations }
 
 // A file is no server: what it was copied from cannot be told from it.
 func (st *sqliteStore) physical(context.Context, querier) (physical, error) { return physical{}, nil }

@@ -26,6 +26,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"deputy.example/deputy/client/delegation"
+	"deputy.example/deputy/server/internal/clock"
 )
 
 // ErrNotFound is returned where the tenant has no such entry.
@@ -33,14 +34,17 @@ var ErrNotFound = errors.New("ledger: no such entry")
 
 // Config is everything that may be left at its zero value.
 type Config struct {
-	Now        func() time.Time      // nil: time.Now
+	// Clock judges what time it is. nil: a clock of the ledger's own, by the clocks of this machine and of PostgreSQL, or
+	// by Now alone where that is set.
+	Clock      *clock.Clock
+	Now        func() time.Time      // for tools that record another time; not beside Clock. nil: Clock's
 	Rand       io.Reader             // salts and batch marks; nil: crypto/rand.Reader
 	Logger     *slog.Logger          // nil: discards
 	Registerer prometheus.Registerer // nil: no metrics
 
-	// Skew is how far other clocks may be ahead: of issuers of root tokens, and of instances on the
-	// same database. Default 30 s.
-	Skew time.Duration
+	// Skews is, by tenant, how far the clocks of issuers of root tokens may be ahead: a cut-off also hits a root token that
+	// was issued so long after it. Default 30 s.
+	Skews map[string]time.Duration
 	// Timeout bounds one transaction including the time to find out what became of it; Append
 	// answers within this and a quarter of a second. Default 1.5 s.
 	Timeout  time.Duration
@@ -51,17 +55,18 @@ type Config struct {
 }
 
 func (c Config) withDefaults() Config {
-	if c.Now == nil {
-		c.Now = time.Now
-	}
-	if c.Rand == nil {
-		c.Rand = rand.Reader
-	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
-	if c.Skew <= 0 {
-		c.Skew = 30 * time.Second
+	switch {
+	case c.Clock == nil && c.Now != nil:
+		c.Clock = clock.Only(c.Now)
+	case c.Clock == nil:
+		c.Clock = clock.New(clock.Config{Logger: c.Logger})
+	}
+	c.Now = c.Clock.Now
+	if c.Rand == nil {
+		c.Rand = rand.Reader
 	}
 	if c.Timeout <= 0 {
 		c.Timeout = 1500 * time.Millisecond

@@ -22,6 +22,7 @@ import (
 type postgresStore struct {
 	pool    *pgxpool.Pool
 	attempt time.Duration
+	elapsed func() time.Duration
 	seam    seam
 	met     atomic.Pointer[physical] // by the newest connection
 }
@@ -58,7 +59,7 @@ func openPostgres(ctx context.Context, dsn string, config Config, s seam) (store
 	if pc.ConnConfig.ConnectTimeout == 0 || pc.ConnConfig.ConnectTimeout > config.attempt() {
 		pc.ConnConfig.ConnectTimeout = config.attempt()
 	}
-	st := &postgresStore{attempt: config.attempt(), seam: s}
+	st := &postgresStore{attempt: config.attempt(), elapsed: config.Clock.Elapsed, seam: s}
 	pc.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
 		if err := assertDurable(ctx, conn); err != nil {
 			return err
@@ -186,17 +187,32 @@ func (p *pipeline) send(ctx context.Context, conn *pgxpool.Conn) error {
 	return p.cut
 }
 
+// Statements that also read PostgreSQL's clock. The lock of the head is in a subquery, so that the clock is read once it
+// is held.
+const (
+	pgClock       = `(extract(epoch FROM clock_timestamp()) * 1000000)::bigint`
+	pgLockHead    = `SELECT h.*, ` + pgClock + ` FROM (` + sqlLockRow + ` FOR UPDATE) h`
+	pgRevocations = `SELECT CASE WHEN pg_is_in_recovery() THEN 1 ELSE 0 END, ` + pgClock + sqlRevocations
+)
+
+func (st *postgresStore) revocations() string { return pgRevocations }
+
+func (st *postgresStore) time(ctx context.Context) (time.Time, error) {
+	var at int64
+	err := st.pool.QueryRow(ctx, `SELECT `+pgClock).Scan(&at)
+	return fromMicros(at), err
+}
+
 // lockHead is a statement of its own: what follows in the pipeline takes its snapshot when the lock
 // is held, and so sees all that was committed under it.
-func (p *pipeline) lockHead(tenant string, h *head) {
+func (p *pipeline) lockHead(tenant string, found *facts) {
 	p.add("begin", `BEGIN ISOLATION LEVEL READ COMMITTED`)
-	p.add("lock head", sqlLockRow+` FOR UPDATE`, tenant).QueryRow(func(row pgx.Row) error {
-		var seq, at, revocation int64
-		var tree []byte
-		err := row.Scan(&seq, &at, &revocation, &tree)
+	p.add("lock head", pgLockHead, tenant).QueryRow(func(row pgx.Row) error {
+		var r headRow
+		var server int64
+		err := row.Scan(append(r.columns(), &server)...)
 		if err == nil {
-			*h = lockedHead(seq, at, tree)
-			h.revocation = uint64(revocation)
+			found.head, found.server = r.head(), fromMicros(server)
 		}
 		return err
 	})
@@ -227,7 +243,8 @@ func (st *postgresStore) begin(ctx context.Context, tenant string, q questions) 
 func (tx *postgresTx) answer(ctx context.Context, tenant string, q questions) (facts, error) {
 	found := newFacts()
 	p := &pipeline{seam: tx.st.seam}
-	p.lockHead(tenant, &found.head)
+	found.asked = tx.st.elapsed()
+	p.lockHead(tenant, &found)
 	p.add("look up what was known", sqlMemory, tenant, int64(q.known.seq)).QueryRow(func(row pgx.Row) error {
 		return row.Scan(found.witness.fields()...)
 	})
@@ -257,13 +274,13 @@ func (tx *postgresTx) answer(ctx context.Context, tenant string, q questions) (f
 		return found, err // the head itself says that there is nothing new
 	}
 	// Another instance has revoked something. One more round trip, under the lock as the others.
-	news := &pipeline{seam: tx.st.seam}
-	news.add("read revocations", tx.st.revocations(), tenant, int64(q.revokedAfter), q.revokedUntil, everything).Query(func(r pgx.Rows) error {
-		revoked, err := scanRevocations(r, q.now)
-		found.head.revocation, found.revocations = revoked.newest, revoked.list
+	more := &pipeline{seam: tx.st.seam}
+	more.add("read revocations", tx.st.revocations(), tenant, int64(q.revokedAfter), q.revokedUntil, everything).Query(func(r pgx.Rows) error {
+		n, err := scanRevocations(r, q.now)
+		found.head.revocation, found.revocations = n.newest, n.list
 		return err
 	})
-	return found, news.send(ctx, tx.conn)
+	return found, more.send(ctx, tx.conn)
 }
 
 // eachOf are the rows (k) of the tenant in a table for which the condition holds with one of the list in $2, which it
@@ -441,7 +458,7 @@ func (p *pipeline) write(w *writes) error {
 			return row.Scan(&w.claimsFrom)
 		})
 	}
-	p.put("advance head", 1, sqlHead, w.tenant, int64(w.head.seq), w.head.time, int64(w.head.revocation), edgeBytes(w.head.tree))
+	p.put("advance head", 1, sqlHead, w.tenant, int64(w.head.seq), w.head.time, int64(w.head.revocation), edgeBytes(w.head.tree), w.head.pruned, w.head.longest)
 	return nil
 }
 
@@ -486,7 +503,7 @@ func (st *postgresStore) settle(ctx context.Context, tenant string, e evidence) 
 	tx := &postgresTx{st: st, conn: conn}
 	var n int
 	p := &pipeline{seam: st.seam}
-	p.lockHead(tenant, &head{})
+	p.lockHead(tenant, &facts{})
 	sql, args := e.query(tenant)
 	p.add("settle", sql, args...).QueryRow(func(row pgx.Row) error { return row.Scan(&n) })
 	p.add("touch head", sqlTouch, tenant)

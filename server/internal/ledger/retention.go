@@ -106,9 +106,12 @@ func (l *Ledger) retain(ctx context.Context, tenant string) (more bool, err erro
 
 // due says whether all entries of the block are older than that and none of them is alive.
 func (l *Ledger) due(ctx context.Context, db querier, tenant string, block uint64, age time.Duration) (bool, error) {
-	now := l.config.Now()
+	through, err := l.horizon(ctx)
+	if err != nil {
+		return false, err
+	}
 	found, err := db.query(ctx, sqlReady, tenant, int64(firstOf(block)), int64(firstOf(block+1)),
-		micros(now.Add(-age)), micros(now.Add(-l.config.Skew)))
+		micros(through.Add(margin-age)), micros(through))
 	if err != nil {
 		return false, err
 	}
@@ -123,6 +126,10 @@ func (l *Ledger) age(ctx context.Context, tenant string, m mark, age time.Durati
 	// revocations that stayed behind.
 	block := max(m.personal, m.tree.Size) / blockSize
 	if due, err := l.due(ctx, l.store, tenant, block, age); !due || err != nil {
+		return false, err
+	}
+	through, err := l.horizon(ctx)
+	if err != nil {
 		return false, err
 	}
 	first, end := int64(firstOf(block)), int64(firstOf(block+1))
@@ -148,8 +155,10 @@ func (l *Ledger) age(ctx context.Context, tenant string, m mark, age time.Durati
 		if _, err := db.change(ctx, "age", sqlAge, tenant, first, end, new(sealed).bytes()); err != nil {
 			return err
 		}
-		_, err = db.change(ctx, "age claims", sqlAgeClaims, tenant, first, end)
-		return err
+		if _, err := db.change(ctx, "age claims", sqlAgeClaims, tenant, first, end); err != nil {
+			return err
+		}
+		return raise(ctx, db, tenant, through)
 	})
 	if err != nil {
 		return false, err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -17,7 +18,8 @@ import (
 type revocations struct {
 	ledger *Ledger
 	tenant string
-	set    *delegation.RevocationSet
+	set    atomic.Pointer[delegation.RevocationSet]
+	readAt atomic.Int64         // ledger time of the last read, microseconds
 	feed   atomic.Pointer[feed] // what set was made from; replaced by advance and sweep only
 
 	head atomic.Uint64 // highest number of an entry that any read saw
@@ -35,27 +37,29 @@ type read struct {
 }
 
 func newRevocations(l *Ledger, tenant string) *revocations {
-	r := &revocations{ledger: l, tenant: tenant, set: delegation.NewRevocationSet(l.config.Skew)}
+	r := &revocations{ledger: l, tenant: tenant}
+	r.set.Store(delegation.NewRevocationSet(l.Skew(tenant)))
 	r.feed.Store(&feed{changed: make(chan struct{})})
 	return r
 }
 
 // Revocations returns the tenant's live revocations, which go on changing as revocations arrive:
-// only ask it. With fresh, it holds every revocation that was committed before the call, on
-// whichever instance; without, what this instance has seen so far. If the database does not answer,
-// the error is unavailable: nobody may conclude that nothing was revoked.
+// only ask it, and ask for it anew with every call, because it is replaced when it may have lost
+// something. With fresh, it holds every revocation that was committed before the call, on whichever
+// instance; without, what this instance has seen so far. If the database does not answer, the error is
+// unavailable: nobody may conclude that nothing was revoked.
 func (l *Ledger) Revocations(ctx context.Context, tenant string, fresh bool) (*delegation.RevocationSet, error) {
 	s, err := l.sequencer(tenant)
 	if err != nil {
 		return nil, unavailable(err)
 	}
 	if !fresh && s.live.feed.Load().loaded {
-		return s.live.set, nil
+		return s.live.set.Load(), nil
 	}
 	if err := s.live.refresh(ctx); err != nil {
 		return nil, unavailable(err)
 	}
-	return s.live.set, nil
+	return s.live.set.Load(), nil
 }
 
 // refresh waits for a read that began after the call. Callers that arrive during one read share the
@@ -114,6 +118,18 @@ const pageSize = 10_000
 // catchUp reads page by page until the newest revocation is there. What it has read when it fails
 // is kept, and the next try goes on from there.
 func (r *revocations) catchUp() error {
+	if err := r.pages(); err != nil {
+		return err
+	}
+	at := fromMicros(r.readAt.Load())
+	if !r.lost(at) {
+		r.sweep(at)
+		return nil
+	}
+	return r.rebuild()
+}
+
+func (r *revocations) pages() error {
 	for {
 		whole, err := r.page()
 		if whole || err != nil {
@@ -122,12 +138,45 @@ func (r *revocations) catchUp() error {
 	}
 }
 
+// lost tells whether more was forgotten than ledger time justifies, by a clock that was wrong, so that the set refuses
+// what it need not.
+func (r *revocations) lost(at time.Time) bool {
+	_, certain := r.ledger.forgettable(at)
+	return certain && r.set.Load().Horizon().After(at)
+}
+
+// rebuild reads everything anew and puts it in the place of what may have lost something. What was lost for good, because
+// it was dropped from the ledger too, stays behind the horizon.
+func (r *revocations) rebuild() error {
+	whole := newRevocations(r.ledger, r.tenant)
+	if err := whole.pages(); err != nil {
+		return err
+	}
+	set := whole.set.Load()
+	if !set.Horizon().Before(r.set.Load().Horizon()) {
+		return nil
+	}
+	r.ledger.config.Logger.Warn("revocations_rebuilt: the clocks were wrong when some were forgotten", "tenant", r.tenant, "horizon", set.Horizon())
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	// Whichever read came further: the feed stays at its own number, and what the other one has beyond that follows as usual.
+	old, read := r.feed.Load(), whole.feed.Load()
+	missed := old.live[after(old.live, read.last):]
+	set.Apply(missed...)
+	next := *old
+	next.live = append(slices.Clone(read.live[:after(read.live, old.last)]), missed...)
+	next.forgotten = read.forgotten
+	r.set.Store(set)
+	r.feed.Store(&next)
+	return nil
+}
+
 func (r *revocations) page() (whole bool, err error) {
 	config := r.ledger.config
 	ctx, cancel := context.WithTimeout(context.Background(), config.attempt())
 	defer cancel()
 	q := r.question(config.Now())
-	most := everything
+	asked, most := config.Clock.Elapsed(), everything
 	if q.revokedUntil != 0 {
 		most = pageSize
 	}
@@ -135,35 +184,52 @@ func (r *revocations) page() (whole bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	revoked, err := scanRevocations(found, q.now)
+	n, err := scanRevocations(found, q.now)
 	if err != nil {
 		return false, err
 	}
-	if revoked.head < r.head.Load() {
+	if n.head < r.head.Load() {
 		return false, errWentBack
 	}
-	r.head.Store(revoked.head)
-	if int64(len(revoked.list)) == most {
-		r.advance(revoked.list, false)
+	r.head.Store(n.head)
+	at, _ := config.Clock.Judge(serverClock, n.server, asked, time.Time{})
+	r.readAt.Store(micros(at))
+	if q.revokedUntil != 0 { // what has ended was left out, or dropped before
+		r.forget(fromMicros(max(q.revokedUntil, n.pruned)))
+	}
+	if int64(len(n.list)) == most {
+		r.advance(n.list, false)
 		return false, nil
 	}
-	return true, r.complete(q, revoked.newest, revoked.list)
+	return true, r.complete(q, n.newest, n.list)
+}
+
+// forget notes that what ended by then was not read.
+func (r *revocations) forget(through time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.set.Load().Forget(through)
+	next := *r.feed.Load()
+	if next.forgotten.Before(through) {
+		next.forgotten = through
+	}
+	r.feed.Store(&next)
 }
 
 // question asks for what is missing. The first read leaves out what has ended, later ones take all,
 // because they can be proven complete.
 func (r *revocations) question(now time.Time) questions {
-	r.sweep(now)
 	f := r.feed.Load()
 	q := questions{revokedAfter: f.last, now: micros(now)}
-	if !f.loaded {
-		q.revokedUntil = micros(r.ended(now))
+	if f.loaded {
+		return q
+	}
+	q.revokedUntil = 1 // all that is there
+	if through, certain := r.ledger.forgettable(now); certain {
+		q.revokedUntil = max(micros(through), 1)
 	}
 	return q
 }
-
-// ended is the time before which a revocation must have ended to be forgotten now.
-func (r *revocations) ended(now time.Time) time.Time { return now.Add(-r.ledger.config.Skew) }
 
 // complete applies what the question found, if it leads without a gap to the newest number.
 func (r *revocations) complete(q questions, newest uint64, list []delegation.Revocation) error {

@@ -164,6 +164,11 @@ func (s *sequencer) take() []*item {
 	return batch
 }
 
+// issues tells whether the item asks for something that only an instance with a trusted clock answers.
+func (it *item) issues() bool {
+	return slices.ContainsFunc(it.drafts, func(d *Draft) bool { return d.Kind == KindGrant || d.Kind == KindCheck })
+}
+
 func (it *item) revokes() bool { return len(it.drafts) > 0 && it.drafts[0].Kind == KindRevocation }
 
 func (s *sequencer) memory() memory {

@@ -27,16 +27,18 @@ const oldSessions = 64
 
 // StartSession keeps a session under a key that only the digest of its secret gives.
 func (l *Ledger) StartSession(ctx context.Context, tenant string, key [32]byte, s Session) error {
-	now := micros(l.config.Now())
+	now := l.config.Now()
 	return l.changeSessions(ctx, func(ctx context.Context, db changer) error {
-		_, err := db.change(ctx, "prune sessions", `DELETE FROM console_sessions WHERE tenant = $1 AND digest IN
-			(SELECT digest FROM console_sessions WHERE tenant = $1 AND until <= $2 ORDER BY until LIMIT $3)`, tenant, now, int64(oldSessions))
-		if err != nil {
-			return err
+		if through, certain := l.forgettable(now); certain {
+			_, err := db.change(ctx, "prune sessions", `DELETE FROM console_sessions WHERE tenant = $1 AND digest IN
+				(SELECT digest FROM console_sessions WHERE tenant = $1 AND until <= $2 ORDER BY until LIMIT $3)`, tenant, micros(through), int64(oldSessions))
+			if err != nil {
+				return err
+			}
 		}
 		return keep(ctx, db, 1, "start session", `INSERT INTO console_sessions (tenant, digest, principal, issuer, signed_in, seen, idle, until)
 			VALUES ($1, $2, $3, $4, $5, $6, $7, $8)`,
-			tenant, key[:], string(s.Principal), s.Issuer, micros(s.SignedIn), now, s.Idle.Microseconds(), micros(s.Until))
+			tenant, key[:], string(s.Principal), s.Issuer, micros(s.SignedIn), micros(now), s.Idle.Microseconds(), micros(s.Until))
 	})
 }
 

@@ -129,6 +129,13 @@ func (st *sqliteStore) check(ctx context.Context) error {
 	return nil
 }
 
+// sqliteRevocations reads no clock: that of the file is this machine's own.
+const sqliteRevocations = `SELECT 0, 0` + sqlRevocations
+
+func (st *sqliteStore) revocations() string { return sqliteRevocations }
+
+func (st *sqliteStore) time(context.Context) (time.Time, error) { return time.Time{}, nil }
+
 func (st *sqliteStore) ready(ctx context.Context) error {
 	var version int64
 	if err := st.readers.QueryRowContext(ctx, sqlVersion).Scan(&version); err != nil {
@@ -321,17 +328,15 @@ func (st *sqliteStore) begin(ctx context.Context, tenant string, q questions) (t
 func (tx *sqliteTx) answer(tenant string, q questions) (facts, error) {
 	ctx := context.Background()
 	found := newFacts()
-	var seq, revocation, at int64
-	var tree []byte
-	there, err := tx.one(sqlLockRow, []any{tenant}, &seq, &at, &revocation, &tree)
+	var locked headRow
+	there, err := tx.one(sqlLockRow, []any{tenant}, locked.columns()...)
 	if err == nil && !there { // a new tenant
 		err = tx.exec("new head", sqlNewHead, tenant)
 	}
 	if err != nil {
 		return found, err
 	}
-	found.head = lockedHead(seq, at, tree)
-	found.head.revocation = uint64(revocation)
+	found.head = locked.head()
 	if _, err := tx.one(sqlMemory, []any{tenant, int64(q.known.seq)}, found.witness.fields()...); err != nil {
 		return found, err
 	}
@@ -340,11 +345,11 @@ func (tx *sqliteTx) answer(tenant string, q questions) (facts, error) {
 		if err != nil {
 			return found, err
 		}
-		revoked, err := scanRevocations(rows, q.now)
+		n, err := scanRevocations(rows, q.now)
 		if err != nil {
 			return found, err
 		}
-		found.head.revocation, found.revocations = revoked.newest, revoked.list
+		found.head.revocation, found.revocations = n.newest, n.list
 	}
 	for _, name := range q.uses {
 		if found.used[name], err = tx.exists(`SELECT 1 FROM single_uses WHERE tenant = $1 AND digest = $2`, tenant, name[:]); err != nil {
@@ -460,7 +465,7 @@ func (tx *sqliteTx) write(w *writes) error {
 	if err := tx.prune(w); err != nil {
 		return err
 	}
-	return tx.put("advance head", sqlHead, w.tenant, int64(w.head.seq), w.head.time, int64(w.head.revocation), edgeBytes(w.head.tree))
+	return tx.put("advance head", sqlHead, w.tenant, int64(w.head.seq), w.head.time, int64(w.head.revocation), edgeBytes(w.head.tree), w.head.pruned, w.head.longest)
 }
 
 // taken is errTaken if that is what the error says, which names the columns of the index.

@@ -101,11 +101,12 @@ func TestPruningKeepsUp(t *testing.T) {
 		config.Now = func() time.Time { return now }
 		l := opened(t, dsn, config)
 		for range 400 {
-			d := ledgertest.Grant(now.Add(-time.Hour), "user:alice", "agent:planner")
-			use := ledger.SingleUse{Issuer: "i", Key: "k", ID: d.ID, Until: now.Add(-time.Hour)}
+			d := ledgertest.Grant(now, "user:alice", "agent:planner")
+			use := ledger.SingleUse{Issuer: "i", Key: "k", ID: d.ID, Until: now.Add(time.Minute)}
 			if _, err := l.Append(t.Context(), tenant, d, use); err != nil {
 				t.Fatal(err)
 			}
+			now = now.Add(2 * ledgertest.Life)
 		}
 		for _, table := range []string{"claims", "single_uses"} {
 			if n := l.Rows(t, table); n > ledger.PruneAfter+2 {

@@ -246,7 +246,7 @@ func (p *statusPass) lookAhead(ctx context.Context) error {
 	if p.anew {
 		news = live[after(live, p.first):]
 	}
-	p.news = delegation.NewRevocationSet(p.ledger.config.Skew)
+	p.news = delegation.NewRevocationSet(p.ledger.Skew(p.tenant))
 	p.news.Apply(news...)
 	p.mentions = mentionsOf(news)
 	return nil

@@ -40,6 +40,12 @@ type store interface {
 	// change runs all of f's statements in one transaction, which locks no head.
 	change(ctx context.Context, f func(changer) error) error
 
+	// revocations is the statement that reads a tenant's revocations (scanRevocations).
+	revocations() string
+
+	// time is the database's; zero: it has no clock of its own.
+	time(ctx context.Context) (time.Time, error)
+
 	ready(ctx context.Context) error
 	close() error
 
@@ -48,8 +54,6 @@ type store interface {
 	below() physical
 	// touch takes the locks on tables that an append takes, and gives them back with the transaction.
 	touch(ctx context.Context, db changer) error
-	// revocations is sqlRevocations in the store's dialect.
-	revocations() string
 }
 
 type transaction interface {
@@ -93,14 +97,25 @@ type head struct {
 	seq        uint64
 	time       int64 // of the newest entry, microseconds
 	revocation uint64
+	pruned     int64      // what ended by then may be gone, microseconds
+	longest    int64      // the latest expiry of a grant, microseconds
 	tree       audit.Edge // of seq entries
 	damaged    error      // the tree is not one of seq entries: nothing can be appended
 }
 
-// lockedHead is the head as its row has it; the newest revocation is read with the revocations.
-func lockedHead(seq, at int64, tree []byte) head {
-	h := head{seq: uint64(seq), time: at}
-	h.tree, h.damaged = parseEdge(h.seq, tree)
+// headRow is what sqlLockRow selects.
+type headRow struct {
+	seq, at, revocation, pruned, longest int64
+	tree                                 []byte
+}
+
+func (r *headRow) columns() []any {
+	return []any{&r.seq, &r.at, &r.revocation, &r.tree, &r.pruned, &r.longest}
+}
+
+func (r *headRow) head() head {
+	h := head{seq: uint64(r.seq), time: r.at, revocation: uint64(r.revocation), pruned: r.pruned, longest: r.longest}
+	h.tree, h.damaged = parseEdge(h.seq, r.tree)
 	return h
 }
 
@@ -120,6 +135,8 @@ type questions struct {
 
 type facts struct {
 	head        head
+	asked       time.Duration // when the transaction began, by clock.Elapsed
+	server      time.Time     // by the database's clock, with the head locked; zero: it has none of its own
 	revocations []delegation.Revocation
 	used        map[digest]bool
 	keys        map[digest]storedKey
@@ -144,7 +161,7 @@ type storedKey struct {
 type writes struct {
 	tenant  string
 	batch   []byte  // tells this transaction's single-use rows from another's
-	expired int64   // what ended before this may be pruned
+	expired int64   // what ended before this may be pruned: at most head.pruned
 	prune   pruning // at most so much of it; nothing: not now
 	// claimsFrom is a number below which there are no claims any more. A store that prunes may raise it.
 	claimsFrom uint64
@@ -227,14 +244,15 @@ func (s seam) at(point string) error {
 
 // Statements that are the same in both dialects.
 const (
-	sqlLockRow = `SELECT seq, time, revocation, tree FROM heads WHERE tenant = $1`
+	sqlLockRow = `SELECT seq, time, revocation, tree, pruned_through, longest FROM heads WHERE tenant = $1`
 	sqlNewHead = `INSERT INTO heads (tenant, seq, time, revocation) VALUES ($1, 0, 0, 0) ON CONFLICT DO NOTHING`
-	sqlHead    = `UPDATE heads SET seq = $2, time = $3, revocation = $4, tree = $5, tree_size = $2 WHERE tenant = $1`
-	sqlTouch   = `UPDATE heads SET seq = seq WHERE tenant = $1`
+	sqlHead    = `UPDATE heads SET seq = $2, time = $3, revocation = $4, tree = $5, tree_size = $2,
+		pruned_through = $6, longest = $7 WHERE tenant = $1`
+	sqlTouch = `UPDATE heads SET seq = seq WHERE tenant = $1`
 
-	// One statement, so that the head's numbers and the rows are of one snapshot. What stands for $standby says
-	// whether the server is one.
-	sqlRevocations = `SELECT $standby, h.seq, h.revocation, coalesce(e.seq, 0), coalesce(e.prev, 0), coalesce(e.time, 0), coalesce(e.until, 0),
+	// One statement, so that the head's numbers and the rows are of one snapshot. It goes on after two expressions of the
+	// dialect: 1 where the server is a standby, and the server's clock.
+	sqlRevocations = `, h.seq, h.revocation, h.pruned_through, coalesce(e.seq, 0), coalesce(e.prev, 0), coalesce(e.time, 0), coalesce(e.until, 0),
 		coalesce(e.target_kind, ''), coalesce(e.target_id, ''), coalesce(e.target_principal, ''), coalesce(e.target_subject, '')
 		FROM heads h LEFT JOIN (SELECT seq, prev, time, until, target_kind, target_id, target_principal, target_subject FROM entries
 			WHERE tenant = $1 AND kind = 'revocation' AND seq > $2
@@ -291,19 +309,29 @@ func atLeastTwice(n int) int {
 	return limit
 }
 
-// scanRevocations reads what sqlRevocations selects.
+// news is what a statement of revocations found.
+type news struct {
+	head   uint64 // number of the tenant's newest entry
+	newest uint64 // number of the tenant's newest revocation
+	pruned int64  // as in head
+	server time.Time
+	list   []delegation.Revocation
+}
+
+// scanRevocations reads what a statement of revocations selects.
 // What has ended by now may have lost its target, and then hits nothing.
-func scanRevocations(r rows, now int64) (found revoked, err error) {
+func scanRevocations(r rows, now int64) (n news, err error) {
 	defer r.Close()
 	for r.Next() {
-		var standby, seq, prev, at, until int64
+		var standby, server, seq, prev, at, until int64
 		var kind, id, principal, subject string
-		if err := r.Scan(&standby, &found.head, &found.newest, &seq, &prev, &at, &until, &kind, &id, &principal, &subject); err != nil {
-			return revoked{}, err
+		if err := r.Scan(&standby, &server, &n.head, &n.newest, &n.pruned, &seq, &prev, &at, &until, &kind, &id, &principal, &subject); err != nil {
+			return news{}, err
 		}
 		if standby != 0 {
-			return revoked{}, errStandby
+			return news{}, errStandby
 		}
+		n.server = fromMicros(server)
 		if seq == 0 {
 			continue // the head without a revocation
 		}
@@ -314,18 +342,11 @@ func scanRevocations(r rows, now int64) (found revoked, err error) {
 		if err := checkTarget(v); err != nil && until != 0 && until < now {
 			v.Target = erasedTarget
 		} else if err != nil { // a live revocation that lost its target would revive what it hit
-			return revoked{}, fmt.Errorf("revocation %d is damaged or was erased while it was live: %w", seq, err)
+			return news{}, fmt.Errorf("revocation %d is damaged or was erased while it was live: %w", seq, err)
 		}
-		found.list = append(found.list, v)
+		n.list = append(n.list, v)
 	}
-	return found, r.Err()
-}
-
-// revoked is what sqlRevocations found.
-type revoked struct {
-	head   uint64 // number of the newest entry
-	newest uint64 // and of the newest revocation
-	list   []delegation.Revocation
+	return n, r.Err()
 }
 
 // erasedTarget stands in for the target of a revocation that has ended and that nobody may be told any

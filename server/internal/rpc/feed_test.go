@@ -33,6 +33,7 @@ type ledgerFeed struct {
 	standing error // of the verifier from now on
 	until    time.Time
 	last     func(context.Context) error // before Last answers
+	horizon  time.Time
 	snapshot error
 	skip     uint64 // the log leaves this number out, against its word
 }
@@ -92,26 +93,26 @@ func (f *ledgerFeed) Events(after uint64) ([]delegation.Revocation, bool, <-chan
 	return slices.DeleteFunc(events, func(r delegation.Revocation) bool { return r.Seq == f.skip }), true, f.changed
 }
 
-func (f *ledgerFeed) Snapshot(context.Context) ([]delegation.Revocation, uint64, error) {
+func (f *ledgerFeed) Snapshot(context.Context) ([]delegation.Revocation, uint64, time.Time, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.snapshots++
-	return f.log, uint64(len(f.log)), f.snapshot
+	return f.log, uint64(len(f.log)), f.horizon, f.snapshot
 }
 
-func (f *ledgerFeed) Last(ctx context.Context) (uint64, error) {
+func (f *ledgerFeed) Last(ctx context.Context) (uint64, time.Time, error) {
 	f.mu.Lock()
 	f.questions++
 	answer := f.last
 	f.mu.Unlock()
 	if answer != nil {
 		if err := answer(ctx); err != nil {
-			return 0, err
+			return 0, time.Time{}, err
 		}
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return uint64(len(f.log)), nil
+	return uint64(len(f.log)), time.Unix(1_800_000_000, 0), nil
 }
 
 func (f *ledgerFeed) Seen(id string, applied uint64) {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"deputy.example/deputy/client/delegation"
 	deputyv1 "deputy.example/deputy/gen/deputy/v1"
@@ -28,8 +29,8 @@ type feed interface {
 	Until() time.Time
 	Standing() error
 	Events(after uint64) (events []delegation.Revocation, complete bool, changed <-chan struct{})
-	Snapshot(context.Context) (live []delegation.Revocation, last uint64, err error)
-	Last(context.Context) (uint64, error)
+	Snapshot(context.Context) (live []delegation.Revocation, last uint64, forgotten time.Time, err error)
+	Last(context.Context) (last uint64, at time.Time, err error)
 	Skew() time.Duration
 	Incarnation() uint64
 	Seen(id string, applied uint64)
@@ -207,7 +208,7 @@ func (w *watcher) events(events []delegation.Revocation) (bool, error) {
 
 // snapshot sends everything that is revoked, in parts.
 func (w *watcher) snapshot() error {
-	live, last, err := w.feed.Snapshot(w.stream.Context())
+	live, last, forgotten, err := w.feed.Snapshot(w.stream.Context())
 	if err != nil {
 		return err
 	}
@@ -218,8 +219,11 @@ func (w *watcher) snapshot() error {
 			part.Revocations = append(part.Revocations, newRevocation(&live[i]))
 		}
 		if live = live[n:]; len(live) == 0 {
-			part.Complete, part.Last, part.SkewSeconds = true, last, int64(w.feed.Skew()/time.Second)
+			part.Complete, part.Last, part.SkewSeconds = true, last, int64((w.feed.Skew()+time.Second-1)/time.Second)
 			part.Incarnation = w.feed.Incarnation()
+			if !forgotten.IsZero() {
+				part.ForgottenThrough = timestamppb.New(forgotten)
+			}
 		}
 		if err := w.send(&deputyv1.WatchRevocationsResponse{Message: &deputyv1.WatchRevocationsResponse_Snapshot{Snapshot: part}}); err != nil {
 			return err
@@ -249,9 +253,9 @@ func (w *watcher) send(m *deputyv1.WatchRevocationsResponse) error {
 func (w *watcher) ask(mark *deputyv1.WatchMark) {
 	ctx := w.stream.Context()
 	err := w.guard(ctx, "asking for a mark", func() error {
-		last, err := w.feed.Last(ctx)
+		last, at, err := w.feed.Last(ctx)
 		if err == nil {
-			w.echoes <- &deputyv1.WatchEcho{Nonce: mark.GetNonce(), Last: last} // has room: one question at a time
+			w.echoes <- &deputyv1.WatchEcho{Nonce: mark.GetNonce(), Last: last, LedgerTime: timestamppb.New(at)} // has room: one question at a time
 		}
 		return err
 	})

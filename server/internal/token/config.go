@@ -123,8 +123,10 @@ type RootGrants struct {
 	Details        string   `yaml:"details"`       // such an array, as JSON text
 }
 
+// DefaultSkew is TrustConfig.Skew where nothing is configured.
+const DefaultSkew = 5 * time.Second
+
 const (
-	defaultSkew        = 5 * time.Second
 	maxSkew            = time.Minute
 	defaultMaxLifetime = time.Hour
 )

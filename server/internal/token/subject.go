@@ -40,6 +40,8 @@ type Root struct {
 	Digest    string // the token's identity in delegation.root; never depends on its signature's bytes
 	Principal delegation.Principal
 	IssuedAt  time.Time
+	// CutAt is IssuedAt as a cut-off compares it, which grants the tenant's skew: earlier by what its issuer's is longer.
+	CutAt     time.Time
 	ExpiresAt time.Time
 	Scopes    delegation.Scopes
 	Audiences []string
@@ -109,7 +111,7 @@ func (t *Trust) root(ctx context.Context, p presented, tokenType string) (*Root,
 	root := &Root{
 		Confirmation: bound,
 		Issuer:       i.Issuer, ID: p.claims.ID, Digest: digestOf(p),
-		IssuedAt: time.Unix(p.claims.IssuedAt, 0), ExpiresAt: time.Unix(p.claims.ExpiresAt, 0),
+		IssuedAt: time.Unix(p.claims.IssuedAt, 0), CutAt: time.Unix(p.claims.IssuedAt, 0).Add(t.skew - i.skew), ExpiresAt: time.Unix(p.claims.ExpiresAt, 0),
 	}
 	if root.Principal, err = t.named(i, p); err != nil {
 		return nil, err

@@ -76,7 +76,7 @@ type client struct {
 func NewTrust(config TrustConfig) (*Trust, error) {
 	b := &builder{TrustConfig: config}
 	if b.Skew == 0 {
-		b.Skew = defaultSkew
+		b.Skew = DefaultSkew
 	}
 	if b.Now == nil {
 		b.Now = time.Now
@@ -240,12 +240,3 @@ func newDecoys() (map[string]*publicKey, error) {
 
 // PrincipalTypes are the types of all principals that a credential can yield here, sorted.
 func (t *Trust) PrincipalTypes() []string { return t.types }
-
-// LongestRoot is the longest life that any trusted issuer may give a root token.
-func (t *Trust) LongestRoot() time.Duration {
-	longest := time.Duration(0)
-	for _, i := range t.issuers {
-		longest = max(longest, i.MaxLifetime)
-	}
-	return longest
-}

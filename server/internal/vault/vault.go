@@ -22,7 +22,9 @@ type Config struct {
 	Store Store
 	KMS   KMS
 
-	Now        func() time.Time      // nil: time.Now
+	Now func() time.Time // nil: time.Now
+	// Settled tells whether Now is certain enough for Run to make keys and to take them away. nil: always.
+	Settled    func() bool
 	Logger     *slog.Logger          // nil: discards
 	Registerer prometheus.Registerer // nil: no metrics
 }
@@ -153,7 +155,7 @@ func (v *Vault) Round(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, readTimeout)
 	defer cancel()
 	held, err := v.read(ctx)
-	if err == nil {
+	if err == nil && (v.config.Settled == nil || v.config.Settled()) {
 		for _, m := range v.members {
 			err = errors.Join(err, v.maintain(ctx, m, held[m]))
 		}

@@ -8,6 +8,7 @@ import (
 	"context"
 	"log/slog"
 	"maps"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -21,6 +22,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"deputy.example/deputy/client/delegation"
+	"deputy.example/deputy/server/internal/clock"
 	"deputy.example/deputy/server/internal/exchange"
 	"deputy.example/deputy/server/internal/guard"
 	"deputy.example/deputy/server/internal/ledger"
@@ -70,9 +72,11 @@ type World struct {
 	Tenants map[string]*Tenant
 	Log     *Log
 
-	config Config
-	clock  *Clock
-	ids    atomic.Int64
+	config  Config
+	clock   *Clock
+	times   *clock.Clock   // of an instance with clocks of its own, otherwise nil
+	sources []clock.Source // that it compares
+	ids     atomic.Int64
 }
 
 // Tenant is one tenant and its people.
@@ -86,7 +90,8 @@ type Tenant struct {
 	Keys         *token.Keyset
 	Checkpoints  *exchange.Checkpointer // signs once somebody runs Engine.Checkpoints
 
-	world *World
+	world    *World
+	accepted token.TrustConfig
 }
 
 // Clock is a clock that a test moves; it also passes by itself, as the real one does.
@@ -152,6 +157,39 @@ func (w *World) Peer(t testing.TB) *World {
 	return peer
 }
 
+// Limited is a further instance whose configuration has other limits.
+func (w *World) Limited(t testing.TB, limits exchange.Limits) *World {
+	t.Helper()
+	peer := &World{config: w.config, clock: w.clock, Log: w.Log, Tenants: w.Tenants}
+	peer.config.Limits = limits
+	peer.ids.Store(1 << 34)
+	peer.open(t)
+	return peer
+}
+
+// Elsewhere is a further instance on a machine of its own, with its own clocks. Issuers and callers go on going by the
+// clock of the World.
+func (w *World) Elsewhere(t testing.TB, clocks clock.Config) *World {
+	t.Helper()
+	there := &World{config: w.config, clock: w.clock, Log: w.Log, Tenants: make(map[string]*Tenant), times: clock.New(clocks)}
+	there.ids.Store(rand.Int64N(1<<30) << 33)
+	for name, n := range w.Tenants {
+		own, accepted := *n, n.accepted
+		accepted.Now = there.times.Now
+		var err error
+		if own.Trust, err = token.NewTrust(accepted); err != nil {
+			t.Fatal(err)
+		}
+		there.Tenants[name] = &own
+	}
+	there.open(t)
+	there.Compare(t.Context())
+	return there
+}
+
+// Compare has an instance with clocks of its own compare them, as it would every second.
+func (w *World) Compare(ctx context.Context) { w.times.Compare(ctx, w.sources...) }
+
 // Restored is an instance of the same deployment on another database: a backup that was restored.
 func (w *World) Restored(t testing.TB, dsn string) *World {
 	t.Helper()
@@ -171,7 +209,17 @@ func (w *World) Tenant() *Tenant { return w.Tenants[w.config.Tenants[0]] }
 func (w *World) open(t testing.TB) {
 	t.Helper()
 	logger := slog.New(slog.NewTextHandler(w.Log, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	l, err := ledger.Open(t.Context(), w.config.DSN, ledger.Config{Now: w.clock.Now, Logger: logger})
+	records := ledger.Config{Logger: logger, Skews: make(map[string]time.Duration)}
+	now := w.clock.Now
+	if w.times != nil {
+		records.Clock, now = w.times, w.times.Now
+	} else {
+		records.Now = now
+	}
+	for name, n := range w.Tenants {
+		records.Skews[name] = n.Trust.Skew()
+	}
+	l, err := ledger.Open(t.Context(), w.config.DSN, records)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -182,8 +230,12 @@ func (w *World) open(t testing.TB) {
 	limits := w.config.Limits
 	limits.AllowBearer = !w.config.BoundOnly
 	config := exchange.Config{
-		Ledger: l, Guard: guard.New(guard.Config{Client: redis, Now: w.clock.Now}), Deadline: w.config.Deadline,
-		Logger: logger, Registerer: w.config.Registerer, TracerProvider: w.config.TracerProvider, Now: w.clock.Now,
+		Ledger: l, Guard: guard.New(guard.Config{Client: redis, Now: now}), Deadline: w.config.Deadline,
+		Logger: logger, Registerer: w.config.Registerer, TracerProvider: w.config.TracerProvider, Now: now,
+	}
+	w.sources = []clock.Source{{Name: "redis", Ask: config.Guard.Time}}
+	if source, own := l.Clock(); own {
+		w.sources = append(w.sources, source)
 	}
 	var checkers []*policy.Checker
 	for _, name := range w.config.Tenants {
@@ -265,6 +317,7 @@ func (w *World) newTenant(t testing.TB, name string) *Tenant {
 	if w.config.Trust != nil {
 		w.config.Trust(name, &accepted)
 	}
+	tenant.accepted = accepted
 	trust, err := token.NewTrust(accepted)
 	if err != nil {
 		t.Fatal(err)
