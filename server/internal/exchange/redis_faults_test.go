@@ -455,7 +455,7 @@ func TestRedisAheadOfTheLedger(t *testing.T) {
 	}
 	if _, said := await(serviceWithin, func() bool {
 		refusal := delegation.AsError(restored.Ready(t.Context(), "default"))
-		return refusal != nil && strings.Contains(refusal.Unwrap().Error(), "redis knows revocation")
+		return refusal != nil && strings.Contains(refusal.Unwrap().Error(), "redis knows")
 	}); !said {
 		t.Errorf("an instance whose ledger is behind Redis: %v", restored.Ready(t.Context(), "default"))
 	}

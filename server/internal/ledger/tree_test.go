@@ -208,7 +208,7 @@ func TestDamagedHeadIsRefused(t *testing.T) {
 		if _, err := l.Append(t.Context(), tenant, everything()); reason(err) != delegation.DependencyDown {
 			t.Errorf("appended to a damaged tree: %v", err)
 		}
-		if _, _, err := l.Tree(t.Context(), tenant); reason(err) != delegation.DependencyDown {
+		if _, _, err := l.Tree(t.Context(), tenant); reason(err) != delegation.LedgerDamaged {
 			t.Errorf("read a damaged tree: %v", err)
 		}
 	})
