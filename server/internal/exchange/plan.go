@@ -181,13 +181,17 @@ func targets(resources, audiences []string) ([]string, error) {
 	}
 	all := slices.Concat(resources, audiences)
 	if slices.ContainsFunc(all, func(s string) bool {
-		return s == "" || len(s) > maxTarget || !utf8.ValidString(s) || strings.ContainsFunc(s, unicode.IsControl)
+		return s == "" || len(s) > maxTarget || !utf8.ValidString(s) || strings.ContainsFunc(s, unprintable)
 	}) {
 		return nil, delegation.Refuse(delegation.TargetMalformed, "audience", "must have 1 to %d bytes of UTF-8 without control characters", maxTarget)
 	}
 	slices.Sort(all)
 	return slices.Compact(all), nil
 }
+
+// unprintable characters change how a text around them is shown, or are not shown: controls, formats such as
+// the bidirectional ones, and line separators.
+func unprintable(r rune) bool { return !unicode.IsPrint(r) }
 
 // claims is step 4, the plan: the child's exact claims, or the refusal that names what was asked
 // beyond the parent. It is a pure function; id and txn are fresh names, of which txn is used only
