@@ -2,6 +2,18 @@ package main
 
 var smallMutants = []mutant{
 	{
+		name: "aud-of-an-assertion-in-a-list", file: "server/internal/token/caller.go",
+		old: "	case !t.addressed(p, t.issuer) || !single(p):",
+		new: "	case !t.addressed(p, t.issuer):",
+		pkg: "server/internal/token", test: "TestClientAssertionRules",
+	},
+	{
+		name: "key-set-with-a-member-twice", file: "server/internal/token/key.go",
+		old: "	if err := json.Unmarshal(data, &set); err != nil || set.Keys == nil {",
+		new: "	if err := json.Unmarshal(data, &set, jsontext.AllowDuplicateNames(true)); err != nil || set.Keys == nil {",
+		pkg: "server/internal/token", test: "TestKeySetsAreReadInOneWay",
+	},
+	{
 		name: "principal-is-repeated", file: "client/delegation/principal.go",
 		old: "		return \"\", errors.New(\"must be type:id, such as agent:planner\")",
 		new: "		return \"\", errors.New(\"must be type:id, and is \" + s)",
