@@ -98,8 +98,7 @@ func (e *Engine) inquirer(ctx context.Context, q Inquiry, who authenticator, spe
 	if by.arrival, err = who(ctx, q); err != nil {
 		return by, err
 	}
-	limited := e.config.Guard.AdmitOrLimit(ctx, by.tenant.Name, by.caller.Principal, by.tenant.CallerRate, by.noted()...)
-	if err := e.asStranger(ctx, by.arrival, limited); err != nil {
+	if err := e.limitCaller(ctx, by.arrival); err != nil {
 		return by, err
 	}
 	unspent := by.uses()

@@ -31,6 +31,8 @@ type batch struct {
 	now   time.Time
 
 	outcomes []outcome // what to tell items[i], once committed
+
+	checked map[digest]bool // what the checks of the present item would have spent
 }
 
 type outcome struct {
@@ -257,6 +259,7 @@ func (b *batch) decide() error {
 	b.w.head.time = at
 	b.w.head.tree.Hashes = slices.Clone(b.w.head.tree.Hashes)
 	for i, it := range b.items {
+		b.checked = nil
 		replayed := b.spent(it.uses)
 		b.spend(it.uses)
 		if len(it.drafts) == 0 && replayed != nil {
@@ -322,7 +325,11 @@ func (b *batch) record(d *Draft, replayed *delegation.Error) Result {
 	if replayed != nil {
 		return b.refuse(d, replayed)
 	}
-	if d.Kind != KindGrant {
+	switch d.Kind {
+	case KindCheck:
+		return b.check(d)
+	case KindGrant:
+	default:
 		return b.append(d.entry(b.s.tenant), d, nil)
 	}
 	if d.Idempotency != nil && !b.s.ledger.off.idempotency {
@@ -345,6 +352,24 @@ func (b *batch) record(d *Draft, replayed *delegation.Error) Result {
 		b.spend(d.Uses)
 	}
 	return r
+}
+
+// check records what the same draft of a grant would meet, and spends nothing but for the other checks of its call.
+func (b *batch) check(d *Draft) Result {
+	if spent := b.spent(d.Uses); spent != nil {
+		return b.refuse(d, spent)
+	}
+	for _, u := range d.Uses {
+		name := u.digest()
+		if b.checked[name] {
+			return b.refuse(d, replay(u.Reason))
+		}
+		if b.checked == nil {
+			b.checked = make(map[digest]bool)
+		}
+		b.checked[name] = true
+	}
+	return b.append(d.entry(b.s.tenant), d, nil)
 }
 
 // repeat answers a retry with the grant that its key names. The retry's own lineage counts as well
