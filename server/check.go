@@ -278,6 +278,9 @@ func (l *Limits) check(p *problems, path string) {
 	const most = 100_000
 	between(p, path+".caller_rate", &l.CallerRate, 100, 1, most)
 	between(p, path+".caller_burst", &l.CallerBurst, max(2*l.CallerRate, l.MaxBatch), l.MaxBatch, 2*most)
+	if l.AllowUnbinding && !l.AllowBearer {
+		p.add(path+".allow_unbinding", "has no meaning without allow_bearer: remove it")
+	}
 	for scope, targets := range l.ScopeTargets {
 		if _, err := delegation.NewScopes(scope); err != nil {
 			p.add(path+".scope_targets."+scope, "is not a scope (RFC 6749 section 3.3)")

@@ -62,6 +62,24 @@ var smallMutants = []mutant{
 		pkg: "server/internal/exchange", test: "TestChecksSeeWhatIsSpent",
 	},
 	{
+		name: "several-audiences-without-scope", file: "server/internal/exchange/plan.go",
+		old: "	if len(w.scopes) == 0 {",
+		new: "	if len(w.scopes) < 0 {",
+		pkg: "server/internal/exchange", test: "TestNarrowingHoldsForAnySequenceOfExchanges",
+	},
+	{
+		name: "bound-chain-goes-on-unbound", file: "server/internal/exchange/plan.go",
+		old: "	case p.isBound() && !l.AllowUnbinding:",
+		new: "	case p.isBound() && l.MaxDepth < 0:",
+		pkg: "server/internal/exchange", test: "TestBindingMatrix",
+	},
+	{
+		name: "bound-ancestor-is-forgotten", file: "server/internal/exchange/plan.go",
+		old: "	return p.binding != nil || slices.ContainsFunc(p.hops, func(h delegation.Hop) bool { return h.Key != \"\" })",
+		new: "	return p.binding != nil",
+		pkg: "server/internal/exchange", test: "TestNarrowingHoldsForAnySequenceOfExchanges",
+	},
+	{
 		name: "ath-without-a-token", file: "client/dpop/verify.go",
 		old: "			return e.AccessToken != \"\" || c.ath == \"\"",
 		new: "			return true",
@@ -102,5 +120,11 @@ var smallMutants = []mutant{
 		old: "\"BEGIN EXCLUSIVE\"",
 		new: "\"BEGIN\"",
 		pkg: "server/internal/ledger", test: "TestMigrationsAtOnce",
+	},
+	{
+		name: "unbinding-without-bearer", file: "server/check.go",
+		old: "	if l.AllowUnbinding && !l.AllowBearer {",
+		new: "	if l.AllowUnbinding && l.AllowBearer {",
+		pkg: "server", test: "TestMistakesAreRefusedWithTheLineToMend",
 	},
 }
