@@ -128,6 +128,11 @@ type Tenant struct {
 	TrustedIssuers []token.TrustedIssuer `yaml:"trusted_issuers"`
 	// Clients authenticate with keys registered here (private_key_jwt), or with certificates (tls). Default none.
 	Clients []token.Client `yaml:"clients"`
+	// ResourceServers are the principals that serve an audience, by audience. They may introspect tokens for it.
+	// Default none: besides a token's own chain, only a principal whose name is the audience, and the
+	// introspectors and auditors of OpenFGA. Danger: whoever is listed sees the claims of each such token that
+	// is presented to it.
+	ResourceServers map[string][]delegation.Principal `yaml:"resource_servers"`
 	// ClientCAFile holds the authorities, as PEM, whose certificates count where a client is known by a name
 	// (clients[].tls). Default none. Danger: each of them can issue a certificate in any client's name.
 	ClientCAFile string `yaml:"client_ca_file"`

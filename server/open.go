@@ -84,6 +84,7 @@ func (t *Tenant) open(p *problems, parts *opened, path string, o Options) exchan
 			ActorMayRecur: t.Limits.ActorMayRecur, ScopeTargets: t.Limits.ScopeTargets,
 			AllowBearer: t.Limits.AllowBearer, AllowUnbinding: t.Limits.AllowUnbinding,
 		},
+		Servers:      t.ResourceServers,
 		RequireNonce: t.RequireDPoPNonce, EmergencyResponders: t.EmergencyResponders,
 		CallerRate: guard.Limit{Rate: t.Limits.CallerRate, Burst: t.Limits.CallerBurst},
 		Keys:       t.openKeys(p, parts, path, o),

@@ -116,6 +116,24 @@ var smallMutants = []mutant{
 		pkg: "server/internal/exchange", test: "TestNothingOfTheCallerIsRepeated",
 	},
 	{
+		name: "any-caller-introspects", file: "server/internal/exchange/inquire.go",
+		old: "	return slices.Contains(has, true), nil",
+		new: "	return has != nil, nil",
+		pkg: "server/internal/exchange", test: "TestWhoMayIntrospect",
+	},
+	{
+		name: "any-server-introspects", file: "server/internal/exchange/inquire.go",
+		old: "	return audience == string(p) || slices.Contains(t.Servers[audience], p)",
+		new: "	for _, servers := range t.Servers {\n		if slices.Contains(servers, p) {\n			return true\n		}\n	}\n	return audience == string(p)",
+		pkg: "server/internal/exchange", test: "TestWhoMayIntrospect",
+	},
+	{
+		name: "revoked-tokens-introspect-faster", file: "server/internal/exchange/inquire.go",
+		old: "	if may, err := e.mayIntrospect(ctx, by, claims); err != nil || !may {",
+		new: "	if _, hit := by.revoked.Hit(claims.Lineage()); hit {\n		return Introspection{}, nil\n	}\n	if may, err := e.mayIntrospect(ctx, by, claims); err != nil || !may {",
+		pkg: "server/internal/exchange", test: "TestWhoMayIntrospect",
+	},
+	{
 		name: "migrations-at-once", file: "server/internal/ledger/migrate_sqlite.go",
 		old: "\"BEGIN EXCLUSIVE\"",
 		new: "\"BEGIN\"",
