@@ -286,7 +286,9 @@ func malformed(format string, args ...any) *delegation.Error {
 }
 
 // Introspection is what Deputy says about a token at this moment, revocations included (RFC 7662).
-// Only Active is set, to false, for a token that is unknown, expired, revoked or of another tenant.
+// Only Active is set, to false, for a token that is unknown, expired, revoked or of another tenant, and for
+// one in which the caller has no part: it must be the subject, an actor of the chain, a server of an
+// audience (resource_servers of the tenant), or an introspector or auditor.
 type Introspection struct {
 	Active       bool
 	Issuer       string

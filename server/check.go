@@ -164,11 +164,8 @@ func (t *Tenant) check(p *problems, path string) {
 		required(p, at+".bundle_file", domain.BundleFile, "name the file of its bundle")
 		required(p, at+".principal.type", domain.Principal.Type, "say what its workloads are, such as agent")
 	}
-	for i, responder := range t.EmergencyResponders {
-		if _, err := delegation.ParsePrincipal(string(responder)); err != nil {
-			p.add(fmt.Sprintf("%s.emergency_responders[%d]", path, i), "must be a principal, such as user:rita: %v", err)
-		}
-	}
+	checkPrincipals(p, path+".emergency_responders", t.EmergencyResponders)
+	checkServers(p, path+".resource_servers", t.ResourceServers)
 	t.Policy.check(p, path+".policy")
 	t.Limits.check(p, path+".limits")
 	if t.ManagedKeys != nil {
@@ -180,6 +177,24 @@ func (t *Tenant) check(p *problems, path string) {
 	}
 	if t.Console != nil {
 		t.Console.check(p, path+".console", t.TrustedIssuers)
+	}
+}
+
+func checkServers(p *problems, path string, servers map[string][]delegation.Principal) {
+	for audience, principals := range servers {
+		at := join(path, audience)
+		if audience == "" || len(principals) == 0 {
+			p.add(at, "must list who serves the audience, by principal, such as service:calendar")
+		}
+		checkPrincipals(p, at, principals)
+	}
+}
+
+func checkPrincipals(p *problems, path string, principals []delegation.Principal) {
+	for i, principal := range principals {
+		if _, err := delegation.ParsePrincipal(string(principal)); err != nil {
+			p.add(fmt.Sprintf("%s[%d]", path, i), "%v", err)
+		}
 	}
 }
 
@@ -280,6 +295,9 @@ func (l *Limits) check(p *problems, path string) {
 	const most = 100_000
 	between(p, path+".caller_rate", &l.CallerRate, 100, 1, most)
 	between(p, path+".caller_burst", &l.CallerBurst, max(2*l.CallerRate, l.MaxBatch), l.MaxBatch, 2*most)
+	if l.AllowUnbinding && !l.AllowBearer {
+		p.add(path+".allow_unbinding", "has no meaning without allow_bearer: remove it")
+	}
 	for scope, targets := range l.ScopeTargets {
 		if _, err := delegation.NewScopes(scope); err != nil {
 			p.add(path+".scope_targets."+scope, "is not a scope (RFC 6749 section 3.3)")

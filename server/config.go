@@ -138,6 +138,11 @@ type Tenant struct {
 	TrustedIssuers []token.TrustedIssuer `yaml:"trusted_issuers"`
 	// Clients authenticate with keys registered here (private_key_jwt), or with certificates (tls). Default none.
 	Clients []token.Client `yaml:"clients"`
+	// ResourceServers are the principals that serve an audience, by audience. They may introspect tokens for it.
+	// Default none: besides a token's own chain, only a principal whose name is the audience, and the
+	// introspectors and auditors of OpenFGA. Danger: whoever is listed sees the claims of each such token that
+	// is presented to it.
+	ResourceServers map[string][]delegation.Principal `yaml:"resource_servers"`
 	// ClientCAFile holds the authorities, as PEM, whose certificates count where a client is known by a name
 	// (clients[].tls). Default none. Danger: each of them can issue a certificate in any client's name.
 	ClientCAFile string `yaml:"client_ca_file"`
@@ -244,8 +249,12 @@ type Limits struct {
 	// a certificate of its actor's, and refused where none is known. Danger: whoever gets hold of a
 	// bearer token can use it.
 	AllowBearer bool `yaml:"allow_bearer"`
-	// ScopeTargets lists the audiences at which a scope means something. Only scopes that are listed
-	// may stand in a token for several audiences. Default none: one audience per token.
+	// AllowUnbinding, with allow_bearer, issues tokens that are bound to no key also in chains that are bound
+	// somewhere. Default false: a bound chain stays bound. Danger: whoever may use a bound token once can make
+	// a bearer token of it, so that the binding of what was handed down protects nothing below it.
+	AllowUnbinding bool `yaml:"allow_unbinding"`
+	// ScopeTargets lists the audiences at which a scope means something. A token for several audiences has
+	// scopes, and only scopes that are listed for each of them. Default none: one audience per token.
 	ScopeTargets map[string][]string `yaml:"scope_targets"`
 	// CallerRate is how many children one caller may ask for per second, on average. Default 100, at
 	// most 100000.

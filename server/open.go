@@ -81,8 +81,10 @@ func (t *Tenant) open(p *problems, parts *opened, path string, o Options) exchan
 		Limits: exchange.Limits{
 			MaxLifetime: t.Limits.MaxLifetime, DefaultLifetime: t.Limits.DefaultLifetime,
 			MaxDepth: t.Limits.MaxDepth, MaxBatch: t.Limits.MaxBatch,
-			ActorMayRecur: t.Limits.ActorMayRecur, AllowBearer: t.Limits.AllowBearer, ScopeTargets: t.Limits.ScopeTargets,
+			ActorMayRecur: t.Limits.ActorMayRecur, ScopeTargets: t.Limits.ScopeTargets,
+			AllowBearer: t.Limits.AllowBearer, AllowUnbinding: t.Limits.AllowUnbinding,
 		},
+		Servers:      t.ResourceServers,
 		RequireNonce: t.RequireDPoPNonce, EmergencyResponders: t.EmergencyResponders,
 		CallerRate: guard.Limit{Rate: t.Limits.CallerRate, Burst: t.Limits.CallerBurst},
 		Keys:       t.openKeys(p, parts, path, o),

@@ -56,7 +56,7 @@ func Erase(ctx context.Context, c Config, tenant, principal string, dryRun bool,
 	}
 	whom, err := delegation.ParsePrincipal(principal)
 	if err != nil {
-		return ledger.Erased{}, err
+		return ledger.Erased{}, fmt.Errorf("the principal %w", err)
 	}
 	var p problems
 	address := withPassword(&p, "database.password_file", c.Database.DSN, c.Database.PasswordFile)

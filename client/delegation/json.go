@@ -253,5 +253,9 @@ func principalMember(v value, name string) (Principal, error) {
 	if err != nil {
 		return "", err
 	}
-	return ParsePrincipal(s)
+	p, err := ParsePrincipal(s)
+	if err != nil {
+		return "", fmt.Errorf("%s %w", name, err)
+	}
+	return p, nil
 }

@@ -1,6 +1,7 @@
 package delegation
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 )
@@ -19,18 +20,19 @@ func NewPrincipal(typ, rawID string) (Principal, error) {
 	return ParsePrincipal(typ + ":" + EncodeID(rawID))
 }
 
-// ParsePrincipal accepts a principal in canonical form and nothing else; it never repairs.
+// ParsePrincipal accepts a principal in canonical form and nothing else; it never repairs. Its errors
+// name the rule and never repeat s: they are answered, logged and recorded.
 func ParsePrincipal(s string) (Principal, error) {
 	typ, id, found := strings.Cut(s, ":")
 	switch {
 	case !found:
-		return "", fmt.Errorf("principal %q has no type: want type:id, for instance agent:planner", clip(s))
+		return "", errors.New("must be type:id, such as agent:planner")
 	case len(s) > maxPrincipalBytes:
-		return "", fmt.Errorf("principal %q is longer than %d bytes", clip(s), maxPrincipalBytes)
+		return "", fmt.Errorf("must have at most %d bytes", maxPrincipalBytes)
 	case !isTypeName(typ):
-		return "", fmt.Errorf("principal type %q must match [a-z][a-z0-9_-]*", clip(typ))
+		return "", errors.New("must have a type that matches [a-z][a-z0-9_-]*, such as agent in agent:planner")
 	case !isEncodedID(id):
-		return "", fmt.Errorf("principal id %q is not in canonical percent-encoded form", clip(id))
+		return "", errors.New("must have an id in canonical form: every byte but letters, digits and -._~/@+= as %XX")
 	}
 	return Principal(s), nil
 }
@@ -120,13 +122,4 @@ func isTypeName(s string) bool {
 		}
 	}
 	return s != ""
-}
-
-// clip bounds what an error message repeats of its input.
-func clip(s string) string {
-	const most = 64
-	if len(s) <= most {
-		return s
-	}
-	return s[:most] + "…"
 }

@@ -28,9 +28,9 @@ func NewScopes(tokens ...string) (Scopes, error) {
 	if len(tokens) > maxScopes {
 		return nil, fmt.Errorf("%d scopes are more than %d", len(tokens), maxScopes)
 	}
-	for _, token := range tokens {
+	for i, token := range tokens {
 		if !isScopeToken(token) {
-			return nil, fmt.Errorf("scope %q is not a scope token of RFC 6749 §3.3", clip(token))
+			return nil, fmt.Errorf("scope token %d must be visible ASCII without quotes and backslashes (RFC 6749 section 3.3)", i+1)
 		}
 	}
 	set := slices.Clone(tokens)

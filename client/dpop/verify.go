@@ -19,7 +19,8 @@ type Expectation struct {
 	Method string // of the request
 	URI    string // that the request was sent to, as its sender names it
 	// AccessToken that came in the Authorization header with scheme DPoP; "" if none did. With it
-	// the proof must hold its hash.
+	// the proof must hold its hash (ath). Without it the proof must hold none: a proof that was made
+	// to present a token serves nothing else.
 	AccessToken string
 	// Nonces that this server issued lately, one of which the proof must hold. Empty: none is
 	// required.
@@ -84,6 +85,9 @@ func rules() []rule {
 		}},
 		{"12", errors.New("its ath is not the hash of the access token"), func(c candidate, e Expectation) bool {
 			return e.AccessToken == "" || c.ath == hashOf(e.AccessToken)
+		}},
+		{"12", errors.New("it has an ath, and the request carries no access token with scheme DPoP: leave it out"), func(c candidate, e Expectation) bool {
+			return e.AccessToken != "" || c.ath == ""
 		}},
 		{"10", ErrNonce, func(c candidate, e Expectation) bool {
 			return len(e.Nonces) == 0 || slices.Contains(e.Nonces, c.nonce)

@@ -142,6 +142,8 @@ func TestRules(t *testing.T) {
 	nonces.Nonces = []string{"current", "previous"}
 	bound := want
 	bound.AccessToken = "a.b.d"
+	bare := want
+	bare.AccessToken = ""
 	tests := map[string]struct {
 		proof  string
 		want   Expectation
@@ -167,6 +169,7 @@ func TestRules(t *testing.T) {
 		"no ath":                   {claim("ath", nil), want, "12"},
 		"ath of another token":     {good, bound, "12"},
 		"ath in hex":               {claim("ath", fmt.Sprintf("%x", token)), want, "12"},
+		"ath without a token":      {good, bare, "12"},
 		"no nonce":                 {good, nonces, "10"},
 		"an unknown nonce":         {claim("nonce", "x"), nonces, "10"},
 		"a nonce in another case":  {claim("nonce", "Current"), nonces, "10"},
@@ -276,7 +279,7 @@ func TestAlgorithms(t *testing.T) {
 		}
 		made[k.algorithm] = true
 		for _, alg := range Algorithms() {
-			_, err := Verify(forge(t, k, map[string]any{"alg": alg}, nil), Expectation{Method: "GET", URI: tool, Now: at})
+			_, err := Verify(forge(t, k, map[string]any{"alg": alg}, nil), Expectation{Method: "GET", URI: tool, AccessToken: token, Now: at})
 			same := alg == k.algorithm || k.algorithm == "EdDSA" && alg == "Ed25519"
 			if (err == nil) != same {
 				t.Errorf("%s signed, and says %s: %v", k.algorithm, alg, err)
@@ -297,7 +300,7 @@ func TestAlgorithms(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		_, err = Verify(input+"."+base64.RawURLEncoding.EncodeToString(signature), Expectation{Method: "GET", URI: tool, Now: at})
+		_, err = Verify(input+"."+base64.RawURLEncoding.EncodeToString(signature), Expectation{Method: "GET", URI: tool, AccessToken: token, Now: at})
 		if (err == nil) != good {
 			t.Errorf("PS256 with salt %d: %v", salt, err)
 		}
@@ -420,7 +423,7 @@ func TestMalleable(t *testing.T) {
 	s := new(big.Int).Sub(elliptic.P256().Params().N, new(big.Int).SetBytes(signature[32:]))
 	s.FillBytes(signature[32:])
 	twin := rejoined(proof, 2, base64.RawURLEncoding.EncodeToString(signature))
-	want := Expectation{Method: "GET", URI: tool, Now: at}
+	want := Expectation{Method: "GET", URI: tool, AccessToken: token, Now: at}
 	first, errFirst := Verify(proof, want)
 	second, errSecond := Verify(twin, want)
 	if errFirst != nil || errSecond != nil || twin == proof || first != second {

@@ -259,9 +259,10 @@ func (e *Embedded) settings() (server.Config, error) {
 		// This OpenFGA has one process, one clock and no replica, so its changelog is complete. In
 		// one process a slow answer is the load of the machine, not an outage: wait as long as
 		// allowed.
-		Policy:  server.Policy{URL: e.devAddress(), Store: e.store, Model: e.model, Timeout: 1500 * time.Millisecond, Cache: policy.Cache{Enabled: true}},
-		Audit:   server.Audit{CheckpointKey: e.path("keys", "checkpoint.key"), CheckpointFile: e.path("checkpoint")},
-		Console: &server.Console{Issuer: e.issuer.PeopleIssuer(), ClientID: consoleClient},
+		Policy:          server.Policy{URL: e.devAddress(), Store: e.store, Model: e.model, Timeout: 1500 * time.Millisecond, Cache: policy.Cache{Enabled: true}},
+		Audit:           server.Audit{CheckpointKey: e.path("keys", "checkpoint.key"), CheckpointFile: e.path("checkpoint")},
+		Console:         &server.Console{Issuer: e.issuer.PeopleIssuer(), ClientID: consoleClient},
+		ResourceServers: map[string][]delegation.Principal{calendarAudience: {calendarServer}},
 		// Long enough to try things out with the demo's tokens, and without a rate limit that tests
 		// reach.
 		Limits: server.Limits{AllowBearer: true, MaxLifetime: personLifetime, DefaultLifetime: personLifetime, CallerRate: 10_000},

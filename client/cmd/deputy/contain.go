@@ -45,7 +45,7 @@ const receiptPause = 250 * time.Millisecond
 func (cmd *containCommand) Run(a *app) error {
 	agent, err := delegation.ParsePrincipal(cmd.Agent)
 	if err != nil {
-		return usage("%v", err)
+		return usage("the agent %v", err)
 	}
 	c, err := cmd.connect(cmd.Issuer)
 	if err != nil {
@@ -242,7 +242,7 @@ Example:
 func (cmd *resumeCommand) Run(a *app) error {
 	agent, err := delegation.ParsePrincipal(cmd.Agent)
 	if err != nil {
-		return usage("%v", err)
+		return usage("the agent %v", err)
 	}
 	c, err := cmd.connect(cmd.Issuer)
 	if err != nil {

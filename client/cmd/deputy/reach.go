@@ -31,7 +31,7 @@ Examples:
 func (cmd *reachCommand) Run(a *app) error {
 	agent, err := delegation.ParsePrincipal(cmd.Agent)
 	if err != nil {
-		return usage("%v", err)
+		return usage("the agent %v", err)
 	}
 	c, err := cmd.open()
 	if err != nil {

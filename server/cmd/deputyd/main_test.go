@@ -106,7 +106,7 @@ tenants:
 		{"--tenant acme --subject user:alice --dry-run", "would erase 0 fields", 0},
 		{"--tenant acme --subject user:alice --json", `{"dry_run":false,"entries":0,"fields":0,"deferred":0,"kept":0}`, 0},
 		{"--tenant umbrella --subject user:alice", "has no tenant", 1},
-		{"--tenant acme --subject alice", "has no type", 1},
+		{"--tenant acme --subject alice", "must be type:id", 1},
 	} {
 		if code, said := deputyd(t.Context(), append([]string{"erase", "--config", config}, strings.Fields(c.args)...)...); code != c.code || !strings.Contains(said, c.says) {
 			t.Errorf("erase %s: %d %s", c.args, code, said)

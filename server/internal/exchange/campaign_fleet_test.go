@@ -26,6 +26,7 @@ type fleet struct {
 func newFleet(t *testing.T, c exchangetest.Config, instances int) *fleet {
 	t.Helper()
 	c.Agents = append(c.Agents, responder)
+	c.Servers = map[string][]delegation.Principal{calendar: {"agent:wl/auditor"}}
 	w := exchangetest.New(t, c)
 	f := &fleet{n: w.Tenant(), instances: []*exchangetest.World{w}, sharing: instances}
 	for range instances - 1 {

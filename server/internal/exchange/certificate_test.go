@@ -34,7 +34,7 @@ func newCertified(t *testing.T) *certified {
 	}
 	jwk := strings.TrimSuffix(strings.TrimPrefix(c.tokens.JWKS(), `{"keys":[`), `]}`)
 	c.World = exchangetest.New(t, exchangetest.Config{
-		Tenants: []string{"acme", "other"},
+		Tenants: []string{"acme", "other"}, Limits: exchange.Limits{AllowUnbinding: true},
 		Trust: func(tenant string, config *token.TrustConfig) {
 			config.ClientCAFile = file("ca.pem", certtest.PEM(c.ca.Certificate))
 			config.Clients = append(config.Clients, token.Client{ID: "agent:job", TLS: &token.ClientTLS{SANDNS: "job.example"}})

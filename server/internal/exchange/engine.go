@@ -34,6 +34,9 @@ type Tenant struct {
 	Keys   *token.Keyset
 	Policy *policy.Checker
 	Limits Limits
+	// Servers are the principals that serve an audience, by audience: they may introspect tokens for it, as
+	// may a principal whose name is the audience. Default: nobody else.
+	Servers map[string][]delegation.Principal
 	// CallerRate bounds what one caller may ask for, in children; every child of a batch counts.
 	CallerRate guard.Limit
 	// RequireNonce wants a nonce of this server's in each DPoP proof, so that nobody can make proofs for

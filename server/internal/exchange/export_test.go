@@ -2,6 +2,8 @@ package exchange
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"time"
 
 	"deputy.example/deputy/server/internal/ledger"
@@ -75,3 +77,6 @@ func (e *Engine) Compare(ctx context.Context, tenant string) error {
 
 // Arbitrate looks for a later incarnation, now.
 func (e *Engine) Arbitrate(ctx context.Context, tenant string) error { return e.arbitrate(ctx, tenant) }
+
+// BoundNames are the names of all fields that a request may have.
+func BoundNames() []string { return slices.Sorted(maps.Keys(bounds)) }

@@ -8,11 +8,11 @@ import (
 
 	"deputy.example/deputy/client/delegation"
 	"deputy.example/deputy/server/internal/ledger"
+	"deputy.example/deputy/server/internal/policy"
 )
 
-// Introspect says whether a token is active now (RFC 7662). Any authenticated caller of the tenant
-// may ask. Everything but an active derived token of this tenant gives the same answer; an error
-// means that there is no answer.
+// Introspect says whether a token is active now (RFC 7662). Everything but an active derived token of
+// this tenant that the caller may ask about gives the same answer; an error means that there is no answer.
 func (e *Engine) Introspect(ctx context.Context, q Inquiry) (Introspection, error) {
 	ctx, cancel := e.within(ctx)
 	defer cancel()
@@ -30,6 +30,9 @@ func (e *Engine) Introspect(ctx context.Context, q Inquiry) (Introspection, erro
 	if err != nil {
 		return Introspection{}, nil
 	}
+	if may, err := e.mayIntrospect(ctx, by, claims); err != nil || !may {
+		return Introspection{}, err
+	}
 	if _, hit := by.revoked.Hit(claims.Lineage()); hit || by.revoked.Forgotten(time.Unix(claims.ExpiresAt, 0)) || e.ahead(by.tenant, claims.Delegation.Hops) {
 		return Introspection{}, nil
 	}
@@ -41,6 +44,29 @@ func (e *Engine) Introspect(ctx context.Context, q Inquiry) (Introspection, erro
 func (e *Engine) ahead(tenant *Tenant, hops []delegation.Hop) bool {
 	head := e.config.Ledger.KnownHead(tenant.Name)
 	return slices.ContainsFunc(hops, func(h delegation.Hop) bool { return h.Seq > head })
+}
+
+// mayIntrospect is the one place that decides who may ask about a token: its subject and the actors of its chain,
+// the servers of its audiences, and introspectors and auditors of the tenant. OpenFGA is asked about a
+// revoked token too, so that the time of an answer does not tell it from one that is in force. It is not
+// asked about what is no token: that is for everybody to see who has the tenant's public keys.
+func (e *Engine) mayIntrospect(ctx context.Context, by inquirer, c delegation.Claims) (bool, error) {
+	who := by.caller.Principal
+	if who == c.Subject || c.Act.Contains(who) || slices.ContainsFunc(c.Audience, func(a string) bool { return by.tenant.serves(who, a) }) {
+		return true, nil
+	}
+	has, err := by.tenant.Policy.HasEach(ctx, []policy.Relation{
+		{User: string(who), Relation: "introspector", Object: system}, {User: string(who), Relation: "auditor", Object: system},
+	})
+	if err != nil {
+		return false, delegation.AsError(err)
+	}
+	return slices.Contains(has, true), nil
+}
+
+// serves says whether tokens for the audience are made for the principal.
+func (t *Tenant) serves(p delegation.Principal, audience string) bool {
+	return audience == string(p) || slices.Contains(t.Servers[audience], p)
 }
 
 // inquirer is who asks a question, with the revocations of now.
@@ -99,8 +125,7 @@ func (e *Engine) inquirer(ctx context.Context, q Inquiry, who authenticator, spe
 	if by.arrival, err = who(ctx, q); err != nil {
 		return by, err
 	}
-	limited := e.config.Guard.AdmitOrLimit(ctx, by.tenant.Name, by.caller.Principal, by.tenant.CallerRate, by.noted()...)
-	if err := e.asStranger(ctx, by.arrival, limited); err != nil {
+	if err := e.limitCaller(ctx, by.arrival); err != nil {
 		return by, err
 	}
 	unspent := by.uses()

@@ -24,9 +24,12 @@ type Limits struct {
 	// AllowBearer issues tokens that are bound to no key. Default: every token is bound to a key or a
 	// certificate of its actor's, and a child that would be bound to none is refused (I6).
 	AllowBearer bool
+	// AllowUnbinding, beside AllowBearer, lets a chain that is bound somewhere continue with a token that is
+	// bound to no key. Default: a bound chain stays bound (I6).
+	AllowUnbinding bool
 	// ScopeTargets says at which audiences a scope means something. A token for several audiences is
-	// issued only where each of its scopes is mapped to each of them: RFC 8693 §2.1.1 makes the two a
-	// Cartesian product.
+	// issued only where it has scopes and each of them is mapped to each audience: RFC 8693 §2.1.1 makes the
+	// two a Cartesian product.
 	ScopeTargets map[string][]string
 }
 
@@ -59,6 +62,11 @@ type parent struct {
 }
 
 func (p parent) isRoot() bool { return len(p.hops) == 0 }
+
+// isBound says whether the token, or any that it descends from, is bound to a key.
+func (p parent) isBound() bool {
+	return p.binding != nil || slices.ContainsFunc(p.hops, func(h delegation.Hop) bool { return h.Key != "" })
+}
 
 // chainWith is the chain once next acts: it grows by next unless next acts already (I4). There is no
 // such chain while it is not known who next is.
@@ -181,21 +189,24 @@ func targets(resources, audiences []string) ([]string, error) {
 	}
 	all := slices.Concat(resources, audiences)
 	if slices.ContainsFunc(all, func(s string) bool {
-		return s == "" || len(s) > maxTarget || !utf8.ValidString(s) || strings.ContainsFunc(s, unicode.IsControl)
+		return s == "" || len(s) > maxTarget || !utf8.ValidString(s) || strings.ContainsFunc(s, unprintable)
 	}) {
-		return nil, delegation.Refuse(delegation.TargetMalformed, "audience", "must have 1 to %d bytes of UTF-8 without control characters", maxTarget)
+		return nil, delegation.Refuse(delegation.TargetMalformed, "audience", "must have 1 to %d bytes of printable UTF-8", maxTarget)
 	}
 	slices.Sort(all)
 	return slices.Compact(all), nil
 }
 
+// unprintable characters change how a text around them is shown, or are not shown: controls, formats such as
+// the bidirectional ones, and line separators.
+func unprintable(r rune) bool { return !unicode.IsPrint(r) }
+
 // claims is step 4, the plan: the child's exact claims, or the refusal that names what was asked
 // beyond the parent. It is a pure function; id and txn are fresh names, of which txn is used only
 // where a chain starts. The last hop's number stays 0 until the ledger gives it.
 func (p parent) claims(a actor, w wish, l Limits, tenantIssuer, id, txn string, now time.Time) (delegation.Claims, error) {
-	if a.binding.Key() == "" && !l.AllowBearer {
-		return delegation.Claims{}, delegation.Refuse(delegation.BearerNotIssued, "",
-			"the token would be bound to no key: send a DPoP proof, connect with a certificate, or name the actor with its key (cnf of actor_token, or actor_confirmation)")
+	if err := p.binds(a, l); err != nil {
+		return delegation.Claims{}, err
 	}
 	expires, err := p.expiry(w, l, now)
 	if err != nil {
@@ -228,6 +239,20 @@ func (p parent) claims(a actor, w wish, l Limits, tenantIssuer, id, txn string, 
 		c.Confirmation = &a.binding
 	}
 	return c, nil
+}
+
+// binds is I6: the child is bound to its actor's key, unless the tenant issues bearer tokens, and in a chain
+// that is bound already unless it issues them there too.
+func (p parent) binds(a actor, l Limits) error {
+	const how = "send a DPoP proof, connect with a certificate, or name the actor with its key (cnf of actor_token, or actor_confirmation)"
+	switch {
+	case a.binding.Key() != "":
+	case !l.AllowBearer:
+		return delegation.Refuse(delegation.BearerNotIssued, "", "the token would be bound to no key: %s", how)
+	case p.isBound() && !l.AllowUnbinding:
+		return delegation.Refuse(delegation.BearerNotIssued, "", "the token would be bound to no key, and its chain is bound: %s", how)
+	}
+	return nil
 }
 
 // expiry is I3: never after the parent, never beyond the tenant's maximum.
@@ -307,7 +332,13 @@ func few(scopes delegation.Scopes) string {
 	return text
 }
 
+// eachScopeEverywhere is what a token for several audiences needs. One without scope has nothing that could be
+// mapped: what it means at each audience is for that audience to say, so it is for one.
 func eachScopeEverywhere(w wish, l Limits) error {
+	if len(w.scopes) == 0 {
+		return delegation.Refuse(delegation.AudienceNotSingle, "audience",
+			"a token for several audiences needs scopes that are mapped to each of them: ask for one token per audience")
+	}
 	for _, scope := range w.scopes {
 		for _, audience := range w.audiences {
 			if !slices.Contains(l.ScopeTargets[scope], audience) {

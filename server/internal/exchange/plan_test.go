@@ -67,6 +67,7 @@ var scenarios = rapid.Custom(func(t *rapid.T) scenario {
 			DefaultLifetime: time.Duration(rapid.IntRange(1, 3600).Draw(t, "default lifetime")) * time.Second,
 			MaxDepth:        rapid.IntRange(1, 8).Draw(t, "max depth"),
 			AllowBearer:     rapid.IntRange(0, 3).Draw(t, "bearer") > 0,
+			AllowUnbinding:  rapid.IntRange(0, 3).Draw(t, "unbinding") == 0,
 			ScopeTargets:    map[string][]string{"a.read": someAudiences[:2], "b.read": someAudiences},
 		}.withDefaults(),
 		root: parent{
@@ -146,6 +147,9 @@ func narrower(above parent, c delegation.Claims, st step, l Limits, now time.Tim
 	if len(c.Audience) == 0 {
 		return errors.New("I2: no audience")
 	}
+	if len(c.Audience) > 1 && len(c.Scope) == 0 {
+		return errors.New("I2: several audiences and no scope that is mapped to them")
+	}
 	for _, audience := range c.Audience {
 		if !slices.Contains(above.audiences, audience) || !slices.Contains(st.wish.audiences, audience) {
 			return fmt.Errorf("I2: audience %s", audience)
@@ -187,10 +191,18 @@ func narrower(above parent, c delegation.Claims, st step, l Limits, now time.Tim
 	if c.Confirmation == nil && !l.AllowBearer {
 		return errors.New("I6: a bearer token where none may be")
 	}
+	if c.Confirmation == nil && above.bound() && !l.AllowUnbinding {
+		return errors.New("I6: a bearer token in a bound chain")
+	}
 	if above.uses > 0 && c.Delegation.Uses != above.uses {
 		return errors.New("uses: the child may be used more often than its parent")
 	}
 	return nil
+}
+
+// bound is isBound in a second writing: by its own binding, or by the last hop's key.
+func (p parent) bound() bool {
+	return p.binding != nil || len(p.hops) > 0 && p.hops[len(p.hops)-1].Key != ""
 }
 
 // allowsNoMore is I5's comparator in a second, plainer writing: equal but for fewer actions.
@@ -293,6 +305,10 @@ func TestNarrowingPropertyCatchesEachMissingProtection(t *testing.T) {
 		},
 		"I6 bearer": func(p parent, a actor, w wish, l Limits, iss, id, txn string, now time.Time) (delegation.Claims, error) {
 			l.AllowBearer = true
+			return p.claims(a, w, l, iss, id, txn, now)
+		},
+		"I6 unbinding": func(p parent, a actor, w wish, l Limits, iss, id, txn string, now time.Time) (delegation.Claims, error) {
+			l.AllowUnbinding = true
 			return p.claims(a, w, l, iss, id, txn, now)
 		},
 		"uses": func(p parent, a actor, w wish, l Limits, iss, id, txn string, now time.Time) (delegation.Claims, error) {

@@ -65,8 +65,11 @@ func holders(t testing.TB) map[string]shown {
 func TestBindingMatrix(t *testing.T) {
 	shows := holders(t)
 	newKey, newCert := exchangetest.NewProver(t), exchangetest.NewCertified(t, "researcher")
-	for _, boundOnly := range []bool{false, true} {
-		w := exchangetest.New(t, exchangetest.Config{BoundOnly: boundOnly})
+	for mode, issues := range map[string]struct{ bearer, unbinding bool }{
+		"bound tokens only": {}, "bearer tokens": {bearer: true}, "bearer tokens, also in bound chains": {bearer: true, unbinding: true},
+	} {
+		boundOnly := !issues.bearer
+		w := exchangetest.New(t, exchangetest.Config{BoundOnly: boundOnly, Limits: exchange.Limits{AllowUnbinding: issues.unbinding}})
 		n := w.Tenant()
 		named := func(bound delegation.Confirmation) string {
 			now := w.Clock().Now().Unix()
@@ -109,7 +112,7 @@ func TestBindingMatrix(t *testing.T) {
 			}
 			for _, by := range slices.Sorted(maps.Keys(shows)) {
 				for _, child := range slices.Sorted(maps.Keys(children)) {
-					name := fmt.Sprintf("bound only %t: parent bound to %s, shown %s, for %s", boundOnly, parent, by, child)
+					name := fmt.Sprintf("%s: parent bound to %s, shown %s, for %s", mode, parent, by, child)
 					held, s, c := parents[parent].binding(), shows[by], children[child]
 					want := c.bound
 					if c.own {
@@ -121,7 +124,7 @@ func TestBindingMatrix(t *testing.T) {
 					switch {
 					case !s.proves(held):
 						reason = delegation.ProofRequired
-					case boundOnly && want == delegation.Confirmation{}:
+					case want == delegation.Confirmation{} && (boundOnly || held != delegation.Confirmation{} && !issues.unbinding):
 						reason = delegation.BearerNotIssued
 					}
 					call := n.Call(t, made.AccessToken, planner, "")
@@ -224,7 +227,8 @@ func TestBoundCredentials(t *testing.T) {
 		"key, DPoP without ath":             {credentials: exchange.Credentials{DPoP: byKey, Proof: prove(key, "")}, want: delegation.ProofInvalid},
 		"key, DPoP with another token's":    {credentials: exchange.Credentials{DPoP: byKey, Proof: prove(key, free)}, want: delegation.ProofInvalid},
 		"key, Bearer":                       {credentials: exchange.Credentials{Bearer: byKey}, want: delegation.ClientUnauthenticated},
-		"key, Bearer, with a proof":         {credentials: exchange.Credentials{Bearer: byKey, Proof: prove(key, byKey)}, want: delegation.ClientUnauthenticated},
+		"key, Bearer, with a proof":         {credentials: exchange.Credentials{Bearer: byKey, Proof: prove(key, "")}, want: delegation.ClientUnauthenticated},
+		"key, Bearer, with a proof for it":  {credentials: exchange.Credentials{Bearer: byKey, Proof: prove(key, byKey)}, want: delegation.ProofInvalid},
 		"certificate, Bearer over its own":  {credentials: exchange.Credentials{Bearer: byCert, Certificates: certs}, bound: cert.Binding()},
 		"certificate, Bearer over none":     {credentials: exchange.Credentials{Bearer: byCert}, want: delegation.ClientUnauthenticated},
 		"certificate, DPoP":                 {credentials: exchange.Credentials{DPoP: byCert, Proof: prove(key, byCert), Certificates: certs}, want: delegation.ClientUnauthenticated},

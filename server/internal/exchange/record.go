@@ -16,9 +16,9 @@ import (
 )
 
 // record is step 6: every decision about this call goes into one ledger batch, refusals too. The
-// ledger refuses, in the transaction, a grant that a revocation hits meanwhile or whose credential
-// was used before; its word is final. What was not decided (a dependency did not answer) leaves no
-// entry.
+// ledger refuses, in the transaction, a grant that a revocation hits meanwhile, and whatever comes with
+// a credential that was used before; its word is final. What was not decided (a dependency did not
+// answer) leaves no entry, but spends the credential too.
 func (w *walk) record(ctx context.Context) error {
 	var recorded []*child
 	var drafts []*ledger.Draft
@@ -30,12 +30,19 @@ func (w *walk) record(ctx context.Context) error {
 		drafts = append(drafts, w.draft(ctx, c))
 	}
 	if len(drafts) == 0 {
+		if err := w.config.Ledger.Spend(ctx, w.tenant.Name, w.callerUses()); err != nil {
+			w.refuseAll(err)
+		}
 		return nil
 	}
 	results := w.config.Ledger.AppendAll(ctx, w.tenant.Name, drafts, w.callerUses())
+	if replayed := results[0].Err; isReplay(replayed) {
+		w.refuseAll(replayed)
+		return nil
+	}
 	for i, result := range results {
 		c := recorded[i]
-		if result.Err != nil && (c.alive() || result.Receipt.Seq == 0) {
+		if result.Err != nil {
 			c.fail(result.Err) // a refusal that could not be recorded is not an answer either
 			continue
 		}
@@ -47,6 +54,12 @@ func (w *walk) record(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// isReplay says whether the ledger refused a whole call because its caller's credential was used before.
+func isReplay(err error) bool {
+	refusal := delegation.AsError(err)
+	return refusal != nil && (refusal.Reason == delegation.AssertionReplayed || refusal.Reason == delegation.ProofReplayed)
 }
 
 // settle turns what the ledger keeps into the grant that is answered. After a retry these are the
@@ -105,6 +118,9 @@ func (w *walk) draft(ctx context.Context, c *child) *ledger.Draft {
 		return d
 	}
 	d.Txn, d.Expiry = c.claims.Txn, time.Unix(c.claims.ExpiresAt, 0)
+	if w.parent.uses > 0 && !w.off.uses {
+		d.Uses = []ledger.SingleUse{{Issuer: w.parent.issuer, ID: w.parent.id, Until: w.parent.expiresAt, Reason: delegation.TokenSpent}}
+	}
 	if d.Kind == ledger.KindCheck {
 		return d
 	}
@@ -112,9 +128,6 @@ func (w *walk) draft(ctx context.Context, c *child) *ledger.Draft {
 	d.Lineage = w.lineage(c)
 	d.Lineage.Txn = c.claims.Txn
 	d.Claims = func(seq uint64) ([]byte, error) { return w.tenant.numbered(c.claims, seq) }
-	if w.parent.uses > 0 && !w.off.uses {
-		d.Uses = []ledger.SingleUse{{Issuer: w.parent.issuer, ID: w.parent.id, Until: w.parent.expiresAt, Reason: delegation.TokenSpent}}
-	}
 	if w.call.IdempotencyKey != "" && !w.off.idempotency {
 		d.Idempotency = &ledger.Idempotency{Key: w.itemKey(c), Fingerprint: w.fingerprint(c), Until: w.parent.expiresAt.Add(keepKeys)}
 	}

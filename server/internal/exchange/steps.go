@@ -1,6 +1,7 @@
 package exchange
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -34,19 +35,44 @@ type actorToken struct{ raw, tokenType string }
 
 // authenticate finds tenant and caller, and then what the request shows that the caller holds. Client
 // authentication comes first; without it an actor token of caller audience authenticates, and is
-// returned so that it need not be verified again. fallback is nil where no actor token can be.
+// returned so that it need not be verified again. fallback is nil where no actor token can be. An
+// assertion that is verified is spent, also where something beside it is refused.
 func (e *Engine) authenticate(ctx context.Context, door string, c Credentials, fallback *actorToken) (arrival, error) {
 	a, err := e.identify(ctx, door, c, fallback)
 	if err != nil {
 		return arrival{}, err
 	}
-	if a.held, err = e.hold(ctx, a.tenant, c); err == nil {
+	if err = namesCaller(c, a.caller); err == nil {
+		a.held, err = e.hold(ctx, a.tenant, c)
+	}
+	if err == nil {
 		err = e.bound(a, c)
 	}
 	if err == nil {
 		noteAuthenticated(ctx)
+		return a, nil
 	}
-	return a, e.asStranger(ctx, a, err)
+	return a, e.asStranger(ctx, a, cmp.Or(e.spendRefused(ctx, a), err))
+}
+
+// spendRefused spends what authenticated a call that is refused before its own entry would spend it,
+// within the caller's rate, so that no caller makes the ledger write without bound.
+func (e *Engine) spendRefused(ctx context.Context, a arrival) error {
+	if len(a.uses()) == 0 {
+		return nil
+	}
+	if err := e.limitCaller(ctx, a); err != nil {
+		return err
+	}
+	return e.config.Ledger.Spend(ctx, a.tenant.Name, a.uses())
+}
+
+// namesCaller refuses a client_id that is not the one of the credential.
+func namesCaller(c Credentials, caller token.Caller) error {
+	if c.ClientID != "" && c.ClientID != string(caller.Principal) {
+		return unauthenticated(errors.New("client_id is not the credential's subject"))
+	}
+	return nil
 }
 
 func (e *Engine) identify(ctx context.Context, door string, c Credentials, fallback *actorToken) (arrival, error) {
@@ -92,9 +118,6 @@ func (e *Engine) identify(ctx context.Context, door string, c Credentials, fallb
 	if err != nil {
 		return arrival{}, err
 	}
-	if c.ClientID != "" && c.ClientID != string(caller.Principal) {
-		return arrival{}, unauthenticated(errors.New("client_id is not the assertion's subject"))
-	}
 	return arrival{tenant: tenant, caller: caller}, nil
 }
 
@@ -131,7 +154,11 @@ var errActorTokenType = delegation.Refuse(delegation.ParameterMissing, "actor_to
 // admit is step 2: is the caller within its rate, is its credential fresh? Redis is asked early and
 // cheaply here; the row that decides on replay is written in step 6.
 func (w *walk) admit(ctx context.Context) error {
-	if err := w.admitCaller(ctx, w.arrival, len(w.children)); err != nil {
+	err := w.admitCaller(ctx, w.arrival, len(w.children))
+	if refusal := delegation.AsError(err); refusal != nil {
+		if refusal.Reason == delegation.RequestTooLarge { // before anything was noted
+			err = cmp.Or(w.spendRefused(ctx, w.arrival), err)
+		}
 		return err
 	}
 	if err := w.serving(ctx, w.tenant.Name); err != nil {
@@ -141,11 +168,16 @@ func (w *walk) admit(ctx context.Context) error {
 	if err != nil || w.off.revocation {
 		return err
 	}
-	return w.standing(ctx, inquirer{w.arrival, revoked}, w.call.Peer)
+	return w.standing(ctx, inquirer{w.arrival, revoked}, w.call.Peer, w.callerUses()...)
 }
 
 func (e *Engine) admitCaller(ctx context.Context, a arrival, calls int) error {
 	return e.asStranger(ctx, a, e.config.Guard.Admit(ctx, a.tenant.Name, a.caller.Principal, calls, a.tenant.CallerRate, a.noted()...))
+}
+
+// limitCaller admits one call, also while Redis does not answer.
+func (e *Engine) limitCaller(ctx context.Context, a arrival) error {
+	return e.asStranger(ctx, a, e.config.Guard.AdmitOrLimit(ctx, a.tenant.Name, a.caller.Principal, a.tenant.CallerRate, a.noted()...))
 }
 
 // verify is step 3: the subject token once, then each child's actor.

@@ -110,6 +110,14 @@ func (w *walk) failAll(err error) {
 	}
 }
 
+// refuseAll gives every child this refusal, in place of what became of it so far.
+func (w *walk) refuseAll(err error) {
+	for _, c := range w.children {
+		c.outcome.Grant = nil
+		c.fail(err)
+	}
+}
+
 // turnAway ends a call whose caller is not known or not admitted: counted, and sampled in the log.
 // No stranger writes into a tenant's ledger.
 func (e *Engine) turnAway(ctx context.Context, err error) *delegation.Error {

@@ -34,6 +34,8 @@ type batch struct {
 	distrust error
 
 	outcomes []outcome // what to tell items[i], once committed
+
+	checked map[digest]bool // what the checks of the present item would have spent
 }
 
 type outcome struct {
@@ -272,6 +274,7 @@ func (b *batch) decide() error {
 			b.outcomes[i].err = unavailable(b.distrust)
 			continue
 		}
+		b.checked = nil
 		replayed := b.spent(it.uses)
 		b.spend(it.uses)
 		if len(it.drafts) == 0 && replayed != nil {
@@ -342,7 +345,11 @@ func (b *batch) record(d *Draft, replayed *delegation.Error) Result {
 	if replayed != nil {
 		return b.refuse(d, replayed)
 	}
-	if d.Kind != KindGrant {
+	switch d.Kind {
+	case KindCheck:
+		return b.check(d)
+	case KindGrant:
+	default:
 		return b.append(d.entry(b.s.tenant), d, nil)
 	}
 	if d.Idempotency != nil && !b.s.ledger.off.idempotency {
@@ -371,6 +378,24 @@ func (b *batch) record(d *Draft, replayed *delegation.Error) Result {
 		b.spend(d.Uses)
 	}
 	return r
+}
+
+// check records what the same draft of a grant would meet, and spends nothing but for the other checks of its call.
+func (b *batch) check(d *Draft) Result {
+	if spent := b.spent(d.Uses); spent != nil {
+		return b.refuse(d, spent)
+	}
+	for _, u := range d.Uses {
+		name := u.digest()
+		if b.checked[name] {
+			return b.refuse(d, replay(u.Reason))
+		}
+		if b.checked == nil {
+			b.checked = make(map[digest]bool)
+		}
+		b.checked[name] = true
+	}
+	return b.append(d.entry(b.s.tenant), d, nil)
 }
 
 // repeat answers a retry with the grant that its key names. The retry's own lineage counts as well

@@ -68,7 +68,7 @@ type Draft struct {
 	Claims func(seq uint64) ([]byte, error)
 
 	Idempotency *Idempotency // grants only
-	Uses        []SingleUse  // grants only: what the grant itself spends; a refusal spends nothing
+	Uses        []SingleUse  // grants: what the grant itself spends, a refusal spends nothing; checks: what must be unspent
 
 	Voids uint64 // number of the grant that a void takes back
 	// Revocation has Target and Until; the ledger fills in the rest. A zero Until never ends; any other one is raised to the
@@ -189,8 +189,10 @@ func (d *Draft) checkKind() error {
 		return fmt.Errorf("kind %q is unknown", d.Kind)
 	case fixed && d.Outcome != "" && d.Outcome != want, !fixed && d.Outcome != Granted && d.Outcome != Refused:
 		return wrong("its outcome cannot be " + string(d.Outcome))
-	case d.Kind != KindGrant && (d.Claims != nil || d.Idempotency != nil || len(d.Uses) > 0):
-		return wrong("only grants have claims, idempotency keys and uses of their own")
+	case d.Kind != KindGrant && (d.Claims != nil || d.Idempotency != nil):
+		return wrong("only grants have claims and idempotency keys")
+	case d.Kind != KindGrant && d.Kind != KindCheck && len(d.Uses) > 0:
+		return wrong("only grants and checks have uses of their own")
 	case (d.Kind == KindVoid) != (d.Voids > 0):
 		return wrong("voids, and nothing else, name the number that they void")
 	case (d.Kind == KindRevocation) != (d.Revocation != nil):

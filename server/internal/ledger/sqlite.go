@@ -13,7 +13,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/pressly/goose/v3"
 	"modernc.org/sqlite" // and the driver "sqlite"
 	sqlitelib "modernc.org/sqlite/lib"
 )
@@ -54,27 +53,6 @@ func sqliteDB(dsn, mode string, busy time.Duration, pragmas ...string) (*sql.DB,
 		"journal_mode(WAL)", "synchronous(FULL)"}, pragmas...)
 	file := url.URL{Scheme: "file", OmitHost: true, Path: path, RawQuery: q.Encode()}
 	return sql.Open("sqlite", file.String())
-}
-
-func migrateSQLite(ctx context.Context, dsn string) error {
-	path, err := sqlitePath(dsn)
-	if err != nil {
-		return err
-	}
-	// The file holds personal data. SQLite gives its WAL the same permissions.
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return err
-	}
-	if err := f.Close(); err != nil {
-		return err
-	}
-	db, err := sqliteDB(dsn, "rw", 10*time.Second)
-	if err != nil {
-		return err
-	}
-	db.SetMaxOpenConns(1)
-	return errors.Join(migrate(ctx, goose.DialectSQLite3, db, "sqlite", nil), db.Close())
 }
 
 func openSQLite(ctx context.Context, dsn string, config Config, s seam) (store, error) {

@@ -120,8 +120,8 @@ func (r *rules) expand(q Question, most int) ([]Missing, *delegation.Error) {
 			Reason:   delegation.AudienceNotPermitted, Value: audience,
 		})
 	}
-	for _, detail := range q.Details {
-		r.expandDetail(&x, q, detail)
+	for i, detail := range q.Details {
+		r.expandDetail(&x, q, i, detail)
 	}
 	if x.err != nil {
 		return nil, x.err
@@ -171,17 +171,17 @@ func (r *rules) expandScope(x *expansion, q Question, scope string) {
 
 // expandDetail asks for every action of one authorization_details element. An element that the
 // mapping does not describe in full is refused (RFC 9396 §5): an unknown field would be granted
-// without a check.
-func (r *rules) expandDetail(x *expansion, q Question, d delegation.Detail) {
+// without a check. Refusals name the element by its position, because its texts are the caller's.
+func (r *rules) expandDetail(x *expansion, q Question, position int, d delegation.Detail) {
 	const field = "authorization_details"
 	rule, known := r.details[d.Type()]
 	if !known {
-		x.refuse(delegation.DetailsUnknownType, field, "type must be mapped to relations, and %.64s is not", d.Type())
+		x.refuse(delegation.DetailsUnknownType, field, "element %d must have a type that is mapped to relations", position)
 		return
 	}
 	for _, name := range d.Fields() {
 		if !rule.known[name] {
-			x.refuse(delegation.DetailsUnknownType, field, "an element of type %s must hold only fields that are checked, and %.64s is not", d.Type(), name)
+			x.refuse(delegation.DetailsUnknownType, field, "element %d must hold only fields of type %s that are checked", position, d.Type())
 			return
 		}
 	}
@@ -190,18 +190,18 @@ func (r *rules) expandDetail(x *expansion, q Question, d delegation.Detail) {
 		value, present = d.Text(rule.object.field)
 	}
 	if !present || rule.object.field != "" && value == "" {
-		x.refuse(delegation.DetailsUnknownType, field, "an element of type %s must have the text field %s", d.Type(), rule.object.field)
+		x.refuse(delegation.DetailsUnknownType, field, "element %d must have the text field %s, as type %s needs it", position, rule.object.field, d.Type())
 		return
 	}
 	actions := d.List("actions")
 	if len(actions) == 0 {
-		x.refuse(delegation.DetailsUnknownType, field, "an element of type %s must name its actions; none does not mean all", d.Type())
+		x.refuse(delegation.DetailsUnknownType, field, "element %d must name its actions; none does not mean all", position)
 		return
 	}
 	for _, action := range actions {
 		relation, mapped := rule.relations[action]
 		if !mapped {
-			x.refuse(delegation.DetailsUnknownType, field, "the actions of type %s must be mapped, and %.64s is not", d.Type(), action)
+			x.refuse(delegation.DetailsUnknownType, field, "element %d must have only actions of type %s that are mapped", position, d.Type())
 			return
 		}
 		x.both(q, Missing{Relation: Relation{Relation: relation, Object: rule.object.fill(value)},
@@ -252,7 +252,7 @@ func (x *expansion) add(m Missing) {
 		}
 	}
 	if err := m.Relation.check(); err != nil {
-		x.refuse(m.Reason, "", "%.64s has no object in OpenFGA: %v", m.Value, err)
+		x.refuse(m.Reason, "", "what is asked for cannot be asked of OpenFGA: %v", err)
 		return
 	}
 	if len(x.checks) == x.most {

@@ -31,8 +31,8 @@ type Use struct {
 }
 
 // Caller authenticates a client by its assertion (private_key_jwt, RFC 7523 §3): iss and sub are the
-// client, aud is exactly the tenant's issuer, jti is there, and exp is at most five minutes ahead. It
-// notes no use: that is for whoever records the request.
+// client, aud is the tenant's issuer as a string and not as a list (RFC 7523bis §4), jti is there, and
+// exp is at most five minutes ahead. It notes no use: that is for whoever records the request.
 //
 // Whatever is wrong, the answer is one and the same ClientUnauthenticated; what it was is the error's
 // cause. A client that is not registered costs as much work as one that is.
@@ -128,8 +128,8 @@ func (t *Trust) authenticates(p presented) error {
 	switch r := p.claims; {
 	case r.Subject != r.Issuer:
 		return broken("its sub is not its iss")
-	case !t.addressed(p, t.issuer):
-		return broken("its aud is not exactly this tenant's issuer")
+	case !t.addressed(p, t.issuer) || !single(p):
+		return broken("its aud is not exactly this tenant's issuer, as a string")
 	case r.ID == "":
 		return broken("it has no jti")
 	case time.Unix(r.ExpiresAt, 0).After(now.Add(maxAssertionAge + t.skew)):
@@ -138,4 +138,11 @@ func (t *Trust) authenticates(p presented) error {
 		return broken("it was issued too long ago")
 	}
 	return nil
+}
+
+// single says whether aud is a string. A list of one is another text with the same meaning, and an assertion
+// has one form.
+func single(p presented) bool {
+	_, err := p.StringClaim("aud")
+	return err == nil
 }

@@ -22,7 +22,7 @@ func TestClientAssertionRules(t *testing.T) {
 		{name: "typ application/jwt", typ: "application/jwt"},
 		{name: "typ at+jwt", typ: "at+jwt", cause: "its typ is not"},
 		{name: "typ dpop+jwt", typ: "dpop+jwt", cause: "its typ is not"},
-		{name: "aud in a list of one", claims: func(*world) object { return object{"aud": []string{tenantIssuer}} }},
+		{name: "aud in a list of one", claims: func(*world) object { return object{"aud": []string{tenantIssuer}} }, cause: "its aud is not exactly"},
 		{name: "aud and another", claims: func(*world) object { return object{"aud": []string{tenantIssuer, api}} }, cause: "its aud is not exactly"},
 		{name: "aud token endpoint", claims: func(*world) object { return object{"aud": tenantIssuer + "/oauth2/token"} }, cause: "its aud is not exactly"},
 		{name: "aud with a slash more", claims: func(*world) object { return object{"aud": tenantIssuer + "/"} }, cause: "its aud is not exactly"},

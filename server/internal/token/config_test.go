@@ -59,7 +59,7 @@ func TestConfigurationRules(t *testing.T) {
 		{"negative lifetime", idpChange(func(i *TrustedIssuer) { i.MaxLifetime = -1 }), "trusted_issuers[0].max_lifetime", "positive"},
 		{"no principal type", idpChange(func(i *TrustedIssuer) { i.Principal.Type = "" }), "trusted_issuers[0].principal", "type"},
 		{"principal type with a colon", idpChange(func(i *TrustedIssuer) { i.Principal.Type = "user:x" }), "trusted_issuers[0].principal", "type"},
-		{"principal prefix too long", idpChange(func(i *TrustedIssuer) { i.Principal.Prefix = strings.Repeat("x", 256) }), "trusted_issuers[0].principal", "longer"},
+		{"principal prefix too long", idpChange(func(i *TrustedIssuer) { i.Principal.Prefix = strings.Repeat("x", 256) }), "trusted_issuers[0].principal", "at most 256 bytes"},
 		{"imported act by another claim", idpChange(func(i *TrustedIssuer) { i.ImportAct = &Mapping{Type: "svc", Claim: "azp"} }), "trusted_issuers[0].import_act.claim", "act.sub"},
 		{"imported act without type", idpChange(func(i *TrustedIssuer) { i.ImportAct = &Mapping{} }), "trusted_issuers[0].import_act", "type"},
 		{"malformed fixed scope", idpChange(func(i *TrustedIssuer) { i.RootGrants.Scopes = []string{"a b"} }), "trusted_issuers[0].root_grants.scopes", "scope token"},
@@ -133,7 +133,7 @@ func TestConfigurationRules(t *testing.T) {
 			i.Algorithms, i.Keys = []string{"EdDSA"}, set(map[string]any{"kty": "OKP", "crv": "X25519", "x": strings.Repeat("A", 43)})
 		}), "trusted_issuers[0].keys.jwks", "have 0"},
 
-		{"client id that is no principal", func(c *TrustConfig) { c.Clients[0].ID = "planner" }, "clients[0].id", "no type"},
+		{"client id that is no principal", func(c *TrustConfig) { c.Clients[0].ID = "planner" }, "clients[0].id", "must be type:id"},
 		{"client twice", func(c *TrustConfig) { c.Clients = append(c.Clients, c.Clients[0]) }, "clients[1].id", "twice"},
 		{"client with another's key", func(c *TrustConfig) {
 			c.Clients = append(c.Clients, c.Clients[0])

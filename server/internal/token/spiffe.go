@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/go-json-experiment/json/jsontext"
 	"github.com/lestrrat-go/jwx/v2/jwa"
 	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
@@ -81,7 +82,7 @@ func (d *domain) parseBundle(data []byte) (*keyring, []string, error) {
 		return parseAuthorities(data)
 	}
 	bundle, err := spiffebundle.Parse(d.name, data)
-	if err != nil {
+	if err != nil || !jsontext.Value(data).IsValid() { // which finds what stands twice
 		return nil, nil, errors.New("is not a SPIFFE bundle")
 	}
 	var ignored []string

@@ -54,8 +54,9 @@ type Config struct {
 	CallerRate     guard.Limit
 	Emergency      []delegation.Principal // responders while OpenFGA does not answer
 	Deadline       time.Duration
-	Agents         []delegation.Principal // beyond planner, researcher and writer
-	Elsewhere      []delegation.Principal // that every tenant but the first knows
+	Agents         []delegation.Principal            // beyond planner, researcher and writer
+	Elsewhere      []delegation.Principal            // that every tenant but the first knows
+	Servers        map[string][]delegation.Principal // by audience
 	Mapping        policy.Mapping
 	ImportAct      *token.Mapping                            // of the OpenID provider
 	Trust          func(tenant string, c *token.TrustConfig) // changes what a tenant accepts; default: nothing
@@ -250,7 +251,7 @@ func (w *World) open(t testing.TB) {
 		checkers = append(checkers, checker)
 		config.Tenants = append(config.Tenants, exchange.Tenant{
 			Name: name, Issuer: tenant.Issuer, Trust: tenant.Trust, Keys: tenant.Keys, Policy: checker,
-			Limits: limits, RequireNonce: w.config.RequireNonce, CallerRate: w.config.CallerRate, Checkpoints: tenant.Checkpoints,
+			Limits: limits, Servers: w.config.Servers, RequireNonce: w.config.RequireNonce, CallerRate: w.config.CallerRate, Checkpoints: tenant.Checkpoints,
 			EmergencyResponders: w.config.Emergency,
 		})
 	}

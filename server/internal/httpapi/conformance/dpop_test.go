@@ -238,7 +238,7 @@ func TestProofClauses(t *testing.T) {
 		{"11", "too old", forge(nil, m{"iat": now() - 70}), delegation.ProofInvalid},
 		{"11", "from the future, within the skew", forge(nil, m{"iat": now() + 4}), ""},
 		{"11", "from the future", forge(nil, m{"iat": now() + 60}), delegation.ProofInvalid},
-		{"12", "an ath where no access token came", forge(nil, m{"ath": "x"}), ""},
+		{"12", "an ath where no access token came", forge(nil, m{"ath": "x"}), delegation.ProofInvalid},
 		{"12", "an ath that is a number", forge(nil, m{"ath": 1}), delegation.ProofInvalid},
 	}
 	for name, door := range holderDoors(t, w) {

@@ -37,6 +37,22 @@ func singleUse(b *bench) {
 	b.refused(l, grant(), delegation.AssertionReplayed, b.use("4"))
 	b.refused(l, &ledger.Draft{Kind: ledger.KindCheck, Outcome: ledger.Granted, Caller: "agent:a"}, delegation.AssertionReplayed, b.use("4"))
 
+	// A check needs what is unspent, and spends it for the other checks of its call only.
+	check := func(spends ...ledger.SingleUse) *ledger.Draft {
+		return &ledger.Draft{Kind: ledger.KindCheck, Outcome: ledger.Granted, Caller: "agent:a", Uses: spends}
+	}
+	b.refused(l, check(spent), delegation.TokenSpent)
+	unspent := b.use("9")
+	unspent.Reason = delegation.TokenSpent
+	for range 2 {
+		checks := l.AppendAll(b.Context(), tenant, []*ledger.Draft{check(unspent), check(unspent), check()}, nil)
+		if checks[0].Err != nil || reason(checks[1].Err) != delegation.TokenSpent || checks[2].Err != nil {
+			b.Errorf("three checks of one call: %+v", checks)
+		}
+	}
+	b.append(l, grant(unspent))
+	b.refused(other, check(unspent), delegation.TokenSpent)
+
 	// One call with several drafts: its credential serves all of them or none, what a draft spends
 	// serves that draft.
 	several := l.AppendAll(b.Context(), tenant, []*ledger.Draft{grant(), grant(spent), grant()}, []ledger.SingleUse{b.use("8")})
