@@ -27,9 +27,11 @@ func (c *Clock) check(p *problems, tenants []Tenant) {
 
 // open makes the clock that all parts go by, and that goes by the injected ones.
 func (c *Clock) open(o Options) *clock.Clock {
-	return clock.New(clock.Config{
-		Now: o.Now, Elapsed: o.Elapsed, Remote: o.Remote, Bound: c.Bound, Logger: o.Logger, Registerer: o.Registry,
-	})
+	config := clock.Config{Now: o.Now, Elapsed: o.Elapsed, Remote: o.Remote, Bound: c.Bound, Logger: o.Logger}
+	if o.Registry != nil { // a command has none
+		config.Registerer = o.Registry
+	}
+	return clock.New(config)
 }
 
 // clocks are those of other machines. A Redis in this process has none.

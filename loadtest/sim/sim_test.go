@@ -232,7 +232,7 @@ func TestCostsAreChecked(t *testing.T) {
 // TestBuiltAsSimulated compares the constants with those of Deputy: change both together.
 func TestBuiltAsSimulated(t *testing.T) {
 	for file, lines := range map[string][]string{
-		"server/internal/rpc/watch.go":       {`maxWatchers = 2000\b`},
+		"server/internal/exchange/places.go": {`MaxWatchers = 2000\b`},
 		"server/internal/ledger/ledger.go":   {`c\.MaxBatch = 256\b`, `c\.MaxQueue = 4096\b`},
 		"server/internal/exchange/follow.go": {`tailEvery +\= 250 \* time\.Millisecond`},
 		"client/feed.go":                     {`markInterval +\= time\.Second`, `maxFeedPause +\= 2 \* time\.Second`},

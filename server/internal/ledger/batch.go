@@ -422,10 +422,11 @@ func (b *batch) repeat(d *Draft, stored storedKey) Result {
 	return Result{Receipt: Receipt{Seq: stored.seq, Time: stored.time, Claims: slices.Clone(stored.claims), Existing: true}}
 }
 
-// ahead says whether a hop has a number that the ledger has not given yet: a parent was recorded before its child is
-// asked for, so it is of a ledger that this one forked from, or of a future that this one lost.
+// ahead reports whether a hop has a number that the ledger has not given yet, by what is committed and by this batch. A
+// parent is recorded before its child, so such a hop is of a ledger that this one forked from, or of a future that this
+// one lost.
 func (b *batch) ahead(hops []delegation.Hop) bool {
-	return slices.ContainsFunc(hops, func(h delegation.Hop) bool { return h.Seq > b.facts.head.seq })
+	return slices.ContainsFunc(hops, func(h delegation.Hop) bool { return h.Seq > b.w.head.seq })
 }
 
 func (b *batch) hit(l delegation.Lineage) bool {
