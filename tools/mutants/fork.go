@@ -23,12 +23,12 @@ var forkMutants = []mutant{
 	},
 	{
 		name: "fork-serving-echo", file: "server/internal/exchange/watch.go",
-		old: "serving(ctx, w.by.tenant.Name); err != nil {\n\t\treturn 0, err", new: "serving(ctx, w.by.tenant.Name); false {\n\t\treturn 0, err",
+		old: "serving(ctx, w.by.tenant.Name); err != nil {\n\t\treturn 0, time.Time{}, err", new: "serving(ctx, w.by.tenant.Name); false {\n\t\treturn 0, time.Time{}, err",
 		pkg: servingTests, test: "TestWhoKnowsBetterDoesNotServe",
 	},
 	{
 		name: "fork-serving-snapshot", file: "server/internal/exchange/watch.go",
-		old: "serving(ctx, w.by.tenant.Name); err != nil {\n\t\treturn nil, 0, err", new: "serving(ctx, w.by.tenant.Name); false {\n\t\treturn nil, 0, err",
+		old: "serving(ctx, w.by.tenant.Name); err != nil {\n\t\treturn nil, 0, time.Time{}, err", new: "serving(ctx, w.by.tenant.Name); false {\n\t\treturn nil, 0, time.Time{}, err",
 		pkg: servingTests, test: "TestWhoKnowsBetterDoesNotServe",
 	},
 	{
@@ -68,7 +68,7 @@ var forkMutants = []mutant{
 	},
 	{
 		name: "fork-hop-active", file: "server/internal/exchange/inquire.go",
-		old: "hit || e.ahead(by.tenant, claims.Delegation.Hops) {", new: "hit {",
+		old: " || e.ahead(by.tenant, claims.Delegation.Hops) {", new: " {",
 		pkg: servingTests, test: "TestHopsAheadOfTheLedgerAreNotActive",
 	},
 	{

@@ -73,7 +73,7 @@ var timeMutants = []mutant{
 	},
 	{
 		name: "time-a-wrong-clock-answers",
-		file: "server/internal/exchange/trusted.go",
+		file: "server/internal/exchange/serving.go",
 		old:  "if err := e.config.Ledger.Trusted(); err != nil {",
 		new:  "if err := e.config.Ledger.Trusted(); err == nil && false {",
 		pkg:  "server/internal/exchange", test: "TestAWrongClockAnswersNothing",
@@ -88,7 +88,7 @@ var timeMutants = []mutant{
 	{
 		name: "time-readiness-does-not-tell",
 		file: "server/ready.go",
-		old:  "		\"clock\":  {memory: true, check: func(context.Context) error { return l.Trusted() }},\n",
+		old:  "		\"clock\": {memory: true, check: func(context.Context) error { return l.Trusted() }},\n",
 		new:  "",
 		pkg:  "server", test: "TestASteppedClockIsNoticed",
 	},

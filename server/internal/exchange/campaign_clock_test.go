@@ -253,7 +253,7 @@ func (c *clockCampaign) present() {
 			continue
 		}
 		for i, m := range c.machines {
-			got, err := m.Engine.Introspect(c.Context(), exchange.Inquiry{Tenant: "default", Credentials: c.n.Credentials(c, planner), Token: g.AccessToken})
+			got, err := m.Engine.Introspect(c.Context(), exchange.Inquiry{Tenant: "default", Credentials: c.n.Credentials(c, g.Claims.Act.Current()), Token: g.AccessToken})
 			if err == nil && got.Claims != nil {
 				c.Errorf("instance %d introspects a dead token as active", i)
 			}
@@ -326,7 +326,7 @@ func (c *clockCampaign) examine() {
 			c.Fatalf("instance %d with all clocks right: %v (cause %v)", i, refusal, refusal.Unwrap())
 		}
 		for k, other := range c.machines {
-			got, err := other.Engine.Introspect(c.Context(), exchange.Inquiry{Tenant: "default", Credentials: c.n.Credentials(c, planner), Token: parent.AccessToken})
+			got, err := other.Engine.Introspect(c.Context(), exchange.Inquiry{Tenant: "default", Credentials: c.n.Credentials(c, writer), Token: parent.AccessToken})
 			if err != nil || got.Claims == nil && !c.dead(parent) {
 				c.Errorf("instance %d with all clocks right says of a live token: %v, %v", k, got.Claims, err)
 			}
