@@ -103,6 +103,7 @@ func TestNothingIsPrunedByADoubtfulClock(t *testing.T) {
 		m := newMachine(t, dsn, truth, 0)
 		must(t, m.Ledger, ledgertest.Grant(truth.Now(), "user:alice", "agent:planner"), use("assertion", truth.Now().Add(time.Minute)))
 		m.wall.Store(int64(time.Hour))
+		truth.Add(5 * time.Minute) // the assertion has expired, and the instance cannot be certain of that
 		for i := range 2 * ledger.PruneAfter {
 			if err := m.Spend(t.Context(), tenant, []ledger.SingleUse{use(strings.Repeat("x", i+1), truth.Now().Add(2*time.Hour))}); err != nil {
 				t.Fatal(err)
