@@ -15,4 +15,11 @@ var coreMutants = []mutant{
 		new:  "return !expires.IsZero() && expires.Unix() <= s.forgotten",
 		pkg:  "client/delegation", test: "TestForgottenCoversWhatIsMissing",
 	},
+	{
+		name: "verifier-never-stale",
+		file: "client/feed.go",
+		old:  "return k, k != nil && f.clock.now().since(k.asOf) <= f.bound",
+		new:  "return k, k != nil",
+		pkg:  "client", test: "TestFeedFaults",
+	},
 }

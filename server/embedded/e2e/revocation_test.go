@@ -100,6 +100,11 @@ func TestRevocationReachesVerifiers(t *testing.T) {
 		_, err = d.verifier(one).Verify(t.Context(), token.AccessToken.Reveal())
 		check(t, err)
 	}
+	for k, v := range verifiers {
+		if s := v.Status(); s.Clock != nil || s.Offset.Abs() > 5*time.Second {
+			t.Errorf("verifier %d: offset %v from the ledger's time: %v", k, s.Offset, s.Clock)
+		}
+	}
 	slices.Sort(all)
 	if len(all) == 0 {
 		t.Fatal("nothing was measured")

@@ -24,7 +24,7 @@ type Witness struct {
 	Leaf   [32]byte
 }
 
-// ErrSuperseded: Redis knows a later incarnation of the ledger than the one that this instance is on. Nothing of the
+// ErrSuperseded means that Redis holds a later incarnation of the ledger than the one that this instance is on. Nothing of the
 // former one is published.
 var ErrSuperseded = errors.New("guard: Redis knows a later incarnation of the ledger")
 
