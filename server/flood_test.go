@@ -94,6 +94,40 @@ var floods = map[string]func(t *testing.T, i *instance){
 			}
 		}
 	},
+	"messages that do not end": func(t *testing.T, i *instance) {
+		piece := make([]byte, 16<<10)
+		for range testservers.Campaign(20, 4) {
+			f := flood(t, dialTCP(t, i.GRPCAddr()))
+			f.greet()
+			for n := range 100 {
+				method := []string{deputyv1.TokenExchangeService_Exchange_FullMethodName, healthpb.Health_Watch_FullMethodName}[n%2]
+				if !f.begin(n, false, calling(method)...) || f.WriteData(uint32(2*n+1), false, []byte{0, 0, 16, 0, 0}) != nil {
+					break
+				}
+			}
+			for n := range 100 * 60 { // round and round, up to 960 KiB of each MiB
+				if f.WriteData(uint32(n%100*2+1), false, piece) != nil {
+					break
+				}
+			}
+		}
+	},
+	"messages in tiny frames": func(t *testing.T, i *instance) {
+		for range testservers.Campaign(20, 4) {
+			f, frames := flood(t, dialTCP(t, i.GRPCAddr())), new(bytes.Buffer)
+			f.greet()
+			f.begin(0, false, calling(deputyv1.TokenExchangeService_Exchange_FullMethodName)...)
+			_ = f.WriteData(1, false, []byte{0, 0, 16, 0, 0})
+			for range 1000 {
+				_ = http2.NewFramer(frames, nil).WriteData(1, false, []byte{1})
+			}
+			for range 900 {
+				if _, err := f.conn.Write(frames.Bytes()); err != nil {
+					break
+				}
+			}
+		}
+	},
 	"rapid reset": func(t *testing.T, i *instance) {
 		for range 4 {
 			f := flood(t, dialTCP(t, i.GRPCAddr()))

@@ -126,4 +126,19 @@ var transportMutants = []mutant{
 		old: "unread: peers.NewPlaces(4096, 2048, maxStreams)", new: "unread: peers.NewPlaces(1<<20, 1<<20, maxStreams)",
 		pkg: "server/internal/rpc", test: "TestSilentCallsMakeRoom",
 	},
+	{
+		name: "unfinished-messages-without-a-bound", file: "server/internal/peers/unfinished.go",
+		old: "for u.held > u.most {", new: "for false {",
+		pkg: "server/internal/peers", test: "TestUnfinished",
+	},
+	{
+		name: "unfinished-messages-are-not-counted", file: "server/internal/rpc/opening.go",
+		old: "c.unfinished.Read(c.peer.connection, n)", new: "_ = n",
+		pkg: "server", test: "TestFloods",
+	},
+	{
+		name: "whole-message-still-counts", file: "server/internal/peers/unfinished.go",
+		old: "m.of.held -= until - m.from\n", new: "_ = until\n",
+		pkg: "server/internal/peers", test: "TestUnfinished",
+	},
 }

@@ -17,6 +17,8 @@ type Connection struct {
 	conn    net.Conn
 	address string
 	wasted  *rate.Limiter
+
+	read, last int // bytes, in all and at last, that Unfinished was told
 }
 
 // A connection may waste wastedAtOnce calls, and then wastedPerSecond more each second. A call that

@@ -20,24 +20,33 @@ import (
 // keeps its place until it ends. Every other call keeps its place until its first message is whole:
 // then the engine authenticates the caller or refuses the call.
 type openings struct {
-	message time.Duration // until the first message of a call is whole
-	public  *peers.Places
-	unread  *peers.Places
+	message    time.Duration // until the first message of a call is whole
+	public     *peers.Places
+	unread     *peers.Places
+	unfinished *peers.Unfinished
 }
 
+// maxUnfinishedBytes bounds what all calls hold whose first messages are not whole. In frames of one
+// byte, a byte takes several times as much memory.
+const maxUnfinishedBytes = 8 * maxMessageBytes
+
 func newOpenings(w *waits) *openings {
-	return &openings{message: w.message, public: peers.NewPlaces(2048, 1024, 100), unread: peers.NewPlaces(4096, 2048, maxStreams)}
+	return &openings{
+		message: w.message, public: peers.NewPlaces(2048, 1024, 100), unread: peers.NewPlaces(4096, 2048, maxStreams),
+		unfinished: peers.NewUnfinished(maxUnfinishedBytes),
+	}
 }
 
 // opening is one call, from its headers to its answer.
 type opening struct {
 	connection *peers.Connection
 	began      time.Time
-	refusal    error        // nil: the call is served
-	place      *peers.Place // nil: the call is refused
-	stays      bool         // keeps its place after the first message
-	silence    *time.Timer  // until the first message
-	watched    func() bool  // stops the call of ended; false: it has been called
+	refusal    error          // nil: the call is served
+	place      *peers.Place   // nil: the call is refused
+	message    *peers.Message // nil: the call is refused
+	stays      bool           // keeps its place after the first message
+	silence    *time.Timer    // until the first message
+	watched    func() bool    // stops the call of ended; false: it has been called
 }
 
 type openingKey struct{}
@@ -63,6 +72,10 @@ func lasting(method string) bool {
 func (o *openings) tap(ctx context.Context, info *tap.Info) (context.Context, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	c := &opening{connection: connectionOf(ctx), began: time.Now(), stays: lasting(info.FullMethodName)}
+	displaced := func() {
+		cancel(errCrowded)
+		c.connection.Crowded()
+	}
 	switch {
 	case !speaksProto(info.Header):
 		c.refusal = otherCodec
@@ -71,14 +84,14 @@ func (o *openings) tap(ctx context.Context, info *tap.Info) (context.Context, er
 	case c.stays:
 		c.place = o.public.Enter(c.connection, nil)
 	default:
-		c.place = o.unread.Enter(c.connection, func() {
-			cancel(errCrowded)
-			c.connection.Crowded()
-		})
+		c.place = o.unread.Enter(c.connection, displaced)
 	}
 	if c.refusal == nil && c.place == nil {
 		c.refusal = tooMany
 		c.connection.Crowded()
+	}
+	if c.refusal == nil {
+		c.message = o.unfinished.Begin(c.connection, displaced)
 	}
 	c.silence = time.AfterFunc(o.message, func() { cancel(errSilent) })
 	c.watched = context.AfterFunc(ctx, func() { c.ended(ctx) })
@@ -93,8 +106,7 @@ func speaksProto(header metadata.MD) bool {
 // ended is called for a call that ends without an answer of a method: its peer hung up, its first
 // message did not come, or its deadline passed. A call of an unknown method is one of them.
 func (c *opening) ended(ctx context.Context) {
-	c.silence.Stop()
-	c.place.Leave()
+	c.release()
 	if c.connection != nil && context.Cause(ctx) == context.Canceled {
 		c.connection.Abandoned(c.began)
 	}
@@ -103,14 +115,20 @@ func (c *opening) ended(ctx context.Context) {
 // answered releases what the tap began.
 func (c *opening) answered() {
 	if c.watched() {
-		c.silence.Stop()
-		c.place.Leave()
+		c.release()
 	}
+}
+
+func (c *opening) release() {
+	c.silence.Stop()
+	c.message.Whole()
+	c.place.Leave()
 }
 
 // messageCame is called for every message of a call. Only the first has an effect.
 func (c *opening) messageCame() {
 	c.silence.Stop()
+	c.message.Whole()
 	if !c.stays {
 		c.place.Leave()
 	}
@@ -125,8 +143,11 @@ func openingOf(ctx context.Context) *opening {
 }
 
 // identified is a listener that puts the state of each connection into the peer address of its
-// calls.
-type identified struct{ net.Listener }
+// calls, and counts what it reads.
+type identified struct {
+	net.Listener
+	unfinished *peers.Unfinished
+}
 
 // Accept waits for the next connection.
 func (l identified) Accept() (net.Conn, error) {
@@ -134,12 +155,20 @@ func (l identified) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return identifiedConn{conn, peerAddress{conn.RemoteAddr(), peers.NewConnection(conn)}}, nil
+	return identifiedConn{conn, peerAddress{conn.RemoteAddr(), peers.NewConnection(conn)}, l.unfinished}, nil
 }
 
 type identifiedConn struct {
 	net.Conn
-	peer peerAddress
+	peer       peerAddress
+	unfinished *peers.Unfinished
+}
+
+// Read reads from the connection.
+func (c identifiedConn) Read(into []byte) (int, error) {
+	n, err := c.Conn.Read(into)
+	c.unfinished.Read(c.peer.connection, n)
+	return n, err
 }
 
 // RemoteAddr returns the peer's address, which grpc-go passes to every call.

@@ -81,6 +81,8 @@ const (
 	maxMetadataBytes = 16 << 10
 	maxStreams       = exchange.MaxWatchers + 500 // of one connection: a proxy may bring all watchers through one
 	readBufferBytes  = 8 << 10                    // each connection holds one while it is open
+	streamWindow     = 64 << 10                   // of a call, beyond the message that is being read: otherwise grpc-go grows it to 16 MiB
+	connectionWindow = 1 << 20                    // what is under way; calls hold what has come
 	workers          = 128                        // goroutines that keep their grown stacks for the next call; further calls get new ones
 	drainGrace       = 20 * time.Second
 )
@@ -100,6 +102,7 @@ var patience = waits{connect: 10 * time.Second, message: 10 * time.Second, idle:
 type Server struct {
 	grpc     *grpc.Server
 	health   *health.Server
+	openings *openings
 	watchers *watchers
 }
 
@@ -135,12 +138,13 @@ func New(c Config) (*Server, error) {
 		door: c.door, timeout: c.Timeout, logger: c.Logger, now: c.Now, sampled: peers.NewSampler(c.Now),
 		tracer: c.TracerProvider.Tracer("deputy.example/deputy/server/internal/rpc"),
 	}
+	bounds := newOpenings(c.waits)
 	options := []grpc.ServerOption{
 		grpc.MaxRecvMsgSize(maxMessageBytes),
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.MaxHeaderListSize(maxMetadataBytes),
 		grpc.ConnectionTimeout(c.waits.connect),
-		grpc.InTapHandle(newOpenings(c.waits).tap),
+		grpc.InTapHandle(bounds.tap),
 		grpc.ForceServerCodecV2(newCodec()),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{
@@ -150,6 +154,8 @@ func New(c Config) (*Server, error) {
 			Time:                  c.waits.ping,
 			Timeout:               c.waits.pong,
 		}),
+		grpc.StaticStreamWindowSize(streamWindow),
+		grpc.StaticConnWindowSize(connectionWindow),
 		grpc.ReadBufferSize(readBufferBytes),
 		grpc.NumStreamWorkers(workers),
 		grpc.ChainUnaryInterceptor(i.unary),
@@ -158,7 +164,7 @@ func New(c Config) (*Server, error) {
 	if c.TLS != nil {
 		options = append(options, grpc.Creds(c.TLS))
 	}
-	s := &Server{grpc: grpc.NewServer(options...), health: health.NewServer(), watchers: newWatchers(c, i)}
+	s := &Server{grpc: grpc.NewServer(options...), health: health.NewServer(), openings: bounds, watchers: newWatchers(c, i)}
 	s.register(c)
 	s.SetServing(false)
 	return s, nil
@@ -178,7 +184,9 @@ func (s *Server) register(c Config) {
 }
 
 // Serve accepts connections until Drain or Stop. It closes the listener.
-func (s *Server) Serve(l net.Listener) error { return s.grpc.Serve(identified{l}) }
+func (s *Server) Serve(l net.Listener) error {
+	return s.grpc.Serve(identified{l, s.openings.unfinished})
+}
 
 // SetServing sets what the health service says of the whole server and of each service.
 func (s *Server) SetServing(serving bool) {
