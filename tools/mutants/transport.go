@@ -23,8 +23,18 @@ var transportMutants = []mutant{
 	},
 	{
 		name: "oldest-call-keeps-its-place", file: "server/internal/peers/places.go",
-		old: "if place.yield == nil {", new: "if true {",
+		old: "		if p.lasting {\n			return nil, nil, true", new: "		if true {\n			return nil, nil, true",
 		pkg: "server/internal/peers", test: "TestPlacesThatYield",
+	},
+	{
+		name: "two-addresses-have-all-lasting-places", file: "server/internal/peers/places.go",
+		old: "if there.Len() > most {", new: "if false {",
+		pkg: "server/internal/peers", test: "TestPlacesThatLastAreShared",
+	},
+	{
+		name: "refused-because-of-others-counts", file: "server/internal/peers/places.go",
+		old: "return nil, nil, false", new: "return nil, nil, true",
+		pkg: "server/internal/peers", test: "TestPlacesThatLastAreShared",
 	},
 	{
 		name: "authenticated-caller-keeps-its-place", file: "server/internal/peers/places.go",
@@ -140,5 +150,10 @@ var transportMutants = []mutant{
 		name: "whole-message-still-counts", file: "server/internal/peers/unfinished.go",
 		old: "m.of.held -= until - m.from\n", new: "_ = until\n",
 		pkg: "server/internal/peers", test: "TestUnfinished",
+	},
+	{
+		name: "health-watch-stays-without-its-place", file: "server/internal/rpc/opening.go",
+		old: "c.place = o.public.Enter(c.connection, func() { cancel(errCrowded) })", new: "c.place = o.public.Enter(c.connection, func() {})",
+		pkg: "server/internal/rpc", test: "TestHealthWatchesMakeRoom",
 	},
 }

@@ -42,11 +42,11 @@ func TestAddress(t *testing.T) {
 
 // What lasts keeps its place: a connection, an address and all have no more than their parts, and who leaves makes room.
 func TestPlacesThatLast(t *testing.T) {
-	p := NewPlaces(6, 4, 2)
+	p := NewLasting(6, 4, 2)
 	a, b, c, d := connection("192.0.2.1"), connection("192.0.2.1"), connection("192.0.2.1"), connection("192.0.2.2")
 	var taken []*Place
 	enter := func(c *Connection) bool {
-		place := p.Enter(c, nil)
+		place := p.Enter(c, func() { t.Error("a place was freed") })
 		if place != nil {
 			taken = append(taken, place)
 		}
@@ -55,7 +55,7 @@ func TestPlacesThatLast(t *testing.T) {
 	for i, want := range []struct {
 		c  *Connection
 		is bool
-	}{{a, true}, {a, true}, {a, false}, {b, true}, {b, true}, {c, false}, {d, true}, {d, true}, {d, false}, {connection("192.0.2.3"), false}} {
+	}{{a, true}, {a, true}, {a, false}, {b, true}, {b, true}, {c, false}, {d, true}, {d, true}, {d, false}} {
 		if enter(want.c) != want.is {
 			t.Errorf("%d: %t", i, !want.is)
 		}
@@ -63,7 +63,7 @@ func TestPlacesThatLast(t *testing.T) {
 	taken[0].Leave()
 	taken[0].Leave() // twice is once
 	(*Place)(nil).Leave()
-	if !enter(c) || enter(c) || enter(connection("192.0.2.4")) {
+	if !enter(c) || enter(c) {
 		t.Error("one that left did not make room for one")
 	}
 	for _, place := range taken {
@@ -71,6 +71,48 @@ func TestPlacesThatLast(t *testing.T) {
 	}
 	if p.taken.Len()+len(p.at)+len(p.on) != 0 {
 		t.Errorf("%d, %v, %v are left", p.taken.Len(), p.at, p.on)
+	}
+}
+
+// Addresses that have all places make room for others until they have as many. Who is refused
+// because of others is not blamed.
+func TestPlacesThatLastAreShared(t *testing.T) {
+	p := NewLasting(8, 4, 4)
+	var freed []string
+	conns := make(map[string]*from)
+	enter := func(at string) bool {
+		conns[at] = &from{at: at}
+		return p.Enter(NewConnection(conns[at]), func() { freed = append(freed, at) }) != nil
+	}
+	for n := range 8 {
+		enter([]string{"192.0.2.1", "192.0.2.2"}[n/4])
+	}
+	for range 2 {
+		if !enter("192.0.2.3") {
+			t.Error("two addresses have all places")
+		}
+	}
+	if len(freed) != 2 || freed[0] == freed[1] {
+		t.Errorf("%v made room", freed)
+	}
+	if enter("192.0.2.3") || enter("192.0.2.1") || len(freed) != 2 {
+		t.Error("addresses with as many made room, or one with as many got more")
+	}
+	late := &from{at: "192.0.2.3"}
+	c := NewConnection(late)
+	for range 2 * wastedAtOnce {
+		p.Enter(c, nil)
+	}
+	if late.closed > 0 {
+		t.Error("a connection is closed because others have all places")
+	}
+	own := NewConnection(&from{at: "192.0.2.4"})
+	q := NewLasting(8, 1, 1)
+	for range wastedAtOnce {
+		q.Enter(own, nil)
+	}
+	if own.conn.(*from).closed == 0 {
+		t.Error("a connection that has its part and goes on is not closed")
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 // connection. Its methods are safe for concurrent use.
 type Places struct {
 	all, address, connection int // most that are taken
+	lasting                  bool
 
 	mu    sync.Mutex // guards what follows, and the places
 	taken list.List  // of *Place, the oldest first
@@ -17,9 +18,21 @@ type Places struct {
 	on    map[*Connection]int
 }
 
-// NewPlaces returns so many places in all, of which one address and one connection get so many.
+// NewPlaces returns places for calls that are soon over: so many in all, of which one address and one
+// connection get so many. If the address or the instance has no place left, the oldest place is
+// freed for the next call. Calls of honest peers are unauthenticated for milliseconds, so the oldest
+// belong to a flood.
 func NewPlaces(all, address, connection int) *Places {
 	return &Places{all: all, address: address, connection: connection, at: make(map[string]*list.List), on: make(map[*Connection]int)}
+}
+
+// NewLasting returns places for calls that may last. Such a call keeps its place, unless the instance
+// has no place left: then the oldest place of the address that has most is freed for the call of an
+// address that has fewer, so that a few addresses cannot have all places.
+func NewLasting(all, address, connection int) *Places {
+	p := NewPlaces(all, address, connection)
+	p.lasting = true
+	return p
 }
 
 // Place is one of [Places].
@@ -30,41 +43,42 @@ type Place struct {
 	all, at    *list.Element // nil after Leave
 }
 
-// Enter takes a place, which Leave gives back. It returns nil if the connection has all of its
-// places.
-//
-// If the address or the instance has no place left, the oldest place is freed and its yield is
-// called. Calls of honest peers are unauthenticated for milliseconds, so the oldest belong to a
-// flood. A nil yield marks a call that may last: it keeps its place, and Enter returns nil.
+// Enter takes a place, which Leave gives back. It returns nil if there is none. If that is for the
+// part of the connection or of its address, it counts against the connection. If a place is freed
+// for this call, the yield of that place is called.
 func (p *Places) Enter(c *Connection, yield func()) *Place {
-	entered, yielded := p.enter(c, yield)
-	if yielded != nil {
-		yielded()
+	entered, freed, own := p.enter(c, yield)
+	if freed != nil {
+		freed.yield()
+	}
+	if own {
+		c.Crowded()
 	}
 	return entered
 }
 
-func (p *Places) enter(c *Connection, yield func()) (entered *Place, yielded func()) {
+func (p *Places) enter(c *Connection, yield func()) (entered, freed *Place, own bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.on[c] >= p.connection {
-		return nil, nil
+		return nil, nil, true
 	}
 	here := p.at[c.address]
-	oldest := (*list.Element)(nil)
+	var oldest *list.Element
 	switch {
 	case here != nil && here.Len() >= p.address:
+		if p.lasting {
+			return nil, nil, true
+		}
 		oldest = here.Front()
 	case p.taken.Len() >= p.all:
-		oldest = p.taken.Front()
+		if oldest = p.oldest(here); oldest == nil {
+			return nil, nil, false
+		}
 	}
 	if oldest != nil {
-		place := oldest.Value.(*Place)
-		if place.yield == nil {
-			return nil, nil
-		}
-		yielded = place.yield
-		place.leave()
+		freed = oldest.Value.(*Place)
+		freed.leave()
 		here = p.at[c.address]
 	}
 	if here == nil {
@@ -74,7 +88,25 @@ func (p *Places) enter(c *Connection, yield func()) (entered *Place, yielded fun
 	entered = &Place{of: p, connection: c, yield: yield}
 	entered.all, entered.at = p.taken.PushBack(entered), here.PushBack(entered)
 	p.on[c]++
-	return entered, yielded
+	return entered, freed, false
+}
+
+// oldest returns the place that is freed for an address when all are taken, or nil.
+func (p *Places) oldest(here *list.List) *list.Element {
+	if !p.lasting {
+		return p.taken.Front()
+	}
+	most := 1 // an address with one more would only swap with the other
+	if here != nil {
+		most += here.Len()
+	}
+	var oldest *list.Element
+	for _, there := range p.at {
+		if there.Len() > most {
+			oldest, most = there.Front(), there.Len()
+		}
+	}
+	return oldest
 }
 
 // Leave gives the place back. A second call, and a call of a nil Place, do nothing.

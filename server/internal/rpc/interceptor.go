@@ -90,7 +90,11 @@ func (i interceptor) stream(server any, stream grpc.ServerStream, info *grpc.Str
 		if err := i.door.knock(ctx, info.FullMethod); err != nil {
 			return err
 		}
-		return handle(server, admitted{stream, ctx, i.door, info.FullMethod})
+		err := handle(server, admitted{stream, ctx, i.door, info.FullMethod})
+		if context.Cause(ctx) == errCrowded {
+			return tooMany
+		}
+		return err
 	})
 	if typed := new(delegation.Error); !strings.HasPrefix(info.FullMethod, ownMethods) && !errors.As(err, &typed) {
 		return err

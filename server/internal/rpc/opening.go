@@ -32,7 +32,7 @@ const maxUnfinishedBytes = 8 * maxMessageBytes
 
 func newOpenings(w *waits) *openings {
 	return &openings{
-		message: w.message, public: peers.NewPlaces(2048, 1024, 100), unread: peers.NewPlaces(4096, 2048, maxStreams),
+		message: w.message, public: peers.NewLasting(2048, 1024, 100), unread: peers.NewPlaces(4096, 2048, maxStreams),
 		unfinished: peers.NewUnfinished(maxUnfinishedBytes),
 	}
 }
@@ -53,7 +53,7 @@ type openingKey struct{}
 
 var (
 	errSilent  = errors.New("the first message did not come in time")
-	errCrowded = errors.New("the place of the call was needed before its first message came")
+	errCrowded = errors.New("another call needs the place of this one")
 	tooMany    = &delegation.Error{
 		Reason: delegation.RateLimited, RetryAfter: time.Second,
 		Description: "too many calls of unauthenticated callers are open, on this connection, from this address or in all: try again later",
@@ -82,13 +82,12 @@ func (o *openings) tap(ctx context.Context, info *tap.Info) (context.Context, er
 	case c.connection == nil:
 		c.refusal = broken("a call on an unknown connection")
 	case c.stays:
-		c.place = o.public.Enter(c.connection, nil)
+		c.place = o.public.Enter(c.connection, func() { cancel(errCrowded) })
 	default:
 		c.place = o.unread.Enter(c.connection, displaced)
 	}
 	if c.refusal == nil && c.place == nil {
 		c.refusal = tooMany
-		c.connection.Crowded()
 	}
 	if c.refusal == nil {
 		c.message = o.unfinished.Begin(c.connection, displaced)

@@ -22,6 +22,7 @@ import (
 	"deputy.example/deputy/client/delegation"
 	deputyv1 "deputy.example/deputy/gen/deputy/v1"
 	"deputy.example/deputy/server/internal/exchange"
+	"deputy.example/deputy/server/internal/peers"
 )
 
 // TestHealthWatchesAreBounded: a watch beyond the bound of its connection is refused with a reason.
@@ -61,6 +62,44 @@ func TestHealthWatchesAreBounded(t *testing.T) {
 		} else if t.Context().Err() != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// elsewhere is a connection of another address.
+type elsewhere struct{ net.Conn }
+
+func (elsewhere) RemoteAddr() net.Addr { return &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1)} }
+
+// A watch whose place is freed for another address ends with a reason.
+func TestHealthWatchesMakeRoom(t *testing.T) {
+	server, conn := dial(t, Config{Engine: granting()})
+	server.openings.public = peers.NewLasting(2, 2, 2)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	var watches []healthpb.Health_WatchClient
+	for range 2 {
+		stream, err := healthpb.NewHealthClient(conn).Watch(bare(ctx), &healthpb.HealthCheckRequest{})
+		if err == nil {
+			_, err = stream.Recv()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		watches = append(watches, stream)
+	}
+	if server.openings.public.Enter(peers.NewConnection(elsewhere{}), nil) == nil {
+		t.Fatal("one address has all places")
+	}
+	if _, err := watches[0].Recv(); !is(err, delegation.RateLimited) {
+		t.Errorf("the oldest: %v", err)
+	}
+	server.SetServing(true)
+	for state := healthpb.HealthCheckResponse_UNKNOWN; state != healthpb.HealthCheckResponse_SERVING; {
+		answer, err := watches[1].Recv()
+		if err != nil {
+			t.Fatalf("the other: %v", err)
+		}
+		state = answer.GetStatus()
 	}
 }
 
