@@ -174,7 +174,7 @@ var floods = map[string]func(t *testing.T, i *instance){
 	"forms that do not end": func(t *testing.T, i *instance) {
 		for range testservers.Campaign(2048, 400) {
 			f := flood(t, dialTCP(t, i.HTTPAddr()))
-			_, _ = io.WriteString(f.conn, "POST /oauth2/token HTTP/1.1\r\nHost: d\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: 60000\r\n\r\na="+strings.Repeat("a", 4<<10))
+			_, _ = io.WriteString(f.conn, "POST /oauth2/token HTTP/1.1\r\nHost: d\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: 65000\r\n\r\na="+strings.Repeat("a", 59<<10))
 		}
 	},
 }

@@ -25,7 +25,7 @@ type front struct {
 
 func newFront(next http.Handler, logger *slog.Logger) *front {
 	return &front{
-		next: next, open: peers.NewPlaces(2048, 1024, maxStreams), sampled: peers.NewSampler(time.Now), logger: logger,
+		next: next, open: peers.NewPlaces(512, 256, maxStreams), sampled: peers.NewSampler(time.Now), logger: logger,
 	}
 }
 
