@@ -156,4 +156,24 @@ var transportMutants = []mutant{
 		old: "c.place = o.public.Enter(c.connection, func() { cancel(errCrowded) })", new: "c.place = o.public.Enter(c.connection, func() {})",
 		pkg: "server/internal/rpc", test: "TestHealthWatchesMakeRoom",
 	},
+	{
+		name: "authenticated-cancellation-counts-grpc", file: "server/internal/rpc/opening.go",
+		old: " && !c.place.Authenticated()", new: "",
+		pkg: "server/internal/rpc", test: "TestAuthenticatedCancellations",
+	},
+	{
+		name: "authenticated-cancellation-counts-http", file: "server/internal/httpapi/front.go",
+		old: " && !place.Authenticated()", new: "",
+		pkg: "server/internal/httpapi", test: "TestAuthenticatedCancellations",
+	},
+	{
+		name: "internal-error-hides-behind-a-hang-up", file: "server/internal/exchange/visit.go",
+		old: "refusal.Reason == delegation.DependencyDown || ", new: "fault || ",
+		pkg: "server/internal/exchange", test: "TestVisit",
+	},
+	{
+		name: "front-answers-without-nosniff", file: "server/internal/httpapi/errors.go",
+		old: "header.Set(\"X-Content-Type-Options\", \"nosniff\")\n", new: "\n",
+		pkg: "server/internal/httpapi", test: "TestRequestsWithoutAPlace",
+	},
 }

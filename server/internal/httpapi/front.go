@@ -66,7 +66,7 @@ func (f *front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer current.end()
 	defer place.Leave()
 	f.next.ServeHTTP(w, r.WithContext(peers.Holding(r.Context(), place)))
-	if context.Cause(r.Context()) == context.Canceled {
+	if context.Cause(r.Context()) == context.Canceled && !place.Authenticated() {
 		connection.Abandoned(began)
 	}
 }

@@ -128,6 +128,35 @@ func TestRapidResetOfQuickRequests(t *testing.T) {
 	s.isServed("after")
 }
 
+// What an authenticated caller cancels does not count against its connection. The control does.
+func TestAuthenticatedCancellations(t *testing.T) {
+	for _, known := range []bool{true, false} {
+		conn := &closing{}
+		of := peers.NewConnection(conn)
+		for range 2000 {
+			ctx, cancel := context.WithCancel(context.WithValue(t.Context(), connectionKey{}, of))
+			f := newFront(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+				if known {
+					peers.Known(r.Context())
+				}
+				cancel()
+			}), slog.New(slog.DiscardHandler))
+			f.ServeHTTP(httptest.NewRecorder(), httptest.NewRequestWithContext(ctx, http.MethodPost, "/", nil))
+		}
+		if conn.closed == known {
+			t.Errorf("authenticated %t: closed %t", known, conn.closed)
+		}
+	}
+}
+
+type closing struct {
+	net.Conn
+	closed bool
+}
+
+func (c *closing) RemoteAddr() net.Addr { return &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1)} }
+func (c *closing) Close() error         { c.closed = true; return nil }
+
 // TestClientsThatHangUp: a request whose client has left is no error in the log. The control is the
 // same failure for a client that waits.
 func TestClientsThatHangUp(t *testing.T) {

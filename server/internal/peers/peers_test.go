@@ -148,11 +148,18 @@ func TestPlacesThatYield(t *testing.T) {
 func TestKnownGivesItsPlaceBack(t *testing.T) {
 	p := NewPlaces(1, 1, 1)
 	c := connection("192.0.2.1")
-	ctx := Holding(context.Background(), p.Enter(c, nil))
+	place := p.Enter(c, nil)
+	ctx := Holding(context.Background(), place)
 	if p.Enter(c, nil) != nil {
 		t.Fatal("there are two places")
 	}
+	if place.Authenticated() || (*Place)(nil).Authenticated() {
+		t.Error("a caller is authenticated before it is known")
+	}
 	Known(ctx)
+	if !place.Authenticated() {
+		t.Error("a known caller is not authenticated")
+	}
 	Known(context.Background())
 	if p.Enter(c, nil) == nil {
 		t.Error("the place was not given back")

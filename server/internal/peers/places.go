@@ -4,6 +4,7 @@ import (
 	"container/list"
 	"context"
 	"sync"
+	"sync/atomic"
 )
 
 // Places bound how many calls of unauthenticated peers are open: in all, for one address and for one
@@ -41,6 +42,7 @@ type Place struct {
 	connection *Connection
 	yield      func()
 	all, at    *list.Element // nil after Leave
+	known      atomic.Bool
 }
 
 // Enter takes a place, which Leave gives back. It returns nil if there is none. If that is for the
@@ -145,5 +147,12 @@ func Holding(ctx context.Context, p *Place) context.Context {
 // Known gives back the place that a context carries. Call it when the caller is authenticated.
 func Known(ctx context.Context) {
 	p, _ := ctx.Value(placeKey{}).(*Place)
+	if p != nil {
+		p.known.Store(true)
+	}
 	p.Leave()
 }
+
+// Authenticated reports whether [Known] was called for the call that has or had the place. It is
+// false for a nil Place.
+func (p *Place) Authenticated() bool { return p != nil && p.known.Load() }

@@ -94,7 +94,7 @@ func (o *openings) tap(ctx context.Context, info *tap.Info) (context.Context, er
 	}
 	c.silence = time.AfterFunc(o.message, func() { cancel(errSilent) })
 	c.watched = context.AfterFunc(ctx, func() { c.ended(ctx) })
-	return context.WithValue(ctx, openingKey{}, c), nil
+	return context.WithValue(peers.Holding(ctx, c.place), openingKey{}, c), nil
 }
 
 func speaksProto(header metadata.MD) bool {
@@ -106,7 +106,7 @@ func speaksProto(header metadata.MD) bool {
 // message did not come, or its deadline passed. A call of an unknown method is one of them.
 func (c *opening) ended(ctx context.Context) {
 	c.release()
-	if c.connection != nil && context.Cause(ctx) == context.Canceled {
+	if c.connection != nil && context.Cause(ctx) == context.Canceled && !c.place.Authenticated() {
 		c.connection.Abandoned(c.began)
 	}
 }

@@ -232,3 +232,36 @@ func TestUnauthenticatedCallsInTheLog(t *testing.T) {
 		t.Error(log.String())
 	}
 }
+
+// What an authenticated caller cancels does not count against its connection. The control does.
+func TestAuthenticatedCancellations(t *testing.T) {
+	for _, known := range []bool{true, false} {
+		conn := &closing{}
+		of := peers.NewConnection(conn)
+		for range 2000 {
+			ctx, cancel := context.WithCancel(peer.NewContext(t.Context(), &peer.Peer{Addr: peerAddress{conn.RemoteAddr(), of}}))
+			ctx, err := newOpenings(&patience).tap(ctx, &tap.Info{Header: metadata.Pairs("content-type", "application/grpc")})
+			if err != nil || openingOf(ctx).refusal != nil {
+				t.Fatal(err, openingOf(ctx).refusal)
+			}
+			if known {
+				peers.Known(ctx)
+			}
+			call := openingOf(ctx)
+			if call.watched() { // so that the test calls it, in this goroutine
+				cancel()
+				call.ended(ctx)
+			}
+		}
+		if conn.closed == known {
+			t.Errorf("authenticated %t: closed %t", known, conn.closed)
+		}
+	}
+}
+
+type closing struct {
+	elsewhere
+	closed bool
+}
+
+func (c *closing) Close() error { c.closed = true; return nil }
