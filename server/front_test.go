@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"testing"
@@ -211,4 +212,15 @@ func said(t *testing.T, conn net.Conn, request string) string {
 		t.Fatal(err)
 	}
 	return string(answer)
+}
+
+// Answers of the server before any handler have HSTS too, over TLS.
+func TestRefusalsOfTheFrontHaveHSTS(t *testing.T) {
+	i := newSite(t).start(t)
+	r := httptest.NewRequest(http.MethodGet, "https://d/oauth2/jwks", nil) // without a connection: it gets no place
+	w := httptest.NewRecorder()
+	i.http.Handler.ServeHTTP(w, r)
+	if w.Code != http.StatusTooManyRequests || w.Header().Get("Strict-Transport-Security") == "" || w.Header().Get("X-Content-Type-Options") != "nosniff" {
+		t.Errorf("%d %v", w.Code, w.Header())
+	}
 }

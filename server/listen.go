@@ -47,7 +47,8 @@ func (s *Server) fronts(config Config, parts opened, engine *exchange.Engine, o 
 	if err != nil {
 		return err
 	}
-	s.http = httpapi.NewServer(httpapi.StrictTransport(front), o.Logger)
+	s.http = httpapi.NewServer(front, o.Logger)
+	s.http.Handler = httpapi.StrictTransport(s.http.Handler) // also for what the server itself answers
 	s.ops = httpapi.NewServer(httpapi.Ops(s.readiness.checks(), o.Registry), o.Logger)
 	return nil
 }

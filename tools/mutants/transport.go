@@ -172,6 +172,11 @@ var transportMutants = []mutant{
 		pkg: "server/internal/exchange", test: "TestVisit",
 	},
 	{
+		name: "front-answers-without-hsts", file: "server/listen.go",
+		old: "	s.http.Handler = httpapi.StrictTransport(s.http.Handler)", new: "	//",
+		pkg: "server", test: "TestRefusalsOfTheFrontHaveHSTS",
+	},
+	{
 		name: "front-answers-without-nosniff", file: "server/internal/httpapi/errors.go",
 		old: "header.Set(\"X-Content-Type-Options\", \"nosniff\")\n", new: "\n",
 		pkg: "server/internal/httpapi", test: "TestRequestsWithoutAPlace",

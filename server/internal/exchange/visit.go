@@ -66,12 +66,17 @@ func noteAuthenticated(ctx context.Context) {
 }
 
 // Failed returns the reason of a failed call for logs and metrics, and whether it is a fault of the
-// server or of a dependency. When the caller has left, what the call waits for is canceled, so that
-// failure is no fault.
+// server or of a dependency. When the caller has left, what the call waits for is canceled: a
+// dependency that does not answer is no fault then, nor is an internal error that the end of a context
+// caused. Any other internal error is one.
 func Failed(ctx context.Context, refusal *delegation.Error) (reason string, fault bool) {
 	fault = refusal.Reason == delegation.Internal || refusal.Reason == delegation.DependencyDown
-	if fault && Left(ctx) {
+	if fault && Left(ctx) && (refusal.Reason == delegation.DependencyDown || interrupted(refusal)) {
 		return ReasonCanceled, false
 	}
 	return string(refusal.Reason), fault
+}
+
+func interrupted(err error) bool {
+	return errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
 }

@@ -41,12 +41,17 @@ func TestVisit(t *testing.T) {
 				delegation.DependencyDown: "unavailable", delegation.Internal: "internal", delegation.TokenRevoked: "token_revoked",
 			} {
 				fault := want != "token_revoked"
-				if c.left && fault {
+				if c.left && reason == delegation.DependencyDown {
 					want, fault = ReasonCanceled, false
 				}
 				if got, is := Failed(ctx, delegation.Refuse(reason, "", "x")); got != want || is != fault {
 					t.Errorf("%s: %s is %s, a fault: %t", name, reason, got, is)
 				}
+			}
+		}
+		for _, cause := range []error{context.Canceled, context.DeadlineExceeded} {
+			if reason, fault := Failed(ctx, delegation.AsError(cause)); (reason == ReasonCanceled) != c.left || fault == c.left {
+				t.Errorf("%s: %v is %s, a fault: %t", name, cause, reason, fault)
 			}
 		}
 		cancel()

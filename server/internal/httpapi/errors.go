@@ -25,6 +25,7 @@ func writeError(w http.ResponseWriter, r *http.Request, ep *endpoint, err error)
 	refusal := delegation.AsError(err)
 	wire := refusal.Reason.Wire()
 	header := w.Header()
+	header.Set("X-Content-Type-Options", "nosniff")
 	switch wire.HTTP {
 	case http.StatusUnauthorized:
 		header.Set("WWW-Authenticate", challenge(r, ep.tenant.Issuer))

@@ -91,7 +91,7 @@ func TestRequestsWithoutAPlace(t *testing.T) {
 	f := newFront(http.NotFoundHandler(), slog.New(slog.DiscardHandler))
 	w := httptest.NewRecorder()
 	f.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/oauth2/jwks", nil))
-	if w.Code != http.StatusTooManyRequests || w.Header().Get("Retry-After") == "" || w.Header().Get("Cache-Control") != "no-store" || !strings.Contains(w.Body.String(), `"reason":"rate_limited"`) {
+	if w.Code != http.StatusTooManyRequests || w.Header().Get("Retry-After") == "" || w.Header().Get("Cache-Control") != "no-store" || w.Header().Get("X-Content-Type-Options") != "nosniff" || !strings.Contains(w.Body.String(), `"reason":"rate_limited"`) {
 		t.Errorf("%d %v %s", w.Code, w.Header(), w.Body)
 	}
 }
@@ -169,6 +169,7 @@ func TestClientsThatHangUp(t *testing.T) {
 			if gone {
 				hangUp()
 				<-ctx.Done()
+				return exchange.Introspection{}, ctx.Err()
 			}
 			return exchange.Introspection{}, errors.New("what it waited for was cut off")
 		}

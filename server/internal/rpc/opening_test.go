@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"strings"
@@ -165,7 +166,7 @@ func TestClientsThatHangUp(t *testing.T) {
 			engine.introspect = func(ctx context.Context, _ exchange.Inquiry) (exchange.Introspection, error) {
 				arrived <- struct{}{}
 				<-ctx.Done()
-				return exchange.Introspection{}, errors.New("what it waited for was cut off")
+				return exchange.Introspection{}, fmt.Errorf("what it waited for was cut off: %w", ctx.Err())
 			}
 			server, err := New(Config{Engine: engine, Logger: slog.New(slog.NewTextHandler(log, nil))})
 			if err != nil {
