@@ -23,6 +23,7 @@ func TestBrowsersThatHangUp(t *testing.T) {
 		defer hangUp()
 		if gone {
 			hangUp()
+			s.engine.err = ctx.Err()
 		}
 		r := httptest.NewRequestWithContext(ctx, http.MethodGet, s.site.URL+"/console", nil)
 		for name, value := range s.cookies() {
