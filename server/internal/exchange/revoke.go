@@ -67,7 +67,7 @@ func (e *Engine) Revoke(ctx context.Context, call RevokeCall) (Revoked, error) {
 	}
 	tenant := by.tenant
 	if err := e.revoking(ctx, tenant.Name); err != nil {
-		return Revoked{}, err
+		return Revoked{}, e.spendUndecided(ctx, by.arrival, err)
 	}
 	draft := &ledger.Draft{Kind: ledger.KindRevocation, Caller: by.caller.Principal, Peer: call.Peer, TraceID: traceID(ctx), Detail: call.Reason}
 	target, err := e.decideRevocation(ctx, tenant, by.caller, call)
