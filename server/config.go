@@ -162,7 +162,8 @@ type Tenant struct {
 	RequireDPoPNonce bool `yaml:"require_dpop_nonce"`
 	// EmergencyResponders are taken for responders while OpenFGA does not answer: they revoke, suspend and read
 	// everything of the tenant, and resume nothing. Default none: then an outage of OpenFGA leaves each caller what
-	// it may take back itself. Danger: OpenFGA is not asked whether they still are responders.
+	// it may take back itself. Both the question and OpenFGA's readiness must fail. Danger: OpenFGA is not asked whether
+	// they still are responders. To delete a principal's tuples does not take this power away; to remove it here does.
 	EmergencyResponders []delegation.Principal `yaml:"emergency_responders"`
 	// AcceptJSONSTS lets the token endpoint take a JSON object of RFC 8693's string members too, which
 	// is what grpc-go's STS credential sends. Default false: OAuth asks for a form.

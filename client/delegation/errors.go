@@ -38,7 +38,7 @@ func Refuse(reason Reason, field, format string, args ...any) *Error {
 
 // Unavailable says that a dependency did not give a usable answer. The cause never reaches a wire.
 func Unavailable(dependency string, cause error) *Error {
-	e := Refuse(DependencyDown, "", "%s is not available, nothing was issued: try again", dependency)
+	e := Refuse(DependencyDown, "", "%s is not available: try again", dependency)
 	e.RetryAfter = time.Second
 	return e.WithCause(cause)
 }

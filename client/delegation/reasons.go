@@ -81,7 +81,7 @@ const (
 // What was in the way.
 const (
 	RateLimited    Reason = "rate_limited"
-	DependencyDown Reason = "unavailable"    // a dependency did not answer: nothing was issued, try again
+	DependencyDown Reason = "unavailable"    // a dependency did not answer: try again
 	LedgerDamaged  Reason = "ledger_damaged" // the ledger lacks, or has changed, what it recorded
 	Internal       Reason = "internal"
 )

@@ -25,8 +25,8 @@ var consoleMutants = []mutant{
 	{
 		name: "console-contain-offered-to-all",
 		file: "server/internal/console/agent.go",
-		old:  "p.MayContain = may[0]",
-		new:  "p.MayContain = true || may[0]",
+		old:  "p.MayContain = h.may(",
+		new:  "p.MayContain = true || h.may(",
 		pkg:  "server/internal/console", test: "TestContainIsOfferedToWhoMay",
 	},
 	{
@@ -39,15 +39,15 @@ var consoleMutants = []mutant{
 	{
 		name: "console-search-offers-to-all",
 		file: "server/internal/console/search.go",
-		old:  "if err != nil || !may[0] {",
-		new:  "if err != nil || len(may) == 0 {",
+		old:  "if !h.may(c, target)[0] {",
+		new:  "if len(h.may(c, target)) == 0 {",
 		pkg:  "server/internal/console", test: "TestContainIsOfferedToWhoMay",
 	},
 	{
 		name: "console-uncounted-confirms-to-all",
 		file: "server/internal/console/takeback.go",
-		old:  "err == nil && may[0] {",
-		new:  "err == nil && len(may) > 0 {",
+		old:  "if h.may(c, target)[0] {",
+		new:  "if len(h.may(c, target)) > 0 {",
 		pkg:  "server/internal/console", test: "TestUncountedIsRevokedAllTheSame",
 	},
 	{

@@ -28,7 +28,9 @@ func (containCommand) Help() string {
 	return `Suspends the agent: every token in whose chain it stands is dead from now on, and it gets no new one
 until deputy resume. Then waits until every connected verifier says that it knows.
 
-Exit code 3 means that the agent is suspended, and that a verifier has not said so in time.
+Exit code 3 means that the agent is suspended, and that a verifier has not said so in time. Where the server cannot
+tell which verifiers have applied the suspension, the command warns on standard error and ends with exit code 0: with --json,
+verifiers and all_caught_up are null.
 
 Examples:
   deputy contain agent:researcher --reason "key found in a public repository"
@@ -84,10 +86,32 @@ func (cmd *containCommand) Run(a *app) error {
 	}
 	report, err := cmd.receipts(c, suspended)
 	if err != nil {
-		a.stderr.line("%s, but which verifiers know is not known", a.stderr.good("the agent is suspended"))
-		return err
+		return a.withoutReceipts(suspended, err)
 	}
 	return a.showReceipts(suspended, report)
+}
+
+// withoutReceipts ends contain where the receipts could not be read. The suspension is in force. A temporary error is a
+// warning only: scripts must not take it for a suspension that failed.
+func (a *app) withoutReceipts(suspended *client.Revoked, err error) error {
+	a.stderr.line("%s; which verifiers have applied the suspension is not known", a.stderr.good("the agent is suspended"))
+	if a.json {
+		if err := a.writeJSON(containReport{revokedReport: revokedJSON(suspended)}); err != nil {
+			return err
+		}
+	}
+	if refusal, typed := errors.AsType[*delegation.Error](err); typed && refusal.Temporary() {
+		a.stderr.line("warning: the receipts could not be read (%s); a verifier that is cut off refuses everything within %s", refusal.Description, selfRefusal)
+		return nil
+	}
+	return err
+}
+
+// containReport is what contain prints as JSON. Verifiers and AllCaughtUp are null where they are not known.
+type containReport struct {
+	revokedReport
+	Verifiers   []verifierReceipt `json:"verifiers"`
+	AllCaughtUp *bool             `json:"all_caught_up"`
 }
 
 // tollOf says what the agent takes with it. To count takes time in proportion to all that is alive, to
@@ -186,11 +210,7 @@ func (a *app) showReceipts(r *client.Revoked, report []verifierReceipt) error {
 		err = errLate
 	}
 	if a.json {
-		return errors.Join(a.writeJSON(struct {
-			revokedReport
-			Verifiers   []verifierReceipt `json:"verifiers"`
-			AllCaughtUp bool              `json:"all_caught_up"`
-		}{revokedJSON(r), append([]verifierReceipt{}, report...), late == 0}), err)
+		return errors.Join(a.writeJSON(containReport{revokedJSON(r), append([]verifierReceipt{}, report...), new(late == 0)}), err)
 	}
 	p := a.stdout
 	p.line("")

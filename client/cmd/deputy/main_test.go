@@ -296,6 +296,38 @@ func TestConfirm(t *testing.T) {
 	}
 }
 
+// TestContainedWithoutReceipts: a suspension that is in force is reported and ends well, whatever is known of the verifiers.
+func TestContainedWithoutReceipts(t *testing.T) {
+	s := deputytest.Start()
+	defer s.Close()
+	dir := t.TempDir()
+	if err := writeFiles(dir, s, s); err != nil {
+		t.Fatal(err)
+	}
+	flags := []string{"--addr", s.Address, "--plaintext", "--issuer", s.Issuer, "--client-id", "planner", "--client-key", filepath.Join(dir, "planner.pem"), "--yes"}
+	down := delegation.Refuse(delegation.RateLimited, "", "the receipts are not available")
+	for name, test := range map[string]struct {
+		flags  []string
+		err    *delegation.Error
+		code   int
+		stdout string
+	}{
+		"text":              {nil, down, 0, "CONTAINED"},
+		"JSON":              {[]string{"--json"}, down, 0, `"all_caught_up": null`},
+		"what will not end": {[]string{"--json"}, delegation.Refuse(delegation.NotFound, "entry", "no such revocation"), 1, `"verifiers": null`},
+	} {
+		before := s.LastRevocation()
+		s.FailNext(nil, test.err)
+		code, stdout, stderr := runApp(t, "", slices.Concat([]string{"contain", "agent:researcher"}, flags, test.flags)...)
+		if code != test.code || !strings.Contains(stdout, test.stdout) || !strings.Contains(stderr, "the agent is suspended") || s.LastRevocation() == before {
+			t.Errorf("%s: code %d\n%s\n%s", name, code, stdout, stderr)
+		}
+		if strings.Contains(stderr, "nothing was") || strings.Contains(stderr, "warning: ") != (test.code == 0) {
+			t.Errorf("%s: %s", name, stderr)
+		}
+	}
+}
+
 // TestChainMatches: the ledger's account of a chain is believed only where it is the token's, save for what
 // erasure and retention may have taken from it.
 func TestChainMatches(t *testing.T) {

@@ -63,11 +63,7 @@ func (h *console) agent(c *call) error {
 	if reach.Suspended {
 		kind = delegation.Resume
 	}
-	may, err := h.may(c, delegation.Target{Kind: kind, ID: string(agent)})
-	if err != nil {
-		return err
-	}
-	p.MayContain = may[0]
+	p.MayContain = h.may(c, delegation.Target{Kind: kind, ID: string(agent)})[0]
 	return c.show(http.StatusOK, "agent", page{Title: nameOf(agent), Body: p})
 }
 

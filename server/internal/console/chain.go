@@ -54,10 +54,7 @@ func (h *console) chain(c *call) error {
 	leaf := grants[len(grants)-1]
 	p := chainPage{Subject: leaf.Subject, Leaf: leaf, Hops: hopsOf(grants), Below: below, After: after}
 	p.Picture = c.draw(p.Hops)
-	may, err := h.may(c, delegation.Target{Kind: delegation.BanToken, ID: leaf.ID}, delegation.Target{Kind: delegation.BanChain, ID: leaf.Txn})
-	if err != nil {
-		return err
-	}
+	may := h.may(c, delegation.Target{Kind: delegation.BanToken, ID: leaf.ID}, delegation.Target{Kind: delegation.BanChain, ID: leaf.Txn})
 	p.MayToken, p.MayChain = may[0], may[1]
 	if next > 0 {
 		p.More = c.link("chain", "jti", q.ID, "after", strconv.FormatUint(next, 10))

@@ -38,7 +38,7 @@ func (h *console) fail(c *call, err error) {
 	h.recognize(c, err)
 	refusal := delegation.AsError(err)
 	status := refusal.Reason.Wire().HTTP
-	p := describe(refusal)
+	p := describe(refusal, c.r.Method)
 	if errors.Is(err, errSignedOut) {
 		p.Link = &link{c.link("sign-in"), "Sign in"}
 	} else if c.who != "" {
@@ -68,8 +68,8 @@ func (h *console) recognize(c *call, err error) {
 }
 
 // describe puts a reason into words for people. The description names field and rule, and repeats no
-// credential.
-func describe(refusal *delegation.Error) problem {
+// credential. After a POST only the description tells whether anything was done.
+func describe(refusal *delegation.Error, method string) problem {
 	switch refusal.Reason {
 	case delegation.NotFound:
 		return problem{Heading: "Nothing there", Text: "There is no such thing, or none that you may see. Both look the same on purpose.",
@@ -82,6 +82,10 @@ func describe(refusal *delegation.Error) problem {
 	case delegation.RateLimited:
 		return problem{Heading: "Too fast", Text: "You asked for more than one person may in so short a time.", Remedy: "Wait a moment and reload."}
 	case delegation.DependencyDown:
+		if method == http.MethodPost {
+			return problem{Heading: "No answer", Text: "A dependency of Deputy did not answer: " + refusal.Description + ".",
+				Remedy: "Check the ledger for a new entry before you repeat it. If this persists, check /readyz."}
+		}
 		return problem{Heading: "No answer", Text: "Something that Deputy depends on did not answer. Nothing was shown and nothing was done: " + refusal.Description + ".",
 			Remedy: "Reload. If it stays like this, look at /readyz."}
 	case delegation.Internal:

@@ -254,3 +254,35 @@ func TestMostRefused(t *testing.T) {
 		t.Errorf("%d: %+v", len(list), list)
 	}
 }
+
+// TestPagesWithoutADependency: what a page adds to what it shows keeps it from nothing, and no page claims that a
+// revocation was not made.
+func TestPagesWithoutADependency(t *testing.T) {
+	s := newStage(t)
+	s.sample(t)
+	page := s.signIn("")
+	s.engine.unheard, s.engine.undecided = delegation.Unavailable("redis", nil), delegation.Unavailable("OpenFGA", nil)
+	form := url.Values{"kind": {"suspend"}, "id": {"agent:researcher"}, "reason": {"x"}, "csrf": {s.csrf(page.body)}}
+	if got := s.post("/console/take-back", form); got.StatusCode != http.StatusOK || !strings.Contains(got.body, "not known now") {
+		t.Errorf("the suspension leads to: %s\n%s", got.Status, got.body)
+	}
+	for _, path := range []string{"/console/entry?entry=58", "/console/entry/receipts?entry=58"} {
+		if got := s.get(path); got.StatusCode != http.StatusOK || !strings.Contains(got.body, "not known now") || strings.Contains(got.body, "No verifier is connected") {
+			t.Errorf("%s: %s\n%s", path, got.Status, got.body)
+		}
+	}
+	for _, path := range []string{"/console/agent?agent=agent%3Aresearcher", "/console/chain?jti=x", "/console?subject=user%3Aalice"} {
+		if got := s.get(path); got.StatusCode != http.StatusOK || strings.Contains(got.body, "take-back?") && strings.Contains(got.body, "kind=suspend") {
+			t.Errorf("%s: %s", path, got.Status)
+		}
+	}
+	s.engine.unheard = delegation.Refuse(delegation.Internal, "", "broken")
+	if got := s.get("/console/entry?entry=58"); got.StatusCode != http.StatusInternalServerError {
+		t.Errorf("an internal error: %s", got.Status)
+	}
+	s.engine.unheard, s.engine.err = nil, delegation.Refuse(delegation.DependencyDown, "", "the revocation may be in force or not")
+	got := s.post("/console/take-back", form)
+	if got.StatusCode != http.StatusServiceUnavailable || !strings.Contains(got.body, "may be in force or not") || strings.Contains(got.body, "othing was") {
+		t.Errorf("a revocation that is not known: %s\n%s", got.Status, got.body)
+	}
+}

@@ -18,10 +18,11 @@ const (
 
 // receipts are the verifiers that have applied a revocation, and those that have not.
 type receipts struct {
-	Entry uint64
-	Know  int
-	Gone  int // were cut off, or ended, before they applied it
-	List  []receipt
+	Entry   uint64
+	Unknown bool // a dependency did not answer: nothing below is known
+	Know    int
+	Gone    int // were cut off, or ended, before they applied it
+	List    []receipt
 }
 
 // Connected is how many verifiers are not Gone.
@@ -38,11 +39,14 @@ type receipt struct {
 	SeenAt   time.Time
 }
 
-// receipts reads who has applied a revocation; nil if the person may not.
+// receipts reads who has applied a revocation; nil if the person may not. A temporary error is no error here: the
+// revocation is in force, and its page must not fail because Redis does not answer.
 func (h *console) receipts(c *call, entry uint64) (*receipts, error) {
 	list, err := h.Engine.Receipts(c.r.Context(), c.inquiry(), entry)
 	if refusal, typed := errors.AsType[*delegation.Error](err); typed && refusal.Reason == delegation.NotFound {
 		return nil, nil
+	} else if typed && refusal.Temporary() {
+		return &receipts{Entry: entry, Unknown: true}, nil
 	} else if err != nil {
 		return nil, err
 	}

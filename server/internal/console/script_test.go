@@ -2,6 +2,7 @@ package console
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"io"
@@ -59,6 +60,8 @@ type script struct {
 	mayNot      bool
 	uncounted   bool // dry runs take too long
 	unanswered  error
+	undecided   error // of MayRevoke
+	unheard     error // of Receipts
 }
 
 func (s *script) SignIn(_ context.Context, in exchange.SignInCall) (exchange.Session, error) {
@@ -128,7 +131,7 @@ func (s *script) MayRevoke(_ context.Context, _ exchange.Inquiry, targets ...del
 	for i := range may {
 		may[i] = !s.mayNot
 	}
-	return may, s.err
+	return may, cmp.Or(s.undecided, s.err)
 }
 
 func (s *script) Tail(context.Context, exchange.Inquiry) (Tail, error) {
@@ -172,7 +175,7 @@ func (s *script) Revoke(_ context.Context, call exchange.RevokeCall) (exchange.R
 }
 
 func (s *script) Receipts(context.Context, exchange.Inquiry, uint64) ([]guard.Receipt, error) {
-	return s.receipts, s.err
+	return s.receipts, cmp.Or(s.unheard, s.err)
 }
 
 // shelf keeps sessions as the ledger does, in memory.

@@ -180,14 +180,12 @@ func (h *console) search(c *call) error {
 	if before > 0 {
 		p.Older = c.link("", append(kept, "before", before)...)
 	}
-	if p.Offer, err = h.offer(c, query); err != nil {
-		return err
-	}
+	p.Offer = h.offer(c, query)
 	return c.show(http.StatusOK, "search", page{Title: "Entries", Body: p})
 }
 
 // offer is the revocation of the one subject, key, chain or token that the search is for, if the person may make it.
-func (h *console) offer(c *call, query url.Values) (*offer, error) {
+func (h *console) offer(c *call, query url.Values) *offer {
 	for _, o := range []struct {
 		filter string
 		kind   delegation.TargetKind
@@ -202,15 +200,14 @@ func (h *console) offer(c *call, query url.Values) (*offer, error) {
 		}
 		target, err := readTarget(url.Values{"kind": {string(o.kind)}, "id": {value}}.Get)
 		if err != nil {
-			return nil, nil // no target of this kind has such a name
+			return nil // no target of this kind has such a name
 		}
-		may, err := h.may(c, target)
-		if err != nil || !may[0] {
-			return nil, err
+		if !h.may(c, target)[0] {
+			return nil
 		}
-		return &offer{Href: c.link("take-back", "kind", target.Kind, "id", target.ID), Text: o.text}, nil
+		return &offer{Href: c.link("take-back", "kind", target.Kind, "id", target.ID), Text: o.text}
 	}
-	return nil, nil
+	return nil
 }
 
 // csvColumns are the columns of a downloaded page.

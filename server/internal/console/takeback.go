@@ -100,16 +100,21 @@ func (h *console) preview(c *call, target delegation.Target) (exchange.Revoked, 
 		Tenant: c.Name, Credentials: exchange.Credentials{Person: c.person}, Peer: c.r.RemoteAddr, Target: target, DryRun: true,
 	})
 	if err != nil && delegation.AsError(err).Temporary() {
-		if may, err := h.may(c, target); err == nil && may[0] {
+		if h.may(c, target)[0] {
 			return exchange.Revoked{}, nil
 		}
 	}
 	return doomed, err
 }
 
-// may reports which of the targets the person may revoke, so that a page offers no other. Engine.Revoke decides.
-func (h *console) may(c *call, targets ...delegation.Target) ([]bool, error) {
-	return h.Engine.MayRevoke(c.r.Context(), c.inquiry(), targets...)
+// may reports which of the targets the person may revoke, so that a page offers no other. Engine.Revoke decides. What
+// cannot be found out now is not offered, and keeps no page from being shown.
+func (h *console) may(c *call, targets ...delegation.Target) []bool {
+	may, err := h.Engine.MayRevoke(c.r.Context(), c.inquiry(), targets...)
+	if err != nil {
+		return make([]bool, len(targets))
+	}
+	return may
 }
 
 // backFrom is where Cancel leads.

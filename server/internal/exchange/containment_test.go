@@ -148,6 +148,12 @@ func TestNoErrorAfterTheCommit(t *testing.T) {
 func TestContainmentWithoutOpenFGA(t *testing.T) {
 	w, n, chain, _ := storm(t, exchangetest.Config{Emergency: []delegation.Principal{stranger}})
 	down := func(*http.Request) error { return errors.New("connection refused") }
+	oneQuestion := func(r *http.Request) error {
+		if strings.HasSuffix(r.URL.Path, "/batch-check") {
+			return context.DeadlineExceeded
+		}
+		return nil
+	}
 	suspend, resume := delegation.Target{Kind: delegation.BanSuspend, ID: string(researcher)}, delegation.Target{Kind: delegation.Resume, ID: string(researcher)}
 	for _, c := range []struct {
 		name   string
@@ -162,6 +168,7 @@ func TestContainmentWithoutOpenFGA(t *testing.T) {
 		{"a responder", down, responder, suspend, delegation.DependencyDown},
 		{"an operator", down, operator, suspend, delegation.DependencyDown},
 		{"no emergency", nil, stranger, suspend, delegation.NotFound},
+		{"one question that fails", oneQuestion, stranger, suspend, delegation.DependencyDown},
 		{"an emergency", down, stranger, suspend, ""},
 		{"an emergency: the tenant", down, stranger, delegation.Target{Kind: delegation.CutTenant}, ""},
 		{"an emergency: what gives back", down, stranger, resume, delegation.DependencyDown},
@@ -185,9 +192,22 @@ func TestContainmentWithoutOpenFGA(t *testing.T) {
 		if role.Responds != (want == "") {
 			t.Errorf("%s: %+v", by, role)
 		}
+		may, err := w.Engine.MayRevoke(t.Context(), ask(), resume, suspend)
+		if got := reasonOf(delegation.AsError(err)); got != want || want == "" && (may[0] || !may[1]) {
+			t.Errorf("%s may resume and suspend: %v, %q", by, may, got)
+		}
 	}
-	if strings.Count(w.Log.String(), "emergency responder admitted without OpenFGA") != 5 {
+	if strings.Count(w.Log.String(), "emergency responder admitted without OpenFGA") != 6 {
 		t.Error("the log does not tell of each emergency")
+	}
+}
+
+// TestReceiptsAreNotHeapedUp: while Redis is down no tenant's receipts grow.
+func TestReceiptsAreNotHeapedUp(t *testing.T) {
+	w, _, _, server := storm(t, exchangetest.Config{})
+	server.Kill()
+	if left, err := w.Engine.ShareReceipts(t.Context(), "default", "other", "third"); err == nil || len(left) > 0 {
+		t.Errorf("%v keep theirs, %v", left, err)
 	}
 }
 

@@ -129,14 +129,14 @@ func (e *Engine) compareAll(names []string, lists map[string]*follower) func(con
 	}
 }
 
-// share tells the other instances what verifiers told this one.
+// share tells the other instances what verifiers told this one. What cannot be told is dropped, of every tenant: verifiers
+// say it again every second.
 func (e *Engine) share(ctx context.Context) error {
+	var errs []error
 	for _, tenant := range e.receipts.tenants() {
-		if err := e.config.Guard.Saw(ctx, tenant, e.receipts.take(tenant)); err != nil {
-			return err // verifiers say it again every second
-		}
+		errs = append(errs, e.config.Guard.Saw(ctx, tenant, e.receipts.take(tenant)))
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // follower does one thing for one tenant, whenever there is a reason to. It belongs to one goroutine.

@@ -67,7 +67,7 @@ func (e *Engine) Revoke(ctx context.Context, call RevokeCall) (Revoked, error) {
 	}
 	tenant := by.tenant
 	if err := e.revoking(ctx, tenant.Name); err != nil {
-		return Revoked{}, err
+		return Revoked{}, e.spendUndecided(ctx, by.arrival, err)
 	}
 	draft := &ledger.Draft{Kind: ledger.KindRevocation, Caller: by.caller.Principal, Peer: call.Peer, TraceID: traceID(ctx), Detail: call.Reason}
 	target, err := e.decideRevocation(ctx, tenant, by.caller, call)
@@ -260,15 +260,34 @@ func (e *Engine) mayRevoke(ctx context.Context, tenant *Tenant, caller delegatio
 	return slices.Contains(has, true), err
 }
 
-// inEmergency reports whether the caller is taken for a responder because OpenFGA did not answer (failed). The
-// configuration must name it for that case. A call that ran out of its own time is none.
+// inEmergency is isEmergency for a caller that goes on as a responder, which is logged.
 func (e *Engine) inEmergency(ctx context.Context, tenant *Tenant, caller delegation.Principal, failed error) bool {
+	if !e.isEmergency(ctx, tenant, caller, failed) {
+		return false
+	}
+	e.config.Logger.WarnContext(ctx, "emergency responder admitted without OpenFGA",
+		"tenant", tenant.Name, "caller", caller, "cause", delegation.AsError(failed).Unwrap())
+	return true
+}
+
+// readyPatience is how long OpenFGA's readiness is waited for, whatever time the caller has: the call's own question
+// has taken up to a second of its 1.8 seconds before.
+const readyPatience = 300 * time.Millisecond
+
+// isEmergency reports whether the caller is to be taken for a responder because OpenFGA did not answer (failed). The
+// configuration must name it for that case. A call that ran out of its own time is none. One question that failed is not
+// enough either, because the caller may have made it slow: OpenFGA's readiness must fail too.
+func (e *Engine) isEmergency(ctx context.Context, tenant *Tenant, caller delegation.Principal, failed error) bool {
 	refusal := delegation.AsError(failed)
 	if refusal == nil || refusal.Reason != delegation.DependencyDown || ctx.Err() != nil || !slices.Contains(tenant.EmergencyResponders, caller) {
 		return false
 	}
-	e.config.Logger.WarnContext(ctx, "emergency responder admitted without OpenFGA", "tenant", tenant.Name, "caller", caller, "cause", refusal.Unwrap())
-	return true
+	_, down, _ := e.flights.Do("openfga "+tenant.Name, func() (any, error) {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), readyPatience)
+		defer cancel()
+		return nil, tenant.Policy.Ready(ctx)
+	})
+	return down != nil
 }
 
 // grant finds a grant by its jti; nil if there is none.

@@ -177,6 +177,39 @@ func TestReplayWithoutOpenFGA(t *testing.T) {
 	}
 }
 
+// TestUndecidedCallSpendsItsAssertion: what Redis, or the state of the instance, keeps undecided is good for no later call.
+func TestUndecidedCallSpendsItsAssertion(t *testing.T) {
+	for state, bring := range map[string]func(*forgetful){
+		"redis is down": func(f *forgetful) { f.redis.Kill() },
+		"redis knows more revocations": func(f *forgetful) {
+			must(t, guardAt(t, f.redis.URL()).Republish(t.Context(), "default", nil, 1000))
+			must(t, f.Engine.Compare(t.Context(), "default"))
+		},
+	} {
+		t.Run(state, func(t *testing.T) {
+			f := newForgetful(t, exchangetest.Config{})
+			n := f.Tenant()
+			all := calls(t, n, n.Root(t, nil))
+			bring(f)
+			used := map[string]exchange.Credentials{"exchange": n.Credentials(t, planner), "check": n.Credentials(t, planner), "batch": n.Credentials(t, planner)}
+			if state != "redis is down" {
+				used["revocation of what is not there"] = n.Credentials(t, planner)
+			}
+			for name, c := range used {
+				if got := all[name](f.World, c); got != delegation.DependencyDown {
+					t.Fatalf("%s: %s", name, got)
+				}
+			}
+			after := f.forget(t)
+			for name, c := range used {
+				if got := all[name](after, c); got != delegation.AssertionReplayed {
+					t.Errorf("%s, later: %s", name, got)
+				}
+			}
+		})
+	}
+}
+
 // TestRefusedProofSpendsTheAssertion: an assertion that was verified is spent, whatever is wrong beside it.
 func TestRefusedProofSpendsTheAssertion(t *testing.T) {
 	f := newForgetful(t, exchangetest.Config{})

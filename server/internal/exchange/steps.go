@@ -67,6 +67,19 @@ func (e *Engine) spendRefused(ctx context.Context, a arrival) error {
 	return e.config.Ledger.Spend(ctx, a.tenant.Name, a.uses())
 }
 
+// spendUndecided spends what authenticated an admitted call that a dependency, or the state of this instance, keeps
+// undecided: later it would be good for another sender. It returns undecided, or the refusal of what was used before. Redis
+// is not asked: it may have noted the uses for this very call. A caller that has gone ends nothing here.
+func (e *Engine) spendUndecided(ctx context.Context, a arrival, undecided error) error {
+	ctx, cancel := e.within(context.WithoutCancel(ctx))
+	defer cancel()
+	err := e.config.Ledger.Spend(ctx, a.tenant.Name, a.uses())
+	if refusal := delegation.AsError(err); refusal == nil || refusal.Temporary() {
+		return undecided
+	}
+	return err
+}
+
 // namesCaller refuses a client_id that is not the one of the credential.
 func namesCaller(c Credentials, caller token.Caller) error {
 	if c.ClientID != "" && c.ClientID != string(caller.Principal) {
@@ -162,17 +175,27 @@ func (w *walk) admit(ctx context.Context) error {
 		return err
 	}
 	if err := w.serving(ctx, w.tenant.Name); err != nil {
-		return err
+		return w.asStranger(ctx, w.arrival, w.spendUndecided(ctx, w.arrival, err))
 	}
 	revoked, err := w.config.Ledger.Revocations(ctx, w.tenant.Name, w.call.ValidateOnly)
-	if err != nil || w.off.revocation {
-		return err
+	if err != nil {
+		return w.spendUndecided(ctx, w.arrival, err)
+	}
+	if w.off.revocation {
+		return nil
 	}
 	return w.standing(ctx, inquirer{w.arrival, revoked}, w.call.Peer, w.callerUses()...)
 }
 
+// admitCaller admits the calls within the caller's rate. Where Redis does not answer, what authenticated them is spent in
+// the ledger, within what this instance allows by itself.
 func (e *Engine) admitCaller(ctx context.Context, a arrival, calls int) error {
-	return e.asStranger(ctx, a, e.config.Guard.Admit(ctx, a.tenant.Name, a.caller.Principal, calls, a.tenant.CallerRate, a.noted()...))
+	err := e.config.Guard.Admit(ctx, a.tenant.Name, a.caller.Principal, calls, a.tenant.CallerRate, a.noted()...)
+	if refusal := delegation.AsError(err); refusal != nil && refusal.Reason == delegation.DependencyDown &&
+		e.config.Guard.LimitUndecided(a.tenant.Name, a.caller.Principal, a.tenant.CallerRate) == nil {
+		err = e.spendUndecided(ctx, a, err)
+	}
+	return e.asStranger(ctx, a, err)
 }
 
 // limitCaller admits one call, also while Redis does not answer.

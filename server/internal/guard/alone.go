@@ -18,8 +18,8 @@ const (
 	mostAlone = 1024
 )
 
-// alone limits callers by what this instance sees of them. It remembers no caller that has its whole burst, and
-// no tenant takes the room of another: tenants are sections of the configuration.
+// alone limits callers by what this instance sees of them. No tenant takes the room of another: tenants are sections of the
+// configuration.
 type alone struct {
 	mu      sync.Mutex
 	tenants map[string]map[delegation.Principal]*rate.Limiter
@@ -40,37 +40,32 @@ func (g *Guard) AdmitOrLimit(ctx context.Context, tenant string, caller delegati
 	return g.alone.take(tenant, caller, l, g.now())
 }
 
+// LimitUndecided limits, by what this instance sees, how often something is done for calls that Admit could not decide.
+// The limit is the one of AdmitOrLimit, and neither takes from the other.
+func (g *Guard) LimitUndecided(tenant string, caller delegation.Principal, l Limit) error {
+	return g.undecided.take(tenant, caller, l, g.now())
+}
+
 func (a *alone) take(tenant string, caller delegation.Principal, l Limit, now time.Time) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	wait := time.Second
-	if limiter := a.limiter(tenant, caller, l, now); limiter != nil {
-		reserved := limiter.ReserveN(now, 1)
-		if wait = reserved.DelayFrom(now); wait <= 0 {
-			return nil
-		}
-		reserved.CancelAt(now)
+	reserved := a.limiter(tenant, caller, l, now).ReserveN(now, 1)
+	wait := reserved.DelayFrom(now)
+	if wait <= 0 {
+		return nil
 	}
+	reserved.CancelAt(now)
 	refusal := delegation.Refuse(delegation.RateLimited, "", "the caller's limit at this instance, while Redis does not answer, is used up")
 	refusal.RetryAfter = wait
 	return refusal
 }
 
-// limiter is the caller's; nil if there is no room for another one.
+// limiter is the caller's. Beyond mostAlone a new caller takes over the fullest limiter as it is: all of them together get
+// no more than mostAlone callers do, and no caller is refused for ever.
 func (a *alone) limiter(tenant string, caller delegation.Principal, l Limit, now time.Time) *rate.Limiter {
 	callers := a.tenants[tenant]
 	if limiter := callers[caller]; limiter != nil {
 		return limiter
-	}
-	if len(callers) >= mostAlone {
-		for name, limiter := range callers {
-			if limiter.TokensAt(now) >= float64(limiter.Burst()) {
-				delete(callers, name)
-			}
-		}
-		if len(callers) >= mostAlone {
-			return nil
-		}
 	}
 	if callers == nil {
 		callers = make(map[delegation.Principal]*rate.Limiter)
@@ -79,6 +74,22 @@ func (a *alone) limiter(tenant string, caller delegation.Principal, l Limit, now
 		}
 		a.tenants[tenant] = callers
 	}
-	callers[caller] = rate.NewLimiter(rate.Limit(max(1, l.Rate/aloneShare)), max(1, l.Burst/aloneShare))
-	return callers[caller]
+	limiter := rate.NewLimiter(rate.Limit(max(1, l.Rate/aloneShare)), max(1, l.Burst/aloneShare))
+	if len(callers) >= mostAlone {
+		limiter = evictFullest(callers, now)
+	}
+	callers[caller] = limiter
+	return limiter
+}
+
+// evictFullest forgets the caller that has used the least of its limit, and returns its limiter.
+func evictFullest(callers map[delegation.Principal]*rate.Limiter, now time.Time) (fullest *rate.Limiter) {
+	var evicted delegation.Principal
+	for name, limiter := range callers {
+		if fullest == nil || limiter.TokensAt(now) > fullest.TokensAt(now) {
+			evicted, fullest = name, limiter
+		}
+	}
+	delete(callers, evicted)
+	return fullest
 }

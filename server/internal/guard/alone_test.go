@@ -71,11 +71,23 @@ func TestLimitedAlone(t *testing.T) {
 	if n := admitted("acme", "agent:a"); n != 2 {
 		t.Errorf("%d after a second, want a quarter of 8", n)
 	}
-	for i := range guard.MostAlone {
-		ask("acme", delegation.Principal(fmt.Sprint("agent:", i)))
+	now = now.Add(time.Minute)
+	total := 0
+	for i := range 2 * guard.MostAlone {
+		total += admitted("acme", delegation.Principal(fmt.Sprint("agent:", i)))
 	}
-	if refusal := ask("acme", "agent:late"); refusal == nil || refusal.Reason != delegation.RateLimited {
+	if total != 3*guard.MostAlone {
+		t.Errorf("%d callers get %d, want %d", 2*guard.MostAlone, total, 3*guard.MostAlone)
+	}
+	if refusal := ask("acme", "agent:late"); refusal == nil || refusal.Reason != delegation.RateLimited || refusal.RetryAfter > time.Second {
 		t.Errorf("one caller too many: %v", refusal)
+	}
+	if err := g.LimitUndecided("acme", "agent:late", limit); err != nil {
+		t.Errorf("what cannot be decided: %v", err)
+	}
+	now = now.Add(time.Second)
+	if n := admitted("acme", "agent:later"); n != 2 {
+		t.Errorf("one caller too many, a second later: %d", n)
 	}
 	if refusal := ask("other", "agent:late"); refusal != nil {
 		t.Errorf("another tenant: %v", refusal)

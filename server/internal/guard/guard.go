@@ -55,13 +55,14 @@ type Config struct {
 // Guard limits rates, refuses replays early and keeps the lists of revocations. It is safe for
 // concurrent use.
 type Guard struct {
-	client  redis.UniversalClient
-	timeout time.Duration
-	now     func() time.Time
-	seconds *prometheus.HistogramVec
-	admits  rounds
-	alone   alone
-	nonces  ownNonces
+	client    redis.UniversalClient
+	timeout   time.Duration
+	now       func() time.Time
+	seconds   *prometheus.HistogramVec
+	admits    rounds
+	alone     alone
+	undecided alone
+	nonces    ownNonces
 
 	incarnation atomic.Uint64 // of the ledger that is published from
 }
