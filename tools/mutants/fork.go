@@ -156,4 +156,9 @@ var forkMutants = []mutant{
 		old: "case dropped.Through+1 < next:", new: "case false:",
 		pkg: "server/internal/rpc", test: "TestStreamOfWhatIsGone",
 	},
+	{
+		name: "fork-unrecorded-tenant", file: "server/recover.go",
+		old: "Tenants: r.names(), Intact", new: "Intact",
+		pkg: "server/cmd/deputyd", test: "TestRecoverByCommand",
+	},
 }
