@@ -161,4 +161,19 @@ var forkMutants = []mutant{
 		old: "Tenants: r.names(), Intact", new: "Intact",
 		pkg: "server/cmd/deputyd", test: "TestRecoverByCommand",
 	},
+	{
+		name: "fork-read-of-retired", file: "server/internal/ledger/revocations.go",
+		old: "if r.retired.Load() || known &&", new: "if known &&",
+		pkg: ledgerTests, test: "TestRecoveryIsNotDoubtedAgain",
+	},
+	{
+		name: "fork-read-of-renewed", file: "server/internal/ledger/revocations.go",
+		old: "known && n.found && n.of != mine.Number {", new: "false && known && n.found && n.of != mine.Number {",
+		pkg: ledgerTests, test: "TestRecoveryIsNotDoubtedAgain",
+	},
+	{
+		name: "fork-superseded-by-one", file: "server/internal/exchange/serving.go",
+		old: "e.superseded.by.Delete(tenant)", new: "e.superseded.by.Clear()",
+		pkg: servingTests, test: "TestWhoKnowsBetterDoesNotServe",
+	},
 }

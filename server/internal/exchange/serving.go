@@ -39,8 +39,8 @@ func (e *Engine) revoking(ctx context.Context, tenant string) error {
 		return err
 	}
 	incarnation, _ := e.config.Ledger.Incarnation()
-	if superseded := e.superseded.Load(); superseded != nil && superseded.of == incarnation {
-		return delegation.Unavailable("ledger", superseded.err)
+	if superseded := e.superseded.any(incarnation); superseded != nil {
+		return delegation.Unavailable("ledger", superseded)
 	}
 	for _, known := range []*verdicts{&e.compared, &e.proven} {
 		if v, there := known.of(tenant, incarnation); there && v.err != nil {
@@ -134,6 +134,17 @@ func (v *verdicts) put(tenant string, of ledger.Incarnation, err error) {
 	v.by.Store(tenant, verdict{of, err})
 }
 
+// any returns what is wrong with any tenant's ledger of this incarnation; nil: nothing.
+func (v *verdicts) any(incarnation ledger.Incarnation) (err error) {
+	v.by.Range(func(_, found any) bool {
+		if found.(verdict).of == incarnation {
+			err = found.(verdict).err
+		}
+		return err == nil
+	})
+	return err
+}
+
 var (
 	errNotCompared  = errors.New("the ledger has not been compared with what redis remembers of it")
 	errNotProvenYet = errors.New("the log has not been compared with its checkpoints")
@@ -161,8 +172,8 @@ func (e *Engine) Standing(ctx context.Context) error {
 		return err
 	}
 	incarnation, _ := e.config.Ledger.Incarnation()
-	if superseded := e.superseded.Load(); superseded != nil && superseded.of == incarnation {
-		return delegation.Unavailable("ledger", superseded.err)
+	if superseded := e.superseded.any(incarnation); superseded != nil {
+		return delegation.Unavailable("ledger", superseded)
 	}
 	return nil
 }
@@ -175,16 +186,22 @@ func (e *Engine) arbitrate(ctx context.Context, tenant string) error {
 	if err != nil {
 		return err
 	}
-	_ = e.supersede(w, incarnation) // the next who ask are told
+	_ = e.supersede(tenant, w, incarnation) // the next who ask are told
 	return nil
 }
 
-func (e *Engine) supersede(w guard.Witness, mine ledger.Incarnation) error {
+// supersede notes whether the tenant's witness is of a later incarnation. What one tenant's witness showed, only a
+// witness of the same tenant takes back.
+func (e *Engine) supersede(tenant string, w guard.Witness, mine ledger.Incarnation) error {
 	err := conflict(w, mine)
-	if err == nil {
-		e.superseded.Store(nil)
-	} else if e.superseded.Swap(&verdict{mine, err}) == nil {
-		e.config.Logger.Error("this instance's ledger was superseded", "cause", err)
+	switch {
+	case err != nil:
+		if e.superseded.any(mine) == nil {
+			e.config.Logger.Error("this instance's ledger was superseded", "tenant", tenant, "cause", err)
+		}
+		e.superseded.put(tenant, mine, err)
+	case w.There:
+		e.superseded.by.Delete(tenant)
 	}
 	return err
 }
@@ -246,7 +263,7 @@ func (e *Engine) compare(ctx context.Context, names []string, lists map[string]*
 // not known.
 func (e *Engine) judge(ctx context.Context, p guard.Peek, s ledger.Standing, tip ledger.Tip, mine ledger.Incarnation) (wrong, err error) {
 	w := p.Witness
-	if wrong := e.supersede(w, mine); wrong != nil {
+	if wrong := e.supersede(s.Tenant, w, mine); wrong != nil {
 		return wrong, nil
 	}
 	if w.There && w.Number < mine.Recovered { // of a ledger that an operator gave up

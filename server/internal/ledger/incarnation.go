@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"math"
 	"strings"
 	"sync"
 	"time"
@@ -71,7 +72,8 @@ const (
 	sqlBeat        = `UPDATE incarnation SET beat = beat + 1, system = $3, timeline = $4, synchronous = $5 WHERE number = $1 AND id = $2 AND doubt = ''`
 	sqlBegin       = `UPDATE incarnation SET beat = beat + 1, number = $3, id = $4, recovered = $5, system = $6, timeline = $7, synchronous = $8, doubt = ''
 		WHERE number = $1 AND id = $2`
-	sqlDoubt = `UPDATE incarnation SET doubt = $1 WHERE doubt = ''`
+	// A recovery gives a higher number: what is known of the incarnation before it is no doubt of the recovered one.
+	sqlDoubt = `UPDATE incarnation SET doubt = $1 WHERE doubt = '' AND number <= $2`
 )
 
 // Incarnation is that which this process knows; the error says why the ledger is not believed.
@@ -163,9 +165,11 @@ func (l *Ledger) probeOnce(r *read) {
 	ctx, cancel := context.WithTimeout(context.Background(), l.config.attempt())
 	defer cancel()
 	began := time.Now()
-	r.err = l.beat(ctx)
-	if errors.Is(r.err, ErrDoubt) {
-		l.Doubt(ctx, r.err)
+	_, of := l.lifeRow()
+	found, err := l.beat(ctx)
+	if r.err = err; errors.Is(err, ErrDoubt) {
+		of.Number = max(of.Number, found.Number)
+		l.doubt(ctx, of, err)
 	}
 	l.life.mu.Lock()
 	defer l.life.mu.Unlock()
@@ -179,9 +183,8 @@ func (l *Ledger) probeOnce(r *read) {
 }
 
 // beat reads what the ledger is, and writes only if that is what this process knows or may take over.
-func (l *Ledger) beat(ctx context.Context) error {
-	var row incarnation
-	err := l.store.change(ctx, func(db changer) error {
+func (l *Ledger) beat(ctx context.Context) (row incarnation, err error) {
+	err = l.store.change(ctx, func(db changer) error {
 		now, err := l.store.physical(ctx, db)
 		if err != nil {
 			return err
@@ -207,7 +210,7 @@ func (l *Ledger) beat(ctx context.Context) error {
 	if err == nil {
 		l.follow(row)
 	}
-	return err
+	return row, err
 }
 
 // keepIncarnation writes next in the place of row, or only that the row is still there.
@@ -266,8 +269,11 @@ func (l *Ledger) judge(row incarnation, now physical) (incarnation, error) {
 
 // follow takes what the row says for what is known. What was recovered since is remembered anew.
 func (l *Ledger) follow(row incarnation) {
+	known, before := l.lifeRow()
+	if known && row.Recovered > before.Number {
+		l.forgetAll() // first: nothing of the former incarnation is compared with the next one
+	}
 	l.life.mu.Lock()
-	before, known := l.life.row, l.life.known
 	if !known || row.Number != before.Number || row.beat > before.beat {
 		l.life.row, l.life.known = row, true
 	}
@@ -276,9 +282,6 @@ func (l *Ledger) follow(row incarnation) {
 		return
 	}
 	l.config.Logger.Warn("ledger: another incarnation", "number", row.Number, "before", before.Number, "recovered", row.Recovered, "timeline", row.timeline)
-	if row.Recovered > before.Number {
-		l.forgetAll()
-	}
 }
 
 // forgetAll has every tenant read anew: what was known is of an incarnation that was given up.
@@ -296,10 +299,23 @@ func (l *Ledger) forgetAll() {
 // Doubt has nobody believe the ledger until it is recovered, here and at all instances on this database. The cause is
 // for operators. What is doubted already keeps its first cause.
 func (l *Ledger) Doubt(ctx context.Context, cause error) {
+	_, mine := l.lifeRow()
+	l.doubt(ctx, mine, cause)
+}
+
+// doubt is Doubt of the incarnation that the cause was found in, and of no later one.
+func (l *Ledger) doubt(ctx context.Context, of incarnation, cause error) {
 	if !errors.Is(cause, ErrDoubt) {
 		cause = fmt.Errorf("%w: %w", ErrDoubt, cause)
 	}
+	number := int64(of.Number)
 	l.life.mu.Lock()
+	if !l.life.known && number == 0 {
+		number = math.MaxInt64
+	} else if l.life.row.Number > of.Number {
+		l.life.mu.Unlock()
+		return
+	}
 	first := l.life.doubt == nil
 	if first {
 		l.life.doubt = cause
@@ -313,7 +329,7 @@ func (l *Ledger) Doubt(ctx context.Context, cause error) {
 	defer cancel()
 	reason, _ := strings.CutPrefix(cause.Error(), ErrDoubt.Error()+": ")
 	err := l.store.change(ctx, func(db changer) error {
-		_, err := db.change(ctx, "doubt", sqlDoubt, cleanDetail(reason))
+		_, err := db.change(ctx, "doubt", sqlDoubt, cleanDetail(reason), number)
 		return err
 	})
 	if err != nil { // this process refuses all the same, and each one that knows as much

@@ -320,3 +320,43 @@ func TestStandbysAndFailovers(t *testing.T) {
 		t.Error("the former primary acknowledged a grant")
 	}
 }
+
+// TestRecoveryIsNotDoubtedAgain: memory of the incarnation that was given up is no evidence against the recovered one,
+// neither before this process learns of the recovery nor in a read that waited meanwhile.
+func TestRecoveryIsNotDoubtedAgain(t *testing.T) {
+	for _, adopted := range []bool{false, true} {
+		t.Run(fmt.Sprintf("adopted %v", adopted), func(t *testing.T) {
+			onBoth(t, func(t *testing.T, dsn string) {
+				l := opened(t, dsn, patient)
+				appended(t, l, 3)
+				execute(t, dsn, `CREATE TABLE kept AS SELECT tree FROM heads`)
+				appended(t, l, 6)
+				read := l.Reader(tenant)
+				if err := read(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				for _, statement := range lost["the tail is missing"] {
+					execute(t, dsn, statement)
+				}
+				recovered(t, dsn, ledger.Decision{Reason: "a test", CutOff: true})
+				if adopted {
+					if err := l.Probe(t.Context()); err != nil {
+						t.Fatal(err, errors.Unwrap(err))
+					}
+				}
+				if err := read(t.Context()); err == nil || errors.Is(err, ledger.ErrDoubt) {
+					t.Errorf("read of the former incarnation: %v", err)
+				}
+				if err := opened(t, dsn, patient).Sound(t.Context()); err != nil {
+					t.Errorf("another instance: %v", err)
+				}
+				if err := l.Sound(t.Context()); err != nil {
+					t.Errorf("sound: %v", err)
+				}
+				if _, err := l.Revocations(t.Context(), tenant, true); err != nil {
+					t.Errorf("read of the recovered incarnation: %v", err)
+				}
+			})
+		})
+	}
+}
