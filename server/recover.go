@@ -197,7 +197,7 @@ func (r recovery) decide(ctx context.Context, found Losses, d Decision) (Losses,
 		}
 		decision.Above = max(decision.Above, l.Witness.Number)
 		decision.Lost[l.Tenant] = l.Lost
-		decision.All[l.Tenant] = d.CutOff && (found.Redis != nil || l.All())
+		decision.All[l.Tenant] = !d.Intact && (found.Redis != nil || l.All())
 	}
 	if d.RotateKeys {
 		if err := r.rotate(ctx); err != nil {
@@ -289,7 +289,8 @@ func (l Loss) String() string {
 		say("  verifier     %s has applied revocation %d, the ledger has %d", r.Verifier, r.Applied, l.Revocation)
 	}
 	if !l.Lists {
-		say("  revocations  redis does not hold those of this ledger: what was revoked and lost is not known, so --cut-off refuses all tokens that are out")
+		say("  revocations  redis does not hold those of this ledger: what was revoked and lost is not known, so every decision but --intact refuses all tokens that are out")
+		say("  repeat       suspensions of agents, and bans of keys and root tokens, that are newer than the entries above: they are lost")
 	}
 	return b.String()
 }

@@ -162,6 +162,11 @@ var forkMutants = []mutant{
 		pkg: "server/cmd/deputyd", test: "TestRecoverByCommand",
 	},
 	{
+		name: "fork-rotated-roots", file: "server/recover.go",
+		old: "decision.All[l.Tenant] = !d.Intact && (", new: "decision.All[l.Tenant] = d.CutOff && (",
+		pkg: "server/cmd/deputyd", test: "TestRecoverByCommand",
+	},
+	{
 		name: "fork-read-of-retired", file: "server/internal/ledger/revocations.go",
 		old: "if r.retired.Load() || known &&", new: "if known &&",
 		pkg: ledgerTests, test: "TestRecoveryIsNotDoubtedAgain",

@@ -107,8 +107,8 @@ type Decision struct {
 	Above uint64
 	// Intact says that nothing was lost: only another server goes on.
 	Intact bool
-	// CutOff has what was issued after the newest grant that is left refused. By tenant: the revocations that
-	// were found elsewhere, which are recorded again, and whether all that was ever issued is refused as well.
+	// CutOff has what was issued after the newest grant that is left refused. By tenant, with CutOff and without: the
+	// revocations that were found elsewhere, which are recorded again, and whether all that was ever issued is refused as well.
 	CutOff bool
 	Lost   map[string][]delegation.Revocation
 	All    map[string]bool
