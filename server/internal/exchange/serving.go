@@ -57,12 +57,22 @@ func (e *Engine) comparedOnce(ctx context.Context, tenant string) error {
 		return err
 	}
 	_, err, _ = e.flights.Do("compare "+tenant, func() (any, error) {
+		ctx, cancel := shared(ctx)
+		defer cancel()
 		return nil, e.compare(ctx, []string{tenant}, nil)
 	})
 	if err != nil {
 		return delegation.Unavailable("revocations", fmt.Errorf("%w: %w", errNotCompared, err))
 	}
 	return e.Ready(ctx, tenant)
+}
+
+// sharedFor is how long work that several callers wait for may take.
+const sharedFor = 5 * time.Second
+
+// shared is the context of such work: the first caller may give up, and the others still want it.
+func shared(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), sharedFor)
 }
 
 // provenOnce holds the tenant's log to its checkpoints unless that was done.
@@ -72,6 +82,8 @@ func (e *Engine) provenOnce(ctx context.Context, tenant string) error {
 		return err
 	}
 	_, err, _ = e.flights.Do("prove "+tenant, func() (any, error) {
+		ctx, cancel := shared(ctx)
+		defer cancel()
 		n := newNotary(e, e.tenants[tenant])
 		_, err := n.prove(ctx)
 		return nil, n.note(err)

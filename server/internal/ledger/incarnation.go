@@ -41,9 +41,9 @@ type life struct {
 	mu      sync.Mutex
 	known   bool
 	row     incarnation
-	doubt   error     // why the ledger must not be believed; nil: nothing
-	proven  time.Time // when the newest probe succeeded, by the monotonic clock; zero: the newest one failed
-	probing *read     // under way, or nil
+	doubt   error          // why the ledger must not be believed; nil: nothing
+	proven  *time.Duration // when the newest successful probe began, by the clock that runs in suspend too; nil: the newest one failed
+	probing *read          // under way, or nil
 }
 
 // incarnation is the row of that name.
@@ -93,7 +93,7 @@ func (l *Ledger) lifeRow() (known bool, row incarnation) {
 func (l *Ledger) unproven() {
 	l.life.mu.Lock()
 	defer l.life.mu.Unlock()
-	l.life.proven = time.Time{}
+	l.life.proven = nil
 }
 
 // Sound says whether the ledger may be believed: it took a durable write within the last two seconds, is no standby,
@@ -101,7 +101,7 @@ func (l *Ledger) unproven() {
 // Where Beat runs it answers from memory, otherwise it writes when the newest write is too old.
 func (l *Ledger) Sound(ctx context.Context) error {
 	l.life.mu.Lock()
-	doubt, recent := l.life.doubt, !l.life.proven.IsZero() && time.Since(l.life.proven) < provenFor
+	doubt, recent := l.life.doubt, l.life.proven != nil && l.config.Clock.Elapsed()-*l.life.proven < provenFor
 	l.life.mu.Unlock()
 	switch {
 	case doubt != nil:
@@ -164,7 +164,7 @@ func (l *Ledger) probe(ctx context.Context) error {
 func (l *Ledger) probeOnce(r *read) {
 	ctx, cancel := context.WithTimeout(context.Background(), l.config.attempt())
 	defer cancel()
-	began := time.Now()
+	began := l.config.Clock.Elapsed()
 	_, of := l.lifeRow()
 	found, err := l.beat(ctx)
 	if r.err = err; errors.Is(err, ErrDoubt) {
@@ -174,8 +174,8 @@ func (l *Ledger) probeOnce(r *read) {
 	l.life.mu.Lock()
 	defer l.life.mu.Unlock()
 	l.life.probing = nil
-	if l.life.proven = began; r.err != nil {
-		l.life.proven = time.Time{}
+	if l.life.proven = &began; r.err != nil {
+		l.life.proven = nil
 	} else {
 		l.life.doubt = nil
 	}
@@ -281,6 +281,7 @@ func (l *Ledger) follow(row incarnation) {
 	if !known || row.Number == before.Number {
 		return
 	}
+	l.store.renew()
 	l.config.Logger.Warn("ledger: another incarnation", "number", row.Number, "before", before.Number, "recovered", row.Recovered, "timeline", row.timeline)
 }
 
@@ -373,7 +374,7 @@ func (w *witness) confirms(m memory) error {
 // doubted, or another server goes on with it. What a recovery gave up is not asked for.
 func (l *Ledger) remembered(ctx context.Context, db querier, next incarnation) error {
 	l.life.mu.Lock()
-	mine, settled := l.life.row, l.life.doubt == nil && !l.life.proven.IsZero()
+	mine, settled := l.life.row, l.life.doubt == nil && l.life.proven != nil
 	l.life.mu.Unlock()
 	if settled && next.Number == mine.Number || next.Recovered > mine.Number {
 		return nil

@@ -24,7 +24,8 @@ type postgresStore struct {
 	attempt time.Duration
 	elapsed func() time.Duration
 	seam    seam
-	met     atomic.Pointer[physical] // by the newest connection
+	met     atomic.Pointer[physical]     // by the newest connection
+	opened  atomic.Pointer[pgxpool.Pool] // pool, for connections that are made while it is opened
 }
 
 func migratePostgres(ctx context.Context, dsn string) error {
@@ -71,6 +72,7 @@ func openPostgres(ctx context.Context, dsn string, config Config, s seam) (store
 		return nil, err
 	}
 	st.pool = pool
+	st.opened.Store(pool)
 	if err := st.ready(ctx); err != nil {
 		pool.Close()
 		return nil, err

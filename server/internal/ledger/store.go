@@ -40,6 +40,8 @@ type store interface {
 	// change runs all of f's statements in one transaction, which locks no head.
 	change(ctx context.Context, f func(changer) error) error
 
+	// renew has what comes next go over new connections.
+	renew()
 	// revocations is the statement that reads a tenant's revocations (scanRevocations).
 	revocations() string
 
