@@ -167,6 +167,11 @@ var forkMutants = []mutant{
 		pkg: "server/cmd/deputyd", test: "TestRecoverByCommand",
 	},
 	{
+		name: "fork-old-uses", file: "server/internal/ledger/batch.go",
+		old: "return since > 0 && u.Made", new: "return false && u.Made",
+		pkg: ledgerTests, test: "TestOldUsesAreRefusedAfterARecovery",
+	},
+	{
 		name: "fork-read-of-retired", file: "server/internal/ledger/revocations.go",
 		old: "if r.retired.Load() || known &&", new: "if known &&",
 		pkg: ledgerTests, test: "TestRecoveryIsNotDoubtedAgain",

@@ -344,9 +344,11 @@ type memory struct {
 	leaf digest
 }
 
-// sqlMemory says what became of an entry that was known: its leaf, or how far entries were dropped for their age.
+// sqlMemory says what became of an entry that was known: its leaf, or how far entries were dropped for their age. It also
+// returns since when what is issued is of this incarnation.
 const sqlMemory = `SELECT i.number, i.id, i.doubt, coalesce((SELECT e.leaf FROM entries e WHERE e.tenant = $1 AND e.seq = $2), ''),
-	coalesce((SELECT r.through FROM retention r WHERE r.tenant = $1), 0) FROM incarnation i`
+	coalesce((SELECT r.through FROM retention r WHERE r.tenant = $1), 0),
+	coalesce((SELECT c.since FROM recoveries c WHERE c.tenant = $1 ORDER BY c.number DESC LIMIT 1), 0) FROM incarnation i`
 
 // witness is what sqlMemory found.
 type witness struct {
@@ -355,9 +357,12 @@ type witness struct {
 	doubt   string
 	leaf    []byte
 	dropped uint64
+	since   int64 // of the tenant's newest recovery; 0: there was none
 }
 
-func (w *witness) fields() []any { return []any{&w.number, &w.id, &w.doubt, &w.leaf, &w.dropped} }
+func (w *witness) fields() []any {
+	return []any{&w.number, &w.id, &w.doubt, &w.leaf, &w.dropped, &w.since}
+}
 
 // confirms says whether the ledger has the entry that was known.
 func (w *witness) confirms(m memory) error {
