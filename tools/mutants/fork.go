@@ -172,6 +172,11 @@ var forkMutants = []mutant{
 		pkg: ledgerTests, test: "TestOldUsesAreRefusedAfterARecovery",
 	},
 	{
+		name: "fork-canceled-commit", file: "server/internal/ledger/uncancelled.go",
+		old: "if committing.Load() {", new: "if false {",
+		pkg: ledgerTests, test: "TestStandbysAndFailovers",
+	},
+	{
 		name: "fork-read-of-retired", file: "server/internal/ledger/revocations.go",
 		old: "if r.retired.Load() || known &&", new: "if known &&",
 		pkg: ledgerTests, test: "TestRecoveryIsNotDoubtedAgain",

@@ -319,6 +319,17 @@ func TestStandbysAndFailovers(t *testing.T) {
 	if _, err := short.Append(ctx, tenant, everything()); err == nil {
 		t.Error("the former primary acknowledged a grant")
 	}
+	// What it gave up waiting for is not visible either.
+	conn, err := pgx.Connect(t.Context(), primary.DSN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(t.Context())
+	var head, waiting uint64
+	if err := conn.QueryRow(t.Context(), `SELECT (SELECT max(seq) FROM entries), (SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep')`).
+		Scan(&head, &waiting); err != nil || head != r.Seq || waiting == 0 {
+		t.Errorf("entry %d is visible on the former primary, not %d; %d commits wait; %v", head, r.Seq, waiting, err)
+	}
 }
 
 // TestRecoveryIsNotDoubtedAgain: memory of the incarnation that was given up is no evidence against the recovered one,

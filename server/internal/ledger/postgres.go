@@ -67,6 +67,7 @@ func openPostgres(ctx context.Context, dsn string, config Config, s seam) (store
 		}
 		return st.meet(ctx, conn)
 	}
+	pc.BeforeConnect = uncancelled
 	pool, err := pgxpool.NewWithConfig(ctx, pc)
 	if err != nil {
 		return nil, err
@@ -154,7 +155,20 @@ func (c pgChanger) change(ctx context.Context, point, sql string, args ...any) (
 }
 
 func (st *postgresStore) change(ctx context.Context, f func(changer) error) error {
-	return pgx.BeginFunc(ctx, st.pool, func(tx pgx.Tx) error { return f(pgChanger{tx.Query, tx, st.seam}) })
+	conn, err := st.pool.Acquire(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Release()
+	tx, err := conn.Begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = tx.Rollback(ctx) }() // of what was committed: nothing
+	if err := f(pgChanger{tx.Query, tx, st.seam}); err != nil {
+		return err
+	}
+	return committing(conn.Conn(), func() error { return tx.Commit(ctx) })
 }
 
 // postgresTx is a transaction on a connection of its own.
@@ -353,7 +367,7 @@ func (tx *postgresTx) commit(ctx context.Context, w *writes) error {
 		committed = tag.String() == "COMMIT"
 		return nil
 	})
-	err := p.send(ctx, tx.conn)
+	err := committing(tx.conn.Conn(), func() error { return p.send(ctx, tx.conn) })
 	if err == nil && committed {
 		tx.conn.Release()
 		return nil
@@ -510,7 +524,7 @@ func (st *postgresStore) settle(ctx context.Context, tenant string, e evidence) 
 	p.add("settle", sql, args...).QueryRow(func(row pgx.Row) error { return row.Scan(&n) })
 	p.add("touch head", sqlTouch, tenant)
 	p.add("commit settlement", `COMMIT`)
-	if err := p.send(ctx, conn); err != nil {
+	if err := committing(conn.Conn(), func() error { return p.send(ctx, conn) }); err != nil {
 		tx.rollback()
 		return false, err
 	}
