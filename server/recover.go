@@ -114,7 +114,7 @@ type recovery struct {
 
 // examine asks the ledger, Redis, the checkpoint files and what verifiers said.
 func (r recovery) examine(ctx context.Context) (found Losses, err error) {
-	remains, doubt, err := r.ledger.Remains(ctx)
+	remains, doubt, err := r.ledger.Remains(ctx, r.names()...)
 	if err != nil {
 		return found, err
 	}
@@ -139,6 +139,15 @@ func (r recovery) examine(ctx context.Context) (found Losses, err error) {
 		found.Loss = append(found.Loss, l)
 	}
 	return found, nil
+}
+
+// names are those of the configured tenants.
+func (r recovery) names() []string {
+	names := make([]string, len(r.Tenants))
+	for i := range r.Tenants {
+		names[i] = r.Tenants[i].Name
+	}
+	return names
 }
 
 func (r recovery) askRedis(ctx context.Context, incarnation ledger.Incarnation, l *Loss) (err error) {
@@ -179,7 +188,7 @@ func cause(err error) error {
 
 func (r recovery) decide(ctx context.Context, found Losses, d Decision) (Losses, error) {
 	decision := ledger.Decision{
-		Reason: d.Reason, Intact: d.Intact, CutOff: d.CutOff, Above: found.Number,
+		Reason: d.Reason, Tenants: r.names(), Intact: d.Intact, CutOff: d.CutOff, Above: found.Number,
 		Lost: make(map[string][]delegation.Revocation), All: make(map[string]bool),
 	}
 	for _, l := range found.Loss {
@@ -188,7 +197,7 @@ func (r recovery) decide(ctx context.Context, found Losses, d Decision) (Losses,
 		}
 		decision.Above = max(decision.Above, l.Witness.Number)
 		decision.Lost[l.Tenant] = l.Lost
-		decision.All[l.Tenant] = d.CutOff && (found.Redis != nil || l.All())
+		decision.All[l.Tenant] = !d.Intact && (found.Redis != nil || l.All())
 	}
 	if d.RotateKeys {
 		if err := r.rotate(ctx); err != nil {
@@ -256,7 +265,11 @@ func retire(ctx context.Context, v *vault.Vault, key vault.State) error {
 func (l Loss) String() string {
 	var b strings.Builder
 	say := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
-	say("tenant %s: entries up to %d, recorded until %s", l.Tenant, l.Seq, l.Time.UTC().Format(time.RFC3339))
+	if l.Seq == 0 {
+		say("tenant %s: the ledger has no entry", l.Tenant)
+	} else {
+		say("tenant %s: entries up to %d, recorded until %s", l.Tenant, l.Seq, l.Time.UTC().Format(time.RFC3339))
+	}
 	if l.Witness.There {
 		state := "which the ledger has"
 		if l.Witness.Seq > l.Seq {
@@ -276,7 +289,8 @@ func (l Loss) String() string {
 		say("  verifier     %s has applied revocation %d, the ledger has %d", r.Verifier, r.Applied, l.Revocation)
 	}
 	if !l.Lists {
-		say("  revocations  redis does not hold those of this ledger: what was revoked and lost is not known, so --cut-off refuses all tokens that are out")
+		say("  revocations  redis does not hold those of this ledger: what was revoked and lost is not known, so every decision but --intact refuses all tokens that are out")
+		say("  repeat       suspensions of agents, and bans of keys and root tokens, that are newer than the entries above: they are lost")
 	}
 	return b.String()
 }

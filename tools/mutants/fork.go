@@ -156,4 +156,39 @@ var forkMutants = []mutant{
 		old: "case dropped.Through+1 < next:", new: "case false:",
 		pkg: "server/internal/rpc", test: "TestStreamOfWhatIsGone",
 	},
+	{
+		name: "fork-unrecorded-tenant", file: "server/recover.go",
+		old: "Tenants: r.names(), Intact", new: "Intact",
+		pkg: "server/cmd/deputyd", test: "TestRecoverByCommand",
+	},
+	{
+		name: "fork-rotated-roots", file: "server/recover.go",
+		old: "decision.All[l.Tenant] = !d.Intact && (", new: "decision.All[l.Tenant] = d.CutOff && (",
+		pkg: "server/cmd/deputyd", test: "TestRecoverByCommand",
+	},
+	{
+		name: "fork-old-uses", file: "server/internal/ledger/batch.go",
+		old: "return since > 0 && u.Made", new: "return false && u.Made",
+		pkg: ledgerTests, test: "TestOldUsesAreRefusedAfterARecovery",
+	},
+	{
+		name: "fork-canceled-commit", file: "server/internal/ledger/uncancelled.go",
+		old: "if committing.Load() {", new: "if false {",
+		pkg: ledgerTests, test: "TestStandbysAndFailovers",
+	},
+	{
+		name: "fork-read-of-retired", file: "server/internal/ledger/revocations.go",
+		old: "if r.retired.Load() || known &&", new: "if known &&",
+		pkg: ledgerTests, test: "TestRecoveryIsNotDoubtedAgain",
+	},
+	{
+		name: "fork-read-of-renewed", file: "server/internal/ledger/revocations.go",
+		old: "known && n.found && n.of != mine.Number {", new: "false && known && n.found && n.of != mine.Number {",
+		pkg: ledgerTests, test: "TestRecoveryIsNotDoubtedAgain",
+	},
+	{
+		name: "fork-superseded-by-one", file: "server/internal/exchange/serving.go",
+		old: "e.superseded.by.Delete(tenant)", new: "e.superseded.by.Clear()",
+		pkg: servingTests, test: "TestWhoKnowsBetterDoesNotServe",
+	},
 }

@@ -52,16 +52,12 @@ tenants:
 		t.Fatal(err)
 	}
 	defer db.Close()
-	for _, statement := range []string{
-		`UPDATE incarnation SET id = 'first', doubt = 'entry 9 was acknowledged and is missing'`,
-		`INSERT INTO heads (tenant, seq, time, revocation) VALUES ('acme', 0, 0, 0)`,
-	} {
-		if _, err := db.Exec(statement); err != nil {
-			t.Fatal(err)
-		}
+	// The backup is older than the first entry of acme, which is cut off all the same.
+	if _, err := db.Exec(`UPDATE incarnation SET id = 'first', doubt = 'entry 9 was acknowledged and is missing'`); err != nil {
+		t.Fatal(err)
 	}
 	step("ledger recover --help", 0, "Examples:", "--cut-off")
-	step("ledger recover CONFIG", 0, "entry 9 was acknowledged", "redis does not answer", "nothing was changed")
+	step("ledger recover CONFIG", 0, "entry 9 was acknowledged", "redis does not answer", "acme: the ledger has no entry", "repeat       suspensions", "nothing was changed")
 	step("ledger recover CONFIG --yes --reason drill", 1, "the decision is missing")
 	step("ledger recover CONFIG --yes --cut-off", 1, "--reason")
 	step("ledger recover CONFIG --yes --cut-off --intact --reason drill", 1, "must stand alone")
@@ -86,6 +82,10 @@ tenants:
 		t.Fatal(err)
 	}
 	step("ledger recover CONFIG --yes --rotate-keys --reason drill", 0, "has begun")
+	// Root tokens are not signed with it: where Redis does not have the revocations, those are cut off as well.
+	if err := db.QueryRow(`SELECT count(*) FROM entries WHERE target_kind = 'tenant'`).Scan(&recorded); err != nil || recorded != 2 {
+		t.Errorf("%d cut-offs of the tenant, %v", recorded, err)
+	}
 	keys, err := server.Keys(t.Context(), loaded, "acme")
 	if err != nil {
 		t.Fatal(err)

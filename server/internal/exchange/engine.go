@@ -8,7 +8,6 @@ import (
 	"io"
 	"log/slog"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/oklog/ulid/v2"
@@ -83,10 +82,10 @@ type Engine struct {
 	lists    signedLists
 
 	// What serving goes by.
-	compared   verdicts                // an error where Redis knows what the ledger does not
-	proven     verdicts                // an error where the log does not continue its checkpoints
-	superseded atomic.Pointer[verdict] // of all tenants: Redis knows a later incarnation; nil: none
-	recoveries sync.Map                // tenant's name → ledger.Recovered, the newest
+	compared   verdicts // an error where Redis knows what the ledger does not
+	proven     verdicts // an error where the log does not continue its checkpoints
+	superseded verdicts // where Redis knows a later incarnation, which counts for all tenants
+	recoveries sync.Map // tenant's name → ledger.Recovered, the newest
 	flights    singleflight.Group
 
 	// What tests replace: a signer that fails, a count or a list that takes long, and the protections that

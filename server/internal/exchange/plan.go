@@ -58,6 +58,7 @@ type parent struct {
 	expiresAt  time.Time
 	depthLeft  int
 	uses       int
+	made       time.Time // when a derived token was issued
 	mayAct     *delegation.Principal
 }
 

@@ -147,10 +147,10 @@ func (e *Engine) bound(a arrival, c Credentials) error {
 func (a arrival) uses() []ledger.SingleUse {
 	var uses []ledger.SingleUse
 	if u := a.caller.Use; u != nil {
-		uses = append(uses, ledger.SingleUse{Issuer: u.Issuer, Key: u.Key, ID: u.ID, Until: u.Until, Reason: delegation.AssertionReplayed})
+		uses = append(uses, ledger.SingleUse{Issuer: u.Issuer, Key: u.Key, ID: u.ID, Made: u.Made, Until: u.Until, Reason: delegation.AssertionReplayed})
 	}
 	if p := a.held.proof; p != nil {
-		uses = append(uses, ledger.SingleUse{Issuer: "dpop", Key: p.Thumbprint, ID: p.ID, Until: p.Until, Reason: delegation.ProofReplayed})
+		uses = append(uses, ledger.SingleUse{Issuer: "dpop", Key: p.Thumbprint, ID: p.ID, Made: p.IssuedAt, Until: p.Until, Reason: delegation.ProofReplayed})
 	}
 	return uses
 }

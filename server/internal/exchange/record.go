@@ -119,7 +119,7 @@ func (w *walk) draft(ctx context.Context, c *child) *ledger.Draft {
 	}
 	d.Txn, d.Expiry = c.claims.Txn, time.Unix(c.claims.ExpiresAt, 0)
 	if w.parent.uses > 0 && !w.off.uses {
-		d.Uses = []ledger.SingleUse{{Issuer: w.parent.issuer, ID: w.parent.id, Until: w.parent.expiresAt, Reason: delegation.TokenSpent}}
+		d.Uses = []ledger.SingleUse{{Issuer: w.parent.issuer, ID: w.parent.id, Made: w.parent.made, Until: w.parent.expiresAt, Reason: delegation.TokenSpent}}
 	}
 	if d.Kind == ledger.KindCheck {
 		return d

@@ -39,8 +39,8 @@ func (e *Engine) revoking(ctx context.Context, tenant string) error {
 		return err
 	}
 	incarnation, _ := e.config.Ledger.Incarnation()
-	if superseded := e.superseded.Load(); superseded != nil && superseded.of == incarnation {
-		return delegation.Unavailable("ledger", superseded.err)
+	if superseded := e.superseded.any(incarnation); superseded != nil {
+		return delegation.Unavailable("ledger", superseded)
 	}
 	for _, known := range []*verdicts{&e.compared, &e.proven} {
 		if v, there := known.of(tenant, incarnation); there && v.err != nil {
@@ -57,12 +57,22 @@ func (e *Engine) comparedOnce(ctx context.Context, tenant string) error {
 		return err
 	}
 	_, err, _ = e.flights.Do("compare "+tenant, func() (any, error) {
+		ctx, cancel := shared(ctx)
+		defer cancel()
 		return nil, e.compare(ctx, []string{tenant}, nil)
 	})
 	if err != nil {
 		return delegation.Unavailable("revocations", fmt.Errorf("%w: %w", errNotCompared, err))
 	}
 	return e.Ready(ctx, tenant)
+}
+
+// sharedFor is how long work that several callers wait for may take.
+const sharedFor = 5 * time.Second
+
+// shared is the context of such work: the first caller may give up, and the others still want it.
+func shared(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), sharedFor)
 }
 
 // provenOnce holds the tenant's log to its checkpoints unless that was done.
@@ -72,6 +82,8 @@ func (e *Engine) provenOnce(ctx context.Context, tenant string) error {
 		return err
 	}
 	_, err, _ = e.flights.Do("prove "+tenant, func() (any, error) {
+		ctx, cancel := shared(ctx)
+		defer cancel()
 		n := newNotary(e, e.tenants[tenant])
 		_, err := n.prove(ctx)
 		return nil, n.note(err)
@@ -134,6 +146,17 @@ func (v *verdicts) put(tenant string, of ledger.Incarnation, err error) {
 	v.by.Store(tenant, verdict{of, err})
 }
 
+// any returns what is wrong with any tenant's ledger of this incarnation; nil: nothing.
+func (v *verdicts) any(incarnation ledger.Incarnation) (err error) {
+	v.by.Range(func(_, found any) bool {
+		if found.(verdict).of == incarnation {
+			err = found.(verdict).err
+		}
+		return err == nil
+	})
+	return err
+}
+
 var (
 	errNotCompared  = errors.New("the ledger has not been compared with what redis remembers of it")
 	errNotProvenYet = errors.New("the log has not been compared with its checkpoints")
@@ -161,8 +184,8 @@ func (e *Engine) Standing(ctx context.Context) error {
 		return err
 	}
 	incarnation, _ := e.config.Ledger.Incarnation()
-	if superseded := e.superseded.Load(); superseded != nil && superseded.of == incarnation {
-		return delegation.Unavailable("ledger", superseded.err)
+	if superseded := e.superseded.any(incarnation); superseded != nil {
+		return delegation.Unavailable("ledger", superseded)
 	}
 	return nil
 }
@@ -175,16 +198,22 @@ func (e *Engine) arbitrate(ctx context.Context, tenant string) error {
 	if err != nil {
 		return err
 	}
-	_ = e.supersede(w, incarnation) // the next who ask are told
+	_ = e.supersede(tenant, w, incarnation) // the next who ask are told
 	return nil
 }
 
-func (e *Engine) supersede(w guard.Witness, mine ledger.Incarnation) error {
+// supersede notes whether the tenant's witness is of a later incarnation. What one tenant's witness showed, only a
+// witness of the same tenant takes back.
+func (e *Engine) supersede(tenant string, w guard.Witness, mine ledger.Incarnation) error {
 	err := conflict(w, mine)
-	if err == nil {
-		e.superseded.Store(nil)
-	} else if e.superseded.Swap(&verdict{mine, err}) == nil {
-		e.config.Logger.Error("this instance's ledger was superseded", "cause", err)
+	switch {
+	case err != nil:
+		if e.superseded.any(mine) == nil {
+			e.config.Logger.Error("this instance's ledger was superseded", "tenant", tenant, "cause", err)
+		}
+		e.superseded.put(tenant, mine, err)
+	case w.There:
+		e.superseded.by.Delete(tenant)
 	}
 	return err
 }
@@ -246,7 +275,7 @@ func (e *Engine) compare(ctx context.Context, names []string, lists map[string]*
 // not known.
 func (e *Engine) judge(ctx context.Context, p guard.Peek, s ledger.Standing, tip ledger.Tip, mine ledger.Incarnation) (wrong, err error) {
 	w := p.Witness
-	if wrong := e.supersede(w, mine); wrong != nil {
+	if wrong := e.supersede(s.Tenant, w, mine); wrong != nil {
 		return wrong, nil
 	}
 	if w.There && w.Number < mine.Recovered { // of a ledger that an operator gave up

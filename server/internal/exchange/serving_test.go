@@ -77,6 +77,15 @@ func TestWhoKnowsBetterDoesNotServe(t *testing.T) {
 			must(t, g.Testify(t.Context(), map[string]guard.Witness{"default": {Number: 99, ID: "later", Seq: 1}}))
 			must(t, w.Engine.Arbitrate(t.Context(), "default"))
 		}, true},
+		"redis knows a later incarnation of another tenant": {func(t *testing.T, w *exchangetest.World, g *guard.Guard) {
+			mine, _ := w.Ledger.Incarnation()
+			must(t, g.Testify(t.Context(), map[string]guard.Witness{"other": {Number: 99, ID: "later", Seq: 1}}))
+			must(t, g.Testify(t.Context(), map[string]guard.Witness{"default": {Number: mine.Number, ID: mine.ID, Seq: 1}}))
+			must(t, w.Engine.Arbitrate(t.Context(), "other"))
+			must(t, w.Engine.Arbitrate(t.Context(), "default"))
+			must(t, g.Discard(t.Context(), "other")) // it is gone, and has not changed
+			must(t, w.Engine.Arbitrate(t.Context(), "other"))
+		}, true},
 		"redis knows another one of this number": {func(t *testing.T, w *exchangetest.World, g *guard.Guard) {
 			must(t, g.Discard(t.Context(), "default"))
 			must(t, g.Testify(t.Context(), map[string]guard.Witness{"default": {ID: "twin", Seq: 1}}))

@@ -270,7 +270,7 @@ func parentOf(s token.Subject, l Limits) (parent, error) {
 			issuer:  c.Issuer, id: c.ID, root: c.Delegation.Root, txn: c.Txn,
 			subject: c.Subject, actors: c.Act, hops: c.Delegation.Hops,
 			scopes: c.Scope, audiences: c.Audience, details: c.Details,
-			expiresAt: time.Unix(c.ExpiresAt, 0), depthLeft: c.Delegation.DepthLeft, uses: c.Delegation.Uses,
+			expiresAt: time.Unix(c.ExpiresAt, 0), depthLeft: c.Delegation.DepthLeft, uses: c.Delegation.Uses, made: time.Unix(c.IssuedAt, 0),
 		}
 		if c.MayAct != nil {
 			p.mayAct = &c.MayAct.Sub

@@ -1,6 +1,7 @@
 package ledger
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -290,11 +291,21 @@ func (b *batch) decide() error {
 // spent returns the refusal for the first of the single uses that is not new, or whose row may have been pruned.
 func (b *batch) spent(uses []SingleUse) *delegation.Error {
 	for _, u := range uses {
+		if b.predates(u) {
+			return predates(u.Reason)
+		}
 		if (b.facts.used[u.digest()] || b.forgotten(u.Until)) && !b.s.ledger.off.singleUse {
 			return replay(u.Reason)
 		}
 	}
 	return nil
+}
+
+// predates tells whether what is spent may have been spent in a ledger that was given up, which took the row with it.
+// Times of issue are whole seconds, and nothing is issued in the last ones before since.
+func (b *batch) predates(u SingleUse) bool {
+	since := b.facts.witness.since
+	return since > 0 && u.Made.Before(fromMicros(since).Truncate(time.Second))
 }
 
 // forgotten tells whether rows about something that ends then may have been pruned.
@@ -319,6 +330,13 @@ func replay(reason delegation.Reason) *delegation.Error {
 		return delegation.Refuse(reason, "subject_token", "this token allows one exchange and has had it")
 	}
 	return delegation.Refuse(reason, "", "what may be used once was used before: present a new one")
+}
+
+func predates(reason delegation.Reason) *delegation.Error {
+	if reason == delegation.TokenSpent {
+		return delegation.Refuse(reason, "subject_token", "must be newer than the ledger's recovery, because it allows one exchange and may have had it: obtain a new token")
+	}
+	return delegation.Refuse(cmp.Or(reason, delegation.AssertionReplayed), "", "this credential is older than the ledger's recovery and may have been used: present a new one")
 }
 
 var (

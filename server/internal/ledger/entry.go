@@ -86,8 +86,9 @@ type Idempotency struct {
 // SingleUse names something that may be used once in a tenant.
 type SingleUse struct {
 	Issuer string
-	Key    string // thumbprint or id of the key that signed it
-	ID     string // its jti
+	Key    string    // thumbprint or id of the key that signed it
+	ID     string    // its jti
+	Made   time.Time // when it was issued, at the earliest; zero: not known, which is old
 	Until  time.Time
 	Reason delegation.Reason // of the refusal; AssertionReplayed if empty
 }

@@ -376,3 +376,6 @@ func (l *Ledger) SearchRows(t testing.TB, tenant string, q Query) (rows int, who
 
 // Unproven has the next Sound probe the database.
 func (l *Ledger) Unproven() { l.unproven() }
+
+// Reader reads the tenant's revocations into the memory of now, also after that was given up.
+func (l *Ledger) Reader(tenant string) func(context.Context) error { return l.live(tenant).refresh }

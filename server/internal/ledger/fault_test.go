@@ -58,7 +58,7 @@ func everything() *ledger.Draft {
 	now := time.Now()
 	d := ledgertest.Grant(now, "user:alice", "agent:planner")
 	d.Idempotency = &ledger.Idempotency{Key: d.ID, Fingerprint: [32]byte{1}, Until: now.Add(time.Hour)}
-	d.Uses = []ledger.SingleUse{{Issuer: "https://idp.example", Key: "k", ID: d.ID, Until: now.Add(time.Minute)}}
+	d.Uses = []ledger.SingleUse{{Issuer: "https://idp.example", Key: "k", ID: d.ID, Made: now.Add(time.Minute), Until: now.Add(time.Minute)}}
 	return d
 }
 

@@ -57,6 +57,7 @@ func (r *revocations) advance(list []delegation.Revocation, whole bool) {
 func (r *revocations) retire() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.retired.Store(true)
 	old := r.feed.Load()
 	r.feed.Store(&feed{changed: make(chan struct{})})
 	close(old.changed)

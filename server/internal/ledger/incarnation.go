@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"math"
 	"strings"
 	"sync"
 	"time"
@@ -40,9 +41,9 @@ type life struct {
 	mu      sync.Mutex
 	known   bool
 	row     incarnation
-	doubt   error     // why the ledger must not be believed; nil: nothing
-	proven  time.Time // when the newest probe succeeded, by the monotonic clock; zero: the newest one failed
-	probing *read     // under way, or nil
+	doubt   error          // why the ledger must not be believed; nil: nothing
+	proven  *time.Duration // when the newest successful probe began, by the clock that runs in suspend too; nil: the newest one failed
+	probing *read          // under way, or nil
 }
 
 // incarnation is the row of that name.
@@ -71,7 +72,8 @@ const (
 	sqlBeat        = `UPDATE incarnation SET beat = beat + 1, system = $3, timeline = $4, synchronous = $5 WHERE number = $1 AND id = $2 AND doubt = ''`
 	sqlBegin       = `UPDATE incarnation SET beat = beat + 1, number = $3, id = $4, recovered = $5, system = $6, timeline = $7, synchronous = $8, doubt = ''
 		WHERE number = $1 AND id = $2`
-	sqlDoubt = `UPDATE incarnation SET doubt = $1 WHERE doubt = ''`
+	// A recovery gives a higher number: what is known of the incarnation before it is no doubt of the recovered one.
+	sqlDoubt = `UPDATE incarnation SET doubt = $1 WHERE doubt = '' AND number <= $2`
 )
 
 // Incarnation is that which this process knows; the error says why the ledger is not believed.
@@ -91,7 +93,7 @@ func (l *Ledger) lifeRow() (known bool, row incarnation) {
 func (l *Ledger) unproven() {
 	l.life.mu.Lock()
 	defer l.life.mu.Unlock()
-	l.life.proven = time.Time{}
+	l.life.proven = nil
 }
 
 // Sound says whether the ledger may be believed: it took a durable write within the last two seconds, is no standby,
@@ -99,7 +101,7 @@ func (l *Ledger) unproven() {
 // Where Beat runs it answers from memory, otherwise it writes when the newest write is too old.
 func (l *Ledger) Sound(ctx context.Context) error {
 	l.life.mu.Lock()
-	doubt, recent := l.life.doubt, !l.life.proven.IsZero() && time.Since(l.life.proven) < provenFor
+	doubt, recent := l.life.doubt, l.life.proven != nil && l.config.Clock.Elapsed()-*l.life.proven < provenFor
 	l.life.mu.Unlock()
 	switch {
 	case doubt != nil:
@@ -162,16 +164,18 @@ func (l *Ledger) probe(ctx context.Context) error {
 func (l *Ledger) probeOnce(r *read) {
 	ctx, cancel := context.WithTimeout(context.Background(), l.config.attempt())
 	defer cancel()
-	began := time.Now()
-	r.err = l.beat(ctx)
-	if errors.Is(r.err, ErrDoubt) {
-		l.Doubt(ctx, r.err)
+	began := l.config.Clock.Elapsed()
+	_, of := l.lifeRow()
+	found, err := l.beat(ctx)
+	if r.err = err; errors.Is(err, ErrDoubt) {
+		of.Number = max(of.Number, found.Number)
+		l.doubt(ctx, of, err)
 	}
 	l.life.mu.Lock()
 	defer l.life.mu.Unlock()
 	l.life.probing = nil
-	if l.life.proven = began; r.err != nil {
-		l.life.proven = time.Time{}
+	if l.life.proven = &began; r.err != nil {
+		l.life.proven = nil
 	} else {
 		l.life.doubt = nil
 	}
@@ -179,9 +183,8 @@ func (l *Ledger) probeOnce(r *read) {
 }
 
 // beat reads what the ledger is, and writes only if that is what this process knows or may take over.
-func (l *Ledger) beat(ctx context.Context) error {
-	var row incarnation
-	err := l.store.change(ctx, func(db changer) error {
+func (l *Ledger) beat(ctx context.Context) (row incarnation, err error) {
+	err = l.store.change(ctx, func(db changer) error {
 		now, err := l.store.physical(ctx, db)
 		if err != nil {
 			return err
@@ -207,7 +210,7 @@ func (l *Ledger) beat(ctx context.Context) error {
 	if err == nil {
 		l.follow(row)
 	}
-	return err
+	return row, err
 }
 
 // keepIncarnation writes next in the place of row, or only that the row is still there.
@@ -266,8 +269,11 @@ func (l *Ledger) judge(row incarnation, now physical) (incarnation, error) {
 
 // follow takes what the row says for what is known. What was recovered since is remembered anew.
 func (l *Ledger) follow(row incarnation) {
+	known, before := l.lifeRow()
+	if known && row.Recovered > before.Number {
+		l.forgetAll() // first: nothing of the former incarnation is compared with the next one
+	}
 	l.life.mu.Lock()
-	before, known := l.life.row, l.life.known
 	if !known || row.Number != before.Number || row.beat > before.beat {
 		l.life.row, l.life.known = row, true
 	}
@@ -275,10 +281,8 @@ func (l *Ledger) follow(row incarnation) {
 	if !known || row.Number == before.Number {
 		return
 	}
+	l.store.renew()
 	l.config.Logger.Warn("ledger: another incarnation", "number", row.Number, "before", before.Number, "recovered", row.Recovered, "timeline", row.timeline)
-	if row.Recovered > before.Number {
-		l.forgetAll()
-	}
 }
 
 // forgetAll has every tenant read anew: what was known is of an incarnation that was given up.
@@ -296,10 +300,23 @@ func (l *Ledger) forgetAll() {
 // Doubt has nobody believe the ledger until it is recovered, here and at all instances on this database. The cause is
 // for operators. What is doubted already keeps its first cause.
 func (l *Ledger) Doubt(ctx context.Context, cause error) {
+	_, mine := l.lifeRow()
+	l.doubt(ctx, mine, cause)
+}
+
+// doubt is Doubt of the incarnation that the cause was found in, and of no later one.
+func (l *Ledger) doubt(ctx context.Context, of incarnation, cause error) {
 	if !errors.Is(cause, ErrDoubt) {
 		cause = fmt.Errorf("%w: %w", ErrDoubt, cause)
 	}
+	number := int64(of.Number)
 	l.life.mu.Lock()
+	if !l.life.known && number == 0 {
+		number = math.MaxInt64
+	} else if l.life.row.Number > of.Number {
+		l.life.mu.Unlock()
+		return
+	}
 	first := l.life.doubt == nil
 	if first {
 		l.life.doubt = cause
@@ -313,7 +330,7 @@ func (l *Ledger) Doubt(ctx context.Context, cause error) {
 	defer cancel()
 	reason, _ := strings.CutPrefix(cause.Error(), ErrDoubt.Error()+": ")
 	err := l.store.change(ctx, func(db changer) error {
-		_, err := db.change(ctx, "doubt", sqlDoubt, cleanDetail(reason))
+		_, err := db.change(ctx, "doubt", sqlDoubt, cleanDetail(reason), number)
 		return err
 	})
 	if err != nil { // this process refuses all the same, and each one that knows as much
@@ -327,9 +344,11 @@ type memory struct {
 	leaf digest
 }
 
-// sqlMemory says what became of an entry that was known: its leaf, or how far entries were dropped for their age.
+// sqlMemory says what became of an entry that was known: its leaf, or how far entries were dropped for their age. It also
+// returns since when what is issued is of this incarnation.
 const sqlMemory = `SELECT i.number, i.id, i.doubt, coalesce((SELECT e.leaf FROM entries e WHERE e.tenant = $1 AND e.seq = $2), ''),
-	coalesce((SELECT r.through FROM retention r WHERE r.tenant = $1), 0) FROM incarnation i`
+	coalesce((SELECT r.through FROM retention r WHERE r.tenant = $1), 0),
+	coalesce((SELECT c.since FROM recoveries c WHERE c.tenant = $1 ORDER BY c.number DESC LIMIT 1), 0) FROM incarnation i`
 
 // witness is what sqlMemory found.
 type witness struct {
@@ -338,9 +357,12 @@ type witness struct {
 	doubt   string
 	leaf    []byte
 	dropped uint64
+	since   int64 // of the tenant's newest recovery; 0: there was none
 }
 
-func (w *witness) fields() []any { return []any{&w.number, &w.id, &w.doubt, &w.leaf, &w.dropped} }
+func (w *witness) fields() []any {
+	return []any{&w.number, &w.id, &w.doubt, &w.leaf, &w.dropped, &w.since}
+}
 
 // confirms says whether the ledger has the entry that was known.
 func (w *witness) confirms(m memory) error {
@@ -357,7 +379,7 @@ func (w *witness) confirms(m memory) error {
 // doubted, or another server goes on with it. What a recovery gave up is not asked for.
 func (l *Ledger) remembered(ctx context.Context, db querier, next incarnation) error {
 	l.life.mu.Lock()
-	mine, settled := l.life.row, l.life.doubt == nil && !l.life.proven.IsZero()
+	mine, settled := l.life.row, l.life.doubt == nil && l.life.proven != nil
 	l.life.mu.Unlock()
 	if settled && next.Number == mine.Number || next.Recovered > mine.Number {
 		return nil

@@ -37,10 +37,21 @@ func (st *postgresStore) meet(ctx context.Context, conn *pgx.Conn) error {
 		err = errStandby
 	}
 	if err == nil {
-		st.met.Store(&now)
+		if before := st.met.Swap(&now); before != nil && !before.same(now) {
+			st.renew()
+		}
 	}
 	return err
 }
+
+// renew closes the idle connections now and the busy ones when they are given back: they may be to a server that was given up.
+func (st *postgresStore) renew() {
+	if pool := st.opened.Load(); pool != nil {
+		pool.Reset()
+	}
+}
+
+func (st *sqliteStore) renew() {}
 
 const (
 	// A primary's timeline is in the name of the file that it writes; a standby's is another one's.

@@ -319,4 +319,96 @@ func TestStandbysAndFailovers(t *testing.T) {
 	if _, err := short.Append(ctx, tenant, everything()); err == nil {
 		t.Error("the former primary acknowledged a grant")
 	}
+	// What it gave up waiting for is not visible either.
+	conn, err := pgx.Connect(t.Context(), primary.DSN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(t.Context())
+	var head, waiting uint64
+	if err := conn.QueryRow(t.Context(), `SELECT (SELECT max(seq) FROM entries), (SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep')`).
+		Scan(&head, &waiting); err != nil || head != r.Seq || waiting == 0 {
+		t.Errorf("entry %d is visible on the former primary, not %d; %d commits wait; %v", head, r.Seq, waiting, err)
+	}
+}
+
+// TestRecoveryIsNotDoubtedAgain: memory of the incarnation that was given up is no evidence against the recovered one,
+// neither before this process learns of the recovery nor in a read that waited meanwhile.
+func TestRecoveryIsNotDoubtedAgain(t *testing.T) {
+	for _, adopted := range []bool{false, true} {
+		t.Run(fmt.Sprintf("adopted %v", adopted), func(t *testing.T) {
+			onBoth(t, func(t *testing.T, dsn string) {
+				l := opened(t, dsn, patient)
+				appended(t, l, 3)
+				execute(t, dsn, `CREATE TABLE kept AS SELECT tree FROM heads`)
+				appended(t, l, 6)
+				read := l.Reader(tenant)
+				if err := read(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				for _, statement := range lost["the tail is missing"] {
+					execute(t, dsn, statement)
+				}
+				recovered(t, dsn, ledger.Decision{Reason: "a test", CutOff: true})
+				if adopted {
+					if err := l.Probe(t.Context()); err != nil {
+						t.Fatal(err, errors.Unwrap(err))
+					}
+				}
+				if err := read(t.Context()); err == nil || errors.Is(err, ledger.ErrDoubt) {
+					t.Errorf("read of the former incarnation: %v", err)
+				}
+				if err := opened(t, dsn, patient).Sound(t.Context()); err != nil {
+					t.Errorf("another instance: %v", err)
+				}
+				if err := l.Sound(t.Context()); err != nil {
+					t.Errorf("sound: %v", err)
+				}
+				if _, err := l.Revocations(t.Context(), tenant, true); err != nil {
+					t.Errorf("read of the recovered incarnation: %v", err)
+				}
+			})
+		})
+	}
+}
+
+// TestOldUsesAreRefusedAfterARecovery: what was spent in the ledger that was given up is not known, so what is older
+// than the recovery is refused, unless nothing was lost.
+func TestOldUsesAreRefusedAfterARecovery(t *testing.T) {
+	for _, intact := range []bool{false, true} {
+		onBoth(t, func(t *testing.T, dsn string) {
+			l := opened(t, dsn, patient)
+			appended(t, l, 1)
+			recovered(t, dsn, ledger.Decision{Reason: "a test", CutOff: !intact, Intact: intact})
+			if err := l.Probe(t.Context()); err != nil {
+				t.Fatal(err, errors.Unwrap(err))
+			}
+			r, err := l.LastRecovery(t.Context(), tenant)
+			if err != nil || r.Since.IsZero() != intact {
+				t.Fatalf("%+v, %v", r, err)
+			}
+			since := r.Since
+			if intact {
+				since = time.Now()
+			}
+			for made, refused := range map[time.Time]bool{{}: true, since.Add(-2 * time.Second): true, since: false} {
+				for _, is := range []delegation.Reason{delegation.AssertionReplayed, delegation.ProofReplayed, delegation.TokenSpent} {
+					want := is
+					if !refused || intact {
+						want = ""
+					}
+					use := ledger.SingleUse{Issuer: "i", ID: fmt.Sprint(made, is), Made: made, Until: time.Now().Add(time.Hour), Reason: is}
+					d := everything()
+					d.Uses = []ledger.SingleUse{use}
+					if _, err := l.Append(t.Context(), tenant, d); reason(err) != want {
+						t.Errorf("grant, made %v: %v", made, err)
+					}
+					use.ID += "caller"
+					if err := l.Spend(t.Context(), tenant, []ledger.SingleUse{use}); reason(err) != want {
+						t.Errorf("spent, made %v: %v", made, err)
+					}
+				}
+			}
+		})
+	}
 }

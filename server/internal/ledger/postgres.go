@@ -24,7 +24,8 @@ type postgresStore struct {
 	attempt time.Duration
 	elapsed func() time.Duration
 	seam    seam
-	met     atomic.Pointer[physical] // by the newest connection
+	met     atomic.Pointer[physical]     // by the newest connection
+	opened  atomic.Pointer[pgxpool.Pool] // pool, for connections that are made while it is opened
 }
 
 func migratePostgres(ctx context.Context, dsn string) error {
@@ -66,11 +67,13 @@ func openPostgres(ctx context.Context, dsn string, config Config, s seam) (store
 		}
 		return st.meet(ctx, conn)
 	}
+	pc.BeforeConnect = uncancelled
 	pool, err := pgxpool.NewWithConfig(ctx, pc)
 	if err != nil {
 		return nil, err
 	}
 	st.pool = pool
+	st.opened.Store(pool)
 	if err := st.ready(ctx); err != nil {
 		pool.Close()
 		return nil, err
@@ -152,7 +155,20 @@ func (c pgChanger) change(ctx context.Context, point, sql string, args ...any) (
 }
 
 func (st *postgresStore) change(ctx context.Context, f func(changer) error) error {
-	return pgx.BeginFunc(ctx, st.pool, func(tx pgx.Tx) error { return f(pgChanger{tx.Query, tx, st.seam}) })
+	conn, err := st.pool.Acquire(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Release()
+	tx, err := conn.Begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = tx.Rollback(ctx) }() // of what was committed: nothing
+	if err := f(pgChanger{tx.Query, tx, st.seam}); err != nil {
+		return err
+	}
+	return committing(conn.Conn(), func() error { return tx.Commit(ctx) })
 }
 
 // postgresTx is a transaction on a connection of its own.
@@ -351,7 +367,7 @@ func (tx *postgresTx) commit(ctx context.Context, w *writes) error {
 		committed = tag.String() == "COMMIT"
 		return nil
 	})
-	err := p.send(ctx, tx.conn)
+	err := committing(tx.conn.Conn(), func() error { return p.send(ctx, tx.conn) })
 	if err == nil && committed {
 		tx.conn.Release()
 		return nil
@@ -508,7 +524,7 @@ func (st *postgresStore) settle(ctx context.Context, tenant string, e evidence) 
 	p.add("settle", sql, args...).QueryRow(func(row pgx.Row) error { return row.Scan(&n) })
 	p.add("touch head", sqlTouch, tenant)
 	p.add("commit settlement", `COMMIT`)
-	if err := p.send(ctx, conn); err != nil {
+	if err := committing(conn.Conn(), func() error { return p.send(ctx, conn) }); err != nil {
 		tx.rollback()
 		return false, err
 	}

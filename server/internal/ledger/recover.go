@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -66,8 +67,9 @@ const sqlRemains = `SELECT h.tenant, h.seq, h.time, h.revocation, coalesce(e.lea
 	coalesce((SELECT max(g.seq) FROM entries g WHERE g.tenant = h.tenant AND g.kind = 'grant'), 0)
 	FROM heads h LEFT JOIN entries e ON e.tenant = h.tenant AND e.seq = h.seq ORDER BY h.tenant`
 
-// Remains says what the ledger holds of every tenant that ever recorded anything, and why it is doubted, if it is.
-func (l *Ledger) Remains(ctx context.Context) (list []Remains, doubt string, err error) {
+// Remains returns what the ledger holds of the named tenants and of every tenant that it has a head of, and why it is
+// doubted, if it is. A named tenant without a head has zero Remains: its first entry may be among those that are lost.
+func (l *Ledger) Remains(ctx context.Context, tenants ...string) (list []Remains, doubt string, err error) {
 	err = l.store.view(ctx, func(db querier) error {
 		row, err := readIncarnation(ctx, db)
 		if err != nil {
@@ -89,18 +91,24 @@ func (l *Ledger) Remains(ctx context.Context) (list []Remains, doubt string, err
 			return err
 		})
 	})
+	for _, tenant := range tenants {
+		if !slices.ContainsFunc(list, func(r Remains) bool { return r.Tenant == tenant }) {
+			list = append(list, Remains{Tenant: tenant})
+		}
+	}
 	return list, doubt, err
 }
 
 // Decision is what an operator decided about a ledger. What it lost is never guessed.
 type Decision struct {
-	Reason string // recorded for auditors, of each tenant
+	Reason  string   // recorded for auditors, of each tenant
+	Tenants []string // the configured ones, which are recovered also where the ledger has nothing of them
 	// Above is the highest number of an incarnation that anybody remembers.
 	Above uint64
 	// Intact says that nothing was lost: only another server goes on.
 	Intact bool
-	// CutOff has what was issued after the newest grant that is left refused. By tenant: the revocations that
-	// were found elsewhere, which are recorded again, and whether all that was ever issued is refused as well.
+	// CutOff has what was issued after the newest grant that is left refused. By tenant, with CutOff and without: the
+	// revocations that were found elsewhere, which are recorded again, and whether all that was ever issued is refused as well.
 	CutOff bool
 	Lost   map[string][]delegation.Revocation
 	All    map[string]bool
@@ -116,7 +124,7 @@ func (l *Ledger) Recover(ctx context.Context, d Decision) (Incarnation, error) {
 		return Incarnation{}, errors.New("ledger: not opened to recover")
 	}
 	l.Doubt(ctx, errors.New("a recovery is under way"))
-	remains, doubt, err := l.Remains(ctx)
+	remains, doubt, err := l.Remains(ctx, d.Tenants...)
 	if err == nil && doubt == "" {
 		err = errNotKept
 	}

@@ -22,7 +22,8 @@ type revocations struct {
 	readAt atomic.Int64         // ledger time of the last read, microseconds
 	feed   atomic.Pointer[feed] // what set was made from; replaced by advance and sweep only
 
-	head atomic.Uint64 // highest number of an entry that any read saw
+	head    atomic.Uint64 // highest number of an entry that any read saw
+	retired atomic.Bool   // the incarnation that it was read from was given up
 
 	mu    sync.Mutex // guards what follows and the replacing of set and feed; never held over I/O
 	swept time.Time  // when what had ended was last forgotten
@@ -100,8 +101,9 @@ func (r *revocations) reads() {
 	current := r.read
 	r.mu.Unlock()
 	for current != nil {
+		_, of := r.ledger.lifeRow()
 		if current.err = r.catchUp(); errors.Is(current.err, ErrDoubt) {
-			r.ledger.Doubt(context.Background(), current.err)
+			r.ledger.doubt(context.Background(), of, current.err)
 		}
 		close(current.done)
 		r.mu.Lock()
@@ -175,6 +177,7 @@ func (r *revocations) page() (whole bool, err error) {
 	config := r.ledger.config
 	ctx, cancel := context.WithTimeout(context.Background(), config.attempt())
 	defer cancel()
+	known, mine := r.ledger.lifeRow()
 	q := r.question(config.Now())
 	asked, most := config.Clock.Elapsed(), everything
 	if q.revokedUntil != 0 {
@@ -187,6 +190,10 @@ func (r *revocations) page() (whole bool, err error) {
 	n, err := scanRevocations(found, q.now)
 	if err != nil {
 		return false, err
+	}
+	if r.retired.Load() || known && n.found && n.of != mine.Number { // not comparable: no evidence of a loss
+		r.ledger.unproven()
+		return false, errRenewed
 	}
 	if n.head < r.head.Load() {
 		return false, errWentBack

@@ -40,6 +40,8 @@ type store interface {
 	// change runs all of f's statements in one transaction, which locks no head.
 	change(ctx context.Context, f func(changer) error) error
 
+	// renew has what comes next go over new connections.
+	renew()
 	// revocations is the statement that reads a tenant's revocations (scanRevocations).
 	revocations() string
 
@@ -252,7 +254,7 @@ const (
 
 	// One statement, so that the head's numbers and the rows are of one snapshot. It goes on after two expressions of the
 	// dialect: 1 where the server is a standby, and the server's clock.
-	sqlRevocations = `, h.seq, h.revocation, h.pruned_through, coalesce(e.seq, 0), coalesce(e.prev, 0), coalesce(e.time, 0), coalesce(e.until, 0),
+	sqlRevocations = `, (SELECT number FROM incarnation), h.seq, h.revocation, h.pruned_through, coalesce(e.seq, 0), coalesce(e.prev, 0), coalesce(e.time, 0), coalesce(e.until, 0),
 		coalesce(e.target_kind, ''), coalesce(e.target_id, ''), coalesce(e.target_principal, ''), coalesce(e.target_subject, '')
 		FROM heads h LEFT JOIN (SELECT seq, prev, time, until, target_kind, target_id, target_principal, target_subject FROM entries
 			WHERE tenant = $1 AND kind = 'revocation' AND seq > $2
@@ -311,6 +313,8 @@ func atLeastTwice(n int) int {
 
 // news is what a statement of revocations found.
 type news struct {
+	found  bool   // the tenant has a head
+	of     uint64 // number of the incarnation that was read
 	head   uint64 // number of the tenant's newest entry
 	newest uint64 // number of the tenant's newest revocation
 	pruned int64  // as in head
@@ -325,13 +329,13 @@ func scanRevocations(r rows, now int64) (n news, err error) {
 	for r.Next() {
 		var standby, server, seq, prev, at, until int64
 		var kind, id, principal, subject string
-		if err := r.Scan(&standby, &server, &n.head, &n.newest, &n.pruned, &seq, &prev, &at, &until, &kind, &id, &principal, &subject); err != nil {
+		if err := r.Scan(&standby, &server, &n.of, &n.head, &n.newest, &n.pruned, &seq, &prev, &at, &until, &kind, &id, &principal, &subject); err != nil {
 			return news{}, err
 		}
 		if standby != 0 {
 			return news{}, errStandby
 		}
-		n.server = fromMicros(server)
+		n.found, n.server = true, fromMicros(server)
 		if seq == 0 {
 			continue // the head without a revocation
 		}

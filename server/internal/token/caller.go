@@ -27,6 +27,7 @@ type Use struct {
 	Issuer string    // the client
 	Key    string    // thumbprint of the key that signed
 	ID     string    // jti
+	Made   time.Time // iat; without it, the earliest time at which the assertion was acceptable
 	Until  time.Time // when the assertion expires, and its use may be forgotten
 }
 
@@ -87,7 +88,7 @@ func (t *Trust) client(ctx context.Context, p presented) (Caller, error) {
 	}
 	return Caller{
 		Principal: c.principal, Key: key.thumbprint, Method: MethodPrivateKeyJWT,
-		Use: &Use{Issuer: p.claims.Issuer, Key: key.thumbprint, ID: p.claims.ID, Until: time.Unix(p.claims.ExpiresAt, 0)},
+		Use: &Use{Issuer: p.claims.Issuer, Key: key.thumbprint, ID: p.claims.ID, Made: t.made(p), Until: time.Unix(p.claims.ExpiresAt, 0)},
 	}, nil
 }
 
@@ -115,6 +116,14 @@ func (t *Trust) callerKey(ctx context.Context, p presented) (*client, *publicKey
 		return nil, decoy, broken("its algorithm is not the one of its key")
 	}
 	return c, key, nil
+}
+
+// made is when the assertion was issued or, where it does not say, the earliest time at which it was acceptable.
+func (t *Trust) made(p presented) time.Time {
+	if p.claims.IssuedAt != 0 {
+		return time.Unix(p.claims.IssuedAt, 0)
+	}
+	return time.Unix(p.claims.ExpiresAt, 0).Add(-maxAssertionAge - t.skew)
 }
 
 func (t *Trust) authenticates(p presented) error {
