@@ -88,7 +88,7 @@ var transportMutants = []mutant{
 	},
 	{
 		name: "hang-up-is-an-error", file: "server/internal/exchange/visit.go",
-		old: "if fault && Left(ctx) {", new: "if false {",
+		old: "if fault && Left(ctx) && (refusal", new: "if false && (refusal",
 		pkg: "server/internal/rpc", test: "TestClientsThatHangUp",
 	},
 	{
@@ -113,7 +113,7 @@ var transportMutants = []mutant{
 	},
 	{
 		name: "no-hsts", file: "server/listen.go",
-		old: "httpapi.StrictTransport(front)", new: "front",
+		old: "httpapi.StrictTransport(s.http.Handler)", new: "s.http.Handler",
 		pkg: "server", test: "TestHTTP2OfTheRealListeners",
 	},
 	{

@@ -243,14 +243,16 @@ func TestAuthenticatedCancellations(t *testing.T) {
 			ctx, cancel := context.WithCancel(peer.NewContext(t.Context(), &peer.Peer{Addr: peerAddress{conn.RemoteAddr(), of}}))
 			ctx, err := newOpenings(&patience).tap(ctx, &tap.Info{Header: metadata.Pairs("content-type", "application/grpc")})
 			if err != nil || openingOf(ctx).refusal != nil {
+				cancel()
 				t.Fatal(err, openingOf(ctx).refusal)
 			}
 			if known {
 				peers.Known(ctx)
 			}
 			call := openingOf(ctx)
-			if call.watched() { // so that the test calls it, in this goroutine
-				cancel()
+			watched := call.watched() // so that the test calls it, in this goroutine
+			cancel()
+			if watched {
 				call.ended(ctx)
 			}
 		}
