@@ -102,8 +102,8 @@ var timeMutants = []mutant{
 	{
 		name: "time-what-ended-is-forgotten-at-once",
 		file: "server/internal/clock/clock.go",
-		old:  "now+Settle, nil",
-		new:  "now, nil",
+		old:  "v.offset, v.settled, v.problem = middle, now+Settle, nil",
+		new:  "v.offset, v.settled, v.problem = middle, now, nil",
 		pkg:  "server/internal/clock", test: "TestHold",
 	},
 	{
@@ -112,6 +112,27 @@ var timeMutants = []mutant{
 		old:  "if old.alone && len(votes) > 1 {",
 		new:  "if false {",
 		pkg:  "server/internal/clock", test: "TestTheWallClockHasNoTwoVotes",
+	},
+	{
+		name: "time-a-start-is-evidence",
+		file: "server/internal/clock/clock.go",
+		old:  "= true, len(votes) == 1, middle, now+Settle, nil",
+		new:  "= true, len(votes) == 1, middle, 0, nil",
+		pkg:  "server/internal/ledger", test: "TestARestartDuringAStep",
+	},
+	{
+		name: "time-a-memory-waits-for-settled-clocks",
+		file: "server/internal/ledger/revocations.go",
+		old:  "&& r.ledger.Trusted() == nil\n",
+		new:  "&& r.ledger.config.Clock.Settled()\n",
+		pkg:  "server/internal/ledger", test: "TestARestartDuringAStep",
+	},
+	{
+		name: "time-what-is-pruned-is-read-again",
+		file: "server/internal/ledger/revocations.go",
+		old:  "	r.pruned.Store(n.pruned)\n",
+		new:  "",
+		pkg:  "server/internal/ledger", test: "TestWhatIsPrunedIsNotReadAgain",
 	},
 	{
 		name: "time-revocations-end-by-todays-limits",

@@ -29,7 +29,7 @@ const (
 	DefaultBound = 2 * time.Second
 	// Hold is for how long clocks that contradict the estimate must hold still before they replace it.
 	Hold = time.Minute
-	// Settle is for how long nothing is forgotten after that.
+	// Settle is for how long nothing is forgotten after that, or after the first comparison.
 	Settle = 15 * time.Minute
 
 	fresh = 10 * time.Second // how old the answer of another machine's clock may be
@@ -170,8 +170,8 @@ func (c *Clock) Trusted() error {
 	return c.weigh().problem
 }
 
-// Settled tells whether what has ended may be forgotten: the clock is Trusted, and the estimate was not replaced within
-// Settle.
+// Settled tells whether what has ended may be forgotten: the clock is Trusted, and the estimate was neither made nor
+// replaced within Settle. An instance that starts during a step has no evidence against the step.
 func (c *Clock) Settled() bool {
 	if c.Trusted() != nil {
 		return false
@@ -289,7 +289,7 @@ func (c *Clock) contest(votes []span, now time.Duration, v *verdict) {
 	}
 	middle := median(group)
 	if !v.known {
-		v.known, v.alone, v.offset, v.problem = true, len(votes) == 1, middle, nil
+		v.known, v.alone, v.offset, v.settled, v.problem = true, len(votes) == 1, middle, now+Settle, nil
 		return
 	}
 	if !c.contested || c.candidate.apart(middle) > c.config.Bound/still {

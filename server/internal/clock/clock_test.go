@@ -88,6 +88,7 @@ func TestAStepOfTheWallClockIsNoticedAtOnce(t *testing.T) {
 				m.trustsNothingYet(t)
 				m.compare()
 				m.trusts(t, true)
+				m.pass(Settle)
 				m.wall = step
 				m.trusts(t, false)
 				m.right(t)
@@ -160,6 +161,23 @@ func TestHold(t *testing.T) {
 				t.Error("nothing is ever forgotten again")
 			}
 		})
+	}
+}
+
+// TestAStartIsNoEvidence starts an instance: it may issue at once, and forgets nothing until its clock has held still.
+func TestAStartIsNoEvidence(t *testing.T) {
+	for _, remotes := range [][]string{nil, {"postgresql", "redis"}} {
+		m := newMachine(remotes...)
+		m.compare()
+		m.trusts(t, true)
+		m.pass(Settle - time.Second)
+		if m.Settled() {
+			t.Error("what ended may be forgotten soon after the start")
+		}
+		m.pass(2 * time.Second)
+		if !m.Settled() {
+			t.Error("nothing is ever forgotten")
+		}
 	}
 }
 
