@@ -89,7 +89,8 @@ type verdict struct {
 	alone   bool          // nothing but the wall clock has ever confirmed the estimate
 	offset  int64         // of the estimate, as in span
 	weighed time.Duration // when that was
-	settled time.Duration // nothing is forgotten before
+	proven  time.Duration // nothing is forgotten before, because the estimate is the first
+	settled time.Duration // nor before this, because it replaced another one
 	problem error         // nil: trusted, while the wall clock stays within Bound
 }
 
@@ -170,9 +171,15 @@ func (c *Clock) Trusted() error {
 	return c.weigh().problem
 }
 
-// Settled tells whether what has ended may be forgotten: the clock is Trusted, and the estimate was neither made nor
-// replaced within Settle. An instance that starts during a step has no evidence against the step.
+// Settled tells whether what has ended may be forgotten: the clock is Steady, and the first comparison is Settle ago. An
+// instance that starts during a step has no evidence against the step.
 func (c *Clock) Settled() bool {
+	return c.Steady() && (c.sole || c.config.Elapsed() >= c.verdict.Load().proven)
+}
+
+// Steady tells whether what is due by the time may be done: the clock is Trusted, and the estimate was not replaced
+// within Settle.
+func (c *Clock) Steady() bool {
 	if c.Trusted() != nil {
 		return false
 	}
@@ -289,7 +296,7 @@ func (c *Clock) contest(votes []span, now time.Duration, v *verdict) {
 	}
 	middle := median(group)
 	if !v.known {
-		v.known, v.alone, v.offset, v.settled, v.problem = true, len(votes) == 1, middle, now+Settle, nil
+		v.known, v.alone, v.offset, v.proven, v.problem = true, len(votes) == 1, middle, now+Settle, nil
 		return
 	}
 	if !c.contested || c.candidate.apart(middle) > c.config.Bound/still {
