@@ -32,7 +32,7 @@ var timeMutants = []mutant{
 	{
 		name: "time-a-forgotten-revocation-is-none",
 		file: "server/internal/ledger/batch.go",
-		old:  "if b.s.live.set.Load().Forgotten(d.Expiry) {",
+		old:  "if set.Forgotten(d.Expiry) {",
 		new:  "if false {",
 		pkg:  "server/internal/ledger", test: "TestAForgottenRevocationRevivesNothing",
 	},
@@ -133,6 +133,20 @@ var timeMutants = []mutant{
 		old:  "	r.pruned.Store(n.pruned)\n",
 		new:  "",
 		pkg:  "server/internal/ledger", test: "TestWhatIsPrunedIsNotReadAgain",
+	},
+	{
+		name: "time-one-clock-empties-the-lists",
+		file: "server/internal/guard/lists.go",
+		old:  "		fields, pairs = fields+1, append(pairs, name, m.String())\n",
+		new:  "		if m.ended(g.now()) {\n			continue\n		}\n		fields, pairs = fields+1, append(pairs, name, m.String())\n",
+		pkg:  "server/internal/guard", test: "TestListsOfAClockThatIsAhead",
+	},
+	{
+		name: "time-a-clock-behind-keeps-sessions",
+		file: "server/internal/ledger/sessions.go",
+		old:  ", now < seen-2*l.config.Clock.Bound().Microseconds():",
+		new:  ":",
+		pkg:  "server/internal/ledger", test: "TestAClockThatIsBehindKeepsNoSession",
 	},
 	{
 		name: "time-revocations-end-by-todays-limits",
