@@ -149,6 +149,20 @@ var timeMutants = []mutant{
 		pkg:  "server/internal/ledger", test: "TestAClockThatIsBehindKeepsNoSession",
 	},
 	{
+		name: "time-a-wrong-horizon-is-kept",
+		file: "client/feed.go",
+		old:  "now.ran(k.came) >= reloadInterval && t.checkHorizon(k, now) != nil",
+		new:  "now.ran(k.came) < 0",
+		pkg:  "client", test: "TestSnapshotWithAHorizon",
+	},
+	{
+		name: "time-jitter-is-movement",
+		file: "server/internal/clock/clock.go",
+		old:  "max(c.config.Bound/still, width(group)/2)",
+		new:  "c.config.Bound/still",
+		pkg:  "server/internal/clock", test: "TestHoldIsMeasuredAcrossJitter",
+	},
+	{
 		name: "time-revocations-end-by-todays-limits",
 		file: "server/internal/ledger/batch.go",
 		old:  "ends := max(micros(v.Until), b.w.head.longest+margin.Microseconds())",

@@ -299,7 +299,7 @@ func (c *Clock) contest(votes []span, now time.Duration, v *verdict) {
 		v.known, v.alone, v.offset, v.proven, v.problem = true, len(votes) == 1, middle, now+Settle, nil
 		return
 	}
-	if !c.contested || c.candidate.apart(middle) > c.config.Bound/still {
+	if !c.contested || c.candidate.apart(middle) > max(c.config.Bound/still, width(group)/2) {
 		c.contested, c.candidate, c.since = true, span{middle, middle}, now
 	}
 	if now-c.since >= Hold {
@@ -326,6 +326,14 @@ func median(group []span) int64 {
 	}
 	slices.Sort(middles)
 	return middles[len(middles)/2]
+}
+
+// width is that of the widest span: a clock that holds still seems to move by half of it.
+func width(group []span) (most time.Duration) {
+	for _, s := range group {
+		most = max(most, time.Duration(s.hi-s.lo))
+	}
+	return most
 }
 
 // follow moves the estimate towards its evidence, no faster than clocks that nobody steps drift apart.

@@ -181,6 +181,32 @@ func TestAStartIsNoEvidence(t *testing.T) {
 	}
 }
 
+// TestHoldIsMeasuredAcrossJitter has the readings of a clock that was stepped come late by up to a tenth of the bound.
+func TestHoldIsMeasuredAcrossJitter(t *testing.T) {
+	var truth, late time.Duration
+	ahead := time.Duration(0)
+	reads := 0
+	c := New(Config{
+		Now: func() time.Time { return origin.Add(truth + ahead) },
+		Elapsed: func() time.Duration { // the second of two readings, around one of the wall clock, comes late
+			if reads++; reads%2 == 0 {
+				truth += late
+			}
+			return truth
+		},
+	})
+	c.Compare(t.Context())
+	ahead = time.Hour
+	for i := range int(Hold/time.Second) + 5 {
+		truth += time.Second
+		late = time.Duration(i%3) * DefaultBound / 10
+		c.Compare(t.Context())
+	}
+	if err := c.Trusted(); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestDriftIsNoticed(t *testing.T) {
 	for _, remotes := range [][]string{nil, {"postgresql"}} {
 		m := newMachine(remotes...)
