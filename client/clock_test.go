@@ -182,6 +182,12 @@ func TestSnapshotWithAHorizon(t *testing.T) {
 		if !f.acceptsToken(beyond) {
 			t.Error("a token is refused that expires after the horizon")
 		}
+		f.deputy.ForgetEnded(time.Time{}) // its clock is right again
+		pass(reloadInterval + recoveryBound)
+		synctest.Wait()
+		if s := f.Status(); !s.Healthy || s.Clock != nil {
+			t.Errorf("the wrong horizon is kept: %+v", s)
+		}
 	})
 }
 

@@ -24,6 +24,7 @@ const (
 	forgetInterval = 10 * time.Minute // of the ledger's time, between two looks for revocations that have ended
 	maxFeedPause   = 2 * time.Second  // before a stream is opened again
 	maxMissing     = 2 * time.Second  // between an echo and the events that it speaks of
+	reloadInterval = time.Minute      // between two snapshots, where the horizon is ahead of the ledger's time
 )
 
 var (
@@ -46,6 +47,7 @@ type knowledge struct {
 	generation uint64    // of the set: another snapshot, another number
 	asOf       instant   // set was complete at this moment; zero: unknown
 	given      time.Time // the snapshot's horizon; the set's own may be later
+	came       instant   // the snapshot, whole
 }
 
 // feed keeps the knowledge of one Verifier current over WatchRevocations, and opens the stream again
@@ -211,7 +213,7 @@ func (f *feed) begin(incarnation uint64) {
 
 // install replaces everything that was known.
 func (f *feed) install(set *delegation.RevocationSet, last uint64) {
-	next := &knowledge{set: set, generation: 1, given: set.Horizon()}
+	next := &knowledge{set: set, generation: 1, given: set.Horizon(), came: f.clock.now()}
 	if k := f.known.Load(); k != nil {
 		next.generation, next.asOf = k.generation+1, k.asOf
 	}
@@ -275,15 +277,18 @@ func (f *feed) forget() {
 	}
 }
 
-// forgotTooMuch is whether revocations were forgotten here that have not ended by the ledger's newest
-// time. Until they are loaded again, tokens that expire up to the set's horizon are refused.
+// forgotTooMuch is whether revocations were forgotten, here or by the server, that have not ended by the ledger's newest
+// time, and it is time for another snapshot. Until one has them, tokens that expire up to the set's horizon are refused.
 func (f *feed) forgotTooMuch() bool {
 	k, t := f.known.Load(), f.time.Load()
 	if k == nil || t == nil {
 		return false
 	}
-	horizon := k.set.Horizon()
-	return horizon.After(k.given) && horizon.After(t.latest(f.clock.now()))
+	now, horizon := f.clock.now(), k.set.Horizon()
+	if horizon.After(k.given) && horizon.After(t.latest(now)) {
+		return true // here, and the server may still have them
+	}
+	return now.ran(k.came) >= reloadInterval && t.checkHorizon(k, now) != nil
 }
 
 // watch follows one stream to its end.

@@ -424,12 +424,12 @@ func (v *Verifier) standing(ctx context.Context, token string, d *verdict) error
 	}
 	known, fresh := v.feed.current()
 	switch {
-	case fresh && known.set.Forgotten(d.Expiry()):
-		return denied(AccessInvalidToken, "the token expires by the horizon of the known revocations")
-	case fresh && d.standsIn(known):
-		return nil
-	case fresh:
+	case fresh && !d.standsIn(known):
 		return denied(AccessInvalidToken, "the token was revoked")
+	case fresh && known.set.Forgotten(d.Expiry()): // asked last: the horizon is raised before anything is forgotten
+		return denied(AccessInvalidToken, "the token expires by the horizon of the known revocations")
+	case fresh:
+		return nil
 	case v.introspect == nil:
 		return denied(AccessUnavailable, "what was revoked is not known here at the moment")
 	}

@@ -94,7 +94,7 @@ func (t *Tenant) openManaged(parts *opened, o Options) *token.Keyset {
 // beginKeys opens the managed keys, of which there may be none, and makes the first of each kind.
 func (s *Server) beginKeys(ctx context.Context, parts opened, o Options) (err error) {
 	s.vault, err = vault.Open(ctx, vault.Config{
-		Store: s.ledger, KMS: parts.kms, Now: o.Now, Settled: s.clock.Settled, Logger: o.Logger, Registerer: o.Registry,
+		Store: s.ledger, KMS: parts.kms, Now: o.Now, Settled: s.clock.Steady, Logger: o.Logger, Registerer: o.Registry,
 	}, parts.managed...)
 	if err == nil {
 		err = s.vault.Begin(ctx)

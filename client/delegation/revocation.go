@@ -263,7 +263,7 @@ func (s *RevocationSet) Horizon() time.Time {
 
 // Forgotten tells whether the set can no longer answer for a token that expires at the given time: a revocation that
 // hits it may have ended with it and be missing. Such a token is refused, whatever a clock shows. A time that is
-// absent is before every horizon.
+// absent is before every horizon. Ask this after Hit, of the same set: Expire raises the horizon before it forgets.
 func (s *RevocationSet) Forgotten(expires time.Time) bool {
 	s.mu.RLock()
 	defer s.mu.RUnlock()

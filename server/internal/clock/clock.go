@@ -29,7 +29,7 @@ const (
 	DefaultBound = 2 * time.Second
 	// Hold is for how long clocks that contradict the estimate must hold still before they replace it.
 	Hold = time.Minute
-	// Settle is for how long nothing is forgotten after that.
+	// Settle is for how long nothing is forgotten after that, or after the first comparison.
 	Settle = 15 * time.Minute
 
 	fresh = 10 * time.Second // how old the answer of another machine's clock may be
@@ -89,7 +89,8 @@ type verdict struct {
 	alone   bool          // nothing but the wall clock has ever confirmed the estimate
 	offset  int64         // of the estimate, as in span
 	weighed time.Duration // when that was
-	settled time.Duration // nothing is forgotten before
+	proven  time.Duration // nothing is forgotten before, because the estimate is the first
+	settled time.Duration // nor before this, because it replaced another one
 	problem error         // nil: trusted, while the wall clock stays within Bound
 }
 
@@ -170,9 +171,15 @@ func (c *Clock) Trusted() error {
 	return c.weigh().problem
 }
 
-// Settled tells whether what has ended may be forgotten: the clock is Trusted, and the estimate was not replaced within
-// Settle.
+// Settled tells whether what has ended may be forgotten: the clock is Steady, and the first comparison is Settle ago. An
+// instance that starts during a step has no evidence against the step.
 func (c *Clock) Settled() bool {
+	return c.Steady() && (c.sole || c.config.Elapsed() >= c.verdict.Load().proven)
+}
+
+// Steady tells whether what is due by the time may be done: the clock is Trusted, and the estimate was not replaced
+// within Settle.
+func (c *Clock) Steady() bool {
 	if c.Trusted() != nil {
 		return false
 	}
@@ -289,10 +296,10 @@ func (c *Clock) contest(votes []span, now time.Duration, v *verdict) {
 	}
 	middle := median(group)
 	if !v.known {
-		v.known, v.alone, v.offset, v.problem = true, len(votes) == 1, middle, nil
+		v.known, v.alone, v.offset, v.proven, v.problem = true, len(votes) == 1, middle, now+Settle, nil
 		return
 	}
-	if !c.contested || c.candidate.apart(middle) > c.config.Bound/still {
+	if !c.contested || c.candidate.apart(middle) > max(c.config.Bound/still, width(group)/2) {
 		c.contested, c.candidate, c.since = true, span{middle, middle}, now
 	}
 	if now-c.since >= Hold {
@@ -319,6 +326,14 @@ func median(group []span) int64 {
 	}
 	slices.Sort(middles)
 	return middles[len(middles)/2]
+}
+
+// width is that of the widest span: a clock that holds still seems to move by half of it.
+func width(group []span) (most time.Duration) {
+	for _, s := range group {
+		most = max(most, time.Duration(s.hi-s.lo))
+	}
+	return most
 }
 
 // follow moves the estimate towards its evidence, no faster than clocks that nobody steps drift apart.

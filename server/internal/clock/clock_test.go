@@ -88,6 +88,7 @@ func TestAStepOfTheWallClockIsNoticedAtOnce(t *testing.T) {
 				m.trustsNothingYet(t)
 				m.compare()
 				m.trusts(t, true)
+				m.pass(Settle)
 				m.wall = step
 				m.trusts(t, false)
 				m.right(t)
@@ -160,6 +161,49 @@ func TestHold(t *testing.T) {
 				t.Error("nothing is ever forgotten again")
 			}
 		})
+	}
+}
+
+// TestAStartIsNoEvidence starts an instance: it may issue at once, and forgets nothing until its clock has held still.
+func TestAStartIsNoEvidence(t *testing.T) {
+	for _, remotes := range [][]string{nil, {"postgresql", "redis"}} {
+		m := newMachine(remotes...)
+		m.compare()
+		m.trusts(t, true)
+		m.pass(Settle - time.Second)
+		if m.Settled() {
+			t.Error("what ended may be forgotten soon after the start")
+		}
+		m.pass(2 * time.Second)
+		if !m.Settled() {
+			t.Error("nothing is ever forgotten")
+		}
+	}
+}
+
+// TestHoldIsMeasuredAcrossJitter has the readings of a clock that was stepped come late by up to a tenth of the bound.
+func TestHoldIsMeasuredAcrossJitter(t *testing.T) {
+	var truth, late time.Duration
+	ahead := time.Duration(0)
+	reads := 0
+	c := New(Config{
+		Now: func() time.Time { return origin.Add(truth + ahead) },
+		Elapsed: func() time.Duration { // the second of two readings, around one of the wall clock, comes late
+			if reads++; reads%2 == 0 {
+				truth += late
+			}
+			return truth
+		},
+	})
+	c.Compare(t.Context())
+	ahead = time.Hour
+	for i := range int(Hold/time.Second) + 5 {
+		truth += time.Second
+		late = time.Duration(i%3) * DefaultBound / 10
+		c.Compare(t.Context())
+	}
+	if err := c.Trusted(); err != nil {
+		t.Error(err)
 	}
 }
 

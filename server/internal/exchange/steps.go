@@ -226,11 +226,11 @@ func (w *walk) verify(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if revoked.Forgotten(w.parent.expiresAt) {
-		return delegation.Refuse(delegation.SubjectTokenInvalid, "subject_token", "the token is refused: it has expired")
-	}
 	if _, hit := revoked.Hit(w.parent.lineage(w.arrival)); hit && !w.off.revocation {
 		return delegation.Refuse(delegation.TokenRevoked, "subject_token", "it, something it descends from, or its caller was revoked")
+	}
+	if revoked.Forgotten(w.parent.expiresAt) {
+		return delegation.Refuse(delegation.SubjectTokenInvalid, "subject_token", "the token is refused: it has expired")
 	}
 	if w.call.ValidateOnly && w.ahead(w.tenant, w.parent.hops) { // a grant is held to the head in step 6
 		return delegation.Refuse(delegation.TokenRevoked, "subject_token", "must descend from grants that the ledger holds; obtain a new one")

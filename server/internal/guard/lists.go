@@ -105,7 +105,7 @@ func parseMark(s string) (mark, bool) {
 	return m, errSeq == nil && errEnds == nil && m.String() == s
 }
 
-// ended also means: it may be forgotten.
+// ended means that lists may lack it. What lacks it is never made by this clock.
 func (m mark) ended(now time.Time) bool { return m.ends != 0 && m.ends <= now.UnixMilli() }
 
 // milliseconds rounds up: nothing ends early.
@@ -215,11 +215,12 @@ func wrongType(err error) bool { return err != nil && redis.HasErrorPrefix(err, 
 // Republish puts new lists, made from the ledger's live revocations and complete up to last, in the
 // place of whatever is there. Until then readers see what was there, afterwards the new lists, and
 // nothing in between; nobody else can publish or rebuild meanwhile. It refuses with ErrAhead to
-// replace lists that are further. Each step is bounded by Timeout, the whole by ctx: it takes some
+// replace lists that are further. It leaves nothing out that has ended: the ledger decides that, by better evidence
+// than one clock. Each step is bounded by Timeout, the whole by ctx: it takes some
 // microseconds for each revocation.
 func (g *Guard) Republish(ctx context.Context, tenant string, live []delegation.Revocation, last uint64) (err error) {
 	defer g.observe("republish", time.Now(), &err)
-	n, token, now := listsOf(tenant), rand.Text(), g.now()
+	n, token := listsOf(tenant), rand.Text()
 	next := key(tenant, "revoked", "next:"+token)
 	fields, pairs := 0, make([]any, 0, 2*chunk)
 	flush := func() error {
@@ -228,9 +229,6 @@ func (g *Guard) Republish(ctx context.Context, tenant string, live []delegation.
 		return err
 	}
 	for name, m := range fold(live) {
-		if m.ended(now) {
-			continue
-		}
 		fields, pairs = fields+1, append(pairs, name, m.String())
 		if len(pairs) == cap(pairs) {
 			if err := flush(); err != nil {

@@ -426,3 +426,18 @@ func BenchmarkRebuild(b *testing.B) {
 		})
 	}
 }
+
+// TestListsOfAClockThatIsAhead has an instance make lists whose clock shows that everything has ended.
+func TestListsOfAClockThatIsAhead(t *testing.T) {
+	client := dial(t, testservers.Redis(t))
+	ahead := guard.New(guard.Config{Client: client, Now: func() time.Time { return time.Now().Add(48 * time.Hour) }})
+	live := []delegation.Revocation{{
+		Seq: 1, At: time.Now(), Until: time.Now().Add(time.Hour), Target: delegation.Target{Kind: delegation.BanToken, ID: "01A"},
+	}}
+	if err := ahead.Republish(t.Context(), "acme", live, 1); err != nil {
+		t.Fatal(err)
+	}
+	if right, err := guard.New(guard.Config{Client: client}).Audit(t.Context(), "acme", live, 1); err != nil || !right {
+		t.Errorf("a revocation in force is in no list: %t, %v", right, err)
+	}
+}

@@ -378,14 +378,15 @@ func (b *batch) record(d *Draft, replayed *delegation.Error) Result {
 			return b.refuse(d, errGone)
 		}
 	}
-	if b.s.live.set.Load().Forgotten(d.Expiry) {
-		return b.refuse(d, errEnded)
-	}
 	if b.ahead(d.Lineage.Hops) {
 		return b.refuse(d, errAhead)
 	}
-	if b.hit(d.lineage()) {
+	set := b.s.live.set.Load() // one set for both questions, the horizon last: it is raised before anything is forgotten
+	if b.hit(set, d.lineage()) {
 		return b.refuse(d, errRevoked)
+	}
+	if set.Forgotten(d.Expiry) {
+		return b.refuse(d, errEnded)
 	}
 	// After the retries: they must not find spent what their first try spent.
 	if spent := b.spent(d.Uses); spent != nil {
@@ -429,13 +430,14 @@ func (b *batch) repeat(d *Draft, stored storedKey) Result {
 	if err != nil {
 		return Result{Err: malformed(fmt.Errorf("claims of entry %d: %w", stored.seq, err))}
 	}
-	if b.s.live.set.Load().Forgotten(time.Unix(claims.ExpiresAt, 0)) {
-		return b.refuse(d, errGone)
-	}
 	granted := claims.Lineage()
 	granted.Caller, granted.Keys = d.Caller, d.lineage().Keys
-	if b.hit(granted) || b.hit(d.lineage()) {
+	set := b.s.live.set.Load() // as in record
+	if b.hit(set, granted) || b.hit(set, d.lineage()) {
 		return b.refuse(d, errRevoked)
+	}
+	if set.Forgotten(time.Unix(claims.ExpiresAt, 0)) {
+		return b.refuse(d, errGone)
 	}
 	return Result{Receipt: Receipt{Seq: stored.seq, Time: stored.time, Claims: slices.Clone(stored.claims), Existing: true}}
 }
@@ -447,11 +449,11 @@ func (b *batch) ahead(hops []delegation.Hop) bool {
 	return slices.ContainsFunc(hops, func(h delegation.Hop) bool { return h.Seq > b.w.head.seq })
 }
 
-func (b *batch) hit(l delegation.Lineage) bool {
+func (b *batch) hit(set *delegation.RevocationSet, l delegation.Lineage) bool {
 	if b.s.ledger.off.revocations {
 		return false
 	}
-	_, hit := b.s.live.set.Load().Hit(l)
+	_, hit := set.Hit(l)
 	return hit
 }
 

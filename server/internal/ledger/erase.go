@@ -53,7 +53,7 @@ func (l *Ledger) Erase(ctx context.Context, tenant string, r Erasure) (done Eras
 			return Erased{}, err
 		}
 	}
-	through, err := l.horizon(ctx)
+	through, err := l.ended(ctx)
 	if err != nil {
 		return Erased{}, unavailable(err)
 	}

@@ -40,6 +40,16 @@ const sqlHorizon = `UPDATE heads SET pruned_through = $2 WHERE tenant = $1 AND p
 // horizon asks what time it is and returns up to which time a transaction may take away what has ended. The error means
 // that nothing may be taken away now.
 func (l *Ledger) horizon(ctx context.Context) (time.Time, error) {
+	through, err := l.ended(ctx)
+	if err == nil && !l.config.Clock.Settled() {
+		err = errUnsettled
+	}
+	return through, err
+}
+
+// ended asks what time it is and returns up to which time things have ended. It is enough by itself for what an operator
+// orders, which a process that was just started does. The error means that the clocks are in doubt.
+func (l *Ledger) ended(ctx context.Context) (time.Time, error) {
 	asked := l.config.Clock.Elapsed()
 	server, err := l.store.time(ctx)
 	if err != nil {
@@ -49,14 +59,10 @@ func (l *Ledger) horizon(ctx context.Context) (time.Time, error) {
 	if err != nil {
 		return time.Time{}, err
 	}
-	through, certain := l.forgettable(at)
-	if !certain {
-		return time.Time{}, errUnsettled
-	}
-	return through, nil
+	return at.Add(-margin), nil
 }
 
-var errUnsettled = errors.New("the clocks were changed a short time ago: nothing is forgotten until they have held still")
+var errUnsettled = errors.New("the instance was started, or the clocks were changed, less than 15 minutes ago: nothing is forgotten until then")
 
 // raise notes in a transaction that what ended by then may be gone.
 func raise(ctx context.Context, db changer, tenant string, through time.Time) error {

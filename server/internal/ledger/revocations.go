@@ -20,6 +20,7 @@ type revocations struct {
 	tenant string
 	set    atomic.Pointer[delegation.RevocationSet]
 	readAt atomic.Int64         // ledger time of the last read, microseconds
+	pruned atomic.Int64         // heads.pruned_through at the last read, microseconds
 	feed   atomic.Pointer[feed] // what set was made from; replaced by advance and sweep only
 
 	head    atomic.Uint64 // highest number of an entry that any read saw
@@ -141,10 +142,10 @@ func (r *revocations) pages() error {
 }
 
 // lost tells whether more was forgotten than ledger time justifies, by a clock that was wrong, so that the set refuses
-// what it need not.
+// what it need not. What the ledger itself pruned does not come back with another load.
 func (r *revocations) lost(at time.Time) bool {
-	_, certain := r.ledger.forgettable(at)
-	return certain && r.set.Load().Horizon().After(at)
+	horizon := r.set.Load().Horizon()
+	return horizon.After(at) && horizon.After(fromMicros(r.pruned.Load())) && r.ledger.Trusted() == nil
 }
 
 // rebuild reads everything anew and puts it in the place of what may have lost something. What was lost for good, because
@@ -201,6 +202,7 @@ func (r *revocations) page() (whole bool, err error) {
 	r.head.Store(n.head)
 	at, _ := config.Clock.Judge(serverClock, n.server, asked, time.Time{})
 	r.readAt.Store(micros(at))
+	r.pruned.Store(n.pruned)
 	if q.revokedUntil != 0 { // what has ended was left out, or dropped before
 		r.forget(fromMicros(max(q.revokedUntil, n.pruned)))
 	}
@@ -231,9 +233,9 @@ func (r *revocations) question(now time.Time) questions {
 	if f.loaded {
 		return q
 	}
-	q.revokedUntil = 1 // all that is there
-	if through, certain := r.ledger.forgettable(now); certain {
-		q.revokedUntil = max(micros(through), 1)
+	q.revokedUntil = 1             // all that is there
+	if r.ledger.Trusted() == nil { // a wrong clock costs another load: see lost
+		q.revokedUntil = max(micros(now.Add(-margin)), 1)
 	}
 	return q
 }

@@ -42,14 +42,15 @@ func (l *Ledger) StartSession(ctx context.Context, tenant string, key [32]byte, 
 	})
 }
 
-// Session returns a session that is not over, and notes that it was used. Otherwise ErrNotFound.
+// Session returns a session that is not over, and notes that it was used. Otherwise ErrNotFound, also where this clock is
+// further behind the last use than the clocks of two instances may be apart: then it is not known how long it was idle.
 func (l *Ledger) Session(ctx context.Context, tenant string, key [32]byte) (Session, error) {
 	now := micros(l.config.Now())
 	s, seen, err := l.readSession(ctx, tenant, key)
 	switch {
 	case err != nil:
 		return Session{}, err
-	case micros(s.Until) <= now || seen+s.Idle.Microseconds() <= now:
+	case micros(s.Until) <= now || seen+s.Idle.Microseconds() <= now, now < seen-2*l.config.Clock.Bound().Microseconds():
 		return Session{}, ErrNotFound
 	case now-seen < seenEvery.Microseconds():
 		return s, nil

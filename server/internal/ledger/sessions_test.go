@@ -67,6 +67,24 @@ func TestSessions(t *testing.T) {
 }
 
 // TestSessionsThatAreOverGo looks behind the ledger: what is over is not kept for ever.
+// TestAClockThatIsBehindKeepsNoSession asks an instance whose clock shows a time long before the last use.
+func TestAClockThatIsBehindKeepsNoSession(t *testing.T) {
+	onBoth(t, func(t *testing.T, dsn string) {
+		truth := ledgertest.NewClock()
+		right, behind := wrong(t, dsn, truth, 0), wrong(t, dsn, truth, -48*time.Hour)
+		session := ledger.Session{Principal: "user:rita", Issuer: "https://login.example", SignedIn: truth.Now(), Idle: time.Minute, Until: truth.Now().Add(2 * time.Hour)}
+		if err := right.StartSession(t.Context(), tenant, [32]byte{1}, session); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := behind.Session(t.Context(), tenant, [32]byte{1}); !errors.Is(err, ledger.ErrNotFound) {
+			t.Errorf("a session that may have been idle for hours: %v", err)
+		}
+		if _, err := right.Session(t.Context(), tenant, [32]byte{1}); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 func TestSessionsThatAreOverGo(t *testing.T) {
 	onBoth(t, func(t *testing.T, dsn string) {
 		clock := ledgertest.NewClock()
@@ -90,6 +108,7 @@ func TestSessionsThatAreOverGo(t *testing.T) {
 				t.Errorf("session %d is still there: %v", n+1, err)
 			}
 		}
+		clock.Add(2 * time.Hour)
 		if _, err := l.Session(t.Context(), tenant, [32]byte{3}); err != nil {
 			t.Error(err)
 		}

@@ -173,6 +173,77 @@ func TestWhatALoadLeavesOutIsRefused(t *testing.T) {
 	})
 }
 
+// TestARestartDuringAStep starts an instance while all of its clocks are ahead, without evidence against them. Once they
+// are right, nothing is refused that was issued meanwhile or before.
+func TestARestartDuringAStep(t *testing.T) {
+	onBoth(t, func(t *testing.T, dsn string) {
+		truth := ledgertest.NewClock()
+		before := newMachine(t, dsn, truth, 0)
+		parent := must(t, before.Ledger, ledgertest.Grant(truth.Now(), "user:alice", "agent:planner"), use("assertion", truth.Now().Add(time.Minute)))
+
+		const step = 48 * time.Hour
+		m := newMachine(t, dsn, truth, step)
+		m.remote.Store(int64(step))
+		for i := range 2 * ledger.PruneAfter {
+			must(t, m.Ledger, ledgertest.Grant(truth.Now().Add(step), "user:bob", "agent:writer"), use(strings.Repeat("x", i+1), truth.Now().Add(2*step)))
+		}
+		if n := m.Rows(t, "single_uses"); n != 2*ledger.PruneAfter+1 {
+			t.Errorf("%d rows are left", n)
+		}
+		if err := m.Trusted(); err != nil {
+			t.Fatalf("%v: the test is void", err)
+		}
+		m.wall.Store(0)
+		m.remote.Store(0)
+		for end := truth.Now().Add(clock.Hold + 5*time.Second); truth.Now().Before(end); truth.Add(time.Second) {
+			if _, err := m.Revocations(t.Context(), tenant, true); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := m.Trusted(); err != nil {
+			t.Fatal(err)
+		}
+		set, err := m.Revocations(t.Context(), tenant, true)
+		if err != nil || set.Forgotten(truth.Now().Add(ledgertest.Life)) {
+			t.Errorf("what was issued before is refused: horizon %v, %v", set.Horizon(), err)
+		}
+		must(t, m.Ledger, ledgertest.Child(truth.Now(), parent.Claims, "agent:writer"))
+	})
+}
+
+// TestWhatIsPrunedIsNotReadAgain has the ledger's horizon be ahead, which another load does not change.
+func TestWhatIsPrunedIsNotReadAgain(t *testing.T) {
+	onBoth(t, func(t *testing.T, dsn string) {
+		truth := ledgertest.NewClock()
+		ahead := wrong(t, dsn, truth, time.Hour)
+		for i := range 2 * ledger.PruneAfter {
+			must(t, ahead, ledgertest.Grant(truth.Now().Add(time.Hour), "user:bob", "agent:writer"), use(strings.Repeat("x", i+1), truth.Now().Add(3*time.Hour)))
+		}
+		var asked atomic.Int64
+		l := opened(t, dsn, ledger.Config{Timeout: patient.Timeout, Now: func() time.Time {
+			asked.Add(1)
+			return truth.Now()
+		}})
+		if _, err := l.Append(t.Context(), "other", ledgertest.Grant(truth.Now(), "user:alice", "agent:planner")); err != nil {
+			t.Fatal(err)
+		}
+		refresh := func(name string) (horizon time.Time, times int64) { // how often each read asks for the time is always the same
+			asked.Store(0)
+			set, err := l.Revocations(t.Context(), name, true)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return set.Horizon(), asked.Load()
+		}
+		refresh(tenant)
+		refresh("other")
+		_, once := refresh("other")
+		if horizon, times := refresh(tenant); !horizon.After(truth.Now()) || times != once {
+			t.Errorf("horizon %v, and the time asked for %d times instead of %d", horizon, times, once)
+		}
+	})
+}
+
 // TestLedgerTimeDoesNotJump steps the clock of one instance, and that of PostgreSQL.
 func TestLedgerTimeDoesNotJump(t *testing.T) {
 	onBoth(t, func(t *testing.T, dsn string) {
