@@ -5,9 +5,11 @@ import (
 	"context"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	"deputy.example/deputy/client/delegation"
@@ -172,6 +174,9 @@ func (a admitted) Context() context.Context { return a.ctx }
 
 func (a admitted) RecvMsg(message any) error {
 	refusal, err := receive(a.ServerStream.RecvMsg, message)
+	if status.Code(err) == codes.Internal { // grpc-go has answered so, but the fault is the caller's
+		return delegation.Refuse(delegation.ParameterInvalid, "", "must be whole messages; send each with its length and without unknown flags").WithCause(err)
+	}
 	if err != nil {
 		return err
 	}
