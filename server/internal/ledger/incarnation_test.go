@@ -375,40 +375,42 @@ func TestRecoveryIsNotDoubtedAgain(t *testing.T) {
 // TestOldUsesAreRefusedAfterARecovery: what was spent in the ledger that was given up is not known, so what is older
 // than the recovery is refused, unless nothing was lost.
 func TestOldUsesAreRefusedAfterARecovery(t *testing.T) {
-	for _, intact := range []bool{false} {
-		onBoth(t, func(t *testing.T, dsn string) {
-			l := opened(t, dsn, patient)
-			appended(t, l, 1)
-			recovered(t, dsn, ledger.Decision{Reason: "a test", CutOff: !intact, Intact: intact})
-			if err := l.Probe(t.Context()); err != nil {
-				t.Fatal(err, errors.Unwrap(err))
-			}
-			r, err := l.LastRecovery(t.Context(), tenant)
-			if err != nil || r.Since.IsZero() != intact {
-				t.Fatalf("%+v, %v", r, err)
-			}
-			since := r.Since
-			if intact {
-				since = time.Now()
-			}
-			for made, refused := range map[time.Time]bool{time.Unix(1, 0): true, since.Add(-2 * time.Second): true, since: false} {
-				for _, is := range []delegation.Reason{delegation.AssertionReplayed, delegation.ProofReplayed, delegation.TokenSpent} {
-					want := is
-					if !refused || intact {
-						want = ""
-					}
-					use := ledger.SingleUse{Issuer: "i", ID: fmt.Sprint(t.Name(), made, is), Made: made, Until: time.Now().Add(time.Hour), Reason: is}
-					d := everything()
-					d.Uses = []ledger.SingleUse{use}
-					if _, err := l.Append(t.Context(), tenant, d); reason(err) != want {
-						t.Errorf("grant, made %v: %v", made, err)
-					}
-					use.ID += "caller"
-					if err := l.Spend(t.Context(), tenant, []ledger.SingleUse{use}); reason(err) != want {
-						t.Errorf("spent, made %v: %v", made, err)
+	for _, intact := range []bool{false, true} {
+		t.Run(fmt.Sprint("intact ", intact), func(t *testing.T) {
+			onBoth(t, func(t *testing.T, dsn string) {
+				l := opened(t, dsn, patient)
+				appended(t, l, 1)
+				recovered(t, dsn, ledger.Decision{Reason: "a test", CutOff: !intact, Intact: intact})
+				if err := l.Probe(t.Context()); err != nil {
+					t.Fatal(err, errors.Unwrap(err))
+				}
+				r, err := l.LastRecovery(t.Context(), tenant)
+				if err != nil || r.Since.IsZero() != intact {
+					t.Fatalf("%+v, %v", r, err)
+				}
+				since := r.Since
+				if intact {
+					since = time.Now()
+				}
+				for made, refused := range map[time.Time]bool{time.Unix(1, 0): true, since.Add(-2 * time.Second): true, since: false} {
+					for _, is := range []delegation.Reason{delegation.AssertionReplayed, delegation.ProofReplayed, delegation.TokenSpent} {
+						want := is
+						if !refused || intact {
+							want = ""
+						}
+						use := ledger.SingleUse{Issuer: "i", ID: fmt.Sprint(t.Name(), made, is), Made: made, Until: time.Now().Add(time.Hour), Reason: is}
+						d := everything()
+						d.Uses = []ledger.SingleUse{use}
+						if _, err := l.Append(t.Context(), tenant, d); reason(err) != want {
+							t.Errorf("grant, made %v: %v", made, err)
+						}
+						use.ID += "caller"
+						if err := l.Spend(t.Context(), tenant, []ledger.SingleUse{use}); reason(err) != want {
+							t.Errorf("spent, made %v: %v", made, err)
+						}
 					}
 				}
-			}
+			})
 		})
 	}
 }
