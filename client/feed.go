@@ -204,7 +204,7 @@ func (f *feed) incarnation() uint64 {
 	return f.recovered
 }
 
-// begin starts counting anew, with a ledger that was recovered: what was applied is of one that was given up.
+// begin starts counting again, with a ledger that was recovered: what was applied is of one that was given up.
 func (f *feed) begin(incarnation uint64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -140,7 +140,7 @@ type Tenant struct {
 	Clients []token.Client `yaml:"clients"`
 	// ResourceServers are the principals that serve an audience, by audience. They may introspect tokens for it.
 	// Default none: besides a token's own chain, only a principal whose name is the audience, and the
-	// introspectors and auditors of OpenFGA. Danger: whoever is listed sees the claims of each such token that
+	// introspectors and auditors of OpenFGA. Danger: a listed principal sees the claims of each such token that
 	// is presented to it.
 	ResourceServers map[string][]delegation.Principal `yaml:"resource_servers"`
 	// ClientCAFile holds the authorities, as PEM, whose certificates count where a client is known by a name
@@ -251,7 +251,7 @@ type Limits struct {
 	// bearer token can use it.
 	AllowBearer bool `yaml:"allow_bearer"`
 	// AllowUnbinding, with allow_bearer, issues tokens that are bound to no key also in chains that are bound
-	// somewhere. Default false: a bound chain stays bound. Danger: whoever may use a bound token once can make
+	// somewhere. Default false: a bound chain stays bound. Danger: a caller that may use a bound token once can make
 	// a bearer token of it, so that the binding of what was handed down protects nothing below it.
 	AllowUnbinding bool `yaml:"allow_unbinding"`
 	// ScopeTargets lists the audiences at which a scope means something. A token for several audiences has

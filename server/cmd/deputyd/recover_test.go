@@ -13,7 +13,7 @@ import (
 	"deputy.example/deputy/server"
 )
 
-// TestRecoverByCommand goes through what an operator does with a ledger that nobody believes any more.
+// TestRecoverByCommand goes through what an operator does with a ledger that no instance accepts any more.
 func TestRecoverByCommand(t *testing.T) {
 	dir := t.TempDir()
 	config := filepath.Join(dir, "deputy.yaml")

@@ -336,7 +336,7 @@ func width(group []span) (most time.Duration) {
 	return most
 }
 
-// follow moves the estimate towards its evidence, no faster than clocks that nobody steps drift apart.
+// follow moves the estimate towards its evidence, no faster than clocks that are not stepped drift apart.
 func follow(from, to int64, passed time.Duration) int64 {
 	most := int64(max(passed, 0)) / 1000 * slew / 1000
 	return from + min(max(to-from, -most), most)

@@ -318,7 +318,7 @@ func (c *clockCampaign) setRight() {
 	c.pass(clock.Hold + time.Second)
 }
 
-// examine asks every instance for what it must do when clocks are right: nobody is kept out for longer.
+// examine asks every instance for what it must do when clocks are right: no caller is refused for longer.
 func (c *clockCampaign) examine() {
 	for i, m := range c.machines {
 		parent, refusal := m.One(c.Context(), c.n.Call(c, c.n.Root(c, nil), writer, ""))

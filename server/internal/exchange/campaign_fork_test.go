@@ -50,7 +50,7 @@ var ways = map[string]struct {
 }
 
 // TestCampaignForks: whichever way another database goes on with a ledger, no token that was revoked is accepted, nothing
-// that a synchronous standby acknowledged is lost, and where something may be lost nobody serves before a recovery.
+// that a synchronous standby acknowledged is lost, and where something may be lost no instance serves before a recovery.
 func TestCampaignForks(t *testing.T) {
 	seed := testservers.Seed(t)
 	for name, way := range ways {

@@ -34,7 +34,7 @@ type Tenant struct {
 	Policy *policy.Checker
 	Limits Limits
 	// Servers are the principals that serve an audience, by audience: they may introspect tokens for it, as
-	// may a principal whose name is the audience. Default: nobody else.
+	// may a principal whose name is the audience. Default: no other principal.
 	Servers map[string][]delegation.Principal
 	// CallerRate bounds what one caller may ask for, in children; every child of a batch counts.
 	CallerRate guard.Limit

@@ -40,7 +40,7 @@ func (e *Engine) Introspect(ctx context.Context, q Inquiry) (Introspection, erro
 }
 
 // ahead says whether a hop has a number that the ledger has not given: it is of a fork, or of a future that was lost. What
-// is revoked must have been read anew before.
+// is revoked must have been read again before.
 func (e *Engine) ahead(tenant *Tenant, hops []delegation.Hop) bool {
 	head := e.config.Ledger.KnownHead(tenant.Name)
 	return slices.ContainsFunc(hops, func(h delegation.Hop) bool { return h.Seq > head })

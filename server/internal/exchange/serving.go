@@ -33,7 +33,7 @@ func (e *Engine) serving(ctx context.Context, tenant string) error {
 }
 
 // revoking is what of that also keeps revocations from being recorded: a ledger that is known not to be the one that
-// counts. Redis that does not answer keeps nobody from revoking.
+// counts. Redis that does not answer keeps no caller from revoking.
 func (e *Engine) revoking(ctx context.Context, tenant string) error {
 	if err := e.config.Ledger.Sound(ctx); err != nil {
 		return err
@@ -300,7 +300,7 @@ func (e *Engine) judge(ctx context.Context, p guard.Peek, s ledger.Standing, tip
 		wrong = fmt.Errorf("redis knows entry %d of tenant %s, the ledger has %d", w.Seq, s.Tenant, tip.Seq)
 	case head > s.Revocation:
 		// The ledger was restored from a backup, or Redis belongs to another deployment. Neither is mended by a guess:
-		// revocations that somebody was told of may be missing here.
+		// acknowledged revocations may be missing here.
 		wrong = fmt.Errorf("redis knows revocation %d, the ledger only %d", head, s.Revocation)
 	case w.There && w.Seq == tip.Seq && w.Leaf != tip.Leaf && tip.Leaf != [32]byte{}:
 		wrong = fmt.Errorf("redis knows another entry %d of tenant %s", tip.Seq, s.Tenant)

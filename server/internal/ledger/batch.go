@@ -514,7 +514,7 @@ func (b *batch) until(v delegation.Revocation) time.Time {
 	ends := max(micros(v.Until), b.w.head.longest+margin.Microseconds())
 	switch v.Target.Kind {
 	case delegation.BanToken, delegation.BanChain:
-	default: // hits root tokens too, which nobody may have presented yet
+	default: // hits root tokens too, which may not have been presented yet
 		ends = max(ends, micros(v.At.Add(LongestRoot+maxSkew+margin)))
 	}
 	return fromMicros(ends)

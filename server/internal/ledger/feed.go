@@ -43,7 +43,7 @@ func (r *revocations) advance(list []delegation.Revocation, whole bool) {
 	if len(list) == 0 && (old.loaded || !whole) {
 		return
 	}
-	r.set.Load().Apply(list...) // first: whoever is told of a revocation finds it in force
+	r.set.Load().Apply(list...) // first: a watcher that receives a revocation finds it in force
 	next := &feed{
 		loaded: old.loaded || whole, last: old.last, before: old.before,
 		live: append(old.live, list...), recent: old.recent, forgotten: old.forgotten, changed: make(chan struct{}),

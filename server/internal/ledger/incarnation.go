@@ -267,7 +267,7 @@ func (l *Ledger) judge(row incarnation, now physical) (incarnation, error) {
 	return next, nil
 }
 
-// follow takes what the row says for what is known. What was recovered since is remembered anew.
+// follow takes what the row says for what is known. What was recovered since is read again.
 func (l *Ledger) follow(row incarnation) {
 	known, before := l.lifeRow()
 	if known && row.Recovered > before.Number {
@@ -285,7 +285,7 @@ func (l *Ledger) follow(row incarnation) {
 	l.config.Logger.Warn("ledger: another incarnation", "number", row.Number, "before", before.Number, "recovered", row.Recovered, "timeline", row.timeline)
 }
 
-// forgetAll has every tenant read anew: what was known is of an incarnation that was given up.
+// forgetAll has every tenant read again: what was known is of an incarnation that was given up.
 func (l *Ledger) forgetAll() {
 	l.mu.Lock()
 	old := l.tenants
@@ -297,7 +297,7 @@ func (l *Ledger) forgetAll() {
 	}
 }
 
-// Doubt has nobody believe the ledger until it is recovered, here and at all instances on this database. The cause is
+// Doubt refuses the ledger until it is recovered, here and at all instances on this database. The cause is
 // for operators. What is doubted already keeps its first cause.
 func (l *Ledger) Doubt(ctx context.Context, cause error) {
 	_, mine := l.lifeRow()

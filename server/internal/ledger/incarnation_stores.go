@@ -15,7 +15,7 @@ func (st *sqliteStore) below() physical { return physical{} }
 // The transaction has the one lock that there is.
 func (st *sqliteStore) touch(context.Context, changer) error { return nil }
 
-// pgTouch takes what INSERT and UPDATE take: a table that somebody has locked fails the probe, as it fails an append.
+// pgTouch takes what INSERT and UPDATE take: a locked table fails the probe, as it fails an append.
 const pgTouch = `LOCK TABLE heads, entries, tree_nodes, claims, single_uses, idempotency_keys IN ROW EXCLUSIVE MODE`
 
 func (st *postgresStore) touch(ctx context.Context, db changer) error {

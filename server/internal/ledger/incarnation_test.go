@@ -309,7 +309,7 @@ func TestStandbysAndFailovers(t *testing.T) {
 	if again := appended(t, next, 1); again.Seq != r.Seq+1 {
 		t.Errorf("entry %d follows %d", again.Seq, r.Seq)
 	}
-	// The former primary lives on, and nobody fenced it: it waits for a standby that is gone, so it proves nothing.
+	// The former primary lives on, and no operator fenced it: it waits for a standby that is gone, so it proves nothing.
 	short := opened(t, primary.DSN, ledger.Config{Timeout: 600 * time.Millisecond})
 	if err := short.Sound(t.Context()); err == nil {
 		t.Error("the former primary is believed")

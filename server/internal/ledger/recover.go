@@ -11,7 +11,7 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// Recovered is the newest recovery of a tenant's ledger, as it stands in the database.
+// Recovered is the newest recovery of a tenant's ledger, as it is recorded in the database.
 type Recovered struct {
 	Number uint64    // of the incarnation that began with it; 0: there was none
 	Head   uint64    // number of the newest entry before it
@@ -37,7 +37,7 @@ func (l *Ledger) LastRecovery(ctx context.Context, tenant string) (r Recovered, 
 	return r, nil
 }
 
-// OpenToRecover opens a ledger that nobody may believe any more, so that Recover can begin its next incarnation.
+// OpenToRecover opens a ledger that no instance may serve any more, so that Recover can begin its next incarnation.
 func OpenToRecover(ctx context.Context, dsn string, config Config) (*Ledger, error) {
 	l, err := Open(ctx, dsn, config)
 	if err != nil {
@@ -114,11 +114,11 @@ type Decision struct {
 	All    map[string]bool
 }
 
-// recoverer is who stands in the entries of a recovery.
+// recoverer is the caller in the entries of a recovery.
 const recoverer = delegation.Principal("system:deputy")
 
 // Recover records the decision in every tenant's log and begins the next incarnation, by which instances go on. While it
-// works nobody appends. If it fails it may be repeated: nobody goes on before it has succeeded.
+// works no instance appends. If it fails it may be repeated: no instance serves before it has succeeded.
 func (l *Ledger) Recover(ctx context.Context, d Decision) (Incarnation, error) {
 	if !l.recovering {
 		return Incarnation{}, errors.New("ledger: not opened to recover")
@@ -140,7 +140,7 @@ func (l *Ledger) Recover(ctx context.Context, d Decision) (Incarnation, error) {
 	if err != nil {
 		return Incarnation{}, fmt.Errorf("ledger: recover: %w", err)
 	}
-	// A restored database forgot its newest numbers. The clock gives a higher one: nobody counts that many failovers.
+	// A restored database forgot its newest numbers. The clock gives a higher one: no ledger has that many failovers.
 	number := max(next.Number+1, d.Above+1, uint64(l.config.Now().Unix()))
 	for _, r := range remains {
 		if err := l.recoverTenant(ctx, d, r, number); err != nil {

@@ -46,10 +46,10 @@ func newRevocations(l *Ledger, tenant string) *revocations {
 }
 
 // Revocations returns the tenant's live revocations, which go on changing as revocations arrive:
-// only ask it, and ask for it anew with every call, because it is replaced when it may have lost
+// only ask it, and ask for it again with every call, because it is replaced when it may have lost
 // something. With fresh, it holds every revocation that was committed before the call, on whichever
 // instance; without, what this instance has seen so far. If the database does not answer, the error is
-// unavailable: nobody may conclude that nothing was revoked.
+// unavailable: no caller may conclude that nothing was revoked.
 func (l *Ledger) Revocations(ctx context.Context, tenant string, fresh bool) (*delegation.RevocationSet, error) {
 	s, err := l.sequencer(tenant)
 	if err != nil {
@@ -148,7 +148,7 @@ func (r *revocations) lost(at time.Time) bool {
 	return horizon.After(at) && horizon.After(fromMicros(r.pruned.Load())) && r.ledger.Trusted() == nil
 }
 
-// rebuild reads everything anew and puts it in the place of what may have lost something. What was lost for good, because
+// rebuild reads everything again and replaces what may have lost something. What was lost for good, because
 // it was dropped from the ledger too, stays behind the horizon.
 func (r *revocations) rebuild() error {
 	whole := newRevocations(r.ledger, r.tenant)

@@ -116,7 +116,7 @@ func TestNothingIsPrunedByADoubtfulClock(t *testing.T) {
 }
 
 // TestAForgottenRevocationRevivesNothing sweeps a memory by a clock that is ahead and then sets it right: what the
-// forgotten revocation hits is refused, and the memory is made anew by itself.
+// forgotten revocation hits is refused, and the memory is rebuilt by itself.
 func TestAForgottenRevocationRevivesNothing(t *testing.T) {
 	onBoth(t, func(t *testing.T, dsn string) {
 		truth := ledgertest.NewClock()

@@ -110,7 +110,7 @@ func (s *streams) send(ctx context.Context, t tail, r *deputyv1.StreamEntriesReq
 
 // complete says why entries are missing between the last one that was sent and the page, or before the head. Those that
 // were dropped for their age meanwhile can be left out, but not of an export, whose reader would take them for a hole. All
-// others were removed by somebody, and no other try brings them back.
+// others were removed, and no other try brings them back.
 func complete(ctx context.Context, t tail, r *deputyv1.StreamEntriesRequest, last uint64, page []exchange.Recorded) error {
 	next := t.Head() + 1
 	if len(page) > 0 {

@@ -33,7 +33,7 @@ type Use struct {
 
 // Caller authenticates a client by its assertion (private_key_jwt, RFC 7523 §3): iss and sub are the
 // client, aud is the tenant's issuer as a string and not as a list (RFC 7523bis §4), jti is there, and
-// exp is at most five minutes ahead. It notes no use: that is for whoever records the request.
+// exp is at most five minutes ahead. It notes no use: the code that records the request does that.
 //
 // Whatever is wrong, the answer is one and the same ClientUnauthenticated; what it was is the error's
 // cause. A client that is not registered costs as much work as one that is.
