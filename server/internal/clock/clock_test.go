@@ -144,7 +144,10 @@ func TestHold(t *testing.T) {
 	for name, remotes := range map[string][]string{"alone": nil, "with others": {"postgresql", "redis"}} {
 		t.Run(name, func(t *testing.T) {
 			m := newMachine(remotes...)
-			m.pass(time.Second)
+			m.pass(Settle + time.Second)
+			if !m.Settled() {
+				t.Fatal("the start is not over")
+			}
 			m.wall = time.Hour
 			for other := range m.remotes {
 				m.remotes[other] = time.Hour
