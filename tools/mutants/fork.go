@@ -191,4 +191,24 @@ var forkMutants = []mutant{
 		old: "e.superseded.by.Delete(tenant)", new: "e.superseded.by.Clear()",
 		pkg: servingTests, test: "TestWhoKnowsBetterDoesNotServe",
 	},
+	{
+		name: "fork-confirmed-doubt", file: "server/internal/ledger/incarnation.go",
+		old: " AND i.recovered = 0 AND i.doubt = ''", new: " AND i.recovered = 0",
+		pkg: ledgerTests, test: "TestEachTransactionConfirmsTheLedger",
+	},
+	{
+		name: "fork-confirmed-number", file: "server/internal/ledger/incarnation.go",
+		old: "WHERE i.number = $3 AND i.id = $4 AND", new: "WHERE i.number >= 0 * $3 AND i.id = $4 AND",
+		pkg: ledgerTests, test: "TestEachTransactionConfirmsTheLedger",
+	},
+	{
+		name: "fork-confirmed-id", file: "server/internal/ledger/incarnation.go",
+		old: "i.number = $3 AND i.id = $4 AND i.recovered", new: "i.number = $3 AND length(i.id || $4) > 0 AND i.recovered",
+		pkg: ledgerTests, test: "TestEachTransactionConfirmsTheLedger",
+	},
+	{
+		name: "fork-confirmed-entry", file: "server/internal/ledger/incarnation.go",
+		old: " AND e.leaf = $5))`", new: " AND length($5) > 0))`",
+		pkg: ledgerTests, test: "TestEachTransactionConfirmsTheLedger",
+	},
 }

@@ -204,4 +204,18 @@ var timeMutants = []mutant{
 		new:  "pruned_through = 0",
 		pkg:  "server/internal/ledger", test: "TestMigrationRemembersWhatWasPruned",
 	},
+	{
+		name: "time-a-sleep-is-not-noticed",
+		file: "server/internal/clock/elapsed_linux.go",
+		old:  "max(moved-passed, passed-moved) < sleptIf",
+		new:  "max(moved-passed, passed-moved) >= 0",
+		pkg:  "server/internal/clock", test: "TestReadingContinues",
+	},
+	{
+		name: "time-a-reading-is-continued-for-ever",
+		file: "server/internal/clock/elapsed_linux.go",
+		old:  " && passed < rereadAfter",
+		new:  "",
+		pkg:  "server/internal/clock", test: "TestReadingContinues",
+	},
 }

@@ -223,6 +223,7 @@ func (b *batch) resolve(ctx context.Context, unknown error) error {
 func (b *batch) questions() questions {
 	q := b.s.live.question(b.now)
 	q.known = b.s.memory()
+	q.life, _ = b.s.ledger.Incarnation()
 	for _, it := range b.items {
 		for _, u := range it.uses {
 			q.uses = append(q.uses, u.digest())

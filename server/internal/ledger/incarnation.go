@@ -350,6 +350,12 @@ const sqlMemory = `SELECT i.number, i.id, i.doubt, coalesce((SELECT e.leaf FROM 
 	coalesce((SELECT r.through FROM retention r WHERE r.tenant = $1), 0),
 	coalesce((SELECT c.since FROM recoveries c WHERE c.tenant = $1 ORDER BY c.number DESC LIMIT 1), 0) FROM incarnation i`
 
+// sqlConfirm finds a row if the answer to sqlMemory would be that of nearly every transaction: this
+// is the incarnation that was known, it is not doubted, no recovery came before it, and the entry
+// that was known is there.
+const sqlConfirm = `SELECT 1 FROM incarnation i WHERE i.number = $3 AND i.id = $4 AND i.recovered = 0 AND i.doubt = ''
+	AND ($2 = 0 OR EXISTS (SELECT 1 FROM entries e WHERE e.tenant = $1 AND e.seq = $2 AND e.leaf = $5))`
+
 // witness is what sqlMemory found.
 type witness struct {
 	number  uint64
@@ -362,6 +368,19 @@ type witness struct {
 
 func (w *witness) fields() []any {
 	return []any{&w.number, &w.id, &w.doubt, &w.leaf, &w.dropped, &w.since}
+}
+
+// confirmable reports whether sqlConfirm can have an answer: otherwise sqlMemory is asked at once.
+func (q *questions) confirmable() bool { return q.life.ID != "" && q.life.Recovered == 0 }
+
+// confirm returns the arguments of sqlConfirm.
+func (q *questions) confirm(tenant string) []any {
+	return []any{tenant, int64(q.known.seq), int64(q.life.Number), q.life.ID, q.known.leaf[:]}
+}
+
+// confirmed is what sqlMemory would have found where sqlConfirm found a row.
+func (q *questions) confirmed() witness {
+	return witness{number: q.life.Number, id: q.life.ID, leaf: q.known.leaf[:]}
 }
 
 // confirms says whether the ledger has the entry that was known.

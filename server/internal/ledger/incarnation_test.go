@@ -101,6 +101,39 @@ func TestLostIsDoubted(t *testing.T) {
 	}
 }
 
+// TestEachTransactionConfirmsTheLedger changes the ledger below an instance that does not probe it:
+// the next append is refused by what its own transaction reads, also after a recovery.
+func TestEachTransactionConfirmsTheLedger(t *testing.T) {
+	for name, statement := range map[string]string{
+		"doubted by another instance": `UPDATE incarnation SET doubt = 'entries are missing'`,
+		"of another number":           `UPDATE incarnation SET number = number + 1`,
+		"of another id":               `UPDATE incarnation SET id = 'another'`,
+		"without the entry":           `DELETE FROM entries WHERE seq = 2`,
+		"with another entry":          `UPDATE entries SET leaf = (SELECT leaf FROM entries WHERE seq = 1) WHERE seq = 2`,
+	} {
+		for _, before := range []string{"at first", "after a recovery"} {
+			t.Run(name+" "+before, func(t *testing.T) {
+				onBoth(t, func(t *testing.T, dsn string) {
+					l := opened(t, dsn, patient)
+					if before == "after a recovery" {
+						appended(t, l, 1)
+						recovered(t, dsn, ledger.Decision{Reason: "a test", CutOff: true})
+						if err := l.Probe(t.Context()); err != nil {
+							t.Fatal(err)
+						}
+					}
+					appended(t, l, 2)
+					last := fmt.Sprint("seq = ", l.KnownHead(tenant))
+					execute(t, dsn, strings.NewReplacer("seq = 2", last).Replace(statement))
+					if r, err := l.Append(t.Context(), tenant, everything()); reason(err) != delegation.DependencyDown {
+						t.Errorf("appended %+v, %v", r, err)
+					}
+				})
+			})
+		}
+	}
+}
+
 func recovered(t *testing.T, dsn string, d ledger.Decision) ledger.Incarnation {
 	t.Helper()
 	l, err := ledger.OpenToRecover(t.Context(), dsn, patient)

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"strconv"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
@@ -22,13 +21,13 @@ func keep(ctx context.Context, db changer, n int64, point, sql string, args ...a
 	return err
 }
 
-// put is for a pipeline, whose COMMIT is on its way before anybody could count: the server itself fails the statement,
-// and with it the transaction, unless it kept n rows.
-func (p *pipeline) put(point string, n int, sql string, args ...any) *pgx.QueuedQuery {
-	count := "$" + strconv.Itoa(len(args)+1)
-	return p.add(point, `WITH kept AS (`+sql+` RETURNING 1) SELECT 1 / (CASE WHEN count(*) = `+count+`::bigint THEN 1 ELSE 0 END) FROM kept`,
-		append(args, int64(n))...)
+// counted is a statement for a pipeline, whose COMMIT is on its way before anybody could count: the
+// server itself fails the statement, and with it the transaction, unless it keeps as many rows as the
+// parameter behind its own says.
+func counted(sql string, parameters int) string {
+	return `WITH kept AS (` + sql + ` RETURNING 1) SELECT 1 / (CASE WHEN count(*) = $` + strconv.Itoa(parameters+1) +
+		`::bigint THEN 1 ELSE 0 END) FROM kept`
 }
 
-// notKept translates the failure that put provokes.
+// notKept translates the failure that counted provokes.
 func notKept(pe *pgconn.PgError) bool { return pe != nil && pe.Code == "22012" } // division_by_zero

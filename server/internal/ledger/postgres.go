@@ -261,9 +261,15 @@ func (tx *postgresTx) answer(ctx context.Context, tenant string, q questions) (f
 	p := &pipeline{seam: tx.st.seam}
 	found.asked = tx.st.elapsed()
 	p.lockHead(tenant, &found)
-	p.add("look up what was known", sqlMemory, tenant, int64(q.known.seq)).QueryRow(func(row pgx.Row) error {
-		return row.Scan(found.witness.fields()...)
-	})
+	confirmed := false
+	if q.confirmable() {
+		p.add("look up what was known", sqlConfirm, q.confirm(tenant)...).Query(func(r pgx.Rows) error {
+			return each(r, func(int64) { confirmed, found.witness = true, q.confirmed() })
+		})
+	} else {
+		confirmed = true
+		p.remember(tenant, q, &found)
+	}
 	if len(q.uses) > 0 {
 		p.add("look up single uses", `SELECT digest FROM `+eachOf("bytea", "single_uses", "digest = x"), tenant, slicesOf(q.uses)).
 			Query(func(r pgx.Rows) error {
@@ -286,17 +292,29 @@ func (tx *postgresTx) answer(ctx context.Context, tenant string, q questions) (f
 		p.add("look up idempotency keys", sqlKeys+eachOf("bytea", "idempotency_keys", "digest = x"), tenant, slicesOf(q.keys), q.now).
 			Query(func(r pgx.Rows) error { return scanKeys(r, found.keys) })
 	}
-	if err := p.send(ctx, tx.conn); err != nil || found.head.revocation == q.revokedAfter {
-		return found, err // the head itself says that there is nothing new
+	// The head itself says whether another instance has revoked something.
+	if err := p.send(ctx, tx.conn); err != nil || confirmed && found.head.revocation == q.revokedAfter {
+		return found, err
 	}
-	// Another instance has revoked something. One more round trip, under the lock as the others.
-	more := &pipeline{seam: tx.st.seam}
-	more.add("read revocations", tx.st.revocations(), tenant, int64(q.revokedAfter), q.revokedUntil, everything).Query(func(r pgx.Rows) error {
-		n, err := scanRevocations(r, q.now)
-		found.head.revocation, found.revocations = n.newest, n.list
-		return err
-	})
+	more := &pipeline{seam: tx.st.seam} // one more round trip, under the lock as the others
+	if !confirmed {
+		more.remember(tenant, q, &found)
+	}
+	if found.head.revocation != q.revokedAfter {
+		more.add("read revocations", tx.st.revocations(), tenant, int64(q.revokedAfter), q.revokedUntil, everything).Query(func(r pgx.Rows) error {
+			n, err := scanRevocations(r, q.now)
+			found.head.revocation, found.revocations = n.newest, n.list
+			return err
+		})
+	}
 	return found, more.send(ctx, tx.conn)
+}
+
+// remember looks up what became of what was known.
+func (p *pipeline) remember(tenant string, q questions, found *facts) {
+	p.add("look up what was known", sqlMemory, tenant, int64(q.known.seq)).QueryRow(func(row pgx.Row) error {
+		return row.Scan(found.witness.fields()...)
+	})
 }
 
 // eachOf are the rows (k) of the tenant in a table for which the condition holds with one of the list in $2, which it
@@ -403,8 +421,20 @@ var pgInsert = func() string {
 		}
 		fmt.Fprintf(&arrays, ", $%d::%s[]", i+1, typ)
 	}
-	return `INSERT INTO entries (` + entryColumns + `) SELECT * FROM unnest(` + arrays.String()[2:] + `)`
+	return counted(`INSERT INTO entries (`+entryColumns+`) SELECT * FROM unnest(`+arrays.String()[2:]+`)`, columns)
 }()
+
+var (
+	pgInsertNodes = counted(`INSERT INTO tree_nodes (tenant, level, n, hash)
+		SELECT $1::text, * FROM unnest($2::bigint[], $3::bigint[], $4::bytea[])`, 4)
+	pgInsertClaims = counted(`INSERT INTO claims (tenant, seq, until, value)
+		SELECT $1::text, * FROM unnest($2::bigint[], $3::bigint[], $4::bytea[])`, 4)
+	pgInsertUses = counted(`INSERT INTO single_uses (tenant, digest, until, batch)
+		SELECT $1::text, u.digest, u.until, $4::bytea FROM unnest($2::bytea[], $3::bigint[]) u(digest, until)`, 4)
+	pgInsertKeys = counted(`INSERT INTO idempotency_keys (tenant, digest, fingerprint, seq, until)
+		SELECT $1::text, * FROM unnest($2::bytea[], $3::bytea[], $4::bigint[], $5::bigint[])`, 5)
+	pgAdvance = counted(sqlHead, 7)
+)
 
 // PostgreSQL joins what IN selects, and may do so by reading all that the tenant has. Where a row stands is
 // looked up one by one. What was deleted stands in the index until the table is vacuumed: who looks for the first
@@ -424,7 +454,7 @@ func (p *pipeline) write(w *writes) error {
 		if err != nil {
 			return err
 		}
-		p.put("insert entries", len(w.entries), pgInsert, columns...)
+		p.add("insert entries", pgInsert, append(columns, int64(len(w.entries)))...)
 	}
 	if len(w.nodes) > 0 {
 		levels, numbers, hashes := make([]int64, len(w.nodes)), make([]int64, len(w.nodes)), make([][]byte, len(w.nodes))
@@ -432,24 +462,21 @@ func (p *pipeline) write(w *writes) error {
 			n := &w.nodes[i]
 			levels[i], numbers[i], hashes[i] = int64(n.Level), int64(n.N), n.Hash[:]
 		}
-		p.put("insert tree nodes", len(w.nodes), `INSERT INTO tree_nodes (tenant, level, n, hash)
-			SELECT $1::text, * FROM unnest($2::bigint[], $3::bigint[], $4::bytea[])`, w.tenant, levels, numbers, hashes)
+		p.add("insert tree nodes", pgInsertNodes, w.tenant, levels, numbers, hashes, int64(len(w.nodes)))
 	}
 	if n := len(w.claims); n > 0 {
 		seqs, untils, values := make([]int64, n), make([]int64, n), make([][]byte, n)
 		for i, c := range w.claims {
 			seqs[i], untils[i], values[i] = int64(c.seq), c.until, c.value
 		}
-		p.put("insert claims", n, `INSERT INTO claims (tenant, seq, until, value)
-			SELECT $1::text, * FROM unnest($2::bigint[], $3::bigint[], $4::bytea[])`, w.tenant, seqs, untils, values)
+		p.add("insert claims", pgInsertClaims, w.tenant, seqs, untils, values, int64(n))
 	}
 	if n := len(w.uses); n > 0 {
 		names, untils := make([][]byte, n), make([]int64, n)
 		for i := range w.uses {
 			names[i], untils[i] = w.uses[i].digest[:], w.uses[i].until
 		}
-		p.put("insert single uses", n, `INSERT INTO single_uses (tenant, digest, until, batch)
-			SELECT $1::text, u.digest, u.until, $4::bytea FROM unnest($2::bytea[], $3::bigint[]) u(digest, until)`, w.tenant, names, untils, w.batch)
+		p.add("insert single uses", pgInsertUses, w.tenant, names, untils, w.batch, int64(n))
 	}
 	if n := len(w.keys); n > 0 {
 		names, fingerprints, seqs, untils := make([][]byte, n), make([][]byte, n), make([]int64, n), make([]int64, n)
@@ -457,8 +484,7 @@ func (p *pipeline) write(w *writes) error {
 			k := &w.keys[i]
 			names[i], fingerprints[i], seqs[i], untils[i] = k.digest[:], k.fingerprint[:], int64(k.seq), k.until
 		}
-		p.put("insert idempotency keys", n, `INSERT INTO idempotency_keys (tenant, digest, fingerprint, seq, until)
-			SELECT $1::text, * FROM unnest($2::bytea[], $3::bytea[], $4::bigint[], $5::bigint[])`, w.tenant, names, fingerprints, seqs, untils)
+		p.add("insert idempotency keys", pgInsertKeys, w.tenant, names, fingerprints, seqs, untils, int64(n))
 	}
 	if len(w.voids) > 0 {
 		p.add("void", `DELETE FROM claims WHERE tenant = $1 AND seq = ANY($2)`, w.tenant, numbersOf(w.voids))
@@ -474,13 +500,13 @@ func (p *pipeline) write(w *writes) error {
 			return row.Scan(&w.claimsFrom)
 		})
 	}
-	p.put("advance head", 1, sqlHead, w.tenant, int64(w.head.seq), w.head.time, int64(w.head.revocation), edgeBytes(w.head.tree), w.head.pruned, w.head.longest)
+	p.add("advance head", pgAdvance, w.tenant, int64(w.head.seq), w.head.time, int64(w.head.revocation), edgeBytes(w.head.tree), w.head.pruned, w.head.longest, int64(1))
 	return nil
 }
 
 // transpose turns entries into one slice for each column.
 func transpose(entries []*Entry) ([]any, error) {
-	slices := make([]any, columns)
+	slices := make([]any, columns, columns+1) // and the number of rows
 	for n, e := range entries {
 		r, err := e.record()
 		if err != nil {

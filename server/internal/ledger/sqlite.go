@@ -315,7 +315,7 @@ func (tx *sqliteTx) answer(tenant string, q questions) (facts, error) {
 		return found, err
 	}
 	found.head = locked.head()
-	if _, err := tx.one(sqlMemory, []any{tenant, int64(q.known.seq)}, found.witness.fields()...); err != nil {
+	if found.witness, err = tx.witness(tenant, q); err != nil {
 		return found, err
 	}
 	if found.head.revocation != q.revokedAfter { // else the head itself says that there is nothing new
@@ -354,6 +354,17 @@ func (tx *sqliteTx) answer(tenant string, q questions) (facts, error) {
 		}
 	}
 	return found, nil
+}
+
+// witness looks up what was known.
+func (tx *sqliteTx) witness(tenant string, q questions) (w witness, err error) {
+	if q.confirmable() {
+		if confirmed, err := tx.exists(sqlConfirm, q.confirm(tenant)...); confirmed || err != nil {
+			return q.confirmed(), err
+		}
+	}
+	_, err = tx.one(sqlMemory, []any{tenant, int64(q.known.seq)}, w.fields()...)
+	return w, err
 }
 
 // one reads at most one row.

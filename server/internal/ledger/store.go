@@ -125,14 +125,15 @@ type digest = [sha256.Size]byte
 
 // questions are what a batch has to know before it can decide.
 type questions struct {
-	revokedAfter uint64   // revocations with a higher number …
-	revokedUntil int64    // … that end after this or never; the newest in any case
-	uses         []digest // which of these are used?
-	keys         []digest // which of these idempotency keys are taken?
-	ids          []string // which of these entries exist?
-	voids        []uint64 // which of these are grants?
-	now          int64    // claims that ended before this are not given out
-	known        memory   // is it there?
+	revokedAfter uint64      // revocations with a higher number …
+	revokedUntil int64       // … that end after this or never; the newest in any case
+	uses         []digest    // which of these are used?
+	keys         []digest    // which of these idempotency keys are taken?
+	ids          []string    // which of these entries exist?
+	voids        []uint64    // which of these are grants?
+	now          int64       // claims that ended before this are not given out
+	known        memory      // is it there?
+	life         Incarnation // is this still the ledger's?
 }
 
 type facts struct {
