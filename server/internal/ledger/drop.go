@@ -62,7 +62,7 @@ func (l *Ledger) drop(ctx context.Context, tenant string, m mark, age time.Durat
 		if err := l.unindex(ctx, db, tenant, block); err != nil {
 			return err
 		}
-		if err := l.dropBlock(ctx, db, tenant, first, end, micros(ended), leaves); err != nil {
+		if err := dropBlock(ctx, db, tenant, first, end, micros(ended), leaves); err != nil {
 			return err
 		}
 		return raise(ctx, db, tenant, ended)
@@ -107,8 +107,8 @@ func undamaged(ctx context.Context, db querier, tenant string, block uint64, lea
 	return nil
 }
 
-func (l *Ledger) dropBlock(ctx context.Context, db changer, tenant string, first, end, ended int64, leaves []leaf) error {
-	for i := 0; i < len(leaves) && !l.off.droppedLeaves; i += tierWidth {
+func dropBlock(ctx context.Context, db changer, tenant string, first, end, ended int64, leaves []leaf) error {
+	for i := 0; i < len(leaves); i += tierWidth {
 		row := make([]byte, 0, tierWidth*sha256.Size)
 		for _, f := range leaves[i : i+tierWidth] {
 			row = append(row, f.hash[:]...)
@@ -116,9 +116,6 @@ func (l *Ledger) dropBlock(ctx context.Context, db changer, tenant string, first
 		if err := keep(ctx, db, 1, "keep leaves", sqlKeepLeaves, tenant, (first-1+int64(i))/tierWidth, row); err != nil {
 			return err
 		}
-	}
-	if l.off.liveEntries {
-		ended = everything
 	}
 	for _, s := range []struct {
 		point, sql string

@@ -120,9 +120,6 @@ func (e *eraser) block(ctx context.Context, block uint64) error {
 func (e *eraser) judge(entry *Entry) fields {
 	named := entry.names(e.Principal)
 	needed, until := entry.needs(e.through)
-	if e.ledger.off.liveFields {
-		needed = 0
-	}
 	switch {
 	case named&needed == 0:
 	case until.IsZero():

@@ -23,30 +23,6 @@ const (
 	PageSize   = pageSize
 )
 
-// Protection names what a negative control switches off.
-type Protection func(*protections)
-
-var (
-	NoRevocationCheck Protection = func(p *protections) { p.revocations = true }
-	NoSingleUse       Protection = func(p *protections) { p.singleUse = true }
-	NoIdempotency     Protection = func(p *protections) { p.idempotency = true }
-	NoDurability      Protection = func(p *protections) { p.durability = true }
-	NoUnbroken        Protection = func(p *protections) { p.unbroken = true }
-	NoTree            Protection = func(p *protections) { p.tree = true }
-	NoLostPostings    Protection = func(p *protections) { p.lostPostings = true }
-	NoComparison      Protection = func(p *protections) { p.comparison = true }
-	NoVersion         Protection = func(p *protections) { p.version = true }
-	NoStatusNews      Protection = func(p *protections) { p.statusNews = true }
-	NoStatusVoids     Protection = func(p *protections) { p.statusVoids = true }
-	NoStatusGap       Protection = func(p *protections) { p.statusGap = true }
-	NoLiveFields      Protection = func(p *protections) { p.liveFields = true }
-	NoLiveEntries     Protection = func(p *protections) { p.liveEntries = true }
-	NoDroppedLeaves   Protection = func(p *protections) { p.droppedLeaves = true }
-)
-
-// SwitchOff must be called before the ledger is used.
-func (l *Ledger) SwitchOff(p Protection) { p(&l.off) }
-
 // OpenWithSeam opens a ledger whose statements fail where the seam says so.
 func OpenWithSeam(ctx context.Context, dsn string, config Config, s func(point string) error) (*Ledger, error) {
 	return open(ctx, dsn, config, s)
@@ -379,3 +355,22 @@ func (l *Ledger) Unproven() { l.unproven() }
 
 // Reader reads the tenant's revocations into the memory of now, also after that was given up.
 func (l *Ledger) Reader(tenant string) func(context.Context) error { return l.live(tenant).refresh }
+
+// ForgetRevocations has the tenant's memory lose what its revocations hit, so that grants are recorded behind them.
+func (l *Ledger) ForgetRevocations(tenant string) {
+	l.live(tenant).set.Store(delegation.NewRevocationSet(l.Skew(tenant)))
+}
+
+// Proposed are the numbers that the search index proposes for a query, before the entries are compared with it.
+func (l *Ledger) Proposed(t testing.TB, tenant string, q Query) []uint64 {
+	t.Helper()
+	w, err := l.walk(t.Context(), tenant, q)
+	if err != nil {
+		t.Fatal(err)
+	}
+	seqs, err := w.propose(t.Context(), mostFound)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return seqs
+}

@@ -48,7 +48,7 @@ func (r *revocations) advance(list []delegation.Revocation, whole bool) {
 		loaded: old.loaded || whole, last: old.last, before: old.before,
 		live: append(old.live, list...), recent: old.recent, forgotten: old.forgotten, changed: make(chan struct{}),
 	}
-	next.follow(list, r.ledger.off.unbroken)
+	next.follow(list)
 	r.feed.Store(next)
 	close(old.changed)
 }
@@ -65,10 +65,10 @@ func (r *revocations) retire() {
 
 // follow appends to recent, and begins anew where something is missing: the first read leaves out
 // what has ended.
-func (f *feed) follow(list []delegation.Revocation, unbroken bool) {
+func (f *feed) follow(list []delegation.Revocation) {
 	begin := 0
 	for i, v := range list {
-		if v.Prev != f.last && !unbroken {
+		if v.Prev != f.last {
 			begin, f.recent, f.before = i, nil, v.Prev
 		}
 		f.last = v.Seq

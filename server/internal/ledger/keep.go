@@ -203,7 +203,7 @@ func (l *Ledger) build(ctx context.Context, tenant string, block uint64, conditi
 	}
 	err = l.store.change(ctx, func(db changer) error {
 		n, err := db.change(ctx, "settle index", condition, tenant, int64(arg), int64(h.version))
-		if err != nil || n == 0 && !l.off.version {
+		if err != nil || n == 0 {
 			return err
 		}
 		done = true

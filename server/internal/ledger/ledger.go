@@ -91,7 +91,6 @@ type Ledger struct {
 	metrics *metrics
 	lost    lostBlocks
 	life    life
-	off     protections
 
 	recovering bool // nothing is doubted: this is the recovery
 
@@ -99,15 +98,6 @@ type Ledger struct {
 	tenants map[string]*sequencer
 	closed  bool
 	turns   sync.WaitGroup // goroutines of sequencers and readers
-}
-
-// protections are switched off by tests only, which then see their checks fail.
-type protections struct {
-	revocations, singleUse, idempotency, durability, unbroken bool
-	tree                                                      bool
-	lostPostings, comparison, version                         bool // of the search index
-	statusNews, statusVoids, statusGap                        bool // of status lists
-	liveFields, liveEntries, droppedLeaves                    bool // of retention
 }
 
 // Open connects to a migrated database: "sqlite:///var/lib/deputy/ledger.db" or

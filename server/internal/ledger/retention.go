@@ -117,7 +117,7 @@ func (l *Ledger) due(ctx context.Context, db querier, tenant string, block uint6
 	}
 	var there, alive int64
 	err = eachRow(found, func() error { return found.Scan(&there, &alive) })
-	return there == blockSize && (alive == 0 || l.off.liveEntries), err
+	return there == blockSize && alive == 0, err
 }
 
 // age erases all personal fields of the next block.

@@ -178,20 +178,6 @@ func TestErasesAPrincipal(t *testing.T) {
 	})
 }
 
-func TestErasingALiveTargetWouldStopTheLedger(t *testing.T) {
-	onBoth(t, func(t *testing.T, dsn string) {
-		p := newPast(t, dsn, ledger.Retention{})
-		p.add(p.revoked(delegation.CutSubject, alice, time.Hour))
-		p.SwitchOff(ledger.NoLiveFields)
-		if _, err := p.Erase(t.Context(), tenant, ledger.Erasure{Principal: alice}); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := p.another(ledger.Retention{}).Revocations(t.Context(), tenant, true); err == nil {
-			t.Error("a live revocation lost its target, and nobody noticed")
-		}
-	})
-}
-
 // TestErasesWhatClaimsRepeat has the principal nowhere but in the claims of grants of others, which stay in
 // the database after the grants have expired until newer grants push them out.
 func TestErasesWhatClaimsRepeat(t *testing.T) {
@@ -493,30 +479,6 @@ func both(t *testing.T, f, g func()) {
 	go func() { defer close(done); g() }()
 	f()
 	<-done
-}
-
-// TestDroppingTooMuch are the negative controls of TestDropsWhatIsOld.
-func TestDroppingTooMuch(t *testing.T) {
-	onBoth(t, func(t *testing.T, dsn string) {
-		keep := ledger.Retention{Entries: 24 * time.Hour}
-		p := newPast(t, dsn, keep)
-		p.month()
-		p.add(p.revoked(delegation.CutSubject, "user:carol", 0)) // the newest one stays in any case
-		proofs := p.proofs()
-		p.SwitchOff(ledger.NoLiveEntries)
-		p.SwitchOff(ledger.NoDroppedLeaves)
-		p.retain()
-		if p.broken(proofs) == 0 || p.Verify(t.Context(), tenant) == nil {
-			t.Error("the leaves are gone and every proof holds")
-		}
-		fresh := p.another(ledger.Retention{})
-		live, err := fresh.Revocations(t.Context(), tenant, true)
-		if err == nil {
-			if _, hit := live.Hit(delegation.Lineage{Root: "x", Subject: "user:bob", Actors: delegation.Chain{"agent:old"}, Hops: []delegation.Hop{{ID: "x", Seq: 1}}}); hit {
-				t.Error("a live revocation was to be dropped and is there")
-			}
-		}
-	})
 }
 
 // TestAKeyOutlivesItsGrant retries, within the life of its key, a request whose grant was dropped.

@@ -191,7 +191,7 @@ func (w *walk) page(ctx context.Context, limit int) (page []*Entry, before uint6
 			}
 			w.rows -= len(chunk)
 			for _, e := range slices.Backward(entries) {
-				if len(page) < limit && (w.matches(e) || w.ledger.off.comparison) && (w.seen == nil || w.seen(e)) {
+				if len(page) < limit && w.matches(e) && (w.seen == nil || w.seen(e)) {
 					page = append(page, e)
 				}
 			}
@@ -299,10 +299,8 @@ func (w *walk) readTerm(ctx context.Context, last uint64, t term) error {
 		return nil
 	})
 	for i, ok := range there {
-		if !ok && !w.ledger.off.lostPostings {
+		if !ok {
 			a.lost[i] = true
-		} else if !ok {
-			a.members[i] = members{}
 		}
 	}
 	return err

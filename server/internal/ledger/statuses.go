@@ -190,7 +190,7 @@ func (s *statusLists) next(ctx context.Context, number uint64, from statusState)
 	switch {
 	case err == nil && p.anew && alive == 0 && p.to.head > p.last():
 		return from, ErrNotFound
-	case err == nil && !p.anew && !s.ledger.off.statusVoids:
+	case err == nil && !p.anew:
 		err = p.bury(ctx)
 	}
 	switch {
@@ -241,7 +241,6 @@ func (p *statusPass) lookAhead(ctx context.Context) error {
 		return ErrNotFound
 	}
 	news, complete, _ := p.ledger.Events(p.tenant, p.from.revoked)
-	complete = complete || p.ledger.off.statusGap
 	p.anew = p.from.Statuses == nil || !complete || p.to.head-p.from.head > StatusListSize
 	if p.anew {
 		news = live[after(live, p.first):]
@@ -290,7 +289,7 @@ func (p *statusPass) judgePage(ctx context.Context, after uint64, alive *int) (l
 }
 
 func (p *statusPass) hit(seq uint64, raw []byte) (bool, error) {
-	if seq > p.to.revoked || !p.mentions.in(raw) || p.ledger.off.statusNews {
+	if seq > p.to.revoked || !p.mentions.in(raw) {
 		return false, nil
 	}
 	if !p.anew && p.to.Dead(seq) {
