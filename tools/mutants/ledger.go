@@ -32,6 +32,24 @@ var ledgerMutants = []mutant{
 		pkg: "server/internal/ledger", test: "TestEventsFollowCommits",
 	},
 	{
+		name: "ledger-lost-commit-is-a-failure", file: "server/internal/ledger/batch.go",
+		old: "		return b.resolve(ctx, err)\n",
+		new: "		return err\n",
+		pkg: "server/internal/ledger", test: "TestEveryStatementFails",
+	},
+	{
+		name: "ledger-lost-commit-is-a-success", file: "server/internal/ledger/batch.go",
+		old: "		case err == nil && committed:\n",
+		new: "		case err == nil:\n			return nil\n		case err == nil && committed:\n",
+		pkg: "server/internal/ledger", test: "TestEveryStatementFails",
+	},
+	{
+		name: "ledger-every-failure-is-an-outcome", file: "server/internal/ledger/postgres.go",
+		old: "	return fmt.Errorf(\"%w: %w\", errUnknown, err)\n",
+		new: "	return err\n",
+		pkg: "server/internal/ledger", test: "TestLostCommitOfSpend",
+	},
+	{
 		name: "ledger-events-with-a-gap", file: "server/internal/ledger/feed.go",
 		old: "if v.Prev != f.last {",
 		new: "if v.Prev != f.last && false {",

@@ -55,7 +55,7 @@ func (l *Ledger) drop(ctx context.Context, tenant string, m mark, age time.Durat
 		return false, err
 	}
 	err = l.store.change(ctx, func(db changer) error {
-		n, err := db.change(ctx, "mark dropped", sqlDropped, tenant, int64(through), end-1, m.time, int64(m.revocation), edgeBytes(m.tree))
+		n, err := db.change(ctx, sqlDropped, tenant, int64(through), end-1, m.time, int64(m.revocation), edgeBytes(m.tree))
 		if err != nil || n == 0 { // somebody else has done it
 			return err
 		}
@@ -113,19 +113,19 @@ func dropBlock(ctx context.Context, db changer, tenant string, first, end, ended
 		for _, f := range leaves[i : i+tierWidth] {
 			row = append(row, f.hash[:]...)
 		}
-		if err := keep(ctx, db, 1, "keep leaves", sqlKeepLeaves, tenant, (first-1+int64(i))/tierWidth, row); err != nil {
+		if err := keep(ctx, db, 1, sqlKeepLeaves, tenant, (first-1+int64(i))/tierWidth, row); err != nil {
 			return err
 		}
 	}
 	for _, s := range []struct {
-		point, sql string
-		args       []any
+		sql  string
+		args []any
 	}{
-		{"drop claims", sqlAgeClaims, []any{tenant, first, end}},
-		{"drop", sqlDrop, []any{tenant, first, end, ended}},
-		{"sweep", sqlSweep, []any{tenant, first, ended}},
+		{sqlAgeClaims, []any{tenant, first, end}},
+		{sqlDrop, []any{tenant, first, end, ended}},
+		{sqlSweep, []any{tenant, first, ended}},
 	} {
-		if _, err := db.change(ctx, s.point, s.sql, s.args...); err != nil {
+		if _, err := db.change(ctx, s.sql, s.args...); err != nil {
 			return err
 		}
 	}

@@ -229,13 +229,13 @@ func loseAll(ctx context.Context, db changer, tenant string, losers []loss) erro
 		if err != nil {
 			return err
 		}
-		n, err := db.change(ctx, "erase", sqlErase, tenant, r.seq, r.subject, r.actor, r.caller, r.actors, r.peer, r.detail,
+		n, err := db.change(ctx, sqlErase, tenant, r.seq, r.subject, r.actor, r.caller, r.actors, r.peer, r.detail,
 			r.details, r.actorProof, r.targetPrincipal, r.targetSubject, r.salts, before)
 		if err == nil && n != 1 {
 			err = errChanged
 		}
 		if err == nil && e.fields&fieldSet(audit.FieldClaims) != 0 {
-			_, err = db.change(ctx, "erase claims", sqlEraseClaims, tenant, r.seq)
+			_, err = db.change(ctx, sqlEraseClaims, tenant, r.seq)
 		}
 		if err != nil {
 			return fmt.Errorf("entry %d: %w", e.Seq, err)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
@@ -23,9 +24,53 @@ const (
 	PageSize   = pageSize
 )
 
-// OpenWithSeam opens a ledger whose statements fail where the seam says so.
-func OpenWithSeam(ctx context.Context, dsn string, config Config, s func(point string) error) (*Ledger, error) {
-	return open(ctx, dsn, config, s)
+// WrapWriter has a ledger in SQLite write over connections that the function returns for those of the driver.
+func (l *Ledger) WrapWriter(t testing.TB, wrap func(driver.Conn) driver.Conn) {
+	st := l.store.(*sqliteStore)
+	<-st.turn
+	st.discard()
+	unwrapped := st.writers
+	st.writers = sql.OpenDB(wrapped{unwrapped, wrap})
+	st.writers.SetMaxOpenConns(1)
+	st.turn <- struct{}{}
+	t.Cleanup(func() {
+		if err := unwrapped.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// wrapped makes connections that wrap those of another pool.
+type wrapped struct {
+	db   *sql.DB
+	wrap func(driver.Conn) driver.Conn
+}
+
+func (w wrapped) Driver() driver.Driver { return w.db.Driver() }
+
+func (w wrapped) Connect(ctx context.Context) (driver.Conn, error) {
+	conn, err := w.db.Conn(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var c driver.Conn
+	err = conn.Raw(func(raw any) error {
+		c = w.wrap(raw.(driver.Conn))
+		return nil
+	})
+	return pooled{c, conn}, err
+}
+
+// pooled is a connection that takes that of the pool along when it is closed.
+type pooled struct {
+	driver.Conn
+	conn *sql.Conn
+}
+
+func (p pooled) Close() error {
+	_ = p.conn.Raw(func(any) error { return driver.ErrBadConn })
+	_ = p.conn.Close()
+	return nil
 }
 
 // Queued counts the tenant's drafts that wait for a turn.

@@ -124,10 +124,10 @@ var sqlUnindex = func() string {
 // unindex belongs into every transaction that takes something out of a block's entries: no search finds
 // it any more. Searches read the block itself until it is indexed again.
 func (l *Ledger) unindex(ctx context.Context, db changer, tenant string, block uint64) error {
-	if _, err := db.change(ctx, "unsettle index", sqlUnsettle, tenant); err != nil {
+	if _, err := db.change(ctx, sqlUnsettle, tenant); err != nil {
 		return err
 	}
-	_, err := db.change(ctx, "unindex", sqlUnindex, tenant, int64(block))
+	_, err := db.change(ctx, sqlUnindex, tenant, int64(block))
 	return err
 }
 
@@ -152,7 +152,7 @@ func (l *Ledger) index(ctx context.Context, tenant string) (more bool, err error
 	h, there, err := l.searchHead(ctx, tenant)
 	if err == nil && !there {
 		err = l.store.change(ctx, func(db changer) error {
-			_, err := db.change(ctx, "new search head", sqlNewSearchHead, tenant)
+			_, err := db.change(ctx, sqlNewSearchHead, tenant)
 			return err
 		})
 		if err == nil {
@@ -202,12 +202,12 @@ func (l *Ledger) build(ctx context.Context, tenant string, block uint64, conditi
 		args = append(args, row)
 	}
 	err = l.store.change(ctx, func(db changer) error {
-		n, err := db.change(ctx, "settle index", condition, tenant, int64(arg), int64(h.version))
+		n, err := db.change(ctx, condition, tenant, int64(arg), int64(h.version))
 		if err != nil || n == 0 {
 			return err
 		}
 		done = true
-		_, err = db.change(ctx, "write postings", sqlBlock, args...)
+		_, err = db.change(ctx, sqlBlock, args...)
 		return err
 	})
 	return done && err == nil, err

@@ -104,10 +104,6 @@ type Ledger struct {
 // "postgres://user@host/database". It refuses a schema that is not the one this program was built
 // for, and settings under which a commit could be lost.
 func Open(ctx context.Context, dsn string, config Config) (*Ledger, error) {
-	return open(ctx, dsn, config, nil)
-}
-
-func open(ctx context.Context, dsn string, config Config, s seam) (*Ledger, error) {
 	config = config.withDefaults()
 	m, err := newMetrics(config.Registerer)
 	if err != nil {
@@ -116,9 +112,9 @@ func open(ctx context.Context, dsn string, config Config, s seam) (*Ledger, erro
 	l := &Ledger{config: config, metrics: m, tenants: make(map[string]*sequencer)}
 	switch {
 	case isSQLite(dsn):
-		l.store, err = openSQLite(ctx, dsn, config, s)
+		l.store, err = openSQLite(ctx, dsn, config)
 	case isPostgres(dsn):
-		l.store, err = openPostgres(ctx, dsn, config, s)
+		l.store, err = openPostgres(ctx, dsn, config)
 	default:
 		err = errDSN
 	}

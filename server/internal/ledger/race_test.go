@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -86,7 +87,7 @@ type gate struct {
 func newGate() *gate { return &gate{waiting: make(chan struct{}), open: make(chan struct{})} }
 
 func (g *gate) at(point string) error {
-	if point == "before begin" && g.armed.CompareAndSwap(true, false) {
+	if strings.HasPrefix(point, "before begin") && g.armed.CompareAndSwap(true, false) {
 		close(g.waiting)
 		<-g.open
 	}

@@ -86,7 +86,7 @@ func (l *Ledger) retain(ctx context.Context, tenant string) (more bool, err erro
 	m, there, err := readMark(ctx, l.store, tenant)
 	if err == nil && !there {
 		err = l.store.change(ctx, func(db changer) error {
-			_, err := db.change(ctx, "new mark", sqlNewMark, tenant, []byte{})
+			_, err := db.change(ctx, sqlNewMark, tenant, []byte{})
 			return err
 		})
 	}
@@ -142,7 +142,7 @@ func (l *Ledger) age(ctx context.Context, tenant string, m mark, age time.Durati
 		losers = append(losers, loss{e, fields(e.salts.mask) &^ targets})
 	}
 	err = l.store.change(ctx, func(db changer) error {
-		n, err := db.change(ctx, "mark aged", sqlAged, tenant, int64(m.personal), end-1)
+		n, err := db.change(ctx, sqlAged, tenant, int64(m.personal), end-1)
 		if err != nil || n == 0 { // somebody else has done it
 			return err
 		}
@@ -152,10 +152,10 @@ func (l *Ledger) age(ctx context.Context, tenant string, m mark, age time.Durati
 		if err := loseAll(ctx, db, tenant, losers); err != nil {
 			return err
 		}
-		if _, err := db.change(ctx, "age", sqlAge, tenant, first, end, new(sealed).bytes()); err != nil {
+		if _, err := db.change(ctx, sqlAge, tenant, first, end, new(sealed).bytes()); err != nil {
 			return err
 		}
-		if _, err := db.change(ctx, "age claims", sqlAgeClaims, tenant, first, end); err != nil {
+		if _, err := db.change(ctx, sqlAgeClaims, tenant, first, end); err != nil {
 			return err
 		}
 		return raise(ctx, db, tenant, through)

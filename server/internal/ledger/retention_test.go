@@ -248,19 +248,12 @@ func TestErasureEndsSessions(t *testing.T) {
 // the entries don't say any more, and the next erasure does the rest.
 func TestErasureMayBeEndedAnywhere(t *testing.T) {
 	onBoth(t, func(t *testing.T, dsn string) {
-		var fail string
-		broken := errors.New("broken")
-		seam := func(point string) error {
-			if point == fail {
-				return broken
-			}
-			return nil
-		}
-		clock := ledgertest.NewClock()
-		l := openedWith(t, dsn, ledger.Config{Now: clock.Now, Timeout: 20 * time.Second}, seam)
+		f, clock := &faults{}, ledgertest.NewClock()
+		l := openedWith(t, dsn, ledger.Config{Now: clock.Now, Timeout: 20 * time.Second}, f.at)
 		p := &past{TB: t, Clock: clock, dsn: dsn, Ledger: l}
 		for _, point := range []string{
-			"before unsettle index", "after unindex", "before erase", "after erase", "after erase claims", "before settle index", "after write postings",
+			"before update search_heads set version", "after delete from postings", "before update entries", "after update entries",
+			"after delete from claims", "before update search_heads set block = block where", "after insert into postings",
 		} {
 			d := ledgertest.Grant(p.Now(), alice, "agent:planner")
 			d.Expiry = p.Now().Add(time.Minute)
@@ -274,9 +267,9 @@ func TestErasureMayBeEndedAnywhere(t *testing.T) {
 				t.Fatalf("%s: the index does not know the grant", point)
 			}
 			p.Add(2 * time.Minute)
-			fail = point
+			f.set(once(point))
 			_, err := p.Erase(t.Context(), tenant, ledger.Erasure{Principal: alice})
-			fail = ""
+			f.set(nil)
 			if err == nil {
 				t.Errorf("%s: no error", point)
 			}
