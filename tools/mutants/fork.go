@@ -78,7 +78,7 @@ var forkMutants = []mutant{
 	},
 	{
 		name: "fork-hop-granted", file: "server/internal/ledger/batch.go",
-		old: "if b.ahead(d.Lineage.Hops) {", new: "if false {",
+		old: "if b.aboveHead(d.Lineage.Hops) {", new: "if false {",
 		pkg: ledgerTests, test: "TestAheadOfTheLedgerIsRefused",
 	},
 	{

@@ -57,7 +57,7 @@ var ledgerMutants = []mutant{
 	},
 	{
 		name: "ledger-entry-outside-the-tree", file: "server/internal/ledger/batch.go",
-		old: "	b.plant(e.Leaf)\n",
+		old: "	b.growTree(e.Leaf)\n",
 		new: "",
 		pkg: "server/internal/ledger", test: "TestAHeadWithoutItsTreeIsRefused",
 	},
@@ -80,7 +80,7 @@ var ledgerMutants = []mutant{
 		pkg: "server/internal/ledger", test: "TestIndexOnlyProposes",
 	},
 	{
-		name: "ledger-index-of-changed-entries", file: "server/internal/ledger/keep.go",
+		name: "ledger-index-of-changed-entries", file: "server/internal/ledger/maintenance.go",
 		old: "if err != nil || n == 0 {",
 		new: "if err != nil || n < 0 {",
 		pkg: "server/internal/ledger", test: "TestErasedWhileIndexing",
@@ -93,14 +93,14 @@ var ledgerMutants = []mutant{
 	},
 	{
 		name: "ledger-status-ignores-voids", file: "server/internal/ledger/statuses.go",
-		old: "case err == nil && !p.anew:",
-		new: "case err == nil && !p.anew && false:",
+		old: "case err == nil && !p.rebuild:",
+		new: "case err == nil && !p.rebuild && false:",
 		pkg: "server/internal/ledger", test: "TestStatusesAreTheTruth",
 	},
 	{
 		name: "ledger-status-continues-across-a-gap", file: "server/internal/ledger/statuses.go",
-		old: "p.anew = p.from.Statuses == nil || !complete || p.to.head",
-		new: "p.anew = p.from.Statuses == nil || !complete && false || p.to.head",
+		old: "p.rebuild = p.from.Statuses == nil || !complete || p.to.head",
+		new: "p.rebuild = p.from.Statuses == nil || !complete && false || p.to.head",
 		pkg: "server/internal/ledger", test: "TestStatusesAcrossAGap",
 	},
 	{
@@ -116,25 +116,25 @@ var ledgerMutants = []mutant{
 		pkg: "server/internal/ledger", test: "TestDropsWhatIsOld",
 	},
 	{
-		name: "ledger-drops-endless-revocations", file: "server/internal/ledger/drop.go",
+		name: "ledger-drops-endless-revocations", file: "server/internal/ledger/retention_entries.go",
 		old: "AND (until = 0 OR until > $4 OR seq",
 		new: "AND (until > $4 OR seq",
 		pkg: "server/internal/ledger", test: "TestDropsWhatIsOld",
 	},
 	{
-		name: "ledger-drops-the-newest-revocation", file: "server/internal/ledger/drop.go",
+		name: "ledger-drops-the-newest-revocation", file: "server/internal/ledger/retention_entries.go",
 		old: "until > $4 OR seq = (SELECT revocation FROM heads WHERE tenant = $1)))",
 		new: "until > $4))",
 		pkg: "server/internal/ledger", test: "TestDropsWhatIsOld",
 	},
 	{
-		name: "ledger-sweeps-endless-revocations", file: "server/internal/ledger/drop.go",
+		name: "ledger-sweeps-endless-revocations", file: "server/internal/ledger/retention_entries.go",
 		old: "AND until <> 0 AND until <= $3",
 		new: "AND until <= $3",
 		pkg: "server/internal/ledger", test: "TestDropsWhatIsOld",
 	},
 	{
-		name: "ledger-drops-the-leaves", file: "server/internal/ledger/drop.go",
+		name: "ledger-drops-the-leaves", file: "server/internal/ledger/retention_entries.go",
 		old: "i < len(leaves); i += tierWidth",
 		new: "i < len(leaves) && false; i += tierWidth",
 		pkg: "server/internal/ledger", test: "TestDropsWhatIsOld",

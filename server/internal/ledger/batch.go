@@ -107,7 +107,7 @@ func (b *batch) run(ctx context.Context) error {
 	} else {
 		b.s.added, b.s.pruned = pruning{}, b.now
 	}
-	b.s.live.sweep(b.at)
+	b.s.live.forgetExpired(b.at)
 	return nil
 }
 
@@ -376,7 +376,7 @@ func (b *batch) record(d *Draft, replayed *delegation.Error) Result {
 			return b.refuse(d, errGone)
 		}
 	}
-	if b.ahead(d.Lineage.Hops) {
+	if b.aboveHead(d.Lineage.Hops) {
 		return b.refuse(d, errAhead)
 	}
 	set := b.s.live.set.Load() // one set for both questions, the horizon last: it is raised before anything is forgotten
@@ -440,10 +440,10 @@ func (b *batch) repeat(d *Draft, stored storedKey) Result {
 	return Result{Receipt: Receipt{Seq: stored.seq, Time: stored.time, Claims: slices.Clone(stored.claims), Existing: true}}
 }
 
-// ahead reports whether a hop has a number that the ledger has not given yet, by what is committed and by this batch. A
+// aboveHead reports whether a hop has a number that the ledger has not given yet, by what is committed and by this batch. A
 // parent is recorded before its child, so such a hop is of a ledger that this one forked from, or of a future that this
 // one lost.
-func (b *batch) ahead(hops []delegation.Hop) bool {
+func (b *batch) aboveHead(hops []delegation.Hop) bool {
 	return slices.ContainsFunc(hops, func(h delegation.Hop) bool { return h.Seq > b.w.head.seq })
 }
 
@@ -479,7 +479,7 @@ func (b *batch) append(e *Entry, d *Draft, refusal *delegation.Error) Result {
 	}
 	b.w.head.seq = e.Seq
 	b.w.entries = append(b.w.entries, e)
-	b.plant(e.Leaf)
+	b.growTree(e.Leaf)
 	if e.ID != "" {
 		b.facts.ids[e.ID] = true
 	}
@@ -513,8 +513,8 @@ func (b *batch) until(v delegation.Revocation) time.Time {
 	return fromMicros(ends)
 }
 
-// plant makes a leaf of the tree from the entry's.
-func (b *batch) plant(leaf tlog.Hash) {
+// growTree makes a leaf of the tree from the entry's.
+func (b *batch) growTree(leaf tlog.Hash) {
 	b.w.head.tree.Add(leaf, func(n audit.Node) {
 		if kept(n) {
 			b.w.nodes = append(b.w.nodes, n)

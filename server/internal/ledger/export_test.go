@@ -84,7 +84,7 @@ func (l *Ledger) Queued(tenant string) int {
 	return len(s.queue)
 }
 
-// Retain does what Keep does for retention, until there is nothing more to do.
+// Retain does what Maintain does for retention, until there is nothing more to do.
 func (l *Ledger) Retain(ctx context.Context, tenant string) error {
 	for {
 		if more, err := l.retain(ctx, tenant); !more || err != nil {
@@ -105,9 +105,9 @@ func (l *Ledger) Advance(tenant string, list []delegation.Revocation) {
 func (l *Ledger) Sweep(tenant string) {
 	r := l.live(tenant)
 	r.mu.Lock()
-	r.swept = r.swept.Add(-2 * sweepEvery)
+	r.forgotAt = r.forgotAt.Add(-2 * forgetEvery)
 	r.mu.Unlock()
-	r.sweep(l.config.Now())
+	r.forgetExpired(l.config.Now())
 }
 
 // Kept counts the revocations in memory.
@@ -203,7 +203,7 @@ var FrequentStatements = map[string]Statement{
 	"leaves":      {sqlLeaves, []any{"acme", int64(5121), int64(5633)}},
 	"age":         {sqlAge, []any{"acme", int64(5121), int64(5633), []byte{}}},
 	"drop":        {sqlDrop, []any{"acme", int64(5121), int64(5633), int64(1)}},
-	"sweep":       {sqlSweep, []any{"acme", int64(5633), int64(1)}},
+	"sweep":       {sqlDropEnded, []any{"acme", int64(5633), int64(1)}},
 	"live claims": {sqlClaims, []any{"acme", int64(100), int64(50_000), int64(0), int64(claimsPage)}},
 }
 

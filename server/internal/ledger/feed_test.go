@@ -344,7 +344,7 @@ func heap() int64 {
 	return int64(m.HeapAlloc)
 }
 
-func BenchmarkHits(b *testing.B) {
+func BenchmarkImpact(b *testing.B) {
 	for _, kind := range []string{"sqlite", "postgres"} {
 		b.Run(kind, func(b *testing.B) {
 			const n = 10_000
@@ -362,7 +362,7 @@ func BenchmarkHits(b *testing.B) {
 			}{{0, delegation.Target{Kind: delegation.CutSubject, ID: "user:bob"}}, {n, delegation.Target{Kind: delegation.CutTenant}}} {
 				b.Run(fmt.Sprintf("hits=%d", c.hits), func(b *testing.B) {
 					for b.Loop() {
-						if _, tokens, _, err := l.Hits(b.Context(), tenant, c.target, 1000); err != nil || tokens < c.hits {
+						if _, tokens, _, err := ledgertest.Impact(b.Context(), l, tenant, c.target, 1000); err != nil || tokens < c.hits {
 							b.Fatal(tokens, err)
 						}
 					}

@@ -51,7 +51,7 @@ type Config struct {
 	MaxBatch int // drafts in one transaction. Default 256
 	MaxQueue int // drafts of one tenant that wait; more are refused as unavailable. Default 4096
 
-	Retention map[string]Retention // by tenant; what Keep forgets. Default nothing
+	Retention map[string]Retention // by tenant; what Maintain forgets. Default nothing
 }
 
 func (c Config) withDefaults() Config {

@@ -137,9 +137,9 @@ func (l *Ledger) age(ctx context.Context, tenant string, m mark, age time.Durati
 	if err != nil {
 		return false, err
 	}
-	var losers []loss
+	var redactions []redaction
 	for _, e := range stay {
-		losers = append(losers, loss{e, fields(e.salts.mask) &^ targets})
+		redactions = append(redactions, redaction{e, fields(e.salts.mask) &^ targets})
 	}
 	err = l.store.change(ctx, func(db changer) error {
 		n, err := db.change(ctx, sqlAged, tenant, int64(m.personal), end-1)
@@ -149,7 +149,7 @@ func (l *Ledger) age(ctx context.Context, tenant string, m mark, age time.Durati
 		if err := l.unindex(ctx, db, tenant, block); err != nil {
 			return err
 		}
-		if err := loseAll(ctx, db, tenant, losers); err != nil {
+		if err := redactAll(ctx, db, tenant, redactions); err != nil {
 			return err
 		}
 		if _, err := db.change(ctx, sqlAge, tenant, first, end, new(sealed).bytes()); err != nil {

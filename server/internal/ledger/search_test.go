@@ -260,27 +260,27 @@ func TestIndexDoesNotRunAhead(t *testing.T) {
 	})
 }
 
-// mended runs Keep until no block is known to be damaged.
+// mended runs Maintain until no block is known to be damaged.
 func mended(t *testing.T, l *ledger.Ledger) {
 	t.Helper()
 	keeping(t, l, func() bool { return l.Lost(tenant) == 0 })
 }
 
-// keeping runs Keep until the condition holds.
+// keeping runs Maintain until the condition holds.
 func keeping(t *testing.T, l *ledger.Ledger, until func() bool) {
 	t.Helper()
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- l.Keep(ctx, "empty", tenant) }()
+	go func() { done <- l.Maintain(ctx, "empty", tenant) }()
 	for deadline := time.Now().Add(30 * time.Second); !until(); <-time.After(time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Error("Keep did not do it in time")
+			t.Error("Maintain did not do it in time")
 			break
 		}
 	}
 	stop()
 	if err := <-done; err != nil {
-		t.Errorf("Keep: %v", err)
+		t.Errorf("Maintain: %v", err)
 	}
 }
 
@@ -418,7 +418,7 @@ func TestSearchWhileBuilding(t *testing.T) {
 		var wg sync.WaitGroup
 		for _, l := range []*ledger.Ledger{here, there} {
 			wg.Go(func() {
-				if err := l.Keep(ctx, tenant); err != nil {
+				if err := l.Maintain(ctx, tenant); err != nil {
 					t.Error(err)
 				}
 			})
@@ -508,12 +508,12 @@ func TestSearchIsBounded(t *testing.T) {
 		if page, before, err = l.Search(t.Context(), tenant, q); err != nil || len(page) > 0 || before != 0 {
 			t.Errorf("the last page has %d entries and continues before %d, %v", len(page), before, err)
 		}
-		h, err := l.Holdings(t.Context(), tenant, "agent:a", 10)
+		h, err := l.AgentView(t.Context(), tenant, "agent:a", 10)
 		if err != nil || h.Truncated {
 			t.Errorf("a tenant without claims has nothing to look for: %+v, %v", h, err)
 		}
 		execute(t, dsn, `INSERT INTO claims (tenant, seq, until, value) SELECT tenant, seq, 1, leaf FROM entries WHERE seq = 1`)
-		if h, err = l.Holdings(t.Context(), tenant, "agent:a", 10); err != nil || !h.Truncated {
+		if h, err = l.AgentView(t.Context(), tenant, "agent:a", 10); err != nil || !h.Truncated {
 			t.Errorf("not everything was looked at, and that is not said: %+v, %v", h, err)
 		}
 	})

@@ -26,10 +26,10 @@ const (
 	sqlDropped    = `UPDATE retention SET through = $3, time = $4, revocation = $5, tree = $6 WHERE tenant = $1 AND through = $2`
 	sqlKeepLeaves = `INSERT INTO dropped_leaves (tenant, block, leaves) VALUES ($1, $2, $3)`
 	// sqlDrop leaves the revocations that are in force, and the newest, which says where the others end;
-	// sqlSweep takes what has ended of those that it once left.
+	// sqlDropEnded takes what has ended of those that it once left.
 	sqlDrop = `DELETE FROM entries WHERE tenant = $1 AND seq >= $2 AND seq < $3 AND NOT (kind = 'revocation'
 		AND (until = 0 OR until > $4 OR seq = (SELECT revocation FROM heads WHERE tenant = $1)))`
-	sqlSweep = `DELETE FROM entries WHERE tenant = $1 AND seq < $2 AND kind = 'revocation' AND until <> 0 AND until <= $3
+	sqlDropEnded = `DELETE FROM entries WHERE tenant = $1 AND seq < $2 AND kind = 'revocation' AND until <> 0 AND until <= $3
 		AND seq <> (SELECT revocation FROM heads WHERE tenant = $1)`
 )
 
@@ -81,14 +81,14 @@ func (l *Ledger) oldLeaves(ctx context.Context, tenant string, m mark, age time.
 		if leaves, err = readLeaves(ctx, db, tenant, int64(firstOf(block)), int64(firstOf(block+1))); err != nil {
 			return err
 		}
-		return undamaged(ctx, db, tenant, block, leaves)
+		return matchTree(ctx, db, tenant, block, leaves)
 	})
 	return leaves, err
 }
 
-// undamaged compares a block's leaves with the nodes of the tree above them. Where they differ, the entries
+// matchTree compares a block's leaves with the nodes of the tree above them. Where they differ, the entries
 // are the evidence: once they are dropped, nobody can say any more which of them was changed.
-func undamaged(ctx context.Context, db querier, tenant string, block uint64, leaves []leaf) error {
+func matchTree(ctx context.Context, db querier, tenant string, block uint64, leaves []leaf) error {
 	first := block * (blockSize / tierWidth)
 	nodes, err := readTier(ctx, db, tenant, tierHeight, span{first, first + blockSize/tierWidth})
 	if err != nil {
@@ -123,7 +123,7 @@ func dropBlock(ctx context.Context, db changer, tenant string, first, end, ended
 	}{
 		{sqlAgeClaims, []any{tenant, first, end}},
 		{sqlDrop, []any{tenant, first, end, ended}},
-		{sqlSweep, []any{tenant, first, ended}},
+		{sqlDropEnded, []any{tenant, first, ended}},
 	} {
 		if _, err := db.change(ctx, s.sql, s.args...); err != nil {
 			return err

@@ -9,12 +9,12 @@ import (
 	"time"
 )
 
-// keepEvery is how long Keep rests when there is nothing to do.
-const keepEvery = time.Second
+// maintainEvery is how long Maintain rests when there is nothing to do.
+const maintainEvery = time.Second
 
 // A tenant's retention is looked at once in this many rests, where there are many tenants: what it forgets is
 // a day old at least.
-const retainIn = 60
+const retainEvery = 60
 
 // round is one piece of work for one tenant: small, and safe to be left unfinished or done twice.
 type round struct {
@@ -22,20 +22,20 @@ type round struct {
 	do   func(ctx context.Context, tenant string) (more bool, err error)
 }
 
-// Keep does what the tenants' ledgers need in the background, until ctx ends: it builds the search index,
+// Maintain does what the tenants' ledgers need in the background, until ctx ends: it builds the search index,
 // mends it, and forgets what is older than Config.Retention. Any number of instances may do so on one
 // database. What fails is logged and tried again. For tenants that need nothing, it asks one question together.
-func (l *Ledger) Keep(ctx context.Context, tenants ...string) error {
+func (l *Ledger) Maintain(ctx context.Context, tenants ...string) error {
 	var retained []string
 	for _, tenant := range tenants {
 		if l.config.Retention[tenant] != (Retention{}) {
 			retained = append(retained, tenant)
 		}
 	}
-	for turn := 0; ; turn = (turn + 1) % retainIn {
+	for turn := 0; ; turn = (turn + 1) % retainEvery {
 		some := retained // few: all of them each time
-		if n := len(retained); n > retainIn {
-			some = retained[n*turn/retainIn : n*(turn+1)/retainIn]
+		if n := len(retained); n > retainEvery {
+			some = retained[n*turn/retainEvery : n*(turn+1)/retainEvery]
 		}
 		for more := true; more && ctx.Err() == nil; {
 			more = false
@@ -44,11 +44,11 @@ func (l *Ledger) Keep(ctx context.Context, tenants ...string) error {
 				tenants []string
 			}{{round{"index", l.index}, l.unindexed(ctx, tenants)}, {round{"mend", l.mend}, l.lost.tenants()}, {round{"retain", l.retain}, some}} {
 				for _, tenant := range work.tenants {
-					more = l.keep(ctx, tenant, work.round) || more
+					more = l.runRound(ctx, tenant, work.round) || more
 				}
 			}
 		}
-		rest := time.NewTimer(keepEvery)
+		rest := time.NewTimer(maintainEvery)
 		select {
 		case <-rest.C:
 		case <-ctx.Done():
@@ -77,7 +77,7 @@ func (l *Ledger) unindexed(ctx context.Context, tenants []string) (list []string
 	return list
 }
 
-func (l *Ledger) keep(ctx context.Context, tenant string, r round) (more bool) {
+func (l *Ledger) runRound(ctx context.Context, tenant string, r round) (more bool) {
 	bounded, cancel := context.WithTimeout(ctx, l.config.attempt())
 	defer cancel()
 	more, err := r.do(bounded, tenant)
@@ -248,8 +248,8 @@ func (b *lostBlocks) tenants() (list []string) {
 	return list
 }
 
-// some returns one of the tenant's.
-func (b *lostBlocks) some(tenant string) (block uint64, there bool) {
+// next returns one of the tenant's.
+func (b *lostBlocks) next(tenant string) (block uint64, there bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for block := range b.blocks[tenant] {
@@ -266,7 +266,7 @@ func (b *lostBlocks) forget(tenant string, block uint64) {
 
 // mend builds a block again that a search found damaged.
 func (l *Ledger) mend(ctx context.Context, tenant string) (more bool, err error) {
-	block, there := l.lost.some(tenant)
+	block, there := l.lost.next(tenant)
 	if !there {
 		return false, nil
 	}
