@@ -156,7 +156,7 @@ func (s *Server) Run(ctx context.Context) error {
 	run("revocations", func() error { return s.engine.Follow(ctx) })
 	run("checkpoints", func() error { return s.engine.Checkpoints(ctx) })
 	run("probe of the ledger", func() error { return s.ledger.Beat(ctx) })
-	run("ledger", func() error { return s.ledger.Keep(ctx, names(s.tenants)...) })
+	run("ledger", func() error { return s.ledger.Maintain(ctx, names(s.tenants)...) })
 	group.Go(func() error {
 		s.readiness.watch(ctx, s.rpc.SetServing)
 		s.drain()

@@ -80,7 +80,7 @@ func Measure(ctx context.Context, dsn string, o Measuring) (figures []Figure, er
 func indexed(ctx context.Context, l *ledger.Ledger, tenant string) error {
 	ctx, cancel := context.WithCancel(ctx)
 	kept := make(chan error, 1)
-	go func() { kept <- l.Keep(ctx, tenant) }()
+	go func() { kept <- l.Maintain(ctx, tenant) }()
 	err := untilIndexed(ctx, l, tenant)
 	cancel()
 	return errors.Join(err, <-kept)
@@ -240,7 +240,7 @@ func (m *meter) chain(ctx context.Context, jti string) (int, error) {
 }
 
 func (m *meter) holdings(ctx context.Context, agent delegation.Principal) (int, error) {
-	h, err := m.Holdings(ctx, m.Tenant, agent, 100)
+	h, err := m.AgentView(ctx, m.Tenant, agent, 100)
 	return h.Live + h.Below, err
 }
 

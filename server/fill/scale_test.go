@@ -189,7 +189,7 @@ func keepUntilDropped(t *testing.T, l *ledger.Ledger, through uint64) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	kept := make(chan error, 1)
-	go func() { kept <- l.Keep(ctx, "acme") }()
+	go func() { kept <- l.Maintain(ctx, "acme") }()
 	again := time.NewTicker(20 * time.Millisecond)
 	defer again.Stop()
 	for ; ; <-again.C {

@@ -80,14 +80,14 @@ var containMutants = []mutant{
 	},
 	{
 		name: "count-without-bound-of-claims",
-		file: "server/internal/ledger/hits.go",
+		file: "server/internal/ledger/impact.go",
 		old:  "if s.read += more; s.most > 0 && s.read > s.most {",
 		new:  "if s.read += more; false {",
 		pkg:  "server/internal/ledger", test: "TestACountIsBounded",
 	},
 	{
 		name: "count-without-bound-of-pages",
-		file: "server/internal/ledger/hits.go",
+		file: "server/internal/ledger/impact.go",
 		old:  "if more && s.most > 0 && s.read >= s.most {",
 		new:  "if false {",
 		pkg:  "server/internal/ledger", test: "TestACountIsBounded",

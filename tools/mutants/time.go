@@ -4,7 +4,7 @@ var timeMutants = []mutant{
 	{
 		name: "time-pruned-uses-are-new",
 		file: "server/internal/ledger/batch.go",
-		old:  "(b.facts.used[u.digest()] || b.forgotten(u.Until))",
+		old:  "b.facts.used[u.digest()] || b.forgotten(u.Until)",
 		new:  "b.facts.used[u.digest()]",
 		pkg:  "server/internal/ledger", test: "TestSpentStaysSpentWhenRowsArePruned",
 	},

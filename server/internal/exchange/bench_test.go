@@ -95,7 +95,7 @@ func indexed(t testing.TB, w *exchangetest.World) {
 	t.Helper()
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- w.Ledger.Keep(ctx, "default") }()
+	go func() { done <- w.Ledger.Maintain(ctx, "default") }()
 	_, built := await(time.Minute, func() bool {
 		whole, err := w.Ledger.IndexBuilt(ctx, "default")
 		return err == nil && whole

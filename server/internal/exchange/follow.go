@@ -81,7 +81,7 @@ func (e *Engine) again(ctx context.Context, what string, every time.Duration, ro
 
 // look asks the ledger which of the tenants have revocations that are not known here, and has them read.
 func (e *Engine) look(ctx context.Context, names []string, tails map[string]*follower) error {
-	standings, err := e.config.Ledger.Standings(ctx, names...)
+	standings, err := e.config.Ledger.Progress(ctx, names...)
 	for _, s := range standings {
 		if !s.Current {
 			tails[s.Tenant].nudge()

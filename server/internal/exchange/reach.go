@@ -82,10 +82,10 @@ func (s sight) reaches(agent delegation.Principal) bool {
 
 func (e *Engine) reach(ctx context.Context, by inquirer, s sight, agent delegation.Principal, depth int) (Reach, error) {
 	answer := Reach{Time: e.config.Now(), Suspended: suspended(by.revoked, agent)}
-	var holding ledger.Holding
+	var holding ledger.AgentView
 	both, held := errgroup.WithContext(ctx)
 	both.Go(func() (err error) {
-		holding, err = e.config.Ledger.Holdings(held, by.tenant.Name, agent, MaxReachTokens)
+		holding, err = e.config.Ledger.AgentView(held, by.tenant.Name, agent, MaxReachTokens)
 		return err
 	})
 	both.Go(func() error {

@@ -239,7 +239,7 @@ func (e *Engine) compare(ctx context.Context, names []string, lists map[string]*
 		return err
 	}
 	// Read after Redis: what another instance published or testified meanwhile was in the ledger before.
-	standings, err := e.config.Ledger.Standings(ctx, names...)
+	standings, err := e.config.Ledger.Progress(ctx, names...)
 	if err != nil {
 		return err
 	}
@@ -273,7 +273,7 @@ func (e *Engine) compare(ctx context.Context, names []string, lists map[string]*
 
 // judge holds one tenant's ledger to what Redis remembers of it: wrong says what the ledger lost. err means that this is
 // not known.
-func (e *Engine) judge(ctx context.Context, p guard.Peek, s ledger.Standing, tip ledger.Tip, mine ledger.Incarnation) (wrong, err error) {
+func (e *Engine) judge(ctx context.Context, p guard.Peek, s ledger.Progress, tip ledger.Tip, mine ledger.Incarnation) (wrong, err error) {
 	w := p.Witness
 	if wrong := e.supersede(s.Tenant, w, mine); wrong != nil {
 		return wrong, nil

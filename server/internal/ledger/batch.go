@@ -107,7 +107,7 @@ func (b *batch) run(ctx context.Context) error {
 	} else {
 		b.s.added, b.s.pruned = pruning{}, b.now
 	}
-	b.s.live.sweep(b.at)
+	b.s.live.forgetExpired(b.at)
 	return nil
 }
 
@@ -134,9 +134,6 @@ func (b *batch) transact(ctx, attempt context.Context, q questions) error {
 		return err
 	}
 	b.prune()
-	if b.s.ledger.off.durability {
-		b.s.live.advance(b.revoked(), true)
-	}
 	err = tx.commit(attempt, &b.w)
 	if errors.Is(err, errUnknown) {
 		return b.resolve(ctx, err)
@@ -191,7 +188,7 @@ func (b *batch) catchUp(q questions) error {
 	if b.facts.head.seq < b.s.seen {
 		return errWentBack
 	}
-	if damaged := b.facts.head.damaged; damaged != nil && !b.s.ledger.off.tree {
+	if damaged := b.facts.head.damaged; damaged != nil {
 		return fmt.Errorf("the head is damaged: %w", damaged)
 	}
 	b.s.seen = b.facts.head.seq
@@ -295,7 +292,7 @@ func (b *batch) spent(uses []SingleUse) *delegation.Error {
 		if b.predates(u) {
 			return predates(u.Reason)
 		}
-		if (b.facts.used[u.digest()] || b.forgotten(u.Until)) && !b.s.ledger.off.singleUse {
+		if b.facts.used[u.digest()] || b.forgotten(u.Until) {
 			return replay(u.Reason)
 		}
 	}
@@ -371,7 +368,7 @@ func (b *batch) record(d *Draft, replayed *delegation.Error) Result {
 	default:
 		return b.append(d.entry(b.s.tenant), d, nil)
 	}
-	if d.Idempotency != nil && !b.s.ledger.off.idempotency {
+	if d.Idempotency != nil {
 		if stored, taken := b.facts.keys[keyDigest(d.Caller, d.Idempotency.Key)]; taken {
 			return b.repeat(d, stored)
 		}
@@ -379,11 +376,11 @@ func (b *batch) record(d *Draft, replayed *delegation.Error) Result {
 			return b.refuse(d, errGone)
 		}
 	}
-	if b.ahead(d.Lineage.Hops) {
+	if b.aboveHead(d.Lineage.Hops) {
 		return b.refuse(d, errAhead)
 	}
 	set := b.s.live.set.Load() // one set for both questions, the horizon last: it is raised before anything is forgotten
-	if b.hit(set, d.lineage()) {
+	if hit(set, d.lineage()) {
 		return b.refuse(d, errRevoked)
 	}
 	if set.Forgotten(d.Expiry) {
@@ -434,7 +431,7 @@ func (b *batch) repeat(d *Draft, stored storedKey) Result {
 	granted := claims.Lineage()
 	granted.Caller, granted.Keys = d.Caller, d.lineage().Keys
 	set := b.s.live.set.Load() // as in record
-	if b.hit(set, granted) || b.hit(set, d.lineage()) {
+	if hit(set, granted) || hit(set, d.lineage()) {
 		return b.refuse(d, errRevoked)
 	}
 	if set.Forgotten(time.Unix(claims.ExpiresAt, 0)) {
@@ -443,17 +440,14 @@ func (b *batch) repeat(d *Draft, stored storedKey) Result {
 	return Result{Receipt: Receipt{Seq: stored.seq, Time: stored.time, Claims: slices.Clone(stored.claims), Existing: true}}
 }
 
-// ahead reports whether a hop has a number that the ledger has not given yet, by what is committed and by this batch. A
+// aboveHead reports whether a hop has a number that the ledger has not given yet, by what is committed and by this batch. A
 // parent is recorded before its child, so such a hop is of a ledger that this one forked from, or of a future that this
 // one lost.
-func (b *batch) ahead(hops []delegation.Hop) bool {
+func (b *batch) aboveHead(hops []delegation.Hop) bool {
 	return slices.ContainsFunc(hops, func(h delegation.Hop) bool { return h.Seq > b.w.head.seq })
 }
 
-func (b *batch) hit(set *delegation.RevocationSet, l delegation.Lineage) bool {
-	if b.s.ledger.off.revocations {
-		return false
-	}
+func hit(set *delegation.RevocationSet, l delegation.Lineage) bool {
 	_, hit := set.Hit(l)
 	return hit
 }
@@ -485,9 +479,7 @@ func (b *batch) append(e *Entry, d *Draft, refusal *delegation.Error) Result {
 	}
 	b.w.head.seq = e.Seq
 	b.w.entries = append(b.w.entries, e)
-	if !b.s.ledger.off.tree {
-		b.plant(e.Leaf)
-	}
+	b.growTree(e.Leaf)
 	if e.ID != "" {
 		b.facts.ids[e.ID] = true
 	}
@@ -521,8 +513,8 @@ func (b *batch) until(v delegation.Revocation) time.Time {
 	return fromMicros(ends)
 }
 
-// plant makes a leaf of the tree from the entry's.
-func (b *batch) plant(leaf tlog.Hash) {
+// growTree makes a leaf of the tree from the entry's.
+func (b *batch) growTree(leaf tlog.Hash) {
 	b.w.head.tree.Add(leaf, func(n audit.Node) {
 		if kept(n) {
 			b.w.nodes = append(b.w.nodes, n)
@@ -534,7 +526,7 @@ func (b *batch) plant(leaf tlog.Hash) {
 func (b *batch) grant(e *Entry, d *Draft) {
 	b.w.head.longest = max(b.w.head.longest, micros(e.Expiry))
 	b.w.claims = append(b.w.claims, claimsRow{seq: e.Seq, until: micros(e.Expiry), value: e.Claims})
-	if d.Idempotency == nil || b.s.ledger.off.idempotency {
+	if d.Idempotency == nil {
 		return
 	}
 	name := keyDigest(d.Caller, d.Idempotency.Key)

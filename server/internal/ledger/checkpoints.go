@@ -28,7 +28,7 @@ func (l *Ledger) SaveCheckpoint(ctx context.Context, tenant string, c Checkpoint
 	ctx, cancel := context.WithTimeout(ctx, l.config.attempt())
 	defer cancel()
 	err := l.store.change(ctx, func(db changer) error {
-		saved, err := db.change(ctx, "save checkpoint", `INSERT INTO checkpoints (tenant, size, root, time, note) VALUES ($1, $2, $3, $4, $5)
+		saved, err := db.change(ctx, `INSERT INTO checkpoints (tenant, size, root, time, note) VALUES ($1, $2, $3, $4, $5)
 			ON CONFLICT (tenant) DO UPDATE SET size = excluded.size, root = excluded.root, time = excluded.time, note = excluded.note
 			WHERE excluded.size > checkpoints.size OR excluded.size = checkpoints.size AND excluded.root = checkpoints.root`, tenant, int64(c.Size), c.Root[:], micros(c.Time), c.Note)
 		if err != nil || saved > 0 {

@@ -77,7 +77,7 @@ type eraser struct {
 	done    Erased
 }
 
-// about selects the entries of a block that say anything of a principal, or may: claims are bytes, and judge
+// about selects the entries of a block that say anything of a principal, or may: claims are bytes, and assess
 // looks into them. There is no index for it: what has to be forgotten must not depend on one. replace finds
 // a text within another in both dialects.
 const about = `e.tenant = $1 AND e.seq >= $2 AND e.seq < $3 AND (e.subject = $4 OR e.actor = $4 OR e.caller = $4
@@ -101,28 +101,25 @@ func (e *eraser) block(ctx context.Context, block uint64) error {
 	if err != nil {
 		return err
 	}
-	var losers []loss
+	var redactions []redaction
 	for _, entry := range entries {
-		if lost := e.judge(entry); lost != 0 {
-			losers = append(losers, loss{entry, lost})
+		if lost := e.assess(entry); lost != 0 {
+			redactions = append(redactions, redaction{entry, lost})
 		}
 	}
-	if len(losers) == 0 || e.DryRun {
+	if len(redactions) == 0 || e.DryRun {
 		return nil
 	}
-	if err := e.ledger.lose(ctx, e.tenant, block, losers, e.through); err != nil {
+	if err := e.ledger.redact(ctx, e.tenant, block, redactions, e.through); err != nil {
 		return err
 	}
 	return e.ledger.reindex(ctx, e.tenant, block)
 }
 
-// judge counts what the entry loses and what it must keep.
-func (e *eraser) judge(entry *Entry) fields {
+// assess counts what the entry loses and what it must keep.
+func (e *eraser) assess(entry *Entry) fields {
 	named := entry.names(e.Principal)
 	needed, until := entry.needs(e.through)
-	if e.ledger.off.liveFields {
-		needed = 0
-	}
 	switch {
 	case named&needed == 0:
 	case until.IsZero():
@@ -204,41 +201,41 @@ func (e *Entry) needs(now time.Time) (set fields, until time.Time) {
 	return 0, time.Time{}
 }
 
-// loss is an entry with the fields that it loses.
-type loss struct {
+// redaction is an entry with the fields that it loses.
+type redaction struct {
 	*Entry
 	fields fields
 }
 
-// lose erases fields of entries of one block, with what the search index knew of the block. Until it is
+// redact erases fields of entries of one block, with what the search index knew of the block. Until it is
 // indexed again, searches read the block itself.
-func (l *Ledger) lose(ctx context.Context, tenant string, block uint64, losers []loss, through time.Time) error {
+func (l *Ledger) redact(ctx context.Context, tenant string, block uint64, redactions []redaction, through time.Time) error {
 	return l.store.change(ctx, func(db changer) error {
 		if err := l.unindex(ctx, db, tenant, block); err != nil {
 			return err
 		}
-		if err := loseAll(ctx, db, tenant, losers); err != nil {
+		if err := redactAll(ctx, db, tenant, redactions); err != nil {
 			return err
 		}
 		return raise(ctx, db, tenant, through)
 	})
 }
 
-func loseAll(ctx context.Context, db changer, tenant string, losers []loss) error {
-	for _, e := range losers {
+func redactAll(ctx context.Context, db changer, tenant string, redactions []redaction) error {
+	for _, e := range redactions {
 		before := e.salts.bytes()
-		e.forget(e.fields)
+		e.clear(e.fields)
 		r, err := e.record()
 		if err != nil {
 			return err
 		}
-		n, err := db.change(ctx, "erase", sqlErase, tenant, r.seq, r.subject, r.actor, r.caller, r.actors, r.peer, r.detail,
+		n, err := db.change(ctx, sqlErase, tenant, r.seq, r.subject, r.actor, r.caller, r.actors, r.peer, r.detail,
 			r.details, r.actorProof, r.targetPrincipal, r.targetSubject, r.salts, before)
 		if err == nil && n != 1 {
 			err = errChanged
 		}
 		if err == nil && e.fields&fieldSet(audit.FieldClaims) != 0 {
-			_, err = db.change(ctx, "erase claims", sqlEraseClaims, tenant, r.seq)
+			_, err = db.change(ctx, sqlEraseClaims, tenant, r.seq)
 		}
 		if err != nil {
 			return fmt.Errorf("entry %d: %w", e.Seq, err)
@@ -247,8 +244,8 @@ func loseAll(ctx context.Context, db changer, tenant string, losers []loss) erro
 	return nil
 }
 
-// forget empties fields, and takes their salts out.
-func (e *Entry) forget(set fields) {
+// clear empties fields, and takes their salts out.
+func (e *Entry) clear(set fields) {
 	e.salts = e.salts.without(set)
 	has := func(f audit.Field) bool { return set&(1<<f) != 0 }
 	for f, value := range map[audit.Field]*string{

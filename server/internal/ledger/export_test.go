@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
@@ -23,33 +24,53 @@ const (
 	PageSize   = pageSize
 )
 
-// Protection names what a negative control switches off.
-type Protection func(*protections)
+// WrapWriter has a ledger in SQLite write over connections that the function returns for those of the driver.
+func (l *Ledger) WrapWriter(t testing.TB, wrap func(driver.Conn) driver.Conn) {
+	st := l.store.(*sqliteStore)
+	<-st.turn
+	st.discard()
+	unwrapped := st.writers
+	st.writers = sql.OpenDB(wrapped{unwrapped, wrap})
+	st.writers.SetMaxOpenConns(1)
+	st.turn <- struct{}{}
+	t.Cleanup(func() {
+		if err := unwrapped.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+}
 
-var (
-	NoRevocationCheck Protection = func(p *protections) { p.revocations = true }
-	NoSingleUse       Protection = func(p *protections) { p.singleUse = true }
-	NoIdempotency     Protection = func(p *protections) { p.idempotency = true }
-	NoDurability      Protection = func(p *protections) { p.durability = true }
-	NoUnbroken        Protection = func(p *protections) { p.unbroken = true }
-	NoTree            Protection = func(p *protections) { p.tree = true }
-	NoLostPostings    Protection = func(p *protections) { p.lostPostings = true }
-	NoComparison      Protection = func(p *protections) { p.comparison = true }
-	NoVersion         Protection = func(p *protections) { p.version = true }
-	NoStatusNews      Protection = func(p *protections) { p.statusNews = true }
-	NoStatusVoids     Protection = func(p *protections) { p.statusVoids = true }
-	NoStatusGap       Protection = func(p *protections) { p.statusGap = true }
-	NoLiveFields      Protection = func(p *protections) { p.liveFields = true }
-	NoLiveEntries     Protection = func(p *protections) { p.liveEntries = true }
-	NoDroppedLeaves   Protection = func(p *protections) { p.droppedLeaves = true }
-)
+// wrapped makes connections that wrap those of another pool.
+type wrapped struct {
+	db   *sql.DB
+	wrap func(driver.Conn) driver.Conn
+}
 
-// SwitchOff must be called before the ledger is used.
-func (l *Ledger) SwitchOff(p Protection) { p(&l.off) }
+func (w wrapped) Driver() driver.Driver { return w.db.Driver() }
 
-// OpenWithSeam opens a ledger whose statements fail where the seam says so.
-func OpenWithSeam(ctx context.Context, dsn string, config Config, s func(point string) error) (*Ledger, error) {
-	return open(ctx, dsn, config, s)
+func (w wrapped) Connect(ctx context.Context) (driver.Conn, error) {
+	conn, err := w.db.Conn(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var c driver.Conn
+	err = conn.Raw(func(raw any) error {
+		c = w.wrap(raw.(driver.Conn))
+		return nil
+	})
+	return pooled{c, conn}, err
+}
+
+// pooled is a connection that takes that of the pool along when it is closed.
+type pooled struct {
+	driver.Conn
+	conn *sql.Conn
+}
+
+func (p pooled) Close() error {
+	_ = p.conn.Raw(func(any) error { return driver.ErrBadConn })
+	_ = p.conn.Close()
+	return nil
 }
 
 // Queued counts the tenant's drafts that wait for a turn.
@@ -63,7 +84,7 @@ func (l *Ledger) Queued(tenant string) int {
 	return len(s.queue)
 }
 
-// Retain does what Keep does for retention, until there is nothing more to do.
+// Retain does what Maintain does for retention, until there is nothing more to do.
 func (l *Ledger) Retain(ctx context.Context, tenant string) error {
 	for {
 		if more, err := l.retain(ctx, tenant); !more || err != nil {
@@ -84,9 +105,9 @@ func (l *Ledger) Advance(tenant string, list []delegation.Revocation) {
 func (l *Ledger) Sweep(tenant string) {
 	r := l.live(tenant)
 	r.mu.Lock()
-	r.swept = r.swept.Add(-2 * sweepEvery)
+	r.forgotAt = r.forgotAt.Add(-2 * forgetEvery)
 	r.mu.Unlock()
-	r.sweep(l.config.Now())
+	r.forgetExpired(l.config.Now())
 }
 
 // Kept counts the revocations in memory.
@@ -182,7 +203,7 @@ var FrequentStatements = map[string]Statement{
 	"leaves":      {sqlLeaves, []any{"acme", int64(5121), int64(5633)}},
 	"age":         {sqlAge, []any{"acme", int64(5121), int64(5633), []byte{}}},
 	"drop":        {sqlDrop, []any{"acme", int64(5121), int64(5633), int64(1)}},
-	"sweep":       {sqlSweep, []any{"acme", int64(5633), int64(1)}},
+	"sweep":       {sqlDropEnded, []any{"acme", int64(5633), int64(1)}},
 	"live claims": {sqlClaims, []any{"acme", int64(100), int64(50_000), int64(0), int64(claimsPage)}},
 }
 
@@ -379,3 +400,22 @@ func (l *Ledger) Unproven() { l.unproven() }
 
 // Reader reads the tenant's revocations into the memory of now, also after that was given up.
 func (l *Ledger) Reader(tenant string) func(context.Context) error { return l.live(tenant).refresh }
+
+// ForgetRevocations has the tenant's memory lose what its revocations hit, so that grants are recorded behind them.
+func (l *Ledger) ForgetRevocations(tenant string) {
+	l.live(tenant).set.Store(delegation.NewRevocationSet(l.Skew(tenant)))
+}
+
+// Proposed are the numbers that the search index proposes for a query, before the entries are compared with it.
+func (l *Ledger) Proposed(t testing.TB, tenant string, q Query) []uint64 {
+	t.Helper()
+	w, err := l.walk(t.Context(), tenant, q)
+	if err != nil {
+		t.Fatal(err)
+	}
+	seqs, err := w.propose(t.Context(), mostFound)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return seqs
+}

@@ -28,9 +28,9 @@ const (
 	// mostRecent is how many revocations a watcher may have missed and still be told them one by one.
 	// Up to twice as many are kept.
 	mostRecent = 1 << 16
-	// sweepEvery is how often what has ended is forgotten. It takes time in proportion to all that
+	// forgetEvery is how often what has ended is forgotten. It takes time in proportion to all that
 	// is live; to be hit by what has ended harms nobody, because nothing that it hits is alive.
-	sweepEvery = 30 * time.Second
+	forgetEvery = 30 * time.Second
 )
 
 // advance takes revocations that are committed, in order, and passes over those that it has. With
@@ -48,7 +48,7 @@ func (r *revocations) advance(list []delegation.Revocation, whole bool) {
 		loaded: old.loaded || whole, last: old.last, before: old.before,
 		live: append(old.live, list...), recent: old.recent, forgotten: old.forgotten, changed: make(chan struct{}),
 	}
-	next.follow(list, r.ledger.off.unbroken)
+	next.follow(list)
 	r.feed.Store(next)
 	close(old.changed)
 }
@@ -65,10 +65,10 @@ func (r *revocations) retire() {
 
 // follow appends to recent, and begins anew where something is missing: the first read leaves out
 // what has ended.
-func (f *feed) follow(list []delegation.Revocation, unbroken bool) {
+func (f *feed) follow(list []delegation.Revocation) {
 	begin := 0
 	for i, v := range list {
-		if v.Prev != f.last && !unbroken {
+		if v.Prev != f.last {
 			begin, f.recent, f.before = i, nil, v.Prev
 		}
 		f.last = v.Seq
@@ -80,22 +80,22 @@ func (f *feed) follow(list []delegation.Revocation, unbroken bool) {
 	}
 }
 
-// sweep forgets what has ended by ledger time, now and then.
-func (r *revocations) sweep(at time.Time) {
+// forgetExpired forgets what has ended by ledger time, now and then.
+func (r *revocations) forgetExpired(at time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if since := at.Sub(r.swept); since >= 0 && since < sweepEvery {
+	if since := at.Sub(r.forgotAt); since >= 0 && since < forgetEvery {
 		return
 	}
-	if r.swept.IsZero() { // just read, without what had ended
-		r.swept = at
+	if r.forgotAt.IsZero() { // just read, without what had ended
+		r.forgotAt = at
 		return
 	}
 	end, certain := r.ledger.forgettable(at)
 	if !certain {
 		return
 	}
-	r.swept = at
+	r.forgotAt = at
 	r.set.Load().Expire(end)
 	old := r.feed.Load()
 	live := func(v delegation.Revocation) bool { return v.Until.IsZero() || v.Until.After(end) }

@@ -18,58 +18,48 @@ import (
 // TestEventsFollowCommits has a revocation fail to be committed: nobody may be told of it, because
 // the number belongs to another one then.
 func TestEventsFollowCommits(t *testing.T) {
-	for _, off := range []ledger.Protection{nil, ledger.NoDurability} {
-		f := &faults{}
-		l := openedWith(t, databases["sqlite"](t), patient, f.at)
-		if off != nil {
-			l.SwitchOff(off)
-		}
-		if _, err := l.LastRevocation(t.Context(), tenant); err != nil {
-			t.Fatal(err)
-		}
-		_, _, changed := l.Events(tenant, 0)
-		f.set(once("before commit"))
-		if _, err := l.Append(t.Context(), tenant, ledgertest.Revocation(delegation.BanChain, "lost")); reason(err) != delegation.DependencyDown {
-			t.Fatalf("Append: %v", err)
-		}
-		events, _, _ := l.Events(tenant, 0)
-		told := len(events) > 0
-		select {
-		case <-changed:
-			told = true
-		default:
-		}
-		if told != (off != nil) {
-			t.Errorf("protection off %t: watchers were told of what was never committed: %t", off != nil, told)
-		}
+	f := &faults{}
+	l := openedWith(t, databases["sqlite"](t), patient, f.at)
+	if _, err := l.LastRevocation(t.Context(), tenant); err != nil {
+		t.Fatal(err)
+	}
+	_, _, changed := l.Events(tenant, 0)
+	f.set(once("before commit"))
+	if _, err := l.Append(t.Context(), tenant, ledgertest.Revocation(delegation.BanChain, "lost")); reason(err) != delegation.DependencyDown {
+		t.Fatalf("Append: %v", err)
+	}
+	events, _, _ := l.Events(tenant, 0)
+	told := len(events) > 0
+	select {
+	case <-changed:
+		told = true
+	default:
+	}
+	if told {
+		t.Error("watchers were told of what was never committed")
 	}
 }
 
 // TestEventsHaveNoGap restarts where a revocation between two others has ended.
 func TestEventsHaveNoGap(t *testing.T) {
-	for _, off := range []ledger.Protection{nil, ledger.NoUnbroken} {
-		dsn, clock := databases["sqlite"](t), ledgertest.NewClock()
-		config := ledger.Config{Timeout: patient.Timeout, Now: clock.Now}
-		first := opened(t, dsn, config)
-		brief := ledgertest.Revocation(delegation.BanToken, "brief")
-		brief.Revocation.Until = clock.Now().Add(time.Minute)
-		for _, d := range []*ledger.Draft{ledgertest.Revocation(delegation.BanChain, "a"), brief, ledgertest.Revocation(delegation.BanChain, "b")} {
-			if _, err := first.Append(t.Context(), tenant, d); err != nil {
-				t.Fatal(err)
-			}
-		}
-		clock.Add(time.Hour)
-		l := opened(t, dsn, config)
-		if off != nil {
-			l.SwitchOff(off)
-		}
-		if _, err := l.LastRevocation(t.Context(), tenant); err != nil {
+	dsn, clock := databases["sqlite"](t), ledgertest.NewClock()
+	config := ledger.Config{Timeout: patient.Timeout, Now: clock.Now}
+	first := opened(t, dsn, config)
+	brief := ledgertest.Revocation(delegation.BanToken, "brief")
+	brief.Revocation.Until = clock.Now().Add(time.Minute)
+	for _, d := range []*ledger.Draft{ledgertest.Revocation(delegation.BanChain, "a"), brief, ledgertest.Revocation(delegation.BanChain, "b")} {
+		if _, err := first.Append(t.Context(), tenant, d); err != nil {
 			t.Fatal(err)
 		}
-		events, complete, _ := l.Events(tenant, 1)
-		if wrong := complete && (len(events) == 0 || events[0].Prev != 1); wrong != (off != nil) {
-			t.Errorf("protection off %t: events after 1 are %v, complete %t", off != nil, events, complete)
-		}
+	}
+	clock.Add(time.Hour)
+	l := opened(t, dsn, config)
+	if _, err := l.LastRevocation(t.Context(), tenant); err != nil {
+		t.Fatal(err)
+	}
+	events, complete, _ := l.Events(tenant, 1)
+	if complete && (len(events) == 0 || events[0].Prev != 1) {
+		t.Errorf("events after 1 are %v, and they are called complete", events)
 	}
 }
 
@@ -78,7 +68,7 @@ func TestEventsHaveNoGap(t *testing.T) {
 func TestWatchers(t *testing.T) {
 	onBoth(t, func(t *testing.T, dsn string) {
 		const watchers, each = 200, 40
-		ls := instances(t, dsn, 2, nil)
+		ls := instances(t, dsn, 2)
 		for _, l := range ls {
 			if _, err := l.LastRevocation(t.Context(), tenant); err != nil {
 				t.Fatal(err)
@@ -354,7 +344,7 @@ func heap() int64 {
 	return int64(m.HeapAlloc)
 }
 
-func BenchmarkHits(b *testing.B) {
+func BenchmarkImpact(b *testing.B) {
 	for _, kind := range []string{"sqlite", "postgres"} {
 		b.Run(kind, func(b *testing.B) {
 			const n = 10_000
@@ -372,7 +362,7 @@ func BenchmarkHits(b *testing.B) {
 			}{{0, delegation.Target{Kind: delegation.CutSubject, ID: "user:bob"}}, {n, delegation.Target{Kind: delegation.CutTenant}}} {
 				b.Run(fmt.Sprintf("hits=%d", c.hits), func(b *testing.B) {
 					for b.Loop() {
-						if _, tokens, _, err := l.Hits(b.Context(), tenant, c.target, 1000); err != nil || tokens < c.hits {
+						if _, tokens, _, err := ledgertest.Impact(b.Context(), l, tenant, c.target, 1000); err != nil || tokens < c.hits {
 							b.Fatal(tokens, err)
 						}
 					}

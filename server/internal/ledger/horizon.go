@@ -66,7 +66,7 @@ var errUnsettled = errors.New("the instance was started, or the clocks were chan
 
 // raise notes in a transaction that what ended by then may be gone.
 func raise(ctx context.Context, db changer, tenant string, through time.Time) error {
-	_, err := db.change(ctx, "raise horizon", sqlHorizon, tenant, micros(through))
+	_, err := db.change(ctx, sqlHorizon, tenant, micros(through))
 	return err
 }
 

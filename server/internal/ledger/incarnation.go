@@ -224,7 +224,7 @@ func (l *Ledger) keepIncarnation(ctx context.Context, db changer, row *incarnati
 		sql, args = sqlBegin, []any{int64(before.Number), before.ID, int64(next.Number), next.ID, int64(next.Recovered),
 			next.system, next.timeline, flag(next.synchronous)}
 	}
-	err := keep(ctx, db, 1, "probe", sql, args...)
+	err := keep(ctx, db, 1, sql, args...)
 	next.beat = before.beat + 1
 	*row = next
 	return err
@@ -330,7 +330,7 @@ func (l *Ledger) doubt(ctx context.Context, of incarnation, cause error) {
 	defer cancel()
 	reason, _ := strings.CutPrefix(cause.Error(), ErrDoubt.Error()+": ")
 	err := l.store.change(ctx, func(db changer) error {
-		_, err := db.change(ctx, "doubt", sqlDoubt, cleanDetail(reason), number)
+		_, err := db.change(ctx, sqlDoubt, cleanDetail(reason), number)
 		return err
 	})
 	if err != nil { // this process refuses all the same, and each one that knows as much

@@ -19,7 +19,7 @@ func (st *sqliteStore) touch(context.Context, changer) error { return nil }
 const pgTouch = `LOCK TABLE heads, entries, tree_nodes, claims, single_uses, idempotency_keys IN ROW EXCLUSIVE MODE`
 
 func (st *postgresStore) touch(ctx context.Context, db changer) error {
-	_, err := db.change(ctx, "touch tables", pgTouch)
+	_, err := db.change(ctx, pgTouch)
 	return err
 }
 

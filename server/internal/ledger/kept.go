@@ -13,8 +13,8 @@ import (
 var errNotKept = errors.New("the database did not keep what was written, and reported no error: look for triggers and rules")
 
 // keep changes exactly n rows, or fails.
-func keep(ctx context.Context, db changer, n int64, point, sql string, args ...any) error {
-	changed, err := db.change(ctx, point, sql, args...)
+func keep(ctx context.Context, db changer, n int64, sql string, args ...any) error {
+	changed, err := db.change(ctx, sql, args...)
 	if err == nil && changed != n {
 		err = errNotKept
 	}

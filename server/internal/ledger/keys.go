@@ -40,7 +40,7 @@ func (l *Ledger) SealedKeys(ctx context.Context) ([]vault.Row, error) {
 
 // AddSealedKey leaves it to the unique number which of several instances adds the next key.
 func (l *Ledger) AddSealedKey(ctx context.Context, r vault.Row) (bool, error) {
-	return l.changeKeys(ctx, "add key", `INSERT INTO managed_keys
+	return l.changeKeys(ctx, `INSERT INTO managed_keys
 		(tenant, purpose, number, kid, algorithm, published, signs_from, lifetime, retired, sealed, sealed_by)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) ON CONFLICT DO NOTHING`,
 		r.Tenant, string(r.Use), int64(r.Number), r.ID, r.Algorithm, micros(r.Published), micros(r.SignsFrom),
@@ -49,7 +49,7 @@ func (l *Ledger) AddSealedKey(ctx context.Context, r vault.Row) (bool, error) {
 
 // AmendSealedKey compares and changes in one statement.
 func (l *Ledger) AmendSealedKey(ctx context.Context, before, after vault.Row) (bool, error) {
-	return l.changeKeys(ctx, "amend key", `UPDATE managed_keys SET lifetime = $4, sealed = $5, sealed_by = $6
+	return l.changeKeys(ctx, `UPDATE managed_keys SET lifetime = $4, sealed = $5, sealed_by = $6
 		WHERE tenant = $1 AND purpose = $2 AND number = $3 AND retired = 0 AND lifetime = $7 AND sealed = $8 AND sealed_by = $9`,
 		before.Tenant, string(before.Use), int64(before.Number), after.Lifetime.Microseconds(), after.Sealed, after.SealedBy,
 		before.Lifetime.Microseconds(), before.Sealed, before.SealedBy)
@@ -58,7 +58,7 @@ func (l *Ledger) AmendSealedKey(ctx context.Context, before, after vault.Row) (b
 // RetireSealedKey asks for a later key, and not just for another one: so the last one always stays, however
 // many are retired at once.
 func (l *Ledger) RetireSealedKey(ctx context.Context, r vault.Row, at time.Time) (bool, error) {
-	return l.changeKeys(ctx, "retire key", `UPDATE managed_keys SET retired = $4, sealed = $5
+	return l.changeKeys(ctx, `UPDATE managed_keys SET retired = $4, sealed = $5
 		WHERE tenant = $1 AND purpose = $2 AND number = $3 AND retired = 0 AND (signs_from > $4 OR EXISTS (
 			SELECT 1 FROM managed_keys later WHERE later.tenant = $1 AND later.purpose = $2 AND later.number > $3
 			AND later.retired = 0 AND later.signs_from <= $4))`,
@@ -66,11 +66,11 @@ func (l *Ledger) RetireSealedKey(ctx context.Context, r vault.Row, at time.Time)
 }
 
 // changeKeys changes one key and says whether it did.
-func (l *Ledger) changeKeys(ctx context.Context, point, sql string, args ...any) (changed bool, err error) {
+func (l *Ledger) changeKeys(ctx context.Context, sql string, args ...any) (changed bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, l.config.attempt())
 	defer cancel()
 	err = l.store.change(ctx, func(db changer) error {
-		n, err := db.change(ctx, point, sql, args...)
+		n, err := db.change(ctx, sql, args...)
 		changed = n > 0
 		return err
 	})

@@ -51,7 +51,7 @@ type Config struct {
 	MaxBatch int // drafts in one transaction. Default 256
 	MaxQueue int // drafts of one tenant that wait; more are refused as unavailable. Default 4096
 
-	Retention map[string]Retention // by tenant; what Keep forgets. Default nothing
+	Retention map[string]Retention // by tenant; what Maintain forgets. Default nothing
 }
 
 func (c Config) withDefaults() Config {
@@ -91,7 +91,6 @@ type Ledger struct {
 	metrics *metrics
 	lost    lostBlocks
 	life    life
-	off     protections
 
 	recovering bool // nothing is doubted: this is the recovery
 
@@ -101,23 +100,10 @@ type Ledger struct {
 	turns   sync.WaitGroup // goroutines of sequencers and readers
 }
 
-// protections are switched off by tests only, which then see their checks fail.
-type protections struct {
-	revocations, singleUse, idempotency, durability, unbroken bool
-	tree                                                      bool
-	lostPostings, comparison, version                         bool // of the search index
-	statusNews, statusVoids, statusGap                        bool // of status lists
-	liveFields, liveEntries, droppedLeaves                    bool // of retention
-}
-
 // Open connects to a migrated database: "sqlite:///var/lib/deputy/ledger.db" or
 // "postgres://user@host/database". It refuses a schema that is not the one this program was built
 // for, and settings under which a commit could be lost.
 func Open(ctx context.Context, dsn string, config Config) (*Ledger, error) {
-	return open(ctx, dsn, config, nil)
-}
-
-func open(ctx context.Context, dsn string, config Config, s seam) (*Ledger, error) {
 	config = config.withDefaults()
 	m, err := newMetrics(config.Registerer)
 	if err != nil {
@@ -126,9 +112,9 @@ func open(ctx context.Context, dsn string, config Config, s seam) (*Ledger, erro
 	l := &Ledger{config: config, metrics: m, tenants: make(map[string]*sequencer)}
 	switch {
 	case isSQLite(dsn):
-		l.store, err = openSQLite(ctx, dsn, config, s)
+		l.store, err = openSQLite(ctx, dsn, config)
 	case isPostgres(dsn):
-		l.store, err = openPostgres(ctx, dsn, config, s)
+		l.store, err = openPostgres(ctx, dsn, config)
 	default:
 		err = errDSN
 	}

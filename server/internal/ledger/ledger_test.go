@@ -3,6 +3,7 @@ package ledger_test
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"path/filepath"
 	"strings"
@@ -48,12 +49,7 @@ func onBoth(t *testing.T, test func(t *testing.T, dsn string)) {
 
 func opened(t testing.TB, dsn string, config ledger.Config) *ledger.Ledger {
 	t.Helper()
-	return openedWith(t, dsn, config, nil)
-}
-
-func openedWith(t testing.TB, dsn string, config ledger.Config, seam func(string) error) *ledger.Ledger {
-	t.Helper()
-	l, err := ledger.OpenWithSeam(t.Context(), dsn, config, seam)
+	l, err := ledger.Open(t.Context(), dsn, config)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,6 +58,18 @@ func openedWith(t testing.TB, dsn string, config ledger.Config, seam func(string
 			t.Error(err)
 		}
 	})
+	return l
+}
+
+// openedWith opens a ledger whose statements fail where at returns an error: those of its writing connection in SQLite,
+// and all of them in PostgreSQL.
+func openedWith(t testing.TB, dsn string, config ledger.Config, at func(point string) error) *ledger.Ledger {
+	t.Helper()
+	if strings.HasPrefix(dsn, "postgres") {
+		return opened(t, proxied(t, dsn, at), config)
+	}
+	l := opened(t, dsn, config)
+	l.WrapWriter(t, func(c driver.Conn) driver.Conn { return faultyConn{c, at} })
 	return l
 }
 

@@ -32,7 +32,7 @@ func unavailable(t *testing.T, l *ledger.Ledger) {
 		"Revocations": func() error { _, err := l.Revocations(ctx, tenant, true); return err },
 		"EntryAt":     func() error { _, err := l.EntryAt(ctx, tenant, 1); return err },
 		"Search":      func() error { _, _, err := l.Search(ctx, tenant, ledger.Query{Limit: 1}); return err },
-		"Holdings":    func() error { _, err := l.Holdings(ctx, tenant, "a:b", 1); return err },
+		"AgentView":    func() error { _, err := l.AgentView(ctx, tenant, "a:b", 1); return err },
 		"Descendants": func() error { _, _, err := l.Descendants(ctx, tenant, "x", 0, 1); return err },
 		"Voided":      func() error { _, err := l.Voided(ctx, tenant, []uint64{1}); return err },
 		"Lookup":      func() error { _, err := l.Lookup(ctx, tenant, "a:b", "k"); return err },

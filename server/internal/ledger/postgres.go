@@ -23,7 +23,6 @@ type postgresStore struct {
 	pool    *pgxpool.Pool
 	attempt time.Duration
 	elapsed func() time.Duration
-	seam    seam
 	met     atomic.Pointer[physical]     // by the newest connection
 	opened  atomic.Pointer[pgxpool.Pool] // pool, for connections that are made while it is opened
 }
@@ -41,7 +40,7 @@ func migratePostgres(ctx context.Context, dsn string) error {
 	return errors.Join(migrate(ctx, goose.DialectPostgres, db, "postgres", locker), db.Close())
 }
 
-func openPostgres(ctx context.Context, dsn string, config Config, s seam) (store, error) {
+func openPostgres(ctx context.Context, dsn string, config Config) (store, error) {
 	pc, err := pgxpool.ParseConfig(dsn)
 	if err != nil {
 		return nil, errors.New("the address of the PostgreSQL database is malformed")
@@ -60,7 +59,7 @@ func openPostgres(ctx context.Context, dsn string, config Config, s seam) (store
 	if pc.ConnConfig.ConnectTimeout == 0 || pc.ConnConfig.ConnectTimeout > config.attempt() {
 		pc.ConnConfig.ConnectTimeout = config.attempt()
 	}
-	st := &postgresStore{attempt: config.attempt(), elapsed: config.Clock.Elapsed, seam: s}
+	st := &postgresStore{attempt: config.attempt(), elapsed: config.Clock.Elapsed}
 	pc.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
 		if err := assertDurable(ctx, conn); err != nil {
 			return err
@@ -139,19 +138,12 @@ func (st *postgresStore) view(ctx context.Context, f func(querier) error) error 
 // pgChanger adapts a transaction of pgx.
 type pgChanger struct {
 	pgQuerier
-	tx   pgx.Tx
-	seam seam
+	tx pgx.Tx
 }
 
-func (c pgChanger) change(ctx context.Context, point, sql string, args ...any) (int64, error) {
-	if err := c.seam.at("before " + point); err != nil {
-		return 0, err
-	}
+func (c pgChanger) change(ctx context.Context, sql string, args ...any) (int64, error) {
 	tag, err := c.tx.Exec(ctx, sql, args...)
-	if err != nil {
-		return 0, err
-	}
-	return tag.RowsAffected(), c.seam.at("after " + point)
+	return tag.RowsAffected(), err
 }
 
 func (st *postgresStore) change(ctx context.Context, f func(changer) error) error {
@@ -165,7 +157,7 @@ func (st *postgresStore) change(ctx context.Context, f func(changer) error) erro
 		return err
 	}
 	defer func() { _ = tx.Rollback(ctx) }() // of what was committed: nothing
-	if err := f(pgChanger{tx.Query, tx, st.seam}); err != nil {
+	if err := f(pgChanger{tx.Query, tx}); err != nil {
 		return err
 	}
 	return committing(conn.Conn(), func() error { return tx.Commit(ctx) })
@@ -179,28 +171,15 @@ type postgresTx struct {
 
 // pipeline collects statements for one round trip.
 type pipeline struct {
-	seam  seam
 	batch pgx.Batch
-	cut   error // the seam's: nothing behind it is sent
 }
 
-func (p *pipeline) add(point, sql string, args ...any) *pgx.QueuedQuery {
-	if p.cut == nil {
-		p.cut = p.seam.at("before " + point)
-	}
-	if p.cut != nil {
-		return &pgx.QueuedQuery{} // goes nowhere
-	}
-	q := p.batch.Queue(sql, args...)
-	p.cut = p.seam.at("after " + point)
-	return q
+func (p *pipeline) add(sql string, args ...any) *pgx.QueuedQuery {
+	return p.batch.Queue(sql, args...)
 }
 
 func (p *pipeline) send(ctx context.Context, conn *pgxpool.Conn) error {
-	if err := conn.SendBatch(ctx, &p.batch).Close(); err != nil {
-		return err
-	}
-	return p.cut
+	return conn.SendBatch(ctx, &p.batch).Close()
 }
 
 // Statements that also read PostgreSQL's clock. The lock of the head is in a subquery, so that the clock is read once it
@@ -222,8 +201,8 @@ func (st *postgresStore) time(ctx context.Context) (time.Time, error) {
 // lockHead is a statement of its own: what follows in the pipeline takes its snapshot when the lock
 // is held, and so sees all that was committed under it.
 func (p *pipeline) lockHead(tenant string, found *facts) {
-	p.add("begin", `BEGIN ISOLATION LEVEL READ COMMITTED`)
-	p.add("lock head", pgLockHead, tenant).QueryRow(func(row pgx.Row) error {
+	p.add(`BEGIN ISOLATION LEVEL READ COMMITTED`)
+	p.add(pgLockHead, tenant).QueryRow(func(row pgx.Row) error {
 		var r headRow
 		var server int64
 		err := row.Scan(append(r.columns(), &server)...)
@@ -258,12 +237,12 @@ func (st *postgresStore) begin(ctx context.Context, tenant string, q questions) 
 
 func (tx *postgresTx) answer(ctx context.Context, tenant string, q questions) (facts, error) {
 	found := newFacts()
-	p := &pipeline{seam: tx.st.seam}
+	p := &pipeline{}
 	found.asked = tx.st.elapsed()
 	p.lockHead(tenant, &found)
 	confirmed := false
 	if q.confirmable() {
-		p.add("look up what was known", sqlConfirm, q.confirm(tenant)...).Query(func(r pgx.Rows) error {
+		p.add(sqlConfirm, q.confirm(tenant)...).Query(func(r pgx.Rows) error {
 			return each(r, func(int64) { confirmed, found.witness = true, q.confirmed() })
 		})
 	} else {
@@ -271,37 +250,37 @@ func (tx *postgresTx) answer(ctx context.Context, tenant string, q questions) (f
 		p.remember(tenant, q, &found)
 	}
 	if len(q.uses) > 0 {
-		p.add("look up single uses", `SELECT digest FROM `+eachOf("bytea", "single_uses", "digest = x"), tenant, slicesOf(q.uses)).
+		p.add(`SELECT digest FROM `+eachOf("bytea", "single_uses", "digest = x"), tenant, slicesOf(q.uses)).
 			Query(func(r pgx.Rows) error {
 				return each(r, func(name []byte) { found.used[digest(name)] = true })
 			})
 	}
 	if len(q.ids) > 0 {
-		p.add("look up ids", `SELECT jti FROM `+eachOf("text", "entries", "jti = x AND jti <> ''"), tenant, q.ids).
+		p.add(`SELECT jti FROM `+eachOf("text", "entries", "jti = x AND jti <> ''"), tenant, q.ids).
 			Query(func(r pgx.Rows) error {
 				return each(r, func(id string) { found.ids[id] = true })
 			})
 	}
 	if len(q.voids) > 0 {
-		p.add("look up grants", `SELECT seq FROM `+eachOf("bigint", "entries", "seq = x AND kind = 'grant'"), tenant, numbersOf(q.voids)).
+		p.add(`SELECT seq FROM `+eachOf("bigint", "entries", "seq = x AND kind = 'grant'"), tenant, numbersOf(q.voids)).
 			Query(func(r pgx.Rows) error {
 				return each(r, func(seq int64) { found.grants[uint64(seq)] = true })
 			})
 	}
 	if len(q.keys) > 0 {
-		p.add("look up idempotency keys", sqlKeys+eachOf("bytea", "idempotency_keys", "digest = x"), tenant, slicesOf(q.keys), q.now).
+		p.add(sqlKeys+eachOf("bytea", "idempotency_keys", "digest = x"), tenant, slicesOf(q.keys), q.now).
 			Query(func(r pgx.Rows) error { return scanKeys(r, found.keys) })
 	}
 	// The head itself says whether another instance has revoked something.
 	if err := p.send(ctx, tx.conn); err != nil || confirmed && found.head.revocation == q.revokedAfter {
 		return found, err
 	}
-	more := &pipeline{seam: tx.st.seam} // one more round trip, under the lock as the others
+	more := &pipeline{} // one more round trip, under the lock as the others
 	if !confirmed {
 		more.remember(tenant, q, &found)
 	}
 	if found.head.revocation != q.revokedAfter {
-		more.add("read revocations", tx.st.revocations(), tenant, int64(q.revokedAfter), q.revokedUntil, everything).Query(func(r pgx.Rows) error {
+		more.add(tx.st.revocations(), tenant, int64(q.revokedAfter), q.revokedUntil, everything).Query(func(r pgx.Rows) error {
 			n, err := scanRevocations(r, q.now)
 			found.head.revocation, found.revocations = n.newest, n.list
 			return err
@@ -312,7 +291,7 @@ func (tx *postgresTx) answer(ctx context.Context, tenant string, q questions) (f
 
 // remember looks up what became of what was known.
 func (p *pipeline) remember(tenant string, q questions, found *facts) {
-	p.add("look up what was known", sqlMemory, tenant, int64(q.known.seq)).QueryRow(func(row pgx.Row) error {
+	p.add(sqlMemory, tenant, int64(q.known.seq)).QueryRow(func(row pgx.Row) error {
 		return row.Scan(found.witness.fields()...)
 	})
 }
@@ -369,19 +348,13 @@ func (tx *postgresTx) hangUp() {
 }
 
 func (tx *postgresTx) commit(ctx context.Context, w *writes) error {
-	p := &pipeline{seam: tx.st.seam}
+	p := &pipeline{}
 	if err := p.write(w); err != nil {
 		tx.rollback()
 		return err
 	}
-	if p.cut != nil { // a test's connection breaks before COMMIT is sent
-		_ = p.send(ctx, tx.conn)
-		tx.hangUp()
-		tx.conn.Release()
-		return p.cut
-	}
 	committed := false
-	p.add("commit", `COMMIT`).Exec(func(tag pgconn.CommandTag) error {
+	p.add(`COMMIT`).Exec(func(tag pgconn.CommandTag) error {
 		committed = tag.String() == "COMMIT"
 		return nil
 	})
@@ -454,7 +427,7 @@ func (p *pipeline) write(w *writes) error {
 		if err != nil {
 			return err
 		}
-		p.add("insert entries", pgInsert, append(columns, int64(len(w.entries)))...)
+		p.add(pgInsert, append(columns, int64(len(w.entries)))...)
 	}
 	if len(w.nodes) > 0 {
 		levels, numbers, hashes := make([]int64, len(w.nodes)), make([]int64, len(w.nodes)), make([][]byte, len(w.nodes))
@@ -462,21 +435,21 @@ func (p *pipeline) write(w *writes) error {
 			n := &w.nodes[i]
 			levels[i], numbers[i], hashes[i] = int64(n.Level), int64(n.N), n.Hash[:]
 		}
-		p.add("insert tree nodes", pgInsertNodes, w.tenant, levels, numbers, hashes, int64(len(w.nodes)))
+		p.add(pgInsertNodes, w.tenant, levels, numbers, hashes, int64(len(w.nodes)))
 	}
 	if n := len(w.claims); n > 0 {
 		seqs, untils, values := make([]int64, n), make([]int64, n), make([][]byte, n)
 		for i, c := range w.claims {
 			seqs[i], untils[i], values[i] = int64(c.seq), c.until, c.value
 		}
-		p.add("insert claims", pgInsertClaims, w.tenant, seqs, untils, values, int64(n))
+		p.add(pgInsertClaims, w.tenant, seqs, untils, values, int64(n))
 	}
 	if n := len(w.uses); n > 0 {
 		names, untils := make([][]byte, n), make([]int64, n)
 		for i := range w.uses {
 			names[i], untils[i] = w.uses[i].digest[:], w.uses[i].until
 		}
-		p.add("insert single uses", pgInsertUses, w.tenant, names, untils, w.batch, int64(n))
+		p.add(pgInsertUses, w.tenant, names, untils, w.batch, int64(n))
 	}
 	if n := len(w.keys); n > 0 {
 		names, fingerprints, seqs, untils := make([][]byte, n), make([][]byte, n), make([]int64, n), make([]int64, n)
@@ -484,23 +457,23 @@ func (p *pipeline) write(w *writes) error {
 			k := &w.keys[i]
 			names[i], fingerprints[i], seqs[i], untils[i] = k.digest[:], k.fingerprint[:], int64(k.seq), k.until
 		}
-		p.add("insert idempotency keys", pgInsertKeys, w.tenant, names, fingerprints, seqs, untils, int64(n))
+		p.add(pgInsertKeys, w.tenant, names, fingerprints, seqs, untils, int64(n))
 	}
 	if len(w.voids) > 0 {
-		p.add("void", `DELETE FROM claims WHERE tenant = $1 AND seq = ANY($2)`, w.tenant, numbersOf(w.voids))
+		p.add(`DELETE FROM claims WHERE tenant = $1 AND seq = ANY($2)`, w.tenant, numbersOf(w.voids))
 	}
 	if n := w.prune.uses; n > 0 {
-		p.add("prune", pgPruneUses, w.tenant, w.expired, int64(n))
+		p.add(pgPruneUses, w.tenant, w.expired, int64(n))
 	}
 	if n := w.prune.keys; n > 0 {
-		p.add("prune", pgPruneKeys, w.tenant, w.expired, int64(n))
+		p.add(pgPruneKeys, w.tenant, w.expired, int64(n))
 	}
 	if n := w.prune.claims; n > 0 {
-		p.add("prune", pgPruneClaims, w.tenant, w.expired, int64(n), int64(w.claimsFrom)).QueryRow(func(row pgx.Row) error {
+		p.add(pgPruneClaims, w.tenant, w.expired, int64(n), int64(w.claimsFrom)).QueryRow(func(row pgx.Row) error {
 			return row.Scan(&w.claimsFrom)
 		})
 	}
-	p.add("advance head", pgAdvance, w.tenant, int64(w.head.seq), w.head.time, int64(w.head.revocation), edgeBytes(w.head.tree), w.head.pruned, w.head.longest, int64(1))
+	p.add(pgAdvance, w.tenant, int64(w.head.seq), w.head.time, int64(w.head.revocation), edgeBytes(w.head.tree), w.head.pruned, w.head.longest, int64(1))
 	return nil
 }
 
@@ -544,12 +517,12 @@ func (st *postgresStore) settle(ctx context.Context, tenant string, e evidence) 
 	}
 	tx := &postgresTx{st: st, conn: conn}
 	var n int
-	p := &pipeline{seam: st.seam}
+	p := &pipeline{}
 	p.lockHead(tenant, &facts{})
 	sql, args := e.query(tenant)
-	p.add("settle", sql, args...).QueryRow(func(row pgx.Row) error { return row.Scan(&n) })
-	p.add("touch head", sqlTouch, tenant)
-	p.add("commit settlement", `COMMIT`)
+	p.add(sql, args...).QueryRow(func(row pgx.Row) error { return row.Scan(&n) })
+	p.add(sqlTouch, tenant)
+	p.add(`COMMIT`)
 	if err := committing(conn.Conn(), func() error { return p.send(ctx, conn) }); err != nil {
 		tx.rollback()
 		return false, err

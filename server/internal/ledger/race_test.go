@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -17,15 +18,12 @@ import (
 	"deputy.example/deputy/server/internal/ledger/ledgertest"
 )
 
-// instances opens n ledgers on one database, with an optional protection switched off.
-func instances(t *testing.T, dsn string, n int, off ledger.Protection) []*ledger.Ledger {
+// instances opens n ledgers on one database.
+func instances(t *testing.T, dsn string, n int) []*ledger.Ledger {
 	t.Helper()
 	list := make([]*ledger.Ledger, n)
 	for i := range list {
 		list[i] = opened(t, dsn, patient)
-		if off != nil {
-			list[i].SwitchOff(off)
-		}
 	}
 	return list
 }
@@ -44,7 +42,7 @@ func concurrently(n int, f func(i int)) {
 // TestConcurrentInstances lets two instances do everything at once and goes over the result.
 func TestConcurrentInstances(t *testing.T) {
 	onBoth(t, func(t *testing.T, dsn string) {
-		ls := instances(t, dsn, 2, nil)
+		ls := instances(t, dsn, 2)
 		var granted, refused atomic.Int64
 		concurrently(16, func(i int) {
 			l, rng := ls[i%2], rand.New(rand.NewPCG(uint64(i), 7))
@@ -89,7 +87,7 @@ type gate struct {
 func newGate() *gate { return &gate{waiting: make(chan struct{}), open: make(chan struct{})} }
 
 func (g *gate) at(point string) error {
-	if point == "before begin" && g.armed.CompareAndSwap(true, false) {
+	if strings.HasPrefix(point, "before begin") && g.armed.CompareAndSwap(true, false) {
 		close(g.waiting)
 		<-g.open
 	}
@@ -98,13 +96,10 @@ func (g *gate) at(point string) error {
 
 // interleavings end with a revocation recorded and, perhaps, a child granted after it. Each returns
 // what became of the child.
-var interleavings = map[string]func(t *testing.T, dsn string, off ledger.Protection) (*ledger.Ledger, error){
-	"in the same batch": func(t *testing.T, dsn string, off ledger.Protection) (*ledger.Ledger, error) {
+var interleavings = map[string]func(t *testing.T, dsn string) (*ledger.Ledger, error){
+	"in the same batch": func(t *testing.T, dsn string) (*ledger.Ledger, error) {
 		g := newGate()
 		l := openedWith(t, dsn, patient, g.at)
-		if off != nil {
-			l.SwitchOff(off)
-		}
 		parent, err := l.Append(t.Context(), tenant, everything())
 		if err != nil {
 			t.Fatal(err)
@@ -137,12 +132,9 @@ var interleavings = map[string]func(t *testing.T, dsn string, off ledger.Protect
 		}
 		return l, nil
 	},
-	"by the other instance while the draft waits": func(t *testing.T, dsn string, off ledger.Protection) (*ledger.Ledger, error) {
+	"by the other instance while the draft waits": func(t *testing.T, dsn string) (*ledger.Ledger, error) {
 		g := newGate()
 		l, other := openedWith(t, dsn, patient, g.at), opened(t, dsn, patient)
-		if off != nil {
-			l.SwitchOff(off)
-		}
 		parent, err := l.Append(t.Context(), tenant, everything())
 		if err != nil {
 			t.Fatal(err)
@@ -161,8 +153,8 @@ var interleavings = map[string]func(t *testing.T, dsn string, off ledger.Protect
 		close(g.open)
 		return l, <-result
 	},
-	"just before": func(t *testing.T, dsn string, off ledger.Protection) (*ledger.Ledger, error) {
-		l := instances(t, dsn, 1, off)[0]
+	"just before": func(t *testing.T, dsn string) (*ledger.Ledger, error) {
+		l := opened(t, dsn, patient)
 		parent, err := l.Append(t.Context(), tenant, everything())
 		if err != nil {
 			t.Fatal(err)
@@ -179,7 +171,7 @@ func TestRevocationInterleavings(t *testing.T) {
 	for kind, database := range databases {
 		for name, interleave := range interleavings {
 			t.Run(kind+" "+name, func(t *testing.T) {
-				l, err := interleave(t, database(t), nil)
+				l, err := interleave(t, database(t))
 				if reason(err) != delegation.TokenRevoked {
 					t.Errorf("the child: %v, want token_revoked", err)
 				}
@@ -189,19 +181,26 @@ func TestRevocationInterleavings(t *testing.T) {
 	}
 }
 
-// Negative control: without the protection the child is granted, and the checker sees it.
-func TestRevocationInterleavingsUnprotected(t *testing.T) {
-	for name, interleave := range interleavings {
-		t.Run(name, func(t *testing.T) {
-			l, err := interleave(t, databases["sqlite"](t), ledger.NoRevocationCheck)
-			if err != nil {
-				t.Errorf("the child: %v, although nothing protects", err)
-			}
-			if ledgertest.Check(t.Context(), l, tenant) == nil {
-				t.Error("the checker does not see a grant behind its revocation")
-			}
-		})
-	}
+// TestCheckFindsAGrantBehindItsRevocation is the negative control of the checker.
+func TestCheckFindsAGrantBehindItsRevocation(t *testing.T) {
+	onBoth(t, func(t *testing.T, dsn string) {
+		l := opened(t, dsn, patient)
+		parent, err := l.Append(t.Context(), tenant, everything())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := l.Append(t.Context(), tenant, ledgertest.Revocation(delegation.BanSuspend, "agent:planner")); err != nil {
+			t.Fatal(err)
+		}
+		checked(t, l)
+		l.ForgetRevocations(tenant)
+		if _, err := l.Append(t.Context(), tenant, ledgertest.Child(time.Now(), parent.Claims, "agent:b")); err != nil {
+			t.Fatalf("the child: %v, although its revocation is forgotten", err)
+		}
+		if ledgertest.Check(t.Context(), l, tenant) == nil {
+			t.Error("the checker does not see a grant behind its revocation")
+		}
+	})
 }
 
 // raceForOneUse has 100 drafts on two instances use the same assertion, and counts who succeeded.
@@ -225,16 +224,10 @@ func raceForOneUse(t *testing.T, ls []*ledger.Ledger) int64 {
 
 func TestSingleUseRace(t *testing.T) {
 	onBoth(t, func(t *testing.T, dsn string) {
-		if won := raceForOneUse(t, instances(t, dsn, 2, nil)); won != 1 {
+		if won := raceForOneUse(t, instances(t, dsn, 2)); won != 1 {
 			t.Errorf("%d drafts used what may be used once", won)
 		}
 	})
-}
-
-func TestSingleUseRaceUnprotected(t *testing.T) {
-	if won := raceForOneUse(t, instances(t, databases["sqlite"](t), 2, ledger.NoSingleUse)); won < 2 {
-		t.Errorf("%d drafts succeeded without protection: the test cannot fail", won)
-	}
 }
 
 // raceForOneKey retries one request 60 times at once, and counts the grants.
@@ -263,23 +256,17 @@ func raceForOneKey(t *testing.T, ls []*ledger.Ledger) int {
 
 func TestIdempotencyRace(t *testing.T) {
 	onBoth(t, func(t *testing.T, dsn string) {
-		if n := raceForOneKey(t, instances(t, dsn, 2, nil)); n != 1 {
+		if n := raceForOneKey(t, instances(t, dsn, 2)); n != 1 {
 			t.Errorf("one key gave %d grants", n)
 		}
 	})
-}
-
-func TestIdempotencyRaceUnprotected(t *testing.T) {
-	if n := raceForOneKey(t, instances(t, databases["sqlite"](t), 2, ledger.NoIdempotency)); n < 2 {
-		t.Errorf("%d grants without protection: the test cannot fail", n)
-	}
 }
 
 // TestFreshReads: whatever another instance committed before the call is in the set after it,
 // however many callers share the read.
 func TestFreshReads(t *testing.T) {
 	onBoth(t, func(t *testing.T, dsn string) {
-		ls := instances(t, dsn, 2, nil)
+		ls := instances(t, dsn, 2)
 		ctx, cancel := context.WithCancel(t.Context())
 		var committed atomic.Uint64
 		done := make(chan struct{})

@@ -214,7 +214,7 @@ func (l *Ledger) recoverTenant(ctx context.Context, d Decision, r Remains, numbe
 	}
 	since := last.Time.Add((delegation.ForkMargin + 1) * time.Second) // the set rounds up to whole seconds
 	return l.store.change(ctx, func(db changer) error {
-		return keep(ctx, db, 1, "keep recovery", `INSERT INTO recoveries (tenant, number, head, since) VALUES ($1, $2, $3, $4)
+		return keep(ctx, db, 1, `INSERT INTO recoveries (tenant, number, head, since) VALUES ($1, $2, $3, $4)
 			ON CONFLICT (tenant, number) DO UPDATE SET since = excluded.since`, r.Tenant, int64(number), int64(r.Seq), micros(since))
 	})
 }

@@ -86,7 +86,7 @@ func (l *Ledger) retain(ctx context.Context, tenant string) (more bool, err erro
 	m, there, err := readMark(ctx, l.store, tenant)
 	if err == nil && !there {
 		err = l.store.change(ctx, func(db changer) error {
-			_, err := db.change(ctx, "new mark", sqlNewMark, tenant, []byte{})
+			_, err := db.change(ctx, sqlNewMark, tenant, []byte{})
 			return err
 		})
 	}
@@ -117,7 +117,7 @@ func (l *Ledger) due(ctx context.Context, db querier, tenant string, block uint6
 	}
 	var there, alive int64
 	err = eachRow(found, func() error { return found.Scan(&there, &alive) })
-	return there == blockSize && (alive == 0 || l.off.liveEntries), err
+	return there == blockSize && alive == 0, err
 }
 
 // age erases all personal fields of the next block.
@@ -137,25 +137,25 @@ func (l *Ledger) age(ctx context.Context, tenant string, m mark, age time.Durati
 	if err != nil {
 		return false, err
 	}
-	var losers []loss
+	var redactions []redaction
 	for _, e := range stay {
-		losers = append(losers, loss{e, fields(e.salts.mask) &^ targets})
+		redactions = append(redactions, redaction{e, fields(e.salts.mask) &^ targets})
 	}
 	err = l.store.change(ctx, func(db changer) error {
-		n, err := db.change(ctx, "mark aged", sqlAged, tenant, int64(m.personal), end-1)
+		n, err := db.change(ctx, sqlAged, tenant, int64(m.personal), end-1)
 		if err != nil || n == 0 { // somebody else has done it
 			return err
 		}
 		if err := l.unindex(ctx, db, tenant, block); err != nil {
 			return err
 		}
-		if err := loseAll(ctx, db, tenant, losers); err != nil {
+		if err := redactAll(ctx, db, tenant, redactions); err != nil {
 			return err
 		}
-		if _, err := db.change(ctx, "age", sqlAge, tenant, first, end, new(sealed).bytes()); err != nil {
+		if _, err := db.change(ctx, sqlAge, tenant, first, end, new(sealed).bytes()); err != nil {
 			return err
 		}
-		if _, err := db.change(ctx, "age claims", sqlAgeClaims, tenant, first, end); err != nil {
+		if _, err := db.change(ctx, sqlAgeClaims, tenant, first, end); err != nil {
 			return err
 		}
 		return raise(ctx, db, tenant, through)

@@ -27,7 +27,7 @@ type revocations struct {
 	retired atomic.Bool   // the incarnation that it was read from was given up
 
 	mu    sync.Mutex // guards what follows and the replacing of set and feed; never held over I/O
-	swept time.Time  // when what had ended was last forgotten
+	forgotAt time.Time  // when what had ended was last forgotten
 	read  *read      // being read now, or nil
 	next  *read      // starts when that ends, or nil
 }
@@ -126,7 +126,7 @@ func (r *revocations) catchUp() error {
 	}
 	at := fromMicros(r.readAt.Load())
 	if !r.lost(at) {
-		r.sweep(at)
+		r.forgetExpired(at)
 		return nil
 	}
 	return r.rebuild()

@@ -40,8 +40,8 @@ const (
 	// mostRows is how many rows one call reads, of the index or of entries that it does not cover: a
 	// million entries that are indexed, or sixteen thousand that are not.
 	mostRows = 16 << 10
-	// mostAhead is how many blocks of the index one statement reads.
-	mostAhead = 512
+	// mostPrefetched is how many blocks of the index one statement reads.
+	mostPrefetched = 512
 )
 
 // want is one value that an entry must have.
@@ -95,11 +95,11 @@ type walk struct {
 	head   uint64 // the newest entry when the walk began
 	built  uint64 // blocks below this are in the index
 	rows   int    // that may still be read
-	ahead  ahead
+	prefetched  prefetched
 }
 
-// ahead is what was read of the index at once.
-type ahead struct {
+// prefetched is what was read of the index at once.
+type prefetched struct {
 	first   uint64 // block of the first element
 	members []members
 	lost    []bool // rows of the block are missing or damaged
@@ -130,7 +130,7 @@ const (
 )
 
 func (l *Ledger) walk(ctx context.Context, tenant string, q Query) (*walk, error) {
-	w := &walk{ledger: l, tenant: tenant, wants: q.wants(), exact: q.exact(), seen: q.Seen, rows: mostRows, ahead: ahead{most: 4}}
+	w := &walk{ledger: l, tenant: tenant, wants: q.wants(), exact: q.exact(), seen: q.Seen, rows: mostRows, prefetched: prefetched{most: 4}}
 	found, err := l.store.query(ctx, sqlExtent, tenant)
 	if err != nil {
 		return nil, err
@@ -191,7 +191,7 @@ func (w *walk) page(ctx context.Context, limit int) (page []*Entry, before uint6
 			}
 			w.rows -= len(chunk)
 			for _, e := range slices.Backward(entries) {
-				if len(page) < limit && (w.matches(e) || w.ledger.off.comparison) && (w.seen == nil || w.seen(e)) {
+				if len(page) < limit && w.matches(e) && (w.seen == nil || w.seen(e)) {
 					page = append(page, e)
 				}
 			}
@@ -252,24 +252,24 @@ func (w *walk) index(ctx context.Context, block uint64) (m members, whole bool, 
 		return everyone, true, nil
 	case block >= w.built:
 		return members{}, false, nil
-	case len(w.ahead.members) == 0 || block < w.ahead.first:
+	case len(w.prefetched.members) == 0 || block < w.prefetched.first:
 		if err := w.read(ctx, block); err != nil {
 			return members{}, false, err
 		}
 	}
-	i := block - w.ahead.first
-	if w.ahead.lost[i] {
+	i := block - w.prefetched.first
+	if w.prefetched.lost[i] {
 		w.ledger.lost.note(w.tenant, block)
 	}
-	return w.ahead.members[i], !w.ahead.lost[i], nil
+	return w.prefetched.members[i], !w.prefetched.lost[i], nil
 }
 
 // read takes the block and those before it from the index: the more of them, the longer the walk.
 func (w *walk) read(ctx context.Context, last uint64) error {
-	n := min(uint64(w.ahead.most), last-blockOf(w.low)+1)
-	w.ahead = ahead{first: last + 1 - n, members: make([]members, n), lost: make([]bool, n), most: min(2*w.ahead.most, mostAhead)}
-	for i := range w.ahead.members {
-		w.ahead.members[i] = everyone
+	n := min(uint64(w.prefetched.most), last-blockOf(w.low)+1)
+	w.prefetched = prefetched{first: last + 1 - n, members: make([]members, n), lost: make([]bool, n), most: min(2*w.prefetched.most, mostPrefetched)}
+	for i := range w.prefetched.members {
+		w.prefetched.members[i] = everyone
 	}
 	for _, want := range w.wants {
 		if err := w.readTerm(ctx, last, termOf(want.facet, want.value)); err != nil {
@@ -281,7 +281,7 @@ func (w *walk) read(ctx context.Context, last uint64) error {
 }
 
 func (w *walk) readTerm(ctx context.Context, last uint64, t term) error {
-	a := w.ahead
+	a := w.prefetched
 	there := make([]bool, len(a.members))
 	found, err := w.ledger.store.query(ctx, sqlPostings, w.tenant, int64(t.bucket()), int64(a.first), int64(last))
 	if err != nil {
@@ -299,10 +299,8 @@ func (w *walk) readTerm(ctx context.Context, last uint64, t term) error {
 		return nil
 	})
 	for i, ok := range there {
-		if !ok && !w.ledger.off.lostPostings {
+		if !ok {
 			a.lost[i] = true
-		} else if !ok {
-			a.members[i] = members{}
 		}
 	}
 	return err

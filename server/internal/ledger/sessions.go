@@ -30,13 +30,13 @@ func (l *Ledger) StartSession(ctx context.Context, tenant string, key [32]byte, 
 	now := l.config.Now()
 	return l.changeSessions(ctx, func(ctx context.Context, db changer) error {
 		if through, certain := l.forgettable(now); certain {
-			_, err := db.change(ctx, "prune sessions", `DELETE FROM console_sessions WHERE tenant = $1 AND digest IN
+			_, err := db.change(ctx, `DELETE FROM console_sessions WHERE tenant = $1 AND digest IN
 				(SELECT digest FROM console_sessions WHERE tenant = $1 AND until <= $2 ORDER BY until LIMIT $3)`, tenant, micros(through), int64(oldSessions))
 			if err != nil {
 				return err
 			}
 		}
-		return keep(ctx, db, 1, "start session", `INSERT INTO console_sessions (tenant, digest, principal, issuer, signed_in, seen, idle, until)
+		return keep(ctx, db, 1, `INSERT INTO console_sessions (tenant, digest, principal, issuer, signed_in, seen, idle, until)
 			VALUES ($1, $2, $3, $4, $5, $6, $7, $8)`,
 			tenant, key[:], string(s.Principal), s.Issuer, micros(s.SignedIn), micros(now), s.Idle.Microseconds(), micros(s.Until))
 	})
@@ -58,7 +58,7 @@ func (l *Ledger) Session(ctx context.Context, tenant string, key [32]byte) (Sess
 	var still int64
 	err = l.changeSessions(ctx, func(ctx context.Context, db changer) error {
 		var err error
-		still, err = db.change(ctx, "use session", `UPDATE console_sessions SET seen = $3 WHERE tenant = $1 AND digest = $2`, tenant, key[:], now)
+		still, err = db.change(ctx, `UPDATE console_sessions SET seen = $3 WHERE tenant = $1 AND digest = $2`, tenant, key[:], now)
 		return err
 	})
 	if err == nil && still == 0 { // ended meanwhile
@@ -98,7 +98,7 @@ func (l *Ledger) readSession(ctx context.Context, tenant string, key [32]byte) (
 // EndSession forgets a session. One that is not there is over already.
 func (l *Ledger) EndSession(ctx context.Context, tenant string, key [32]byte) error {
 	return l.changeSessions(ctx, func(ctx context.Context, db changer) error {
-		if _, err := db.change(ctx, "end session", `DELETE FROM console_sessions WHERE tenant = $1 AND digest = $2`, tenant, key[:]); err != nil {
+		if _, err := db.change(ctx, `DELETE FROM console_sessions WHERE tenant = $1 AND digest = $2`, tenant, key[:]); err != nil {
 			return err
 		}
 		left, err := count(ctx, db, `SELECT count(*) FROM console_sessions WHERE tenant = $1 AND digest = $2`, tenant, key[:])
@@ -112,7 +112,7 @@ func (l *Ledger) EndSession(ctx context.Context, tenant string, key [32]byte) er
 // endSessions forgets all sessions of somebody.
 func (l *Ledger) endSessions(ctx context.Context, tenant string, p delegation.Principal) error {
 	return l.changeSessions(ctx, func(ctx context.Context, db changer) error {
-		_, err := db.change(ctx, "end sessions", sqlEraseSessions, tenant, string(p))
+		_, err := db.change(ctx, sqlEraseSessions, tenant, string(p))
 		return err
 	})
 }

@@ -22,7 +22,6 @@ import (
 type sqliteStore struct {
 	readers *sql.DB
 	writers *sql.DB
-	seam    seam
 
 	turn   chan struct{} // holds one token: whoever has it uses writer
 	writer *sqliteWriter // nil until needed, and after a failure
@@ -55,7 +54,7 @@ func sqliteDB(dsn, mode string, busy time.Duration, pragmas ...string) (*sql.DB,
 	return sql.Open("sqlite", file.String())
 }
 
-func openSQLite(ctx context.Context, dsn string, config Config, s seam) (store, error) {
+func openSQLite(ctx context.Context, dsn string, config Config) (store, error) {
 	path, err := sqlitePath(dsn)
 	if err != nil {
 		return nil, err
@@ -63,7 +62,7 @@ func openSQLite(ctx context.Context, dsn string, config Config, s seam) (store, 
 	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
 		return nil, errUnmigrated
 	}
-	st := &sqliteStore{seam: s, turn: make(chan struct{}, 1)}
+	st := &sqliteStore{turn: make(chan struct{}, 1)}
 	// What is erased is overwritten in its page, and not only unlinked.
 	if st.writers, err = sqliteDB(dsn, "rw", config.attempt(), "secure_delete(FAST)"); err != nil {
 		return nil, err
@@ -175,7 +174,7 @@ func (st *sqliteStore) change(ctx context.Context, f func(changer) error) error 
 		return err
 	}
 	if err = f(tx); err == nil {
-		err = tx.exec("commit change", `COMMIT`)
+		err = tx.exec(`COMMIT`)
 	}
 	if err != nil {
 		tx.rollback()
@@ -209,7 +208,7 @@ func (st *sqliteStore) start(ctx context.Context) (*sqliteTx, error) {
 		st.writer = &sqliteWriter{conn: conn, prepared: make(map[string]*sql.Stmt)}
 	}
 	tx.w = st.writer
-	if err := tx.exec("begin", `BEGIN IMMEDIATE`); err != nil {
+	if err := tx.exec(`BEGIN IMMEDIATE`); err != nil {
 		tx.rollback()
 		return nil, err
 	}
@@ -241,20 +240,17 @@ func (tx *sqliteTx) stmt(sql string) (*sql.Stmt, error) {
 	return stmt, nil
 }
 
-func (tx *sqliteTx) exec(point, sql string, args ...any) error {
-	_, err := tx.change(context.Background(), point, sql, args...)
+func (tx *sqliteTx) exec(sql string, args ...any) error {
+	_, err := tx.change(context.Background(), sql, args...)
 	return err
 }
 
 // put writes one row.
-func (tx *sqliteTx) put(point, sql string, args ...any) error {
-	return keep(context.Background(), tx, 1, point, sql, args...)
+func (tx *sqliteTx) put(sql string, args ...any) error {
+	return keep(context.Background(), tx, 1, sql, args...)
 }
 
-func (tx *sqliteTx) change(_ context.Context, point, sql string, args ...any) (int64, error) {
-	if err := tx.st.seam.at("before " + point); err != nil {
-		return 0, err
-	}
+func (tx *sqliteTx) change(_ context.Context, sql string, args ...any) (int64, error) {
 	stmt, err := tx.stmt(sql)
 	if err != nil {
 		return 0, err
@@ -263,11 +259,7 @@ func (tx *sqliteTx) change(_ context.Context, point, sql string, args ...any) (i
 	if err != nil {
 		return 0, err
 	}
-	changed, err := result.RowsAffected()
-	if err != nil {
-		return 0, err
-	}
-	return changed, tx.st.seam.at("after " + point)
+	return result.RowsAffected()
 }
 
 func (tx *sqliteTx) query(_ context.Context, sql string, args ...any) (rows, error) {
@@ -309,7 +301,7 @@ func (tx *sqliteTx) answer(tenant string, q questions) (facts, error) {
 	var locked headRow
 	there, err := tx.one(sqlLockRow, []any{tenant}, locked.columns()...)
 	if err == nil && !there { // a new tenant
-		err = tx.exec("new head", sqlNewHead, tenant)
+		err = tx.exec(sqlNewHead, tenant)
 	}
 	if err != nil {
 		return found, err
@@ -390,7 +382,7 @@ func (tx *sqliteTx) commit(_ context.Context, w *writes) error {
 		tx.rollback()
 		return err
 	}
-	if err := tx.exec("commit", `COMMIT`); err != nil {
+	if err := tx.exec(`COMMIT`); err != nil {
 		// Whether SQLite still has the transaction depends on where it failed.
 		tx.rollback()
 		return fmt.Errorf("%w: %w", errUnknown, err)
@@ -418,43 +410,43 @@ func (tx *sqliteTx) write(w *writes) error {
 				values[i] = *v
 			}
 		}
-		if err := tx.put("insert entry", sqliteInsert, values[:]...); err != nil {
+		if err := tx.put(sqliteInsert, values[:]...); err != nil {
 			return taken(err)
 		}
 	}
 	for _, n := range w.nodes {
-		if err := tx.put("insert tree node", `INSERT INTO tree_nodes (tenant, level, n, hash) VALUES (?, ?, ?, ?)`,
+		if err := tx.put(`INSERT INTO tree_nodes (tenant, level, n, hash) VALUES (?, ?, ?, ?)`,
 			w.tenant, int64(n.Level), int64(n.N), n.Hash[:]); err != nil {
 			return err
 		}
 	}
 	for _, c := range w.claims {
-		if err := tx.put("insert claims", `INSERT INTO claims (tenant, seq, until, value) VALUES (?, ?, ?, ?)`,
+		if err := tx.put(`INSERT INTO claims (tenant, seq, until, value) VALUES (?, ?, ?, ?)`,
 			w.tenant, int64(c.seq), c.until, c.value); err != nil {
 			return err
 		}
 	}
 	for _, u := range w.uses {
-		if err := tx.put("insert single use", `INSERT INTO single_uses (tenant, digest, until, batch) VALUES (?, ?, ?, ?)`,
+		if err := tx.put(`INSERT INTO single_uses (tenant, digest, until, batch) VALUES (?, ?, ?, ?)`,
 			w.tenant, u.digest[:], u.until, w.batch); err != nil {
 			return err
 		}
 	}
 	for _, k := range w.keys {
-		if err := tx.put("insert idempotency key", `INSERT INTO idempotency_keys (tenant, digest, fingerprint, seq, until) VALUES (?, ?, ?, ?, ?)`,
+		if err := tx.put(`INSERT INTO idempotency_keys (tenant, digest, fingerprint, seq, until) VALUES (?, ?, ?, ?, ?)`,
 			w.tenant, k.digest[:], k.fingerprint[:], int64(k.seq), k.until); err != nil {
 			return err
 		}
 	}
 	for _, seq := range w.voids {
-		if err := tx.exec("void", `DELETE FROM claims WHERE tenant = ? AND seq = ?`, w.tenant, int64(seq)); err != nil {
+		if err := tx.exec(`DELETE FROM claims WHERE tenant = ? AND seq = ?`, w.tenant, int64(seq)); err != nil {
 			return err
 		}
 	}
 	if err := tx.prune(w); err != nil {
 		return err
 	}
-	return tx.put("advance head", sqlHead, w.tenant, int64(w.head.seq), w.head.time, int64(w.head.revocation), edgeBytes(w.head.tree), w.head.pruned, w.head.longest)
+	return tx.put(sqlHead, w.tenant, int64(w.head.seq), w.head.time, int64(w.head.revocation), edgeBytes(w.head.tree), w.head.pruned, w.head.longest)
 }
 
 // taken is errTaken if that is what the error says, which names the columns of the index.
@@ -468,13 +460,13 @@ func taken(err error) error {
 
 func (tx *sqliteTx) prune(w *writes) (err error) {
 	if n := w.prune.uses; n > 0 {
-		err = tx.exec("prune", limited(sqlPruneUses, n), w.tenant, w.expired)
+		err = tx.exec(limited(sqlPruneUses, n), w.tenant, w.expired)
 	}
 	if n := w.prune.keys; n > 0 && err == nil {
-		err = tx.exec("prune", limited(sqlPruneKeys, n), w.tenant, w.expired)
+		err = tx.exec(limited(sqlPruneKeys, n), w.tenant, w.expired)
 	}
 	if n := w.prune.claims; n > 0 && err == nil {
-		err = tx.exec("prune", sqlPruneClaims, w.tenant, w.expired, int64(n))
+		err = tx.exec(sqlPruneClaims, w.tenant, w.expired, int64(n))
 	}
 	return err
 }
@@ -491,10 +483,10 @@ func (st *sqliteStore) settle(ctx context.Context, tenant string, e evidence) (b
 	var n int
 	_, err = tx.one(sql, args, &n)
 	if err == nil {
-		err = tx.exec("settle", sqlTouch, tenant)
+		err = tx.exec(sqlTouch, tenant)
 	}
 	if err == nil {
-		err = tx.exec("commit settlement", `COMMIT`)
+		err = tx.exec(`COMMIT`)
 	}
 	if err != nil {
 		tx.rollback()

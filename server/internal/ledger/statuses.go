@@ -42,9 +42,9 @@ const (
 	// mostStatusLists is how many lists of one tenant are kept. Only those with live grants are, so it
 	// takes eight million live grants to need as many.
 	mostStatusLists = 64
-	// statusPatience bounds one computation. It belongs to all who wait for it, so it may take longer than
+	// statusTimeout bounds one computation. It belongs to all who wait for it, so it may take longer than
 	// any one of them waits.
-	statusPatience = 30 * time.Second
+	statusTimeout = 30 * time.Second
 )
 
 // Statuses returns the tenant's status list with the given number, no older than maxAge unless to
@@ -144,14 +144,14 @@ func (s *statusLists) join(number uint64, maxAge time.Duration) (*Statuses, *sta
 }
 
 func (s *statusLists) read(list *statusList, r *statusRead) {
-	ctx, cancel := context.WithTimeout(context.Background(), statusPatience)
+	ctx, cancel := context.WithTimeout(context.Background(), statusTimeout)
 	defer cancel()
 	r.state, r.err = s.next(ctx, list.number, list.state)
 	s.mu.Lock()
 	list.reading, list.state = nil, r.state
 	switch {
 	case r.err == nil:
-		s.forget()
+		s.evict()
 	case r.state.Statuses == nil || errors.Is(r.err, ErrNotFound):
 		delete(s.by, list.number)
 	}
@@ -159,8 +159,8 @@ func (s *statusLists) read(list *statusList, r *statusRead) {
 	close(r.done)
 }
 
-// forget drops what nobody asked for the longest, if there are too many lists. s.mu is held.
-func (s *statusLists) forget() {
+// evict drops what nobody asked for the longest, if there are too many lists. s.mu is held.
+func (s *statusLists) evict() {
 	var kept []*statusList
 	for _, list := range s.by {
 		if list.reading == nil {
@@ -178,25 +178,25 @@ func (s *statusLists) forget() {
 // what it was given.
 func (s *statusLists) next(ctx context.Context, number uint64, from statusState) (statusState, error) {
 	p := statusPass{statusLists: s, first: number * StatusListSize, from: from, to: statusState{Statuses: &Statuses{At: s.ledger.config.Now()}}}
-	if err := p.lookAhead(ctx); err != nil {
+	if err := p.readProgress(ctx); err != nil {
 		return from, err
 	}
-	if p.anew {
-		p.to.Bits = p.nobodyAlive()
+	if p.rebuild {
+		p.to.Bits = p.allRevoked()
 	} else {
 		p.to.Bits = bytes.Clone(from.Bits)
 	}
 	alive, err := p.judgeAll(ctx)
 	switch {
-	case err == nil && p.anew && alive == 0 && p.to.head > p.last():
+	case err == nil && p.rebuild && alive == 0 && p.to.head > p.last():
 		return from, ErrNotFound
-	case err == nil && !p.anew && !s.ledger.off.statusVoids:
-		err = p.bury(ctx)
+	case err == nil && !p.rebuild:
+		err = p.applyVoids(ctx)
 	}
 	switch {
 	case err == nil:
 		return p.to, nil
-	case p.anew:
+	case p.rebuild:
 		return from, err
 	}
 	// Who was found dead need not be looked at again, however far this came.
@@ -213,7 +213,7 @@ type statusPass struct {
 	*statusLists
 	first    uint64 // the list's first number
 	from, to statusState
-	anew     bool // from is not to be built on
+	rebuild     bool // from is not to be built on
 
 	news     *delegation.RevocationSet
 	mentions mentions // in the claims that news can hit
@@ -221,9 +221,9 @@ type statusPass struct {
 
 func (p *statusPass) last() uint64 { return p.first + StatusListSize - 1 }
 
-// lookAhead reads how far the ledger has come: first its revocations and then its head, so that all
+// readProgress reads how far the ledger has come: first its revocations and then its head, so that all
 // grants that these revocations can hit are below the head.
-func (p *statusPass) lookAhead(ctx context.Context) error {
+func (p *statusPass) readProgress(ctx context.Context) error {
 	live, newest, err := p.ledger.Live(ctx, p.tenant)
 	if err != nil {
 		return err
@@ -241,9 +241,8 @@ func (p *statusPass) lookAhead(ctx context.Context) error {
 		return ErrNotFound
 	}
 	news, complete, _ := p.ledger.Events(p.tenant, p.from.revoked)
-	complete = complete || p.ledger.off.statusGap
-	p.anew = p.from.Statuses == nil || !complete || p.to.head-p.from.head > StatusListSize
-	if p.anew {
+	p.rebuild = p.from.Statuses == nil || !complete || p.to.head-p.from.head > StatusListSize
+	if p.rebuild {
 		news = live[after(live, p.first):]
 	}
 	p.news = delegation.NewRevocationSet(p.ledger.Skew(p.tenant))
@@ -252,9 +251,9 @@ func (p *statusPass) lookAhead(ctx context.Context) error {
 	return nil
 }
 
-// nobodyAlive has a 1 for every number that was given: what turns out to be alive gets its 0 back. So
+// allRevoked has a 1 for every number that was given: what turns out to be alive gets its 0 back. So
 // whatever is missing counts as dead.
-func (p *statusPass) nobodyAlive() []byte {
+func (p *statusPass) allRevoked() []byte {
 	bits := make([]byte, StatusListSize/8)
 	for bit := range min(p.to.head-p.first+1, StatusListSize) {
 		bits[bit/8] |= 1 << (bit % 8)
@@ -264,7 +263,7 @@ func (p *statusPass) nobodyAlive() []byte {
 
 // judgeAll passes over the live grants of the list, unless nothing new can hit any of them.
 func (p *statusPass) judgeAll(ctx context.Context) (alive int, err error) {
-	if !p.anew && p.mentions.nothing() {
+	if !p.rebuild && p.mentions.nothing() {
 		return 0, nil
 	}
 	for seq, more := max(p.first, 1)-1, true; more; {
@@ -282,7 +281,7 @@ func (p *statusPass) judgePage(ctx context.Context, after uint64, alive *int) (l
 	return p.ledger.livePage(ctx, p.tenant, after, min(p.last(), p.to.head), p.to.At, func(seq uint64, raw []byte) error {
 		*alive++
 		dead, err := p.hit(seq, raw)
-		if err == nil && (dead || p.anew) {
+		if err == nil && (dead || p.rebuild) {
 			p.set(seq, dead)
 		}
 		return err
@@ -290,10 +289,10 @@ func (p *statusPass) judgePage(ctx context.Context, after uint64, alive *int) (l
 }
 
 func (p *statusPass) hit(seq uint64, raw []byte) (bool, error) {
-	if seq > p.to.revoked || !p.mentions.in(raw) || p.ledger.off.statusNews {
+	if seq > p.to.revoked || !p.mentions.in(raw) {
 		return false, nil
 	}
-	if !p.anew && p.to.Dead(seq) {
+	if !p.rebuild && p.to.Dead(seq) {
 		return true, nil
 	}
 	claims, err := delegation.DecodeClaims(raw)
@@ -316,8 +315,8 @@ func (p *statusPass) set(seq uint64, dead bool) {
 // sqlVoids reads what was appended since the last pass, which is not much.
 const sqlVoids = `SELECT voids FROM entries WHERE tenant = $1 AND seq > $2 AND seq <= $3 AND kind = 'void' AND voids >= $4 AND voids <= $5`
 
-// bury sets the bits of what was voided since the last pass.
-func (p *statusPass) bury(ctx context.Context) error {
+// applyVoids sets the bits of what was voided since the last pass.
+func (p *statusPass) applyVoids(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, p.ledger.config.attempt())
 	defer cancel()
 	found, err := p.ledger.store.query(ctx, sqlVoids, p.tenant, int64(p.from.head), int64(p.to.head), int64(p.first), int64(p.last()))

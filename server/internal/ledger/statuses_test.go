@@ -42,10 +42,10 @@ type toldGrant struct {
 	voided bool
 }
 
-func newAnnals(t testing.TB, dsn string, rnd *rand.Rand, off ledger.Protection) *annals {
+func newAnnals(t testing.TB, dsn string, rnd *rand.Rand) *annals {
 	p := &annals{TB: t, Clock: ledgertest.NewClock(), Rand: rnd, dsn: dsn, revoked: delegation.NewRevocationSet(0), lists: map[uint64]*ledger.Statuses{}}
 	for range 2 {
-		p.instances = append(p.instances, p.open(off))
+		p.instances = append(p.instances, p.open())
 	}
 	p.grant(ledgertest.Grant(p.Now(), "user:alice", "agent:a"))
 	// Near the end of the first list, so that the history goes on in the second.
@@ -64,12 +64,8 @@ func moveHead(t testing.TB, dsn string, seq uint64) {
 	execute(t, dsn, fmt.Sprintf(`UPDATE heads SET seq = %d, tree_size = %d, tree = `+edge, seq, seq, hashes))
 }
 
-func (p *annals) open(off ledger.Protection) *ledger.Ledger {
-	l := opened(p, p.dsn, ledger.Config{Timeout: patient.Timeout, Now: p.Now})
-	if off != nil {
-		l.SwitchOff(off)
-	}
-	return l
+func (p *annals) open() *ledger.Ledger {
+	return opened(p, p.dsn, ledger.Config{Timeout: patient.Timeout, Now: p.Now})
 }
 
 func (p *annals) instance() *ledger.Ledger { return p.instances[p.IntN(len(p.instances))] }
@@ -212,17 +208,17 @@ func (p *annals) live(steps int) {
 			p.instances[0].ForgetRecent(tenant)
 		}
 		if i == steps/2 || i == steps-1 {
-			p.compare("from nothing", p.open(nil))
+			p.compare("from nothing", p.open())
 		}
 	}
 }
 
-// TestStatusesAreTheTruth compares the bit of every live grant with what the one function says, all
-// along random histories, and then without what keeps it right.
+// TestStatusesAreTheTruth compares the bit of every live grant with what the one function returns,
+// all along random histories.
 func TestStatusesAreTheTruth(t *testing.T) {
 	seed := testservers.Seed(t)
 	onBoth(t, func(t *testing.T, dsn string) {
-		p := newAnnals(t, dsn, rand.New(rand.NewPCG(seed, 1)), nil)
+		p := newAnnals(t, dsn, rand.New(rand.NewPCG(seed, 1)))
 		p.live(testservers.Campaign(4000, 150))
 		for _, wrong := range p.wrong {
 			t.Error(wrong)
@@ -232,18 +228,27 @@ func TestStatusesAreTheTruth(t *testing.T) {
 			t.Errorf("the last grant is in list %d: the test has lost its meaning", list)
 		}
 	})
-	for name, off := range map[string]ledger.Protection{"revocations": ledger.NoStatusNews, "voids": ledger.NoStatusVoids, "gaps": ledger.NoStatusGap} {
-		t.Run("without "+name, func(t *testing.T) {
-			t.Parallel()
-			p := newAnnals(t, databases["sqlite"](t), rand.New(rand.NewPCG(seed, 1)), off)
-			for range 20 {
-				if p.live(250); len(p.wrong) > 0 {
-					return
-				}
-			}
-			t.Error("nothing is wrong, so the test shows nothing")
-		})
-	}
+}
+
+// TestStatusesAcrossAGap revokes between two lists, and has the memory lose the order of its revocations.
+func TestStatusesAcrossAGap(t *testing.T) {
+	onBoth(t, func(t *testing.T, dsn string) {
+		l := opened(t, dsn, patient)
+		grant, err := l.Append(t.Context(), tenant, ledgertest.Grant(time.Now(), "user:alice", "agent:a"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if list, err := l.Statuses(t.Context(), tenant, 0, 0); err != nil || list.Dead(grant.Seq) {
+			t.Fatalf("the list of a live grant: %v", err)
+		}
+		if _, err := l.Append(t.Context(), tenant, ledgertest.Revocation(delegation.CutSubject, "user:alice")); err != nil {
+			t.Fatal(err)
+		}
+		l.ForgetRecent(tenant)
+		if list, err := l.Statuses(t.Context(), tenant, 0, 0); err != nil || !list.Dead(grant.Seq) {
+			t.Errorf("the list after a revocation that the memory cannot name any more: %v", err)
+		}
+	})
 }
 
 // TestStatusesAreShared has many ask at once for one list, while its computation is held up.

@@ -81,10 +81,10 @@ type querier interface {
 	query(ctx context.Context, sql string, args ...any) (rows, error)
 }
 
-// changer also changes rows, and says how many. The point is the statement's name for the seam.
+// changer also changes rows, and returns how many.
 type changer interface {
 	querier
-	change(ctx context.Context, point, sql string, args ...any) (changed int64, err error)
+	change(ctx context.Context, sql string, args ...any) (changed int64, err error)
 }
 
 type rows interface {
@@ -232,17 +232,6 @@ func (u SingleUse) digest() digest { return nameDigest("use", u.Issuer, u.Key, u
 
 func keyDigest(caller delegation.Principal, key string) digest {
 	return nameDigest("idempotency", string(caller), key)
-}
-
-// seam is where tests make statements fail: it is asked before and after each one. The zero value
-// lets everything pass.
-type seam func(point string) error
-
-func (s seam) at(point string) error {
-	if s == nil {
-		return nil
-	}
-	return s(point)
 }
 
 // Statements that are the same in both dialects.

@@ -265,7 +265,7 @@ func holds(b *bench) {
 			}
 		}
 		for _, limit := range []int{0, 1, 3, 100} {
-			h, err := l.Holdings(b.Context(), tenant, agent, limit)
+			h, err := l.AgentView(b.Context(), tenant, agent, limit)
 			if want := fmt.Sprint(tokens[:min(limit, len(tokens))]); err != nil || Numbers(h.Tokens) != want ||
 				h.Live != len(tokens) || h.Below != below || h.Truncated || h.Head < head.Seq {
 				b.Errorf("at most %d: %s of %d, %d below, truncated %t, head %d, %v; want %s of %d, %d below",
@@ -279,14 +279,14 @@ func holds(b *bench) {
 	}
 	check(revoked)
 	b.append(b.open(), Revocation(delegation.BanToken, Decode(last.Claims).ID)) // by another instance
-	if h, err := l.Holdings(b.Context(), tenant, agent, 100); err != nil || h.Live != 5 || h.Below != 5 {
+	if h, err := l.AgentView(b.Context(), tenant, agent, 100); err != nil || h.Live != 5 || h.Below != 5 {
 		b.Errorf("after a token was revoked: %d, %d below, %v; want 5 and 5", h.Live, h.Below, err)
 	}
 	check(revoked) // which has seen it by now
 	b.append(l, Revocation(delegation.BanSuspend, string(agent)))
 	check(revoked)
 	for in, who := range map[string]delegation.Principal{tenant: "agent:nobody", "other": agent} {
-		if h, err := l.Holdings(b.Context(), in, who, 10); err != nil || h.Live+h.Below+len(h.Tokens) > 0 || h.Truncated {
+		if h, err := l.AgentView(b.Context(), in, who, 10); err != nil || h.Live+h.Below+len(h.Tokens) > 0 || h.Truncated {
 			b.Errorf("%s in %s: %+v, %v", who, in, h, err)
 		}
 	}

@@ -133,7 +133,7 @@ func Suite(t *testing.T, database func(testing.TB) (dsn string)) {
 		"gives a stale set only after a full one": coldSet,
 		"feeds revocations in order":              feeds,
 		"feeds no gap after a restart":            feedsNoGap,
-		"says what a revocation would kill":       hits,
+		"counts what a revocation would revoke":   impact,
 		"finds entries by every filter":           searches,
 		"finds what was derived from a grant":     descendants,
 		"says what an agent holds":                holds,

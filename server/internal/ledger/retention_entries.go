@@ -26,10 +26,10 @@ const (
 	sqlDropped    = `UPDATE retention SET through = $3, time = $4, revocation = $5, tree = $6 WHERE tenant = $1 AND through = $2`
 	sqlKeepLeaves = `INSERT INTO dropped_leaves (tenant, block, leaves) VALUES ($1, $2, $3)`
 	// sqlDrop leaves the revocations that are in force, and the newest, which says where the others end;
-	// sqlSweep takes what has ended of those that it once left.
+	// sqlDropEnded takes what has ended of those that it once left.
 	sqlDrop = `DELETE FROM entries WHERE tenant = $1 AND seq >= $2 AND seq < $3 AND NOT (kind = 'revocation'
 		AND (until = 0 OR until > $4 OR seq = (SELECT revocation FROM heads WHERE tenant = $1)))`
-	sqlSweep = `DELETE FROM entries WHERE tenant = $1 AND seq < $2 AND kind = 'revocation' AND until <> 0 AND until <= $3
+	sqlDropEnded = `DELETE FROM entries WHERE tenant = $1 AND seq < $2 AND kind = 'revocation' AND until <> 0 AND until <= $3
 		AND seq <> (SELECT revocation FROM heads WHERE tenant = $1)`
 )
 
@@ -55,14 +55,14 @@ func (l *Ledger) drop(ctx context.Context, tenant string, m mark, age time.Durat
 		return false, err
 	}
 	err = l.store.change(ctx, func(db changer) error {
-		n, err := db.change(ctx, "mark dropped", sqlDropped, tenant, int64(through), end-1, m.time, int64(m.revocation), edgeBytes(m.tree))
+		n, err := db.change(ctx, sqlDropped, tenant, int64(through), end-1, m.time, int64(m.revocation), edgeBytes(m.tree))
 		if err != nil || n == 0 { // somebody else has done it
 			return err
 		}
 		if err := l.unindex(ctx, db, tenant, block); err != nil {
 			return err
 		}
-		if err := l.dropBlock(ctx, db, tenant, first, end, micros(ended), leaves); err != nil {
+		if err := dropBlock(ctx, db, tenant, first, end, micros(ended), leaves); err != nil {
 			return err
 		}
 		return raise(ctx, db, tenant, ended)
@@ -81,14 +81,14 @@ func (l *Ledger) oldLeaves(ctx context.Context, tenant string, m mark, age time.
 		if leaves, err = readLeaves(ctx, db, tenant, int64(firstOf(block)), int64(firstOf(block+1))); err != nil {
 			return err
 		}
-		return undamaged(ctx, db, tenant, block, leaves)
+		return matchTree(ctx, db, tenant, block, leaves)
 	})
 	return leaves, err
 }
 
-// undamaged compares a block's leaves with the nodes of the tree above them. Where they differ, the entries
+// matchTree compares a block's leaves with the nodes of the tree above them. Where they differ, the entries
 // are the evidence: once they are dropped, nobody can say any more which of them was changed.
-func undamaged(ctx context.Context, db querier, tenant string, block uint64, leaves []leaf) error {
+func matchTree(ctx context.Context, db querier, tenant string, block uint64, leaves []leaf) error {
 	first := block * (blockSize / tierWidth)
 	nodes, err := readTier(ctx, db, tenant, tierHeight, span{first, first + blockSize/tierWidth})
 	if err != nil {
@@ -107,28 +107,25 @@ func undamaged(ctx context.Context, db querier, tenant string, block uint64, lea
 	return nil
 }
 
-func (l *Ledger) dropBlock(ctx context.Context, db changer, tenant string, first, end, ended int64, leaves []leaf) error {
-	for i := 0; i < len(leaves) && !l.off.droppedLeaves; i += tierWidth {
+func dropBlock(ctx context.Context, db changer, tenant string, first, end, ended int64, leaves []leaf) error {
+	for i := 0; i < len(leaves); i += tierWidth {
 		row := make([]byte, 0, tierWidth*sha256.Size)
 		for _, f := range leaves[i : i+tierWidth] {
 			row = append(row, f.hash[:]...)
 		}
-		if err := keep(ctx, db, 1, "keep leaves", sqlKeepLeaves, tenant, (first-1+int64(i))/tierWidth, row); err != nil {
+		if err := keep(ctx, db, 1, sqlKeepLeaves, tenant, (first-1+int64(i))/tierWidth, row); err != nil {
 			return err
 		}
 	}
-	if l.off.liveEntries {
-		ended = everything
-	}
 	for _, s := range []struct {
-		point, sql string
-		args       []any
+		sql  string
+		args []any
 	}{
-		{"drop claims", sqlAgeClaims, []any{tenant, first, end}},
-		{"drop", sqlDrop, []any{tenant, first, end, ended}},
-		{"sweep", sqlSweep, []any{tenant, first, ended}},
+		{sqlAgeClaims, []any{tenant, first, end}},
+		{sqlDrop, []any{tenant, first, end, ended}},
+		{sqlDropEnded, []any{tenant, first, ended}},
 	} {
-		if _, err := db.change(ctx, s.point, s.sql, s.args...); err != nil {
+		if _, err := db.change(ctx, s.sql, s.args...); err != nil {
 			return err
 		}
 	}

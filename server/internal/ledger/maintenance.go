@@ -9,12 +9,12 @@ import (
 	"time"
 )
 
-// keepEvery is how long Keep rests when there is nothing to do.
-const keepEvery = time.Second
+// maintainEvery is how long Maintain rests when there is nothing to do.
+const maintainEvery = time.Second
 
 // A tenant's retention is looked at once in this many rests, where there are many tenants: what it forgets is
 // a day old at least.
-const retainIn = 60
+const retainEvery = 60
 
 // round is one piece of work for one tenant: small, and safe to be left unfinished or done twice.
 type round struct {
@@ -22,20 +22,20 @@ type round struct {
 	do   func(ctx context.Context, tenant string) (more bool, err error)
 }
 
-// Keep does what the tenants' ledgers need in the background, until ctx ends: it builds the search index,
+// Maintain does what the tenants' ledgers need in the background, until ctx ends: it builds the search index,
 // mends it, and forgets what is older than Config.Retention. Any number of instances may do so on one
 // database. What fails is logged and tried again. For tenants that need nothing, it asks one question together.
-func (l *Ledger) Keep(ctx context.Context, tenants ...string) error {
+func (l *Ledger) Maintain(ctx context.Context, tenants ...string) error {
 	var retained []string
 	for _, tenant := range tenants {
 		if l.config.Retention[tenant] != (Retention{}) {
 			retained = append(retained, tenant)
 		}
 	}
-	for turn := 0; ; turn = (turn + 1) % retainIn {
+	for turn := 0; ; turn = (turn + 1) % retainEvery {
 		some := retained // few: all of them each time
-		if n := len(retained); n > retainIn {
-			some = retained[n*turn/retainIn : n*(turn+1)/retainIn]
+		if n := len(retained); n > retainEvery {
+			some = retained[n*turn/retainEvery : n*(turn+1)/retainEvery]
 		}
 		for more := true; more && ctx.Err() == nil; {
 			more = false
@@ -44,11 +44,11 @@ func (l *Ledger) Keep(ctx context.Context, tenants ...string) error {
 				tenants []string
 			}{{round{"index", l.index}, l.unindexed(ctx, tenants)}, {round{"mend", l.mend}, l.lost.tenants()}, {round{"retain", l.retain}, some}} {
 				for _, tenant := range work.tenants {
-					more = l.keep(ctx, tenant, work.round) || more
+					more = l.runRound(ctx, tenant, work.round) || more
 				}
 			}
 		}
-		rest := time.NewTimer(keepEvery)
+		rest := time.NewTimer(maintainEvery)
 		select {
 		case <-rest.C:
 		case <-ctx.Done():
@@ -77,7 +77,7 @@ func (l *Ledger) unindexed(ctx context.Context, tenants []string) (list []string
 	return list
 }
 
-func (l *Ledger) keep(ctx context.Context, tenant string, r round) (more bool) {
+func (l *Ledger) runRound(ctx context.Context, tenant string, r round) (more bool) {
 	bounded, cancel := context.WithTimeout(ctx, l.config.attempt())
 	defer cancel()
 	more, err := r.do(bounded, tenant)
@@ -124,10 +124,10 @@ var sqlUnindex = func() string {
 // unindex belongs into every transaction that takes something out of a block's entries: no search finds
 // it any more. Searches read the block itself until it is indexed again.
 func (l *Ledger) unindex(ctx context.Context, db changer, tenant string, block uint64) error {
-	if _, err := db.change(ctx, "unsettle index", sqlUnsettle, tenant); err != nil {
+	if _, err := db.change(ctx, sqlUnsettle, tenant); err != nil {
 		return err
 	}
-	_, err := db.change(ctx, "unindex", sqlUnindex, tenant, int64(block))
+	_, err := db.change(ctx, sqlUnindex, tenant, int64(block))
 	return err
 }
 
@@ -152,7 +152,7 @@ func (l *Ledger) index(ctx context.Context, tenant string) (more bool, err error
 	h, there, err := l.searchHead(ctx, tenant)
 	if err == nil && !there {
 		err = l.store.change(ctx, func(db changer) error {
-			_, err := db.change(ctx, "new search head", sqlNewSearchHead, tenant)
+			_, err := db.change(ctx, sqlNewSearchHead, tenant)
 			return err
 		})
 		if err == nil {
@@ -202,12 +202,12 @@ func (l *Ledger) build(ctx context.Context, tenant string, block uint64, conditi
 		args = append(args, row)
 	}
 	err = l.store.change(ctx, func(db changer) error {
-		n, err := db.change(ctx, "settle index", condition, tenant, int64(arg), int64(h.version))
-		if err != nil || n == 0 && !l.off.version {
+		n, err := db.change(ctx, condition, tenant, int64(arg), int64(h.version))
+		if err != nil || n == 0 {
 			return err
 		}
 		done = true
-		_, err = db.change(ctx, "write postings", sqlBlock, args...)
+		_, err = db.change(ctx, sqlBlock, args...)
 		return err
 	})
 	return done && err == nil, err
@@ -248,8 +248,8 @@ func (b *lostBlocks) tenants() (list []string) {
 	return list
 }
 
-// some returns one of the tenant's.
-func (b *lostBlocks) some(tenant string) (block uint64, there bool) {
+// next returns one of the tenant's.
+func (b *lostBlocks) next(tenant string) (block uint64, there bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for block := range b.blocks[tenant] {
@@ -266,7 +266,7 @@ func (b *lostBlocks) forget(tenant string, block uint64) {
 
 // mend builds a block again that a search found damaged.
 func (l *Ledger) mend(ctx context.Context, tenant string) (more bool, err error) {
-	block, there := l.lost.some(tenant)
+	block, there := l.lost.next(tenant)
 	if !there {
 		return false, nil
 	}

@@ -10,9 +10,9 @@ import (
 	"deputy.example/deputy/server/internal/ledger/ledgertest"
 )
 
-// TestStandings has another instance revoke in some of many tenants, of which one has more than is known here,
+// TestProgress has another instance revoke in some of many tenants, of which one has more than is known here,
 // one is caught up, and one has nothing at all.
-func TestStandings(t *testing.T) {
+func TestProgress(t *testing.T) {
 	onBoth(t, func(t *testing.T, dsn string) {
 		here, there := opened(t, dsn, patient), opened(t, dsn, patient)
 		tenants := []string{"nobody", "quiet", "busy", "new"}
@@ -29,9 +29,9 @@ func TestStandings(t *testing.T) {
 			}
 			return r.Seq
 		}
-		standings := func(want ...ledger.Standing) {
+		standings := func(want ...ledger.Progress) {
 			t.Helper()
-			got, err := here.Standings(t.Context(), tenants...)
+			got, err := here.Progress(t.Context(), tenants...)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -42,24 +42,24 @@ func TestStandings(t *testing.T) {
 				}
 			}
 		}
-		standings(ledger.Standing{Tenant: "nobody", Current: true}, ledger.Standing{Tenant: "quiet", Seq: 1, Current: true})
+		standings(ledger.Progress{Tenant: "nobody", Current: true}, ledger.Progress{Tenant: "quiet", Seq: 1, Current: true})
 		last := revoke("busy", "x")
 		if _, err := here.LastRevocation(t.Context(), "busy"); err != nil {
 			t.Fatal(err)
 		}
 		revoke("new", "y")
-		standings(ledger.Standing{Tenant: "nobody", Current: true}, ledger.Standing{Tenant: "quiet", Seq: 1, Current: true},
-			ledger.Standing{Tenant: "busy", Seq: last, Revocation: last, Current: true}, ledger.Standing{Tenant: "new", Seq: 2, Revocation: 2})
+		standings(ledger.Progress{Tenant: "nobody", Current: true}, ledger.Progress{Tenant: "quiet", Seq: 1, Current: true},
+			ledger.Progress{Tenant: "busy", Seq: last, Revocation: last, Current: true}, ledger.Progress{Tenant: "new", Seq: 2, Revocation: 2})
 		// Who was found to have none goes on from there.
 		revoke("quiet", "z")
-		standings(ledger.Standing{Tenant: "nobody", Current: true}, ledger.Standing{Tenant: "quiet", Seq: 2, Revocation: 2})
+		standings(ledger.Progress{Tenant: "nobody", Current: true}, ledger.Progress{Tenant: "quiet", Seq: 2, Revocation: 2})
 		if _, err := here.LastRevocation(t.Context(), "quiet"); err != nil {
 			t.Fatal(err)
 		}
 		if events, complete, _ := here.Events("quiet", 0); !complete || len(events) != 1 || events[0].Target.ID != "z" {
 			t.Errorf("events %+v, %t", events, complete)
 		}
-		standings(ledger.Standing{Tenant: "nobody", Current: true}, ledger.Standing{Tenant: "quiet", Seq: 2, Revocation: 2, Current: true})
+		standings(ledger.Progress{Tenant: "nobody", Current: true}, ledger.Progress{Tenant: "quiet", Seq: 2, Revocation: 2, Current: true})
 	})
 }
 
@@ -86,7 +86,7 @@ func TestASurveyIsOfItsTime(t *testing.T) {
 		if grants, tokens, chains, err := s.Count(t.Context(), 10); err != nil || len(grants) != 2 || tokens != 2 || chains != 2 {
 			t.Errorf("%d grants, %d tokens, %d chains, %v", len(grants), tokens, chains, err)
 		}
-		if _, tokens, _, err := l.Hits(t.Context(), tenant, target, 10); err != nil || tokens != 0 {
+		if _, tokens, _, err := ledgertest.Impact(t.Context(), l, tenant, target, 10); err != nil || tokens != 0 {
 			t.Errorf("%d tokens, %v: the control sees what is dead by now", tokens, err)
 		}
 	})

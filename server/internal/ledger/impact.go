@@ -14,18 +14,6 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// Hits says what a revocation of the target would kill if it were recorded now: the grants that have
-// neither expired nor been voided or revoked and that it hits, oldest first and at most limit of them,
-// together with the number of all such tokens and of the chains that they belong to. It is a Survey with its
-// Count.
-func (l *Ledger) Hits(ctx context.Context, tenant string, t delegation.Target, limit int) (grants []*Entry, tokens, chains int, err error) {
-	s, err := l.Survey(ctx, tenant, t)
-	if err != nil {
-		return nil, 0, 0, err
-	}
-	return s.Count(ctx, limit)
-}
-
 // Survey begins to find out what a revocation of the target kills. Its Count is of the time of this call,
 // whatever is recorded meanwhile, the revocation itself included.
 func (l *Ledger) Survey(ctx context.Context, tenant string, t delegation.Target) (*Survey, error) {
@@ -137,17 +125,17 @@ func (s *Survey) run(ctx context.Context) error {
 	case delegation.BanChain:
 		return s.chain(ctx, s.target.ID, 0)
 	case delegation.CutSubject:
-		return s.found(ctx, Query{Subject: agent}, nil)
+		return s.indexed(ctx, Query{Subject: agent}, nil)
 	case delegation.CutAgentSubject:
-		return s.found(ctx, Query{Actor: agent, Subject: subject}, nil)
+		return s.indexed(ctx, Query{Actor: agent, Subject: subject}, nil)
 	case delegation.BanSuspend, delegation.CutAgent:
-		if err := s.found(ctx, Query{Actor: agent}, nil); err != nil {
+		if err := s.indexed(ctx, Query{Actor: agent}, nil); err != nil {
 			return err
 		}
 		// It may be the subject of others, and is then no actor of theirs.
-		return s.found(ctx, Query{Subject: agent}, func(c delegation.Claims) bool { return !c.Act.Contains(agent) })
+		return s.indexed(ctx, Query{Subject: agent}, func(c delegation.Claims) bool { return !c.Act.Contains(agent) })
 	}
-	return s.everything(ctx)
+	return s.scan(ctx)
 }
 
 // below judges a token and what was derived from it: whatever its chain has from it on.
@@ -191,8 +179,8 @@ func (s *Survey) links(ctx context.Context, f family, txn string, after uint64) 
 	return seqs, err
 }
 
-// found judges the grants that the search index finds.
-func (s *Survey) found(ctx context.Context, q Query, only func(delegation.Claims) bool) error {
+// indexed judges the grants that the search index finds.
+func (s *Survey) indexed(ctx context.Context, q Query, only func(delegation.Claims) bool) error {
 	q.Before = s.head + 1
 	w, err := s.ledger.walkLive(ctx, s.tenant, q)
 	if err != nil {
@@ -226,7 +214,7 @@ func (s *Survey) propose(ctx context.Context, w *walk) ([]uint64, error) {
 
 // judge reads the claims of grants, and counts those that die and, where only is not nil, are so.
 func (s *Survey) judge(ctx context.Context, seqs []uint64, only func(delegation.Claims) bool) error {
-	if err := s.goesOn(len(seqs)); err != nil {
+	if err := s.allows(len(seqs)); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.ledger.config.attempt())
@@ -241,12 +229,12 @@ func (s *Survey) judge(ctx context.Context, seqs []uint64, only func(delegation.
 		if err := found.Scan(&seq, &raw); err != nil {
 			return err
 		}
-		return s.see(seq, raw, only)
+		return s.count(seq, raw, only)
 	})
 }
 
-// goesOn refuses to read more claims than the bound allows, and notes them as read.
-func (s *Survey) goesOn(more int) error {
+// allows refuses to read more claims than the bound allows, and notes them as read.
+func (s *Survey) allows(more int) error {
 	if s.stopped.Load() {
 		return errStopped
 	}
@@ -256,8 +244,8 @@ func (s *Survey) goesOn(more int) error {
 	return nil
 }
 
-// see counts a live grant if it dies.
-func (s *Survey) see(seq uint64, raw []byte, only func(delegation.Claims) bool) error {
+// count counts a live grant if it dies.
+func (s *Survey) count(seq uint64, raw []byte, only func(delegation.Claims) bool) error {
 	claims, err := delegation.DecodeClaims(raw)
 	if err != nil {
 		return fmt.Errorf("claims of entry %d: %w", seq, err)
@@ -274,10 +262,10 @@ func (s *Survey) see(seq uint64, raw []byte, only func(delegation.Claims) bool) 
 	return nil
 }
 
-// everything looks at all that is alive.
-func (s *Survey) everything(ctx context.Context) error {
+// scan looks at all that is alive.
+func (s *Survey) scan(ctx context.Context) error {
 	for after, more := uint64(0), true; more; {
-		if err := s.goesOn(0); err != nil {
+		if err := s.allows(0); err != nil {
 			return err
 		}
 		var err error
@@ -337,9 +325,9 @@ func (l *Ledger) livePage(ctx context.Context, tenant string, after, upTo uint64
 	return last, n == claimsPage, err
 }
 
-// names is false only for claims that cannot hold the target's name: JSON without an escape holds
+// mentions is false only for claims that cannot hold the target's name: JSON without an escape holds
 // every string as it is. To search is ten times faster than to decode.
-func (s *Survey) names(claims []byte) bool {
+func (s *Survey) mentions(claims []byte) bool {
 	return bytes.Contains(claims, []byte(s.target.ID)) || bytes.IndexByte(claims, '\\') >= 0
 }
 
@@ -348,10 +336,10 @@ func (s *Survey) page(ctx context.Context, after uint64) (last uint64, more bool
 	ctx, cancel := context.WithTimeout(ctx, s.ledger.config.attempt())
 	defer cancel()
 	return s.ledger.livePage(ctx, s.tenant, after, s.head, s.now, func(seq uint64, raw []byte) error {
-		if !s.names(raw) {
+		if !s.mentions(raw) {
 			return nil
 		}
-		return s.see(seq, raw, nil)
+		return s.count(seq, raw, nil)
 	})
 }
 

@@ -6,8 +6,8 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// Standing is how far a tenant's ledger has come, and how much of that this instance knows.
-type Standing struct {
+// Progress is how far a tenant's ledger has come, and how much of that this instance knows.
+type Progress struct {
 	Tenant     string
 	Seq        uint64 // number of the newest entry
 	Revocation uint64 // number of the newest revocation
@@ -17,20 +17,20 @@ type Standing struct {
 	Live    []delegation.Revocation
 }
 
-// Standings reads how far the ledgers of the tenants have come, in one statement for all of them, and returns
+// Progress reads how far the ledgers of the tenants have come, in one statement for all of them, and returns
 // it in their order. The read begins after the call. Where a standing is not Current, LastRevocation brings
 // the memory up to date. Without an answer of the database the error is unavailable, and nothing is known of
 // any tenant.
-func (l *Ledger) Standings(ctx context.Context, tenants ...string) ([]Standing, error) {
+func (l *Ledger) Progress(ctx context.Context, tenants ...string) ([]Progress, error) {
 	ctx, cancel := context.WithTimeout(ctx, l.config.attempt())
 	defer cancel()
 	found, err := l.store.among(ctx, `SELECT tenant, seq, revocation FROM heads WHERE tenant`, tenants)
 	if err != nil {
 		return nil, unavailable(err)
 	}
-	heads := make(map[string]Standing, len(tenants))
+	heads := make(map[string]Progress, len(tenants))
 	err = eachRow(found, func() error {
-		var s Standing
+		var s Progress
 		if err := found.Scan(&s.Tenant, &s.Seq, &s.Revocation); err != nil {
 			return err
 		}
@@ -40,7 +40,7 @@ func (l *Ledger) Standings(ctx context.Context, tenants ...string) ([]Standing, 
 	if err != nil {
 		return nil, unavailable(err)
 	}
-	standings := make([]Standing, len(tenants))
+	standings := make([]Progress, len(tenants))
 	for i, tenant := range tenants {
 		s, err := l.sequencer(tenant)
 		if err != nil {
@@ -53,9 +53,9 @@ func (l *Ledger) Standings(ctx context.Context, tenants ...string) ([]Standing, 
 }
 
 // standing completes what was read of the tenant's head; a head that is not there has no entry.
-func (r *revocations) standing(s Standing) Standing {
+func (r *revocations) standing(s Progress) Progress {
 	if s.Revocation == 0 {
-		r.none()
+		r.loadedEmpty()
 	}
 	f := r.feed.Load()
 	if s.Current = f.loaded && f.last == s.Revocation; s.Current {
@@ -64,8 +64,8 @@ func (r *revocations) standing(s Standing) Standing {
 	return s
 }
 
-// none takes it that the database had no revocation at all: what is read from now on begins with the first.
-func (r *revocations) none() {
+// loadedEmpty takes it that the database had no revocation at all: what is read from now on begins with the first.
+func (r *revocations) loadedEmpty() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	old := r.feed.Load()

@@ -8,9 +8,9 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// Holding is what an agent holds at one moment: tokens that have neither expired nor been voided, and
+// AgentView is what an agent holds at one moment: tokens that have neither expired nor been voided, and
 // that no revocation hits.
-type Holding struct {
+type AgentView struct {
 	Tokens    []*Entry // of which the agent is the current actor, the newest first
 	Live      int      // all of them
 	Below     int      // tokens of others in whose chain the agent stands
@@ -27,37 +27,37 @@ var (
 	sqlClaimsIn    = `SELECT seq, value FROM claims WHERE tenant = $1 AND seq IN (` + numbered + fmt.Sprintf(`) AND until > $%d ORDER BY seq`, entryPage+2)
 )
 
-// Holdings says what the agent holds now, with at most limit tokens. It judges as Hits does, by
+// AgentView says what the agent holds now, with at most limit tokens. It judges as Hits does, by
 // RevocationSet.Hit of the lineage in each live grant's claims, and with every revocation that was
 // committed before the call.
 //
 // It finds the grants by the search index, and counts up to some thousand live ones.
-func (l *Ledger) Holdings(ctx context.Context, tenant string, agent delegation.Principal, limit int) (Holding, error) {
+func (l *Ledger) AgentView(ctx context.Context, tenant string, agent delegation.Principal, limit int) (AgentView, error) {
 	ctx, cancel := context.WithTimeout(ctx, l.config.attempt())
 	defer cancel()
 	revoked, err := l.Revocations(ctx, tenant, true)
 	if err != nil {
-		return Holding{}, err
+		return AgentView{}, err
 	}
-	h := holdings{ledger: l, tenant: tenant, agent: agent, limit: min(max(limit, 0), mostFound), revoked: revoked}
+	h := agentView{ledger: l, tenant: tenant, agent: agent, limit: min(max(limit, 0), mostFound), revoked: revoked}
 	if err := h.run(ctx); err != nil {
-		return Holding{}, failed(err)
+		return AgentView{}, failed(err)
 	}
-	return h.Holding, nil
+	return h.AgentView, nil
 }
 
-type holdings struct {
+type agentView struct {
 	ledger  *Ledger
 	tenant  string
 	agent   delegation.Principal
 	limit   int
 	revoked *delegation.RevocationSet
 
-	Holding
+	AgentView
 	judged int
 }
 
-func (h *holdings) run(ctx context.Context) error {
+func (h *agentView) run(ctx context.Context) error {
 	w, err := h.ledger.walkLive(ctx, h.tenant, Query{Actor: h.agent, Kind: KindGrant})
 	if err != nil {
 		return err
@@ -99,7 +99,7 @@ func (l *Ledger) walkLive(ctx context.Context, tenant string, q Query) (*walk, e
 }
 
 // judge counts those of the grants that are alive.
-func (h *holdings) judge(ctx context.Context, seqs []uint64) error {
+func (h *agentView) judge(ctx context.Context, seqs []uint64) error {
 	args := append(byNumber(h.tenant, seqs), micros(h.ledger.config.Now()))
 	found, err := h.ledger.store.query(ctx, sqlClaimsIn, args...)
 	if err != nil {
