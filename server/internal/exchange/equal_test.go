@@ -51,15 +51,12 @@ type lineup struct {
 	parent  string // a token of the planner's
 }
 
-func newLineup(t *testing.T, off ...exchange.Protection) *lineup {
+func newLineup(t *testing.T) *lineup {
 	t.Helper()
 	w := exchangetest.New(t, exchangetest.Config{
 		Tenants: []string{"default", "other"}, Agents: []delegation.Principal{"agent:suspended", "agent:banned", responder},
 		Elsewhere: []delegation.Principal{"agent:elsewhere"},
 	})
-	for _, p := range off {
-		w.Engine.SwitchOff(p)
-	}
 	n := w.Tenant()
 	l := &lineup{World: w, tenant: n, parent: w.Chain(t, n, planner)[0].AccessToken, signers: map[string]*exchangetest.Signer{
 		"unknown":   exchangetest.NewSigner(t, "agent:unknown"),
@@ -312,22 +309,6 @@ func TestEqualAnswers(t *testing.T) {
 				}
 			}
 		})
-	}
-}
-
-// With the protection off the suspended and the banned are told apart from the unknown.
-func TestEqualAnswersBearWeight(t *testing.T) {
-	l := newLineup(t, exchange.NoEqualAnswers)
-	for _, approach := range []string{
-		"caller, HTTP token", "caller, gRPC Introspect", "actor_token, HTTP", "requested_actor, gRPC",
-		"caller again with what it has used, HTTP", "caller whose proof is none, gRPC",
-	} {
-		ask := l.approaches()[approach]
-		for _, who := range []string{"suspended", "banned"} {
-			if ask(t, who) == ask(t, "unknown") {
-				t.Errorf("%s: %s was not told apart", approach, who)
-			}
-		}
 	}
 }
 
