@@ -73,10 +73,52 @@ var engineMutants = []mutant{
 		pkg: "server/internal/exchange", test: "TestEachProtectionBearsWeight/an_idempotency_key_has_one_grant",
 	},
 	{
-		name: "exchange-check-of-a-revoked-parent", file: "server/internal/exchange/steps.go",
+		name: "exchange-check-without-revocations", file: "server/internal/exchange/steps.go",
 		old: "	if _, hit := revoked.Hit(w.parent.lineage(w.arrival)); hit {\n",
-		new: "	if _, hit := revoked.Hit(w.parent.lineage(w.arrival)); hit && !w.call.ValidateOnly {\n",
+		new: "	if w.call.ValidateOnly {\n		revoked = delegation.NewRevocationSet(0)\n	}\n	if _, hit := revoked.Hit(w.parent.lineage(w.arrival)); hit {\n",
 		pkg: "server/internal/exchange", test: "TestEachProtectionBearsWeight/a_check_sees_revocations",
+	},
+	{
+		name: "exchange-check-of-a-banned-signer", file: "server/internal/exchange/steps.go",
+		old: "revoked.Hit(w.lineage(c)); hit {",
+		new: "revoked.Hit(w.parent.lineage(w.arrival)); hit {",
+		pkg: "server/internal/exchange", test: "TestCheckOfABannedSigner",
+	},
+	{
+		name: "exchange-check-by-a-set-that-forgot", file: "server/internal/exchange/steps.go",
+		old: "	if revoked.Forgotten(w.parent.expiresAt) {\n",
+		new: "	if revoked.Forgotten(w.parent.expiresAt) && !w.call.ValidateOnly {\n",
+		pkg: "server/internal/exchange", test: "TestCheckOfAForgottenParent",
+	},
+	{
+		name: "exchange-horizon-before-the-actors", file: "server/internal/exchange/steps.go",
+		old: checkActors + checkHorizon,
+		new: checkHorizon + checkActors,
+		pkg: "server/internal/exchange", test: "TestCheckOfAForgottenParent",
+	},
+	{
+		name: "exchange-undecided-check-spends-nothing", file: "server/internal/exchange/steps.go",
+		old: "		return w.spendUndecided(ctx, w.arrival, err)\n",
+		new: "		return err\n",
+		pkg: "server/internal/exchange", test: "TestCallOfACallerThatHangsUpSpendsItsAssertion/before_the_revocations_are_read",
+	},
+	{
+		name: "exchange-hung-up-revocation-spends-nothing", file: "server/internal/exchange/steps.go",
+		old: "CallerRate, a.noted()...)\n	return e.asStranger(ctx, a, e.notAdmitted(ctx, a, err))\n}\n\n// notAdmitted",
+		new: "CallerRate, a.noted()...)\n	return e.asStranger(ctx, a, err)\n}\n\n// notAdmitted",
+		pkg: "server/internal/exchange", test: "TestCallOfACallerThatHangsUpSpendsItsAssertion/before_it_is_admitted_to_revoke",
+	},
+	{
+		name: "exchange-own-spending-is-a-replay", file: "server/internal/exchange/inquire.go",
+		old: "		if spend != nil { // again it would count as a replay\n			return by, err\n		}\n",
+		new: "",
+		pkg: "server/internal/exchange", test: "TestCallOfACallerThatHangsUpSpendsItsAssertion/once_its_assertion_is_spent",
+	},
+	{
+		name: "exchange-wrong-clock-introspects", file: "server/internal/exchange/inquire.go",
+		old: "		err = e.serving(ctx, by.tenant.Name)\n",
+		new: "		err = e.revoking(ctx, by.tenant.Name)\n",
+		pkg: "server/internal/exchange", test: "TestWhoKnowsBetterDoesNotServe/a_clock_that_is_wrong",
 	},
 	{
 		name: "exchange-lineage-is-kept-from-the-ledger", file: "server/internal/exchange/record.go",
@@ -169,6 +211,22 @@ var engineMutants = []mutant{
 		pkg: "server/internal/exchange", test: "TestWatchOfTheTakenBack",
 	},
 }
+
+// checkActors and checkHorizon are the two halves of a check's last look at the revocations, in their order.
+const (
+	checkActors = "	for _, c := range w.children {\n" +
+		"		if err := w.nameActor(ctx, c, revoked); err != nil {\n" +
+		"			c.fail(err)\n" +
+		"		} else if _, hit := revoked.Hit(w.lineage(c)); hit {\n" +
+		"			c.fail(delegation.Refuse(delegation.TokenRevoked, \"actor_token\", \"the actor, or its key, was revoked\"))\n" +
+		"		}\n" +
+		"	}\n" +
+		"	// The same set, after its last Hit: its horizon is raised before anything is forgotten. Naming the actors may have\n" +
+		"	// taken a while, because their issuers' keys are fetched.\n"
+	checkHorizon = "	if revoked.Forgotten(w.parent.expiresAt) {\n" +
+		"		return delegation.Refuse(delegation.SubjectTokenInvalid, \"subject_token\", \"the token is refused: it has expired\")\n" +
+		"	}\n"
+)
 
 // endpointMutants are those of gRPC and the console.
 var endpointMutants = []mutant{

@@ -77,20 +77,27 @@ func newLineup(t *testing.T) *lineup {
 	if l.http, err = httpapi.New(httpapi.Config{Engine: w.Engine, Tenants: []httpapi.Tenant{{Name: n.Name, Issuer: n.Issuer, JWKS: n.Keys.JWKS}}}); err != nil {
 		t.Fatal(err)
 	}
-	server, err := rpc.New(rpc.Config{Engine: w.Engine})
+	l.grpc = overGRPC(t, w.Engine)
+	return l
+}
+
+// overGRPC serves an engine by gRPC until the test ends.
+func overGRPC(t *testing.T, engine *exchange.Engine) *grpc.ClientConn {
+	t.Helper()
+	server, err := rpc.New(rpc.Config{Engine: engine})
 	if err != nil {
 		t.Fatal(err)
 	}
 	listener := bufconn.Listen(1 << 20)
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
-	l.grpc, err = grpc.NewClient("passthrough:///deputy.example", grpc.WithTransportCredentials(insecure.NewCredentials()),
+	conn, err := grpc.NewClient("passthrough:///deputy.example", grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return listener.DialContext(ctx) }))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := l.grpc.Close(); err != nil {
+		if err := conn.Close(); err != nil {
 			t.Error(err)
 		}
 		server.Stop()
@@ -98,7 +105,7 @@ func newLineup(t *testing.T) *lineup {
 			t.Error(err)
 		}
 	})
-	return l
+	return conn
 }
 
 // says signs a statement of a nobody for an audience.

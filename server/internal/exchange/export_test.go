@@ -11,6 +11,15 @@ import (
 	"deputy.example/deputy/server/internal/token"
 )
 
+// AdmitUntil admits an inquiry whose credential is spent before the revocations are read. In between it calls hangUp.
+func (e *Engine) AdmitUntil(ctx context.Context, q Inquiry, hangUp func()) error {
+	_, err := e.inquirer(ctx, q, e.workload, func(ctx context.Context, a arrival) error {
+		defer hangUp()
+		return e.spend(ctx, a)
+	})
+	return err
+}
+
 // Notary is one process's rounds of signing checkpoints for a tenant.
 func (e *Engine) Notary(tenant string) (round func(context.Context) error) {
 	t := e.tenants[tenant]

@@ -136,6 +136,9 @@ func (e *Engine) inquirer(ctx context.Context, q Inquiry, who authenticator, spe
 		unspent = nil
 	}
 	if by.revoked, err = e.config.Ledger.Revocations(ctx, by.tenant.Name, true); err != nil {
+		if spend != nil { // again it would count as a replay
+			return by, err
+		}
 		return by, e.spendUndecided(ctx, by.arrival, err)
 	}
 	return by, e.unrevoked(ctx, by, q, unspent...)

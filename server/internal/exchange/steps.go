@@ -184,20 +184,26 @@ func (w *walk) admit(ctx context.Context) error {
 	return w.standing(ctx, inquirer{w.arrival, revoked}, w.call.Peer, w.uses()...)
 }
 
-// admitCaller admits the calls within the caller's rate. Where Redis does not answer, what authenticated them is spent in
-// the ledger, within what this instance allows by itself.
+// admitCaller admits the calls within the caller's rate.
 func (e *Engine) admitCaller(ctx context.Context, a arrival, calls int) error {
 	err := e.config.Guard.Admit(ctx, a.tenant.Name, a.caller.Principal, calls, a.tenant.CallerRate, a.noted()...)
-	if refusal := delegation.AsError(err); refusal != nil && refusal.Reason == delegation.DependencyDown &&
-		e.config.Guard.LimitUndecided(a.tenant.Name, a.caller.Principal, a.tenant.CallerRate) == nil {
-		err = e.spendUndecided(ctx, a, err)
-	}
-	return e.asStranger(ctx, a, err)
+	return e.asStranger(ctx, a, e.notAdmitted(ctx, a, err))
 }
 
 // limitCaller admits one call, also while Redis does not answer.
 func (e *Engine) limitCaller(ctx context.Context, a arrival) error {
-	return e.asStranger(ctx, a, e.config.Guard.AdmitOrLimit(ctx, a.tenant.Name, a.caller.Principal, a.tenant.CallerRate, a.noted()...))
+	err := e.config.Guard.AdmitOrLimit(ctx, a.tenant.Name, a.caller.Principal, a.tenant.CallerRate, a.noted()...)
+	return e.asStranger(ctx, a, e.notAdmitted(ctx, a, err))
+}
+
+// notAdmitted spends what authenticated a call that Redis did not decide about, or whose caller hung up meanwhile, within
+// what this instance allows by itself.
+func (e *Engine) notAdmitted(ctx context.Context, a arrival, err error) error {
+	if refusal := delegation.AsError(err); refusal == nil || refusal.Reason != delegation.DependencyDown ||
+		e.config.Guard.LimitUndecided(a.tenant.Name, a.caller.Principal, a.tenant.CallerRate) != nil {
+		return err
+	}
+	return e.spendUndecided(ctx, a, err)
 }
 
 // verify is step 3: the subject token once, then each child's actor.
@@ -226,9 +232,6 @@ func (w *walk) verify(ctx context.Context) error {
 	if _, hit := revoked.Hit(w.parent.lineage(w.arrival)); hit {
 		return delegation.Refuse(delegation.TokenRevoked, "subject_token", "it, something it descends from, or its caller was revoked")
 	}
-	if revoked.Forgotten(w.parent.expiresAt) {
-		return delegation.Refuse(delegation.SubjectTokenInvalid, "subject_token", "the token is refused: it has expired")
-	}
 	if w.call.ValidateOnly && w.ahead(w.tenant, w.parent.hops) { // a grant is held to the head in step 6
 		return delegation.Refuse(delegation.TokenRevoked, "subject_token", "must descend from grants that the ledger holds; obtain a new one")
 	}
@@ -238,6 +241,11 @@ func (w *walk) verify(ctx context.Context) error {
 		} else if _, hit := revoked.Hit(w.lineage(c)); hit {
 			c.fail(delegation.Refuse(delegation.TokenRevoked, "actor_token", "the actor, or its key, was revoked"))
 		}
+	}
+	// The same set, after its last Hit: its horizon is raised before anything is forgotten. Naming the actors may have
+	// taken a while, because their issuers' keys are fetched.
+	if revoked.Forgotten(w.parent.expiresAt) {
+		return delegation.Refuse(delegation.SubjectTokenInvalid, "subject_token", "the token is refused: it has expired")
 	}
 	return nil
 }
