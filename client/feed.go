@@ -68,8 +68,6 @@ type feed struct {
 	done     chan struct{} // closed when run has returned
 	ready    chan struct{} // closed when something fresh is known for the first time
 
-	trust trust
-
 	known atomic.Pointer[knowledge] // nil before the first snapshot; written by run's goroutine only
 	time  atomic.Pointer[feedTime]  // nil before the first echo with a time; written by run's goroutine only
 
@@ -81,14 +79,6 @@ type feed struct {
 	fault     error         // why the newest stream that ended did; nil since something fresh is known
 	timeFault error         // why the time of the newest echo was refused; nil: it was not
 	advanced  chan struct{} // closed, and replaced, when the knowledge grew or was replaced
-}
-
-// trust switches protections of a feed off, one each. Only tests do, to see that nothing else would
-// have held.
-type trust struct {
-	arrival bool // an echo is as fresh as its arrival
-	last    bool // an echo is fresh whatever is applied
-	order   bool // an event is the one after the last
 }
 
 func newFeed(id string, open func(context.Context) (watchStream, func(), error), bound time.Duration, c clock) *feed {
@@ -485,7 +475,7 @@ func (w *watch) event(message *deputyv1.Revocation) error {
 		return err
 	case r.Seq <= applied:
 		return nil // came twice, or by a snapshot before
-	case r.Prev != applied && !w.feed.trust.order, w.awaiting, w.building != nil:
+	case r.Prev != applied, w.awaiting, w.building != nil:
 		return errGap
 	}
 	k := w.feed.known.Load()
@@ -511,9 +501,6 @@ func (w *watch) echo(e *deputyv1.WatchEcho) error {
 	}
 	w.feed.learnTime(e.GetLedgerTime(), m.at)
 	m.last = e.GetLast()
-	if w.feed.trust.arrival {
-		m.at = w.feed.clock.now()
-	}
 	if n := len(w.owed); n > 0 && w.owed[n-1].last >= m.last {
 		w.owed = w.owed[:n-1] // the newer one says more and asks for no more
 	}
@@ -541,7 +528,7 @@ func (w *watch) settle() {
 		return
 	}
 	applied, settled := w.feed.position(), 0
-	for settled < len(w.owed) && (w.owed[settled].last <= applied || w.feed.trust.last) {
+	for settled < len(w.owed) && w.owed[settled].last <= applied {
 		settled++
 	}
 	if settled == 0 {

@@ -221,8 +221,8 @@ var containMutants = []mutant{
 	{
 		name: "undecided-admission-spends-nothing",
 		file: "server/internal/exchange/steps.go",
-		old:  "err = e.spendUndecided(ctx, a, err)",
-		new:  "_ = calls",
+		old:  "	return e.spendUndecided(ctx, a, err)\n",
+		new:  "	return err\n",
 		pkg:  "server/internal/exchange", test: "TestUndecidedCallSpendsItsAssertion",
 	},
 	{

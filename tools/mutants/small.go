@@ -39,7 +39,7 @@ var smallMutants = []mutant{
 	},
 	{
 		name: "suspended-caller-spends-nothing", file: "server/internal/exchange/steps.go",
-		old: "w.call.Peer, w.callerUses()...)",
+		old: "w.call.Peer, w.uses()...)",
 		new: "w.call.Peer)",
 		pkg: "server/internal/exchange", test: "TestSuspendedCallerSpendsItsAssertion",
 	},

@@ -71,12 +71,6 @@ type console struct {
 	routes  map[string]*route // by exact escaped path; never changed after New
 	tracer  trace.Tracer
 	sampled *peers.Sampler // lines of browsers without a session
-	off     protections
-}
-
-// protections are switched off by tests only, which then see their attacks succeed.
-type protections struct {
-	csrf, crossOrigin, rotation, state, headers, formula bool
 }
 
 // route is one address of one tenant's console.
@@ -198,9 +192,7 @@ func (h *console) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := exchange.Visit(ctx, h.Timeout)
 	defer cancel()
 	c := &call{site: found.site, w: out, r: r.WithContext(ctx), fragment: found.fragment}
-	if !h.off.headers {
-		c.setHeaders()
-	}
+	c.setHeaders()
 	err := h.dispatch(found, c)
 	if err != nil {
 		h.fail(c, err)
@@ -242,7 +234,7 @@ func (h *console) dispatch(to *route, c *call) (err error) {
 	case http.MethodPost:
 		serve = to.post
 		c.r.Body = http.MaxBytesReader(c.w, c.r.Body, maxForm)
-		if err := h.sameOrigin(c.r); err != nil {
+		if err := sameOrigin(c.r); err != nil {
 			return err
 		}
 	default:
@@ -258,7 +250,7 @@ func (h *console) dispatch(to *route, c *call) (err error) {
 	if err := h.authenticate(c); err != nil {
 		return err
 	}
-	if c.r.Method == http.MethodPost && !h.off.csrf {
+	if c.r.Method == http.MethodPost {
 		if err := c.checkToken(); err != nil {
 			return err
 		}

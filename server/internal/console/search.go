@@ -239,9 +239,7 @@ func (h *console) searchCSV(c *call) error {
 			target, stamp(r.Expiry), r.ID, r.Parent, r.Txn, r.HolderKey, r.TraceID, r.Detail, r.Peer,
 		}
 		for i := range cells {
-			if !h.off.formula {
-				cells[i] = harmless(cells[i])
-			}
+			cells[i] = harmless(cells[i])
 		}
 		_ = w.Write(cells)
 	}

@@ -139,10 +139,7 @@ var crossOrigin = http.NewCrossOriginProtection()
 
 // sameOrigin refuses what another site made the browser send. The library lets pass what carries
 // neither header, because it may not be a browser's: nothing but browsers uses the console.
-func (h *console) sameOrigin(r *http.Request) error {
-	if h.off.crossOrigin {
-		return nil
-	}
+func sameOrigin(r *http.Request) error {
 	if r.Header.Get("Sec-Fetch-Site") == "" && r.Header.Get("Origin") == "" || crossOrigin.Check(r) != nil {
 		return errForeignForm
 	}

@@ -169,7 +169,7 @@ func (h *console) showSignIn(c *call, status int, p signInPage) error {
 	if err != nil {
 		p.Problem = "The OpenID provider does not answer just now, or not as it should. Signed in already? Then go on; otherwise try again soon."
 		h.Logger.WarnContext(c.r.Context(), "the OpenID provider cannot be used", "tenant", c.Name, "provider", c.Provider, "cause", errors.Unwrap(err))
-	} else if !h.off.headers {
+	} else {
 		c.setPolicy(originOf(to.Endpoint.AuthURL))
 	}
 	return c.show(status, "signin", page{Title: p.Heading, Narrow: true, Body: p})
@@ -196,7 +196,7 @@ func (h *console) finishSignIn(c *call) error {
 	query := c.r.URL.Query()
 	secret, to, _ := strings.Cut(c.held(c.r, signInCookie), ".")
 	c.drop(c.w, signInCookie)
-	if !h.off.state && (secret == "" || !hmac.Equal([]byte(query.Get("state")), []byte(derive(secret, "state")))) {
+	if secret == "" || !hmac.Equal([]byte(query.Get("state")), []byte(derive(secret, "state"))) {
 		return errOtherSignIn
 	}
 	if issuer := query.Get("iss"); issuer != "" && issuer != c.Provider { // RFC 9207
@@ -259,9 +259,6 @@ func (h *console) begin(c *call, p exchange.Session) error {
 	if old := c.held(c.r, sessionCookie); old != "" {
 		if err := h.Sessions.EndSession(c.r.Context(), c.Name, key(old)); err != nil {
 			return err
-		}
-		if h.off.rotation {
-			secret = old
 		}
 	}
 	session := ledger.Session{

@@ -202,7 +202,7 @@ func (e *Engine) mayRead(ctx context.Context, by inquirer, about ...delegation.P
 	if err != nil {
 		return sight{}, delegation.AsError(err)
 	}
-	s := sight{whole: has[0] || e.off.reading, as: []delegation.Principal{by.caller.Principal}, withhold: !has[0] && !e.off.withholding}
+	s := sight{whole: has[0], as: []delegation.Principal{by.caller.Principal}, withhold: !has[0]}
 	for i, agent := range about {
 		if has[1+i] && agent != "" {
 			s.as = append(s.as, agent)

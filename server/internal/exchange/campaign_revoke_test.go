@@ -347,22 +347,14 @@ func TestCampaignRevokeAgainstExchange(t *testing.T) {
 		dsn       func(testing.TB) string
 		instances int
 		rounds    int
-		off       []exchange.Protection
 	}{
-		"two instances on PostgreSQL": {testservers.Postgres, 2, testservers.Campaign(2000, 27), nil},
-		"one on SQLite":               {func(testing.TB) string { return "" }, 1, testservers.Campaign(2000, 9), nil},
-		// What decides is the ledger's check: without the early one nothing gets through either.
-		"without the early check": {testservers.Postgres, 2, testservers.Campaign(180, 9), []exchange.Protection{exchange.NoRevocationCheck}},
+		"two instances on PostgreSQL": {testservers.Postgres, 2, testservers.Campaign(2000, 27)},
+		"one on SQLite":               {func(testing.TB) string { return "" }, 1, testservers.Campaign(2000, 9)},
 	} {
 		t.Run(name, func(t *testing.T) {
 			rnd := rand.New(rand.NewPCG(testservers.Seed(t), 3))
 			keys := keyholders(c.rounds)
 			f := newFleet(t, exchangetest.Config{DSN: c.dsn(t), Agents: keys, Limits: exchange.Limits{MaxDepth: maxChain + 4}}, c.instances)
-			for _, w := range f.instances {
-				for _, p := range c.off {
-					w.Engine.SwitchOff(p)
-				}
-			}
 			found := &findings{}
 			began := time.Now()
 			campaign(t, f, found, keys, rnd, c.rounds)

@@ -25,7 +25,7 @@ func (e *Engine) identifyCertificate(ctx context.Context, door string, c Credent
 		return arrival{}, false, nil
 	}
 	a.caller, err = a.tenant.Trust.Certificate(ctx, c.Certificates, c.ClientID)
-	if err == nil && door != "" && c.ClientID == "" && !e.off.clientID {
+	if err == nil && door != "" && c.ClientID == "" {
 		err = delegation.Refuse(delegation.ParameterMissing, "client_id", "is required where a certificate authenticates (RFC 8705 section 2)")
 	}
 	if err != nil {
@@ -46,7 +46,7 @@ func (e *Engine) knowing(door string, chain []*x509.Certificate) (*Tenant, error
 		if door != "" && t.Name != door || !t.Trust.Knows(chain) {
 			continue
 		}
-		if found != nil && !e.off.oneTenant {
+		if found != nil {
 			return nil, unauthenticated(errors.New("several tenants know the certificate, and nothing says which is meant"))
 		}
 		found = t

@@ -67,22 +67,21 @@ func (c *certified) call(t *testing.T, door string, shown tls.Certificate, clien
 	return call
 }
 
-// Each of these is refused, and is granted once its protection is off.
+// Each of these is refused by one protection, which tools/mutants removes.
 func TestCertificatesThatAuthenticateNobody(t *testing.T) {
 	for name, a := range map[string]struct {
-		off    exchange.Protection
 		reason delegation.Reason
 		call   func(*certified) exchange.Call
 	}{
-		"over HTTP without client_id": {exchange.NoClientID, delegation.ParameterMissing, func(c *certified) exchange.Call {
+		"over HTTP without client_id": {delegation.ParameterMissing, func(c *certified) exchange.Call {
 			return c.call(t, "acme", c.ca.Issue(t, certtest.DNS("only.example")), "")
 		}},
-		"known to two tenants": {exchange.NoOneTenant, delegation.ClientUnauthenticated, func(c *certified) exchange.Call {
+		"known to two tenants": {delegation.ClientUnauthenticated, func(c *certified) exchange.Call {
 			call := c.call(t, "", c.ca.Issue(t, certtest.DNS("job.example")), "")
 			call.SubjectToken = c.Tenants["other"].Root(t, nil)
 			return call
 		}},
-		"beside an actor token that authenticates another": {exchange.NoOtherCaller, delegation.ActorTokenInvalid, func(c *certified) exchange.Call {
+		"beside an actor token that authenticates another": {delegation.ActorTokenInvalid, func(c *certified) exchange.Call {
 			n := c.Tenants["acme"]
 			call := c.call(t, "", c.own, "")
 			parent, refusal := c.One(t.Context(), call)
@@ -101,11 +100,6 @@ func TestCertificatesThatAuthenticateNobody(t *testing.T) {
 			_, refusal := c.One(t.Context(), call)
 			if refusal == nil || refusal.Reason != a.reason {
 				t.Fatalf("%v, want %s", refusal, a.reason)
-			}
-			unprotected := newCertified(t)
-			unprotected.Engine.SwitchOff(a.off)
-			if _, refusal := unprotected.One(t.Context(), a.call(unprotected)); refusal != nil {
-				t.Errorf("refused without the protection too: %v (%v)", refusal, refusal.Unwrap())
 			}
 		})
 	}

@@ -282,7 +282,7 @@ func (n *notary) saved(ctx context.Context) (kept, error) {
 // continues proves that the log of this size and root begins with that of the checkpoint.
 func (n *notary) continues(ctx context.Context, where string, before kept, size uint64, root tlog.Hash) error {
 	switch {
-	case before.Size == 0 || n.off.continuity:
+	case before.Size == 0:
 		return nil
 	case before.Size > size:
 		return fmt.Errorf("%w: %s has a checkpoint of %d entries, signed at %s, but the ledger has only %d. An old backup was restored, or the tail was deleted: "+

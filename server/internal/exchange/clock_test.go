@@ -1,6 +1,10 @@
 package exchange_test
 
 import (
+	"io"
+	"net/http"
+	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -160,4 +164,86 @@ func TestSkewOfOneIssuer(t *testing.T) {
 	if _, refusal := w.One(t.Context(), n.Call(t, n.Root(t, nil), planner, "")); refusal != nil {
 		t.Errorf("a fresh sign-in: %v", refusal)
 	}
+}
+
+// TestCheckOfAForgottenParent has the revocations of the parent's lifetime forgotten while the keys of a child's actor are
+// fetched: the set that answered for the parent no longer can.
+func TestCheckOfAForgottenParent(t *testing.T) {
+	fetched := func() {}
+	signer := exchangetest.NewSigner(t, "https://late.example")
+	w := exchangetest.New(t, exchangetest.Config{Trust: func(_ string, c *token.TrustConfig) {
+		c.TrustedIssuers = append(c.TrustedIssuers, token.TrustedIssuer{
+			Issuer: signer.Issuer, Keys: token.KeySource{JWKSURL: signer.Issuer + "/jwks"}, Algorithms: []string{"ES256"},
+			Principal: token.Mapping{Type: "agent", Prefix: "late/"}, Workloads: true,
+		})
+		c.Transport = answering(func() string {
+			fetched()
+			return signer.JWKS()
+		})
+	}})
+	n := w.Tenant()
+	n.Admit("agent:late/job")
+	n.FGA.Allow(string(planner), "delegator", "agent:late/job")
+	parent := w.Chain(t, n, planner)[0]
+	check := func() *delegation.Error {
+		now := w.Clock().Now().Unix()
+		call := n.Call(t, parent.AccessToken, planner, "")
+		call.ValidateOnly = true
+		call.Children[0].ActorTokenType = delegation.TokenTypeJWT
+		call.Children[0].ActorToken = signer.Sign(t, "JWT", map[string]any{
+			"sub": "job", "aud": delegation.ActorAudience(n.Issuer), "iat": now, "exp": now + 600,
+		})
+		_, refusal := w.One(t.Context(), call)
+		return refusal
+	}
+	fetched = func() {
+		set, err := w.Ledger.Revocations(t.Context(), n.Name, false)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		set.Expire(time.Unix(parent.Claims.ExpiresAt, 0))
+	}
+	if refusal := check(); refusal == nil || refusal.Reason != delegation.SubjectTokenInvalid {
+		t.Errorf("granted by a set that has forgotten: %v", refusal)
+	}
+}
+
+// TestCheckOfABannedSigner has a caller name itself by an actor token of another key of its own, which is banned. An exchange
+// would meet the ledger; a check has no later look.
+func TestCheckOfABannedSigner(t *testing.T) {
+	second := exchangetest.NewSigner(t, string(planner))
+	w := exchangetest.New(t, exchangetest.Config{Trust: func(_ string, c *token.TrustConfig) {
+		i := slices.IndexFunc(c.Clients, func(client token.Client) bool { return client.ID == planner })
+		c.Clients[i].Keys.JWKS = strings.TrimSuffix(c.Clients[i].Keys.JWKS, "]}") + "," + strings.TrimPrefix(second.JWKS(), `{"keys":[`)
+	}})
+	n := w.Tenant()
+	parent := w.Chain(t, n, planner)[0]
+	check := func() delegation.Reason {
+		now := w.Clock().Now()
+		call := n.Call(t, parent.AccessToken, planner, "")
+		call.ValidateOnly = true
+		call.Children[0].ActorTokenType = delegation.TokenTypeJWT
+		call.Children[0].ActorToken = second.Sign(t, "JWT", map[string]any{
+			"sub": string(planner), "aud": delegation.ActorAudience(n.Issuer), "iat": now.Unix(), "exp": now.Unix() + 60, "jti": now.String(),
+		})
+		_, refusal := w.One(t.Context(), call)
+		return reasonOf(refusal)
+	}
+	if got := check(); got != "" {
+		t.Fatalf("before the ban: %s", got)
+	}
+	revoke(t, w, delegation.Target{Kind: delegation.BanKey, ID: second.KeyID})
+	if got := check(); got != delegation.TokenRevoked {
+		t.Errorf("with a banned key: %q", got)
+	}
+}
+
+// answering is a transport that answers every request with the same JSON.
+type answering func() string
+
+func (a answering) RoundTrip(*http.Request) (*http.Response, error) {
+	return &http.Response{
+		StatusCode: http.StatusOK, Header: http.Header{"Content-Type": {"application/json"}}, Body: io.NopCloser(strings.NewReader(a())),
+	}, nil
 }

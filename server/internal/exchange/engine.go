@@ -88,20 +88,11 @@ type Engine struct {
 	recoveries sync.Map // tenant's name → ledger.Recovered, the newest
 	flights    singleflight.Group
 
-	// What tests replace: a signer that fails, a count or a list that takes long, and the protections that
-	// they switch off.
+	// What tests replace: a signer that fails, a count or a list that takes long.
 	sign     func(*token.Keyset, []byte) (string, error)
 	hits     func(s *ledger.Survey, ctx context.Context, limit int) ([]*ledger.Entry, int, int, error)
 	patience time.Duration // with counts
 	statuses func(ctx context.Context, tenant string, list uint64, maxAge time.Duration) (*ledger.Statuses, error)
-	off      protections
-}
-
-// protections are switched off by tests only, which then see their attacks succeed.
-type protections struct {
-	clientID, oneTenant                                                                             bool
-	callerRules, actorAudience, otherCaller, binding, policy, replay, uses, idempotency, revocation bool
-	continuity, reading, withholding, equalAnswers                                                  bool
 }
 
 // New checks that the tenants are told apart by name and by issuer.

@@ -51,15 +51,12 @@ type lineup struct {
 	parent  string // a token of the planner's
 }
 
-func newLineup(t *testing.T, off ...exchange.Protection) *lineup {
+func newLineup(t *testing.T) *lineup {
 	t.Helper()
 	w := exchangetest.New(t, exchangetest.Config{
 		Tenants: []string{"default", "other"}, Agents: []delegation.Principal{"agent:suspended", "agent:banned", responder},
 		Elsewhere: []delegation.Principal{"agent:elsewhere"},
 	})
-	for _, p := range off {
-		w.Engine.SwitchOff(p)
-	}
 	n := w.Tenant()
 	l := &lineup{World: w, tenant: n, parent: w.Chain(t, n, planner)[0].AccessToken, signers: map[string]*exchangetest.Signer{
 		"unknown":   exchangetest.NewSigner(t, "agent:unknown"),
@@ -80,20 +77,27 @@ func newLineup(t *testing.T, off ...exchange.Protection) *lineup {
 	if l.http, err = httpapi.New(httpapi.Config{Engine: w.Engine, Tenants: []httpapi.Tenant{{Name: n.Name, Issuer: n.Issuer, JWKS: n.Keys.JWKS}}}); err != nil {
 		t.Fatal(err)
 	}
-	server, err := rpc.New(rpc.Config{Engine: w.Engine})
+	l.grpc = overGRPC(t, w.Engine)
+	return l
+}
+
+// overGRPC serves an engine by gRPC until the test ends.
+func overGRPC(t *testing.T, engine *exchange.Engine) *grpc.ClientConn {
+	t.Helper()
+	server, err := rpc.New(rpc.Config{Engine: engine})
 	if err != nil {
 		t.Fatal(err)
 	}
 	listener := bufconn.Listen(1 << 20)
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
-	l.grpc, err = grpc.NewClient("passthrough:///deputy.example", grpc.WithTransportCredentials(insecure.NewCredentials()),
+	conn, err := grpc.NewClient("passthrough:///deputy.example", grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return listener.DialContext(ctx) }))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := l.grpc.Close(); err != nil {
+		if err := conn.Close(); err != nil {
 			t.Error(err)
 		}
 		server.Stop()
@@ -101,7 +105,7 @@ func newLineup(t *testing.T, off ...exchange.Protection) *lineup {
 			t.Error(err)
 		}
 	})
-	return l
+	return conn
 }
 
 // says signs a statement of a nobody for an audience.
@@ -312,22 +316,6 @@ func TestEqualAnswers(t *testing.T) {
 				}
 			}
 		})
-	}
-}
-
-// With the protection off the suspended and the banned are told apart from the unknown.
-func TestEqualAnswersBearWeight(t *testing.T) {
-	l := newLineup(t, exchange.NoEqualAnswers)
-	for _, approach := range []string{
-		"caller, HTTP token", "caller, gRPC Introspect", "actor_token, HTTP", "requested_actor, gRPC",
-		"caller again with what it has used, HTTP", "caller whose proof is none, gRPC",
-	} {
-		ask := l.approaches()[approach]
-		for _, who := range []string{"suspended", "banned"} {
-			if ask(t, who) == ask(t, "unknown") {
-				t.Errorf("%s: %s was not told apart", approach, who)
-			}
-		}
 	}
 }
 

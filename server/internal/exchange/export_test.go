@@ -11,29 +11,14 @@ import (
 	"deputy.example/deputy/server/internal/token"
 )
 
-// Protection names what a negative control switches off.
-type Protection func(*protections)
-
-var (
-	NoCallerRules     Protection = func(p *protections) { p.callerRules = true }
-	NoActorAudience   Protection = func(p *protections) { p.actorAudience = true }
-	NoOtherCaller     Protection = func(p *protections) { p.otherCaller = true }
-	NoBinding         Protection = func(p *protections) { p.binding = true }
-	NoPolicy          Protection = func(p *protections) { p.policy = true }
-	NoReplayCheck     Protection = func(p *protections) { p.replay = true }
-	NoUses            Protection = func(p *protections) { p.uses = true }
-	NoIdempotency     Protection = func(p *protections) { p.idempotency = true }
-	NoRevocationCheck Protection = func(p *protections) { p.revocation = true }
-	NoContinuity      Protection = func(p *protections) { p.continuity = true }
-	NoReadingRules    Protection = func(p *protections) { p.reading = true }
-	NoWithholding     Protection = func(p *protections) { p.withholding = true }
-	NoClientID        Protection = func(p *protections) { p.clientID = true }
-	NoOneTenant       Protection = func(p *protections) { p.oneTenant = true }
-	NoEqualAnswers    Protection = func(p *protections) { p.equalAnswers = true }
-)
-
-// SwitchOff must be called before the engine is used.
-func (e *Engine) SwitchOff(p Protection) { p(&e.off) }
+// AdmitUntil admits an inquiry whose credential is spent before the revocations are read. In between it calls hangUp.
+func (e *Engine) AdmitUntil(ctx context.Context, q Inquiry, hangUp func()) error {
+	_, err := e.inquirer(ctx, q, e.workload, func(ctx context.Context, a arrival) error {
+		defer hangUp()
+		return e.spend(ctx, a)
+	})
+	return err
+}
 
 // Notary is one process's rounds of signing checkpoints for a tenant.
 func (e *Engine) Notary(tenant string) (round func(context.Context) error) {

@@ -136,6 +136,9 @@ func (e *Engine) inquirer(ctx context.Context, q Inquiry, who authenticator, spe
 		unspent = nil
 	}
 	if by.revoked, err = e.config.Ledger.Revocations(ctx, by.tenant.Name, true); err != nil {
+		if spend != nil { // again it would count as a replay
+			return by, err
+		}
 		return by, e.spendUndecided(ctx, by.arrival, err)
 	}
 	return by, e.unrevoked(ctx, by, q, unspent...)
@@ -153,7 +156,7 @@ func (e *Engine) unrevoked(ctx context.Context, by inquirer, q Inquiry, unspent 
 		return err
 	}
 	p := q.Credentials.Person
-	if p == nil || e.off.revocation {
+	if p == nil {
 		return nil
 	}
 	if _, hit := by.revoked.Hit(p.lineage(e.config.Ledger.Skew(by.tenant.Name))); hit {
@@ -172,7 +175,7 @@ func (e *Engine) standing(ctx context.Context, by inquirer, peer string, uses ..
 	}
 	kept := delegation.Refuse(delegation.TokenRevoked, "", "the caller is suspended, or its key is banned")
 	draft := &ledger.Draft{Caller: by.caller.Principal, Peer: peer, TraceID: traceID(ctx)}
-	if err := delegation.AsError(e.recordRefusal(ctx, by.tenant, draft, "authentication", kept, uses...)); err.Temporary() || e.off.equalAnswers {
+	if err := delegation.AsError(e.recordRefusal(ctx, by.tenant, draft, "authentication", kept, uses...)); err.Temporary() {
 		return err
 	}
 	return unauthenticated(kept)
@@ -181,8 +184,8 @@ func (e *Engine) standing(ctx context.Context, by inquirer, peer string, uses ..
 // asStranger is what a caller is told that is refused before it was looked whether it stands: if it was taken
 // back, no more than that nobody knows it. What else is wrong would say that its credential is good.
 func (e *Engine) asStranger(ctx context.Context, a arrival, refusal error) error {
-	if refusal == nil || e.off.equalAnswers {
-		return refusal
+	if refusal == nil {
+		return nil
 	}
 	revoked, err := e.config.Ledger.Revocations(ctx, a.tenant.Name, false)
 	if err != nil {

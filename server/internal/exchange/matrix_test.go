@@ -354,69 +354,45 @@ func TestWhoMayAsk(t *testing.T) {
 // What others may not know of is kept from those who may read an entry in part, in its record too, and
 // the record still gives the leaf. Whoever asks in vain leaves an entry that says no more than that.
 func TestWhatIsWithheld(t *testing.T) {
-	for _, control := range []bool{false, true} {
-		l := newLibrary(t)
-		n := l.Tenants["default"]
-		n.FGA.Deny("agent:writer", "holder", "scope:calendar.read")
-		parent := l.chains["default"][1]
-		if _, refusal := l.One(t.Context(), n.Call(t, parent.AccessToken, exchangetest.Researcher, exchangetest.Writer)); refusal == nil {
-			t.Fatal("granted")
-		}
-		at := uint64(l.count(t, "default"))
-		if control {
-			l.Engine.SwitchOff(exchange.NoWithholding)
-		}
-		for role, whole := range map[string]bool{"agent:planner": false, "agent:researcher": false, "person-alice": false, "person-olga": false, "agent:auditor": true} {
-			got, err := l.audit.GetEntry(l.as(t, role, "default"), &deputyv1.GetEntryRequest{Entry: at})
-			if err != nil {
-				t.Fatalf("%s: %v", role, err)
-			}
-			e := got.GetEntry()
-			shown := strings.Contains(e.GetDetail()+e.GetRecord(), "missing: ")
-			if shown != (whole || control) || slices.Contains(e.GetErased(), "detail") == shown {
-				t.Errorf("%s reads %q, erased %v", role, e.GetDetail(), e.GetErased())
-			}
-			if (e.GetPeer() != "") != (whole || control || role == "agent:researcher") {
-				t.Errorf("%s reads that the call came from %q", role, e.GetPeer())
-			}
-			record, err := audit.ParseRecord([]byte(e.GetRecord()))
-			if err == nil {
-				err = record.Verify()
-			}
-			if err != nil || string(record.LeafHash[:]) != string(e.GetLeafHash()) {
-				t.Errorf("%s: the record: %v", role, err)
-			}
-		}
-		if _, err := l.audit.GetEntry(l.as(t, "agent:stranger", "default"), &deputyv1.GetEntryRequest{Entry: at}); err == nil {
-			t.Error("a stranger reads it")
-		}
-		if _, err := l.audit.GetEntry(l.as(t, "agent:writer", "default"), &deputyv1.GetEntryRequest{Entry: at}); err == nil {
-			t.Error("who was asked for, and got nothing, reads it")
-		}
-		last, err := l.Ledger.EntryAt(t.Context(), "default", uint64(l.count(t, "default")))
-		if err != nil || last.Kind != ledger.KindRefusal || last.Reason != delegation.NotFound || last.Caller != "agent:writer" ||
-			last.ID+last.Parent+last.Txn+string(last.Subject) != "" || last.Detail != "reading: no such entry, or none that you may see" {
-			t.Errorf("recorded: %+v, %v", last, err)
-		}
-	}
-}
-
-// The control of the matrix: without the rules a stranger reads everything.
-func TestTheMatrixBearsWeight(t *testing.T) {
 	l := newLibrary(t)
-	l.Engine.SwitchOff(exchange.NoReadingRules)
-	stranger := func(name string, call func(context.Context) error) {
-		if got := l.ask(t, "agent:stranger", "default", call); !got.allowed {
-			t.Errorf("%s is refused by something else", name)
+	n := l.Tenants["default"]
+	n.FGA.Deny("agent:writer", "holder", "scope:calendar.read")
+	parent := l.chains["default"][1]
+	if _, refusal := l.One(t.Context(), n.Call(t, parent.AccessToken, exchangetest.Researcher, exchangetest.Writer)); refusal == nil {
+		t.Fatal("granted")
+	}
+	at := uint64(l.count(t, "default"))
+	for role, whole := range map[string]bool{"agent:planner": false, "agent:researcher": false, "person-alice": false, "person-olga": false, "agent:auditor": true} {
+		got, err := l.audit.GetEntry(l.as(t, role, "default"), &deputyv1.GetEntryRequest{Entry: at})
+		if err != nil {
+			t.Fatalf("%s: %v", role, err)
+		}
+		e := got.GetEntry()
+		shown := strings.Contains(e.GetDetail()+e.GetRecord(), "missing: ")
+		if shown != whole || slices.Contains(e.GetErased(), "detail") == shown {
+			t.Errorf("%s reads %q, erased %v", role, e.GetDetail(), e.GetErased())
+		}
+		if (e.GetPeer() != "") != (whole || role == "agent:researcher") {
+			t.Errorf("%s reads that the call came from %q", role, e.GetPeer())
+		}
+		record, err := audit.ParseRecord([]byte(e.GetRecord()))
+		if err == nil {
+			err = record.Verify()
+		}
+		if err != nil || string(record.LeafHash[:]) != string(e.GetLeafHash()) {
+			t.Errorf("%s: the record: %v", role, err)
 		}
 	}
-	for method, call := range l.byGrant() {
-		for _, g := range l.grants("default") {
-			stranger(method, func(ctx context.Context) error { return call(ctx, g) })
-		}
+	if _, err := l.audit.GetEntry(l.as(t, "agent:stranger", "default"), &deputyv1.GetEntryRequest{Entry: at}); err == nil {
+		t.Error("a stranger reads it")
 	}
-	for name, c := range l.questions() {
-		stranger(name, c.call)
+	if _, err := l.audit.GetEntry(l.as(t, "agent:writer", "default"), &deputyv1.GetEntryRequest{Entry: at}); err == nil {
+		t.Error("who was asked for, and got nothing, reads it")
+	}
+	last, err := l.Ledger.EntryAt(t.Context(), "default", uint64(l.count(t, "default")))
+	if err != nil || last.Kind != ledger.KindRefusal || last.Reason != delegation.NotFound || last.Caller != "agent:writer" ||
+		last.ID+last.Parent+last.Txn+string(last.Subject) != "" || last.Detail != "reading: no such entry, or none that you may see" {
+		t.Errorf("recorded: %+v, %v", last, err)
 	}
 }
 

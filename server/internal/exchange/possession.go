@@ -77,7 +77,7 @@ func (h possession) shows(c *delegation.Confirmation) bool {
 // mustHold is the one rule about tokens that are bound to a key (I6): whoever presents one proves the
 // key, in whatever parameter and at whichever door it comes.
 func (e *Engine) mustHold(h possession, c *delegation.Confirmation, field string) error {
-	if h.shows(c) || e.off.binding {
+	if h.shows(c) {
 		return nil
 	}
 	if c.X5T != "" {
@@ -134,7 +134,7 @@ func (e *Engine) bound(a arrival, c Credentials) error {
 	switch {
 	case c.DPoP != "" && !byKey:
 		return unauthenticated(errors.New("scheme DPoP with a credential that is bound to no key"))
-	case c.Bearer != "" && byKey && !e.off.binding:
+	case c.Bearer != "" && byKey:
 		return unauthenticated(errors.New("a credential that is bound to a key came as Bearer"))
 	}
 	if err := e.mustHold(a.held, confirmation, "authorization"); err != nil {

@@ -321,24 +321,6 @@ func TestProofReplay(t *testing.T) {
 	}
 }
 
-// Negative control of the above: without the rows in the ledger, the proof serves again once Redis has
-// forgotten it.
-func TestProofReplayNeedsTheLedger(t *testing.T) {
-	redis := testservers.NewRedis(t)
-	w := exchangetest.New(t, exchangetest.Config{RedisURL: redis.URL()})
-	w.Engine.SwitchOff(exchange.NoReplayCheck)
-	proof := w.Proof(t, exchangetest.NewProver(t))
-	for i := range 2 {
-		call := w.Tenant().Call(t, w.Tenant().Root(t, nil), planner, "")
-		call.Credentials.Proof = proof
-		if _, err := w.One(t.Context(), call); err != nil {
-			t.Fatalf("call %d: %v", i, err)
-		}
-		redis.Kill()
-		redis.Start()
-	}
-}
-
 // RFC 9449 §8: where a nonce is asked for, the refusal brings it; it is good at every instance, for a
 // while, and nothing else is.
 func TestNonces(t *testing.T) {

@@ -30,12 +30,12 @@ func (w *walk) record(ctx context.Context) error {
 		drafts = append(drafts, w.draft(ctx, c))
 	}
 	if len(drafts) == 0 {
-		if err := w.config.Ledger.Spend(ctx, w.tenant.Name, w.callerUses()); err != nil {
+		if err := w.config.Ledger.Spend(ctx, w.tenant.Name, w.uses()); err != nil {
 			w.refuseAll(err)
 		}
 		return nil
 	}
-	results := w.config.Ledger.AppendAll(ctx, w.tenant.Name, drafts, w.callerUses())
+	results := w.config.Ledger.AppendAll(ctx, w.tenant.Name, drafts, w.uses())
 	if replayed := results[0].Err; isReplay(replayed) {
 		w.refuseAll(replayed)
 		return nil
@@ -118,7 +118,7 @@ func (w *walk) draft(ctx context.Context, c *child) *ledger.Draft {
 		return d
 	}
 	d.Txn, d.Expiry = c.claims.Txn, time.Unix(c.claims.ExpiresAt, 0)
-	if w.parent.uses > 0 && !w.off.uses {
+	if w.parent.uses > 0 {
 		d.Uses = []ledger.SingleUse{{Issuer: w.parent.issuer, ID: w.parent.id, Made: w.parent.made, Until: w.parent.expiresAt, Reason: delegation.TokenSpent}}
 	}
 	if d.Kind == ledger.KindCheck {
@@ -128,7 +128,7 @@ func (w *walk) draft(ctx context.Context, c *child) *ledger.Draft {
 	d.Lineage = w.lineage(c)
 	d.Lineage.Txn = c.claims.Txn
 	d.Claims = func(seq uint64) ([]byte, error) { return w.tenant.numbered(c.claims, seq) }
-	if w.call.IdempotencyKey != "" && !w.off.idempotency {
+	if w.call.IdempotencyKey != "" {
 		d.Idempotency = &ledger.Idempotency{Key: w.itemKey(c), Fingerprint: w.fingerprint(c), Until: w.parent.expiresAt.Add(keepKeys)}
 	}
 	return d
@@ -154,13 +154,6 @@ func (t *Tenant) numbered(c delegation.Claims, seq uint64) ([]byte, error) {
 		return nil, err
 	}
 	return c.MarshalJSON()
-}
-
-func (w *walk) callerUses() []ledger.SingleUse {
-	if w.off.replay {
-		return nil
-	}
-	return w.uses()
 }
 
 func (w *walk) itemKey(c *child) string {

@@ -1,6 +1,7 @@
 package exchange_test
 
 import (
+	"bytes"
 	"context"
 	"io"
 	"net"
@@ -28,6 +29,7 @@ const (
 // relay is where the instances believe Redis to be: it leads to one server or another, and takes its
 // time if told to.
 type relay struct {
+	watched  atomic.Pointer[watched]
 	listener net.Listener
 	to       atomic.Value // string
 	delay    atomic.Int64
@@ -90,6 +92,15 @@ func (r *relay) carry(c net.Conn) {
 	r.mu.Unlock()
 }
 
+// watched is a command, and what to do when one passes.
+type watched struct {
+	command []byte
+	do      func()
+}
+
+// seen has do run whenever the command passes, before it reaches Redis.
+func (r *relay) seen(command string, do func()) { r.watched.Store(&watched{[]byte(command), do}) }
+
 // slowly writes what it is given after the relay's delay.
 type slowly struct {
 	io.Writer
@@ -97,6 +108,9 @@ type slowly struct {
 }
 
 func (s slowly) Write(p []byte) (int, error) {
+	if w := s.relay.watched.Load(); w != nil && bytes.Contains(bytes.ToLower(p), w.command) {
+		w.do()
+	}
 	if d := time.Duration(s.relay.delay.Load()); d > 0 {
 		select {
 		case <-time.After(d):

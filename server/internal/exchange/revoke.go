@@ -169,8 +169,6 @@ func (e *Engine) decideRevocation(ctx context.Context, tenant *Tenant, caller to
 		return delegation.Target{}, err
 	case unreadable != nil:
 		return delegation.Target{}, unreadable
-	case !may && e.off.equalAnswers:
-		return delegation.Target{}, delegation.Refuse(delegation.NotFound, "target", "nothing that you may revoke")
 	case !may:
 		return delegation.Target{}, nothingToRevoke(call)
 	}

@@ -210,6 +210,46 @@ func TestUndecidedCallSpendsItsAssertion(t *testing.T) {
 	}
 }
 
+// TestCallOfACallerThatHangsUpSpendsItsAssertion: where Redis, or the ledger, does not say in time whether the caller may go
+// on, nothing is decided, and the assertion is spent.
+func TestCallOfACallerThatHangsUpSpendsItsAssertion(t *testing.T) {
+	for name, call := range map[string]func(f *forgetful, r *relay, c exchange.Credentials) error{
+		"before the revocations are read": func(f *forgetful, r *relay, c exchange.Credentials) error {
+			ctx, hangUp := context.WithCancel(t.Context())
+			// An instance that has answered nothing yet compares its ledger with Redis first.
+			r.seen("hgetall", hangUp)
+			check := f.Tenant().Call(t, f.Tenant().Root(t, nil), planner, "")
+			check.Credentials, check.ValidateOnly = c, true
+			_, err := f.Peer(t).One(ctx, check)
+			return err
+		},
+		"before it is admitted to revoke": func(f *forgetful, _ *relay, c exchange.Credentials) error {
+			ctx, hangUp := context.WithCancel(t.Context())
+			hangUp()
+			_, err := f.Engine.Revoke(ctx, exchange.RevokeCall{Tenant: f.Tenant().Name, Credentials: c, Token: "x"})
+			return err
+		},
+		"once its assertion is spent": func(f *forgetful, _ *relay, c exchange.Credentials) error {
+			ctx, hangUp := context.WithCancel(t.Context())
+			return f.Engine.AdmitUntil(ctx, exchange.Inquiry{Tenant: f.Tenant().Name, Credentials: c, Token: "x"}, hangUp)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			redis := testservers.NewRedis(t)
+			r := newRelay(t, redis.Addr)
+			f := &forgetful{exchangetest.New(t, exchangetest.Config{RedisURL: r.url()}), redis}
+			credentials := f.Tenant().Credentials(t, planner)
+			if err := call(f, r, credentials); reason(err) != delegation.DependencyDown {
+				t.Fatalf("the call: %v", err)
+			}
+			_, err := f.forget(t).Engine.Introspect(t.Context(), exchange.Inquiry{Tenant: f.Tenant().Name, Credentials: credentials, Token: "x"})
+			if reason(err) != delegation.AssertionReplayed {
+				t.Errorf("the same assertion later: %v", err)
+			}
+		})
+	}
+}
+
 // TestRefusedProofSpendsTheAssertion: an assertion that was verified is spent, whatever is wrong beside it.
 func TestRefusedProofSpendsTheAssertion(t *testing.T) {
 	f := newForgetful(t, exchangetest.Config{})

@@ -155,7 +155,7 @@ func (e *Engine) identifyActor(ctx context.Context, door string, t actorToken) (
 		}
 		return arrival{}, unauthenticated(err)
 	}
-	if !named.Authenticates && !e.off.actorAudience {
+	if !named.Authenticates {
 		return arrival{}, unauthenticated(errors.New("an actor token of actor audience authenticates nobody"))
 	}
 	caller := token.Caller{Principal: named.Principal, Method: named.Method, Confirmation: named.Confirmation}
@@ -181,26 +181,29 @@ func (w *walk) admit(ctx context.Context) error {
 	if err != nil {
 		return w.spendUndecided(ctx, w.arrival, err)
 	}
-	if w.off.revocation {
-		return nil
-	}
-	return w.standing(ctx, inquirer{w.arrival, revoked}, w.call.Peer, w.callerUses()...)
+	return w.standing(ctx, inquirer{w.arrival, revoked}, w.call.Peer, w.uses()...)
 }
 
-// admitCaller admits the calls within the caller's rate. Where Redis does not answer, what authenticated them is spent in
-// the ledger, within what this instance allows by itself.
+// admitCaller admits the calls within the caller's rate.
 func (e *Engine) admitCaller(ctx context.Context, a arrival, calls int) error {
 	err := e.config.Guard.Admit(ctx, a.tenant.Name, a.caller.Principal, calls, a.tenant.CallerRate, a.noted()...)
-	if refusal := delegation.AsError(err); refusal != nil && refusal.Reason == delegation.DependencyDown &&
-		e.config.Guard.LimitUndecided(a.tenant.Name, a.caller.Principal, a.tenant.CallerRate) == nil {
-		err = e.spendUndecided(ctx, a, err)
-	}
-	return e.asStranger(ctx, a, err)
+	return e.asStranger(ctx, a, e.notAdmitted(ctx, a, err))
 }
 
 // limitCaller admits one call, also while Redis does not answer.
 func (e *Engine) limitCaller(ctx context.Context, a arrival) error {
-	return e.asStranger(ctx, a, e.config.Guard.AdmitOrLimit(ctx, a.tenant.Name, a.caller.Principal, a.tenant.CallerRate, a.noted()...))
+	err := e.config.Guard.AdmitOrLimit(ctx, a.tenant.Name, a.caller.Principal, a.tenant.CallerRate, a.noted()...)
+	return e.asStranger(ctx, a, e.notAdmitted(ctx, a, err))
+}
+
+// notAdmitted spends what authenticated a call that Redis did not decide about, or whose caller hung up meanwhile, within
+// what this instance allows by itself.
+func (e *Engine) notAdmitted(ctx context.Context, a arrival, err error) error {
+	if refusal := delegation.AsError(err); refusal == nil || refusal.Reason != delegation.DependencyDown ||
+		e.config.Guard.LimitUndecided(a.tenant.Name, a.caller.Principal, a.tenant.CallerRate) != nil {
+		return err
+	}
+	return e.spendUndecided(ctx, a, err)
 }
 
 // verify is step 3: the subject token once, then each child's actor.
@@ -226,11 +229,8 @@ func (w *walk) verify(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if _, hit := revoked.Hit(w.parent.lineage(w.arrival)); hit && !w.off.revocation {
+	if _, hit := revoked.Hit(w.parent.lineage(w.arrival)); hit {
 		return delegation.Refuse(delegation.TokenRevoked, "subject_token", "it, something it descends from, or its caller was revoked")
-	}
-	if revoked.Forgotten(w.parent.expiresAt) {
-		return delegation.Refuse(delegation.SubjectTokenInvalid, "subject_token", "the token is refused: it has expired")
 	}
 	if w.call.ValidateOnly && w.ahead(w.tenant, w.parent.hops) { // a grant is held to the head in step 6
 		return delegation.Refuse(delegation.TokenRevoked, "subject_token", "must descend from grants that the ledger holds; obtain a new one")
@@ -238,9 +238,14 @@ func (w *walk) verify(ctx context.Context) error {
 	for _, c := range w.children {
 		if err := w.nameActor(ctx, c, revoked); err != nil {
 			c.fail(err)
-		} else if _, hit := revoked.Hit(w.lineage(c)); hit && !w.off.revocation {
+		} else if _, hit := revoked.Hit(w.lineage(c)); hit {
 			c.fail(delegation.Refuse(delegation.TokenRevoked, "actor_token", "the actor, or its key, was revoked"))
 		}
+	}
+	// The same set, after its last Hit: its horizon is raised before anything is forgotten. Naming the actors may have
+	// taken a while, because their issuers' keys are fetched.
+	if revoked.Forgotten(w.parent.expiresAt) {
+		return delegation.Refuse(delegation.SubjectTokenInvalid, "subject_token", "the token is refused: it has expired")
 	}
 	return nil
 }
@@ -339,18 +344,13 @@ func (w *walk) nameActor(ctx context.Context, c *child, revoked *delegation.Revo
 	}
 	if named != nil {
 		c.actor = *named // for the record, should the route be refused
-		if named.principal != w.caller.Principal && named.hit(revoked) && !w.off.revocation {
+		if named.principal != w.caller.Principal && named.hit(revoked) {
 			return w.asIfUnknown(c)
 		}
 	}
 	next, err := w.parent.route(w.caller.Principal, named, w.held.binding(), w.tenant.Limits)
-	switch {
-	case err != nil && !w.off.callerRules:
+	if err != nil {
 		return err
-	case err != nil && named == nil:
-		next = actor{principal: w.caller.Principal}
-	case err != nil:
-		next = *named
 	}
 	if slices.ContainsFunc(w.parent.actors, func(p delegation.Principal) bool {
 		return p != next.principal && w.tenant.Trust.Registered(p, next.binding.Key())
@@ -374,9 +374,6 @@ func (a actor) hit(revoked *delegation.RevocationSet) bool {
 // asIfUnknown refuses an actor that is suspended, or whose key is banned, as one that nobody knows: who
 // names an actor has not shown that it may know how that actor stands. The entry has the reason.
 func (w *walk) asIfUnknown(c *child) error {
-	if w.off.equalAnswers {
-		return delegation.Refuse(delegation.TokenRevoked, "actor_token", "the actor, or its key, was revoked")
-	}
 	c.kept = delegation.Refuse(delegation.TokenRevoked, "", "the actor is suspended, or its key is banned")
 	if c.named != nil {
 		return token.NamesNobody()
@@ -404,7 +401,7 @@ func (w *walk) actorByToken(ctx context.Context, c *child, revoked *delegation.R
 	switch {
 	case !c.named.Authenticates || named.hit(revoked): // who was taken back is looked after by whoever asked
 		return named, nil
-	case named.principal != w.caller.Principal && !w.off.otherCaller:
+	case named.principal != w.caller.Principal:
 		return actor{}, delegation.Refuse(delegation.ActorTokenInvalid, "actor_token",
 			"it authenticates another caller: ask that actor for a token whose audience is %s", delegation.ActorAudience(w.tenant.Issuer))
 	}
@@ -500,7 +497,7 @@ func (w *walk) authorize(ctx context.Context) error {
 		switch {
 		case answer.Err != nil:
 			c.fail(answer.Err)
-		case !answer.Decision.Allowed && !w.off.policy:
+		case !answer.Decision.Allowed:
 			c.fail(w.notPermitted(c))
 		}
 	}

@@ -61,7 +61,7 @@ func (w *Watch) Standing() error {
 	if err != nil {
 		return err
 	}
-	if _, hit := revoked.HitCaller(w.by.caller.Principal, w.by.keys()...); hit && !w.engine.off.revocation {
+	if _, hit := revoked.HitCaller(w.by.caller.Principal, w.by.keys()...); hit {
 		return unauthenticated(errors.New("the verifier was suspended, or its key banned"))
 	}
 	return nil

@@ -94,58 +94,47 @@ var extra = grpc.ServiceDesc{
 	}}},
 }
 
-// TestMethodWithoutARule: it is registered, and whatever the caller brings it is not reached. With the
-// map switched off it is.
+// TestMethodWithoutARule: it is registered, and no caller reaches it, with any credential.
 func TestMethodWithoutARule(t *testing.T) {
-	for _, off := range []bool{false, true} {
-		config := Config{Engine: granting()}
-		config.door.off.rules = off
-		server, err := New(config)
-		if err != nil {
-			t.Fatal(err)
-		}
-		server.grpc.RegisterService(&extra, nil)
-		conn := redial(t, server)
-		unary := conn.Invoke(t.Context(), "/deputy.v1.Extra/Unary", &deputyv1.GetCheckpointRequest{}, new(deputyv1.GetCheckpointResponse))
-		stream, err := conn.NewStream(t.Context(), &extra.Streams[0], "/deputy.v1.Extra/Stream")
-		if err != nil {
-			t.Fatal(err)
-		}
-		streamed := stream.RecvMsg(new(deputyv1.GetCheckpointResponse))
-		want := map[bool]codes.Code{false: codes.Unimplemented, true: codes.OK}[off]
-		if status.Code(unary) != want || status.Code(streamed) != want {
-			t.Errorf("off %t: %v, %v", off, unary, streamed)
-		}
+	server, err := New(Config{Engine: granting()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	server.grpc.RegisterService(&extra, nil)
+	conn := redial(t, server)
+	unary := conn.Invoke(t.Context(), "/deputy.v1.Extra/Unary", &deputyv1.GetCheckpointRequest{}, new(deputyv1.GetCheckpointResponse))
+	stream, err := conn.NewStream(t.Context(), &extra.Streams[0], "/deputy.v1.Extra/Stream")
+	if err != nil {
+		t.Fatal(err)
+	}
+	streamed := stream.RecvMsg(new(deputyv1.GetCheckpointResponse))
+	if status.Code(unary) != codes.Unimplemented || status.Code(streamed) != codes.Unimplemented {
+		t.Errorf("%v, %v", unary, streamed)
 	}
 }
 
-// TestDoor: what each rule asks of whoever knocks, for every method that has it. Nothing that is turned
-// away reaches the engine; with the rules off all of it does.
+// TestDoor: what each rule requires of a caller, for every method that has it. A call that is refused does not reach the
+// engine.
 func TestDoor(t *testing.T) {
-	for _, off := range []bool{false, true} {
-		engine := granting()
-		config := serving(newLedgerFeed())
-		config.Engine, config.Reflection, config.tail = engine, true, engine.tails
-		config.door.off.rules = off
-		server, conn := dial(t, config)
-		for method, info := range registered(server) {
-			rule := methods[method]
-			nothing, credential, odd := ask(t, conn, method, info, nil), ask(t, conn, method, info, []string{"authorization", "Bearer x"}), ask(t, conn, method, info, []string{"x-api-key", "x"})
-			if off {
-				if is(nothing, delegation.ClientUnauthenticated) || is(credential, delegation.ParameterUnsupported) && rule == forAnyone {
-					t.Errorf("%s, rules off: %v, %v", method, nothing, credential)
-				}
-				continue
+	engine := granting()
+	config := serving(newLedgerFeed())
+	config.Engine, config.Reflection, config.tail = engine, true, engine.tails
+	server, conn := dial(t, config)
+	for method, info := range registered(server) {
+		before := engine.asked()
+		nothing := ask(t, conn, method, info, nil)
+		if engine.asked() != before {
+			t.Errorf("%s without a credential reaches the engine", method)
+		}
+		credential, odd := ask(t, conn, method, info, []string{"authorization", "Bearer x"}), ask(t, conn, method, info, []string{"x-api-key", "x"})
+		switch methods[method] {
+		case forAnyone:
+			if is(nothing, delegation.ClientUnauthenticated) || !is(credential, delegation.ParameterUnsupported) || !is(odd, delegation.ParameterUnsupported) {
+				t.Errorf("%s: %v, %v, %v", method, nothing, credential, odd)
 			}
-			switch rule {
-			case forAnyone:
-				if is(nothing, delegation.ClientUnauthenticated) || !is(credential, delegation.ParameterUnsupported) || !is(odd, delegation.ParameterUnsupported) {
-					t.Errorf("%s: %v, %v, %v", method, nothing, credential, odd)
-				}
-			default:
-				if !is(nothing, delegation.ClientUnauthenticated) || is(credential, delegation.ClientUnauthenticated) || odd == nil || is(odd, delegation.ClientUnauthenticated) {
-					t.Errorf("%s: %v, %v, %v", method, nothing, credential, odd)
-				}
+		default:
+			if !is(nothing, delegation.ClientUnauthenticated) || is(credential, delegation.ClientUnauthenticated) || odd == nil || is(odd, delegation.ClientUnauthenticated) {
+				t.Errorf("%s: %v, %v, %v", method, nothing, credential, odd)
 			}
 		}
 	}

@@ -70,7 +70,6 @@ type Config struct {
 
 	watch func(context.Context, exchange.Inquiry) (feed, error) // nil: Engine.Watch. Tests script it.
 	tail  func(context.Context, exchange.Inquiry) (tail, error) // nil: Engine.Tail. Tests script it.
-	door  doorkeeper                                            // tests leave it open
 	waits *waits                                                // nil: patience. Tests have less.
 }
 
@@ -133,9 +132,8 @@ func New(c Config) (*Server, error) {
 	if c.waits == nil {
 		c.waits = &patience
 	}
-	c.door.stranger = c.Engine.Stranger
 	i := interceptor{
-		door: c.door, timeout: c.Timeout, logger: c.Logger, now: c.Now, sampled: peers.NewSampler(c.Now),
+		door: doorkeeper{stranger: c.Engine.Stranger}, timeout: c.Timeout, logger: c.Logger, now: c.Now, sampled: peers.NewSampler(c.Now),
 		tracer: c.TracerProvider.Tracer("deputy.example/deputy/server/internal/rpc"),
 	}
 	bounds := newOpenings(c.waits)

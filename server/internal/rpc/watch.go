@@ -44,10 +44,6 @@ type watchers struct {
 	draining chan struct{} // closed when every stream shall end
 	drain    sync.Once
 	guard    func(ctx context.Context, method string, call func() error) error // catches panics
-
-	// What tests switch off: that an event is the one after the last, that nothing is echoed where the
-	// ledger did not answer, and that a verifier that was taken back watches no more.
-	off struct{ order, silence, standing bool }
 }
 
 func newWatchers(c Config, i interceptor) *watchers {
@@ -173,7 +169,7 @@ func (w *watcher) write(over <-chan time.Time) error {
 func (w *watcher) catchUp() (<-chan struct{}, error) {
 	for {
 		events, complete, changed := w.feed.Events(w.after)
-		if err := w.feed.Standing(); err != nil && !w.off.standing { // asked after: what comes later wakes us
+		if err := w.feed.Standing(); err != nil { // asked after: what comes later wakes us
 			return nil, err
 		}
 		if changed == nil {
@@ -195,7 +191,7 @@ func (w *watcher) catchUp() (<-chan struct{}, error) {
 func (w *watcher) events(events []delegation.Revocation) (bool, error) {
 	for i := range events {
 		r := &events[i]
-		if r.Prev != w.after && !w.off.order {
+		if r.Prev != w.after {
 			return false, nil
 		}
 		if err := w.send(&deputyv1.WatchRevocationsResponse{Message: &deputyv1.WatchRevocationsResponse_Event{Event: newRevocation(r)}}); err != nil {
@@ -259,10 +255,7 @@ func (w *watcher) ask(mark *deputyv1.WatchMark) {
 		}
 		return err
 	})
-	switch {
-	case err != nil && w.off.silence:
-		w.echoes <- &deputyv1.WatchEcho{Nonce: mark.GetNonce()}
-	case err != nil:
+	if err != nil {
 		w.echoes <- nil
 	}
 }
