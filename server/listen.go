@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"slices"
@@ -104,8 +105,8 @@ func (s *Server) bind(ctx context.Context, parts opened, o Options) error {
 		speaks  func(net.Listener) net.Listener
 	}{
 		{"grpc", &s.listeners.grpc, o.GRPC, s.listen.GRPC.Address, func(l net.Listener) net.Listener { return l }}, // grpc-go adds TLS
-		{"http", &s.listeners.http, o.HTTP, s.listen.HTTP.Address, overHTTP(parts.http)},
-		{"ops", &s.listeners.ops, o.Ops, s.listen.Ops.Address, overHTTP(parts.ops)},
+		{"http", &s.listeners.http, o.HTTP, s.listen.HTTP.Address, overHTTP(parts.http, true, o.Logger)},
+		{"ops", &s.listeners.ops, o.Ops, s.listen.Ops.Address, overHTTP(parts.ops, false, o.Logger)},
 	} {
 		*door.at = door.brought
 		if door.brought == nil {
@@ -122,13 +123,13 @@ func (s *Server) bind(ctx context.Context, parts opened, o Options) error {
 }
 
 // overHTTP returns how an HTTP listener accepts connections: HTTP/2 and HTTP/1.1 over TLS, or only
-// HTTP/1.1 over plaintext.
-func overHTTP(config *tls.Config) func(net.Listener) net.Listener {
+// HTTP/1.1 over plaintext. With strict, answers over TLS that no handler gives have HSTS.
+func overHTTP(config *tls.Config, strict bool, logger *slog.Logger) func(net.Listener) net.Listener {
 	if config == nil {
 		return httpapi.Plaintext
 	}
 	config.NextProtos = []string{"h2", "http/1.1"}
-	return func(l net.Listener) net.Listener { return tls.NewListener(l, config) }
+	return func(l net.Listener) net.Listener { return httpapi.Secured(l, config, strict, logger) }
 }
 
 // GRPCAddr is where the gRPC API is reached, with the port that was taken.

@@ -127,6 +127,46 @@ var transportMutants = []mutant{
 		pkg: "server", test: "TestUnreadableRequests",
 	},
 	{
+		name: "unreadable-requests-over-tls-are-answered-as-text", file: "server/internal/httpapi/secured.go",
+		old: `if over.ConnectionState().NegotiatedProtocol == "h2" {`, new: "if true {",
+		pkg: "server", test: "TestUnreadableRequests",
+	},
+	{
+		name: "unknown-expectation-is-answered-without-no-store", file: "server/internal/httpapi/unreadable.go",
+		old: "return code, withoutBody || ", new: "_ = withoutBody\n\treturn code, ",
+		pkg: "server", test: "TestUnreadableRequests",
+	},
+	{
+		name: "unreadable-requests-are-answered-without-hsts", file: "server/internal/httpapi/secured.go",
+		old: "readable: readable{Conn: over, strict: s.strict}", new: "readable: readable{Conn: over}",
+		pkg: "server", test: "TestUnreadableRequests",
+	},
+	{
+		name: "certificates-of-http1-are-lost", file: "server/internal/httpapi/unreadable.go",
+		old: "return c.secured.ConnectionState() }", new: "return tls.ConnectionState{} }",
+		pkg: "server", test: "TestMutualTLS",
+	},
+	{
+		name: "handshakes-one-after-another", file: "server/internal/httpapi/secured.go",
+		old: "go s.shake(conn)", new: "s.shake(conn)",
+		pkg: "server/internal/httpapi", test: "TestSlowHandshakes",
+	},
+	{
+		name: "handshakes-without-an-end", file: "server/internal/httpapi/secured.go",
+		old: "context.WithTimeout(s.closing, handshakeTimeout)", new: "context.WithCancel(s.closing)",
+		pkg: "server/internal/httpapi", test: "TestSlowHandshakes",
+	},
+	{
+		name: "handshake-that-panics-ends-the-instance", file: "server/internal/httpapi/secured.go",
+		old: "if p := recover(); p != nil {", new: "if p := any(nil); p != nil {",
+		pkg: "server/internal/httpapi", test: "TestSecuredListener",
+	},
+	{
+		name: "unaccepted-connection-stays-open", file: "server/internal/httpapi/secured.go",
+		old: "		if !taken {\n", new: "		if false && !taken {\n",
+		pkg: "server/internal/httpapi", test: "TestSecuredListener",
+	},
+	{
 		name: "call-on-an-unknown-connection-is-served", file: "server/internal/rpc/opening.go",
 		old: `c.refusal = broken("a call on an unknown connection")`, new: "c.place = new(peers.Place)",
 		pkg: "server/internal/rpc", test: "TestUnboundedCallsAreRefused",

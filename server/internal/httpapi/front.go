@@ -2,7 +2,6 @@ package httpapi
 
 import (
 	"context"
-	"crypto/tls"
 	"log"
 	"log/slog"
 	"net"
@@ -34,7 +33,7 @@ type connectionKey struct{}
 // connect puts the state of a connection into the context of its requests. The state closes the
 // connection below TLS, because a close of TLS waits for the peer.
 func connect(ctx context.Context, conn net.Conn) context.Context {
-	if secured, is := conn.(*tls.Conn); is {
+	if secured, is := conn.(interface{ NetConn() net.Conn }); is {
 		conn = secured.NetConn()
 	}
 	return context.WithValue(ctx, connectionKey{}, peers.NewConnection(conn))
@@ -93,7 +92,7 @@ func (r *running) end() {
 	r.control = nil
 }
 
-// Write logs a line of net/http: a handshake or a connection that failed, or a panic.
+// Write logs a line of net/http: a connection that failed, or a panic.
 func (f *front) Write(line []byte) (int, error) {
 	text := strings.TrimSpace(string(line))
 	if strings.HasPrefix(text, "http: panic serving") {
