@@ -1,8 +1,10 @@
 package server
 
 import (
+	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"net/url"
 	"regexp"
 	"slices"
@@ -59,6 +61,9 @@ func (l *Listen) check(p *problems) {
 		if listener.at != &l.GRPC && len(listener.at.Authorities) > 0 {
 			p.add(listener.path+".authorities", "has no meaning here: only a gRPC listener has them")
 		}
+		if listener.at == &l.Ops && len(l.Ops.Proxies) > 0 {
+			p.add("listen.ops.proxies", "has no meaning here, where no client is bounded: remove it")
+		}
 		if other, taken := taken[listener.at.Address]; taken && !strings.HasSuffix(listener.at.Address, ":0") {
 			p.add(listener.path+".address", "is that of %s too: give each its own port", other)
 		}
@@ -81,12 +86,29 @@ func (l *Listener) check(p *problems, path string) {
 			p.add(fmt.Sprintf("%s.authorities[%d]", path, i), "must be host or host:port, as clients dial it")
 		}
 	}
+	for i, text := range l.Proxies {
+		if _, err := parsePrefix(text); err != nil {
+			p.add(fmt.Sprintf("%s.proxies[%d]", path, i), "must be an address or a network, such as 10.0.0.7 or 10.0.0.0/24")
+		}
+	}
 	if l.TLS != nil {
 		l.TLS.check(p, path+".tls", path != "listen.ops")
 		if l.InsecurePlaintext {
 			p.add(path+".insecure_plaintext", "contradicts tls: remove one of the two")
 		}
 	}
+}
+
+// parsePrefix reads an address, or a network that is written without bits of a host.
+func parsePrefix(text string) (netip.Prefix, error) {
+	if address, err := netip.ParseAddr(text); err == nil && address.Zone() == "" {
+		return netip.PrefixFrom(address.Unmap(), address.Unmap().BitLen()), nil
+	}
+	p, err := netip.ParsePrefix(text)
+	if err != nil || p != p.Masked() || p.Addr().Is4In6() {
+		return netip.Prefix{}, errors.New("is no network")
+	}
+	return p, nil
 }
 
 func (d *Database) check(p *problems) {

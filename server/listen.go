@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -21,7 +22,7 @@ import (
 
 // fronts makes the doors to the engine, for programs and for people, and the one for operators.
 func (s *Server) fronts(config Config, parts opened, engine *exchange.Engine, o Options) error {
-	door := rpc.Config{Engine: engine, Authority: s.isAuthority, Logger: o.Logger, TracerProvider: o.TracerProvider, Now: o.Now}
+	door := rpc.Config{Engine: engine, Authority: s.isAuthority, Proxies: prefixes(config.Listen.GRPC.Proxies), Logger: o.Logger, TracerProvider: o.TracerProvider, Now: o.Now}
 	if parts.grpc != nil {
 		door.TLS = credentials.NewTLS(parts.grpc)
 	}
@@ -48,10 +49,20 @@ func (s *Server) fronts(config Config, parts opened, engine *exchange.Engine, o 
 	if err != nil {
 		return err
 	}
-	s.http = httpapi.NewServer(front, o.Logger)
+	s.http = httpapi.NewServer(front, prefixes(config.Listen.HTTP.Proxies), o.Logger)
 	s.http.Handler = httpapi.StrictTransport(s.http.Handler) // also for what the server itself answers
-	s.ops = httpapi.NewServer(httpapi.Ops(s.readiness.checks(), o.Registry), o.Logger)
+	s.ops = httpapi.NewServer(httpapi.Ops(s.readiness.checks(), o.Registry), nil, o.Logger)
 	return nil
+}
+
+// prefixes reads addresses and networks, which were checked.
+func prefixes(list []string) (all []netip.Prefix) {
+	for _, text := range list {
+		if p, err := parsePrefix(text); err == nil {
+			all = append(all, p)
+		}
+	}
+	return all
 }
 
 // withConsoles puts the tenants' consoles beside the OAuth endpoints.

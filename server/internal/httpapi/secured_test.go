@@ -59,7 +59,7 @@ func TestSlowHandshakes(t *testing.T) {
 			if r.TLS == nil || !r.TLS.HandshakeComplete {
 				w.WriteHeader(http.StatusTeapot)
 			}
-		}), nil)
+		}), nil, nil)
 		served := make(chan error, 1)
 		go func() { served <- server.Serve(l) }()
 
