@@ -180,4 +180,14 @@ var smallMutants = []mutant{
 		old: `strings.ContainsAny(cfg.Address, "?#")`, new: `false && strings.ContainsAny(cfg.Address, "")`,
 		pkg: "client", test: "TestNewRefusesPartsOfAnAddress",
 	},
+	{
+		name: "search-drops-the-new-filters", file: "server/internal/rpc/audit.go",
+		old: `q.ID, q.Txn, q.Key, q.Peer = r.GetJti(), r.GetTxn(), r.GetKey(), r.GetPeer()`, new: `_ = r`,
+		pkg: "server/internal/rpc", test: "TestSearchFilters",
+	},
+	{
+		name: "page-token-of-another-chain", file: "server/internal/rpc/pages.go",
+		old: `		r.GetJti(), r.GetTxn(), r.GetKey(), r.GetPeer())`, new: `		"")`,
+		pkg: "server/internal/rpc", test: "TestPageTokens",
+	},
 }
