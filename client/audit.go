@@ -97,6 +97,10 @@ type SearchQuery struct {
 	Outcome  EntryOutcome
 	Reason   delegation.Reason
 	TraceID  string
+	JTI      string    // of the grant
+	Txn      string    // of the chain
+	Key      string    // thumbprint of the key that the grant is bound to
+	Peer     string    // address of the caller, with its port or without
 	From     time.Time // recorded then or later
 	Until    time.Time // recorded before
 	// PageSize is how many entries are asked for at a time: 1 to 500. Default: 50.
@@ -136,6 +140,7 @@ func (q SearchQuery) message() (*deputyv1.SearchEntriesRequest, error) {
 	return &deputyv1.SearchEntriesRequest{
 		Subject: string(q.Subject), Actor: string(q.Actor), Caller: string(q.Caller), Audience: q.Audience, Scope: q.Scope,
 		Kind: deputyv1.EntryKind(kind), Outcome: deputyv1.EntryOutcome(outcome), Reason: string(q.Reason), TraceId: q.TraceID,
+		Jti: q.JTI, Txn: q.Txn, Key: q.Key, Peer: q.Peer,
 		From: wireTime(q.From), Until: wireTime(q.Until), PageSize: uint32(q.PageSize),
 	}, nil
 }

@@ -154,8 +154,13 @@ func TestSearch(t *testing.T) {
 	}
 	s.Record(&deputyv1.Entry{ // 52
 		Kind: deputyv1.EntryKind_ENTRY_KIND_REFUSAL, Outcome: deputyv1.EntryOutcome_ENTRY_OUTCOME_REFUSED, Reason: "rate_limited",
-		Subject: "user:bob", Actor: "agent:mailer", Caller: "agent:mailer", Audience: []string{"mail"}, Scope: []string{"mail.read"}, TraceId: "trace-7",
+		Subject: "user:bob", Actor: "agent:mailer", Caller: "agent:mailer", Audience: []string{"mail"}, Scope: []string{"mail.read"}, TraceId: "trace-7", Peer: "192.0.2.7",
 	})
+	first, err := c.Entry(t.Context(), 41)
+	if err != nil || first.Txn == "" {
+		t.Fatal(first, err)
+	}
+	chain := first.Txn
 	search := func(q SearchQuery) (got []uint64, err error) {
 		for e, err := range c.Search(t.Context(), q) {
 			if err != nil {
@@ -178,6 +183,11 @@ func TestSearch(t *testing.T) {
 		"outcome":  {SearchQuery{Outcome: OutcomeRefused}, []uint64{52}},
 		"reason":   {SearchQuery{Reason: delegation.RateLimited}, []uint64{52}},
 		"trace":    {SearchQuery{TraceID: "trace-7"}, []uint64{52}},
+		"jti":      {SearchQuery{JTI: "jti-43"}, []uint64{43}},
+		"chain":    {SearchQuery{Txn: chain, Kind: KindGrant}, []uint64{44, 43, 42, 41}},
+		"no chain": {SearchQuery{Txn: chain + "x"}, nil},
+		"key":      {SearchQuery{Key: "no such key"}, nil},
+		"peer":     {SearchQuery{Peer: "192.0.2.7"}, []uint64{52}},
 		"time":     {SearchQuery{From: day.Add(time.Hour), Until: day.Add(3 * time.Hour)}, []uint64{48, 47}},
 		"several":  {SearchQuery{Subject: "user:alice", Actor: "agent:writer", Kind: KindGrant}, []uint64{43}},
 		"one page": {SearchQuery{Subject: "user:alice", PageSize: 1}, []uint64{44, 43, 42, 41}},

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	mathrand "math/rand/v2"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc"
@@ -90,6 +91,9 @@ type Client struct {
 func New(cfg Config) (*Client, error) {
 	if cfg.Address == "" {
 		return nil, errors.New("deputy client: Address is missing")
+	}
+	if strings.ContainsAny(cfg.Address, "?#") { // gRPC would drop what follows
+		return nil, errors.New("deputy client: Address: must have no query and no fragment; write # in a path as %23")
 	}
 	if cfg.Timeout < 0 || cfg.Attempts < 0 {
 		return nil, errors.New("deputy client: Timeout and Attempts must not be negative")

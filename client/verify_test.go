@@ -281,6 +281,19 @@ func TestInspect(t *testing.T) {
 	}
 }
 
+// gRPC drops the query and the fragment of a target.
+func TestNewRefusesPartsOfAnAddress(t *testing.T) {
+	for _, address := range []string{"deputy.example:443#a", "dns:///deputy.example:443?a=b", "unix:///run/a#1/deputy.sock"} {
+		c, err := New(Config{Address: address})
+		if err == nil {
+			_ = c.Close()
+		}
+		if err == nil || !strings.Contains(err.Error(), "no query and no fragment") {
+			t.Errorf("%s: %v", address, err)
+		}
+	}
+}
+
 func TestNewVerifierRefuses(t *testing.T) {
 	const issuer = "https://deputy.example/t/acme"
 	c, err := New(Config{Address: "deputy.example:443"})
@@ -290,6 +303,9 @@ func TestNewVerifierRefuses(t *testing.T) {
 	defer c.Close()
 	tests := map[string]VerifierConfig{
 		"no issuer":          {Audience: calendar, IgnoreRevocations: true},
+		"issuer with query":  {Issuer: issuer + "?a", Audience: calendar, IgnoreRevocations: true},
+		"issuer, fragment":   {Issuer: issuer + "#a", Audience: calendar, IgnoreRevocations: true},
+		"keys of a fragment": {Issuer: issuer, Audience: calendar, JWKSURL: issuer + "/k#a", IgnoreRevocations: true},
 		"no audience":        {Issuer: issuer, IgnoreRevocations: true},
 		"http keys":          {Issuer: "http://deputy.example", Audience: calendar, IgnoreRevocations: true},
 		"keys of a file":     {Issuer: issuer, Audience: calendar, JWKSURL: "file:///etc/passwd", IgnoreRevocations: true},

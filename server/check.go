@@ -1,8 +1,10 @@
 package server
 
 import (
+	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"net/url"
 	"regexp"
 	"slices"
@@ -12,6 +14,7 @@ import (
 	"deputy.example/deputy/client/delegation"
 	"deputy.example/deputy/server/internal/console"
 	"deputy.example/deputy/server/internal/exchange"
+	"deputy.example/deputy/server/internal/guard"
 	"deputy.example/deputy/server/internal/ledger"
 	"deputy.example/deputy/server/internal/policy"
 	"deputy.example/deputy/server/internal/token"
@@ -58,6 +61,9 @@ func (l *Listen) check(p *problems) {
 		if listener.at != &l.GRPC && len(listener.at.Authorities) > 0 {
 			p.add(listener.path+".authorities", "has no meaning here: only a gRPC listener has them")
 		}
+		if listener.at == &l.Ops && len(l.Ops.Proxies) > 0 {
+			p.add("listen.ops.proxies", "has no meaning here, where no client is bounded: remove it")
+		}
 		if other, taken := taken[listener.at.Address]; taken && !strings.HasSuffix(listener.at.Address, ":0") {
 			p.add(listener.path+".address", "is that of %s too: give each its own port", other)
 		}
@@ -80,6 +86,11 @@ func (l *Listener) check(p *problems, path string) {
 			p.add(fmt.Sprintf("%s.authorities[%d]", path, i), "must be host or host:port, as clients dial it")
 		}
 	}
+	for i, text := range l.Proxies {
+		if _, err := parsePrefix(text); err != nil {
+			p.add(fmt.Sprintf("%s.proxies[%d]", path, i), "must be an address or a network, such as 10.0.0.7 or 10.0.0.0/24")
+		}
+	}
 	if l.TLS != nil {
 		l.TLS.check(p, path+".tls", path != "listen.ops")
 		if l.InsecurePlaintext {
@@ -88,18 +99,34 @@ func (l *Listener) check(p *problems, path string) {
 	}
 }
 
+// parsePrefix reads an address, or a network that is written without bits of a host.
+func parsePrefix(text string) (netip.Prefix, error) {
+	if address, err := netip.ParseAddr(text); err == nil && address.Zone() == "" {
+		return netip.PrefixFrom(address.Unmap(), address.Unmap().BitLen()), nil
+	}
+	p, err := netip.ParsePrefix(text)
+	if err != nil || p != p.Masked() || p.Addr().Is4In6() {
+		return netip.Prefix{}, errors.New("is no network")
+	}
+	return p, nil
+}
+
 func (d *Database) check(p *problems) {
 	const path = "database.dsn"
+	if d.DSN == "" {
+		p.add(path, "is missing: write postgres://user@host/database?sslmode=verify-full, or sqlite:///path/of/file.db")
+		return
+	}
+	if err := ledger.CheckAddress(d.DSN); err != nil {
+		p.add(path, "%v", err)
+		return
+	}
 	u, err := url.Parse(d.DSN)
 	switch {
-	case d.DSN == "":
-		p.add(path, "is missing: write postgres://user@host/database?sslmode=verify-full, or sqlite:///path/of/file.db")
-	case err != nil || !slices.Contains([]string{"postgres", "postgresql", "sqlite"}, u.Scheme):
-		p.add(path, "must begin with postgres:// or sqlite:///")
+	case err != nil:
+		p.add(path, "is malformed")
 	case holdsPassword(u) || u.Query().Has("password"):
 		p.add(path, "holds a password: put it into a file and name that in password_file")
-	case u.Scheme == "sqlite" && (u.Host != "" || u.Path == "" || strings.HasPrefix(u.Path, "//") || u.RawQuery != ""):
-		p.add(path, "must be sqlite:/// and the absolute path of the file, without options")
 	case u.Scheme == "sqlite" && d.PasswordFile != "":
 		p.add("database.password_file", "has no meaning for sqlite: remove it")
 	case u.Scheme != "sqlite" && !isLoopback(u.Hostname()) && u.Query().Get("sslmode") != "verify-full" && !d.InsecurePlaintext:
@@ -117,6 +144,8 @@ func (r *Redis) check(p *problems) {
 		p.add(path, "must begin with redis://, rediss:// or unix://")
 	case holdsPassword(u) || u.Query().Has("password"):
 		p.add(path, "holds a password: put it into a file and name that in password_file")
+	case guard.CheckAddress(r.URL) != nil:
+		p.add(path, "%v", guard.CheckAddress(r.URL))
 	case u.Scheme == "redis" && !isLoopback(u.Hostname()) && !r.InsecurePlaintext:
 		p.add(path, "must be rediss:// for a server on another machine; set insecure_plaintext where something else protects the connection")
 	}
@@ -127,8 +156,10 @@ func holdsPassword(u *url.URL) bool { _, has := u.User.Password(); return has }
 
 func (t *Telemetry) check(p *problems) {
 	if t.OTLPEndpoint != "" {
-		if u, err := url.Parse(t.OTLPEndpoint); err != nil || u.Host == "" || u.User != nil || u.Scheme != "http" && u.Scheme != "https" {
-			p.add("telemetry.otlp_endpoint", "must be https://host:port, or http://host:port for a collector that speaks plaintext")
+		// The exporter speaks gRPC, so that a path has no meaning.
+		if u, err := url.Parse(t.OTLPEndpoint); err != nil || u.Host == "" || u.User != nil || u.Scheme != "http" && u.Scheme != "https" ||
+			strings.TrimPrefix(u.Path, "/") != "" || strings.ContainsAny(t.OTLPEndpoint, "?#") {
+			p.add("telemetry.otlp_endpoint", "must be https://host:port, or http://host:port for a collector without TLS; remove path, query and fragment")
 		}
 	}
 	oneOf(p, "telemetry.log_level", &t.LogLevel, "info", "debug", "warn", "error")
@@ -204,6 +235,8 @@ func (c *Console) check(p *problems, path string, trusted []token.TrustedIssuer)
 	n := slices.IndexFunc(trusted, func(i token.TrustedIssuer) bool { return i.Issuer == c.Issuer })
 	switch {
 	case c.Issuer == "":
+	case strings.ContainsAny(c.Issuer, "?#"):
+		p.add(path+".issuer", "must have neither query nor fragment, because the provider's metadata is at an address below it")
 	case n < 0:
 		p.add(path+".issuer", "is not among trusted_issuers: add it there, with the principals that its people become")
 	case slices.Contains(trusted[n].Audiences, c.ClientID):
@@ -268,8 +301,8 @@ func (f *Policy) check(p *problems, path string) {
 	switch {
 	case f.URL == "":
 		p.add(path+".url", "is missing: write the address of OpenFGA's HTTP API, such as https://openfga.internal:8080")
-	case err != nil || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Scheme != "https" && u.Scheme != "http":
-		p.add(path+".url", "must be an https address without credentials and query; a preshared key goes into token_file")
+	case err != nil || u.Host == "" || u.User != nil || strings.ContainsAny(f.URL, "?#") || u.Scheme != "https" && u.Scheme != "http":
+		p.add(path+".url", "must be an https address without credentials, query and fragment; a preshared key goes into token_file")
 	case u.Scheme == "http" && !isLoopback(u.Hostname()) && !f.InsecurePlaintext:
 		p.add(path+".url", "must be https: over plain http anyone on the way can answer in OpenFGA's place; set insecure_plaintext where something else protects it")
 	}

@@ -65,6 +65,11 @@ type Listener struct {
 	// for another server. gRPC only: HTTP has the tenants' issuers for that. Default: this machine's own
 	// names where the listener is on a loopback address, and else none, so that no proof is accepted.
 	Authorities []string `yaml:"authorities"`
+	// Proxies are the addresses or networks of proxies in front, such as 10.0.0.7 or 10.0.0.0/24. They
+	// append the address of each client to x-forwarded-for, and the bounds of unauthenticated callers
+	// then hold for that client. Not for listen.ops. Default none: a proxy is one client. Danger: what
+	// connects from these addresses chooses whom its calls count against.
+	Proxies []string `yaml:"proxies"`
 	// InsecurePlaintext allows connections without TLS from other machines. Default false. Danger: a
 	// bearer token on a plain connection belongs to everyone on the way. Set it only where something
 	// in front, such as a service mesh, encrypts.

@@ -151,16 +151,15 @@ func TestPlaintextOfTheRealListener(t *testing.T) {
 }
 
 // TestUnreadableRequests: a request that net/http cannot read reaches no handler, and its connection
-// is closed. Over plaintext the answer is JSON with no-store. Over TLS the answer of net/http is
-// pinned.
+// is closed. The answer is JSON with no-store, with and without TLS.
 func TestUnreadableRequests(t *testing.T) {
 	plain := newSite(t).startUnready(t)
 	secured, client := newSite(t).secured(t)
-	client.NextProtos = []string{"http/1.1"}
 	for name, c := range map[string]struct{ request, status string }{
 		"no request":             {"nonsense\r\n\r\n", "400"},
 		"no version":             {"GET /oauth2/jwks\r\n\r\n", "400"},
 		"another version":        {"GET /oauth2/jwks HTTP/3.0\r\nHost: d\r\n\r\n", "505"},
+		"garbage of HTTP/1.0":    {"GET /oauth2/jwks HTTP/1.0\r\n<script>\r\n\r\n", "400"},
 		"no host":                {"GET /oauth2/jwks HTTP/1.1\r\n\r\n", "400"},
 		"two hosts":              {"GET /oauth2/jwks HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", "400"},
 		"a bad host":             {"GET /oauth2/jwks HTTP/1.1\r\nHost: <script>\r\n\r\n", "400"},
@@ -168,24 +167,39 @@ func TestUnreadableRequests(t *testing.T) {
 		"a bad value":            {"GET /oauth2/jwks HTTP/1.1\r\nHost: d\r\nA: \x01<script>\r\n\r\n", "400"},
 		"a bad length":           {"POST /oauth2/token HTTP/1.1\r\nHost: d\r\nContent-Length: -1\r\n\r\n", "400"},
 		"an unknown coding":      {"POST /oauth2/token HTTP/1.1\r\nHost: d\r\nTransfer-Encoding: <script>\r\n\r\n", "501"},
+		"an unknown expectation": {"GET /oauth2/jwks HTTP/1.1\r\nHost: d\r\nExpect: <script>\r\n\r\n", "417"},
 		"headers beyond measure": {"GET /oauth2/jwks HTTP/1.1\r\nHost: d\r\nA: " + strings.Repeat("a", 32<<10) + "\r\n\r\n", "431"},
 	} {
-		over, err := net.Dial("tcp", plain.HTTPAddr())
-		if err != nil {
-			t.Fatal(err)
+		answers := func(how string, conn net.Conn, err error, strict bool) {
+			t.Helper()
+			if err != nil {
+				t.Fatal(err)
+			}
+			answer := said(t, conn, c.request)
+			if !strings.HasPrefix(answer, "HTTP/1.1 "+c.status+" ") || !strings.Contains(answer, "\r\nCache-Control: no-store\r\n") ||
+				!strings.Contains(answer, "\r\nContent-Type: application/json\r\n") || !strings.Contains(answer, `"error":"invalid_request"`) ||
+				strings.Contains(answer, "<script") || strings.Contains(answer, "\r\nStrict-Transport-Security: ") != strict {
+				t.Errorf("%s, %s: %s", name, how, answer)
+			}
 		}
-		if answer := said(t, over, c.request); !strings.HasPrefix(answer, "HTTP/1.1 "+c.status+" ") || !strings.Contains(answer, "\r\nCache-Control: no-store\r\n") ||
-			!strings.Contains(answer, "\r\nContent-Type: application/json\r\n") || !strings.Contains(answer, `"error":"invalid_request"`) || strings.Contains(answer, "<script") {
-			t.Errorf("%s: %s", name, answer)
+		for _, address := range []string{plain.HTTPAddr(), plain.OpsAddr()} {
+			conn, err := net.Dial("tcp", address)
+			answers("plaintext", conn, err, false)
 		}
-		covered, err := tls.Dial("tcp", secured.HTTPAddr(), client)
-		if err != nil {
-			t.Fatal(err)
+		for _, address := range []string{secured.HTTPAddr(), secured.OpsAddr()} {
+			for _, protocols := range [][]string{{"http/1.1"}, nil} {
+				client.NextProtos = protocols
+				conn, err := tls.Dial("tcp", address, client)
+				answers("TLS", conn, err, address == secured.HTTPAddr())
+			}
 		}
-		if answer := said(t, covered, c.request); !strings.HasPrefix(answer, "HTTP/1.1 "+c.status+" ") || !strings.Contains(answer, "\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n") ||
-			strings.Contains(answer, "<script") {
-			t.Errorf("%s, over TLS: %s", name, answer)
-		}
+	}
+	conn, err := net.Dial("tcp", secured.HTTPAddr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if answer := said(t, conn, "GET /oauth2/jwks HTTP/1.1\r\nHost: d\r\n\r\n"); !strings.HasPrefix(answer, "HTTP/1.1 400 ") || !strings.Contains(answer, "\r\nCache-Control: no-store\r\n") {
+		t.Errorf("plaintext to a listener with TLS: %s", answer)
 	}
 	for name, request := range map[string]string{ // which a handler sees
 		"OPTIONS *":    "OPTIONS * HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n",

@@ -4,8 +4,10 @@ import (
 	"context"
 	"crypto/tls"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -20,7 +22,7 @@ import (
 
 // fronts makes the doors to the engine, for programs and for people, and the one for operators.
 func (s *Server) fronts(config Config, parts opened, engine *exchange.Engine, o Options) error {
-	door := rpc.Config{Engine: engine, Authority: s.isAuthority, Logger: o.Logger, TracerProvider: o.TracerProvider, Now: o.Now}
+	door := rpc.Config{Engine: engine, Authority: s.isAuthority, Proxies: prefixes(config.Listen.GRPC.Proxies), Logger: o.Logger, TracerProvider: o.TracerProvider, Now: o.Now}
 	if parts.grpc != nil {
 		door.TLS = credentials.NewTLS(parts.grpc)
 	}
@@ -47,10 +49,20 @@ func (s *Server) fronts(config Config, parts opened, engine *exchange.Engine, o 
 	if err != nil {
 		return err
 	}
-	s.http = httpapi.NewServer(front, o.Logger)
+	s.http = httpapi.NewServer(front, prefixes(config.Listen.HTTP.Proxies), o.Logger)
 	s.http.Handler = httpapi.StrictTransport(s.http.Handler) // also for what the server itself answers
-	s.ops = httpapi.NewServer(httpapi.Ops(s.readiness.checks(), o.Registry), o.Logger)
+	s.ops = httpapi.NewServer(httpapi.Ops(s.readiness.checks(), o.Registry), nil, o.Logger)
 	return nil
+}
+
+// prefixes reads addresses and networks, which were checked.
+func prefixes(list []string) (all []netip.Prefix) {
+	for _, text := range list {
+		if p, err := parsePrefix(text); err == nil {
+			all = append(all, p)
+		}
+	}
+	return all
 }
 
 // withConsoles puts the tenants' consoles beside the OAuth endpoints.
@@ -104,8 +116,8 @@ func (s *Server) bind(ctx context.Context, parts opened, o Options) error {
 		speaks  func(net.Listener) net.Listener
 	}{
 		{"grpc", &s.listeners.grpc, o.GRPC, s.listen.GRPC.Address, func(l net.Listener) net.Listener { return l }}, // grpc-go adds TLS
-		{"http", &s.listeners.http, o.HTTP, s.listen.HTTP.Address, overHTTP(parts.http)},
-		{"ops", &s.listeners.ops, o.Ops, s.listen.Ops.Address, overHTTP(parts.ops)},
+		{"http", &s.listeners.http, o.HTTP, s.listen.HTTP.Address, overHTTP(parts.http, true, o.Logger)},
+		{"ops", &s.listeners.ops, o.Ops, s.listen.Ops.Address, overHTTP(parts.ops, false, o.Logger)},
 	} {
 		*door.at = door.brought
 		if door.brought == nil {
@@ -122,13 +134,13 @@ func (s *Server) bind(ctx context.Context, parts opened, o Options) error {
 }
 
 // overHTTP returns how an HTTP listener accepts connections: HTTP/2 and HTTP/1.1 over TLS, or only
-// HTTP/1.1 over plaintext.
-func overHTTP(config *tls.Config) func(net.Listener) net.Listener {
+// HTTP/1.1 over plaintext. With strict, answers over TLS that no handler gives have HSTS.
+func overHTTP(config *tls.Config, strict bool, logger *slog.Logger) func(net.Listener) net.Listener {
 	if config == nil {
 		return httpapi.Plaintext
 	}
 	config.NextProtos = []string{"h2", "http/1.1"}
-	return func(l net.Listener) net.Listener { return tls.NewListener(l, config) }
+	return func(l net.Listener) net.Listener { return httpapi.Secured(l, config, strict, logger) }
 }
 
 // GRPCAddr is where the gRPC API is reached, with the port that was taken.

@@ -298,16 +298,19 @@ func TestMutualTLS(t *testing.T) {
 		if err := conn.Close(); err != nil {
 			t.Error(err)
 		}
-		web := &http.Client{Transport: &http.Transport{TLSClientConfig: client, DisableKeepAlives: true}}
-		response, err := web.PostForm("https://"+srv.HTTPAddr()+"/oauth2/introspect", url.Values{"token": {"x"}, "client_id": {clientID}})
-		if err != nil {
-			t.Fatal(err)
+		web := &http.Client{Transport: &http.Transport{TLSClientConfig: client.Clone(), DisableKeepAlives: true}}
+		h2 := &http.Client{Transport: &http.Transport{TLSClientConfig: client.Clone(), DisableKeepAlives: true, ForceAttemptHTTP2: true}}
+		for protocol, over := range map[int]*http.Client{1: web, 2: h2} {
+			response, err := over.PostForm("https://"+srv.HTTPAddr()+"/oauth2/introspect", url.Values{"token": {"x"}, "client_id": {clientID}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = response.Body.Close()
+			if known != (response.StatusCode == http.StatusOK) || response.ProtoMajor != protocol {
+				t.Errorf("%s over HTTP/%d: %s %s", clientID, protocol, response.Proto, response.Status)
+			}
 		}
-		_ = response.Body.Close()
-		if known != (response.StatusCode == http.StatusOK) {
-			t.Errorf("%s over HTTP: %s", clientID, response.Status)
-		}
-		response, err = web.Get("https://" + srv.HTTPAddr() + "/.well-known/oauth-authorization-server")
+		response, err := web.Get("https://" + srv.HTTPAddr() + "/.well-known/oauth-authorization-server")
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -145,4 +145,49 @@ var smallMutants = []mutant{
 		new: "	if l.AllowUnbinding && l.AllowBearer {",
 		pkg: "server", test: "TestMistakesAreRefusedWithTheLineToMend",
 	},
+	{
+		name: "sqlite-address-loses-its-fragment", file: "server/internal/ledger/ledger.go",
+		old: `case strings.Contains(dsn, "#"):`, new: `case false:`,
+		pkg: "server/internal/ledger", test: "TestOpenRefuses",
+	},
+	{
+		name: "sqlite-address-loses-its-options", file: "server/internal/ledger/sqlite.go",
+		old: `strings.ContainsAny(dsn, "?#")`, new: `false`,
+		pkg: "server/internal/ledger", test: "TestOpenRefuses",
+	},
+	{
+		name: "redis-address-loses-its-parts", file: "server/internal/guard/guard.go",
+		old: `strings.Contains(address, "#") || (u.Host == "") != (u.Scheme == "unix")`, new: `strings.Contains(u.Host, "#")`,
+		pkg: "server/internal/guard", test: "TestAddress",
+	},
+	{
+		name: "openfga-address-loses-its-parts", file: "server/internal/policy/policy.go",
+		old: `strings.ContainsAny(config.URL, "?#")`, new: `false`,
+		pkg: "server/internal/policy", test: "TestConfigIsChecked",
+	},
+	{
+		name: "collector-address-loses-its-parts", file: "server/check.go",
+		old: `strings.TrimPrefix(u.Path, "/") != "" || strings.ContainsAny(t.OTLPEndpoint, "?#")`, new: `false`,
+		pkg: "server", test: "TestMistakesAreRefusedWithTheLineToMend",
+	},
+	{
+		name: "endpoint-of-the-provider-loses-its-fragment", file: "server/internal/console/signin.go",
+		old: `strings.Contains(address, "#")`, new: `false`,
+		pkg: "server/internal/console", test: "TestWhatTheProviderSaysIsNotBelievedBlindly",
+	},
+	{
+		name: "grpc-target-loses-its-parts", file: "client/client.go",
+		old: `strings.ContainsAny(cfg.Address, "?#")`, new: `false && strings.ContainsAny(cfg.Address, "")`,
+		pkg: "client", test: "TestNewRefusesPartsOfAnAddress",
+	},
+	{
+		name: "search-drops-the-new-filters", file: "server/internal/rpc/audit.go",
+		old: `q.ID, q.Txn, q.Key, q.Peer = r.GetJti(), r.GetTxn(), r.GetKey(), r.GetPeer()`, new: `_ = r`,
+		pkg: "server/internal/rpc", test: "TestSearchFilters",
+	},
+	{
+		name: "page-token-of-another-chain", file: "server/internal/rpc/pages.go",
+		old: `		r.GetJti(), r.GetTxn(), r.GetKey(), r.GetPeer())`, new: `		"")`,
+		pkg: "server/internal/rpc", test: "TestPageTokens",
+	},
 }

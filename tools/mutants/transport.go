@@ -3,7 +3,7 @@ package main
 var transportMutants = []mutant{
 	{
 		name: "health-watch-beyond-its-places", file: "server/internal/rpc/opening.go",
-		old: "c.refusal = tooMany\n", new: "c.refusal = nil\n",
+		old: "c.place == nil {\n		c.refusal = tooMany\n", new: "c.place == nil {\n		c.refusal = nil\n",
 		pkg: "server/internal/rpc", test: "TestHealthWatchesAreBounded",
 	},
 	{
@@ -48,12 +48,12 @@ var transportMutants = []mutant{
 	},
 	{
 		name: "rapid-reset-is-not-cut-grpc", file: "server/internal/rpc/opening.go",
-		old: "c.connection.Abandoned(c.began)", new: "_ = c.began",
+		old: "c.client.Abandoned(c.began)", new: "_ = c.began",
 		pkg: "server/internal/rpc", test: "TestRapidReset",
 	},
 	{
 		name: "rapid-reset-is-not-cut-http", file: "server/internal/httpapi/front.go",
-		old: "connection.Abandoned(began)", new: "_ = began",
+		old: "client.Abandoned(began)", new: "_ = began",
 		pkg: "server/internal/httpapi", test: "TestRapidResetOfQuickRequests",
 	},
 	{
@@ -127,6 +127,46 @@ var transportMutants = []mutant{
 		pkg: "server", test: "TestUnreadableRequests",
 	},
 	{
+		name: "unreadable-requests-over-tls-are-answered-as-text", file: "server/internal/httpapi/secured.go",
+		old: `if over.ConnectionState().NegotiatedProtocol == "h2" {`, new: "if true {",
+		pkg: "server", test: "TestUnreadableRequests",
+	},
+	{
+		name: "unknown-expectation-is-answered-without-no-store", file: "server/internal/httpapi/unreadable.go",
+		old: "return code, withoutBody || ", new: "_ = withoutBody\n\treturn code, ",
+		pkg: "server", test: "TestUnreadableRequests",
+	},
+	{
+		name: "unreadable-requests-are-answered-without-hsts", file: "server/internal/httpapi/secured.go",
+		old: "readable: readable{Conn: over, strict: s.strict}", new: "readable: readable{Conn: over}",
+		pkg: "server", test: "TestUnreadableRequests",
+	},
+	{
+		name: "certificates-of-http1-are-lost", file: "server/internal/httpapi/unreadable.go",
+		old: "return c.secured.ConnectionState() }", new: "return tls.ConnectionState{} }",
+		pkg: "server", test: "TestMutualTLS",
+	},
+	{
+		name: "handshakes-one-after-another", file: "server/internal/httpapi/secured.go",
+		old: "go s.shake(conn)", new: "s.shake(conn)",
+		pkg: "server/internal/httpapi", test: "TestSlowHandshakes",
+	},
+	{
+		name: "handshakes-without-an-end", file: "server/internal/httpapi/secured.go",
+		old: "context.WithTimeout(s.closing, handshakeTimeout)", new: "context.WithCancel(s.closing)",
+		pkg: "server/internal/httpapi", test: "TestSlowHandshakes",
+	},
+	{
+		name: "handshake-that-panics-ends-the-instance", file: "server/internal/httpapi/secured.go",
+		old: "if p := recover(); p != nil {", new: "if p := any(nil); p != nil {",
+		pkg: "server/internal/httpapi", test: "TestSecuredListener",
+	},
+	{
+		name: "unaccepted-connection-stays-open", file: "server/internal/httpapi/secured.go",
+		old: "		if !taken {\n", new: "		if false && !taken {\n",
+		pkg: "server/internal/httpapi", test: "TestSecuredListener",
+	},
+	{
 		name: "call-on-an-unknown-connection-is-served", file: "server/internal/rpc/opening.go",
 		old: `c.refusal = broken("a call on an unknown connection")`, new: "c.place = new(peers.Place)",
 		pkg: "server/internal/rpc", test: "TestUnboundedCallsAreRefused",
@@ -153,7 +193,7 @@ var transportMutants = []mutant{
 	},
 	{
 		name: "health-watch-stays-without-its-place", file: "server/internal/rpc/opening.go",
-		old: "c.place = o.public.Enter(c.connection, func() { cancel(errCrowded) })", new: "c.place = o.public.Enter(c.connection, func() {})",
+		old: "c.place = o.public.Enter(c.client, func() { cancel(errCrowded) })", new: "c.place = o.public.Enter(c.client, func() {})",
 		pkg: "server/internal/rpc", test: "TestHealthWatchesMakeRoom",
 	},
 	{
@@ -180,5 +220,35 @@ var transportMutants = []mutant{
 		name: "front-answers-without-nosniff", file: "server/internal/httpapi/errors.go",
 		old: "header.Set(\"X-Content-Type-Options\", \"nosniff\")\n", new: "\n",
 		pkg: "server/internal/httpapi", test: "TestRequestsWithoutAPlace",
+	},
+	{
+		name: "client-of-a-proxy-closes-its-connection", file: "server/internal/rpc/opening.go",
+		old: `c.client = o.clients.Of(c.connection, info.Header.Get("x-forwarded-for"))`, new: `c.client = c.connection`,
+		pkg: "server/internal/rpc", test: "TestClientsOfAProxyThatReset",
+	},
+	{
+		name: "spent-client-is-served-grpc", file: "server/internal/rpc/opening.go",
+		old: `case c.client.Spent():`, new: `case false:`,
+		pkg: "server/internal/rpc", test: "TestClientsOfAProxyThatReset",
+	},
+	{
+		name: "spent-client-is-served-http", file: "server/internal/httpapi/front.go",
+		old: `if known && !client.Spent() {`, new: `if known {`,
+		pkg: "server/internal/httpapi", test: "TestClientsOfAProxyThatAbandon",
+	},
+	{
+		name: "every-peer-names-its-client", file: "server/internal/peers/clients.go",
+		old: `if !is || !s.isProxy(tcp.AddrPort().Addr()) {`, new: `if !is || tcp == nil {`,
+		pkg: "server/internal/peers", test: "TestClientsOfProxies",
+	},
+	{
+		name: "forged-client-is-believed", file: "server/internal/peers/clients.go",
+		old: `for i := len(hops) - 1; i >= 0; i-- {`, new: `for i := range hops {`,
+		pkg: "server/internal/peers", test: "TestClientsOfProxies",
+	},
+	{
+		name: "clients-without-a-bound", file: "server/internal/peers/clients.go",
+		old: `return s.others`, new: `s.others = newClient(address)`,
+		pkg: "server/internal/peers", test: "TestClientsAreBounded",
 	},
 }

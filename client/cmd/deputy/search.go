@@ -27,6 +27,10 @@ type searchCommand struct {
 	Outcome  string `placeholder:"OUTCOME" help:"granted, refused or done."`
 	Reason   string `placeholder:"REASON" help:"Reason of a refusal (docs/errors.md)."`
 	Trace    string `placeholder:"ID" help:"Trace id of the request."`
+	JTI      string `name:"jti" placeholder:"JTI" help:"Id of the token."`
+	Txn      string `placeholder:"TXN" help:"Id of the chain."`
+	Key      string `placeholder:"THUMBPRINT" help:"Thumbprint of the key that the grant is bound to."`
+	Peer     string `placeholder:"ADDRESS" help:"Address of the caller, with its port or without."`
 	Since    string `placeholder:"WHEN" help:"Recorded then or later: 2026-11-03, 2026-11-03T12:00:00Z, or an age such as 90m or 7d."`
 	Until    string `placeholder:"WHEN" help:"Recorded before."`
 	Limit    int    `default:"50" placeholder:"N" help:"Show at most so many; 0: all (${default})."`
@@ -44,6 +48,8 @@ With --json each line is one entry. With --csv no cell can be taken for a formul
 Examples:
   deputy search --actor agent:researcher --since 24h
   deputy search --subject user:alice --outcome refused
+  deputy search --txn 01K3RZ8Y7Q4M2N6P9S5T1V0WXA --json
+  deputy search --key 0ZcOCORZNYy-DWpqq30jZyJGHTN0d2HglBV3uiguA4I --peer 192.0.2.7
   deputy search --reason scope_exceeds_parent --since 2026-11-01 --until 2026-11-08 --limit 0 --csv > week.csv`
 }
 
@@ -85,6 +91,7 @@ func (cmd *searchCommand) query(now time.Time) (client.SearchQuery, error) {
 	q := client.SearchQuery{
 		Audience: cmd.Audience, Scope: cmd.Scope, Kind: client.EntryKind(cmd.Kind), Outcome: client.EntryOutcome(cmd.Outcome),
 		Reason: delegation.Reason(cmd.Reason), TraceID: cmd.Trace,
+		JTI: cmd.JTI, Txn: cmd.Txn, Key: cmd.Key, Peer: cmd.Peer,
 	}
 	switch {
 	case cmd.Limit < 0:

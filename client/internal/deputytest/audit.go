@@ -233,6 +233,7 @@ func matches(r *deputyv1.SearchEntriesRequest, e *deputyv1.Entry) bool {
 		is(r.GetCaller(), e.GetCaller()) && among(r.GetAudience(), e.GetAudience()...) && among(r.GetScope(), e.GetScope()...) &&
 		(r.GetKind() == 0 || r.GetKind() == e.GetKind()) && (r.GetOutcome() == 0 || r.GetOutcome() == e.GetOutcome()) &&
 		is(r.GetReason(), e.GetReason()) && is(r.GetTraceId(), e.GetTraceId()) &&
+		is(r.GetJti(), e.GetJti()) && is(r.GetTxn(), e.GetTxn()) && is(r.GetKey(), e.GetKey()) && is(r.GetPeer(), e.GetPeer()) &&
 		(r.GetFrom() == nil || !at.Before(r.GetFrom().AsTime())) && (r.GetUntil() == nil || at.Before(r.GetUntil().AsTime()))
 }
 

@@ -930,8 +930,16 @@ type SearchEntriesRequest struct {
 	PageSize uint32 `protobuf:"varint,12,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// next_page_token of the page before, with the same filters. Entries that were recorded meanwhile do
 	// not move what a page holds.
-	PageToken     string                `protobuf:"bytes,13,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
-	Client        *ClientAuthentication `protobuf:"bytes,14,opt,name=client,proto3" json:"client,omitempty"`
+	PageToken string                `protobuf:"bytes,13,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	Client    *ClientAuthentication `protobuf:"bytes,14,opt,name=client,proto3" json:"client,omitempty"`
+	// The grant of this token.
+	Jti string `protobuf:"bytes,15,opt,name=jti,proto3" json:"jti,omitempty"`
+	// All of this chain.
+	Txn string `protobuf:"bytes,16,opt,name=txn,proto3" json:"txn,omitempty"`
+	// Thumbprint of the key that the grant is bound to.
+	Key string `protobuf:"bytes,17,opt,name=key,proto3" json:"key,omitempty"`
+	// Address of the caller, with its port or without.
+	Peer          string `protobuf:"bytes,18,opt,name=peer,proto3" json:"peer,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1062,6 +1070,34 @@ func (x *SearchEntriesRequest) GetClient() *ClientAuthentication {
 		return x.Client
 	}
 	return nil
+}
+
+func (x *SearchEntriesRequest) GetJti() string {
+	if x != nil {
+		return x.Jti
+	}
+	return ""
+}
+
+func (x *SearchEntriesRequest) GetTxn() string {
+	if x != nil {
+		return x.Txn
+	}
+	return ""
+}
+
+func (x *SearchEntriesRequest) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *SearchEntriesRequest) GetPeer() string {
+	if x != nil {
+		return x.Peer
+	}
+	return ""
 }
 
 // One page of entries, the newest first.
@@ -1842,7 +1878,7 @@ const file_deputy_v1_audit_proto_rawDesc = "" +
 	"\n" +
 	"Descendant\x12&\n" +
 	"\x05entry\x18\x01 \x01(\v2\x10.deputy.v1.EntryR\x05entry\x12\x14\n" +
-	"\x05depth\x18\x02 \x01(\rR\x05depth\"\xf7\x03\n" +
+	"\x05depth\x18\x02 \x01(\rR\x05depth\"\xc1\x04\n" +
 	"\x14SearchEntriesRequest\x12\x18\n" +
 	"\asubject\x18\x01 \x01(\tR\asubject\x12\x14\n" +
 	"\x05actor\x18\x02 \x01(\tR\x05actor\x12\x16\n" +
@@ -1859,7 +1895,11 @@ const file_deputy_v1_audit_proto_rawDesc = "" +
 	"\tpage_size\x18\f \x01(\rR\bpageSize\x12\x1d\n" +
 	"\n" +
 	"page_token\x18\r \x01(\tR\tpageToken\x127\n" +
-	"\x06client\x18\x0e \x01(\v2\x1f.deputy.v1.ClientAuthenticationR\x06client\"k\n" +
+	"\x06client\x18\x0e \x01(\v2\x1f.deputy.v1.ClientAuthenticationR\x06client\x12\x10\n" +
+	"\x03jti\x18\x0f \x01(\tR\x03jti\x12\x10\n" +
+	"\x03txn\x18\x10 \x01(\tR\x03txn\x12\x10\n" +
+	"\x03key\x18\x11 \x01(\tR\x03key\x12\x12\n" +
+	"\x04peer\x18\x12 \x01(\tR\x04peer\"k\n" +
 	"\x15SearchEntriesResponse\x12*\n" +
 	"\aentries\x18\x01 \x03(\v2\x10.deputy.v1.EntryR\aentries\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"s\n" +

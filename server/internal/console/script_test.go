@@ -222,6 +222,7 @@ type idp struct {
 	basic      []string              // user and password that came with it
 	methods    []string
 	down       bool
+	fragment   string // of the authorization endpoint
 }
 
 func newIDP(t *testing.T) *idp {
@@ -238,7 +239,7 @@ func newIDP(t *testing.T) *idp {
 	t.Cleanup(p.Close)
 	mux.HandleFunc("GET /.well-known/openid-configuration", func(w http.ResponseWriter, _ *http.Request) {
 		_ = json.NewEncoder(w).Encode(map[string]any{
-			"issuer": p.URL, "authorization_endpoint": p.URL + "/authorize", "token_endpoint": p.URL + "/token", "jwks_uri": p.URL + "/jwks",
+			"issuer": p.URL, "authorization_endpoint": p.URL + "/authorize" + p.fragment, "token_endpoint": p.URL + "/token", "jwks_uri": p.URL + "/jwks",
 			"token_endpoint_auth_methods_supported": p.methods, "id_token_signing_alg_values_supported": []string{"ES256"},
 		})
 	})

@@ -132,8 +132,8 @@ func (p *provider) discover(ctx context.Context) (*oauth2.Config, error) {
 func (p *provider) trustworthy(address string) error {
 	u, err := url.Parse(address)
 	switch {
-	case err != nil || u.Host == "" || u.User != nil:
-		return errors.New("the provider names an endpoint that is no address")
+	case err != nil || u.Host == "" || u.User != nil || strings.Contains(address, "#"):
+		return errors.New("the provider names an endpoint that is no address, or has credentials or a fragment (RFC 6749 section 3.1)")
 	case u.Scheme == "https", u.Scheme == "http" && p.tenant.InsecureLoopback && isLoopback(u.Hostname()):
 		return nil
 	}

@@ -190,6 +190,13 @@ func TestWhatTheProviderSaysIsNotBelievedBlindly(t *testing.T) {
 		s.clock = s.clock.Add(discoveryPause)
 		s.signIn("") // found again
 	})
+	t.Run("endpoint with a fragment", func(t *testing.T) {
+		s := newStage(t)
+		s.idp.fragment = "#here"
+		if got := s.post("/console/sign-in", nil); got.StatusCode != http.StatusServiceUnavailable {
+			t.Error(got.Status)
+		}
+	})
 	t.Run("not believed", func(t *testing.T) {
 		s := newStage(t)
 		s.engine.unsigned = true

@@ -37,8 +37,8 @@ var bounds = map[string]int{
 	"reason": MaxText, "id": MaxText, "subject": MaxText, "agent": MaxText,
 	"actor": MaxText, "caller": MaxText,
 
-	"jti":      MaxText, // what is no ULID is not looked up
-	"trace_id": maxIdentifier, "page_token": maxIdentifier,
+	"jti": MaxText, // what is no ULID is not looked up
+	"txn": maxIdentifier, "key": maxIdentifier, "peer": maxIdentifier, "trace_id": maxIdentifier, "page_token": maxIdentifier,
 }
 
 // Bound is the length in bytes that a field of that name may have; 0, so that it may hold nothing, where

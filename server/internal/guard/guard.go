@@ -22,6 +22,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/url"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -87,14 +89,13 @@ func New(c Config) *Guard {
 
 // Dial makes a client from redis://, rediss:// or unix:// with the options that let every call fail
 // within its context's deadline. It connects on first use. The caller closes it.
-func Dial(url string) (redis.UniversalClient, error) { return DialBy(url, nil) }
+func Dial(address string) (redis.UniversalClient, error) { return DialBy(address, nil) }
 
 // DialBy is Dial for a Redis that is reached in another way than over the network; nil is that.
-func DialBy(url string, dialer func(ctx context.Context, network, address string) (net.Conn, error)) (redis.UniversalClient, error) {
-	o, err := redis.ParseURL(url)
+func DialBy(address string, dialer func(ctx context.Context, network, address string) (net.Conn, error)) (redis.UniversalClient, error) {
+	o, err := options(address)
 	if err != nil {
-		// The parser's own words may repeat the URL, and that holds a password.
-		return nil, errors.New("the Redis URL must be redis://[user:password@]host:port/db, with rediss for TLS, or unix://")
+		return nil, fmt.Errorf("the Redis URL %w", err)
 	}
 	redis.SetLogger(silent{})
 	o.Dialer, o.ContextTimeoutEnabled = dialer, true
@@ -105,6 +106,23 @@ func DialBy(url string, dialer func(ctx context.Context, network, address string
 	o.DisableIdentity = true
 	o.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
 	return redis.NewClient(o), nil
+}
+
+// CheckAddress refuses an address with parts that Dial would not honor. The error repeats nothing
+// of the address, which may hold a password.
+func CheckAddress(address string) error {
+	_, err := options(address)
+	return err
+}
+
+func options(address string) (*redis.Options, error) {
+	o, err := redis.ParseURL(address)
+	u, malformed := url.Parse(address)
+	if err != nil || malformed != nil || strings.Contains(address, "#") || (u.Host == "") != (u.Scheme == "unix") {
+		return nil, errors.New("must be redis://user@host:port/db, rediss:// for TLS, or unix:///path?db=0, without a fragment; " +
+			"write # in a path as %23")
+	}
+	return o, nil
 }
 
 // silent takes what go-redis would write to standard error by itself, past every logger of ours. All

@@ -284,6 +284,25 @@ func TestDialTellsNoPassword(t *testing.T) {
 	}
 }
 
+// Parts of an address that the parser of go-redis drops are refused.
+func TestAddress(t *testing.T) {
+	for address, good := range map[string]bool{
+		"redis://127.0.0.1:6379": true, "rediss://deputy@redis.example:6379/2?client_name=deputy": true,
+		"unix:///run/a%231/redis.sock?db=2": true,
+		"redis://127.0.0.1:6379/2#3":        false, "redis:127.0.0.1:6379": false, "redis:///2": false, "redis://127.0.0.1:6379/2/3": false,
+		"unix:///run/a#1/redis.sock": false, "unix://run/redis.sock": false, "unix:run/redis.sock": false, "unix:///run/redis.sock?database=2": false,
+	} {
+		if err := guard.CheckAddress(address); (err == nil) != good {
+			t.Errorf("%s: %v", address, err)
+		}
+		if client, err := guard.Dial(address); (err == nil) != good {
+			t.Errorf("%s is dialed: %v", address, err)
+		} else if err == nil {
+			_ = client.Close()
+		}
+	}
+}
+
 func TestMetrics(t *testing.T) {
 	registry := prometheus.NewRegistry()
 	g := guard.New(guard.Config{Client: dial(t, testservers.Redis(t)), Registerer: registry})

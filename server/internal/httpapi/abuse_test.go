@@ -53,7 +53,7 @@ func newScene(t *testing.T, change func(*http.Server)) *scene {
 		}
 		return exchange.Introspection{}, nil
 	}
-	s.server = NewServer(newHandler(t, Config{Engine: engine}), nil)
+	s.server = NewServer(newHandler(t, Config{Engine: engine}), nil, nil)
 	change(s.server)
 	certified := httptest.NewUnstartedServer(nil) // for its certificate
 	certified.EnableHTTP2 = true
@@ -334,7 +334,7 @@ func TestLongHeaders(t *testing.T) {
 
 // Every phase and every size has its bound.
 func TestServerIsBounded(t *testing.T) {
-	s := NewServer(http.NotFoundHandler(), nil)
+	s := NewServer(http.NotFoundHandler(), nil, nil)
 	if s.ReadHeaderTimeout <= 0 || s.ReadTimeout <= 0 || s.WriteTimeout <= 0 || s.IdleTimeout <= 0 || s.MaxHeaderBytes <= 0 {
 		t.Errorf("%+v", s)
 	}

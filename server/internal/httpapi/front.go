@@ -2,11 +2,11 @@ package httpapi
 
 import (
 	"context"
-	"crypto/tls"
 	"log"
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"strings"
 	"sync"
 	"time"
@@ -18,14 +18,15 @@ import (
 // front bounds the requests of unauthenticated peers at one listener, for all of its endpoints.
 type front struct {
 	next    http.Handler
+	clients *peers.Clients
 	open    *peers.Places // until the caller is authenticated
 	sampled *peers.Sampler
 	logger  *slog.Logger
 }
 
-func newFront(next http.Handler, logger *slog.Logger) *front {
+func newFront(next http.Handler, proxies []netip.Prefix, logger *slog.Logger) *front {
 	return &front{
-		next: next, open: peers.NewPlaces(512, 256, maxStreams), sampled: peers.NewSampler(time.Now), logger: logger,
+		next: next, clients: peers.NewClients(proxies), open: peers.NewPlaces(512, 256, maxStreams), sampled: peers.NewSampler(time.Now), logger: logger,
 	}
 }
 
@@ -34,7 +35,7 @@ type connectionKey struct{}
 // connect puts the state of a connection into the context of its requests. The state closes the
 // connection below TLS, because a close of TLS waits for the peer.
 func connect(ctx context.Context, conn net.Conn) context.Context {
-	if secured, is := conn.(*tls.Conn); is {
+	if secured, is := conn.(interface{ NetConn() net.Conn }); is {
 		conn = secured.NetConn()
 	}
 	return context.WithValue(ctx, connectionKey{}, peers.NewConnection(conn))
@@ -50,10 +51,11 @@ func (f *front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	connection, known := r.Context().Value(connectionKey{}).(*peers.Connection)
 	current := &running{control: http.NewResponseController(w)}
 	var place *peers.Place
-	if known {
-		place = f.open.Enter(connection, func() {
+	client := f.clients.Of(connection, r.Header.Values("X-Forwarded-For"))
+	if known && !client.Spent() {
+		place = f.open.Enter(client, func() {
 			current.cut()
-			connection.Crowded()
+			client.Crowded()
 		})
 	}
 	if place == nil {
@@ -67,7 +69,7 @@ func (f *front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer place.Leave()
 	f.next.ServeHTTP(w, r.WithContext(peers.Holding(r.Context(), place)))
 	if context.Cause(r.Context()) == context.Canceled && !place.Authenticated() {
-		connection.Abandoned(began)
+		client.Abandoned(began)
 	}
 }
 
@@ -93,7 +95,7 @@ func (r *running) end() {
 	r.control = nil
 }
 
-// Write logs a line of net/http: a handshake or a connection that failed, or a panic.
+// Write logs a line of net/http: a connection that failed, or a panic.
 func (f *front) Write(line []byte) (int, error) {
 	text := strings.TrimSpace(string(line))
 	if strings.HasPrefix(text, "http: panic serving") {

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"strings"
 	"sync"
 	"testing"
@@ -46,10 +47,10 @@ func TestRequestsMakeRoom(t *testing.T) {
 		if err != nil {
 			w.WriteHeader(http.StatusBadRequest)
 		}
-	}), slog.New(slog.DiscardHandler))
+	}), nil, slog.New(slog.DiscardHandler))
 	f.open = peers.NewPlaces(2, 1, 1)
 	site := httptest.NewUnstartedServer(nil)
-	site.Config = NewServer(nil, nil)
+	site.Config = NewServer(nil, nil, nil)
 	site.Config.Handler, site.Config.ReadTimeout = f, time.Minute
 	site.Start()
 	defer site.Close()
@@ -83,7 +84,7 @@ func TestRequestsMakeRoom(t *testing.T) {
 
 // A request on a connection without a state is refused.
 func TestRequestsWithoutAPlace(t *testing.T) {
-	f := newFront(http.NotFoundHandler(), slog.New(slog.DiscardHandler))
+	f := newFront(http.NotFoundHandler(), nil, slog.New(slog.DiscardHandler))
 	w := httptest.NewRecorder()
 	f.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/oauth2/jwks", nil))
 	if w.Code != http.StatusTooManyRequests || w.Header().Get("Retry-After") == "" || w.Header().Get("Cache-Control") != "no-store" || w.Header().Get("X-Content-Type-Options") != "nosniff" || !strings.Contains(w.Body.String(), `"reason":"rate_limited"`) {
@@ -135,11 +136,46 @@ func TestAuthenticatedCancellations(t *testing.T) {
 					peers.Known(r.Context())
 				}
 				cancel()
-			}), slog.New(slog.DiscardHandler))
+			}), nil, slog.New(slog.DiscardHandler))
 			f.ServeHTTP(httptest.NewRecorder(), httptest.NewRequestWithContext(ctx, http.MethodPost, "/", nil))
 		}
 		if conn.closed == known {
 			t.Errorf("authenticated %t: closed %t", known, conn.closed)
+		}
+	}
+}
+
+// A client of a proxy that abandons its requests is refused. The connection of the proxy stays open, and
+// its other clients are served. The control is a connection that no proxy made.
+func TestClientsOfAProxyThatAbandon(t *testing.T) {
+	for _, proxied := range []bool{true, false} {
+		conn := &closing{}
+		of := peers.NewConnection(conn)
+		var proxies []netip.Prefix
+		if proxied {
+			proxies = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}
+		}
+		served := 0
+		f := newFront(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { served++ }), proxies, slog.New(slog.DiscardHandler))
+		ask := func(client string, stays bool) int {
+			ctx, cancel := context.WithCancel(context.WithValue(t.Context(), connectionKey{}, of))
+			defer cancel()
+			if !stays {
+				cancel()
+			}
+			r, w := httptest.NewRequestWithContext(ctx, http.MethodPost, "/", nil), httptest.NewRecorder()
+			r.Header.Set("X-Forwarded-For", client)
+			f.ServeHTTP(w, r)
+			return w.Code
+		}
+		for range 3000 {
+			ask("198.51.100.1", false)
+		}
+		if conn.closed == proxied || served >= 2900 == proxied {
+			t.Errorf("proxied %t: closed %t, %d served", proxied, conn.closed, served)
+		}
+		if code := ask("198.51.100.2", true); code != http.StatusOK {
+			t.Errorf("proxied %t: another client: %d", proxied, code)
 		}
 	}
 }
@@ -196,7 +232,7 @@ func TestUnauthenticatedCallsInTheLog(t *testing.T) {
 		t.Error(log.String())
 	}
 	log = new(syncLog)
-	own := NewServer(h, slog.New(slog.NewTextHandler(log, nil))).ErrorLog
+	own := NewServer(h, nil, slog.New(slog.NewTextHandler(log, nil))).ErrorLog
 	for range 1000 {
 		own.Print("http: TLS handshake error from 192.0.2.1:1: EOF")
 	}

@@ -476,7 +476,7 @@ func TestOps(t *testing.T) {
 // The bounds hold on a real connection too, and the connection of a refused giant is given up.
 func TestServerRefusesGiantBody(t *testing.T) {
 	server := httptest.NewUnstartedServer(nil)
-	server.Config = NewServer(newHandler(t, Config{Engine: granting(t)}), slog.New(slog.DiscardHandler))
+	server.Config = NewServer(newHandler(t, Config{Engine: granting(t)}), nil, slog.New(slog.DiscardHandler))
 	server.Start()
 	defer server.Close()
 	body := io.LimitReader(endless{}, 8<<20)

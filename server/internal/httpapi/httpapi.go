@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"strings"
 	"time"
@@ -112,12 +113,13 @@ func New(c Config) (http.Handler, error) {
 }
 
 // NewServer returns a server for the handler whose every phase has a deadline and every size a
-// bound. It serves nothing before its Serve is called.
-func NewServer(h http.Handler, logger *slog.Logger) *http.Server {
+// bound. Proxies are addresses of proxies that append their clients to X-Forwarded-For. It serves
+// nothing before its Serve is called.
+func NewServer(h http.Handler, proxies []netip.Prefix, logger *slog.Logger) *http.Server {
 	if logger == nil {
 		logger = slog.New(slog.DiscardHandler)
 	}
-	f := newFront(h, logger)
+	f := newFront(h, proxies, logger)
 	s := &http.Server{
 		Handler:     f,
 		ConnContext: connect,

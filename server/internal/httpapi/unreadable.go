@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"bytes"
+	"crypto/tls"
 	"encoding/json"
 	"fmt"
 	"net"
@@ -9,9 +10,8 @@ import (
 	"strconv"
 )
 
-// Plaintext wraps a listener without TLS. net/http itself answers a request that it cannot read, as
-// text that does not forbid caches to keep it. On these connections the answer is JSON with
-// no-store. Over TLS it stays text, because net/http accepts no wrapper of a *tls.Conn.
+// Plaintext wraps a listener without TLS, so that requests which net/http cannot read are answered
+// like all others ([readable]).
 func Plaintext(l net.Listener) net.Listener { return plaintext{l} }
 
 type plaintext struct{ net.Listener }
@@ -22,38 +22,74 @@ func (l plaintext) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return plainConn{conn}, nil
+	return readable{Conn: conn}, nil
 }
 
-type plainConn struct{ net.Conn }
+// readable is a connection of HTTP/1.1. net/http itself answers a request that it cannot read, or
+// whose expectation it does not know, as text or without a body, and does not forbid caches to keep
+// the answer. On these connections the answer is JSON with no-store.
+type readable struct {
+	net.Conn
+	strict bool // the answer has HSTS
+}
 
-// unreadable follows the first line of such an answer. An answer of a handler has more headers.
+// securedReadable is the same over TLS. net/http takes Request.TLS from its ConnectionState.
+type securedReadable struct {
+	readable
+	secured *tls.Conn
+}
+
+// ConnectionState returns what the handshake negotiated, and the certificates of the client.
+func (c securedReadable) ConnectionState() tls.ConnectionState { return c.secured.ConnectionState() }
+
+// CloseWrite tells the client that no more answers follow.
+func (c securedReadable) CloseWrite() error { return c.secured.CloseWrite() }
+
+// NetConn returns the connection below TLS.
+func (c securedReadable) NetConn() net.Conn { return c.secured.NetConn() }
+
+// unreadable follows the first line of an answer to a request that could not be read. An answer of
+// a handler has more headers.
 var unreadable = []byte("\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n")
 
-// Write replaces the answer to an unreadable request, which net/http writes in one call.
-func (c plainConn) Write(p []byte) (int, error) {
-	line, _, _ := bytes.Cut(p, []byte("\r\n"))
-	words := bytes.SplitN(line, []byte(" "), 3)
-	if !bytes.HasPrefix(p[len(line):], unreadable) || len(words) != 3 || string(words[0]) != "HTTP/1.1" {
+// Write replaces such an answer, which net/http writes in one call.
+func (c readable) Write(p []byte) (int, error) {
+	code, is := unanswered(p)
+	if !is {
 		return c.Conn.Write(p)
 	}
-	code, err := strconv.Atoi(string(words[1]))
-	if err != nil {
-		return c.Conn.Write(p)
-	}
-	if _, err := c.Conn.Write(unreadableAnswer(code)); err != nil {
+	if _, err := c.Conn.Write(unreadableAnswer(code, c.strict)); err != nil {
 		return 0, err
 	}
 	return len(p), nil
 }
 
+// unanswered returns the status of an answer that no handler gave. No handler answers with 417.
+func unanswered(p []byte) (code int, is bool) {
+	line, _, _ := bytes.Cut(p, []byte("\r\n"))
+	words := bytes.SplitN(line, []byte(" "), 3)
+	if len(words) != 3 || string(words[0]) != "HTTP/1.1" {
+		return 0, false
+	}
+	code, err := strconv.Atoi(string(words[1]))
+	if err != nil {
+		return 0, false
+	}
+	withoutBody := code == http.StatusExpectationFailed && bytes.HasSuffix(p, []byte("\r\nContent-Length: 0\r\n\r\n"))
+	return code, withoutBody || bytes.HasPrefix(p[len(line):], unreadable)
+}
+
 // unreadableAnswer has no reason, because no reason has these codes. It repeats nothing of the
 // request.
-func unreadableAnswer(code int) []byte {
+func unreadableAnswer(code int, strict bool) []byte {
 	body, _ := json.Marshal(map[string]string{ // a map of texts always encodes
 		"error":             "invalid_request",
 		"error_description": "the request could not be read: " + http.StatusText(code),
 	})
+	hsts := ""
+	if strict {
+		hsts = "Strict-Transport-Security: " + strictTransport + "\r\n"
+	}
 	return fmt.Appendf(nil, "HTTP/1.1 %d %s\r\nContent-Type: application/json\r\nCache-Control: no-store\r\nPragma: no-cache\r\n"+
-		"X-Content-Type-Options: nosniff\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s", code, http.StatusText(code), len(body), body)
+		"X-Content-Type-Options: nosniff\r\n%sContent-Length: %d\r\nConnection: close\r\n\r\n%s", code, http.StatusText(code), hsts, len(body), body)
 }

@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/url"
 	"strings"
 	"sync"
 	"time"
@@ -110,13 +111,13 @@ func Open(ctx context.Context, dsn string, config Config) (*Ledger, error) {
 		return nil, fmt.Errorf("ledger: register metrics: %w", err)
 	}
 	l := &Ledger{config: config, metrics: m, tenants: make(map[string]*sequencer)}
-	switch {
-	case isSQLite(dsn):
+	if err = CheckAddress(dsn); err != nil {
+		return nil, fmt.Errorf("ledger: the address of the database %w", err)
+	}
+	if isSQLite(dsn) {
 		l.store, err = openSQLite(ctx, dsn, config)
-	case isPostgres(dsn):
+	} else {
 		l.store, err = openPostgres(ctx, dsn, config)
-	default:
-		err = errDSN
 	}
 	if err != nil {
 		return nil, fmt.Errorf("ledger: %w", err)
@@ -129,7 +130,23 @@ func Open(ctx context.Context, dsn string, config Config) (*Ledger, error) {
 	return l, nil
 }
 
-var errDSN = errors.New("the address of the database must begin with sqlite:/// or postgres://")
+// CheckAddress refuses an address of a database with parts that Open would not honor. The error
+// repeats nothing of the address, which may hold a password.
+func CheckAddress(dsn string) error {
+	_, err := url.Parse(dsn)
+	switch {
+	case !isSQLite(dsn) && !isPostgres(dsn):
+		return errors.New("must begin with postgres:// or sqlite:///")
+	case strings.Contains(dsn, "#"):
+		return errors.New("must have no fragment; write # as %23")
+	case isSQLite(dsn):
+		_, err := sqlitePath(dsn)
+		return err
+	case err != nil:
+		return errors.New("is malformed; write postgres://user@host/database")
+	}
+	return nil
+}
 
 func isSQLite(dsn string) bool { return strings.HasPrefix(dsn, "sqlite:") }
 

@@ -24,14 +24,14 @@ const sqlVersion = `SELECT coalesce(max(version_id), 0) FROM goose_db_version WH
 // Migrate creates the schema or brings it up to date. It is safe to run again, and to run while
 // instances of the version before are serving: they refuse everything from then on.
 func Migrate(ctx context.Context, dsn string) error {
-	var err error
-	switch {
-	case isSQLite(dsn):
+	err := CheckAddress(dsn)
+	if err != nil {
+		return fmt.Errorf("ledger: migrate: the address of the database %w", err)
+	}
+	if isSQLite(dsn) {
 		err = migrateSQLite(ctx, dsn)
-	case isPostgres(dsn):
+	} else {
 		err = migratePostgres(ctx, dsn)
-	default:
-		err = errDSN
 	}
 	if err != nil {
 		return fmt.Errorf("ledger: migrate: %w", err)

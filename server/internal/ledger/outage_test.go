@@ -3,6 +3,9 @@ package ledger_test
 import (
 	"context"
 	"database/sql"
+	"net/url"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -254,6 +257,22 @@ func TestStrangerFails(t *testing.T) {
 	})
 }
 
+// The path of a file may have characters with a meaning in addresses, if they are encoded.
+func TestEncodedPath(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "a#1?b%20c", "ledger.db")
+	if err := os.Mkdir(filepath.Dir(path), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	dsn := migrated(t, (&url.URL{Scheme: "sqlite", Path: path}).String())
+	l := opened(t, dsn, ledger.Config{})
+	if _, err := l.Append(t.Context(), tenant, everything()); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(path); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestOpenRefuses(t *testing.T) {
 	open := func(dsn string) error {
 		l, err := ledger.Open(t.Context(), dsn, ledger.Config{})
@@ -273,6 +292,15 @@ func TestOpenRefuses(t *testing.T) {
 	wants("sqlite://relative.db", "absolute path")
 	wants("sqlite:///tmp/a.db?mode=memory", "absolute path")
 	wants("postgres://user:secret@host:notaport/x", "malformed")
+	for _, dsn := range []string{"sqlite:///tmp/a#1.db", "sqlite:///tmp/a.db#", "postgres://user:secret@host/a#1"} {
+		wants(dsn, "no fragment")
+		if err := ledger.Migrate(t.Context(), dsn); err == nil || !strings.Contains(err.Error(), "no fragment") || strings.Contains(err.Error(), "secret") {
+			t.Errorf("migrating %s: %v", dsn, err)
+		}
+	}
+	for _, dsn := range []string{"sqlite:tmp/a.db", "sqlite://user@/tmp/a.db", "sqlite:////tmp/a.db", "sqlite:///tmp/a.db?", "sqlite:///tmp/a.db%00b", "sqlite://"} {
+		wants(dsn, "absolute path")
+	}
 	wants("sqlite://"+t.TempDir()+"/none.db", `run "deputyd migrate"`)
 	wants(testservers.Postgres(t), `run "deputyd migrate"`)
 	wants(databases["postgres"](t)+"&synchronous_commit=off", "synchronous_commit=off")

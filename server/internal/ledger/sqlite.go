@@ -33,10 +33,12 @@ type sqliteWriter struct {
 	prepared map[string]*sql.Stmt
 }
 
+// sqlitePath returns the path of the file that an address names.
 func sqlitePath(dsn string) (string, error) {
 	u, err := url.Parse(dsn)
-	if err != nil || u.Host != "" || u.RawQuery != "" || u.Path == "" {
-		return "", errors.New("the address of an SQLite database must be sqlite:/// and the absolute path of its file")
+	if err != nil || u.Host != "" || u.User != nil || strings.ContainsAny(dsn, "?#") || u.Path == "" ||
+		strings.HasPrefix(u.Path, "//") || strings.ContainsRune(u.Path, 0) {
+		return "", errors.New("must be sqlite:/// and the absolute path of the file, without options; write # as %23, ? as %3F and % as %25")
 	}
 	return u.Path, nil
 }

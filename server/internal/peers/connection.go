@@ -12,9 +12,9 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// Connection is one connection of a peer.
+// Connection is one connection of a peer, or one client of a proxy ([Clients]).
 type Connection struct {
-	conn    net.Conn
+	conn    net.Conn // nil for a client of a proxy
 	address string
 	wasted  *rate.Limiter
 
@@ -49,12 +49,16 @@ func (c *Connection) Abandoned(began time.Time) {
 // Crowded counts a call that found no place, or lost it.
 func (c *Connection) Crowded() { c.waste(crowdedCounts) }
 
-// waste closes the connection that exceeds its bound.
+// waste closes the connection that exceeds its bound. A client of a proxy is [Connection.Spent].
 func (c *Connection) waste(n int) {
-	if !c.wasted.AllowN(time.Now(), n) {
+	if !c.wasted.AllowN(time.Now(), n) && c.conn != nil {
 		_ = c.conn.Close() // nothing more is read from it
 	}
 }
+
+// Spent reports whether a client of a proxy has exceeded its bound, so that its calls are refused
+// until the rate allows more. The connection of the proxy carries the calls of others too.
+func (c *Connection) Spent() bool { return c.conn == nil && c.wasted.Tokens() < crowdedCounts }
 
 // Address returns a peer's address without its port. An IPv6 network of 64 bits is one address,
 // because one host has all of it.

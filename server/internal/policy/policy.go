@@ -89,8 +89,8 @@ var openFGAID = regexp.MustCompile(`^[0-9A-HJKMNP-TV-Z]{26}$`)
 func New(config Config) (*Checker, error) {
 	rules, errMapping := config.Mapping.compile()
 	errs := []error{errMapping}
-	if u, err := url.Parse(config.URL); err != nil || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Scheme != "http" && u.Scheme != "https" {
-		errs = append(errs, errors.New("url: must be an http or https address without credentials and query"))
+	if u, err := url.Parse(config.URL); err != nil || u.Host == "" || u.User != nil || strings.ContainsAny(config.URL, "?#") || u.Scheme != "http" && u.Scheme != "https" {
+		errs = append(errs, errors.New("url: must be an http or https address without credentials, query and fragment"))
 	}
 	if !openFGAID.MatchString(config.StoreID) {
 		errs = append(errs, fmt.Errorf("store: must be the id of an OpenFGA store, not %q", config.StoreID))

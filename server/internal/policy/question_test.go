@@ -237,6 +237,8 @@ func TestConfigIsChecked(t *testing.T) {
 		"no address":          {"url", func(c *policy.Config) { c.URL = "" }},
 		"other scheme":        {"url", func(c *policy.Config) { c.URL = "ftp://openfga.test" }},
 		"password in address": {"url", func(c *policy.Config) { c.URL = "https://u:p@openfga.test" }},
+		"query in address":    {"url", func(c *policy.Config) { c.URL += "/?a" }},
+		"fragment in address": {"url", func(c *policy.Config) { c.URL += "/#a" }},
 		"no store":            {"store", func(c *policy.Config) { c.StoreID = "" }},
 		"no model":            {"pinned", func(c *policy.Config) { c.ModelID = "" }},
 		"path as model":       {"model", func(c *policy.Config) { c.ModelID = "../../../stores/aaaaaaaaaaaa" }},

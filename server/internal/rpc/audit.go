@@ -170,6 +170,7 @@ func searchQuery(r *deputyv1.SearchEntriesRequest) (q ledger.Query, err error) {
 		}
 	}
 	q.Audience, q.Scope, q.TraceID = r.GetAudience(), r.GetScope(), r.GetTraceId()
+	q.ID, q.Txn, q.Key, q.Peer = r.GetJti(), r.GetTxn(), r.GetKey(), r.GetPeer()
 	var known bool
 	if q.Kind, known = entryKinds[r.GetKind()]; !known {
 		return q, delegation.Refuse(delegation.ParameterInvalid, "kind", "is not one that entries have")

@@ -121,6 +121,10 @@ func TestPageTokens(t *testing.T) {
 		"another subject":   func(r *deputyv1.SearchEntriesRequest) { r.Subject = "user:bob" },
 		"the subject moved": func(r *deputyv1.SearchEntriesRequest) { r.Subject, r.Caller = "", r.Subject },
 		"one filter more":   func(r *deputyv1.SearchEntriesRequest) { r.Kind = deputyv1.EntryKind_ENTRY_KIND_GRANT },
+		"a jti more":        func(r *deputyv1.SearchEntriesRequest) { r.Jti = "01JID" },
+		"a chain more":      func(r *deputyv1.SearchEntriesRequest) { r.Txn = "01JTXN" },
+		"a key more":        func(r *deputyv1.SearchEntriesRequest) { r.Key = "thumb" },
+		"a peer more":       func(r *deputyv1.SearchEntriesRequest) { r.Peer = "192.0.2.7" },
 		"one filter less":   func(r *deputyv1.SearchEntriesRequest) { r.Scope = "" },
 		"another time":      func(r *deputyv1.SearchEntriesRequest) { r.From = timestamppb.New(at.AsTime().Add(1)) },
 		"the zero time":     func(r *deputyv1.SearchEntriesRequest) { r.Until = &timestamppb.Timestamp{} },
@@ -170,6 +174,9 @@ func TestSearchFilters(t *testing.T) {
 		"from":      {From: &timestamppb.Timestamp{Nanos: -1}},
 		"until":     {Until: &timestamppb.Timestamp{Seconds: 1 << 60}},
 		"page_size": {PageSize: 501},
+		"txn":       {Txn: strings.Repeat("a", 129)},
+		"key":       {Key: strings.Repeat("a", 129)},
+		"peer":      {Peer: strings.Repeat("a", 129)},
 	} {
 		_, err := a.SearchEntries(t.Context(), r)
 		if e := delegation.FromStatus(err); e == nil || e.Reason != delegation.ParameterInvalid || e.Field != field {
@@ -182,6 +189,7 @@ func TestSearchFilters(t *testing.T) {
 	all := &deputyv1.SearchEntriesRequest{
 		Subject: "user:alice", Actor: "agent:planner", Caller: "agent:researcher", Audience: "https://a", Scope: "s", Kind: deputyv1.EntryKind_ENTRY_KIND_REFUSAL,
 		Outcome: deputyv1.EntryOutcome_ENTRY_OUTCOME_REFUSED, Reason: "token_revoked", TraceId: "trace",
+		Jti: "01JID", Txn: "01JTXN", Key: "thumb", Peer: "192.0.2.7",
 		From: timestamppb.New(time.Unix(1, 0)), Until: timestamppb.New(time.Unix(2, 0)),
 	}
 	if _, err := a.SearchEntries(t.Context(), all); err != nil {
@@ -189,7 +197,8 @@ func TestSearchFilters(t *testing.T) {
 	}
 	want := ledger.Query{
 		Subject: "user:alice", Actor: "agent:planner", Caller: "agent:researcher", Audience: "https://a", Scope: "s", Kind: ledger.KindRefusal,
-		Outcome: ledger.Refused, Reason: delegation.TokenRevoked, TraceID: "trace", From: time.Unix(1, 0).UTC(), Until: time.Unix(2, 0).UTC(), Limit: 50,
+		Outcome: ledger.Refused, Reason: delegation.TokenRevoked, TraceID: "trace",
+		ID: "01JID", Txn: "01JTXN", Key: "thumb", Peer: "192.0.2.7", From: time.Unix(1, 0).UTC(), Until: time.Unix(2, 0).UTC(), Limit: 50,
 	}
 	if got := engine.queries[0]; !reflect.DeepEqual(got, want) {
 		t.Errorf("%+v\nwant %+v", got, want)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -21,6 +22,7 @@ import (
 // then the engine authenticates the caller or refuses the call.
 type openings struct {
 	message    time.Duration // until the first message of a call is whole
+	clients    *peers.Clients
 	public     *peers.Places
 	unread     *peers.Places
 	unfinished *peers.Unfinished
@@ -30,9 +32,9 @@ type openings struct {
 // byte, a byte takes several times as much memory.
 const maxUnfinishedBytes = 8 * maxMessageBytes
 
-func newOpenings(w *waits) *openings {
+func newOpenings(w *waits, proxies []netip.Prefix) *openings {
 	return &openings{
-		message: w.message, public: peers.NewLasting(2048, 1024, 100), unread: peers.NewPlaces(4096, 2048, maxStreams),
+		message: w.message, clients: peers.NewClients(proxies), public: peers.NewLasting(2048, 1024, 100), unread: peers.NewPlaces(4096, 2048, maxStreams),
 		unfinished: peers.NewUnfinished(maxUnfinishedBytes),
 	}
 }
@@ -40,6 +42,7 @@ func newOpenings(w *waits) *openings {
 // opening is one call, from its headers to its answer.
 type opening struct {
 	connection *peers.Connection
+	client     *peers.Connection // the connection, or the client of a proxy
 	began      time.Time
 	refusal    error          // nil: the call is served
 	place      *peers.Place   // nil: the call is refused
@@ -72,19 +75,22 @@ func lasting(method string) bool {
 func (o *openings) tap(ctx context.Context, info *tap.Info) (context.Context, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	c := &opening{connection: connectionOf(ctx), began: time.Now(), stays: lasting(info.FullMethodName)}
+	c.client = o.clients.Of(c.connection, info.Header.Get("x-forwarded-for"))
 	displaced := func() {
 		cancel(errCrowded)
-		c.connection.Crowded()
+		c.client.Crowded()
 	}
 	switch {
 	case !speaksProto(info.Header):
 		c.refusal = otherCodec
 	case c.connection == nil:
 		c.refusal = broken("a call on an unknown connection")
+	case c.client.Spent():
+		c.refusal = tooMany
 	case c.stays:
-		c.place = o.public.Enter(c.connection, func() { cancel(errCrowded) })
+		c.place = o.public.Enter(c.client, func() { cancel(errCrowded) })
 	default:
-		c.place = o.unread.Enter(c.connection, displaced)
+		c.place = o.unread.Enter(c.client, displaced)
 	}
 	if c.refusal == nil && c.place == nil {
 		c.refusal = tooMany
@@ -106,8 +112,8 @@ func speaksProto(header metadata.MD) bool {
 // message did not come, or its deadline passed. A call of an unknown method is one of them.
 func (c *opening) ended(ctx context.Context) {
 	c.release()
-	if c.connection != nil && context.Cause(ctx) == context.Canceled && !c.place.Authenticated() {
-		c.connection.Abandoned(c.began)
+	if c.client != nil && context.Cause(ctx) == context.Canceled && !c.place.Authenticated() {
+		c.client.Abandoned(c.began)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"strings"
 	"sync"
 	"testing"
@@ -114,7 +115,7 @@ func TestUnboundedCallsAreRefused(t *testing.T) {
 		if from != nil {
 			ctx = peer.NewContext(ctx, from)
 		}
-		ctx, err := newOpenings(&patience).tap(ctx, &tap.Info{Header: metadata.Pairs("content-type", "application/grpc")})
+		ctx, err := newOpenings(&patience, nil).tap(ctx, &tap.Info{Header: metadata.Pairs("content-type", "application/grpc")})
 		if err != nil || openingOf(ctx).refusal == nil {
 			t.Errorf("%s: the call is served (%v)", name, err)
 		}
@@ -241,7 +242,7 @@ func TestAuthenticatedCancellations(t *testing.T) {
 		of := peers.NewConnection(conn)
 		for range 2000 {
 			ctx, cancel := context.WithCancel(peer.NewContext(t.Context(), &peer.Peer{Addr: peerAddress{conn.RemoteAddr(), of}}))
-			ctx, err := newOpenings(&patience).tap(ctx, &tap.Info{Header: metadata.Pairs("content-type", "application/grpc")})
+			ctx, err := newOpenings(&patience, nil).tap(ctx, &tap.Info{Header: metadata.Pairs("content-type", "application/grpc")})
 			if err != nil || openingOf(ctx).refusal != nil {
 				cancel()
 				t.Fatal(err, openingOf(ctx).refusal)
@@ -258,6 +259,46 @@ func TestAuthenticatedCancellations(t *testing.T) {
 		}
 		if conn.closed == known {
 			t.Errorf("authenticated %t: closed %t", known, conn.closed)
+		}
+	}
+}
+
+// A client of a proxy that resets its calls is refused. The connection of the proxy stays open, and its
+// other clients are served. The control is a connection that no proxy made.
+func TestClientsOfAProxyThatReset(t *testing.T) {
+	for _, proxied := range []bool{true, false} {
+		conn := &closing{}
+		of := peers.NewConnection(conn)
+		var proxies []netip.Prefix
+		if proxied {
+			proxies = []netip.Prefix{netip.MustParsePrefix(conn.RemoteAddr().(*net.TCPAddr).IP.String() + "/32")}
+		}
+		o := newOpenings(&patience, proxies)
+		ask := func(client string) (refused bool) {
+			ctx, cancel := context.WithCancel(peer.NewContext(t.Context(), &peer.Peer{Addr: peerAddress{conn.RemoteAddr(), of}}))
+			ctx, err := o.tap(ctx, &tap.Info{Header: metadata.Pairs("content-type", "application/grpc", "x-forwarded-for", client)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			call := openingOf(ctx)
+			watched := call.watched() // so that the test calls it, in this goroutine
+			cancel()
+			if watched {
+				call.ended(ctx)
+			}
+			return call.refusal != nil
+		}
+		refused := 0
+		for range 3000 {
+			if ask("198.51.100.1") {
+				refused++
+			}
+		}
+		if conn.closed == proxied || refused > 100 != proxied {
+			t.Errorf("proxied %t: closed %t, %d refused", proxied, conn.closed, refused)
+		}
+		if ask("198.51.100.2") {
+			t.Errorf("proxied %t: another client is refused", proxied)
 		}
 	}
 }

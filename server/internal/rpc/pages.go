@@ -35,7 +35,8 @@ func pagesOf(method string, filters ...string) pages {
 // pagesOfSearch names a search by its filters. The size of a page is none.
 func pagesOfSearch(r *deputyv1.SearchEntriesRequest) pages {
 	return pagesOf("SearchEntries", r.GetSubject(), r.GetActor(), r.GetCaller(), r.GetAudience(), r.GetScope(),
-		r.GetKind().String(), r.GetOutcome().String(), r.GetReason(), r.GetTraceId(), moment(r.GetFrom()), moment(r.GetUntil()))
+		r.GetKind().String(), r.GetOutcome().String(), r.GetReason(), r.GetTraceId(), moment(r.GetFrom()), moment(r.GetUntil()),
+		r.GetJti(), r.GetTxn(), r.GetKey(), r.GetPeer())
 }
 
 func moment(t *timestamppb.Timestamp) string {

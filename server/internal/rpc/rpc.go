@@ -11,6 +11,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"net/netip"
 	"time"
 
 	"go.opentelemetry.io/otel/trace"
@@ -62,6 +63,8 @@ type Config struct {
 	// Authority says whether the server is reached by this name, as :authority has it: host or host:port.
 	// DPoP proofs are for a name of the server's. Nil: it has none, and no proof is good.
 	Authority func(string) bool
+	// Proxies are addresses of proxies that append their clients to x-forwarded-for. Nil: none.
+	Proxies []netip.Prefix
 	// Reflection tells anyone who connects which services and messages there are.
 	Reflection     bool
 	Logger         *slog.Logger         // nil: discard
@@ -136,7 +139,7 @@ func New(c Config) (*Server, error) {
 		door: doorkeeper{stranger: c.Engine.Stranger}, timeout: c.Timeout, logger: c.Logger, now: c.Now, sampled: peers.NewSampler(c.Now),
 		tracer: c.TracerProvider.Tracer("deputy.example/deputy/server/internal/rpc"),
 	}
-	bounds := newOpenings(c.waits)
+	bounds := newOpenings(c.waits, c.Proxies)
 	options := []grpc.ServerOption{
 		grpc.MaxRecvMsgSize(maxMessageBytes),
 		grpc.MaxConcurrentStreams(maxStreams),
