@@ -8,20 +8,27 @@ BUF        := tools/node_modules/.bin/buf
 GO_FILES    = $$(git ls-files -co --exclude-standard --deduplicate '*.go')
 E2E_NODE   := $(patsubst %/package-lock.json,%,$(wildcard server/embedded/e2e/node/package-lock.json))
 TEST_FLAGS := -race -timeout 20m
+BIN        ?= bin
+# The version of a release, such as v0.1.0. Without it, the go command derives one from the commit.
+VERSION    ?=
+LDFLAGS     = $(if $(VERSION),-X deputy.example/deputy/internal/version.release=$(VERSION))
 FUZZTIME   ?= 30s
 
 # $(call each-module,COMMAND) runs COMMAND in every module, and stops at the first failure.
 each-module = for dir in $(MODULES); do (cd $$dir && $(1)) || exit; done
 
 .DEFAULT_GOAL := help
-.PHONY: help run test deps lint format generate generate-check breaking bench loadtest campaign mutants fuzz clean
+.PHONY: help build run test deps lint format generate generate-check breaking bench loadtest campaign mutants fuzz clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
 
-run: ## build and start the embedded default; ARGS="..." are passed on
-	@tools/build-embedded bin/deputy-embedded
-	@go build -o bin/deputy ./client/cmd/deputy # for the commands that the demo prints
+build: ## deputyd and deputy into bin/; VERSION=v0.1.0 sets what --version prints
+	go build -ldflags '$(LDFLAGS)' -o $(BIN)/ ./server/cmd/deputyd ./client/cmd/deputy
+
+run: ## build and start the embedded default; ARGS="..." are passed to it
+	@tools/build-embedded bin/deputy-embedded '$(LDFLAGS)'
+	@go build -ldflags '$(LDFLAGS)' -o bin/deputy ./client/cmd/deputy # for the commands that the demo prints
 	@exec bin/deputy-embedded $(ARGS)
 
 test: deps ## everything, with the race detector; installs or names what is missing

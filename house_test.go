@@ -39,14 +39,15 @@ var (
 var mayImport = func() map[string][]string {
 	rules := map[string][]string{
 		"client":                      {"client/delegation", "client/audit", "client/dpop", "gen"},
-		"client/cmd":                  {"client", "client/delegation", "client/audit", "client/dpop", "gen"},
+		"client/cmd":                  {"client", "client/delegation", "client/audit", "client/dpop", "gen", "internal/version"},
 		"client/internal/deputytest":  {"client/delegation", "client/audit", "client/dpop", "gen"},
 		"loadtest":                    {"client", "client/delegation", "fga-models", "server/fill", "loadtest/sim"}, // drives from outside
 		"loadtest/sim":                nil,
+		"internal/version":            nil,
 		"server/internal/testservers": nil,
 		"server/fill":                 {"client/delegation", "server/internal/ledger"},
-		"server/cmd":                  slices.Concat(ground, proofs, cellar, engines, exchange, fronts, server),
-		"server/embedded":             slices.Concat(ground, proofs, cellar, engines, exchange, fronts, server, sdk),
+		"server/cmd":                  slices.Concat(ground, proofs, cellar, engines, exchange, fronts, server, []string{"internal/version"}),
+		"server/embedded":             slices.Concat(ground, proofs, cellar, engines, exchange, fronts, server, sdk, []string{"internal/version"}),
 	}
 	below := []string{}
 	for _, floor := range [][]string{ground, proofs, cellar, engines, exchange, fronts, server} {

@@ -70,7 +70,7 @@ func main() {
 // all is every table.
 func all() []mutant {
 	return slices.Concat(
-		coreMutants, timeMutants, forkMutants, containMutants, transportMutants, smallMutants, consoleMutants, sdkMutants, houseMutants,
+		coreMutants, timeMutants, forkMutants, containMutants, transportMutants, smallMutants, consoleMutants, sdkMutants, houseMutants, commandMutants,
 	)
 }
 

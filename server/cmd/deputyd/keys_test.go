@@ -87,7 +87,7 @@ tenants:
 	step("keys list CONFIG", 0, "verifier key of acme for auditors: "+list[1].Verifier)
 	step("keys list CONFIG --tenant umbrella", 1, `no tenant "umbrella"`)
 	step("keys list --help", 0, "deputyd keys list --config deputy.yaml")
-	step("keys rotate --help", 0, "A key was stolen")
+	step("keys rotate --help", 0, "After the theft of a key")
 
 	step("keys rotate CONFIG", 1, "name one with --tenant")
 	step("keys retire CONFIG --tenant acme -- "+list[0].ID, 1, "keys rotate --immediately")
