@@ -63,7 +63,7 @@ func entryPoints(t *testing.T, f *fleet, w *exchangetest.World) map[string]func(
 	}
 }
 
-// TestWhoKnowsBetterDoesNotServe is the table of docs/operations.md: what each state refuses.
+// TestWhoKnowsBetterDoesNotServe is the table of docs/incidents.md: what each state refuses.
 func TestWhoKnowsBetterDoesNotServe(t *testing.T) {
 	for name, state := range map[string]struct {
 		bring   func(t *testing.T, w *exchangetest.World, g *guard.Guard)
