@@ -31,10 +31,10 @@ run: ## build and start the embedded default; ARGS="..." are passed to it
 	@go build -ldflags '$(LDFLAGS)' -o bin/deputy ./client/cmd/deputy # for the commands that the demo prints
 	@exec bin/deputy-embedded $(ARGS)
 
-test: deps ## everything, with the race detector; installs or names what is missing
+test: deps ## all tests, with the race detector; installs or names what is missing
 	$(call each-module,go test $(TEST_FLAGS) ./...)
 
-deps: $(if $(E2E_NODE),$(E2E_NODE)/node_modules/.package-lock.json) ## what the tests need besides Go
+deps: $(if $(E2E_NODE),$(E2E_NODE)/node_modules/.package-lock.json) ## install what the tests need besides Go
 	@tools/install-test-deps
 
 lint: $(BUF) ## formatting, vet, staticcheck, protobuf style
@@ -52,20 +52,20 @@ format: $(BUF) ## gofmt and buf format, in place
 generate: $(BUF) ## gen/ from proto/
 	$(BUF) generate
 
-generate-check: generate ## fails if gen/ is not what proto/ says
+generate-check: generate ## fails if gen/ differs from what proto/ generates
 	git diff --exit-code -- proto gen
 	@untracked=$$(git ls-files --others --exclude-standard -- gen); \
 	if [[ -n $$untracked ]]; then echo "generated but not committed:"; echo "$$untracked"; exit 1; fi
 
 breaking: $(BUF) ## the API against the last release
 	@tag=$$(git describe --tags --abbrev=0 2>/dev/null || true); \
-	if [[ -z $$tag ]]; then echo "No release yet: nothing that the API could break."; \
+	if [[ -z $$tag ]]; then echo "No release yet: there is no API to compare with."; \
 	else $(BUF) breaking --against ".git#tag=$$tag"; fi
 
 bench: deps ## benchmarks with allocations
 	$(call each-module,go test -run '^$$' -bench . -benchmem -timeout 60m ./...)
 
-loadtest: deps ## what an exchange costs, against its goals; ARGS="scale", ARGS="run --no-bounds", …
+loadtest: deps ## the cost of an exchange, compared with its goals; ARGS="scale", ARGS="run --no-bounds", …
 	go run ./loadtest $(or $(ARGS),run)
 
 campaign: deps ## the tests with all rounds; DEPUTY_SEED=n chooses the random numbers
@@ -78,7 +78,7 @@ mutants: deps ## one protection removed at a time: its test must fail; ARGS="-ru
 fuzz: ## every fuzz target for FUZZTIME (default 30s)
 	@tools/fuzz $(FUZZTIME)
 
-clean: ## what was built or installed here; not the data in deputy-data
+clean: ## remove what was built or installed here; not the data in deputy-data
 	rm -rf bin tools/node_modules server/embedded/e2e/node/node_modules
 
 # npm writes .package-lock.json last, so a broken install is repeated.

@@ -20,7 +20,7 @@ import (
 func TestEveryOutputIsInert(t *testing.T) {
 	const hostile = "a\u202e\u2066b\x1b[2J\u009b\u0085\u2028\U000e0041\r\n=c"
 	var lies atomic.Bool // about checkpoints
-	s, stranger := deputytest.Start(grpc.UnaryInterceptor(func(ctx context.Context, r any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+	s, foreign := deputytest.Start(grpc.UnaryInterceptor(func(ctx context.Context, r any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
 		response, err := next(ctx, r)
 		if head, ok := response.(*deputyv1.GetCheckpointResponse); ok && lies.Load() {
 			head.Checkpoint += "\u202e\n"
@@ -28,9 +28,9 @@ func TestEveryOutputIsInert(t *testing.T) {
 		return response, err
 	})), deputytest.Start()
 	defer s.Close()
-	defer stranger.Close()
+	defer foreign.Close()
 	t.Chdir(t.TempDir())
-	if err := writeFiles(".", s, stranger); err != nil {
+	if err := writeFiles(".", s, foreign); err != nil {
 		t.Fatal(err)
 	}
 	for name, value := range map[string]string{

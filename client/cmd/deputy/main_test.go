@@ -37,20 +37,20 @@ func TestMain(m *testing.M) {
 // TestScripts runs each script against a server of its own. Besides Deputy's environment a script
 // finds in its directory: planner.pem, the caller's key; other.pem, another; alice.jwt, a root token;
 // researcher.jwt, a derived token; bound.jwt, one that is bound to planner.pem; certified.jwt, one that is
-// bound to a certificate; expired.jwt; stranger.jwt, signed by somebody else; evil.jwt, whose claims try to
+// bound to a certificate; expired.jwt; foreign.jwt, signed with another key; evil.jwt, whose claims try to
 // write on the terminal; tls.pem and tls-key.pem, a certificate and its key; keys.json; log.vkey, the log's verifier key, and
 // other.vkey, another one. "follow" starts a verifier that follows revocations, "receipt ID
 // VERIFIER ENTRY AGE" pretends that one was last heard of a while ago; "record JSON" appends an entry to
-// the ledger, "obtainable JSON..." says what agents could be handed.
+// the ledger, "obtainable JSON..." sets what agents could obtain.
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/script",
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
 		Setup: func(env *testscript.Env) error {
-			s, stranger := deputytest.Start(), deputytest.Start()
+			s, foreign := deputytest.Start(), deputytest.Start()
 			env.Defer(s.Close)
-			env.Defer(stranger.Close)
+			env.Defer(foreign.Close)
 			env.Values[deputy{}] = s
 			for name, value := range map[string]string{
 				"DEPUTY_ADDR": s.Address, "DEPUTY_ISSUER": s.Issuer, "DEPUTY_PLAINTEXT": "true",
@@ -58,7 +58,7 @@ func TestScripts(t *testing.T) {
 			} {
 				env.Setenv(name, value)
 			}
-			return writeFiles(env.WorkDir, s, stranger)
+			return writeFiles(env.WorkDir, s, foreign)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){"follow": follow, "receipt": receipt, "record": record, "obtainable": obtainable},
 	})
@@ -106,7 +106,7 @@ func obtainable(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Value(deputy{}).(*deputytest.Server).SetObtainable(all...)
 }
 
-func writeFiles(dir string, s, stranger *deputytest.Server) error {
+func writeFiles(dir string, s, foreign *deputytest.Server) error {
 	planner, plannerPEM, err := newKey()
 	if err != nil {
 		return err
@@ -141,13 +141,13 @@ func writeFiles(dir string, s, stranger *deputytest.Server) error {
 		"alice.jwt":      s.RootToken("alice"),
 		"researcher.jwt": s.Token(claims),
 		"expired.jwt":    s.Token(s.Claims(time.Unix(1_700_000_000, 0))),
-		"stranger.jwt":   stranger.Token(claims),
+		"foreign.jwt":    foreign.Token(claims),
 		"evil.jwt": s.Sign(map[string]any{"alg": "ES256"}, map[string]any{
 			"iss": "https://idp.example", "exp": time.Now().Unix() + 60, "sub": "\x1b[2J\u009b31m\u202eecila",
 		}),
 		"keys.json":    string(s.JWKS()),
 		"log.vkey":     s.CheckpointKey() + "\n",
-		"other.vkey":   stranger.CheckpointKey() + "\n",
+		"other.vkey":   foreign.CheckpointKey() + "\n",
 		"details.json": `[{"type":"calendar","actions":["read"],"identifier":"team"}]`,
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {

@@ -79,7 +79,7 @@ func TestServeUntilTheSignal(t *testing.T) {
 		t.Fatal(said)
 	}
 	for _, c := range []struct {
-		args, says string
+		args, want string
 		code       int
 	}{
 		{"--tenant acme --subject user:alice", "erased 0 fields of 0 entries", 0},
@@ -88,7 +88,7 @@ func TestServeUntilTheSignal(t *testing.T) {
 		{"--tenant umbrella --subject user:alice", "has no tenant", 1},
 		{"--tenant acme --subject alice", "must be type:id", 1},
 	} {
-		if code, said := deputyd(t.Context(), append([]string{"erase", "--config", config}, strings.Fields(c.args)...)...); code != c.code || !strings.Contains(said, c.says) {
+		if code, said := deputyd(t.Context(), append([]string{"erase", "--config", config}, strings.Fields(c.args)...)...); code != c.code || !strings.Contains(said, c.want) {
 			t.Errorf("erase %s: %d %s", c.args, code, said)
 		}
 	}

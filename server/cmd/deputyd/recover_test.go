@@ -33,13 +33,13 @@ tenants:
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	step := func(line string, code int, says ...string) {
+	step := func(line string, code int, texts ...string) {
 		t.Helper()
 		var stdout, stderr bytes.Buffer
 		args := strings.Fields(strings.ReplaceAll(line, "CONFIG", "--config "+config))
 		got, said := run(t.Context(), args, &stdout, &stderr), ""
 		said = stdout.String() + stderr.String()
-		for _, want := range says {
+		for _, want := range texts {
 			if got != code || !strings.Contains(said, want) {
 				t.Errorf("deputyd %s: %d, want %d and %q\n%s", line, got, code, want, said)
 			}
