@@ -8,26 +8,33 @@ BUF        := tools/node_modules/.bin/buf
 GO_FILES    = $$(git ls-files -co --exclude-standard --deduplicate '*.go')
 E2E_NODE   := $(patsubst %/package-lock.json,%,$(wildcard server/embedded/e2e/node/package-lock.json))
 TEST_FLAGS := -race -timeout 20m
+BIN        ?= bin
+# The version of a release, such as v0.1.0. Without it, the go command derives one from the commit.
+VERSION    ?=
+LDFLAGS     = $(if $(VERSION),-X deputy.example/deputy/internal/version.release=$(VERSION))
 FUZZTIME   ?= 30s
 
 # $(call each-module,COMMAND) runs COMMAND in every module, and stops at the first failure.
 each-module = for dir in $(MODULES); do (cd $$dir && $(1)) || exit; done
 
 .DEFAULT_GOAL := help
-.PHONY: help run test deps lint format generate generate-check breaking bench loadtest campaign mutants fuzz clean
+.PHONY: help build run test deps lint format generate generate-check breaking bench loadtest campaign mutants fuzz clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
 
-run: ## build and start the embedded default; ARGS="..." are passed on
-	@tools/build-embedded bin/deputy-embedded
-	@go build -o bin/deputy ./client/cmd/deputy # for the commands that the demo prints
+build: ## deputyd and deputy into bin/; VERSION=v0.1.0 sets what --version prints
+	go build -ldflags '$(LDFLAGS)' -o $(BIN)/ ./server/cmd/deputyd ./client/cmd/deputy
+
+run: ## build and start the embedded default; ARGS="..." are passed to it
+	@tools/build-embedded bin/deputy-embedded '$(LDFLAGS)'
+	@go build -ldflags '$(LDFLAGS)' -o bin/deputy ./client/cmd/deputy # for the commands that the demo prints
 	@exec bin/deputy-embedded $(ARGS)
 
-test: deps ## everything, with the race detector; installs or names what is missing
+test: deps ## all tests, with the race detector; installs or names what is missing
 	$(call each-module,go test $(TEST_FLAGS) ./...)
 
-deps: $(if $(E2E_NODE),$(E2E_NODE)/node_modules/.package-lock.json) ## what the tests need besides Go
+deps: $(if $(E2E_NODE),$(E2E_NODE)/node_modules/.package-lock.json) ## install what the tests need besides Go
 	@tools/install-test-deps
 
 lint: $(BUF) ## formatting, vet, staticcheck, protobuf style
@@ -45,20 +52,20 @@ format: $(BUF) ## gofmt and buf format, in place
 generate: $(BUF) ## gen/ from proto/
 	$(BUF) generate
 
-generate-check: generate ## fails if gen/ is not what proto/ says
+generate-check: generate ## fails if gen/ differs from what proto/ generates
 	git diff --exit-code -- proto gen
 	@untracked=$$(git ls-files --others --exclude-standard -- gen); \
 	if [[ -n $$untracked ]]; then echo "generated but not committed:"; echo "$$untracked"; exit 1; fi
 
 breaking: $(BUF) ## the API against the last release
 	@tag=$$(git describe --tags --abbrev=0 2>/dev/null || true); \
-	if [[ -z $$tag ]]; then echo "No release yet: nothing that the API could break."; \
+	if [[ -z $$tag ]]; then echo "No release yet: there is no API to compare with."; \
 	else $(BUF) breaking --against ".git#tag=$$tag"; fi
 
 bench: deps ## benchmarks with allocations
 	$(call each-module,go test -run '^$$' -bench . -benchmem -timeout 60m ./...)
 
-loadtest: deps ## what an exchange costs, against its goals; ARGS="scale", ARGS="run --no-bounds", …
+loadtest: deps ## the cost of an exchange, compared with its goals; ARGS="scale", ARGS="run --no-bounds", …
 	go run ./loadtest $(or $(ARGS),run)
 
 campaign: deps ## the tests with all rounds; DEPUTY_SEED=n chooses the random numbers
@@ -71,7 +78,7 @@ mutants: deps ## one protection removed at a time: its test must fail; ARGS="-ru
 fuzz: ## every fuzz target for FUZZTIME (default 30s)
 	@tools/fuzz $(FUZZTIME)
 
-clean: ## what was built or installed here; not the data in deputy-data
+clean: ## remove what was built or installed here; not the data in deputy-data
 	rm -rf bin tools/node_modules server/embedded/e2e/node/node_modules
 
 # npm writes .package-lock.json last, so a broken install is repeated.

@@ -12,8 +12,8 @@ const threatModel = "docs/threat-model.md"
 
 var namedTest = regexp.MustCompile("`([a-zA-Z0-9_/.-]+_test\\.go):((?:Test|Fuzz)[A-Za-z0-9_]+)`")
 
-// threatFaults reads the rows of the tables that end in a column of tests: what is named and not there, what has no
-// test, and which invariants stand nowhere.
+// threatFaults reads the rows of the tables that end in a column of tests. It returns named tests that do not exist,
+// rows without a test, and invariants that are not listed.
 func threatFaults(text string, source func(path string) (string, error)) (faults []string, tests int) {
 	invariants := make(map[string]bool)
 	inTable := false

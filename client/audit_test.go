@@ -244,7 +244,7 @@ func TestReach(t *testing.T) {
 	if reach, err = c.Reach(t.Context(), "agent:reader", 8); err != nil || !reach.Suspended || reach.LiveTokens != 0 {
 		t.Errorf("suspended: %+v, %v", reach, err)
 	}
-	if _, err := c.Reach(t.Context(), "agent:nobody", 0); reason(t, err) != delegation.NotFound {
+	if _, err := c.Reach(t.Context(), "agent:unknown", 0); reason(t, err) != delegation.NotFound {
 		t.Errorf("unknown: %v", err)
 	}
 	for _, depth := range []int{-1, 9} {

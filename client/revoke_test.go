@@ -103,7 +103,7 @@ func TestRevokeRefuses(t *testing.T) {
 	if n := len(s.Bearers()); n != 0 {
 		t.Errorf("%d calls were made", n)
 	}
-	if _, err := c.Revoke(t.Context(), RevokeRequest{Target: RevokeAgent("agent:nobody")}); reason(t, err) != delegation.AccessDenied {
+	if _, err := c.Revoke(t.Context(), RevokeRequest{Target: RevokeAgent("agent:unknown")}); reason(t, err) != delegation.AccessDenied {
 		t.Errorf("err = %v", err)
 	}
 }

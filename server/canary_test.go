@@ -436,10 +436,10 @@ func gathered(t *testing.T, registry *prometheus.Registry) string {
 	return all.String()
 }
 
-// documented compares the metrics that there are with those that docs/operations.md explains.
+// documented compares the metrics that there are with those that docs/tuning.md explains.
 func documented(t *testing.T, registry *prometheus.Registry) {
 	t.Helper()
-	manual, err := os.ReadFile("../docs/operations.md")
+	manual, err := os.ReadFile("../docs/tuning.md")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -451,12 +451,12 @@ func documented(t *testing.T, registry *prometheus.Registry) {
 	for _, family := range families {
 		there[family.GetName()] = true
 		if !bytes.Contains(manual, []byte("`"+family.GetName()+"`")) {
-			t.Errorf("docs/operations.md does not explain %s", family.GetName())
+			t.Errorf("docs/tuning.md does not explain %s", family.GetName())
 		}
 	}
 	for _, name := range regexp.MustCompile("`(deputy_[a-z_]+)`").FindAllSubmatch(manual, -1) {
 		if !there[string(name[1])] {
-			t.Errorf("docs/operations.md explains %s, which does not exist", name[1])
+			t.Errorf("docs/tuning.md explains %s, which does not exist", name[1])
 		}
 	}
 }

@@ -113,7 +113,7 @@ type Telemetry struct {
 	LogFormat string `yaml:"log_format"`
 }
 
-// Clock is what wrong clocks may do (docs/operations.md).
+// Clock is what wrong clocks may do (docs/incidents.md).
 type Clock struct {
 	// Bound is how far the clocks of this machine, of PostgreSQL and of Redis may be apart. An instance whose clock is
 	// further off issues and forgets nothing until it is right again. Default 2s, or the shortest skew of a tenant where

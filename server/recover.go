@@ -14,7 +14,7 @@ import (
 	"deputy.example/deputy/server/internal/vault"
 )
 
-// Decision is what an operator decides about a ledger that may have lost entries (docs/operations.md).
+// Decision is what an operator decides about a ledger that may have lost entries (docs/incidents.md).
 type Decision struct {
 	RotateKeys bool   // replace all managed signing keys: every token that is out is refused
 	CutOff     bool   // refuse what the ledger no longer has, and record lost revocations again

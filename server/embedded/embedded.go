@@ -185,7 +185,7 @@ func (e *Embedded) openData() error {
 			return err
 		}
 	}
-	for _, client := range []delegation.Principal{planner, researcher, calendarServer} {
+	for _, client := range []delegation.Principal{planner, researcher, calendarServer, security} {
 		key, err := OpenKeyFile(e.clientKeyPath(client))
 		if err != nil {
 			return err

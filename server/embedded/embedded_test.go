@@ -80,7 +80,6 @@ func TestEveryPrintedCommandWorks(t *testing.T) {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	results := strings.Split(string(out), "== ")[1:]
-	outputs := strings.Split(string(out), "\n== ")
 	if len(results) != len(steps) {
 		t.Fatalf("%d commands ran:\n%s", len(results), out)
 	}
@@ -89,11 +88,12 @@ func TestEveryPrintedCommandWorks(t *testing.T) {
 		if s.refused {
 			want = "1"
 		}
-		if got, _, _ := strings.Cut(results[i], "\n"); got != want {
-			t.Errorf("exit code %s, want %s:\n%s\n%s", got, want, s.command, outputs[i])
+		if got, _, _ := strings.Cut(results[i], "\n"); got != want && !(s.late && got == "3") {
+			t.Errorf("exit code %s, want %s:\n%s\n%s", got, want, s.command, out)
 		}
 	}
-	for _, want := range []string{"VERIFIED", "agent:researcher acts for user:alice", "└─ agent:planner", `"token_endpoint"`, `"access_token":"eyJ`, "delegation_not_permitted"} {
+	for _, want := range []string{"VERIFIED", "agent:researcher acts for user:alice", "└─ agent:planner", `"token_endpoint"`, `"access_token":"eyJ`, "delegation_not_permitted",
+		"CONTAINED agent:researcher", "RESUMED agent:researcher"} {
 		if !strings.Contains(string(out), want) {
 			t.Errorf("the commands' output lacks %q:\n%s", want, out)
 		}
@@ -185,7 +185,7 @@ func TestRestartKeepsLedgerAndKeys(t *testing.T) {
 
 func keyIDs(e *Embedded) []string {
 	ids := []string{e.issuer.people.id, e.issuer.workloads.id}
-	for _, client := range []delegation.Principal{planner, researcher, calendarServer} {
+	for _, client := range []delegation.Principal{planner, researcher, calendarServer, security} {
 		ids = append(ids, e.keys[client].id)
 	}
 	return ids

@@ -14,6 +14,7 @@ type step struct {
 	about   string // "": belongs to the previous step
 	command string
 	refused bool // Deputy refuses, and the command exits with code 1
+	late    bool // exits with code 3 if the demo's verifier disconnected less than ten seconds ago
 }
 
 // next writes the files that the commands need and prints the commands.
@@ -58,6 +59,7 @@ func (d *demo) steps() []step {
 	handDown := fmt.Sprintf(`curl -sf -d agent=researcher -d audience=actor %s |
     %s exchange --subject-token-file %s --actor-token-file - --scope calendar.read --audience %s`,
 		workloads, deputy, file("planner.jwt"), calendarAudience)
+	responder := fmt.Sprintf("DEPUTY_CLIENT_ID=%s DEPUTY_CLIENT_KEY=%s ", security, quoted(d.clientKeyPath(security)))
 	relate := func(change string) string {
 		return fmt.Sprintf(`curl -sf %s/openfga/stores/%s/write \
     -d '{"%s":{"tuple_keys":[{"user":"%s","relation":"delegator","object":"%s"}]}}'`,
@@ -79,6 +81,9 @@ func (d *demo) steps() []step {
 		{about: "revoke the researcher's token: first list the tokens that would be revoked, then revoke",
 			command: fmt.Sprintf("%s revoke - --dry-run < %s", deputy, file("researcher.jwt"))},
 		{command: fmt.Sprintf("%s revoke - --reason drill < %s", deputy, file("researcher.jwt"))},
+		{about: "contain the researcher as a responder: all its tokens are refused and it obtains no new one; then resume it",
+			command: responder + deputy + " contain " + string(researcher) + " --yes --reason drill", late: true},
+		{command: responder + deputy + " resume " + string(researcher) + " --reason drill"},
 		{about: "any OAuth client can exchange: RFC 8693 over HTTP, authenticated by a workload token", command: fmt.Sprintf(
 			`curl -sf %s/oauth2/token -d scope=calendar.read -d audience=%s \
     -d grant_type=%s \

@@ -16,6 +16,8 @@ const (
 	researcher = delegation.Principal("agent:researcher")
 	// calendarServer is the tool that the agents call. It has a key because it introspects tokens.
 	calendarServer = delegation.Principal("service:calendar")
+	// security is a responder without a browser: it contains agents from the command line.
+	security = delegation.Principal("service:security")
 
 	calendarAudience = "https://calendar.example"
 	mailAudience     = "https://mail.example"
@@ -31,6 +33,7 @@ func worldTuples() []policy.Relation {
 		{User: string(alice), Relation: "delegator", Object: string(planner)},
 		{User: string(planner), Relation: "delegator", Object: string(researcher)},
 		{User: string(rita), Relation: "responder", Object: "system:deputy"},
+		{User: string(security), Relation: "responder", Object: "system:deputy"},
 		{User: string(audrey), Relation: "auditor", Object: "system:deputy"},
 	}
 	holders := map[delegation.Principal]delegation.Scopes{

@@ -70,8 +70,7 @@ func main() {
 // all is every table.
 func all() []mutant {
 	return slices.Concat(
-		coreMutants, timeMutants, forkMutants, containMutants, transportMutants, smallMutants, consoleMutants, sdkMutants, houseMutants,
-		ledgerMutants, exchangeMutants,
+		coreMutants, timeMutants, forkMutants, containMutants, transportMutants, smallMutants, consoleMutants, sdkMutants, houseMutants, ledgerMutants, exchangeMutants, commandMutants,
 	)
 }
 

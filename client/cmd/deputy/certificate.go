@@ -12,8 +12,8 @@ import (
 	"deputy.example/deputy/client"
 )
 
-// thumbprintOf says under which name a confirmation has the key or the certificate in a file, and which
-// thumbprint.
+// thumbprintOf returns the thumbprint of the key or the certificate in a file, and the member of
+// cnf that holds it.
 func thumbprintOf(path string) (kind, thumbprint string, err error) {
 	document, err := os.ReadFile(path)
 	if err != nil {
@@ -33,8 +33,8 @@ func thumbprintOf(path string) (kind, thumbprint string, err error) {
 	return "jkt", key.Thumbprint(), nil
 }
 
-// tlsConfig is what the flags say about the connection; nil where they say nothing. The certificate is read
-// again for every connection, so that one that is renewed is used.
+// tlsConfig is the TLS configuration of the flags; nil if none is set. The certificate is read again
+// for every connection, so that a renewed one is used.
 func (f serverFlags) tlsConfig() (*tls.Config, error) {
 	if f.CAFile == "" && f.TLSCert == "" && f.TLSKey == "" {
 		return nil, nil

@@ -19,16 +19,16 @@ type chainCommand struct {
 }
 
 func (chainCommand) Help() string {
-	return `A token is verified, and shows by itself who is in its chain. What each ancestor was allowed, who decided
-it and what has become of it is in the ledger only: it is added where the flags name a caller and Deputy answers. A jti is always looked up
-there; a chain is shown to its subject, its actors and auditors.
+	return `A token is verified, and names the actors of its chain. The scope, the policy decision and the state of
+each ancestor are in the ledger only. They are shown if the flags name a caller and Deputy is reachable. A jti is
+always looked up in the ledger. A chain is visible to its subject, its actors, their operators, auditors and responders.
 
 Examples:
   deputy chain --issuer http://127.0.0.1:8080 - < token.jwt
   deputy chain --plaintext --issuer http://127.0.0.1:8080 --client-id planner --client-key planner.jwk 01K9ZQ...`
 }
 
-// link is one grant of a chain. What a token alone does not tell is absent.
+// link is one grant of a chain. Fields that a token alone does not hold are absent.
 type link struct {
 	Entry    uint64               `json:"entry"`
 	JTI      string               `json:"jti"`
@@ -85,7 +85,7 @@ func (cmd *chainCommand) Run(a *app) error {
 	return nil
 }
 
-// fromToken believes the token where it speaks for itself and asks the ledger for the rest.
+// fromToken verifies the token, and adds what the ledger holds about its chain.
 func (cmd *chainCommand) fromToken(a *app, token string) (*tree, error) {
 	v, err := cmd.verifier(ownAudience(token), a.now)
 	if err != nil {
@@ -104,17 +104,17 @@ func (cmd *chainCommand) fromToken(a *app, token string) (*tree, error) {
 	recorded, err := cmd.fromLedger(in.Claims.ID)
 	switch {
 	case err != nil:
-		a.stderr.line("the ledger was not read, so this is what the token says: %v", err)
+		a.stderr.line("the ledger was not read; only the claims of the token are shown: %v", err)
 		return t, nil
 	case !recorded.matches(t):
-		return nil, delegation.Refuse(delegation.Internal, "", "the ledger and the token disagree about this chain: show both to whoever runs Deputy")
+		return nil, delegation.Refuse(delegation.Internal, "", "the ledger and the token differ about this chain; report both to the operator of Deputy")
 	}
 	return recorded, nil
 }
 
 func (cmd *chainCommand) fromLedger(jti string) (*tree, error) {
 	if !cmd.authenticated() {
-		return nil, usage("a jti is looked up in the ledger, which answers callers it knows: name --client-id and --client-key, or --workload-token-file")
+		return nil, usage("a jti is looked up in the ledger, which needs an authenticated caller: name --client-id and --client-key, or --workload-token-file")
 	}
 	c, err := cmd.connect(cmd.Issuer)
 	if err != nil {
@@ -156,8 +156,8 @@ func treeOf(c delegation.Claims) *tree {
 	return t
 }
 
-// matches says whether what the ledger and a token tell of one chain is the same. Actors may have been
-// erased from the ledger, and the chain's beginning dropped.
+// matches reports whether the ledger and a token hold the same chain. Actors may have been erased
+// from the ledger, and retention may have dropped the beginning of the chain.
 func (t *tree) matches(token *tree) bool {
 	links := token.Links
 	if beginning := len(links) - len(t.Links); t.Above != "" && beginning > 0 && links[beginning-1].JTI == t.Above {
@@ -173,10 +173,10 @@ func (a *app) draw(t *tree) {
 	p.line("%s", p.strong(cmp.Or(string(t.Subject), "(erased)")))
 	p.line("│  %s", p.faint("chain "+t.Txn+", root token "+t.Root))
 	for _, actor := range t.Imported {
-		p.line("│  handed to %s before Deputy", actor)
+		p.line("│  delegated to %s before Deputy", actor)
 	}
 	if t.Above != "" {
-		p.line("│  %s", p.faint("the ledger begins below grant "+t.Above+", which retention dropped"))
+		p.line("│  %s", p.faint("retention dropped grant "+t.Above+" and all above it"))
 	}
 	indent := ""
 	for i, l := range t.Links {
@@ -191,36 +191,36 @@ func (a *app) draw(t *tree) {
 	}
 	if t.Source == "token" && len(t.Links) > 1 {
 		p.line("")
-		p.line("%s", p.faint("What the ancestors were allowed is in the ledger: name --client-id and --client-key to see it."))
+		p.line("%s", p.faint("The ledger holds the scope of each ancestor: name --client-id and --client-key to see it."))
 	}
 }
 
 func (a *app) drawLink(rail styled, l link) {
 	p := a.stdout
 	if l.Known {
-		p.line("%smay    %s", rail, orNone(l.Scope.String()))
+		p.line("%sscope         %s", rail, orNone(l.Scope.String()))
 		if len(l.Dropped) > 0 {
-			p.line("%sless   %s", rail, l.Dropped)
+			p.line("%sremoved       %s", rail, l.Dropped)
 		}
-		p.line("%swhere  %s", rail, strings.Join(l.Audience, ", "))
-		p.line("%suntil  %s", rail, a.when(l.Expiry))
+		p.line("%saudience      %s", rail, strings.Join(l.Audience, ", "))
+		p.line("%sexpires       %s", rail, a.when(l.Expiry))
 	}
 	if l.Key != "" {
-		p.line("%sbound  to the key %s", rail, l.Key)
+		p.line("%sbound to      %s", rail, l.Key)
 	}
 	if l.Caller != "" {
-		p.line("%sasked  by %s at %s", rail, l.Caller, a.when(l.Time))
+		p.line("%srequested by  %s at %s", rail, l.Caller, a.when(l.Time))
 	}
 	if l.Proof != "" {
-		p.line("%sproof  %s", rail, l.Proof)
+		p.line("%sactor proof   %s", rail, l.Proof)
 	}
 	if l.Outcome != "" {
-		p.line("%sruled  %s", rail, l.ruling())
+		p.line("%spolicy        %s", rail, l.decision())
 	}
 }
 
-// ruling is the decision, and on what it rests.
-func (l link) ruling() string {
+// decision is the outcome, the model that decided and the reason of a refusal.
+func (l link) decision() string {
 	text := string(l.Outcome)
 	if l.ModelID != "" {
 		text += " by OpenFGA model " + l.ModelID
@@ -231,10 +231,10 @@ func (l link) ruling() string {
 	return text
 }
 
-// after puts a grant's state behind what is there already.
+// after appends the state of a grant, if it is known.
 func (a *app) after(gap string, l link) styled {
 	if l.State == "" {
 		return ""
 	}
-	return styled(gap) + a.stdout.fate(l.State, l.By)
+	return styled(gap) + a.stdout.stateBy(l.State, l.By)
 }

@@ -14,9 +14,9 @@ import (
 
 type containCommand struct {
 	Agent  string        `arg:"" help:"The agent, for instance agent:researcher."`
-	Reason string        `placeholder:"TEXT" help:"Why, for the ledger."`
-	DryRun bool          `help:"Suspend nothing, and show the tree that would die."`
-	Yes    bool          `short:"y" help:"Do not ask."`
+	Reason string        `placeholder:"TEXT" help:"Reason, recorded in the ledger."`
+	DryRun bool          `help:"Suspend nothing, and show the tokens that would be revoked."`
+	Yes    bool          `short:"y" help:"Do not ask for confirmation."`
 	Wait   time.Duration `default:"10s" placeholder:"DURATION" help:"How long to wait for verifiers (${default})."`
 
 	Issuer string `env:"DEPUTY_ISSUER" placeholder:"URL" help:"Issuer of the Deputy tenant, byte for byte."`
@@ -25,22 +25,22 @@ type containCommand struct {
 }
 
 func (containCommand) Help() string {
-	return `Suspends the agent: every token in whose chain it stands is dead from now on, and it gets no new one
-until deputy resume. Then waits until every connected verifier says that it knows.
+	return `Suspends the agent. Every token with the agent in its chain is refused from now on, and the agent obtains
+no new token until deputy resume. The command then waits until every connected verifier has applied the suspension.
 
-Exit code 3 means that the agent is suspended, and that a verifier has not said so in time. Where the server cannot
-tell which verifiers have applied the suspension, the command warns on standard error and ends with exit code 0: with --json,
-verifiers and all_caught_up are null.
+Exit code 3 means that the agent is suspended, and that a verifier did not confirm it in time. If the receipts of the
+verifiers cannot be read, the command prints a warning on standard error and ends with exit code 0. With --json,
+verifiers and all_caught_up are null then.
 
 Examples:
   deputy contain agent:researcher --reason "key found in a public repository"
   deputy contain agent:researcher --dry-run`
 }
 
-// selfRefusal is how long a verifier that hears nothing goes on accepting, at most.
+// selfRefusal is the staleness bound of a verifier: cut off for longer, it refuses every token.
 const selfRefusal = 10 * time.Second
 
-// receiptPause lies between two looks at the receipts; verifiers send one a second.
+// receiptPause lies between two requests for the receipts; verifiers send one a second.
 const receiptPause = 250 * time.Millisecond
 
 // Run contains an agent and prints the receipt.
@@ -55,21 +55,21 @@ func (cmd *containCommand) Run(a *app) error {
 	}
 	defer c.Close()
 	if cmd.DryRun || a.interactive && !cmd.Yes {
-		doomed, err := cmd.suspend(c, agent, true)
+		affected, err := cmd.suspend(c, agent, true)
 		switch {
 		case cmd.DryRun && err != nil:
 			return err
 		case cmd.DryRun && a.json:
-			return a.writeJSON(revokedJSON(doomed))
+			return a.writeJSON(revokedJSON(affected))
 		case cmd.DryRun:
-			a.drawDoomed(doomed)
+			a.drawAffected(affected)
 			return nil
 		}
-		toll, err := tollOf(doomed, err)
+		count, err := countOf(affected, err)
 		if err != nil {
 			return err
 		}
-		if err := a.confirm("Contain %s? %s die.", agent, toll); err != nil {
+		if err := a.confirm("Contain %s? This revokes %s.", agent, count); err != nil {
 			return err
 		}
 	}
@@ -78,11 +78,11 @@ func (cmd *containCommand) Run(a *app) error {
 		return err
 	}
 	if suspended.Revocation == nil {
-		return delegation.Refuse(delegation.Internal, "", "Deputy suspended nothing and did not say why")
+		return delegation.Refuse(delegation.Internal, "", "Deputy suspended nothing and returned no reason")
 	}
 	if !a.json {
 		a.stdout.line("%s %s%s", a.stdout.good("CONTAINED"), agent, entryOf(suspended))
-		a.explainDeath(suspended)
+		a.explainRevoked(suspended)
 	}
 	report, err := cmd.receipts(c, suspended)
 	if err != nil {
@@ -114,16 +114,16 @@ type containReport struct {
 	AllCaughtUp *bool             `json:"all_caught_up"`
 }
 
-// tollOf says what the agent takes with it. To count takes time in proportion to all that is alive, to
-// contain does not: what cannot be counted in time keeps nobody from containing.
-func tollOf(doomed *client.Revoked, err error) (string, error) {
+// countOf describes the tokens that a suspension revokes. Counting takes time in proportion to the
+// live tokens, and a suspension does not: a count that fails must not prevent it.
+func countOf(affected *client.Revoked, err error) (string, error) {
 	if refusal, typed := errors.AsType[*delegation.Error](err); typed && refusal.Temporary() {
-		return doomedText(&client.Revoked{}), nil
+		return affectedText(&client.Revoked{}), nil
 	}
 	if err != nil {
 		return "", err
 	}
-	return doomedText(doomed), nil
+	return affectedText(affected), nil
 }
 
 func (cmd *containCommand) suspend(c *client.Client, agent delegation.Principal, dryRun bool) (*client.Revoked, error) {
@@ -132,13 +132,13 @@ func (cmd *containCommand) suspend(c *client.Client, agent delegation.Principal,
 	return c.Suspend(ctx, client.SuspendRequest{Agent: agent, Reason: cmd.Reason, DryRun: dryRun})
 }
 
-// receiptState is what a verifier's receipt says about one revocation.
+// receiptState is the state of a verifier with respect to one revocation.
 type receiptState string
 
 const (
 	caughtUp receiptState = "caught_up"
 	behind   receiptState = "behind"
-	gone     receiptState = "gone" // was not connected when the revocation was made, and refuses everything by now
+	gone     receiptState = "gone" // not connected when the revocation was recorded; refuses every token by now
 )
 
 // verifierReceipt is one verifier's part of the receipt.
@@ -148,10 +148,10 @@ type verifierReceipt struct {
 	Applied    uint64               `json:"applied"`
 	SeenAt     time.Time            `json:"seen_at"`
 	State      receiptState         `json:"state"`
-	CaughtUpAt time.Time            `json:"caught_up_at,omitzero"` // of the first mark that said so
+	CaughtUpAt time.Time            `json:"caught_up_at,omitzero"` // of the first mark at or above the revocation
 }
 
-// receipts asks until every verifier has caught up or the wait is over.
+// receipts reads the receipts until every verifier has caught up or the wait is over.
 func (cmd *containCommand) receipts(c *client.Client, r *client.Revoked) ([]verifierReceipt, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), cmd.Wait+cmd.Timeout)
 	defer cancel()
@@ -172,13 +172,13 @@ func (cmd *containCommand) receipts(c *client.Client, r *client.Revoked) ([]veri
 		select {
 		case <-next.C:
 		case <-over.C:
-			waiting = false // one last look
+			waiting = false // read once more
 		}
 	}
 }
 
-// judgeReceipts says how far each verifier is, and how many still have to catch up. first remembers
-// when each was seen to have done so for the first time.
+// judgeReceipts returns the state of each verifier, and how many still have to catch up. first
+// holds the time at which each was first seen to have caught up.
 func judgeReceipts(receipts []client.Receipt, r *delegation.Revocation, first map[string]time.Time) (report []verifierReceipt, pending int) {
 	for _, receipt := range receipts {
 		line := verifierReceipt{ID: receipt.ID, Verifier: receipt.Verifier, Applied: receipt.Applied, SeenAt: receipt.SeenAt, State: behind}
@@ -222,29 +222,29 @@ func (a *app) showReceipts(r *client.Revoked, report []verifierReceipt) error {
 		name := fmt.Sprintf("%-24s %s", line.Verifier, line.ID)
 		switch line.State {
 		case caughtUp:
-			p.line("  %s  %s %s after", name, p.good("knows"), max(line.CaughtUpAt.Sub(r.Revocation.At), 0).Round(time.Millisecond))
+			p.line("  %s  %s after %s", name, p.good("applied"), max(line.CaughtUpAt.Sub(r.Revocation.At), 0).Round(time.Millisecond))
 		case gone:
-			p.line("  %s  gone since %s: refuses everything by itself", name, a.when(line.SeenAt))
+			p.line("  %s  disconnected since %s: refuses every token", name, a.when(line.SeenAt))
 		default:
-			p.line("  %s  %s last seen %s, at entry %d", name, p.bad("DOES NOT KNOW"), a.when(line.SeenAt), line.Applied)
-			p.line("  %24s refuses everything by itself from %s at the latest", "", a.when(line.SeenAt.Add(selfRefusal)))
+			p.line("  %s  %s last seen %s, at entry %d", name, p.bad("NOT APPLIED"), a.when(line.SeenAt), line.Applied)
+			p.line("  %24s refuses every token from %s at the latest", "", a.when(line.SeenAt.Add(selfRefusal)))
 		}
 	}
 	p.line("")
 	if late > 0 {
-		p.line("%s", p.bad(fmt.Sprintf("%d of %s did not say that they know.", late, plural(len(report), "verifier"))))
+		p.line("%s", p.bad(fmt.Sprintf("Not confirmed by %d of %s.", late, plural(len(report), "verifier"))))
 	} else {
-		p.line("Every connected verifier knows.")
+		p.line("Every connected verifier has applied the suspension.")
 	}
 	return err
 }
 
-// errLate ends contain where a verifier did not catch up in time; it has been said which.
+// errLate ends contain where a verifier did not catch up in time; the report names it.
 var errLate = errors.New("a verifier has not caught up")
 
 type resumeCommand struct {
 	Agent  string `arg:"" help:"The agent, for instance agent:researcher."`
-	Reason string `placeholder:"TEXT" help:"Why, for the ledger."`
+	Reason string `placeholder:"TEXT" help:"Reason, recorded in the ledger."`
 
 	Issuer string `env:"DEPUTY_ISSUER" placeholder:"URL" help:"Issuer of the Deputy tenant, byte for byte."`
 
@@ -252,7 +252,7 @@ type resumeCommand struct {
 }
 
 func (resumeCommand) Help() string {
-	return `Lets the agent be granted tokens again. None that is older than its suspension comes back to life.
+	return `The agent can obtain tokens again. Tokens from before the suspension stay revoked.
 
 Example:
   deputy resume agent:researcher --reason "key replaced"`
@@ -282,21 +282,21 @@ func (cmd *resumeCommand) Run(a *app) error {
 			Time  time.Time `json:"time,omitzero"`
 		}{r.Seq, r.Target.ID, r.At})
 	}
-	a.stdout.line("%s %s, ledger entry %d: what is older than its suspension stays dead", a.stdout.good("RESUMED"), agent, r.Seq)
+	a.stdout.line("%s %s, ledger entry %d: tokens from before the suspension stay revoked", a.stdout.good("RESUMED"), agent, r.Seq)
 	return nil
 }
 
-// confirm asks on the terminal, and takes nothing but yes for yes.
+// confirm reads a confirmation from the terminal. Every answer but "yes" refuses.
 func (a *app) confirm(format string, args ...any) error {
 	a.stderr.line(format, args...)
-	a.stderr.line("Type yes to go on:")
+	a.stderr.line("Type yes to continue:")
 	answer, err := bufio.NewReader(a.stdin).ReadString('\n')
 	if strings.TrimSpace(answer) == "yes" {
 		return nil
 	}
 	if err != nil && answer == "" {
-		a.stderr.line("there was no answer")
+		a.stderr.line("no answer was read")
 	}
-	a.stderr.line("nothing was done")
+	a.stderr.line("nothing was changed")
 	return errReported
 }

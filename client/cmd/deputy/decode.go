@@ -14,16 +14,16 @@ import (
 
 type decodeCommand struct {
 	Token      string `arg:"" optional:"" help:"The token, or - for standard input. Default: DEPUTY_TOKEN."`
-	Audience   string `placeholder:"NAME" help:"Judge it as this resource server would. Default: the token's own audience."`
-	Unverified bool   `help:"Show what a token claims even though nobody can say whether it is true."`
+	Audience   string `placeholder:"NAME" help:"Verify the token as the resource server of this name does. Default: the token's own audience."`
+	Unverified bool   `help:"Show the claims even if the signature cannot be verified."`
 
 	issuerFlags `embed:""`
 }
 
 func (decodeCommand) Help() string {
-	return `The signature is checked with the issuer's keys before anything is said about the token. Whether it
-was revoked is not known here, nor whether you hold the key that it is bound to. Exit code 1 means that a
-resource server would refuse it now whoever presents it.
+	return `The signature is verified with the issuer's keys before any claim is shown. Revocations and the proof of
+the key to which the token is bound are not checked. Exit code 1 means that a resource server would refuse the token
+now, whichever client presents it.
 
 Examples:
   deputy decode --issuer http://127.0.0.1:8080 - < token.jwt
@@ -47,7 +47,7 @@ func (cmd *decodeCommand) Run(a *app) error {
 			return a.showUnverified(token, err)
 		}
 		if !a.json {
-			a.stderr.line("%s nobody has checked who made this token", a.stderr.bad("NOT VERIFIED"))
+			a.stderr.line("%s the signature of this token was not verified", a.stderr.bad("NOT VERIFIED"))
 		}
 		return err
 	}
@@ -77,17 +77,17 @@ func (cmd *decodeCommand) inspect(a *app, token string) (*client.Inspection, err
 	return v.Inspect(ctx, token)
 }
 
-// ownAudience takes the token's word for whom it is for, which is fit for showing a token and for
-// nothing else. Where there is none the name stands for nobody, and the verifier says what is wrong.
+// ownAudience returns the token's own first audience. That is enough to show a token, and for
+// nothing else. Without one it returns a name that no token has, and the verifier names the fault.
 func ownAudience(token string) string {
-	const nobody = "nobody"
+	const none = "none"
 	u, err := delegation.Parse(token)
 	if err != nil {
-		return nobody
+		return none
 	}
 	audience, err := u.StringsClaim("aud")
 	if err != nil || len(audience) == 0 || audience[0] == "" {
-		return nobody
+		return none
 	}
 	return audience[0]
 }
@@ -107,7 +107,7 @@ func inspectionJSON(in *client.Inspection) any {
 	}{true, in.Refusal == nil, refusal, in.Header.KeyID, in.Header.Algorithm, in.Claims}
 }
 
-// explain puts verified claims into words.
+// explain shows verified claims.
 func (a *app) explain(in *client.Inspection, issuer string) {
 	p, c := a.stdout, in.Claims
 	p.line("%s signed by %s (key %s, %s)", p.good("VERIFIED"), issuer, in.Header.KeyID, in.Header.Algorithm)
@@ -117,22 +117,22 @@ func (a *app) explain(in *client.Inspection, issuer string) {
 	p.line("")
 	p.line("  %s", p.strong(actsFor(c)))
 	p.line("")
-	p.line("  may     %s", orNone(c.Scope.String()))
+	p.line("  scope         %s", orNone(c.Scope.String()))
 	for _, d := range c.Details {
-		p.line("          %s", d)
+		p.line("                %s", d)
 	}
-	p.line("  where   %s", strings.Join(c.Audience, ", "))
-	p.line("  until   %s", a.when(time.Unix(c.ExpiresAt, 0)))
-	p.line("  since   %s", a.when(time.Unix(c.NotBefore, 0)))
-	p.line("  deeper  %s", deeper(c))
-	p.line("  bound   %s", boundText(c.Confirmation))
+	p.line("  audience      %s", strings.Join(c.Audience, ", "))
+	p.line("  issued        %s", a.when(time.Unix(c.IssuedAt, 0)))
+	p.line("  expires       %s", a.when(time.Unix(c.ExpiresAt, 0)))
+	p.line("  may delegate  %s", mayDelegate(c))
+	p.line("  bound to      %s", boundText(c.Confirmation))
 	if c.MayAct != nil {
-		p.line("  may be  exchanged by %s without the holder's help", c.MayAct.Sub)
+		p.line("  may act       %s may exchange it without the holder", c.MayAct.Sub)
 	}
-	p.line("  chain   %s, from root token %s", c.Txn, c.Delegation.Root)
-	p.line("  ledger  %s", ledgerNumbers(c))
+	p.line("  chain         %s, root token %s", c.Txn, c.Delegation.Root)
+	p.line("  ledger        %s", ledgerNumbers(c))
 	p.line("")
-	p.line("%s", p.faint("Not checked: whether it was revoked."))
+	p.line("%s", p.faint("Revocations were not checked."))
 	p.line("")
 }
 
@@ -151,20 +151,20 @@ func actsFor(c delegation.Claims) string {
 func boundText(c *delegation.Confirmation) string {
 	switch {
 	case c == nil:
-		return "to no key: whoever holds it can use it"
+		return "no key: any holder can use it"
 	case c.JKT != "":
-		return "to the key " + c.JKT + ": useless without a DPoP proof of it"
+		return "the key " + c.JKT + ": each use needs a DPoP proof of it"
 	}
-	return "to the certificate " + c.X5T + ": useless without a TLS connection that was opened with it"
+	return "the certificate " + c.X5T + ": each use needs a TLS connection with it"
 }
 
-func deeper(c delegation.Claims) string {
-	text := "may be handed on " + plural(c.Delegation.DepthLeft, "more time")
+func mayDelegate(c delegation.Claims) string {
 	if c.Delegation.DepthLeft == 0 {
-		return "may not be handed on"
+		return "no"
 	}
+	text := plural(c.Delegation.DepthLeft, "more hop")
 	if c.Delegation.Uses == 1 {
-		text += ", and exchanged once at most"
+		text += ", by one exchange only"
 	}
 	return text
 }
@@ -182,15 +182,15 @@ func (a *app) showClaims(claims any) error {
 	return a.writeJSON(claims)
 }
 
-// showUnverified shows a token for which nothing vouches, because the person asked for it.
+// showUnverified shows the claims of a token that was not verified, because --unverified is set.
 func (a *app) showUnverified(token string, why error) error {
 	u, err := delegation.Parse(token)
 	if err != nil {
-		return usage("that is not a token: %v", err)
+		return usage("token: must be a JWT in compact form: %v", err)
 	}
 	var payload bytes.Buffer
 	if err := json.Indent(&payload, u.Payload, "", "  "); err != nil {
-		return usage("that is not a token: %v", err)
+		return usage("token: must be a JWT in compact form: %v", err)
 	}
 	if a.json {
 		return a.writeJSON(struct {
@@ -200,10 +200,10 @@ func (a *app) showUnverified(token string, why error) error {
 		}{false, why.Error(), u.Payload})
 	}
 	p := a.stdout
-	p.line("%s nobody has checked who made this token: believe nothing of it", p.bad("NOT VERIFIED"))
+	p.line("%s the signature of this token was not verified: trust none of its claims", p.bad("NOT VERIFIED"))
 	p.line("  why: %s", why)
 	p.line("")
-	p.line("%s", p.strong("What it claims"))
+	p.line("%s", p.strong("Unverified claims"))
 	payload.WriteByte('\n')
 	_, err = p.w.Write(inertJSON(payload.Bytes()))
 	return err

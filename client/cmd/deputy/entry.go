@@ -10,7 +10,7 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// ledgerFlags say where the ledger is and who asks.
+// ledgerFlags are the flags of commands that read the ledger.
 type ledgerFlags struct {
 	Issuer string `env:"DEPUTY_ISSUER" placeholder:"URL" help:"Issuer of the Deputy tenant, byte for byte."`
 
@@ -19,7 +19,7 @@ type ledgerFlags struct {
 
 func (f ledgerFlags) open() (*client.Client, error) {
 	if !f.authenticated() {
-		return nil, usage("the ledger answers callers that it knows: name --client-id and --client-key, or --workload-token-file")
+		return nil, usage("reading the ledger needs an authenticated caller: name --client-id and --client-key, or --workload-token-file")
 	}
 	return f.connect(f.Issuer)
 }
@@ -63,7 +63,7 @@ type revocationReport struct {
 	Until   time.Time             `json:"until,omitzero"`
 }
 
-// names lists the principals of a chain, which is nested as it stands in JSON.
+// names lists the principals of a chain, whose own JSON form is nested.
 func names(chain delegation.Chain) []string {
 	var names []string
 	for _, p := range chain {
@@ -85,15 +85,15 @@ func entryJSON(e *client.Entry) entryReport {
 	return report
 }
 
-// fate says what has become of a grant, and by what.
-func (p *printer) fate(state client.GrantState, by uint64) styled {
+// stateBy shows the state of a grant, and the entry that revoked it.
+func (p *printer) stateBy(state client.GrantState, by uint64) styled {
 	if by == 0 {
 		return p.stateOf(state)
 	}
 	return p.stateOf(state) + styled(fmt.Sprintf(" by #%d", by))
 }
 
-// stateOf says what has become of a grant, so that it is seen at a glance.
+// stateOf shows the state of a grant in its color.
 func (p *printer) stateOf(state client.GrantState) styled {
 	switch state {
 	case client.StateLive:
@@ -106,7 +106,7 @@ func (p *printer) stateOf(state client.GrantState) styled {
 	return p.faint(string(state))
 }
 
-// name shows a principal, and where there is none that it was erased or never known.
+// name shows a principal, "(erased)" where it was erased, or "-" where the entry has none.
 func name(p delegation.Principal, e *client.Entry, field string) string {
 	for _, erased := range e.Erased {
 		if erased == field {
@@ -116,7 +116,7 @@ func name(p delegation.Principal, e *client.Entry, field string) string {
 	return cmp.Or(string(p), "-")
 }
 
-// aimedAt says what a revocation is aimed at.
+// aimedAt describes the target of a revocation.
 func aimedAt(e *client.Entry) string {
 	if e.Revocation == nil {
 		return ""
@@ -134,8 +134,8 @@ func aimedAt(e *client.Entry) string {
 	return text
 }
 
-// mayWhere says what a grant allows, and where.
-func mayWhere(e *client.Entry) string {
+// scopeAt shows the scope of a grant and its audiences.
+func scopeAt(e *client.Entry) string {
 	text := orNone(e.Scope.String())
 	if len(e.Audience) > 0 {
 		text += " at " + strings.Join(e.Audience, ", ")

@@ -13,19 +13,19 @@ import (
 type exchangeCommand struct {
 	SubjectTokenFile  string        `placeholder:"FILE" help:"The token to exchange, - for standard input. Default: DEPUTY_TOKEN."`
 	SubjectTokenType  string        `default:"access_token" placeholder:"TYPE" help:"access_token, id_token, jwt or a URN (${default})."`
-	Scope             []string      `sep:"none" placeholder:"SCOPES" help:"Scopes to hand on; may repeat. Default: none."`
+	Scope             []string      `sep:"none" placeholder:"SCOPES" help:"Scopes of the new token; may repeat. Default: none."`
 	Audience          []string      `sep:"none" placeholder:"NAME" help:"Service that the token is for."`
 	Resource          []string      `sep:"none" placeholder:"URI" help:"Service that the token is for, by address (RFC 8707)."`
 	Details           string        `placeholder:"JSON|@FILE" help:"authorization_details, a JSON array (RFC 9396)."`
 	ActorTokenFile    string        `placeholder:"FILE" help:"The new actor's own token, - for standard input."`
-	ActorTokenType    string        `placeholder:"TYPE" help:"Its type; default jwt."`
-	RequestedActor    string        `placeholder:"PRINCIPAL" help:"The new actor by name; needs --actor-confirmation."`
+	ActorTokenType    string        `placeholder:"TYPE" help:"Type of the actor token. Default: jwt."`
+	RequestedActor    string        `placeholder:"PRINCIPAL" help:"Principal of the new actor; needs --actor-confirmation."`
 	ActorConfirmation string        `placeholder:"THUMBPRINT" help:"RFC 7638 thumbprint of a key registered for the new actor."`
-	Lifetime          time.Duration `placeholder:"DURATION" help:"How long the token lives. Default: the tenant's."`
-	MaxDepth          *int          `placeholder:"N" help:"How many more hops the token may make; 0: none."`
-	Uses              int           `placeholder:"1" help:"1: the token may be exchanged once."`
-	IdempotencyKey    string        `placeholder:"KEY" help:"The same key, caller and content return the same grant."`
-	ValidateOnly      bool          `help:"Decide and record, but issue nothing."`
+	Lifetime          time.Duration `placeholder:"DURATION" help:"Lifetime of the token. Default: the tenant's."`
+	MaxDepth          *int          `placeholder:"N" help:"How many more times the token may be delegated; 0: not at all."`
+	Uses              int           `placeholder:"1" help:"1: the token may be exchanged only once."`
+	IdempotencyKey    string        `placeholder:"KEY" help:"A repeated request with the same key, caller and content returns the same grant."`
+	ValidateOnly      bool          `help:"Record the decision, but issue no token."`
 
 	Issuer string `env:"DEPUTY_ISSUER" placeholder:"URL" help:"Issuer of the Deputy tenant, byte for byte."`
 
@@ -33,22 +33,22 @@ type exchangeCommand struct {
 }
 
 func (exchangeCommand) Help() string {
-	return `The token is the only thing on standard output, so that it can be piped; on a terminal an explanation
-follows on standard error. Without --requested-actor and --actor-token-file the actor stays the same.
+	return `Standard output holds the token only, so that it can be piped. On a terminal, standard error holds an
+explanation. Without --requested-actor and --actor-token-file the actor does not change.
 
 Examples:
-  # hand calendar.read to agent:researcher for five minutes
+  # delegate calendar.read to agent:researcher for five minutes
   deputy exchange --plaintext --issuer http://127.0.0.1:8080 --client-id planner --client-key planner.jwk \
     --subject-token-file alice.jwt --actor-token-file researcher.jwt \
     --scope calendar.read --audience https://calendar.example --lifetime 5m
 
-  # would it be allowed?
+  # check whether an exchange would be permitted
   deputy exchange --validate-only --subject-token-file - --scope mail.read --audience mail < alice.jwt
 
-  # a token that is bound to your own key, for which a thief has no use
+  # a token that is bound to your own key: it cannot be used without that key
   deputy exchange --dpop-key agent.pem --subject-token-file alice.jwt --scope calendar.read --audience calendar
 
-  # straight into an explanation
+  # exchange and explain
   deputy exchange --scope calendar.read --audience calendar | deputy decode -`
 }
 
@@ -130,7 +130,7 @@ func (cmd *exchangeCommand) subjectToken(a *app) (string, error) {
 	if token := os.Getenv("DEPUTY_TOKEN"); token != "" {
 		return token, nil
 	}
-	return "", usage("there is no token to exchange: name --subject-token-file (- for standard input), or set DEPUTY_TOKEN")
+	return "", usage("subject token: is missing; name --subject-token-file (- for standard input), or set DEPUTY_TOKEN")
 }
 
 func (cmd *exchangeCommand) details() ([]delegation.Detail, error) {
@@ -151,7 +151,7 @@ func (cmd *exchangeCommand) details() ([]delegation.Detail, error) {
 	return details, nil
 }
 
-// tokenTypeURN accepts the last part of RFC 8693's URNs for the whole.
+// tokenTypeURN completes the last part of a token type URN of RFC 8693.
 func tokenTypeURN(name string) string {
 	if name == "" || strings.Contains(name, ":") {
 		return name
@@ -159,7 +159,7 @@ func tokenTypeURN(name string) string {
 	return strings.TrimSuffix(delegation.TokenTypeJWT, "jwt") + name
 }
 
-// printJSON writes the response of RFC 8693 §2.2.1, with the grant's identity beside it.
+// printJSON writes the response of RFC 8693 §2.2.1 and the identity of the grant.
 func (cmd *exchangeCommand) printJSON(a *app, token *client.Token) error {
 	return a.writeJSON(struct {
 		AccessToken     string              `json:"access_token,omitzero"`
@@ -181,14 +181,14 @@ func (cmd *exchangeCommand) printJSON(a *app, token *client.Token) error {
 func (cmd *exchangeCommand) explain(a *app, token *client.Token) {
 	p := a.stderr
 	if token.AccessToken.IsZero() {
-		p.line("%s nothing was issued, ledger entry %d records the question", p.good("ALLOWED"), token.Entry)
+		p.line("%s no token was issued; ledger entry %d records the decision", p.good("PERMITTED"), token.Entry)
 	} else {
 		p.line("%s as grant %s, ledger entry %d", p.good("ISSUED"), token.JTI, token.Entry)
 	}
-	p.line("  may    %s", orNone(token.Scope.String()))
-	p.line("  where  %s", strings.Join(append(cmd.Audience, cmd.Resource...), ", "))
-	p.line("  until  %s", a.when(token.Expiry))
+	p.line("  scope     %s", orNone(token.Scope.String()))
+	p.line("  audience  %s", strings.Join(append(cmd.Audience, cmd.Resource...), ", "))
+	p.line("  expires   %s", a.when(token.Expiry))
 	if token.TokenType == "DPoP" {
-		p.line("  how    with scheme DPoP and a proof of its key: see deputy proof --help")
+		p.line("  send as   Authorization: DPoP, with a proof of its key: see deputy proof --help")
 	}
 }

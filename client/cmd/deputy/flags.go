@@ -11,16 +11,16 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// issuerFlags say whose tokens are to be believed.
+// issuerFlags name the issuer whose tokens are accepted.
 type issuerFlags struct {
 	Issuer string `env:"DEPUTY_ISSUER" placeholder:"URL" help:"Issuer of the Deputy tenant, byte for byte."`
-	JWKS   string `name:"jwks" env:"DEPUTY_JWKS" placeholder:"URL|FILE" help:"Where the issuer's keys are. Default: the issuer followed by /oauth2/jwks."`
+	JWKS   string `name:"jwks" env:"DEPUTY_JWKS" placeholder:"URL|FILE" help:"Key set of the issuer. Default: the issuer followed by /oauth2/jwks."`
 }
 
 // verifier checks tokens as the resource server of the given name would.
 func (f issuerFlags) verifier(audience string, now func() time.Time) (*client.Verifier, error) {
 	if f.Issuer == "" {
-		return nil, usage("say whose token it should be with --issuer or DEPUTY_ISSUER: the token's own word proves nothing")
+		return nil, usage("name the expected issuer with --issuer or DEPUTY_ISSUER: the token's own iss claim proves nothing")
 	}
 	cfg := client.VerifierConfig{Issuer: f.Issuer, Audience: audience, IgnoreRevocations: true, Now: now}
 	if strings.Contains(f.JWKS, "://") {
@@ -39,21 +39,21 @@ func (f issuerFlags) verifier(audience string, now func() time.Time) (*client.Ve
 	return v, nil
 }
 
-// serverFlags say where Deputy is and who calls.
+// serverFlags hold Deputy's address and the caller's credentials.
 type serverFlags struct {
 	Addr          string        `env:"DEPUTY_ADDR" default:"127.0.0.1:9090" placeholder:"HOST:PORT" help:"Deputy's gRPC address (${default})."`
 	Plaintext     bool          `env:"DEPUTY_PLAINTEXT" help:"Connect without TLS; to this machine only."`
 	CAFile        string        `name:"ca-file" env:"DEPUTY_CA_FILE" placeholder:"FILE" help:"PEM roots for Deputy's certificate. Default: the system's."`
-	ClientID      string        `env:"DEPUTY_CLIENT_ID" placeholder:"ID" help:"Call as this client, with --client-key."`
+	ClientID      string        `env:"DEPUTY_CLIENT_ID" placeholder:"ID" help:"Authenticate as this client, with --client-key."`
 	ClientKey     string        `env:"DEPUTY_CLIENT_KEY" placeholder:"FILE" help:"Private key of the client: JWK or PEM."`
-	WorkloadToken string        `name:"workload-token-file" env:"DEPUTY_WORKLOAD_TOKEN_FILE" placeholder:"FILE" help:"Call with this workload JWT instead of a key."`
-	DPoPKey       string        `name:"dpop-key" env:"DEPUTY_DPOP_KEY" placeholder:"FILE" help:"Private key that tokens are bound to, proven with every call: JWK or PEM."`
+	WorkloadToken string        `name:"workload-token-file" env:"DEPUTY_WORKLOAD_TOKEN_FILE" placeholder:"FILE" help:"Authenticate with this workload JWT instead of a key."`
+	DPoPKey       string        `name:"dpop-key" env:"DEPUTY_DPOP_KEY" placeholder:"FILE" help:"Private key to which tokens are bound; each call carries a DPoP proof of it. JWK or PEM."`
 	TLSCert       string        `name:"tls-cert" env:"DEPUTY_TLS_CERT" placeholder:"FILE" help:"Client certificate for mutual TLS: PEM."`
 	TLSKey        string        `name:"tls-key" env:"DEPUTY_TLS_KEY" placeholder:"FILE" help:"Private key of --tls-cert: PEM."`
 	Timeout       time.Duration `default:"15s" placeholder:"DURATION" help:"Give up after this long (${default})."`
 }
 
-// authenticated says whether the flags name a credential.
+// authenticated reports whether the flags name a credential.
 func (f serverFlags) authenticated() bool {
 	return f.ClientID != "" || f.ClientKey != "" || f.WorkloadToken != "" || f.TLSCert != ""
 }
@@ -61,7 +61,7 @@ func (f serverFlags) authenticated() bool {
 func (f serverFlags) credential(issuer string) (client.Credential, error) {
 	switch {
 	case f.WorkloadToken != "" && f.ClientKey != "":
-		return nil, usage("--workload-token-file and --client-key are two callers: name one")
+		return nil, usage("--workload-token-file and --client-key name two callers: use one of them")
 	case f.WorkloadToken != "":
 		return client.WorkloadFile(f.WorkloadToken), nil
 	case f.ClientKey == "" && f.ClientID == "":

@@ -15,13 +15,12 @@ import (
 	deputyv1 "deputy.example/deputy/gen/deputy/v1"
 )
 
-// TestEveryOutputIsInert: whichever command shows what agents and strangers wrote, and wherever its
-// output goes, nothing in it steers a terminal, an editor or a log viewer. What is exported can
-// still be verified.
+// TestEveryOutputIsInert: no text from outside controls a terminal, an editor or a log viewer,
+// whichever command shows it and wherever its output goes. An export can still be verified.
 func TestEveryOutputIsInert(t *testing.T) {
 	const hostile = "a\u202e\u2066b\x1b[2J\u009b\u0085\u2028\U000e0041\r\n=c"
 	var lies atomic.Bool // about checkpoints
-	s, stranger := deputytest.Start(grpc.UnaryInterceptor(func(ctx context.Context, r any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+	s, foreign := deputytest.Start(grpc.UnaryInterceptor(func(ctx context.Context, r any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
 		response, err := next(ctx, r)
 		if head, ok := response.(*deputyv1.GetCheckpointResponse); ok && lies.Load() {
 			head.Checkpoint += "\u202e\n"
@@ -29,9 +28,9 @@ func TestEveryOutputIsInert(t *testing.T) {
 		return response, err
 	})), deputytest.Start()
 	defer s.Close()
-	defer stranger.Close()
+	defer foreign.Close()
 	t.Chdir(t.TempDir())
-	if err := writeFiles(".", s, stranger); err != nil {
+	if err := writeFiles(".", s, foreign); err != nil {
 		t.Fatal(err)
 	}
 	for name, value := range map[string]string{
@@ -80,7 +79,7 @@ func TestEveryOutputIsInert(t *testing.T) {
 		t.Errorf("an inert export is not what was recorded: %s%s", stdout, stderr)
 	}
 
-	// A signature is over bytes: what would have to be escaped is not written at all.
+	// A signature covers bytes: a checkpoint that would need escapes is not written.
 	lies.Store(true)
 	if stdout, _, code := deputy("", "log", "checkpoint"); code == 0 || strings.Contains(stdout, "\u202e") {
 		t.Errorf("a checkpoint that is not printable: code %d, %q", code, stdout)

@@ -9,16 +9,16 @@ import (
 	"deputy.example/deputy/client/audit"
 )
 
-// logCommand is what auditors do with the whole log.
+// logCommand groups the commands for auditors.
 type logCommand struct {
-	Export     exportCommand     `cmd:"" help:"Write all entries, for verifying elsewhere or for a SIEM."`
-	Verify     verifyCommand     `cmd:"" help:"Recompute the log from an export or from the server."`
-	Checkpoint checkpointCommand `cmd:"" help:"Fetch the newest signed head of the log, to keep it."`
-	Prove      proveCommand      `cmd:"" help:"Write the proof that one grant is in the log."`
+	Export     exportCommand     `cmd:"" help:"Write all entries, for verification or for a SIEM."`
+	Verify     verifyCommand     `cmd:"" help:"Verify the log, from an export or from the server."`
+	Checkpoint checkpointCommand `cmd:"" help:"Fetch the newest checkpoint, the signed head of the log."`
+	Prove      proveCommand      `cmd:"" help:"Write the proof that a grant is in the log."`
 }
 
-// keyFlag reads a verifier key of signed notes: the key itself, or a file that holds it and, each on a line
-// of its own below it, keys that it followed on.
+// keyFlag reads a verifier key of signed notes: the key itself, or a file that holds it and, each on
+// a line of its own below it, former keys.
 func keyFlag(value string) (key note.Verifier, former []note.Verifier, err error) {
 	text := value
 	if content, err := os.ReadFile(value); err == nil {
@@ -33,7 +33,7 @@ func keyFlag(value string) (key note.Verifier, former []note.Verifier, err error
 		}
 		key, err := note.NewVerifier(line)
 		if err != nil {
-			return nil, nil, usage("--key: want a verifier key of signed notes (origin+hash+key), or a file that holds one on each line")
+			return nil, nil, usage("--key: must be a verifier key of signed notes (origin+hash+key), or a file with one on each line")
 		}
 		keys = append(keys, key)
 	}
@@ -60,8 +60,8 @@ func keptFlag(files []string) ([]string, error) {
 	return kept, nil
 }
 
-// splitNotes takes signed notes apart that stand one after the other: each ends with its signatures,
-// which are lines that begin with a dash and a space.
+// splitNotes separates signed notes that follow each other. Each ends with its signatures, which
+// are lines that begin with a dash and a space.
 func splitNotes(text string) []string {
 	var (
 		notes  []string
@@ -82,13 +82,13 @@ func splitNotes(text string) []string {
 		signed = signed || signature
 	}
 	if strings.TrimSpace(b.String()) != "" {
-		notes = append(notes, b.String()) // also where its signature is missing: to be refused, not passed over
+		notes = append(notes, b.String()) // also without a signature: it must be refused, not ignored
 	}
 	return notes
 }
 
-// believe reads a checkpoint that has to be signed with one of the keys.
-func believe(text string, keys ...note.Verifier) (audit.Checkpoint, error) {
+// signedCheckpoint reads a checkpoint that must be signed with one of the keys.
+func signedCheckpoint(text string, keys ...note.Verifier) (audit.Checkpoint, error) {
 	c, err := audit.ParseCheckpoint(text, keys...)
 	if err != nil {
 		return c, notProven("%v", err)

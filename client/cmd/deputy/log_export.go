@@ -14,19 +14,19 @@ import (
 )
 
 type exportCommand struct {
-	After  uint64 `placeholder:"N" help:"Begin after the entry with this number. Default: with the first."`
-	Follow bool   `help:"Go on with what is recorded, until interrupted."`
+	After  uint64 `placeholder:"N" help:"Begin after the entry with this number. Default: 0, with the first entry."`
+	Follow bool   `help:"Continue with new entries, until interrupted."`
 	OCSF   bool   `name:"ocsf" help:"Write OCSF API Activity events instead of records."`
 
 	ledgerFlags `embed:""`
 }
 
 func (exportCommand) Help() string {
-	return `Writes one line of JSON for each entry, in order: records, which deputy log verify and others can recompute
-(docs/ledger.md), or with --ocsf events for a SIEM (docs/audit-export.md). For auditors and responders.
+	return `Writes one line of JSON for each entry, in order. The lines are records, which deputy log verify
+recomputes (docs/ledger.md), or with --ocsf events for a SIEM (docs/audit-export.md). Auditors and responders may export.
 
-It resumes by itself where the connection breaks. To resume another day, name the last number that was
-written with --after.
+The export resumes by itself after a broken connection. To continue an earlier export, pass the number of its last
+entry with --after.
 
 Examples:
   deputy log export > acme.jsonl
@@ -34,7 +34,7 @@ Examples:
   deputy log export --follow --ocsf | your-siem-agent`
 }
 
-// progressPause lies between two lines that say how far it is.
+// progressPause lies between two progress lines.
 const progressPause = 5 * time.Second
 
 // Run writes the log.
@@ -46,7 +46,7 @@ func (cmd *exportCommand) Run(a *app) error {
 	defer c.Close()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	w := &exporter{app: a, ocsf: cmd.OCSF, last: cmd.After, said: a.now()}
+	w := &exporter{app: a, ocsf: cmd.OCSF, last: cmd.After, reported: a.now()}
 	for e, err := range c.Entries(ctx, client.EntriesRequest{After: cmd.After, Follow: cmd.Follow, Records: !cmd.OCSF, Dropped: w.dropped}) {
 		if err == nil {
 			err = w.entry(e)
@@ -67,14 +67,14 @@ func (cmd *exportCommand) Run(a *app) error {
 	return nil
 }
 
-// exporter writes lines and says how far it is.
+// exporter writes lines and reports its progress.
 type exporter struct {
-	app   *app
-	ocsf  bool
-	count int
-	last  uint64
-	said  time.Time
-	err   error // of the line of dropped entries
+	app      *app
+	ocsf     bool
+	count    int
+	last     uint64
+	reported time.Time
+	err      error // of the line of dropped entries
 }
 
 func (w *exporter) dropped(line string) {
@@ -92,8 +92,8 @@ func (w *exporter) entry(e *client.Entry) error {
 	}
 	w.count++
 	w.last = e.Seq
-	if now := w.app.now(); now.Sub(w.said) >= progressPause && !w.app.terminal {
-		w.said = now
+	if now := w.app.now(); now.Sub(w.reported) >= progressPause && !w.app.terminal {
+		w.reported = now
 		w.report("so far")
 	}
 	return nil
@@ -104,13 +104,13 @@ func (w *exporter) write(e *client.Entry) error {
 		return w.app.writeJSONLine(ocsfEvent(e, w.app.now()))
 	}
 	if e.Record == "" {
-		return delegation.Refuse(delegation.Internal, "", "entry %d came without its record: nothing can be proven of it", e.Seq)
+		return delegation.Refuse(delegation.Internal, "", "entry %d has no record, so it cannot be verified", e.Seq)
 	}
 	return w.line(e.Record)
 }
 
-// line writes a line made inert, wherever it goes: escapes leave the meaning of JSON as it is, so
-// that the record can be recomputed.
+// line writes an inert line, to every output: escapes keep the meaning of JSON, so that the record
+// can be recomputed.
 func (w *exporter) line(line string) error {
 	if strings.ContainsAny(line, "\r\n") {
 		return delegation.Refuse(delegation.Internal, "", "a record of more than one line was refused")

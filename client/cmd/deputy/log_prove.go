@@ -14,15 +14,15 @@ import (
 )
 
 type checkpointCommand struct {
-	Key  string `placeholder:"KEY|FILE" help:"Verifier key of the tenant's checkpoints: believe only what it signed."`
-	Kept string `placeholder:"FILE" help:"A checkpoint that you kept: have it proven that the log only grew since. Needs --key."`
+	Key  string `placeholder:"KEY|FILE" help:"Verifier key of the tenant's checkpoints: accept only a checkpoint that it signed."`
+	Kept string `placeholder:"FILE" help:"An earlier checkpoint: verify that the log only grew since then. Needs --key."`
 
 	ledgerFlags `embed:""`
 }
 
 func (checkpointCommand) Help() string {
-	return `Writes the newest signed head of the log (a C2SP signed note) to standard output. Keep some of them where
-Deputy cannot reach: they are what tampering is found by. Any caller of the tenant may ask.
+	return `Writes the newest signed head of the log (a C2SP signed note) to standard output. Keep checkpoints where
+the operators of Deputy have no access: they are needed to detect tampering. Any caller of the tenant may fetch one.
 
 Examples:
   deputy log checkpoint --key acme.vkey > checkpoints/today
@@ -32,7 +32,7 @@ Examples:
 // Run fetches a checkpoint.
 func (cmd *checkpointCommand) Run(a *app) error {
 	if cmd.Kept != "" && cmd.Key == "" {
-		return usage("--kept needs --key: without it nothing is proven")
+		return usage("--kept needs --key, which verifies both checkpoints")
 	}
 	c, err := cmd.open()
 	if err != nil {
@@ -67,19 +67,19 @@ func (cmd *checkpointCommand) fetch(c *client.Client) (string, error) {
 		if err != nil {
 			return "", err
 		}
-		_, err = believe(head.Note, key)
+		_, err = signedCheckpoint(head.Note, key)
 		return head.Note, err
 	}
 	return cmd.grown(c, key, former)
 }
 
-// grown returns a checkpoint that was proven to continue the one that was kept.
+// grown returns a checkpoint that is proven to continue the kept one.
 func (cmd *checkpointCommand) grown(c *client.Client, key note.Verifier, former []note.Verifier) (string, error) {
 	content, err := os.ReadFile(cmd.Kept)
 	if err != nil {
 		return "", usage("--kept: %v", err)
 	}
-	kept, err := believe(string(content), append(former, key)...)
+	kept, err := signedCheckpoint(string(content), append(former, key)...)
 	if err != nil {
 		return "", err
 	}
@@ -89,30 +89,30 @@ func (cmd *checkpointCommand) grown(c *client.Client, key note.Verifier, former 
 	if err != nil {
 		return "", err
 	}
-	newest, err := believe(proofs.Checkpoint, key)
+	newest, err := signedCheckpoint(proofs.Checkpoint, key)
 	switch {
 	case err != nil:
 		return "", err
 	case newest.Size < kept.Size:
-		return "", notProven("the log has %d entries, and had %d when the checkpoint was signed that you kept", newest.Size, kept.Size)
+		return "", notProven("the log has %d entries, fewer than the %d of the kept checkpoint", newest.Size, kept.Size)
 	case kept.Size == 0:
 		return proofs.Checkpoint, nil
 	case tlog.CheckTree(proofs.Consistency, int64(newest.Size), newest.Root, int64(kept.Size), kept.Root) != nil:
-		return "", notProven("the log of %d entries does not continue the checkpoint of %d entries that you kept", newest.Size, kept.Size)
+		return "", notProven("the log of %d entries does not continue the kept checkpoint of %d entries", newest.Size, kept.Size)
 	}
 	return proofs.Checkpoint, nil
 }
 
 type proveCommand struct {
 	JTI string `arg:"" name:"jti" help:"The grant's jti."`
-	Key string `placeholder:"KEY|FILE" help:"Verifier key of the tenant's checkpoints: check the proof before it is written."`
+	Key string `placeholder:"KEY|FILE" help:"Verifier key of the tenant's checkpoints: verify the proof before it is written."`
 
 	ledgerFlags `embed:""`
 }
 
 func (proveCommand) Help() string {
-	return `Writes the grant's record, the proof that it is in the log, and the checkpoint that the proof leads to, as
-one document that can be verified without Deputy: docs/proof has a page of code that does.
+	return `Writes one document with the record of the grant, the proof that it is in the log, and the checkpoint to
+which the proof leads. It can be verified without Deputy; docs/proof has a program of one page that does so.
 
 Example:
   deputy log prove 01K9ZQ... --key acme.vkey > grant.json`
@@ -149,7 +149,7 @@ func (cmd *proveCommand) Run(a *app) error {
 		return notProven("the server sent no entry")
 	}
 	if key == nil {
-		a.stderr.line("the proof was not checked: --key does that")
+		a.stderr.line("the proof was not verified: --key is missing")
 	} else if err := cmd.check(proofs, key); err != nil {
 		return err
 	}
@@ -169,16 +169,16 @@ func (cmd *proveCommand) check(proofs *client.Proofs, key note.Verifier) error {
 	if err := record.Verify(); err != nil {
 		return notProven("the record: %v", err)
 	}
-	head, err := believe(proofs.Checkpoint, key)
+	head, err := signedCheckpoint(proofs.Checkpoint, key)
 	switch {
 	case err != nil:
 		return err
 	case record.Kind != string(client.KindGrant) || record.ID != cmd.JTI:
 		return notProven("the record is not that of grant %s", cmd.JTI)
 	case record.Seq == 0 || record.Seq > head.Size:
-		return notProven("the checkpoint does not cover entry %d yet: ask again in a second", record.Seq)
+		return notProven("the checkpoint does not cover entry %d yet: try again in a second", record.Seq)
 	case tlog.CheckRecord(proofs.Inclusion, int64(head.Size), head.Root, int64(record.Seq)-1, record.LeafHash) != nil:
-		return notProven("the proof does not lead from entry %d to the root that was signed", record.Seq)
+		return notProven("the proof does not lead from entry %d to the signed root", record.Seq)
 	}
 	return nil
 }

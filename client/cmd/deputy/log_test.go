@@ -45,7 +45,7 @@ func auditor(t *testing.T) (*deputytest.Server, *client.Client, note.Verifier, l
 	return s, c, key, flags
 }
 
-// TestProofIsChecked: each part of a proof matters, and the proof as it comes is good.
+// TestProofIsChecked: the proof of the server is accepted, and a change of any part is refused.
 func TestProofIsChecked(t *testing.T) {
 	s, c, key, _ := auditor(t)
 	other, err := c.GrantEntry(t.Context(), "a")
@@ -77,7 +77,7 @@ func TestProofIsChecked(t *testing.T) {
 	}
 }
 
-// TestGrownIsProven: only a log that continues the checkpoint that was kept is believed.
+// TestGrownIsProven: only a log that continues the kept checkpoint is accepted.
 func TestGrownIsProven(t *testing.T) {
 	s, c, key, flags := auditor(t)
 	head, err := c.Checkpoint(t.Context())
@@ -110,7 +110,7 @@ func TestSplitNotes(t *testing.T) {
 	one, two := "a\n1\nroot\n\n— a sig\n— witness sig\n", "a\n2\nroot\n\n— a sig\n"
 	for text, want := range map[string][]string{
 		one: {one}, one + two: {one, two}, one + "\n\n" + two: {one, two}, strings.TrimSuffix(one, "\n"): {one}, "": nil, "\n \n": nil,
-		one + "a\n3\nunsigned\n": {one, "a\n3\nunsigned\n"}, // to be refused, not passed over
+		one + "a\n3\nunsigned\n": {one, "a\n3\nunsigned\n"}, // it must be refused, not ignored
 	} {
 		if got := splitNotes(text); strings.Join(got, "|") != strings.Join(want, "|") {
 			t.Errorf("%q: %q, want %q", text, got, want)
@@ -118,7 +118,7 @@ func TestSplitNotes(t *testing.T) {
 	}
 }
 
-// TestOCSFOfWhatIsNotKnown: entries that a server sends and this version does not expect are told too.
+// TestOCSFOfWhatIsNotKnown: entries of kinds that this version does not know are exported too.
 func TestOCSFOfWhatIsNotKnown(t *testing.T) {
 	for _, e := range []*client.Entry{
 		{}, {Kind: "99"}, {Kind: client.KindRevocation}, {Kind: client.KindVoid},

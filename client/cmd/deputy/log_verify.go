@@ -17,20 +17,20 @@ import (
 )
 
 type verifyCommand struct {
-	Export     string   `arg:"" name:"file" optional:"" help:"An export, - for one on standard input. Default: the log as the server sends it."`
-	Key        string   `required:"" placeholder:"KEY|FILE" help:"Verifier key of the tenant's checkpoints, had from somewhere else than the log. In a file, keys that it followed on may stand below it: they are believed for --kept."`
-	Checkpoint string   `placeholder:"FILE" help:"The newest checkpoint, to which the log is held. Default: the one that the server gives."`
-	Kept       []string `sep:"none" placeholder:"FILE" help:"Checkpoints that you kept; may repeat, and hold several: the log must continue each."`
+	Export     string   `arg:"" name:"file" optional:"" help:"An export, - for one on standard input. Default: the log of the server."`
+	Key        string   `required:"" placeholder:"KEY|FILE" help:"Verifier key of the tenant's checkpoints, from a source other than the log. A file may list former keys below it; they are accepted for --kept."`
+	Checkpoint string   `placeholder:"FILE" help:"The newest checkpoint, which the log must match. Default: that of the server."`
+	Kept       []string `sep:"none" placeholder:"FILE" help:"Earlier checkpoints, which the log must continue; may repeat, and a file may hold several."`
 
 	ledgerFlags `embed:""`
 }
 
 func (verifyCommand) Help() string {
-	return `Recomputes everything: each entry's leaf, the numbers, the order of time, revocations, that each grant
-narrows its parent (I1 to I5), the root of each checkpoint and its signature. It names the first bad entry
-and ends with exit code 1. An export with its --checkpoint is verified without a network.
+	return `Recomputes the log: each entry's leaf, the numbers, the order of time, revocations, the rule that each
+grant is no wider than its parent (I1 to I5), the root of each checkpoint and its signature. If a rule is broken, it
+names the first bad entry and ends with exit code 1. An export with its --checkpoint is verified without a network.
 
-What it can find reaches to the newest checkpoint that you kept yourself: keep some, elsewhere.
+Changes after the newest checkpoint in --kept cannot be detected: keep checkpoints outside Deputy.
 
 Examples:
   deputy log verify --key acme.vkey --kept checkpoints/yesterday
@@ -38,7 +38,7 @@ Examples:
   deputy log verify acme.jsonl --key acme.vkey --checkpoint newest --kept last-year`
 }
 
-// unproven says that something was to be proven and was not.
+// unproven is the error of a proof that was not given.
 type unproven struct{ text string }
 
 func (e unproven) Error() string { return e.text }
@@ -56,7 +56,7 @@ func (cmd *verifyCommand) Run(a *app) error {
 		return err
 	}
 	if cmd.Export != "" && cmd.Checkpoint == "" {
-		return usage("an export is held to a checkpoint: name it with --checkpoint (deputy log checkpoint fetches one)")
+		return usage("an export is verified against a checkpoint: name it with --checkpoint (deputy log checkpoint fetches one)")
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -65,17 +65,17 @@ func (cmd *verifyCommand) Run(a *app) error {
 		return err
 	}
 	defer lines.Close()
-	said := a.now()
+	reported := a.now()
 	report, err := audit.VerifyLog(ctx, lines, audit.Options{Key: key, Former: former, Checkpoint: newest, Kept: kept, Progress: func(done uint64) {
-		if now := a.now(); now.Sub(said) >= progressPause {
-			said = now
+		if now := a.now(); now.Sub(reported) >= progressPause {
+			reported = now
 			a.stderr.line("so far: %d entries", done)
 		}
 	}})
 	return a.judgeLog(report, err)
 }
 
-// source opens the lines of the log, and reads the checkpoint that they are held to.
+// source opens the lines of the log, and reads the checkpoint that they must match.
 func (cmd *verifyCommand) source(ctx context.Context, a *app) (io.ReadCloser, string, error) {
 	var newest string
 	if cmd.Checkpoint != "" {
@@ -98,7 +98,7 @@ func (cmd *verifyCommand) source(ctx context.Context, a *app) (io.ReadCloser, st
 	return f, newest, nil
 }
 
-// live reads the log from the server: first the checkpoint, then the entries, which are no fewer.
+// live reads the log from the server: first the checkpoint, then at least as many entries.
 func (cmd *verifyCommand) live(ctx context.Context, newest string) (io.ReadCloser, string, error) {
 	c, err := cmd.open()
 	if err != nil {
@@ -121,7 +121,7 @@ func (f ledgerFlags) head(ctx context.Context, c *client.Client) (*client.Checkp
 	return c.Checkpoint(ctx)
 }
 
-// lineStream is an export as it comes from the server.
+// lineStream is an export that is read from the server.
 type lineStream struct {
 	*io.PipeReader
 	end func()
@@ -167,7 +167,7 @@ func writeLines(ctx context.Context, c *client.Client, w io.Writer) error {
 	return failed
 }
 
-// judgeLog says what was found. Only a log that is at fault has a first bad entry.
+// judgeLog reports the result. Only a log with a fault has a first bad entry.
 func (a *app) judgeLog(r audit.Report, err error) error {
 	var (
 		bad     *audit.BadEntry
@@ -180,7 +180,7 @@ func (a *app) judgeLog(r audit.Report, err error) error {
 	case errors.As(err, &refusal):
 		return refusal
 	case errors.Is(err, context.Canceled):
-		return notProven("it was given up, and nothing was found out")
+		return notProven("interrupted before the log was verified")
 	case err != nil:
 		return notProven("%v", err)
 	case a.json:
@@ -199,7 +199,7 @@ type logReport struct {
 	Signed   uint64    `json:"signed"` // entries that the checkpoint covers
 	SignedAt time.Time `json:"signed_at"`
 	Origin   string    `json:"origin"`
-	Unsigned uint64    `json:"unsigned"` // entries behind the checkpoint
+	Unsigned uint64    `json:"unsigned"` // entries after the checkpoint
 	Kept     int       `json:"kept"`
 	Erased   uint64    `json:"erased"`
 	Orphans  uint64    `json:"orphans"` // grants whose parent was dropped
@@ -226,10 +226,10 @@ func (a *app) showBad(bad *audit.BadEntry) {
 	if bad.Through > bad.Entry {
 		where = fmt.Sprintf("one of the entries %d to %d", bad.Entry, bad.Through)
 	}
-	a.stdout.line("%s the first bad entry is %s", a.stdout.bad("NOT WHAT WAS RECORDED"), where)
+	a.stdout.line("%s the first bad entry is %s", a.stdout.bad("NOT VERIFIED"), where)
 	a.stdout.line("  rule    %s", bad.Rule)
 	a.stdout.line("  why     %s", bad.Detail)
-	a.stdout.line("  next    keep this log, its checkpoints and the ledger's backups as they are: docs/ledger.md says what each rule means")
+	a.stdout.line("  next    keep this log, its checkpoints and the backups of the ledger unchanged; docs/ledger.md explains each rule")
 }
 
 func (a *app) showLog(r audit.Report) {
@@ -237,21 +237,21 @@ func (a *app) showLog(r audit.Report) {
 	p.line("%s the log of %s, entries %d to %d", p.good("VERIFIED"), cmp.Or(r.Tenant, "the tenant"), r.First, r.Last)
 	p.line("  signed  up to entry %d at %s, by %s", r.Checkpoint.Size, a.when(r.Checkpoint.Time), r.Checkpoint.Origin)
 	if r.Uncovered > 0 {
-		p.line("          %d behind it are consistent, but nobody has signed anything of them yet", r.Uncovered)
+		p.line("          %d after it are consistent, but no checkpoint covers them yet", r.Uncovered)
 	}
 	if r.Kept > 0 {
-		p.line("  kept    it continues %s that you kept", plural(r.Kept, "checkpoint"))
+		p.line("  kept    the log continues %s", plural(r.Kept, "earlier checkpoint"))
 	} else {
-		p.line("  kept    no earlier checkpoint was compared: with the key alone the whole log could have been made anew")
+		p.line("  kept    no earlier checkpoint was compared: an owner of the signing key could have replaced the whole log")
 	}
 	p.line("  grants  %d, each no wider than its parent", r.Grants)
 	if r.First > 1 {
-		p.line("  gone    entries 1 to %d, dropped by retention; their hashes are in the root", r.First-1)
+		p.line("  dropped entries 1 to %d, by retention; their hashes are in the root", r.First-1)
 	}
 	if r.Orphans > 0 {
-		p.line("          of %d grants the parent is among them: that they are narrower cannot be shown", r.Orphans)
+		p.line("          the parents of %d grants are among them, so these grants were not compared", r.Orphans)
 	}
 	if r.Erased > 0 {
-		p.line("  erased  %d personal fields, of which the digests are there", r.Erased)
+		p.line("  erased  %d personal fields; their digests match", r.Erased)
 	}
 }

@@ -1,8 +1,8 @@
-// Command deputy is Deputy for people: it exchanges tokens, explains them, shows chains and takes
-// authority back.
+// Command deputy is the command line of Deputy. It exchanges tokens, explains them, shows chains
+// and revokes authority.
 //
-// It owns words and layout; what is true it learns from package client. Tokens come from files,
-// standard input or the environment, because other users of a machine can read arguments.
+// This package holds texts and layout only. All facts come from package client. Tokens come from
+// files, standard input or the environment, because other users of a machine can read arguments.
 //
 // Exit codes: 0 done; 1 refused, or not verified; 2 wrong usage; 3 Deputy, its keys or a verifier
 // unavailable.
@@ -20,6 +20,7 @@ import (
 
 	"deputy.example/deputy/client"
 	"deputy.example/deputy/client/delegation"
+	"deputy.example/deputy/internal/version"
 )
 
 const (
@@ -28,25 +29,26 @@ const (
 	exitUnavailable = 3
 )
 
-const description = `Hand an agent less than you hold: exchange tokens, explain them, take them back, and audit what was done.
+const description = `Exchange tokens for narrower ones, explain and revoke them, and audit the ledger.
 
 Exit codes: 0 done; 1 refused, or not verified; 2 wrong usage; 3 Deputy, its keys or a verifier unavailable.`
 
 type commands struct {
-	Exchange exchangeCommand `cmd:"" help:"Trade a token for a narrower one that names a sub-agent."`
+	Exchange exchangeCommand `cmd:"" help:"Exchange a token for a narrower one that names a sub-agent."`
 	Decode   decodeCommand   `cmd:"" help:"Verify a token and explain it."`
-	Proof    proofCommand    `cmd:"" help:"Make a DPoP proof for one request, for curl."`
+	Proof    proofCommand    `cmd:"" help:"Create a DPoP proof for one HTTP request, for use with curl."`
 	Thumb    thumbCommand    `cmd:"" name:"thumbprint" help:"Show the thumbprint of a key or a certificate."`
-	Chain    chainCommand    `cmd:"" help:"Show who handed what to whom, down to one token."`
-	Tree     treeCommand     `cmd:"" help:"Show all that was derived from a token."`
-	Search   searchCommand   `cmd:"" help:"Find entries of the ledger."`
-	Reach    reachCommand    `cmd:"" help:"Show what an agent can do right now, and what it could still obtain."`
-	Log      logCommand      `cmd:"" help:"Export and verify the whole log."`
-	Revoke   revokeCommand   `cmd:"" help:"Take back a token, or what an agent or a subject was granted."`
-	Contain  containCommand  `cmd:"" help:"Suspend an agent and see every verifier know it."`
+	Chain    chainCommand    `cmd:"" help:"Show the chain of grants that leads to a token."`
+	Tree     treeCommand     `cmd:"" help:"Show all grants that were derived from a token."`
+	Search   searchCommand   `cmd:"" help:"Search the ledger."`
+	Reach    reachCommand    `cmd:"" help:"Show the live tokens of an agent, and what it could obtain by exchange."`
+	Log      logCommand      `cmd:"" help:"Export and verify the log."`
+	Revoke   revokeCommand   `cmd:"" help:"Revoke a token and all tokens derived from it, or the tokens of an agent or a subject."`
+	Contain  containCommand  `cmd:"" help:"Suspend an agent and wait until every connected verifier has applied it."`
 	Resume   resumeCommand   `cmd:"" help:"Lift an agent's suspension."`
 
-	JSON bool `name:"json" help:"Write JSON to standard output."`
+	JSON    bool             `name:"json" help:"Write JSON to standard output."`
+	Version kong.VersionFlag `help:"Print the version, the commit and the version of Go."`
 }
 
 // app is where a command reads and writes.
@@ -54,11 +56,11 @@ type app struct {
 	stdin    io.Reader
 	stdout   *printer
 	stderr   *printer
-	terminal bool // standard output is a terminal: a person reads it
+	terminal bool // standard output is a terminal
 	json     bool
 	now      func() time.Time
 
-	interactive bool // standard input is a terminal: a person can be asked
+	interactive bool // standard input is a terminal, so that a confirmation can be read
 }
 
 func main() {
@@ -74,8 +76,8 @@ func main() {
 	}))
 }
 
-// isTerminal asks what needs no system call of its own on any platform. The null device, where jobs
-// without a terminal read from, is a character device too.
+// isTerminal uses the file mode only, so that no platform needs a system call of its own. The null
+// device, from which jobs without a terminal read, is a character device too.
 func isTerminal(f *os.File) bool {
 	info, err := f.Stat()
 	if err != nil || info.Mode()&os.ModeCharDevice == 0 || os.Getenv("TERM") == "dumb" {
@@ -90,6 +92,7 @@ func run(args []string, a *app) int {
 	parser, err := kong.New(&parsed,
 		kong.Name("deputy"), kong.Description(description), kong.Writers(a.stdout.w, a.stderr.w),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100}), kong.Bind(a),
+		kong.Vars{"version": version.Of("deputy")},
 	)
 	if err != nil {
 		return a.fail(err)
@@ -119,10 +122,10 @@ func (e usageError) Error() string { return e.text }
 
 func usage(format string, args ...any) error { return usageError{fmt.Sprintf(format, args...)} }
 
-// errReported ends a command that has already said what is wrong.
+// errReported ends a command that has already reported what is wrong.
 var errReported = errors.New("refused")
 
-// fail says what went wrong and what to do next, and returns the exit code.
+// fail reports an error and the next step, and returns the exit code.
 func (a *app) fail(err error) int {
 	var (
 		wrongUse usageError
@@ -146,7 +149,7 @@ func (a *app) fail(err error) int {
 		}
 		return exitRefused
 	case errors.As(err, &doubt):
-		a.report("not_proven", "", doubt.text, "", "keep what you have as it is, and show it to whoever runs Deputy")
+		a.report("not_proven", "", doubt.text, "", "keep the files unchanged and report this to the operator of Deputy")
 		return exitRefused
 	case errors.As(err, &wrongUse):
 		a.report("usage", "", err.Error(), "", "deputy --help lists the commands, deputy <command> --help their flags and examples")

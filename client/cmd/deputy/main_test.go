@@ -37,20 +37,20 @@ func TestMain(m *testing.M) {
 // TestScripts runs each script against a server of its own. Besides Deputy's environment a script
 // finds in its directory: planner.pem, the caller's key; other.pem, another; alice.jwt, a root token;
 // researcher.jwt, a derived token; bound.jwt, one that is bound to planner.pem; certified.jwt, one that is
-// bound to a certificate; expired.jwt; stranger.jwt, signed by somebody else; evil.jwt, whose claims try to
+// bound to a certificate; expired.jwt; foreign.jwt, signed with another key; evil.jwt, whose claims try to
 // write on the terminal; tls.pem and tls-key.pem, a certificate and its key; keys.json; log.vkey, the log's verifier key, and
 // other.vkey, another one. "follow" starts a verifier that follows revocations, "receipt ID
 // VERIFIER ENTRY AGE" pretends that one was last heard of a while ago; "record JSON" appends an entry to
-// the ledger, "obtainable JSON..." says what agents could be handed.
+// the ledger, "obtainable JSON..." sets what agents could obtain.
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/script",
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
 		Setup: func(env *testscript.Env) error {
-			s, stranger := deputytest.Start(), deputytest.Start()
+			s, foreign := deputytest.Start(), deputytest.Start()
 			env.Defer(s.Close)
-			env.Defer(stranger.Close)
+			env.Defer(foreign.Close)
 			env.Values[deputy{}] = s
 			for name, value := range map[string]string{
 				"DEPUTY_ADDR": s.Address, "DEPUTY_ISSUER": s.Issuer, "DEPUTY_PLAINTEXT": "true",
@@ -58,7 +58,7 @@ func TestScripts(t *testing.T) {
 			} {
 				env.Setenv(name, value)
 			}
-			return writeFiles(env.WorkDir, s, stranger)
+			return writeFiles(env.WorkDir, s, foreign)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){"follow": follow, "receipt": receipt, "record": record, "obtainable": obtainable},
 	})
@@ -106,7 +106,7 @@ func obtainable(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Value(deputy{}).(*deputytest.Server).SetObtainable(all...)
 }
 
-func writeFiles(dir string, s, stranger *deputytest.Server) error {
+func writeFiles(dir string, s, foreign *deputytest.Server) error {
 	planner, plannerPEM, err := newKey()
 	if err != nil {
 		return err
@@ -141,13 +141,13 @@ func writeFiles(dir string, s, stranger *deputytest.Server) error {
 		"alice.jwt":      s.RootToken("alice"),
 		"researcher.jwt": s.Token(claims),
 		"expired.jwt":    s.Token(s.Claims(time.Unix(1_700_000_000, 0))),
-		"stranger.jwt":   stranger.Token(claims),
+		"foreign.jwt":    foreign.Token(claims),
 		"evil.jwt": s.Sign(map[string]any{"alg": "ES256"}, map[string]any{
 			"iss": "https://idp.example", "exp": time.Now().Unix() + 60, "sub": "\x1b[2J\u009b31m\u202eecila",
 		}),
 		"keys.json":    string(s.JWKS()),
 		"log.vkey":     s.CheckpointKey() + "\n",
-		"other.vkey":   stranger.CheckpointKey() + "\n",
+		"other.vkey":   foreign.CheckpointKey() + "\n",
 		"details.json": `[{"type":"calendar","actions":["read"],"identifier":"team"}]`,
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
@@ -176,7 +176,7 @@ func selfSigned(key *ecdsa.PrivateKey) (string, error) {
 	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})), err
 }
 
-// TestMutualTLS: what is exchanged over a connection with a client certificate is bound to it.
+// TestMutualTLS: a token that is issued over a connection with a client certificate is bound to it.
 func TestMutualTLS(t *testing.T) {
 	key, keyPEM, err := newKey()
 	if err != nil {
@@ -212,7 +212,7 @@ func TestMutualTLS(t *testing.T) {
 		t.Fatal(stderr)
 	}
 	_, thumbprint, _ := runApp(t, "", "thumbprint", file("tls.pem"))
-	if _, out, _ := runApp(t, token, "decode", "--issuer", s.Issuer, "-"); !strings.Contains(out, "to the certificate "+strings.TrimSpace(thumbprint)) {
+	if _, out, _ := runApp(t, token, "decode", "--issuer", s.Issuer, "-"); !strings.Contains(out, "bound to      the certificate "+strings.TrimSpace(thumbprint)) {
 		t.Errorf("%s is not in %s", thumbprint, out)
 	}
 	if code, _, stderr := exchange(token, own...); code != 0 {
@@ -226,7 +226,7 @@ func TestMutualTLS(t *testing.T) {
 	}
 }
 
-// runApp runs a command in this process as a person at a terminal would see it.
+// runApp runs a command in this process as if at a terminal.
 func runApp(t *testing.T, stdin string, args ...string) (code int, stdout, stderr string) {
 	t.Helper()
 	var out, errs bytes.Buffer
@@ -237,7 +237,7 @@ func runApp(t *testing.T, stdin string, args ...string) (code int, stdout, stder
 	return code, out.String(), errs.String()
 }
 
-// TestTerminal: colour and an explanation for a person, and no colour where NO_COLOR asks for none.
+// TestTerminal: a terminal gets color and an explanation, and no color where NO_COLOR is set.
 func TestTerminal(t *testing.T) {
 	s := deputytest.Start()
 	defer s.Close()
@@ -254,7 +254,7 @@ func TestTerminal(t *testing.T) {
 	if code != 0 || strings.Count(stdout, "\n") != 1 || strings.Contains(stdout, "\x1b") {
 		t.Errorf("%d: %q", code, stdout)
 	}
-	for _, want := range []string{"\x1b[1;32mISSUED\x1b[0m as grant jti-41", "may    calendar.read", "where  calendar", "(in 1h"} {
+	for _, want := range []string{"\x1b[1;32mISSUED\x1b[0m as grant jti-41", "scope     calendar.read", "audience  calendar", "(in 1h"} {
 		if !strings.Contains(stderr, want) {
 			t.Errorf("no %q in\n%s", want, stderr)
 		}
@@ -265,7 +265,7 @@ func TestTerminal(t *testing.T) {
 	}
 }
 
-// TestConfirm: before much dies a person is told how much and asked, and anything but yes is no.
+// TestConfirm: a command that revokes much shows how much and asks first; only "yes" confirms.
 func TestConfirm(t *testing.T) {
 	s := deputytest.Start()
 	defer s.Close()
@@ -289,14 +289,14 @@ func TestConfirm(t *testing.T) {
 			if done := s.LastRevocation() > before; done != test.done || (code == 0) != (test.done || !test.asks) {
 				t.Errorf("%v %q %v: code %d, done %v", command, test.answer, test.flags, code, done)
 			}
-			if asked := strings.Contains(stderr, "0 live tokens in 0 chains die."); asked != test.asks {
+			if asked := strings.Contains(stderr, "This revokes 0 live tokens in 0 chains."); asked != test.asks {
 				t.Errorf("%v %q %v: %s", command, test.answer, test.flags, stderr)
 			}
 		}
 	}
 }
 
-// TestContainedWithoutReceipts: a suspension that is in force is reported and ends well, whatever is known of the verifiers.
+// TestContainedWithoutReceipts: a suspension in force is reported, and receipts that cannot be read are a warning.
 func TestContainedWithoutReceipts(t *testing.T) {
 	s := deputytest.Start()
 	defer s.Close()
@@ -328,8 +328,8 @@ func TestContainedWithoutReceipts(t *testing.T) {
 	}
 }
 
-// TestChainMatches: the ledger's account of a chain is believed only where it is the token's, save for what
-// erasure and retention may have taken from it.
+// TestChainMatches: the ledger's chain is shown only if it equals the token's, except for what
+// erasure and retention removed.
 func TestChainMatches(t *testing.T) {
 	token := func() *tree {
 		return &tree{Txn: "txn-1", Links: []link{{Entry: 1, JTI: "a", Actor: "agent:a"}, {Entry: 2, JTI: "b", Actor: "agent:b"}}}
@@ -359,15 +359,16 @@ func TestChainMatches(t *testing.T) {
 	}
 }
 
-func TestTollOfWhatCannotBeCounted(t *testing.T) {
-	if toll, err := tollOf(nil, delegation.Unavailable("ledger", nil)); err != nil || !strings.Contains(toll, "not counted") {
-		t.Errorf("while the ledger is slow: %q, %v", toll, err)
+// TestCountOf: a count that takes too long does not prevent a suspension, and every other error does.
+func TestCountOf(t *testing.T) {
+	if count, err := countOf(nil, delegation.Unavailable("ledger", nil)); err != nil || !strings.Contains(count, "not counted") {
+		t.Errorf("while the ledger is slow: %q, %v", count, err)
 	}
-	if _, err := tollOf(nil, delegation.Refuse(delegation.NotFound, "target", "nothing there")); err == nil {
-		t.Error("who may not contain is asked whether to")
+	if _, err := countOf(nil, delegation.Refuse(delegation.NotFound, "target", "nothing there")); err == nil {
+		t.Error("a caller that may not contain is asked to confirm")
 	}
-	if toll, err := tollOf(&client.Revoked{Counted: true, Tokens: 2, Chains: 1}, nil); err != nil || !strings.Contains(toll, "2 live tokens") {
-		t.Errorf("%q, %v", toll, err)
+	if count, err := countOf(&client.Revoked{Counted: true, Tokens: 2, Chains: 1}, nil); err != nil || !strings.Contains(count, "2 live tokens") {
+		t.Errorf("%q, %v", count, err)
 	}
 }
 
@@ -395,7 +396,7 @@ func TestJudgeReceipts(t *testing.T) {
 	}
 }
 
-// TestInert: whatever comes from outside, no byte of it steers a terminal.
+// TestInert: no byte of a text from outside controls a terminal.
 func TestInert(t *testing.T) {
 	hostile := "\x1b[31mred\x1b]0;title\a\r\n\u009b2J\u202eabc\u2066\x7f\xff\u00a0é日"
 	for _, text := range []string{inert(hostile), string(inertJSON([]byte(hostile)))} {

@@ -9,8 +9,8 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// The schema that the events follow: OCSF 1.3.0, class API Activity. docs/audit-export.md has the
-// mapping in words.
+// The schema of the events: OCSF 1.3.0, class API Activity. docs/audit-export.md describes the
+// mapping.
 const (
 	ocsfVersion     = "1.3.0"
 	ocsfCategory    = 6
@@ -91,7 +91,7 @@ type ocsfResource struct {
 	Owner *ocsfUser `json:"owner,omitzero"`
 }
 
-// ocsfActivity is what a kind of entry is to OCSF.
+// ocsfActivity is the OCSF activity of a kind of entry.
 type ocsfActivity struct {
 	id         int
 	name       string
@@ -129,8 +129,8 @@ func activityOfRevocation(r *delegation.Revocation) ocsfActivity {
 
 var ocsfSeverities = map[int]string{1: "Informational", 2: "Low", 3: "Medium", 4: "High"}
 
-// ocsfEvent tells an entry in the words of OCSF; the whole entry is in unmapped, without its state,
-// which is of the moment and not of the record.
+// ocsfEvent maps an entry to an OCSF event. unmapped holds the whole entry without its state, which
+// is not part of the record and changes later.
 func ocsfEvent(e *client.Entry, now time.Time) ocsfReport {
 	activity := activityOf(e)
 	event := ocsfReport{
@@ -176,7 +176,7 @@ func ocsfPeer(peer string) ocsfEndpoint {
 	return ocsfEndpoint{Name: peer}
 }
 
-// ocsfResources are what the entry is about: the grant, and the services that it is for.
+// ocsfResources are the grant, its audiences, and the target of a revocation.
 func ocsfResources(e *client.Entry) []ocsfResource {
 	var resources []ocsfResource
 	if e.JTI != "" {
@@ -195,19 +195,19 @@ func ocsfResources(e *client.Entry) []ocsfResource {
 	return resources
 }
 
-// sentence says what happened.
+// sentence describes the entry in one sentence.
 func sentence(e *client.Entry) string {
 	who := name(e.Caller, e, "caller")
 	toWhom := fmt.Sprintf("%s for %s", name(e.Actor, e, "actor"), name(e.Subject, e, "subject"))
 	switch e.Kind {
 	case client.KindGrant:
-		return fmt.Sprintf("%s was granted to %s: %s", e.JTI, toWhom, mayWhere(e))
+		return fmt.Sprintf("%s was granted to %s: %s", e.JTI, toWhom, scopeAt(e))
 	case client.KindCheck:
-		return fmt.Sprintf("%s asked what %s would be granted: %s", who, toWhom, e.Outcome)
+		return fmt.Sprintf("%s checked an exchange by %s: %s", who, toWhom, e.Outcome)
 	case client.KindRefusal:
 		return fmt.Sprintf("%s was refused: %s", who, e.Reason)
 	case client.KindVoid:
-		return fmt.Sprintf("the grant of entry %d was taken back", e.Voids)
+		return fmt.Sprintf("the grant of entry %d was voided", e.Voids)
 	case client.KindRevocation:
 		return fmt.Sprintf("%s revoked %s", who, aimedAt(e))
 	case client.KindAdmin:

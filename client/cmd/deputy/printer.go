@@ -12,8 +12,8 @@ import (
 	"unicode/utf16"
 )
 
-// printer writes lines that are inert: whatever an agent, a token or a server put into a text, no
-// control character, escape sequence or change of direction reaches the terminal.
+// printer writes inert lines: no control character, escape sequence or change of direction in a
+// text of an agent, a token or a server reaches the terminal.
 type printer struct {
 	w     io.Writer
 	color bool
@@ -24,7 +24,7 @@ func newPrinter(w io.Writer, terminal bool) *printer {
 	return &printer{w: w, color: terminal && os.Getenv("NO_COLOR") == ""}
 }
 
-// styled is text of this program's own making, the only text that may hold escape sequences.
+// styled is text that this program created. No other text may hold escape sequences.
 type styled string
 
 // line writes one line. Arguments are made inert, unless they are styled or plain numbers.
@@ -51,8 +51,8 @@ func (p *printer) bad(text string) styled    { return p.style("1;31", text) }
 func (p *printer) strong(text string) styled { return p.style("1", text) }
 func (p *printer) faint(text string) styled  { return p.style("2", text) }
 
-// inert spells out everything that does not simply print: controls, escapes, line breaks, marks that
-// turn the direction of writing, and what is not UTF-8.
+// inert escapes every character that does not print: controls, escapes, line breaks, marks that
+// change the direction of writing, and bytes that are not UTF-8.
 func inert(s string) string {
 	var b strings.Builder
 	for _, r := range s {
@@ -70,7 +70,7 @@ func inert(s string) string {
 	return b.String()
 }
 
-// inertLines does the same to a text of several lines.
+// inertLines does the same for a text of several lines.
 func inertLines(s string) string {
 	lines := strings.SplitAfter(s, "\n")
 	for i, line := range lines {
@@ -82,7 +82,7 @@ func inertLines(s string) string {
 	return strings.Join(lines, "")
 }
 
-// inertJSON does the same to a JSON text and keeps its meaning: what it replaces can only stand
+// inertJSON does the same for a JSON text and keeps its meaning, because all that it replaces is
 // inside strings.
 func inertJSON(document []byte) []byte {
 	var b bytes.Buffer
@@ -113,7 +113,7 @@ func (a *app) writeJSON(v any) error {
 	return err
 }
 
-// when says a time absolutely and relative to now.
+// when formats a time as a date and relative to now.
 func (a *app) when(t time.Time) string {
 	stamp := t.UTC().Format("2006-01-02 15:04:05 UTC")
 	switch d := t.Sub(a.now()).Round(time.Second); {

@@ -7,22 +7,22 @@ import (
 )
 
 type proofCommand struct {
-	DPoPKey         string `name:"dpop-key" env:"DEPUTY_DPOP_KEY" placeholder:"FILE" help:"Private key to prove: JWK or PEM."`
+	DPoPKey         string `name:"dpop-key" env:"DEPUTY_DPOP_KEY" placeholder:"FILE" help:"Private key that signs the proof: JWK or PEM."`
 	Method          string `default:"GET" placeholder:"METHOD" help:"HTTP method of the request; POST for gRPC (${default})."`
-	URL             string `name:"url" required:"" placeholder:"URL" help:"Address of the request. For gRPC https://HOST:PORT/package.Service/Method."`
+	URL             string `name:"url" required:"" placeholder:"URL" help:"URL of the request. For gRPC https://HOST:PORT/package.Service/Method."`
 	AccessTokenFile string `placeholder:"FILE" help:"Token that the request carries, - for standard input. Default: none, as at a token endpoint."`
-	Nonce           string `placeholder:"NONCE" help:"The DPoP-Nonce that the server answered with."`
+	Nonce           string `placeholder:"NONCE" help:"DPoP-Nonce of the server's last response."`
 }
 
 func (proofCommand) Help() string {
-	return `A proof is good for one request, for a minute. It is the only thing on standard output.
+	return `A proof is valid for one request and for one minute. Standard output holds the proof only.
 
 Examples:
   # call a tool with a token that is bound to your key
   curl https://calendar.example/events -H "Authorization: DPoP $(cat token.jwt)" \
     -H "DPoP: $(deputy proof --dpop-key agent.pem --url https://calendar.example/events --access-token-file token.jwt)"
 
-  # once more, because it answered with use_dpop_nonce
+  # again, after an answer use_dpop_nonce
   deputy proof --dpop-key agent.pem --url https://calendar.example/events --access-token-file token.jwt --nonce eyJ7S_zG
 
   # exchange a bound token without this program
@@ -33,7 +33,7 @@ Examples:
 // Run makes a DPoP proof (RFC 9449 section 4.2).
 func (cmd *proofCommand) Run(a *app) error {
 	if cmd.DPoPKey == "" {
-		return usage("there is no key to prove: name --dpop-key, or set DEPUTY_DPOP_KEY")
+		return usage("key: is missing; name --dpop-key, or set DEPUTY_DPOP_KEY")
 	}
 	key, err := loadProofKey(cmd.DPoPKey)
 	if err != nil {
@@ -74,7 +74,8 @@ func loadProofKey(path string) (*dpop.Key, error) {
 	return proofKey, nil
 }
 
-// boundTo saves people a proof that no server takes. What cannot be read is for the server to judge.
+// boundTo refuses a key to which the token is not bound, because no server accepts its proof. A
+// token that cannot be parsed is left to the server.
 func boundTo(token string, key *dpop.Key) error {
 	u, err := delegation.Parse(token)
 	if err != nil {
@@ -100,8 +101,8 @@ type thumbCommand struct {
 }
 
 func (thumbCommand) Help() string {
-	return `Of a key it is what tokens have in cnf.jkt (RFC 7638) and --actor-confirmation takes; of a certificate what
-they have in cnf.x5t#S256 (RFC 8705).
+	return `The thumbprint of a key (RFC 7638) is the value of cnf.jkt in tokens, and of --actor-confirmation. The
+thumbprint of a certificate (RFC 8705) is the value of cnf.x5t#S256.
 
 Examples:
   deputy thumbprint researcher.pem

@@ -12,22 +12,22 @@ import (
 
 type reachCommand struct {
 	Agent string `arg:"" help:"The agent, for instance agent:researcher."`
-	Depth int    `placeholder:"N" help:"How many delegation edges to follow upwards, at most 8. Default: 3."`
+	Depth int    `placeholder:"N" help:"How many delegation edges to follow toward the subject, at most 8. Default: 3."`
 
 	ledgerFlags `embed:""`
 }
 
 func (reachCommand) Help() string {
-	return `Says what an agent can do right now: the live tokens that it holds, and apart from them what it could still
-obtain, because OpenFGA would allow the exchange.
+	return `Shows what an agent can do right now: the live tokens that it holds, and the tokens that it could obtain
+because OpenFGA permits the exchange.
 
 Examples:
   deputy reach agent:researcher
   deputy reach agent:researcher --depth 8 --json
-  deputy contain agent:researcher --dry-run    # then take it away`
+  deputy contain agent:researcher --dry-run    # the tokens that a suspension would revoke`
 }
 
-// Run asks what an agent can do.
+// Run shows what an agent can do.
 func (cmd *reachCommand) Run(a *app) error {
 	agent, err := delegation.ParsePrincipal(cmd.Agent)
 	if err != nil {
@@ -89,7 +89,7 @@ func (a *app) showReach(agent delegation.Principal, r *client.Reach) {
 	p := a.stdout
 	p.line("%s  %s", p.strong(string(agent)), p.faint(fmt.Sprintf("as of %s, ledger entry %d", a.when(r.Time), r.Entry)))
 	if r.Suspended {
-		p.line("%s it can do nothing until deputy resume", p.bad("SUSPENDED"))
+		p.line("%s every request and every token of it is refused until deputy resume", p.bad("SUSPENDED"))
 	}
 	p.line("")
 	p.line("%s %s%s", p.strong("HOLDS NOW"), plural(r.LiveTokens, "live token"), atLeast(r.Truncated))
@@ -98,21 +98,21 @@ func (a *app) showReach(agent delegation.Principal, r *client.Reach) {
 		if len(e.Actors) > 1 {
 			p.line("      through %s", strings.Join(names(e.Actors[:len(e.Actors)-1]), ", then "))
 		}
-		p.line("      may     %s", mayWhere(e))
-		p.line("      until   %s", a.when(e.Expiry))
+		p.line("      scope    %s", scopeAt(e))
+		p.line("      expires  %s", a.when(e.Expiry))
 	}
 	if rest := r.LiveTokens - len(r.Tokens); rest > 0 {
-		p.line("  %s", p.faint("and "+plural(rest, "older one")))
+		p.line("  %s", p.faint("and "+plural(rest, "older token")))
 	}
 	if r.LiveBelow > 0 {
-		p.line("  %s below these%s, held by others", plural(r.LiveBelow, "live token"), atLeast(r.Truncated))
+		p.line("  %s derived from these%s, held by other agents", plural(r.LiveBelow, "live token"), atLeast(r.Truncated))
 	}
 	p.line("")
-	p.line("%s %s", p.strong("COULD STILL OBTAIN"), p.faint("by exchanges that OpenFGA would allow now"))
+	p.line("%s %s", p.strong("COULD OBTAIN"), p.faint("by exchanges that OpenFGA permits now"))
 	for _, o := range r.Obtainable {
 		p.line("  for %s  by %s", o.Subject, strings.Join(names(o.Path), " → "))
-		p.line("      may     %s", orNone(o.Scope.String()))
-		p.line("      where   %s", orNone(strings.Join(o.Audience, ", ")))
+		p.line("      scope     %s", orNone(o.Scope.String()))
+		p.line("      audience  %s", orNone(strings.Join(o.Audience, ", ")))
 	}
 	switch {
 	case r.ObtainableTruncated:
@@ -125,7 +125,7 @@ func (a *app) showReach(agent delegation.Principal, r *client.Reach) {
 // atLeast marks a count that stopped early.
 func atLeast(truncated bool) string {
 	if truncated {
-		return " at least: there was no time to read them all"
+		return " or more (not all were read in time)"
 	}
 	return ""
 }

@@ -11,16 +11,16 @@ import (
 )
 
 type revokeCommand struct {
-	Token      string `arg:"" name:"token|jti" optional:"" help:"A derived token, - for one on standard input, or a grant's jti: it and all below it."`
-	Agent      string `placeholder:"PRINCIPAL" help:"What was granted to this agent so far; with --subject, for that subject."`
-	Subject    string `placeholder:"PRINCIPAL" help:"What was granted for this subject so far."`
-	Chain      string `placeholder:"TXN" help:"A chain, by its txn."`
-	Key        string `placeholder:"THUMBPRINT" help:"A key, by its RFC 7638 thumbprint, and all that is bound to it. For good."`
-	RootToken  string `placeholder:"FILE" help:"All that descends from this root token, - for standard input."`
-	Everything bool   `help:"Whatever was granted in the tenant so far."`
-	Reason     string `placeholder:"TEXT" help:"Why, for the ledger."`
-	DryRun     bool   `help:"Revoke nothing, and show the tree that would die."`
-	Yes        bool   `short:"y" help:"Do not ask before --everything."`
+	Token      string `arg:"" name:"token|jti" optional:"" help:"A derived token, - for one on standard input, or a grant's jti: revokes it and all tokens derived from it."`
+	Agent      string `placeholder:"PRINCIPAL" help:"Tokens granted to this agent so far; with --subject, only those for that subject."`
+	Subject    string `placeholder:"PRINCIPAL" help:"Tokens granted for this subject so far."`
+	Chain      string `placeholder:"TXN" help:"All tokens of a chain, by its txn."`
+	Key        string `placeholder:"THUMBPRINT" help:"A key, by its RFC 7638 thumbprint, and all tokens bound to it. Permanent."`
+	RootToken  string `placeholder:"FILE" help:"All tokens derived from this root token, - for standard input."`
+	Everything bool   `help:"All tokens granted in the tenant so far."`
+	Reason     string `placeholder:"TEXT" help:"Reason, recorded in the ledger."`
+	DryRun     bool   `help:"Revoke nothing, and show the tokens that would be revoked."`
+	Yes        bool   `short:"y" help:"Do not ask for confirmation of --everything."`
 
 	Issuer string `env:"DEPUTY_ISSUER" placeholder:"URL" help:"Issuer of the Deputy tenant, byte for byte."`
 
@@ -28,8 +28,8 @@ type revokeCommand struct {
 }
 
 func (revokeCommand) Help() string {
-	return `When it returns, the revocation is durable: no server accepts what it hits. Verifiers that are
-connected refuse it within a second, verifiers that are cut off refuse everything within ten.
+	return `When the command returns, the revocation is durable, and no server accepts the tokens that it covers.
+Connected verifiers refuse them within one second. A verifier that is cut off refuses every token after ten seconds.
 
 Examples:
   deputy revoke 01K9ZQ... --reason "sent to the wrong channel"
@@ -38,7 +38,7 @@ Examples:
   deputy revoke --key 0ZcOCORZNYy... --reason "laptop lost"`
 }
 
-// Run revokes, or shows what would die.
+// Run revokes, or shows the tokens that would be revoked.
 func (cmd *revokeCommand) Run(a *app) error {
 	target, name, err := cmd.target(a)
 	if err != nil {
@@ -51,7 +51,7 @@ func (cmd *revokeCommand) Run(a *app) error {
 	defer c.Close()
 	if cmd.Everything && !cmd.Yes && !cmd.DryRun {
 		if !a.interactive {
-			return usage("--everything needs --yes where nobody can be asked")
+			return usage("--everything needs --yes where standard input is no terminal")
 		}
 		if err := cmd.confirm(a, c, target, name); err != nil {
 			return err
@@ -67,25 +67,25 @@ func (cmd *revokeCommand) Run(a *app) error {
 	case a.json:
 		return a.writeJSON(revokedJSON(revoked))
 	case cmd.DryRun:
-		a.drawDoomed(revoked)
+		a.drawAffected(revoked)
 		return nil
 	}
 	a.stdout.line("%s %s%s", a.stdout.good("REVOKED"), name, entryOf(revoked))
-	a.explainDeath(revoked)
+	a.explainRevoked(revoked)
 	return nil
 }
 
 func (cmd *revokeCommand) confirm(a *app, c *client.Client, target client.Target, name string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), cmd.Timeout)
 	defer cancel()
-	doomed, err := c.Revoke(ctx, client.RevokeRequest{Target: target, DryRun: true})
+	affected, err := c.Revoke(ctx, client.RevokeRequest{Target: target, DryRun: true})
 	if err != nil {
 		return err
 	}
-	return a.confirm("Revoke %s? %s die.", name, doomedText(doomed))
+	return a.confirm("Revoke %s? This revokes %s.", name, affectedText(affected))
 }
 
-// target reads the one thing that the arguments name, and how to speak of it.
+// target reads the one target that the arguments name, and describes it.
 func (cmd *revokeCommand) target(a *app) (client.Target, string, error) {
 	named := 0
 	for _, is := range []bool{
@@ -96,23 +96,23 @@ func (cmd *revokeCommand) target(a *app) (client.Target, string, error) {
 		}
 	}
 	if named != 1 {
-		return client.Target{}, "", usage("name one thing to revoke: a token, a jti, --agent and --subject, --chain, --key, --root-token or --everything")
+		return client.Target{}, "", usage("name one target: a token, a jti, --agent and --subject, --chain, --key, --root-token or --everything")
 	}
 	switch {
 	case cmd.Everything:
-		return client.RevokeEverything(), "everything that was granted so far", nil
+		return client.RevokeEverything(), "all tokens granted so far", nil
 	case cmd.Chain != "":
 		return client.RevokeChain(cmd.Chain), "chain " + cmd.Chain, nil
 	case cmd.Key != "":
 		return client.RevokeKey(cmd.Key), "key " + cmd.Key, nil
 	case cmd.RootToken != "":
 		token, err := a.readToken(cmd.RootToken)
-		return client.RevokeRootToken(client.NewSecret(token)), "what descends from the root token", err
+		return client.RevokeRootToken(client.NewSecret(token)), "all tokens derived from the root token", err
 	case cmd.Token == "-" || strings.Contains(cmd.Token, "."):
 		token, err := a.tokenArgument(cmd.Token)
-		return client.RevokeToken(client.NewSecret(token)), "the token and all below it", err
+		return client.RevokeToken(client.NewSecret(token)), "the token and all tokens derived from it", err
 	case cmd.Token != "":
-		return client.RevokeGrant(cmd.Token), "grant " + cmd.Token + " and all below it", nil
+		return client.RevokeGrant(cmd.Token), "grant " + cmd.Token + " and all grants derived from it", nil
 	}
 	return cmd.principals()
 }
@@ -132,55 +132,56 @@ func (cmd *revokeCommand) principals() (client.Target, string, error) {
 	}
 	switch {
 	case subject == "":
-		return client.RevokeAgent(agent), fmt.Sprintf("what was granted to %s so far", agent), nil
+		return client.RevokeAgent(agent), fmt.Sprintf("all tokens granted to %s so far", agent), nil
 	case agent == "":
-		return client.RevokeSubject(subject), fmt.Sprintf("what was granted for %s so far", subject), nil
+		return client.RevokeSubject(subject), fmt.Sprintf("all tokens granted for %s so far", subject), nil
 	}
-	return client.RevokeAgentFor(agent, subject), fmt.Sprintf("what was granted to %s for %s so far", agent, subject), nil
+	return client.RevokeAgentFor(agent, subject), fmt.Sprintf("all tokens granted to %s for %s so far", agent, subject), nil
 }
 
 func entryOf(r *client.Revoked) string {
 	if r.Revocation == nil {
-		return ": there was nothing to revoke"
+		return ": no token matches, nothing was revoked"
 	}
 	return fmt.Sprintf(", ledger entry %d", r.Revocation.Seq)
 }
 
-// doomedText counts tokens and chains. Nobody must take what was not counted for nothing.
-func doomedText(r *client.Revoked) string {
+// affectedText counts tokens and chains. A count that was not finished must not read as zero.
+func affectedText(r *client.Revoked) string {
 	if !r.Counted {
-		return "not counted in time: any number of live tokens"
+		return "an unknown number of live tokens (not counted in time)"
 	}
 	return plural(r.Tokens, "live token") + " in " + plural(r.Chains, "chain")
 }
 
-func (a *app) explainDeath(r *client.Revoked) {
+func (a *app) explainRevoked(r *client.Revoked) {
 	p := a.stdout
-	p.line("  died    %s", doomedText(r))
-	if r.Revocation == nil {
-		return
-	}
-	if r.Revocation.Until.IsZero() {
-		p.line("  until   for good")
-	} else {
-		p.line("  until   %s: nothing that it could hit lives longer", a.when(r.Revocation.Until))
+	p.line("  revoked  %s", affectedText(r))
+	switch {
+	case r.Revocation == nil:
+	case r.Revocation.Target.Kind == delegation.BanSuspend:
+		p.line("  lasts    until deputy resume")
+	case r.Revocation.Until.IsZero():
+		p.line("  lasts    permanently")
+	default:
+		p.line("  lasts    until %s: every token that it covers has expired by then", a.when(r.Revocation.Until))
 	}
 }
 
 type revokedReport struct {
-	Entry   uint64         `json:"entry,omitzero"`
-	Kind    string         `json:"kind,omitzero"`
-	ID      string         `json:"id,omitzero"`
-	Subject string         `json:"subject,omitzero"`
-	Time    time.Time      `json:"time,omitzero"`
-	Until   time.Time      `json:"until,omitzero"`
-	Tokens  int            `json:"tokens"`
-	Chains  int            `json:"chains"`
-	Counted bool           `json:"counted"`
-	Grants  []doomedReport `json:"grants,omitzero"`
+	Entry   uint64           `json:"entry,omitzero"`
+	Kind    string           `json:"kind,omitzero"`
+	ID      string           `json:"id,omitzero"`
+	Subject string           `json:"subject,omitzero"`
+	Time    time.Time        `json:"time,omitzero"`
+	Until   time.Time        `json:"until,omitzero"`
+	Tokens  int              `json:"tokens"`
+	Chains  int              `json:"chains"`
+	Counted bool             `json:"counted"`
+	Grants  []affectedReport `json:"grants,omitzero"`
 }
 
-type doomedReport struct {
+type affectedReport struct {
 	JTI      string               `json:"jti"`
 	Parent   string               `json:"parent,omitzero"`
 	Txn      string               `json:"txn"`
@@ -199,32 +200,33 @@ func revokedJSON(r *client.Revoked) revokedReport {
 		report.Time, report.Until = v.At, v.Until
 	}
 	for _, g := range r.Grants {
-		report.Grants = append(report.Grants, doomedReport(g))
+		report.Grants = append(report.Grants, affectedReport(g))
 	}
 	return report
 }
 
-// drawDoomed draws what would die: for each chain its subject, and below it the grants as a tree.
-func (a *app) drawDoomed(r *client.Revoked) {
+// drawAffected draws the grants that would be revoked: for each chain its subject, and below it the
+// grants as a tree.
+func (a *app) drawAffected(r *client.Revoked) {
 	p := a.stdout
-	p.line("%s %s; nothing was revoked", p.strong("WOULD DIE"), doomedText(r))
+	p.line("%s %s would be revoked; nothing was changed", p.strong("DRY RUN"), affectedText(r))
 	below := make(map[string][]client.AffectedGrant)
-	doomed := make(map[string]bool, len(r.Grants))
+	affected := make(map[string]bool, len(r.Grants))
 	for _, g := range r.Grants {
-		doomed[g.JTI] = true
+		affected[g.JTI] = true
 		below[g.Parent] = append(below[g.Parent], g)
 	}
 	var draw func(g client.AffectedGrant, indent string)
 	draw = func(g client.AffectedGrant, indent string) {
 		p.line("%s└─ %s  #%d  %s", styled(indent), p.strong(string(g.Actor)), g.Entry, g.JTI)
-		p.line("%s   may %s until %s", styled(indent), orNone(g.Scope.String()), a.when(g.Expiry))
+		p.line("%s   scope %s, expires %s", styled(indent), orNone(g.Scope.String()), a.when(g.Expiry))
 		for _, child := range below[g.JTI] {
 			draw(child, indent+"   ")
 		}
 	}
 	chain := ""
 	for _, g := range r.Grants {
-		if doomed[g.Parent] {
+		if affected[g.Parent] {
 			continue // drawn below its parent
 		}
 		if g.Txn != chain {

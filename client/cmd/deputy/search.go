@@ -14,13 +14,13 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// searchPage is the most that the server gives at a time.
+// searchPage is the largest page that the server returns.
 const searchPage = 500
 
 type searchCommand struct {
-	Subject  string `placeholder:"PRINCIPAL" help:"On whose behalf."`
-	Actor    string `placeholder:"PRINCIPAL" help:"Any actor of the chain, or the one that was asked for."`
-	Caller   string `placeholder:"PRINCIPAL" help:"Who authenticated the request."`
+	Subject  string `placeholder:"PRINCIPAL" help:"Subject of the token."`
+	Actor    string `placeholder:"PRINCIPAL" help:"An actor of the chain, or the requested actor."`
+	Caller   string `placeholder:"PRINCIPAL" help:"Principal that authenticated the request."`
 	Audience string `placeholder:"NAME" help:"Service that the token is for."`
 	Scope    string `placeholder:"SCOPE" help:"One scope."`
 	Kind     string `placeholder:"KIND" help:"grant, refusal, check, void or revocation."`
@@ -33,17 +33,17 @@ type searchCommand struct {
 	Peer     string `placeholder:"ADDRESS" help:"Address of the caller, with its port or without."`
 	Since    string `placeholder:"WHEN" help:"Recorded then or later: 2026-11-03, 2026-11-03T12:00:00Z, or an age such as 90m or 7d."`
 	Until    string `placeholder:"WHEN" help:"Recorded before."`
-	Limit    int    `default:"50" placeholder:"N" help:"Show at most so many; 0: all (${default})."`
+	Limit    int    `default:"50" placeholder:"N" help:"Show at most this many entries; 0: all (${default})."`
 	CSV      bool   `name:"csv" help:"Write a table for spreadsheets."`
 
 	ledgerFlags `embed:""`
 }
 
 func (searchCommand) Help() string {
-	return `Finds entries of the ledger, the newest first. All filters must match, whole and byte by byte. Who may not
-read everything must name a --subject or an --actor that it may read.
+	return `Lists entries of the ledger, newest first. All filters must match exactly, byte by byte. A caller that may
+not read the whole ledger must name a --subject or an --actor that it may read.
 
-With --json each line is one entry. With --csv no cell can be taken for a formula.
+With --json each line is one entry. With --csv no cell starts a formula.
 
 Examples:
   deputy search --actor agent:researcher --since 24h
@@ -56,7 +56,7 @@ Examples:
 // Run searches the ledger.
 func (cmd *searchCommand) Run(a *app) error {
 	if cmd.CSV && a.json {
-		return usage("--csv and --json are two forms: name one")
+		return usage("--csv and --json name two formats: use one of them")
 	}
 	query, err := cmd.query(a.now())
 	if err != nil {
@@ -76,7 +76,7 @@ func (cmd *searchCommand) Run(a *app) error {
 		case err != nil:
 			return err
 		case shown == cmd.Limit && cmd.Limit > 0:
-			a.stderr.line("there are more: --limit shows them")
+			a.stderr.line("there are more entries: raise --limit")
 			return finish(shown)
 		}
 		if err := show(e); err != nil {
@@ -99,7 +99,7 @@ func (cmd *searchCommand) query(now time.Time) (client.SearchQuery, error) {
 	case cmd.Limit == 0:
 		q.PageSize = searchPage
 	default:
-		q.PageSize = min(cmd.Limit+1, searchPage) // the one after the last tells that there are more
+		q.PageSize = min(cmd.Limit+1, searchPage) // one more, to detect that the limit cuts
 	}
 	var errs [5]error
 	q.Subject, errs[0] = principalFlag("--subject", cmd.Subject)
@@ -143,12 +143,12 @@ func momentFlag(flag, value string, now time.Time) (time.Time, error) {
 		age = time.Duration(n) * 24 * time.Hour
 	}
 	if err != nil || age < 0 {
-		return time.Time{}, usage("%s: want a date, a time as in RFC 3339, or an age such as 90m or 7d", flag)
+		return time.Time{}, usage("%s: must be a date, a time as in RFC 3339, or an age such as 90m or 7d", flag)
 	}
 	return now.Add(-age), nil
 }
 
-// form is how entries are written: one after the other, and what comes after the last.
+// form returns how each entry is written, and what follows the last one.
 func (cmd *searchCommand) form(a *app) (show func(*client.Entry) error, finish func(shown int) error) {
 	switch {
 	case cmd.CSV:
@@ -168,7 +168,7 @@ func (cmd *searchCommand) form(a *app) (show func(*client.Entry) error, finish f
 	}
 	return a.tableRow, func(shown int) error {
 		if shown == 0 {
-			a.stderr.line("nothing matches")
+			a.stderr.line("no entry matches")
 		}
 		return nil
 	}
@@ -184,18 +184,18 @@ func (a *app) writeJSONLine(v any) error {
 	return err
 }
 
-// tableRow shows an entry on one line, and what else is to be said below it.
+// tableRow shows an entry on one line, and its reason and detail on a second one.
 func (a *app) tableRow(e *client.Entry) error {
 	p := a.stdout
 	who := fmt.Sprintf("%s → %s", name(e.Subject, e, "subject"), name(e.Actor, e, "actor"))
-	what := mayWhere(e)
+	what := scopeAt(e)
 	switch e.Kind {
 	case client.KindRevocation:
 		who, what = name(e.Caller, e, "caller"), aimedAt(e)
 	case client.KindAdmin:
 		who, what = name(e.Caller, e, "caller"), "changed the ledger itself"
 	case client.KindVoid:
-		who, what = name(e.Caller, e, "caller"), fmt.Sprintf("takes back #%d", e.Voids)
+		who, what = name(e.Caller, e, "caller"), fmt.Sprintf("voids #%d", e.Voids)
 	}
 	p.line("%s  %s  %s  %s  %s", cell(fmt.Sprintf("#%d", e.Seq), 6), e.Time.UTC().Format(time.DateTime), p.verdict(e), cell(who, 34), what)
 	if e.Reason != "" || e.Detail != "" {
@@ -204,7 +204,7 @@ func (a *app) tableRow(e *client.Entry) error {
 	return nil
 }
 
-// verdict is in one word what an entry is, or what has become of its grant.
+// verdict is one word: the state of a grant, or the kind of the entry.
 func (p *printer) verdict(e *client.Entry) styled {
 	const width = 8
 	switch {
@@ -218,7 +218,7 @@ func (p *printer) verdict(e *client.Entry) styled {
 	return styled(cell(inert(string(e.Kind)), width))
 }
 
-// cell fills a text up, so that what follows stands in a column.
+// cell pads a text to the width of its column.
 func cell(text string, width int) string { return pad(inert(text), width) }
 
 func pad(text string, width int) string {
@@ -257,8 +257,8 @@ func csvTime(t time.Time) string {
 	return t.UTC().Format(time.RFC3339Nano)
 }
 
-// inertCell keeps a spreadsheet from taking a text for a formula, whichever of the signs that open one
-// it begins with, also in their full width; a quote in front makes it text.
+// inertCell keeps a spreadsheet from reading a text as a formula. A quote precedes each text that
+// begins with a sign that opens a formula, in its normal or its full width.
 func inertCell(s string) string {
 	s = inert(s)
 	if first := strings.TrimLeftFunc(s, unicode.IsSpace); first != "" && strings.ContainsRune("=+-@\uff1d\uff0b\uff0d\uff20", []rune(first)[0]) {

@@ -17,7 +17,7 @@ var formulas = []string{
 	"\uff1d1+1", "\uff0b1", "\uff0d1", "\uff20SUM(A1)", "=HYPERLINK(\"https://evil.example\",\"click\")", "\x1b[2J=1", "\x00=1",
 }
 
-// TestInertCell: no text of an agent's begins a formula in any column, nor adds cells or rows.
+// TestInertCell: no text of an agent begins a formula in any column, or adds cells or rows.
 func TestInertCell(t *testing.T) {
 	for _, formula := range formulas {
 		e := &client.Entry{
@@ -48,7 +48,7 @@ func TestInertCell(t *testing.T) {
 	}
 }
 
-// opensFormula is how a careless spreadsheet sees a cell.
+// opensFormula reports whether a spreadsheet can read the cell as a formula.
 func opensFormula(cell string) bool {
 	first := []rune(strings.TrimSpace(cell) + " ")[0]
 	return strings.ContainsRune("=+-@\uff1d\uff0b\uff0d\uff20", first)

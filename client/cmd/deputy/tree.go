@@ -11,14 +11,14 @@ import (
 
 type treeCommand struct {
 	Token string `arg:"" name:"token|jti" optional:"" help:"A grant's jti, a token, or - for one on standard input. Default: DEPUTY_TOKEN."`
-	Limit int    `default:"1000" placeholder:"N" help:"Show at most so many descendants; 0: all (${default})."`
+	Limit int    `default:"1000" placeholder:"N" help:"Show at most this many descendants; 0: all (${default})."`
 
 	ledgerFlags `embed:""`
 }
 
 func (treeCommand) Help() string {
-	return `Draws a grant and all that was derived from it, with what has become of each: live, expired, revoked or
-voided. A token is taken for its jti alone and not verified: the ledger answers, not the token.
+	return `Draws a grant and all grants derived from it, each with its state: live, expired, revoked or voided. Only
+the jti of a token is used. Its signature is not verified, because all facts come from the ledger.
 
 Examples:
   deputy tree 01K9ZQ...
@@ -26,7 +26,7 @@ Examples:
   deputy tree 01K9ZQ... --limit 0 --json`
 }
 
-// family is a grant with all below it.
+// family is a grant with its descendants.
 type family struct {
 	top     *client.Entry
 	below   map[string][]*client.Entry // by their parent's jti
@@ -66,7 +66,7 @@ func (cmd *treeCommand) Run(a *app) error {
 	return nil
 }
 
-// jtiOf takes a token's word for its jti.
+// jtiOf returns the jti that a token claims.
 func jtiOf(argument string) (string, error) {
 	if !strings.Contains(argument, ".") {
 		return argument, nil
@@ -138,22 +138,22 @@ func (a *app) drawFamily(f *family) {
 		if last {
 			fork, rail = "└─ ", "   "
 		}
-		p.line("%s%s  %s  #%d  %s", styled(indent+fork), p.strong(name(e.Actor, e, "actor")), p.fate(e.State, e.RevokedBy), e.Seq, e.JTI)
+		p.line("%s%s  %s  #%d  %s", styled(indent+fork), p.strong(name(e.Actor, e, "actor")), p.stateBy(e.State, e.RevokedBy), e.Seq, e.JTI)
 		children := f.below[e.JTI]
 		inner := indent + rail
 		if len(children) > 0 {
 			inner += "│"
 		}
-		p.line("%s  may %s %s", styled(pad(inner, len([]rune(indent))+4)), mayWhere(e), p.faint("until "+a.when(e.Expiry)))
+		p.line("%s  scope %s, %s", styled(pad(inner, len([]rune(indent))+4)), scopeAt(e), p.faint("expires "+a.when(e.Expiry)))
 		for i, child := range children {
 			draw(child, indent+rail, i == len(children)-1)
 		}
 	}
 	draw(f.top, "", true)
 	p.line("")
-	p.line("%s below it%s", plural(f.count, "grant"), f.stateCounts())
+	p.line("%s derived from it%s", plural(f.count, "grant"), f.stateCounts())
 	if f.atLimit {
-		p.line("%s", p.faint("There are more: --limit shows them."))
+		p.line("%s", p.faint("There are more grants: raise --limit."))
 	}
 }
 

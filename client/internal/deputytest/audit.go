@@ -242,7 +242,7 @@ func (s *Server) Reach(ctx context.Context, r *deputyv1.ReachRequest) (*deputyv1
 	if err := s.enter(ctx); err != nil {
 		return nil, err
 	}
-	if r.GetAgent() == "agent:nobody" {
+	if r.GetAgent() == "agent:unknown" {
 		return nil, delegation.Refuse(delegation.NotFound, "agent", "no such agent, or none that you may see")
 	}
 	s.mu.Lock()

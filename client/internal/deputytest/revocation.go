@@ -388,7 +388,7 @@ func (s *Server) GetReceipts(ctx context.Context, _ *deputyv1.GetReceiptsRequest
 
 // revoke counts what dies, and records the revocation unless it is a dry run.
 func (s *Server) revoke(target *deputyv1.RevocationTarget, dryRun bool) (*deputyv1.RevokeResponse, error) {
-	if target.GetId() == "agent:nobody" {
+	if target.GetId() == "agent:unknown" {
 		return nil, delegation.Refuse(delegation.AccessDenied, "target", "the caller may not revoke this")
 	}
 	next := s.LastRevocation() + 1<<32 // later than every grant

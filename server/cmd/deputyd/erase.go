@@ -12,10 +12,10 @@ import (
 
 type erase struct {
 	file
-	Tenant  string `required:"" placeholder:"NAME" help:"Whose ledger."`
-	Subject string `required:"" placeholder:"PRINCIPAL" help:"Whom to forget, such as user:alice: as subject, actor, caller and target of revocations."`
-	DryRun  bool   `help:"Only count."`
-	JSON    bool   `name:"json" help:"Say what was done as JSON, and nothing on the way."`
+	Tenant  string `required:"" placeholder:"NAME" help:"Tenant of the ledger."`
+	Subject string `required:"" placeholder:"PRINCIPAL" help:"Principal to erase, such as user:alice: as subject, actor, caller and target of revocations."`
+	DryRun  bool   `help:"Count only, and erase nothing."`
+	JSON    bool   `name:"json" help:"Write JSON, and no progress."`
 }
 
 // report is what --json prints.
@@ -28,17 +28,17 @@ type report struct {
 	Kept     int        `json:"kept"`
 }
 
-// Run erases. What has to wait is a failure: whoever asked for the erasure must ask again.
+// Run erases. Entries that cannot be erased yet are a failure: the command must be run again.
 func (c erase) Run(ctx context.Context, streams *streams) error {
 	config, err := server.Load(c.Config)
 	if err != nil {
 		return err
 	}
-	told := time.Now()
+	reported := time.Now()
 	done, err := server.Erase(ctx, config, c.Tenant, c.Subject, c.DryRun, func(done, of uint64) {
-		if now := time.Now(); !c.JSON && now.Sub(told) >= time.Second {
-			told = now
-			fmt.Fprintf(streams.err, "%d of %d entries looked at\n", done, of)
+		if now := time.Now(); !c.JSON && now.Sub(reported) >= time.Second {
+			reported = now
+			fmt.Fprintf(streams.err, "%d of %d entries read\n", done, of)
 		}
 	})
 	if err != nil {
@@ -51,7 +51,7 @@ func (c erase) Run(ctx context.Context, streams *streams) error {
 	if err := r.print(streams.out, c.JSON); err != nil || done.Deferred == 0 {
 		return err
 	}
-	return fmt.Errorf("%d entries are still needed by what is alive: run this again after %s",
+	return fmt.Errorf("%d entries are still needed by live tokens: run this command again after %s",
 		done.Deferred, done.Until.UTC().Format(time.RFC3339))
 }
 
@@ -66,6 +66,6 @@ func (r report) print(w io.Writer, asJSON bool) error {
 	if _, err := fmt.Fprintf(w, "%s %d fields of %d entries\n", verb, r.Fields, r.Entries); err != nil || r.Kept == 0 {
 		return err
 	}
-	_, err := fmt.Fprintf(w, "%d revocations that never end keep the name that they aim at\n", r.Kept)
+	_, err := fmt.Fprintf(w, "%d permanent revocations keep the name of their target\n", r.Kept)
 	return err
 }

@@ -14,28 +14,28 @@ import (
 
 type keys struct {
 	Create create     `cmd:"" help:"Create a key in a new file that only its owner can read. Never replaces a file."`
-	List   listKeys   `cmd:"" help:"List the managed keys, and how each of them stands."`
-	Rotate rotateKeys `cmd:"" help:"Make the next managed key. It is published now and signs after publish_ahead; the one before verifies until its last token has expired."`
-	Retire retireKeys `cmd:"" help:"End a managed key at once and for good: all that it signed is refused, within a second by Deputy and within a minute by the SDK."`
+	List   listKeys   `cmd:"" help:"List the managed keys and the state of each."`
+	Rotate rotateKeys `cmd:"" help:"Create the next managed key. It is published now and signs after publish_ahead. The previous key verifies until its last token has expired."`
+	Retire retireKeys `cmd:"" help:"Retire a managed key at once and permanently. Everything that it signed is refused, within a second by Deputy and within a minute by the SDK."`
 }
 
 type (
 	create struct {
 		Out        string `required:"" placeholder:"FILE" help:"The new file."`
-		Algorithm  string `required:"" xor:"kind" enum:"ES256,EdDSA,RS256" help:"For a key that signs tokens: ES256, EdDSA or RS256."`
-		Checkpoint string `required:"" xor:"kind" placeholder:"ISSUER" help:"For a key that signs checkpoints of this issuer's log. The verifier key, which auditors need, is printed."`
-		KEK        bool   `name:"kek" required:"" xor:"kind" help:"For a key that seals the managed keys (key_encryption.key_file). Its id is printed."`
+		Algorithm  string `required:"" xor:"kind" enum:"ES256,EdDSA,RS256" help:"Create a key that signs tokens: ES256, EdDSA or RS256."`
+		Checkpoint string `required:"" xor:"kind" placeholder:"ISSUER" help:"Create a key that signs checkpoints of this issuer's log, and print its verifier key, which auditors need."`
+		KEK        bool   `name:"kek" required:"" xor:"kind" help:"Create a key that encrypts the managed keys (key_encryption.key_file), and print its id."`
 	}
 	someKeys struct {
 		file
-		Tenant string `placeholder:"NAME" help:"Whose keys. May be left out where the configuration has one tenant."`
-		JSON   bool   `name:"json" help:"Say it as JSON, one line for each key."`
+		Tenant string `placeholder:"NAME" help:"The tenant. Optional if the configuration has only one."`
+		JSON   bool   `name:"json" help:"Write JSON, one line for each key."`
 	}
 	listKeys   struct{ someKeys }
 	rotateKeys struct {
 		someKeys
-		Checkpoints bool `help:"The key that signs checkpoints. Old and new then sign side by side until the old one is retired."`
-		Immediately bool `help:"Sign within seconds, as after a theft: verifiers that have not fetched the new key by then refuse its first tokens."`
+		Checkpoints bool `help:"Rotate the key that signs checkpoints. Both keys sign until the old one is retired."`
+		Immediately bool `help:"Sign within seconds, for instance after a theft. Verifiers that have not fetched the new key yet refuse its first tokens."`
 	}
 	retireKeys struct {
 		someKeys
@@ -43,28 +43,28 @@ type (
 	}
 )
 
-// Help is shown below the flags.
+// Help is the text below the flags.
 func (listKeys) Help() string {
 	return "Example:\n  deputyd keys list --config deputy.yaml --tenant acme"
 }
 
-// Help is shown below the flags.
+// Help is the text below the flags.
 func (rotateKeys) Help() string {
 	return `Examples:
   deputyd keys rotate --config deputy.yaml --tenant acme
   deputyd keys rotate --config deputy.yaml --tenant acme --checkpoints
 
-A key was stolen: have another one sign, and retire the stolen one as soon as it does.
+After the theft of a key, rotate, and retire the stolen key as soon as the new one signs.
   deputyd keys rotate --config deputy.yaml --tenant acme --immediately
   deputyd keys retire --config deputy.yaml --tenant acme KID`
 }
 
-// Help is shown below the flags.
+// Help is the text below the flags.
 func (retireKeys) Help() string {
 	return `Example:
   deputyd keys retire --config deputy.yaml --tenant acme 0ZcOCORZNYy-DWpqq30jZyJGHTN0d2HglBV3uiguA4I
 
-The last key that signs is not retired: rotate with --immediately first. There is no way back.
+The only key that signs cannot be retired: rotate with --immediately first. Retirement cannot be undone.
 Put -- before a kid that begins with a dash.`
 }
 
@@ -126,7 +126,7 @@ func (c retireKeys) Run(ctx context.Context, stdout io.Writer) error {
 	return c.print(stdout, []server.Key{key})
 }
 
-// one loads the configuration and finds the tenant, which must not be guessed.
+// one loads the configuration and finds the tenant. It never chooses between several.
 func (c *someKeys) one() (server.Config, error) {
 	config, err := server.Load(c.Config)
 	switch {

@@ -42,11 +42,11 @@ tenants:
 		code := run(t.Context(), strings.Fields(strings.ReplaceAll(line, "CONFIG", "--config "+config)), &stdout, &stderr)
 		return code, stdout.String() + stderr.String()
 	}
-	step := func(line string, code int, says string) string {
+	step := func(line string, code int, text string) string {
 		t.Helper()
 		got, said := deputyd(line)
-		if got != code || !strings.Contains(said, says) {
-			t.Errorf("deputyd %s: %d, want %d and %q\n%s", line, got, code, says, said)
+		if got != code || !strings.Contains(said, text) {
+			t.Errorf("deputyd %s: %d, want %d and %q\n%s", line, got, code, text, said)
 		}
 		return said
 	}
@@ -73,7 +73,7 @@ tenants:
 		t.Errorf("a list makes keys: %+v", list)
 	}
 	for _, which := range []string{"acme", "acme --checkpoints", "globex", "globex --checkpoints"} {
-		step("keys rotate CONFIG --tenant "+which, 0, "signing") // the first has nobody to wait for
+		step("keys rotate CONFIG --tenant "+which, 0, "signing") // the first needs no publication ahead
 	}
 
 	list := keys("keys list CONFIG --tenant acme --json")
@@ -87,7 +87,7 @@ tenants:
 	step("keys list CONFIG", 0, "verifier key of acme for auditors: "+list[1].Verifier)
 	step("keys list CONFIG --tenant umbrella", 1, `no tenant "umbrella"`)
 	step("keys list --help", 0, "deputyd keys list --config deputy.yaml")
-	step("keys rotate --help", 0, "A key was stolen")
+	step("keys rotate --help", 0, "After the theft of a key")
 
 	step("keys rotate CONFIG", 1, "name one with --tenant")
 	step("keys retire CONFIG --tenant acme -- "+list[0].ID, 1, "keys rotate --immediately")

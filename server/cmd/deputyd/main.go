@@ -1,6 +1,6 @@
-// Command deputyd is the Deputy server. It turns arguments and signals into calls of package server,
-// and outcomes into exit codes: 0 for success, 1 for failure, 2 for a command line that is wrong. All
-// else belongs elsewhere.
+// Command deputyd is the Deputy server. It translates arguments and signals into calls of package
+// server, and outcomes into exit codes: 0 for success, 1 for failure, 2 for a wrong command line. It
+// does nothing else.
 package main
 
 import (
@@ -10,59 +10,62 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"syscall"
 
 	"github.com/alecthomas/kong"
 
+	"deputy.example/deputy/internal/version"
 	"deputy.example/deputy/server"
 )
 
 type arguments struct {
-	Serve   serve   `cmd:"" help:"Serve until SIGINT or SIGTERM, then drain. A second signal ends at once."`
-	Migrate migrate `cmd:"" help:"Prepare the database, or bring it up to date. Safe to repeat, and while instances serve."`
+	Serve   serve   `cmd:"" help:"Serve until SIGINT or SIGTERM, then drain. A second signal ends the process at once. SIGHUP is ignored."`
+	Migrate migrate `cmd:"" help:"Create the database schema, or migrate it to this version. Safe to repeat, and while instances serve."`
 	Config  struct {
-		Check check `cmd:"" help:"List all that is wrong with a configuration and the files it names. Connects to nothing."`
-	} `cmd:"" help:"The configuration file."`
-	Keys   keys  `cmd:"" help:"Keys that sign tokens or checkpoints."`
-	Erase  erase `cmd:"" help:"Make a tenant's ledger forget a principal. Every proof keeps holding. Safe to repeat, and while instances serve."`
+		Check check `cmd:"" help:"List every error in a configuration and in the files that it names. Opens no connection."`
+	} `cmd:"" help:"Check the configuration file."`
+	Keys   keys  `cmd:"" help:"Manage the keys that sign tokens and checkpoints."`
+	Erase  erase `cmd:"" help:"Erase the personal fields of a principal from a tenant's ledger. All proofs remain valid. Safe to repeat, and while instances serve."`
 	Ledger struct {
-		Recover recoverLedger `cmd:"" help:"Say what a restored or promoted database lost and, with --yes, have instances serve with it."`
-	} `cmd:"" help:"The ledger itself."`
-	Version version `cmd:"" help:"Say which version this is."`
+		Recover recoverLedger `cmd:"" help:"Show what a restored or promoted database lost. With --yes and a decision, instances serve with it."`
+	} `cmd:"" help:"Manage the ledger."`
+	Version versionCommand `cmd:"" help:"Print the version, the commit and the version of Go."`
+
+	ShowVersion kong.VersionFlag `name:"version" help:"Print the version, the commit and the version of Go."`
 }
 
 type file struct {
-	Config string `required:"" placeholder:"FILE" help:"Configuration file; deputy.example.yaml explains it."`
+	Config string `required:"" placeholder:"FILE" help:"Configuration file; deputy.example.yaml is a commented example."`
 }
 
 type (
-	serve   struct{ file }
-	check   struct{ file }
-	version struct{}
-	migrate struct {
-		Config string `placeholder:"FILE" xor:"database" required:"" help:"Take the database from this configuration."`
-		DSN    string `placeholder:"ADDRESS" xor:"database" required:"" help:"The database itself: postgres:// or sqlite:///. Other users of the machine can read it: put no password in."`
+	serve          struct{ file }
+	check          struct{ file }
+	versionCommand struct{}
+	migrate        struct {
+		Config string `placeholder:"FILE" xor:"database" required:"" help:"Configuration file that names the database."`
+		DSN    string `placeholder:"ADDRESS" xor:"database" required:"" help:"Address of the database: postgres:// or sqlite:///. It must hold no password, because other users of the machine can read arguments."`
 	}
 )
 
-// streams are for commands that say something on the way.
+// streams are for commands that report progress.
 type streams struct{ out, err io.Writer }
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop) // from the first signal on, the next one ends the process
+	context.AfterFunc(ctx, stop) // after the first signal, the next one ends the process
 	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
 }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	asked := false // for help or version text, which kong writes itself
+	printed := false // help or version, which kong writes itself
 	parser, err := kong.New(&arguments{},
 		kong.Name("deputyd"),
-		kong.Description("Deputy exchanges tokens: hand an agent less than you hold."),
+		kong.Description("The Deputy server: token exchange, revocation and audit."),
+		kong.Vars{"version": version.Of("deputyd")},
 		kong.UsageOnError(),
 		kong.Writers(stdout, stderr),
-		kong.Exit(func(int) { asked = true }),
+		kong.Exit(func(int) { printed = true }),
 		kong.BindTo(ctx, (*context.Context)(nil)),
 		kong.BindTo(stdout, (*io.Writer)(nil)),
 		kong.Bind(&streams{out: stdout, err: stderr}),
@@ -73,7 +76,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	}
 	command, err := parser.Parse(args)
 	switch {
-	case asked:
+	case printed:
 		return 0
 	case err != nil:
 		fmt.Fprintln(stderr, "deputyd:", err)
@@ -86,8 +89,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	return 0
 }
 
-// Run serves.
+// Run serves. SIGHUP is ignored: its default action would end the process without a drain, and there
+// is nothing to reload, because certificates and files of trust are read again by themselves.
 func (c serve) Run(ctx context.Context) error {
+	signal.Ignore(syscall.SIGHUP)
 	config, err := server.Load(c.Config)
 	if err != nil {
 		return err
@@ -118,7 +123,7 @@ func (c check) Run(stdout io.Writer) error {
 	if err != nil {
 		return err
 	}
-	text := c.Config + ": nothing is wrong with it\n"
+	text := c.Config + ": no errors\n"
 	for _, warning := range config.Warnings() {
 		text += "warning: " + warning + "\n"
 	}
@@ -126,18 +131,8 @@ func (c check) Run(stdout io.Writer) error {
 	return err
 }
 
-// Run says the version.
-func (version) Run(stdout io.Writer) error {
-	build, ok := debug.ReadBuildInfo()
-	if !ok {
-		return errors.New("this program was built without a version")
-	}
-	revision := ""
-	for _, setting := range build.Settings {
-		if setting.Key == "vcs.revision" {
-			revision = " " + setting.Value
-		}
-	}
-	_, err := fmt.Fprintf(stdout, "deputyd %s%s %s\n", build.Main.Version, revision, build.GoVersion)
+// Run prints the version.
+func (versionCommand) Run(stdout io.Writer) error {
+	_, err := fmt.Fprintln(stdout, version.Of("deputyd"))
 	return err
 }

@@ -13,7 +13,7 @@ import (
 	"deputy.example/deputy/server"
 )
 
-// TestRecoverByCommand goes through what an operator does with a ledger that no instance accepts any more.
+// TestRecoverByCommand follows an operator with a ledger that no instance accepts.
 func TestRecoverByCommand(t *testing.T) {
 	dir := t.TempDir()
 	config := filepath.Join(dir, "deputy.yaml")
@@ -33,13 +33,13 @@ tenants:
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	step := func(line string, code int, says ...string) {
+	step := func(line string, code int, texts ...string) {
 		t.Helper()
 		var stdout, stderr bytes.Buffer
 		args := strings.Fields(strings.ReplaceAll(line, "CONFIG", "--config "+config))
 		got, said := run(t.Context(), args, &stdout, &stderr), ""
 		said = stdout.String() + stderr.String()
-		for _, want := range says {
+		for _, want := range texts {
 			if got != code || !strings.Contains(said, want) {
 				t.Errorf("deputyd %s: %d, want %d and %q\n%s", line, got, code, want, said)
 			}
@@ -57,7 +57,7 @@ tenants:
 		t.Fatal(err)
 	}
 	step("ledger recover --help", 0, "Examples:", "--cut-off")
-	step("ledger recover CONFIG", 0, "entry 9 was acknowledged", "redis does not answer", "acme: the ledger has no entry", "repeat       suspensions", "nothing was changed")
+	step("ledger recover CONFIG", 0, "entry 9 was acknowledged", "Redis does not answer", "acme: the ledger has no entry", "repeat       suspensions", "nothing was changed")
 	step("ledger recover CONFIG --yes --reason drill", 1, "the decision is missing")
 	step("ledger recover CONFIG --yes --cut-off", 1, "--reason")
 	step("ledger recover CONFIG --yes --cut-off --intact --reason drill", 1, "must stand alone")

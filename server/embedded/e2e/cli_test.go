@@ -120,9 +120,9 @@ func TestCommandLine(t *testing.T) {
 		t.Errorf("decode: %+v %v", decoded, err)
 	}
 	explained, _, _ := c.run(child.AccessToken, "decode", "-")
-	for _, want := range []string{"VERIFIED", "agent:researcher acts for user:alice", "agent:planner", "may not be handed on"} {
+	for _, want := range []string{"VERIFIED", "agent:researcher acts for user:alice", "agent:planner", "may delegate  no"} {
 		if !strings.Contains(explained, want) {
-			t.Errorf("decode does not say %q:\n%s", want, explained)
+			t.Errorf("decode does not show %q:\n%s", want, explained)
 		}
 	}
 

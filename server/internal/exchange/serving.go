@@ -13,7 +13,7 @@ import (
 )
 
 // serving is the one place that says whether this instance may answer as the tenant's Deputy: exchange, introspection and
-// the feed ask it, and readiness does. The error is unavailable and has the cause. docs/operations.md has the table.
+// the feed ask it, and readiness does. The error is unavailable and has the cause. docs/incidents.md has the table.
 //
 // An instance may not where it is known, or not known yet, that its ledger is not the newest one: where the ledger
 // is doubted, stands by, or took no write lately; where Redis knows more, or a later incarnation; where it was not

@@ -27,7 +27,7 @@ import (
 	"deputy.example/deputy/server/internal/testservers"
 )
 
-// concern is what an entry point is for. docs/operations.md has the table of the states that refuse each of them.
+// concern is what an entry point is for. docs/incidents.md has the table of the states that refuse each of them.
 type concern int
 
 const (
@@ -255,7 +255,7 @@ type state struct {
 
 var all = []concern{serves, revokes}
 
-// instanceStates is the table of docs/operations.md: what each state refuses.
+// instanceStates is the table of docs/incidents.md: what each state refuses.
 var instanceStates = map[string]state{
 	"sound": {bring: func(*testing.T, *timed, *guard.Guard, string) {}},
 	"a ledger that is doubted": {func(t *testing.T, m *timed, _ *guard.Guard, _ string) {

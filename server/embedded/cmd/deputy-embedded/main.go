@@ -2,7 +2,7 @@
 // small demo world, Redis, an SQLite ledger and a development issuer. It plays the demo once and
 // serves until it is interrupted.
 //
-// It is for trying Deputy out. Its development issuer gives tokens to every program on the machine.
+// It is for evaluation only: its development issuer issues tokens to every program on the machine.
 package main
 
 import (
@@ -18,11 +18,12 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"deputy.example/deputy/internal/version"
 	"deputy.example/deputy/server/embedded"
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP) // a closed terminal ends it too
 	defer stop()
 	// A second Ctrl-C does not wait for the drain.
 	context.AfterFunc(ctx, stop)
@@ -43,11 +44,16 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	flags.StringVar(&config.Dev, "dev", "127.0.0.1:8081", "loopback `address` of the development issuer and OpenFGA")
 	demo := flags.Bool("demo", true, "play the demo chain before serving")
 	verbose := flags.Bool("verbose", false, "log everything, not only errors")
+	showVersion := flags.Bool("version", false, "print the version, the commit and the version of Go")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
 	if flags.NArg() > 0 {
 		return fmt.Errorf("%q is not a flag; see --help", flags.Arg(0))
+	}
+	if *showVersion {
+		_, err := fmt.Fprintln(stdout, version.Of("deputy-embedded"))
+		return err
 	}
 	level := slog.LevelError
 	if *verbose {
@@ -66,7 +72,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 			if err := e.Demo(ctx, stdout); ctx.Err() == nil {
 				return err
 			}
-			return nil // interrupted: not a fault of the demo
+			return nil // interrupted: no error of the demo
 		})
 	}
 	return group.Wait()

@@ -16,10 +16,10 @@ import (
 	"deputy.example/deputy/server/internal/token/tokentest"
 )
 
-// recipes are the trusted issuers that docs/operations.md tells operators to write, by the iss there.
+// recipes are the trusted issuers that docs/trust.md has, by the iss there.
 func recipes(t *testing.T) map[string]token.TrustedIssuer {
 	t.Helper()
-	page, err := os.ReadFile("../../../../docs/operations.md")
+	page, err := os.ReadFile("../../../../docs/trust.md")
 	if err != nil {
 		t.Fatal(err)
 	}
