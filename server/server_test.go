@@ -29,6 +29,7 @@ import (
 	"deputy.example/deputy/client/delegation"
 	deputyv1 "deputy.example/deputy/gen/deputy/v1"
 	"deputy.example/deputy/server/internal/exchange/exchangetest"
+	"deputy.example/deputy/server/internal/ledger/ledgertest"
 	"deputy.example/deputy/server/internal/policy"
 	"deputy.example/deputy/server/internal/policy/policytest"
 	"deputy.example/deputy/server/internal/testservers"
@@ -106,9 +107,7 @@ func (s *site) startUnready(t testing.TB) *instance {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := Migrate(t.Context(), config.Database); err != nil {
-		t.Fatal(err)
-	}
+	ledgertest.Migrate(t, config.Database.DSN)
 	srv, err := New(t.Context(), config, s.options)
 	if err != nil {
 		t.Fatal(err)

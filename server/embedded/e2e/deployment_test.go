@@ -25,6 +25,7 @@ import (
 	"deputy.example/deputy/client/delegation"
 	"deputy.example/deputy/server"
 	"deputy.example/deputy/server/embedded"
+	"deputy.example/deputy/server/internal/ledger/ledgertest"
 	"deputy.example/deputy/server/internal/testservers"
 )
 
@@ -76,7 +77,7 @@ func deploy(t testing.TB, p plan) *deployment {
 	}
 	d.redis = "redis://" + cmp.Or(p.redis, redisAddress(t, p))
 	d.database = cmp.Or(p.database, (&url.URL{Scheme: "sqlite", Path: filepath.Join(d.dir, "ledger.db")}).String())
-	check(t, server.Migrate(context.Background(), server.Database{DSN: d.database}))
+	ledgertest.Migrate(t, d.database)
 	if p.openFGA == "" {
 		d.relations = newRelationships(t)
 		d.plan.openFGA, d.plan.store, d.plan.model = d.relations.url, d.relations.store, d.relations.model

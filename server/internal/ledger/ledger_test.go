@@ -4,7 +4,6 @@ import (
 	"context"
 	"database/sql"
 	"errors"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -14,7 +13,6 @@ import (
 	"deputy.example/deputy/client/delegation"
 	"deputy.example/deputy/server/internal/ledger"
 	"deputy.example/deputy/server/internal/ledger/ledgertest"
-	"deputy.example/deputy/server/internal/testservers"
 )
 
 const tenant = "acme"
@@ -24,16 +22,8 @@ var patient = ledger.Config{Timeout: 20 * time.Second}
 
 // databases make an empty, migrated database of either kind.
 var databases = map[string]func(testing.TB) string{
-	"sqlite":   func(t testing.TB) string { return migrated(t, "sqlite://"+filepath.Join(t.TempDir(), "ledger.db")) },
-	"postgres": func(t testing.TB) string { return migrated(t, testservers.Postgres(t)) },
-}
-
-func migrated(t testing.TB, dsn string) string {
-	t.Helper()
-	if err := ledger.Migrate(t.Context(), dsn); err != nil {
-		t.Fatal(err)
-	}
-	return dsn
+	"sqlite":   ledgertest.SQLite,
+	"postgres": ledgertest.Postgres,
 }
 
 // onBoth runs the test on both databases.

@@ -13,6 +13,7 @@ import (
 
 	"deputy.example/deputy/client/delegation"
 	"deputy.example/deputy/server/internal/ledger"
+	"deputy.example/deputy/server/internal/ledger/ledgertest"
 	"deputy.example/deputy/server/internal/testservers"
 )
 
@@ -70,7 +71,8 @@ func recovers(t *testing.T, l *ledger.Ledger) {
 
 func TestPostgresOutages(t *testing.T) {
 	server := testservers.NewPostgres(t)
-	l := opened(t, migrated(t, server.DSN), ledger.Config{})
+	ledgertest.Migrate(t, server.DSN)
+	l := opened(t, server.DSN, ledger.Config{})
 	recovers(t, l)
 	for _, outage := range []struct {
 		name       string
@@ -153,7 +155,8 @@ func (w *writers) recorded(t *testing.T, l *ledger.Ledger) {
 // TestKilledUnderLoad kills PostgreSQL while two instances append.
 func TestKilledUnderLoad(t *testing.T) {
 	server := testservers.NewPostgres(t)
-	dsn := migrated(t, server.DSN)
+	dsn := server.DSN
+	ledgertest.Migrate(t, dsn)
 	l, other := opened(t, dsn, ledger.Config{}), opened(t, dsn, ledger.Config{})
 	w := write(t, 8, l, other)
 	for range 3 {

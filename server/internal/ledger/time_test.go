@@ -365,7 +365,7 @@ func TestMigrationRemembersWhatWasPruned(t *testing.T) {
 			dsn := database(t)
 			ledger.MigrateTo(t, dsn, 8)
 			execute(t, dsn, `INSERT INTO heads (tenant, seq, time, revocation) VALUES ('acme', 0, 1000000000, 0)`)
-			migrated(t, dsn)
+			ledgertest.Migrate(t, dsn)
 			l := opened(t, dsn, patient)
 			if err := l.Spend(t.Context(), tenant, []ledger.SingleUse{use("old", time.UnixMicro(1000000000-30000000))}); reason(err) != delegation.AssertionReplayed {
 				t.Errorf("what may have been pruned before: %v", err)

@@ -26,6 +26,7 @@ import (
 	"deputy.example/deputy/server/internal/exchange"
 	"deputy.example/deputy/server/internal/guard"
 	"deputy.example/deputy/server/internal/ledger"
+	"deputy.example/deputy/server/internal/ledger/ledgertest"
 	"deputy.example/deputy/server/internal/policy"
 	"deputy.example/deputy/server/internal/policy/policytest"
 	"deputy.example/deputy/server/internal/testservers"
@@ -126,7 +127,9 @@ func (l *Log) String() string {
 func New(t testing.TB, c Config) *World {
 	t.Helper()
 	if c.DSN == "" {
-		c.DSN = "sqlite://" + filepath.Join(t.TempDir(), "ledger.db")
+		c.DSN = ledgertest.SQLite(t)
+	} else {
+		ledgertest.Migrate(t, c.DSN)
 	}
 	if c.RedisURL == "" {
 		c.RedisURL = "redis://" + testservers.Redis(t)
@@ -136,9 +139,6 @@ func New(t testing.TB, c Config) *World {
 	}
 	if c.CallerRate == (guard.Limit{}) {
 		c.CallerRate = guard.Limit{Rate: 1_000_000, Burst: 1_000_000}
-	}
-	if err := ledger.Migrate(t.Context(), c.DSN); err != nil {
-		t.Fatal(err)
 	}
 	w := &World{config: c, clock: &Clock{}, Log: &Log{}, Tenants: make(map[string]*Tenant)}
 	for _, name := range c.Tenants {
