@@ -75,9 +75,9 @@ func newSite(t testing.TB) *site {
 	s.write("people.jwks.json", []byte(s.people.JWKS()))
 	s.write("client.jwks.json", []byte(s.planner.JWKS()))
 	s.text = strings.NewReplacer(
-		"redis://127.0.0.1:6379", s.redis.URL(),
+		"redis://127.0.0.1:6379", s.redis.URL()+"\n  timeout: 1s", // the longest: the machine of a test can be busy
 		"keys: {discovery: true}", "keys: {file: DIR/people.jwks.json}",
-		"    policy:\n", "    limits: {allow_bearer: true}\n    policy:\n",
+		"    policy:\n", "    limits: {allow_bearer: true}\n    policy:\n      timeout: 1500ms\n",
 		"principal: {type: user}", "principal: {type: user}\n        root_grants: {scopes_claim: scope, audiences: [https://calendar.example]}",
 	).Replace(good) + "listen:\n  grpc: {address: 127.0.0.1:0}\n  http: {address: 127.0.0.1:0}\n  ops: {address: 127.0.0.1:0}\n"
 	s.options = Options{PolicyTransport: s.fga, Logger: slog.New(slog.NewJSONHandler(s.log, &slog.HandlerOptions{Level: slog.LevelDebug}))}

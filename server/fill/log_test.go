@@ -21,7 +21,7 @@ func TestTrafficVerifies(t *testing.T) {
 	if _, err := fill.Run(t.Context(), dsn, fill.Options{Tenant: tenant, Entries: entries, Seed: 7}); err != nil {
 		t.Fatal(err)
 	}
-	l, err := ledger.Open(t.Context(), dsn, ledger.Config{})
+	l, err := ledger.Open(t.Context(), dsn, ledger.Config{Timeout: 20 * time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}
