@@ -434,7 +434,7 @@ func TestStartNeedsTheKeyEncryptionKey(t *testing.T) {
 		}
 		s.write("kek", []byte(right))
 	}
-	l, err := ledger.Open(t.Context(), "sqlite://"+filepath.Join(s.dir, "ledger.db"), ledger.Config{})
+	l, err := ledger.Open(t.Context(), "sqlite://"+filepath.Join(s.dir, "ledger.db"), ledger.Config{Timeout: 20 * time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -29,6 +29,7 @@ import (
 	"deputy.example/deputy/client/delegation"
 	deputyv1 "deputy.example/deputy/gen/deputy/v1"
 	"deputy.example/deputy/server/internal/exchange/exchangetest"
+	"deputy.example/deputy/server/internal/ledger/ledgertest"
 	"deputy.example/deputy/server/internal/policy"
 	"deputy.example/deputy/server/internal/policy/policytest"
 	"deputy.example/deputy/server/internal/testservers"
@@ -74,9 +75,9 @@ func newSite(t testing.TB) *site {
 	s.write("people.jwks.json", []byte(s.people.JWKS()))
 	s.write("client.jwks.json", []byte(s.planner.JWKS()))
 	s.text = strings.NewReplacer(
-		"redis://127.0.0.1:6379", s.redis.URL(),
+		"redis://127.0.0.1:6379", s.redis.URL()+"\n  timeout: 1s", // the longest: the machine of a test can be busy
 		"keys: {discovery: true}", "keys: {file: DIR/people.jwks.json}",
-		"    policy:\n", "    limits: {allow_bearer: true}\n    policy:\n",
+		"    policy:\n", "    limits: {allow_bearer: true}\n    policy:\n      timeout: 1500ms\n",
 		"principal: {type: user}", "principal: {type: user}\n        root_grants: {scopes_claim: scope, audiences: [https://calendar.example]}",
 	).Replace(good) + "listen:\n  grpc: {address: 127.0.0.1:0}\n  http: {address: 127.0.0.1:0}\n  ops: {address: 127.0.0.1:0}\n"
 	s.options = Options{PolicyTransport: s.fga, Logger: slog.New(slog.NewJSONHandler(s.log, &slog.HandlerOptions{Level: slog.LevelDebug}))}
@@ -106,9 +107,7 @@ func (s *site) startUnready(t testing.TB) *instance {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := Migrate(t.Context(), config.Database); err != nil {
-		t.Fatal(err)
-	}
+	ledgertest.Migrate(t, config.Database.DSN)
 	srv, err := New(t.Context(), config, s.options)
 	if err != nil {
 		t.Fatal(err)

@@ -2,7 +2,6 @@ package fill_test
 
 import (
 	"maps"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -22,13 +21,10 @@ var until = time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
 
 func database(t *testing.T, kind string) (dsn string) {
 	t.Helper()
-	if dsn = "sqlite://" + filepath.Join(t.TempDir(), "ledger.db"); kind == "postgres" {
-		dsn = testservers.Postgres(t)
+	if kind == "postgres" {
+		return ledgertest.Postgres(t)
 	}
-	if err := ledger.Migrate(t.Context(), dsn); err != nil {
-		t.Fatal(err)
-	}
-	return dsn
+	return ledgertest.SQLite(t)
 }
 
 func filled(t *testing.T, kind string, seed uint64) (*ledger.Ledger, fill.Summary, string) {

@@ -3,7 +3,6 @@ package fill_test
 import (
 	"bytes"
 	"crypto/rand"
-	"path/filepath"
 	"testing"
 	"time"
 
@@ -12,19 +11,17 @@ import (
 	"deputy.example/deputy/client/audit"
 	"deputy.example/deputy/server/fill"
 	"deputy.example/deputy/server/internal/ledger"
+	"deputy.example/deputy/server/internal/ledger/ledgertest"
 )
 
 // TestTrafficVerifies has an auditor go over what fill wrote, of every kind.
 func TestTrafficVerifies(t *testing.T) {
 	const tenant, entries = "acme", 3000
-	dsn := "sqlite://" + filepath.Join(t.TempDir(), "ledger.db")
-	if err := ledger.Migrate(t.Context(), dsn); err != nil {
-		t.Fatal(err)
-	}
+	dsn := ledgertest.SQLite(t)
 	if _, err := fill.Run(t.Context(), dsn, fill.Options{Tenant: tenant, Entries: entries, Seed: 7}); err != nil {
 		t.Fatal(err)
 	}
-	l, err := ledger.Open(t.Context(), dsn, ledger.Config{})
+	l, err := ledger.Open(t.Context(), dsn, ledger.Config{Timeout: 20 * time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}

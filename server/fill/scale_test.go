@@ -61,7 +61,7 @@ func TestScale(t *testing.T) {
 // wantIndexed wants a filled ledger to be what months of service leave: what is searched for is looked up.
 func wantIndexed(t *testing.T, dsn string) {
 	t.Helper()
-	l, err := ledger.Open(t.Context(), dsn, ledger.Config{})
+	l, err := ledger.Open(t.Context(), dsn, ledger.Config{Timeout: 20 * time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -9,11 +9,15 @@
 //
 //	go run -C tools ./mutants                      every mutant
 //	go run -C tools ./mutants -run horizon         those whose name matches
-//	go run -C tools ./mutants -sample 10 -base REV ten of them, and all in files that changed since REV
+//	go run -C tools ./mutants -sample 10 -base REV ten of them, and those in files that changed since REV
+//
+// With -sample the number of rows is bounded by -most, however many files a change touches. The output names the number
+// of rows of changed files that were left out.
 package main
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -25,6 +29,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -42,6 +47,8 @@ func main() {
 	run := flag.String("run", "", "only mutants whose name matches this regular expression")
 	sample := flag.Int("sample", 0, "only this many mutants, always the same ones; 0: all")
 	base := flag.String("base", "", "with -sample: also the mutants of files that changed since this revision")
+	most := flag.Int("most", 40, "with -sample: at most this many mutants in all")
+	parallel := flag.Int("p", 2, "number of mutants that run at a time")
 	list := flag.Bool("list", false, "print the names, and end")
 	flag.Parse()
 	root, err := filepath.Abs(rootOf("."))
@@ -49,8 +56,9 @@ func main() {
 		err = check(root, all())
 	}
 	var chosen []mutant
+	var left int
 	if err == nil {
-		chosen, err = choose(root, all(), *run, *sample, *base)
+		chosen, left, err = choose(root, all(), *run, *sample, *most, *base)
 	}
 	if err == nil && *list {
 		for _, m := range chosen {
@@ -59,7 +67,10 @@ func main() {
 		return
 	}
 	if err == nil {
-		err = kill(root, chosen)
+		if left > 0 {
+			fmt.Printf("mutants: %d more rows of changed files are left to make mutants\n", left)
+		}
+		err = killAll(root, chosen, max(1, *parallel))
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "mutants:", err)
@@ -113,31 +124,45 @@ func (m mutant) mutate(root string) ([]byte, error) {
 	return bytes.Replace(source, []byte(m.old), []byte(m.new), 1), nil
 }
 
-// choose picks the mutants to run: all, those that match, or a fixed sample and those of changed files.
-func choose(root string, mutants []mutant, pattern string, sample int, base string) ([]mutant, error) {
+// choose picks the mutants to run: all, those that match, or a fixed sample and those of changed files. left counts the
+// rows of changed files that are more than most allows. Which of them run is fixed by their names.
+func choose(root string, mutants []mutant, pattern string, sample, most int, base string) (chosen []mutant, left int, err error) {
 	match, err := regexp.Compile(pattern)
 	if err != nil {
-		return nil, fmt.Errorf("-run: %w", err)
+		return nil, 0, fmt.Errorf("-run: %w", err)
 	}
 	mutants = slices.DeleteFunc(slices.Clone(mutants), func(m mutant) bool { return !match.MatchString(m.name) })
 	if len(mutants) == 0 {
-		return nil, fmt.Errorf("-run: no mutant matches %q", pattern)
+		return nil, 0, fmt.Errorf("-run: no mutant matches %q", pattern)
 	}
-	if sample == 0 || sample >= len(mutants) {
-		return mutants, nil
+	if sample > 0 && sample < len(mutants) {
+		changed, err := changedSince(root, base)
+		if err != nil {
+			return nil, 0, err
+		}
+		mutants, left = sampled(mutants, sample, max(sample, most), changed)
 	}
-	changed, err := changedSince(root, base)
-	if err != nil {
-		return nil, err
-	}
+	// Neighbors share what is built: a mutant of the same file differs in one package and in those above it.
+	slices.SortFunc(mutants, func(a, b mutant) int {
+		return cmp.Or(strings.Compare(a.pkg, b.pkg), strings.Compare(a.file, b.file), strings.Compare(a.test, b.test))
+	})
+	return mutants, left, nil
+}
+
+// sampled is the first rows by digest, then those of changed files, at most as many as most allows.
+func sampled(mutants []mutant, sample, most int, changed []string) (chosen []mutant, left int) {
 	slices.SortFunc(mutants, func(a, b mutant) int { return strings.Compare(digest(a.name), digest(b.name)) })
-	chosen := slices.Clone(mutants[:sample])
+	chosen = slices.Clone(mutants[:sample])
 	for _, m := range mutants[sample:] {
-		if slices.Contains(changed, m.file) {
+		switch {
+		case !slices.Contains(changed, m.file):
+		case len(chosen) < most:
 			chosen = append(chosen, m)
+		default:
+			left++
 		}
 	}
-	return chosen, nil
+	return chosen, left
 }
 
 // digest orders names without regard to their alphabet, so that a sample takes from every table.
@@ -160,21 +185,41 @@ func changedSince(root, base string) ([]string, error) {
 	return strings.Fields(string(out)), nil
 }
 
-// kill runs each mutant's test and reports those that survive.
-func kill(root string, mutants []mutant) error {
-	var survivors []string
-	for i, m := range mutants {
-		began := time.Now()
-		err := m.kill(root)
-		verdict := "killed"
-		if err != nil {
-			verdict = "FAILED: " + err.Error()
-			survivors = append(survivors, m.name)
-		}
-		fmt.Printf("%3d/%d %-44s %5.1fs %s\n", i+1, len(mutants), m.name, time.Since(began).Seconds(), verdict)
+// killAll runs each mutant's test, several at a time, and reports those that survive.
+func killAll(root string, mutants []mutant, parallel int) error {
+	var (
+		mu        sync.Mutex
+		done      int
+		survivors []string
+		workers   sync.WaitGroup
+		began     = time.Now()
+	)
+	rows := make(chan mutant, len(mutants))
+	for _, m := range mutants {
+		rows <- m
 	}
-	fmt.Printf("mutants: %d passed, %d failed\n", len(mutants)-len(survivors), len(survivors))
+	close(rows)
+	for range parallel {
+		workers.Go(func() {
+			for m := range rows {
+				began := time.Now()
+				err := m.kill(root)
+				verdict := "killed"
+				mu.Lock()
+				if err != nil {
+					verdict = "FAILED: " + err.Error()
+					survivors = append(survivors, m.name)
+				}
+				done++
+				fmt.Printf("%3d/%d %-44s %5.1fs %s\n", done, len(mutants), m.name, time.Since(began).Seconds(), verdict)
+				mu.Unlock()
+			}
+		})
+	}
+	workers.Wait()
+	fmt.Printf("mutants: %d passed, %d failed, in %.0fs\n", len(mutants)-len(survivors), len(survivors), time.Since(began).Seconds())
 	if len(survivors) > 0 {
+		slices.Sort(survivors)
 		return fmt.Errorf("not killed: %s", strings.Join(survivors, ", "))
 	}
 	return nil
@@ -199,7 +244,8 @@ func (m mutant) kill(root string) error {
 	if err := errors.Join(os.WriteFile(mutated, source, 0o600), os.WriteFile(overlay, table, 0o600)); err != nil {
 		return err
 	}
-	cmd := exec.Command("go", "test", "-overlay", overlay, "-count=1", "-vet=off", "-timeout=10m", "-run", "^"+m.test+"$", ".")
+	// make lint has vetted the source, and one failure is what the row asks for.
+	cmd := exec.Command("go", "test", "-overlay", overlay, "-vet=off", "-failfast", "-count=1", "-timeout=10m", "-run", "^"+m.test+"$", ".")
 	cmd.Dir = filepath.Join(root, m.pkg)
 	out, err := cmd.CombinedOutput()
 	switch {

@@ -25,6 +25,7 @@ import (
 	"deputy.example/deputy/client/delegation"
 	"deputy.example/deputy/server"
 	"deputy.example/deputy/server/embedded"
+	"deputy.example/deputy/server/internal/ledger/ledgertest"
 	"deputy.example/deputy/server/internal/testservers"
 )
 
@@ -62,6 +63,7 @@ type plan struct {
 	tenant    string // more lines of the tenant's section, as YAML without indentation
 	issuers   string // more trusted issuers, likewise
 	people    string // one more line about the issuer of people
+	prompt    bool   // dependencies have their default timeouts: the test is about how soon an answer comes
 }
 
 func deploy(t testing.TB, p plan) *deployment {
@@ -76,7 +78,7 @@ func deploy(t testing.TB, p plan) *deployment {
 	}
 	d.redis = "redis://" + cmp.Or(p.redis, redisAddress(t, p))
 	d.database = cmp.Or(p.database, (&url.URL{Scheme: "sqlite", Path: filepath.Join(d.dir, "ledger.db")}).String())
-	check(t, server.Migrate(context.Background(), server.Database{DSN: d.database}))
+	ledgertest.Migrate(t, d.database)
 	if p.openFGA == "" {
 		d.relations = newRelationships(t)
 		d.plan.openFGA, d.plan.store, d.plan.model = d.relations.url, d.relations.store, d.relations.model
@@ -142,7 +144,12 @@ func (d *deployment) configuration(grpc, http, ops string) (file string) {
 			fmt.Fprintf(&b, "    tls: {cert_file: %q, key_file: %q}\n", d.certFile, d.keyFile)
 		}
 	}
-	fmt.Fprintf(&b, "database: {dsn: %q}\nredis: {url: %q}\ntelemetry: {log_level: error}\n", d.database, d.redis)
+	// The longest that a configuration may hold: the machine of a test can be busy.
+	ofRedis, ofPolicy := ", timeout: 1s", ", timeout: 1500ms"
+	if d.plan.prompt {
+		ofRedis, ofPolicy = "", ""
+	}
+	fmt.Fprintf(&b, "database: {dsn: %q}\nredis: {url: %q%s}\ntelemetry: {log_level: error}\n", d.database, d.redis, ofRedis)
 	if d.plan.managed {
 		fmt.Fprintf(&b, "key_encryption: {key_file: %q}\n", d.ownKey("kek", func(file string) error { _, err := server.CreateKEK(file); return err }))
 	}
@@ -153,7 +160,7 @@ func (d *deployment) configuration(grpc, http, ops string) (file string) {
 		signing := d.ownKey("signing.pem", func(file string) error { return server.CreateKey(file, "ES256") })
 		fmt.Fprintf(&b, "    signing_keys: [{path: %q, algorithm: ES256}]\n", signing)
 	}
-	fmt.Fprintf(&b, "    policy: {url: %q, store: %s, model: %s}\n", d.plan.openFGA, d.plan.store, d.plan.model)
+	fmt.Fprintf(&b, "    policy: {url: %q, store: %s, model: %s%s}\n", d.plan.openFGA, d.plan.store, d.plan.model, ofPolicy)
 	fmt.Fprintf(&b, `    trusted_issuers:
       - issuer: %q
         keys: {discovery: true}

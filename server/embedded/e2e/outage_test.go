@@ -33,7 +33,7 @@ const refusalWithin = 2 * time.Second
 // answer in time and no token; after it exchanges succeed again without anybody's help.
 func TestOutages(t *testing.T) {
 	redis, postgres := testservers.NewRedis(t), testservers.NewPostgres(t)
-	d := deploy(t, plan{redis: redis.Addr, database: postgres.DSN})
+	d := deploy(t, plan{redis: redis.Addr, database: postgres.DSN, prompt: true})
 	i := d.start()
 	asPlanner := d.as(i, planner)
 	token, err := asPlanner.Exchange(t.Context(), stepIn(d.root()))
@@ -101,7 +101,7 @@ func TestOutages(t *testing.T) {
 // TestWhatOpenFGAAnswersDecides is the control of the outages above: what they put in OpenFGA's place
 // reaches the decision, so that a yes from there would have been a token.
 func TestWhatOpenFGAAnswersDecides(t *testing.T) {
-	d := deploy(t, plan{})
+	d := deploy(t, plan{prompt: true})
 	asPlanner := d.as(d.start(), planner)
 	check(t, d.relations.fga.DeleteTuples(t.Context(), d.relations.store, edge(alice, planner)))
 	if _, err := asPlanner.Exchange(t.Context(), stepIn(d.root())); delegation.AsError(err).Reason != delegation.EdgeNotPermitted {
@@ -162,7 +162,7 @@ func checkLedger(t testing.TB, d *deployment) {
 }
 
 func withLedger(d *deployment, f func(*ledger.Ledger) error) error {
-	l, err := ledger.Open(context.Background(), d.database, ledger.Config{})
+	l, err := ledger.Open(context.Background(), d.database, ledger.Config{Timeout: 20 * time.Second})
 	if err != nil {
 		return err
 	}
@@ -173,7 +173,7 @@ func withLedger(d *deployment, f func(*ledger.Ledger) error) error {
 func TestSlowIssuerIsUnavailable(t *testing.T) {
 	hanging := newRelationships(t) // any server that does not answer will do
 	hanging.fail(hanging.blackHole)
-	d := deploy(t, plan{issuers: fmt.Sprintf(`- issuer: %q
+	d := deploy(t, plan{prompt: true, issuers: fmt.Sprintf(`- issuer: %q
   keys: {jwks_url: %q}
   algorithms: [ES256]
   principal: {type: service, prefix: partner/}

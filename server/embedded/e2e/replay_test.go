@@ -72,20 +72,26 @@ func TestTwoInstancesKeepOneSequence(t *testing.T) {
 	var work sync.WaitGroup
 	var mu sync.Mutex
 	numbers := make(map[uint64]string) // of entries, with the jti
+	unanswered := 0                    // calls that a deadline ended on a busy machine
 	for n, i := range []*instance{d.start(), d.start()} {
 		for range callers {
 			c := d.as(i, planner)
 			work.Go(func() {
-				for range each {
+				for answered := 0; answered < each && t.Context().Err() == nil; {
 					token, err := c.Exchange(t.Context(), stepIn(d.root()))
 					mu.Lock()
 					switch other, taken := numbers[tokenEntry(token)]; {
+					case delegation.AsError(err) != nil && delegation.AsError(err).Reason == delegation.DependencyDown:
+						unanswered++
 					case err != nil:
 						t.Errorf("instance %d: %v", n, err)
+						answered++
 					case taken:
 						t.Errorf("entry %d is %s and %s", token.Entry, other, token.JTI)
+						answered++
 					default:
 						numbers[token.Entry] = token.JTI
+						answered++
 					}
 					mu.Unlock()
 				}
@@ -93,13 +99,16 @@ func TestTwoInstancesKeepOneSequence(t *testing.T) {
 		}
 	}
 	work.Wait()
-	for n := uint64(1); n <= 2*callers*each; n++ {
-		if numbers[n] == "" {
-			t.Errorf("no answer named entry %d", n)
-		}
-	}
 	checkLedger(t, d)
 	check(t, withLedger(d, func(l *ledger.Ledger) error {
+		size, _, err := l.Tree(t.Context(), "acme")
+		if err != nil {
+			return err
+		}
+		// Each answer has an entry, and each entry an answer, but for the calls without one.
+		if len(numbers) != 2*callers*each || size > uint64(len(numbers)+unanswered) {
+			t.Errorf("%d entries, %d of them named by answers, %d calls without an answer", size, len(numbers), unanswered)
+		}
 		for n, jti := range numbers {
 			if e, err := l.EntryAt(t.Context(), "acme", n); err != nil || e.ID != jti {
 				return fmt.Errorf("entry %d should be grant %s: %v", n, jti, err)

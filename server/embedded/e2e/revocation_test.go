@@ -57,7 +57,7 @@ func access(err error) client.AccessCode {
 // fifty verifiers at two instances, and then cuts the instances off from their ledger.
 func TestRevocationReachesVerifiers(t *testing.T) {
 	redis, postgres := testservers.NewRedis(t), testservers.NewPostgres(t)
-	d := deploy(t, plan{redis: redis.Addr, database: postgres.DSN})
+	d := deploy(t, plan{redis: redis.Addr, database: postgres.DSN, prompt: true})
 	one, two := d.start(), d.start()
 	asPlanner := d.as(one, planner)
 	verifiers := d.following(howManyHear, one, two)

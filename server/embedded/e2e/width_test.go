@@ -38,7 +38,7 @@ func filled(t *testing.T) (dir, leaf string) {
 	check(t, server.Migrate(t.Context(), server.Database{DSN: dsn}))
 	_, err := fill.Run(t.Context(), dsn, fill.Options{Tenant: "demo", Entries: 2000, Seed: 12, Until: time.Now().Add(-time.Second)})
 	check(t, err)
-	l, err := ledger.Open(t.Context(), dsn, ledger.Config{})
+	l, err := ledger.Open(t.Context(), dsn, ledger.Config{Timeout: 20 * time.Second})
 	check(t, err)
 	defer func() { check(t, l.Close()) }()
 	add := func(d *ledger.Draft) ledger.Receipt {

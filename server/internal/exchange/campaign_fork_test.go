@@ -91,7 +91,7 @@ func newFork(t *testing.T, random *rand.Rand, file bool) *fork {
 	t.Helper()
 	redis := testservers.NewRedis(t)
 	f := &fork{random: random, findings: &findings{}, claims: map[string]delegation.Claims{}, revoked: map[string]bool{}, guard: guardAt(t, redis.URL())}
-	config := exchangetest.Config{RedisURL: redis.URL(), Deadline: 20 * time.Second}
+	config := exchangetest.Config{RedisURL: redis.URL(), Prompt: true, Deadline: 20 * time.Second}
 	if f.file = filepath.Join(t.TempDir(), "ledger.db"); file {
 		config.DSN = "sqlite://" + f.file
 	} else {

@@ -322,7 +322,7 @@ func during(begin, end func(), d time.Duration) func() {
 func TestCampaignHistoryIsLinearizable(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(testservers.Seed(t), 5))
 	redis, postgres := testservers.NewRedis(t), testservers.NewPostgres(t)
-	f := newFleet(t, exchangetest.Config{DSN: postgres.DSN, RedisURL: redis.URL(), Limits: exchange.Limits{MaxDepth: 16}}, 2)
+	f := newFleet(t, exchangetest.Config{DSN: postgres.DSN, RedisURL: redis.URL(), Prompt: true, Limits: exchange.Limits{MaxDepth: 16}}, 2)
 	trouble := []func(){
 		during(redis.Pause, redis.Resume, 300*time.Millisecond),
 		during(redis.Kill, redis.Start, 100*time.Millisecond),

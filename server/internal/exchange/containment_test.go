@@ -40,7 +40,7 @@ func TestContainmentWithoutRedis(t *testing.T) {
 		"hangs": func(s *testservers.RedisServer) func() { s.Pause(); return s.Resume },
 	} {
 		t.Run(name, func(t *testing.T) {
-			w, n, chain, server := storm(t, exchangetest.Config{})
+			w, n, chain, server := storm(t, exchangetest.Config{Prompt: true})
 			rita := exchange.Credentials{Person: w.SignIn(t, n, "rita")}
 			mend := fault(server)
 			if _, refusal := w.One(t.Context(), n.Call(t, chain[0].AccessToken, planner, researcher)); refusal == nil || refusal.Reason != delegation.DependencyDown {

@@ -149,7 +149,7 @@ func newWard(t *testing.T) *ward {
 	t.Helper()
 	server := testservers.NewRedis(t)
 	v := &ward{findings: &findings{}, redis: server, relay: newRelay(t, server.Addr)}
-	v.fleet = newFleet(t, exchangetest.Config{DSN: testservers.Postgres(t), RedisURL: v.relay.url()}, 2)
+	v.fleet = newFleet(t, exchangetest.Config{DSN: testservers.Postgres(t), RedisURL: v.relay.url(), Prompt: true}, 2)
 	v.admin = redis.NewClient(&redis.Options{Addr: server.Addr})
 	t.Cleanup(func() { _ = v.admin.Close() })
 	v.crew("ward", 2)

@@ -21,7 +21,14 @@ const (
 // hospital is a world with people who may revoke, and a chain planner → researcher → writer.
 func hospital(t testing.TB) (*exchangetest.World, *exchangetest.Tenant, []*exchange.Grant) {
 	t.Helper()
-	w := exchangetest.New(t, exchangetest.Config{Agents: []delegation.Principal{responder, operator, stranger}})
+	return hospitalOf(t, exchangetest.Config{})
+}
+
+// hospitalOf is a hospital that differs.
+func hospitalOf(t testing.TB, c exchangetest.Config) (*exchangetest.World, *exchangetest.Tenant, []*exchange.Grant) {
+	t.Helper()
+	c.Agents = []delegation.Principal{responder, operator, stranger}
+	w := exchangetest.New(t, c)
 	n := w.Tenant()
 	n.FGA.Allow(string(responder), "responder", "system:deputy")
 	n.FGA.Allow(string(operator), "operator", string(researcher))
@@ -340,7 +347,7 @@ func TestWatchOfTheTakenBack(t *testing.T) {
 // A tenant with more live grants than can be counted in time can still be revoked from; a dry run,
 // which is nothing but the count, cannot be answered.
 func TestRevokeWithoutCount(t *testing.T) {
-	w, _, chain := hospital(t)
+	w, _, chain := hospitalOf(t, exchangetest.Config{Prompt: true})
 	w.Engine.CountWith(func(_ *ledger.Survey, ctx context.Context, _ int) ([]*ledger.Entry, int, int, error) {
 		<-ctx.Done()
 		return nil, 5, 5, delegation.Unavailable("ledger", ctx.Err())

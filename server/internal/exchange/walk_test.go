@@ -552,7 +552,7 @@ func revoke(t testing.TB, w *exchangetest.World, target delegation.Target) {
 
 // What a dependency does must end in a typed answer in time, without a token and without an entry.
 func TestPolicyFaultsNeverGrant(t *testing.T) {
-	w := exchangetest.New(t, exchangetest.Config{})
+	w := exchangetest.New(t, exchangetest.Config{Prompt: true})
 	n := w.Tenant()
 	root := n.Root(t, nil)
 	for name, gate := range map[string]func(*http.Request) error{

@@ -307,7 +307,7 @@ func TestLockedTablesAreNotSound(t *testing.T) {
 // TestStandbysAndFailovers is the rule for each way in which another server goes on.
 func TestStandbysAndFailovers(t *testing.T) {
 	primary := testservers.NewPostgres(t)
-	migrated(t, primary.DSN)
+	ledgertest.Migrate(t, primary.DSN)
 	l := opened(t, primary.DSN, patient)
 	appended(t, l, 3)
 	asynchronous := primary.Standby(t, "slow", false)

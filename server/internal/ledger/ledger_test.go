@@ -5,7 +5,6 @@ import (
 	"database/sql"
 	"database/sql/driver"
 	"errors"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -15,7 +14,6 @@ import (
 	"deputy.example/deputy/client/delegation"
 	"deputy.example/deputy/server/internal/ledger"
 	"deputy.example/deputy/server/internal/ledger/ledgertest"
-	"deputy.example/deputy/server/internal/testservers"
 )
 
 const tenant = "acme"
@@ -25,16 +23,8 @@ var patient = ledger.Config{Timeout: 20 * time.Second}
 
 // databases make an empty, migrated database of either kind.
 var databases = map[string]func(testing.TB) string{
-	"sqlite":   func(t testing.TB) string { return migrated(t, "sqlite://"+filepath.Join(t.TempDir(), "ledger.db")) },
-	"postgres": func(t testing.TB) string { return migrated(t, testservers.Postgres(t)) },
-}
-
-func migrated(t testing.TB, dsn string) string {
-	t.Helper()
-	if err := ledger.Migrate(t.Context(), dsn); err != nil {
-		t.Fatal(err)
-	}
-	return dsn
+	"sqlite":   ledgertest.SQLite,
+	"postgres": ledgertest.Postgres,
 }
 
 // onBoth runs the test on both databases.

@@ -16,6 +16,7 @@ import (
 
 	"deputy.example/deputy/client/delegation"
 	"deputy.example/deputy/server/internal/ledger"
+	"deputy.example/deputy/server/internal/ledger/ledgertest"
 	"deputy.example/deputy/server/internal/testservers"
 )
 
@@ -35,7 +36,7 @@ func unavailable(t *testing.T, l *ledger.Ledger) {
 		"Revocations": func() error { _, err := l.Revocations(ctx, tenant, true); return err },
 		"EntryAt":     func() error { _, err := l.EntryAt(ctx, tenant, 1); return err },
 		"Search":      func() error { _, _, err := l.Search(ctx, tenant, ledger.Query{Limit: 1}); return err },
-		"AgentView":    func() error { _, err := l.AgentView(ctx, tenant, "a:b", 1); return err },
+		"AgentView":   func() error { _, err := l.AgentView(ctx, tenant, "a:b", 1); return err },
 		"Descendants": func() error { _, _, err := l.Descendants(ctx, tenant, "x", 0, 1); return err },
 		"Voided":      func() error { _, err := l.Voided(ctx, tenant, []uint64{1}); return err },
 		"Lookup":      func() error { _, err := l.Lookup(ctx, tenant, "a:b", "k"); return err },
@@ -73,7 +74,8 @@ func recovers(t *testing.T, l *ledger.Ledger) {
 
 func TestPostgresOutages(t *testing.T) {
 	server := testservers.NewPostgres(t)
-	l := opened(t, migrated(t, server.DSN), ledger.Config{})
+	ledgertest.Migrate(t, server.DSN)
+	l := opened(t, server.DSN, ledger.Config{})
 	recovers(t, l)
 	for _, outage := range []struct {
 		name       string
@@ -156,7 +158,8 @@ func (w *writers) recorded(t *testing.T, l *ledger.Ledger) {
 // TestKilledUnderLoad kills PostgreSQL while two instances append.
 func TestKilledUnderLoad(t *testing.T) {
 	server := testservers.NewPostgres(t)
-	dsn := migrated(t, server.DSN)
+	dsn := server.DSN
+	ledgertest.Migrate(t, dsn)
 	l, other := opened(t, dsn, ledger.Config{}), opened(t, dsn, ledger.Config{})
 	w := write(t, 8, l, other)
 	for range 3 {
@@ -263,7 +266,8 @@ func TestEncodedPath(t *testing.T) {
 	if err := os.Mkdir(filepath.Dir(path), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	dsn := migrated(t, (&url.URL{Scheme: "sqlite", Path: path}).String())
+	dsn := ledgertest.Address(path)
+	ledgertest.Migrate(t, dsn)
 	l := opened(t, dsn, ledger.Config{})
 	if _, err := l.Append(t.Context(), tenant, everything()); err != nil {
 		t.Error(err)

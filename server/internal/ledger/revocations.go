@@ -26,10 +26,10 @@ type revocations struct {
 	head    atomic.Uint64 // highest number of an entry that any read saw
 	retired atomic.Bool   // the incarnation that it was read from was given up
 
-	mu    sync.Mutex // guards what follows and the replacing of set and feed; never held over I/O
+	mu       sync.Mutex // guards what follows and the replacing of set and feed; never held over I/O
 	forgotAt time.Time  // when what had ended was last forgotten
-	read  *read      // being read now, or nil
-	next  *read      // starts when that ends, or nil
+	read     *read      // being read now, or nil
+	next     *read      // starts when that ends, or nil
 }
 
 // read is one query that several callers share.

@@ -85,17 +85,17 @@ func (l *Ledger) Search(ctx context.Context, tenant string, q Query) (page []*En
 
 // walk goes down a tenant's entries, from the newest to the oldest, and proposes those that match.
 type walk struct {
-	ledger *Ledger
-	tenant string
-	wants  []want
-	exact  exact
-	seen   func(*Entry) bool
-	low    uint64 // what is still to be looked at: from low to below high
-	high   uint64
-	head   uint64 // the newest entry when the walk began
-	built  uint64 // blocks below this are in the index
-	rows   int    // that may still be read
-	prefetched  prefetched
+	ledger     *Ledger
+	tenant     string
+	wants      []want
+	exact      exact
+	seen       func(*Entry) bool
+	low        uint64 // what is still to be looked at: from low to below high
+	high       uint64
+	head       uint64 // the newest entry when the walk began
+	built      uint64 // blocks below this are in the index
+	rows       int    // that may still be read
+	prefetched prefetched
 }
 
 // prefetched is what was read of the index at once.

@@ -213,7 +213,7 @@ type statusPass struct {
 	*statusLists
 	first    uint64 // the list's first number
 	from, to statusState
-	rebuild     bool // from is not to be built on
+	rebuild  bool // from is not to be built on
 
 	news     *delegation.RevocationSet
 	mentions mentions // in the claims that news can hit

@@ -358,14 +358,14 @@ func TestSkewIsTheTenants(t *testing.T) {
 // either was noted.
 func TestMigrationRemembersWhatWasPruned(t *testing.T) {
 	for name, database := range map[string]func(testing.TB) string{
-		"sqlite":   func(t testing.TB) string { return "sqlite://" + filepath.Join(t.TempDir(), "ledger.db") },
+		"sqlite":   func(t testing.TB) string { return ledgertest.Address(filepath.Join(t.TempDir(), "ledger.db")) },
 		"postgres": testservers.Postgres,
 	} {
 		t.Run(name, func(t *testing.T) {
 			dsn := database(t)
 			ledger.MigrateTo(t, dsn, 8)
 			execute(t, dsn, `INSERT INTO heads (tenant, seq, time, revocation) VALUES ('acme', 0, 1000000000, 0)`)
-			migrated(t, dsn)
+			ledgertest.Migrate(t, dsn)
 			l := opened(t, dsn, patient)
 			if err := l.Spend(t.Context(), tenant, []ledger.SingleUse{use("old", time.UnixMicro(1000000000-30000000))}); reason(err) != delegation.AssertionReplayed {
 				t.Errorf("what may have been pruned before: %v", err)

@@ -30,6 +30,7 @@ type PostgresServer struct {
 var shared struct {
 	mu       sync.Mutex
 	postgres *PostgresServer
+	template bool // the database "template" is prepared
 	willStop bool // TestMain has called Main
 }
 
@@ -39,6 +40,33 @@ func Postgres(t testing.TB) (dsn string) {
 	t.Helper()
 	shared.mu.Lock()
 	defer shared.mu.Unlock()
+	return sharedPostgres(t).database(t, "template1")
+}
+
+// PostgresLike returns the DSN of a database that only this test uses: a copy of one that prepare has made on the server
+// of Postgres. All calls of a test binary give the same prepare, which runs once.
+func PostgresLike(t testing.TB, prepare func(ctx context.Context, dsn string) error) (dsn string) {
+	t.Helper()
+	shared.mu.Lock()
+	defer shared.mu.Unlock()
+	p := sharedPostgres(t)
+	const template = "template"
+	if !shared.template {
+		err := p.exec("CREATE DATABASE " + template)
+		if err == nil {
+			err = prepare(t.Context(), p.dsn(template))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		shared.template = true
+	}
+	return p.database(t, template)
+}
+
+// sharedPostgres is the server of Postgres and PostgresLike, which both hold the lock.
+func sharedPostgres(t testing.TB) *PostgresServer {
+	t.Helper()
 	if !shared.willStop {
 		t.Fatal("testservers.Postgres needs a TestMain that calls testservers.Main, which stops the server")
 	}
@@ -49,10 +77,15 @@ func Postgres(t testing.TB) (dsn string) {
 		}
 		shared.postgres = p
 	}
-	p := shared.postgres
+	return shared.postgres
+}
+
+// database makes a database of the test's own, as a copy of another one that has no connections.
+func (p *PostgresServer) database(t testing.TB, template string) (dsn string) {
+	t.Helper()
 	p.n++
 	name := "test" + strconv.Itoa(p.n)
-	if err := p.exec("CREATE DATABASE " + name); err != nil {
+	if err := p.exec("CREATE DATABASE " + name + " TEMPLATE " + template); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -68,7 +101,7 @@ func stopShared() {
 	defer shared.mu.Unlock()
 	if shared.postgres != nil {
 		shared.postgres.s.remove()
-		shared.postgres = nil
+		shared.postgres, shared.template = nil, false
 	}
 }
 

@@ -178,3 +178,20 @@ func query(t *testing.T, dsn, sql string) string {
 	}
 	return value
 }
+
+func TestEachCopyIsItsOwn(t *testing.T) {
+	prepared := 0
+	prepare := func(_ context.Context, dsn string) error {
+		prepared++
+		query(t, dsn, "CREATE TABLE kept AS SELECT 42 AS n")
+		return nil
+	}
+	a, b := PostgresLike(t, prepare), PostgresLike(t, prepare)
+	if a == b || prepared != 1 {
+		t.Fatalf("%s and %s, prepared %d times", a, b, prepared)
+	}
+	query(t, a, "DROP TABLE kept")
+	if n := query(t, b, "SELECT n FROM kept"); n != "42" {
+		t.Errorf("the copy holds %q", n)
+	}
+}

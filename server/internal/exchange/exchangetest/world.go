@@ -5,6 +5,7 @@ package exchangetest
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"log/slog"
 	"maps"
@@ -26,6 +27,7 @@ import (
 	"deputy.example/deputy/server/internal/exchange"
 	"deputy.example/deputy/server/internal/guard"
 	"deputy.example/deputy/server/internal/ledger"
+	"deputy.example/deputy/server/internal/ledger/ledgertest"
 	"deputy.example/deputy/server/internal/policy"
 	"deputy.example/deputy/server/internal/policy/policytest"
 	"deputy.example/deputy/server/internal/testservers"
@@ -52,8 +54,9 @@ type Config struct {
 	BoundOnly      bool // every token is bound to a key: bearer tokens are not issued
 	RequireNonce   bool // of DPoP proofs
 	CallerRate     guard.Limit
-	Emergency      []delegation.Principal // responders while OpenFGA does not answer
-	Deadline       time.Duration
+	Emergency      []delegation.Principal            // responders while OpenFGA does not answer
+	Prompt         bool                              // the deadlines of production, for tests of a dependency that hangs; default: patience
+	Deadline       time.Duration                     // of one call, in place of either
 	Agents         []delegation.Principal            // beyond planner, researcher and writer
 	Elsewhere      []delegation.Principal            // that every tenant but the first knows
 	Servers        map[string][]delegation.Principal // by audience
@@ -64,6 +67,18 @@ type Config struct {
 	Issuers        []token.TrustedIssuer                     // beside the OpenID provider and the issuer of workloads
 	Registerer     prometheus.Registerer
 	TracerProvider trace.TracerProvider
+}
+
+// patience is the deadline of one call that is no test of deadlines: on a busy machine it only has to be shorter than the
+// limit of the test. Each dependency may take half of it.
+const patience = 30 * time.Second
+
+// deadline is the deadline of one call, and of the calls of each dependency within it; 0 is that of production.
+func (c Config) deadline() (call, dependency time.Duration) {
+	if c.Prompt {
+		return c.Deadline, 0
+	}
+	return cmp.Or(c.Deadline, patience), patience / 2
 }
 
 // World is the whole arrangement.
@@ -126,7 +141,9 @@ func (l *Log) String() string {
 func New(t testing.TB, c Config) *World {
 	t.Helper()
 	if c.DSN == "" {
-		c.DSN = "sqlite://" + filepath.Join(t.TempDir(), "ledger.db")
+		c.DSN = ledgertest.SQLite(t)
+	} else {
+		ledgertest.Migrate(t, c.DSN)
 	}
 	if c.RedisURL == "" {
 		c.RedisURL = "redis://" + testservers.Redis(t)
@@ -136,9 +153,6 @@ func New(t testing.TB, c Config) *World {
 	}
 	if c.CallerRate == (guard.Limit{}) {
 		c.CallerRate = guard.Limit{Rate: 1_000_000, Burst: 1_000_000}
-	}
-	if err := ledger.Migrate(t.Context(), c.DSN); err != nil {
-		t.Fatal(err)
 	}
 	w := &World{config: c, clock: &Clock{}, Log: &Log{}, Tenants: make(map[string]*Tenant)}
 	for _, name := range c.Tenants {
@@ -210,7 +224,8 @@ func (w *World) Tenant() *Tenant { return w.Tenants[w.config.Tenants[0]] }
 func (w *World) open(t testing.TB) {
 	t.Helper()
 	logger := slog.New(slog.NewTextHandler(w.Log, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	records := ledger.Config{Logger: logger, Skews: make(map[string]time.Duration)}
+	deadline, each := w.config.deadline()
+	records := ledger.Config{Logger: logger, Timeout: each, Skews: make(map[string]time.Duration)}
 	now := w.clock.Now
 	if w.times != nil {
 		records.Clock, now = w.times, w.times.Now
@@ -231,7 +246,7 @@ func (w *World) open(t testing.TB) {
 	limits := w.config.Limits
 	limits.AllowBearer = !w.config.BoundOnly
 	config := exchange.Config{
-		Ledger: l, Guard: guard.New(guard.Config{Client: redis, Now: now}), Deadline: w.config.Deadline,
+		Ledger: l, Guard: guard.New(guard.Config{Client: redis, Timeout: each, Now: now}), Deadline: deadline,
 		Logger: logger, Registerer: w.config.Registerer, TracerProvider: w.config.TracerProvider, Now: now,
 	}
 	w.sources = []clock.Source{{Name: "redis", Ask: config.Guard.Time}}
@@ -243,7 +258,7 @@ func (w *World) open(t testing.TB) {
 		tenant := w.Tenants[name]
 		checker, err := policy.New(policy.Config{
 			URL: "http://openfga.invalid", StoreID: policytest.FakeStore, ModelID: policytest.FakeModel,
-			Transport: tenant.FGA, Mapping: w.config.Mapping, Cache: policy.Cache{Enabled: true},
+			Transport: tenant.FGA, Timeout: each, Mapping: w.config.Mapping, Cache: policy.Cache{Enabled: true},
 		})
 		if err != nil {
 			t.Fatal(err)
