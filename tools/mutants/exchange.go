@@ -4,7 +4,7 @@ import "slices"
 
 var exchangeMutants = slices.Concat(engineMutants, endpointMutants, feedMutants)
 
-// engineMutants are the protections of the engine: who authenticates, what may be derived, and what is answered to whom.
+// engineMutants are the protections of the engine: who authenticates, what may be derived, and what is the answer of each call.
 var engineMutants = []mutant{
 	{
 		name: "exchange-caller-of-no-route", file: "server/internal/exchange/steps.go",
