@@ -490,10 +490,10 @@ func TestAKeyOutlivesItsGrant(t *testing.T) {
 		if _, err := p.EntryAt(t.Context(), tenant, 1); !errors.Is(err, ledger.ErrNotFound) {
 			t.Fatalf("the grant was not dropped: %v", err)
 		}
-		stranger := ledgertest.Grant(p.Now(), "user:carol", "agent:planner")
-		results := p.AppendAll(t.Context(), tenant, []*ledger.Draft{draft(), stranger}, nil)
+		other := ledgertest.Grant(p.Now(), "user:carol", "agent:planner")
+		results := p.AppendAll(t.Context(), tenant, []*ledger.Draft{draft(), other}, nil)
 		if reason(results[0].Err) != delegation.GrantGone || results[1].Err != nil {
-			t.Errorf("a retry is answered with %v, a stranger with %v", results[0].Err, results[1].Err)
+			t.Errorf("a retry is answered with %v, the other draft with %v", results[0].Err, results[1].Err)
 		}
 		checked(t, p.Ledger)
 	})
