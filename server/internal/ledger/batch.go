@@ -45,10 +45,10 @@ type outcome struct {
 	err     error // of single uses alone
 }
 
-var errWentBack = fmt.Errorf("%w: it is older than what this process saw in it", ErrDoubt)
+var errWentBack = fmt.Errorf("%w: it is older than what this process has read", ErrDoubt)
 
 // errUnresolved leaves open whether the batch was recorded. Without a token the entry is harmless.
-var errUnresolved = errors.New("nobody could find out in time whether the batch was committed")
+var errUnresolved = errors.New("the outcome of the commit could not be found out in time")
 
 // commit runs the batch and gives every item its outcome.
 func (s *sequencer) commit(items []*item) {
@@ -59,7 +59,7 @@ func (s *sequencer) commit(items []*item) {
 	s.ledger.metrics.committed(len(items), err)
 	s.failing.Store(err != nil)
 	if err != nil {
-		s.ledger.config.Logger.Error("ledger: batch failed", "tenant", s.tenant, "drafts", len(items), "error", err)
+		s.ledger.config.Logger.Error("batch failed", "tenant", s.tenant, "drafts", len(items), "error", err)
 	}
 	for i, it := range items {
 		if err != nil {
@@ -328,31 +328,31 @@ func (b *batch) spend(uses []SingleUse) {
 func replay(reason delegation.Reason) *delegation.Error {
 	switch reason {
 	case "", delegation.AssertionReplayed:
-		return delegation.Refuse(delegation.AssertionReplayed, "", "this credential was used before: present a new one")
+		return delegation.Refuse(delegation.AssertionReplayed, "", "the credential was used before; present a new one")
 	case delegation.TokenSpent:
-		return delegation.Refuse(reason, "subject_token", "this token allows one exchange and has had it")
+		return delegation.Refuse(reason, "subject_token", "must not have been exchanged before, because it allows one exchange; obtain a new token")
 	}
-	return delegation.Refuse(reason, "", "what may be used once was used before: present a new one")
+	return delegation.Refuse(reason, "", "the credential may be used once and was used before; present a new one")
 }
 
 func predates(reason delegation.Reason) *delegation.Error {
 	if reason == delegation.TokenSpent {
-		return delegation.Refuse(reason, "subject_token", "must be newer than the ledger's recovery, because it allows one exchange and may have had it: obtain a new token")
+		return delegation.Refuse(reason, "subject_token", "must be newer than the ledger's recovery, because it allows one exchange and may have been exchanged; obtain a new token")
 	}
-	return delegation.Refuse(cmp.Or(reason, delegation.AssertionReplayed), "", "this credential is older than the ledger's recovery and may have been used: present a new one")
+	return delegation.Refuse(cmp.Or(reason, delegation.AssertionReplayed), "", "the credential is older than the ledger's recovery and may have been used; present a new one")
 }
 
 var (
 	errRevoked = delegation.Refuse(delegation.TokenRevoked, "subject_token",
-		"something in this token's chain was revoked: nothing can be derived from it any more")
+		"must have no revoked token, key or principal in its chain; obtain a new token")
 	errAhead = delegation.Refuse(delegation.TokenRevoked, "subject_token",
-		"must descend from grants that the ledger holds; this token is of a ledger that was given up: obtain a new one")
+		"must descend from grants that the ledger holds, not from a ledger that was given up; obtain a new token")
 	errConflict = delegation.Refuse(delegation.IdempotencyConflict, "idempotency_key",
-		"this key was used for another request: choose a new one")
+		"must not have been used for another request; choose a new key")
 	errEnded = delegation.Refuse(delegation.SubjectTokenInvalid, "subject_token",
-		"the grant would end before the time that the ledger still answers for: present a token that lives longer")
+		"must expire after the time up to which revocations may be forgotten; present a token that expires later")
 	errGone = delegation.Refuse(delegation.GrantGone, "idempotency_key",
-		"the grant of this key has expired or was taken back: choose a new key")
+		"must name a grant that has not expired and was not voided; choose a new key")
 )
 
 // record decides one draft.

@@ -20,7 +20,7 @@ type Checkpoint struct {
 }
 
 // ErrForked is returned for a checkpoint that contradicts the stored one.
-var ErrForked = errors.New("ledger: this checkpoint is not a continuation of the one that was signed before it")
+var ErrForked = errors.New("ledger: the checkpoint does not continue the one that was signed before it")
 
 // SaveCheckpoint replaces the stored checkpoint. The new one may be the same with other signatures.
 // The error is ErrForked if the stored one is larger, or has the same size and another root.

@@ -239,7 +239,7 @@ func checkTarget(r delegation.Revocation) error {
 		}
 	}
 	if (r.Target.ID == "") != (kind == delegation.CutTenant) || (r.Target.Subject == "") != (kind != delegation.CutAgentSubject) {
-		return fmt.Errorf("the target of a revocation of kind %s is incomplete or says too much", kind)
+		return fmt.Errorf("the target of a revocation of kind %s is incomplete or has parts that the kind does not take", kind)
 	}
 	return nil
 }

@@ -94,7 +94,7 @@ const (
 	sqlEraseSessions = `DELETE FROM console_sessions WHERE tenant = $1 AND principal = $2`
 )
 
-var errChanged = errors.New("somebody else erased from the same entry: try again")
+var errChanged = errors.New("another process erased from the same entry; try again")
 
 func (e *eraser) block(ctx context.Context, block uint64) error {
 	ctx, cancel := context.WithTimeout(ctx, e.ledger.config.Timeout)

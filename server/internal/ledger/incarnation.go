@@ -27,7 +27,7 @@ var ErrDoubt = errors.New("the ledger may have lost what it acknowledged: fence 
 
 var (
 	errStandby = errors.New("PostgreSQL is in recovery: this is a standby, which answers late; name the primary in database.dsn")
-	errRenewed = errors.New("the ledger has another incarnation than this process knew: its memory is made anew")
+	errRenewed = errors.New("the ledger has an incarnation that is new to this process; its memory is rebuilt")
 )
 
 const (
@@ -129,7 +129,7 @@ func (l *Ledger) Beat(ctx context.Context) error {
 		}
 		if (err != nil) != failing {
 			failing = err != nil
-			l.config.Logger.Error("ledger: probe", "failing", failing, "error", errors.Unwrap(err))
+			l.config.Logger.Error("ledger probe", "failing", failing, "error", errors.Unwrap(err))
 		}
 		select {
 		case <-tick.C:
@@ -263,7 +263,7 @@ func (l *Ledger) judge(row incarnation, now physical) (incarnation, error) {
 	case known && row.Number == mine.Number && row.ID != mine.ID:
 		return doubt("another ledger of incarnation %d was here before", row.Number)
 	case known && row.Number == mine.Number && row.beat < mine.beat:
-		return doubt("this process made write %d, the database knows %d", mine.beat, row.beat)
+		return doubt("this process made write %d, but the database has %d", mine.beat, row.beat)
 	case row.ID == "" || row.physical.same(now):
 		return next, nil
 	case row.system != "" && now.system != "" && row.system != now.system:
@@ -334,7 +334,7 @@ func (l *Ledger) doubt(ctx context.Context, of incarnation, cause error) {
 	if !first {
 		return
 	}
-	l.config.Logger.Error("ledger: not believed any more", "cause", cause)
+	l.config.Logger.Error("ledger in doubt", "cause", cause)
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.config.attempt())
 	defer cancel()
 	reason, _ := strings.CutPrefix(cause.Error(), ErrDoubt.Error()+": ")
@@ -343,7 +343,7 @@ func (l *Ledger) doubt(ctx context.Context, of incarnation, cause error) {
 		return err
 	})
 	if err != nil { // this process refuses all the same, and so does every other one that finds the cause
-		l.config.Logger.Error("ledger: the doubt could not be written", "error", err)
+		l.config.Logger.Error("ledger doubt not written", "error", err)
 	}
 }
 
@@ -400,7 +400,7 @@ func (w *witness) confirms(m memory) error {
 	case len(w.leaf) == 0:
 		return fmt.Errorf("%w: entry %d was acknowledged and is missing", ErrDoubt, m.seq)
 	}
-	return fmt.Errorf("%w: entry %d is another one than was acknowledged", ErrDoubt, m.seq)
+	return fmt.Errorf("%w: entry %d differs from the acknowledged one", ErrDoubt, m.seq)
 }
 
 // remembered compares the ledger with the entries that this process knows, where there is a reason

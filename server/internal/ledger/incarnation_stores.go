@@ -74,7 +74,7 @@ func (st *postgresStore) physical(ctx context.Context, db querier) (now physical
 		})
 	}
 	if err == nil && rows != 1 {
-		err = errors.New("PostgreSQL does not say what server it is")
+		err = errors.New("PostgreSQL did not return what server it is")
 	}
 	if err != nil || !readable {
 		return now, err

@@ -73,7 +73,7 @@ func (l *Ledger) unindexed(ctx context.Context, tenants []string) (list []string
 		})
 	}
 	if err != nil && ctx.Err() == nil {
-		l.config.Logger.Error("ledger: keep failed, and will be tried again", "round", "look", "error", err)
+		l.config.Logger.Error("maintenance failed", "round", "find work", "error", err)
 	}
 	return list
 }
@@ -83,7 +83,7 @@ func (l *Ledger) runRound(ctx context.Context, tenant string, r round) (more boo
 	defer cancel()
 	more, err := r.do(bounded, tenant)
 	if err != nil && ctx.Err() == nil {
-		l.config.Logger.Error("ledger: keep failed, and will be tried again", "round", r.name, "tenant", tenant, "error", err)
+		l.config.Logger.Error("maintenance failed", "round", r.name, "tenant", tenant, "error", err)
 	}
 	return more && err == nil
 }
@@ -274,7 +274,7 @@ func (l *Ledger) mend(ctx context.Context, tenant string) (more bool, err error)
 	if !there {
 		return false, nil
 	}
-	l.config.Logger.Warn("ledger: rows of the search index were missing or damaged; they are built again", "tenant", tenant, "block", block)
+	l.config.Logger.Warn("search index block damaged", "tenant", tenant, "block", block)
 	if err := l.reindex(ctx, tenant, block); err != nil {
 		return false, err
 	}

@@ -70,7 +70,7 @@ func checkVersion(version int64) error {
 	case version < schemaVersion:
 		return fmt.Errorf("the database has schema version %d, this program needs %d: run \"deputyd migrate\"", version, schemaVersion)
 	case version > schemaVersion:
-		return fmt.Errorf("the database has schema version %d, this program knows %d: it was migrated by a newer deputyd; run that one (\"deputyd migrate\" never goes back)", version, schemaVersion)
+		return fmt.Errorf("the database has schema version %d, but this program needs %d: a newer deputyd migrated it; run that version, because \"deputyd migrate\" never goes back", version, schemaVersion)
 	}
 	return nil
 }

@@ -134,7 +134,7 @@ func growTree(ctx context.Context, tx *sql.Tx, tenant string, size uint64) error
 		}
 	}
 	if edge.Size != size {
-		return fmt.Errorf("tenant %s: there are entries behind the last, %d", tenant, size)
+		return fmt.Errorf("tenant %s: there are entries after the last one, %d", tenant, size)
 	}
 	_, err := tx.ExecContext(ctx, `UPDATE heads SET tree = $2, tree_size = seq WHERE tenant = $1`, tenant, edgeBytes(edge))
 	return err

@@ -101,7 +101,7 @@ func matchTree(ctx context.Context, db querier, tenant string, block uint64, lea
 			edge.Add(f.hash, nil)
 		}
 		if edge.Root() != node {
-			return fmt.Errorf("entries %d to %d are not those of the tree: nothing of them is dropped", below[0].seq, below[tierWidth-1].seq)
+			return fmt.Errorf("entries %d to %d do not match the tree; none of them is dropped", below[0].seq, below[tierWidth-1].seq)
 		}
 	}
 	return nil
@@ -168,7 +168,7 @@ func readDroppedLeaves(ctx context.Context, db querier, tenant string, s span) (
 		return nil, err
 	}
 	if len(row) != tierWidth*sha256.Size {
-		return nil, errors.New("neither its entries are there nor the leaves that dropped entries leave")
+		return nil, errors.New("both the entries and the leaves of dropped entries are missing")
 	}
 	var hashes []tlog.Hash
 	for n := s.from - block*tierWidth; n < s.to-block*tierWidth; n++ {

@@ -160,7 +160,7 @@ func (r *revocations) rebuild() error {
 	if !set.Horizon().Before(r.set.Load().Horizon()) {
 		return nil
 	}
-	r.ledger.config.Logger.Warn("revocations_rebuilt: the clocks were wrong when some were forgotten", "tenant", r.tenant, "horizon", set.Horizon())
+	r.ledger.config.Logger.Warn("revocations rebuilt", "tenant", r.tenant, "cause", "a clock was wrong when some were forgotten", "horizon", set.Horizon())
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	// The feed keeps the higher of the two numbers. What the other read has beyond it follows as

@@ -66,7 +66,7 @@ func verify(ctx context.Context, db querier, tenant string) (findings []error, e
 			}
 			if e.Revocation != nil {
 				if e.Revocation.Prev != last.revocation {
-					wrong("revocation %d says it follows %d, but %d does", e.Seq, e.Revocation.Prev, last.revocation)
+					wrong("revocation %d names %d as the one before it, but that is %d", e.Seq, e.Revocation.Prev, last.revocation)
 				}
 				last.revocation = e.Seq
 			}
@@ -138,15 +138,15 @@ func verifyDropped(ctx context.Context, db querier, tenant string, edge audit.Ed
 		return nil, nil, err
 	}
 	if again.Size != edge.Size || !bytes.Equal(edgeBytes(again), edgeBytes(edge)) {
-		findings = append(findings, fmt.Errorf("the leaves that dropped entries left are not those of the first %d", edge.Size))
+		findings = append(findings, fmt.Errorf("the leaves of dropped entries are not those of the first %d", edge.Size))
 	}
 	stayed, err := scanEntries(ctx, db, `e.tenant = $1 AND e.seq <= $2 ORDER BY e.seq`, tenant, int64(edge.Size))
 	for _, e := range stayed {
 		switch {
 		case e.Kind != KindRevocation:
-			findings = append(findings, fmt.Errorf("entry %d was dropped and is there", e.Seq))
+			findings = append(findings, fmt.Errorf("entry %d was dropped but still exists", e.Seq))
 		case e.Seq > again.Size || leaves[e.Seq-1] != e.Leaf:
-			findings = append(findings, fmt.Errorf("entry %d is not what it was when the entries around it were dropped", e.Seq))
+			findings = append(findings, fmt.Errorf("entry %d has changed since the entries around it were dropped", e.Seq))
 		default:
 			if err := e.Verify(); err != nil {
 				findings = append(findings, err)
