@@ -127,7 +127,7 @@ func (ev *evidence) entry(seq uint64) *ledger.Entry {
 	return e
 }
 
-// execute runs statements of an attacker who can write to the database, in which @ stands for the
+// execute runs statements of an attacker who can write to the database, in which @ is the
 // tenant's rows.
 func (ev *evidence) execute(statements ...string) {
 	ev.Helper()
