@@ -8,30 +8,30 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// AgentView is what an agent holds at one moment: tokens that have neither expired nor been voided, and
-// that no revocation hits.
+// AgentView is what an agent holds at one moment: tokens that have not expired, were not voided,
+// and are not hit by a revocation.
 type AgentView struct {
-	Tokens    []*Entry // of which the agent is the current actor, the newest first
-	Live      int      // all of them
-	Below     int      // tokens of others in whose chain the agent stands
+	Tokens    []*Entry // with the agent as current actor, the newest first
+	Live      int      // number of all such tokens
+	Below     int      // tokens of others whose chain contains the agent
 	Truncated bool     // there are more than were counted
-	Head      uint64   // number of the newest entry that was taken into account
+	Head      uint64   // number of the newest entry that was considered
 }
 
-// mostJudged is how many claims one call decodes: some take fifty microseconds.
+// mostJudged is how many claims one call decodes. Some take fifty microseconds.
 const mostJudged = 8000
 
 var (
-	// Claims are pruned from the lowest number on: below the first, no grant is alive.
+	// Claims are pruned from the lowest number on. Below the first one, no grant is live.
 	sqlFirstClaims = `SELECT seq FROM claims WHERE tenant = $1 ORDER BY seq LIMIT 1`
 	sqlClaimsIn    = `SELECT seq, value FROM claims WHERE tenant = $1 AND seq IN (` + numbered + fmt.Sprintf(`) AND until > $%d ORDER BY seq`, entryPage+2)
 )
 
-// AgentView says what the agent holds now, with at most limit tokens. It judges as Hits does, by
-// RevocationSet.Hit of the lineage in each live grant's claims, and with every revocation that was
-// committed before the call.
+// AgentView returns what the agent holds now, with at most limit tokens. It applies
+// RevocationSet.Hit to the lineage in each live grant's claims, with every revocation that was
+// committed before the call. A Survey applies the same function.
 //
-// It finds the grants by the search index, and counts up to some thousand live ones.
+// It finds the grants by the search index, and counts some thousand live ones at most.
 func (l *Ledger) AgentView(ctx context.Context, tenant string, agent delegation.Principal, limit int) (AgentView, error) {
 	ctx, cancel := context.WithTimeout(ctx, l.config.attempt())
 	defer cancel()
@@ -82,7 +82,7 @@ func (h *agentView) run(ctx context.Context) error {
 	return nil
 }
 
-// walkLive goes through those grants that may be alive.
+// walkLive walks the grants that may be live.
 func (l *Ledger) walkLive(ctx context.Context, tenant string, q Query) (*walk, error) {
 	w, err := l.walk(ctx, tenant, q)
 	if err != nil {
@@ -98,7 +98,7 @@ func (l *Ledger) walkLive(ctx context.Context, tenant string, q Query) (*walk, e
 	return w, err
 }
 
-// judge counts those of the grants that are alive.
+// judge counts those of the grants that are live.
 func (h *agentView) judge(ctx context.Context, seqs []uint64) error {
 	args := append(byNumber(h.tenant, seqs), micros(h.ledger.config.Now()))
 	found, err := h.ledger.store.query(ctx, sqlClaimsIn, args...)
@@ -130,7 +130,7 @@ func (h *agentView) judge(ctx context.Context, seqs []uint64) error {
 		return err
 	}
 	h.Live += len(held)
-	// The newest first, and not more than there is room for.
+	// The newest first, and at most as many as the limit leaves.
 	slices.Reverse(held)
 	held = held[:min(len(held), h.limit-len(h.Tokens))]
 	if len(held) == 0 {

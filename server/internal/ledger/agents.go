@@ -32,8 +32,9 @@ const (
 	sqlWindow = `SELECT seq, time, kind, outcome, caller, actors FROM entries WHERE tenant = $1 AND seq > $2 AND seq <= $3 ORDER BY seq`
 )
 
-// Agents returns the agents in the tenant's newest entries: the actors of grants, and callers of type agent. A name
-// that occurs in a request alone is not one of them. It reads at most 4,096 entries. Erased names are left out.
+// Agents returns the agents in the tenant's newest entries: the actors of grants, and callers of
+// type agent. A name that occurs only in a request is not included. It reads at most 4,096 entries.
+// Erased names are left out.
 func (l *Ledger) Agents(ctx context.Context, tenant string) (Window, error) {
 	ctx, cancel := context.WithTimeout(ctx, l.config.attempt())
 	defer cancel()
@@ -74,7 +75,7 @@ func (l *Ledger) Agents(ctx context.Context, tenant string) (Window, error) {
 	return w, nil
 }
 
-// tally adds an entry to what is known of the agents in it.
+// tally adds an entry to the activity of the agents in it.
 func tally(by map[delegation.Principal]*Activity, e *Entry) {
 	seen := func(p delegation.Principal) *Activity {
 		if by[p] == nil {
@@ -99,8 +100,8 @@ func tally(by map[delegation.Principal]*Activity, e *Entry) {
 	}
 }
 
-// Suspensions returns the suspensions that nothing has lifted, the newest first: of each agent the last one,
-// from memory that is brought up to date first.
+// Suspensions returns the suspensions that no resume has lifted, the newest first. Each agent has
+// at most one, its last. The memory is brought up to date before it is read.
 func (l *Ledger) Suspensions(ctx context.Context, tenant string) ([]delegation.Revocation, error) {
 	live, _, err := l.Live(ctx, tenant)
 	if err != nil {
@@ -123,7 +124,7 @@ func (l *Ledger) Suspensions(ctx context.Context, tenant string) ([]delegation.R
 	return list, nil
 }
 
-// Numbered returns those of the entries that are there, in order; more than 100 numbers are not looked for.
+// Numbered returns those of the entries that exist, in order. It looks for at most 100 numbers.
 func (l *Ledger) Numbered(ctx context.Context, tenant string, seqs ...uint64) ([]*Entry, error) {
 	if len(seqs) == 0 {
 		return nil, nil

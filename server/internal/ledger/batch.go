@@ -15,15 +15,15 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// batch is one transaction in the making. Its steps are those of docs/ledger.md:
+// batch is one transaction in preparation. Its steps are those of docs/ledger.md:
 //
 //  1. lock the head;
 //  2. catch up with the revocations of other instances;
 //  3. refuse each grant that a revocation hits;
-//  4. settle idempotency keys and single uses by what is there, under the lock;
+//  4. decide idempotency keys and single uses by the rows that exist, under the lock;
 //  5. write with contiguous numbers, advance the head, commit.
 //
-// A crash before the end of step 5 leaves nothing; after it, everything.
+// A crash before the end of step 5 leaves nothing; a crash after it leaves everything.
 type batch struct {
 	s     *sequencer
 	items []*item
@@ -31,12 +31,13 @@ type batch struct {
 	w     writes
 	now   time.Time // before the transaction
 	at    time.Time // ledger time, read with the head locked
-	// distrust is why nothing may be granted, nor forgotten: this instance's clock, or the evidence for it.
+	// distrust is why nothing may be granted or forgotten: this instance's clock, or the evidence
+	// for it. nil: the clock is trusted.
 	distrust error
 
-	outcomes []outcome // what to tell items[i], once committed
+	outcomes []outcome // the answers to items, once the batch is committed
 
-	checked map[digest]bool // what the checks of the present item would have spent
+	checked map[digest]bool // what the checks of the current item would have spent
 }
 
 type outcome struct {
@@ -44,12 +45,12 @@ type outcome struct {
 	err     error // of single uses alone
 }
 
-var errWentBack = fmt.Errorf("%w: it is older than what this process saw in it", ErrDoubt)
+var errWentBack = fmt.Errorf("%w: it is older than what this process has read", ErrDoubt)
 
-// errUnresolved leaves open whether the batch was recorded; without a token it harms nobody.
-var errUnresolved = errors.New("nobody could find out in time whether the batch was committed")
+// errUnresolved leaves open whether the batch was recorded. Without a token the entry is harmless.
+var errUnresolved = errors.New("the outcome of the commit could not be found out in time")
 
-// commit runs the batch and tells every item how it ended.
+// commit runs the batch and gives every item its outcome.
 func (s *sequencer) commit(items []*item) {
 	b := &batch{s: s, items: items}
 	ctx, cancel := context.WithTimeout(context.Background(), s.ledger.config.Timeout)
@@ -58,7 +59,7 @@ func (s *sequencer) commit(items []*item) {
 	s.ledger.metrics.committed(len(items), err)
 	s.failing.Store(err != nil)
 	if err != nil {
-		s.ledger.config.Logger.Error("ledger: batch failed", "tenant", s.tenant, "drafts", len(items), "error", err)
+		s.ledger.config.Logger.Error("batch failed", "tenant", s.tenant, "drafts", len(items), "error", err)
 	}
 	for i, it := range items {
 		if err != nil {
@@ -80,7 +81,7 @@ func (b *batch) run(ctx context.Context) error {
 			return errors.Unwrap(err)
 		}
 	}
-	if !b.s.live.feed.Load().loaded { // reading a long history must not keep the head from others
+	if !b.s.live.feed.Load().loaded { // reading a long history must not hold the head's lock
 		if err := b.s.live.refresh(attempt); err != nil {
 			return err
 		}
@@ -88,7 +89,8 @@ func (b *batch) run(ctx context.Context) error {
 	q := b.questions()
 	err := b.transact(ctx, attempt, q)
 	if errors.Is(err, errTaken) {
-		// Ids are drawn at random, so nobody is asked about them before. Now is the time, to fail whose it is alone.
+		// Ids are drawn at random, so the first try does not look them up. Now it must, so that
+		// only the draft with the taken id fails.
 		q = b.questions()
 		q.ids = b.ids()
 		err = b.transact(ctx, attempt, q)
@@ -99,7 +101,7 @@ func (b *batch) run(ctx context.Context) error {
 	if n := len(b.w.entries); n > 0 {
 		b.s.remember(memory{b.w.entries[n-1].Seq, b.w.entries[n-1].Leaf})
 	}
-	// Only now: a revocation that was not committed must not be in force.
+	// Only after the commit: a revocation that was not committed must not be in force.
 	b.s.seen, b.s.claimsFrom = b.w.head.seq, b.w.claimsFrom
 	b.s.live.advance(b.revoked(), true)
 	if b.w.prune == (pruning{}) {
@@ -111,7 +113,7 @@ func (b *batch) run(ctx context.Context) error {
 	return nil
 }
 
-// transact is one transaction. Whatever there is to write was written if it returns nil.
+// transact is one transaction. Everything that there is to write was written if it returns nil.
 func (b *batch) transact(ctx, attempt context.Context, q questions) error {
 	tx, found, err := b.s.ledger.store.begin(attempt, b.s.tenant, q)
 	if err != nil {
@@ -141,7 +143,7 @@ func (b *batch) transact(ctx, attempt context.Context, q questions) error {
 	return err
 }
 
-// prune has the transaction remove what has ended, if it is time to and the time is certain.
+// prune makes the transaction remove state that has ended, if it is due and the time is certain.
 func (b *batch) prune() {
 	added := b.s.added.plus(b.w.added())
 	since := b.now.Sub(b.s.pruned)
@@ -167,7 +169,8 @@ func (b *batch) revoked() []delegation.Revocation {
 	return list
 }
 
-// sameLife refuses a ledger that is not the one that this process knows, or has lost what it acknowledged.
+// sameLife refuses a ledger that is not the one that this process knows, or that lost an
+// acknowledged entry.
 func (b *batch) sameLife(q questions) error {
 	w := &b.facts.witness
 	_, row := b.s.ledger.lifeRow()
@@ -195,8 +198,8 @@ func (b *batch) catchUp(q questions) error {
 	return b.s.live.complete(q, b.facts.head.revocation, b.facts.revocations)
 }
 
-// resolve finds out what became of a commit whose answer was lost. Nothing else of this tenant is
-// appended here meanwhile, and the items wait for the answer.
+// resolve finds out the outcome of a commit whose answer was lost. Meanwhile nothing else of this
+// tenant is appended here, and the items wait.
 func (b *batch) resolve(ctx context.Context, unknown error) error {
 	for {
 		committed, err := b.s.ledger.store.settle(ctx, b.s.tenant, b.w.evidence())
@@ -216,7 +219,7 @@ func (b *batch) resolve(ctx context.Context, unknown error) error {
 	}
 }
 
-// questions collects what the items make necessary to know.
+// questions collects what the items require to be looked up.
 func (b *batch) questions() questions {
 	q := b.s.live.question(b.now)
 	q.known = b.s.memory()
@@ -286,7 +289,8 @@ func (b *batch) decide() error {
 	return nil
 }
 
-// spent returns the refusal for the first of the single uses that is not new, or whose row may have been pruned.
+// spent returns the refusal for the first of the single uses that was used before, or whose row may
+// have been pruned.
 func (b *batch) spent(uses []SingleUse) *delegation.Error {
 	for _, u := range uses {
 		if b.predates(u) {
@@ -299,17 +303,18 @@ func (b *batch) spent(uses []SingleUse) *delegation.Error {
 	return nil
 }
 
-// predates tells whether what is spent may have been spent in a ledger that was given up, which took the row with it.
-// Times of issue are whole seconds, and nothing is issued in the last ones before since.
+// predates reports whether the credential may have been spent in a ledger that was given up, whose
+// rows are lost. Times of issue are whole seconds, and nothing is issued in the last ones before
+// since.
 func (b *batch) predates(u SingleUse) bool {
 	since := b.facts.witness.since
 	return since > 0 && u.Made.Before(fromMicros(since).Truncate(time.Second))
 }
 
-// forgotten tells whether rows about something that ends then may have been pruned.
+// forgotten reports whether rows about something that ends then may have been pruned.
 func (b *batch) forgotten(ends time.Time) bool { return micros(ends) <= b.facts.head.pruned }
 
-// spend notes those of the single uses that are new.
+// spend records those of the single uses that are new.
 func (b *batch) spend(uses []SingleUse) {
 	for _, u := range uses {
 		name := u.digest()
@@ -323,34 +328,34 @@ func (b *batch) spend(uses []SingleUse) {
 func replay(reason delegation.Reason) *delegation.Error {
 	switch reason {
 	case "", delegation.AssertionReplayed:
-		return delegation.Refuse(delegation.AssertionReplayed, "", "this credential was used before: present a new one")
+		return delegation.Refuse(delegation.AssertionReplayed, "", "the credential was used before; present a new one")
 	case delegation.TokenSpent:
-		return delegation.Refuse(reason, "subject_token", "this token allows one exchange and has had it")
+		return delegation.Refuse(reason, "subject_token", "must not have been exchanged before, because it allows one exchange; obtain a new token")
 	}
-	return delegation.Refuse(reason, "", "what may be used once was used before: present a new one")
+	return delegation.Refuse(reason, "", "the credential may be used once and was used before; present a new one")
 }
 
 func predates(reason delegation.Reason) *delegation.Error {
 	if reason == delegation.TokenSpent {
-		return delegation.Refuse(reason, "subject_token", "must be newer than the ledger's recovery, because it allows one exchange and may have had it: obtain a new token")
+		return delegation.Refuse(reason, "subject_token", "must be newer than the ledger's recovery, because it allows one exchange and may have been exchanged; obtain a new token")
 	}
-	return delegation.Refuse(cmp.Or(reason, delegation.AssertionReplayed), "", "this credential is older than the ledger's recovery and may have been used: present a new one")
+	return delegation.Refuse(cmp.Or(reason, delegation.AssertionReplayed), "", "the credential is older than the ledger's recovery and may have been used; present a new one")
 }
 
 var (
 	errRevoked = delegation.Refuse(delegation.TokenRevoked, "subject_token",
-		"something in this token's chain was revoked: nothing can be derived from it any more")
+		"must have no revoked token, key or principal in its chain; obtain a new token")
 	errAhead = delegation.Refuse(delegation.TokenRevoked, "subject_token",
-		"must descend from grants that the ledger holds; this token is of a ledger that was given up: obtain a new one")
+		"must descend from grants that the ledger holds, not from a ledger that was given up; obtain a new token")
 	errConflict = delegation.Refuse(delegation.IdempotencyConflict, "idempotency_key",
-		"this key was used for another request: choose a new one")
+		"must not have been used for another request; choose a new key")
 	errEnded = delegation.Refuse(delegation.SubjectTokenInvalid, "subject_token",
-		"the grant would end before the time that the ledger still answers for: present a token that lives longer")
+		"must expire after the time up to which revocations may be forgotten; present a token that expires later")
 	errGone = delegation.Refuse(delegation.GrantGone, "idempotency_key",
-		"the grant of this key has expired or was taken back: choose a new key")
+		"must name a grant that has not expired and was not voided; choose a new key")
 )
 
-// record decides about one draft.
+// record decides one draft.
 func (b *batch) record(d *Draft, replayed *delegation.Error) Result {
 	if d.ID != "" && b.facts.ids[d.ID] {
 		return Result{Err: malformed(fmt.Errorf("entry %q was recorded before", d.ID))}
@@ -372,21 +377,21 @@ func (b *batch) record(d *Draft, replayed *delegation.Error) Result {
 		if stored, taken := b.facts.keys[keyDigest(d.Caller, d.Idempotency.Key)]; taken {
 			return b.repeat(d, stored)
 		}
-		if b.forgotten(d.Idempotency.Until) { // the grant of the key may have been
+		if b.forgotten(d.Idempotency.Until) { // the grant of the key may have been pruned
 			return b.refuse(d, errGone)
 		}
 	}
 	if b.aboveHead(d.Lineage.Hops) {
 		return b.refuse(d, errAhead)
 	}
-	set := b.s.live.set.Load() // one set for both questions, the horizon last: it is raised before anything is forgotten
+	set := b.s.live.set.Load() // one set for both checks, the horizon last: it rises before anything is forgotten
 	if hit(set, d.lineage()) {
 		return b.refuse(d, errRevoked)
 	}
 	if set.Forgotten(d.Expiry) {
 		return b.refuse(d, errEnded)
 	}
-	// After the retries: they must not find spent what their first try spent.
+	// After the retries, which must not find what their first try spent.
 	if spent := b.spent(d.Uses); spent != nil {
 		return b.refuse(d, spent)
 	}
@@ -397,7 +402,8 @@ func (b *batch) record(d *Draft, replayed *delegation.Error) Result {
 	return r
 }
 
-// check records what the same draft of a grant would meet, and spends nothing but for the other checks of its call.
+// check records what a grant from the same draft would get. It spends nothing, except towards the
+// other checks of its call.
 func (b *batch) check(d *Draft) Result {
 	if spent := b.spent(d.Uses); spent != nil {
 		return b.refuse(d, spent)
@@ -415,8 +421,9 @@ func (b *batch) check(d *Draft) Result {
 	return b.append(d.entry(b.s.tenant), d, nil)
 }
 
-// repeat answers a retry with the grant that its key names. The retry's own lineage counts as well
-// as the stored grant's: the one has the caller of today, the other the hop of the grant itself.
+// repeat answers a retry with the grant that its key names. The retry's lineage counts as well as
+// the stored grant's: the first has the caller of today, the second has the hop of the grant
+// itself.
 func (b *batch) repeat(d *Draft, stored storedKey) Result {
 	if stored.fingerprint != d.Idempotency.Fingerprint {
 		return b.refuse(d, errConflict)
@@ -440,9 +447,9 @@ func (b *batch) repeat(d *Draft, stored storedKey) Result {
 	return Result{Receipt: Receipt{Seq: stored.seq, Time: stored.time, Claims: slices.Clone(stored.claims), Existing: true}}
 }
 
-// aboveHead reports whether a hop has a number that the ledger has not given yet, by what is committed and by this batch. A
-// parent is recorded before its child, so such a hop is of a ledger that this one forked from, or of a future that this
-// one lost.
+// aboveHead reports whether a hop has a number that the ledger has not given yet, neither in a
+// commit nor in this batch. A parent is recorded before its child, so such a hop belongs to a
+// ledger that this one forked from, or to entries that this one lost.
 func (b *batch) aboveHead(hops []delegation.Hop) bool {
 	return slices.ContainsFunc(hops, func(h delegation.Hop) bool { return h.Seq > b.w.head.seq })
 }
@@ -452,7 +459,7 @@ func hit(set *delegation.RevocationSet, l delegation.Lineage) bool {
 	return hit
 }
 
-// refuse records the refusal in the draft's place.
+// refuse records the refusal in place of the draft.
 func (b *batch) refuse(d *Draft, refusal *delegation.Error) Result {
 	e := d.entry(b.s.tenant)
 	e.refuse(refusal)
@@ -498,8 +505,8 @@ func (b *batch) append(e *Entry, d *Draft, refusal *delegation.Error) Result {
 	return r
 }
 
-// until is when a revocation that ends does so: after everything that it can hit, whatever today's limits and whichever
-// clock the caller went by.
+// until returns the end of a revocation that ends: after everything that it can hit, whatever the
+// current limits are and whichever clock the caller used.
 func (b *batch) until(v delegation.Revocation) time.Time {
 	if v.Until.IsZero() {
 		return v.Until
@@ -513,7 +520,7 @@ func (b *batch) until(v delegation.Revocation) time.Time {
 	return fromMicros(ends)
 }
 
-// growTree makes a leaf of the tree from the entry's.
+// growTree adds the entry's leaf to the tree.
 func (b *batch) growTree(leaf tlog.Hash) {
 	b.w.head.tree.Add(leaf, func(n audit.Node) {
 		if kept(n) {
@@ -522,7 +529,7 @@ func (b *batch) growTree(leaf tlog.Hash) {
 	})
 }
 
-// grant keeps what a retry will ask for.
+// grant stores what a retry will need.
 func (b *batch) grant(e *Entry, d *Draft) {
 	b.w.head.longest = max(b.w.head.longest, micros(e.Expiry))
 	b.w.claims = append(b.w.claims, claimsRow{seq: e.Seq, until: micros(e.Expiry), value: e.Claims})
@@ -536,7 +543,7 @@ func (b *batch) grant(e *Entry, d *Draft) {
 	})
 }
 
-// void makes sure that nobody gets the grant again, also not later in this batch.
+// void makes sure that no retry gets the grant again, not even later in this batch.
 func (b *batch) void(seq uint64) {
 	b.w.voids = append(b.w.voids, seq)
 	for name, stored := range b.facts.keys {
@@ -547,7 +554,8 @@ func (b *batch) void(seq uint64) {
 	}
 }
 
-// makeClaims survives a panic of the caller's function, which would otherwise take strangers along.
+// makeClaims recovers from a panic of the caller's function, which would otherwise fail the drafts
+// of other callers too.
 func makeClaims(d *Draft, seq uint64) (claims []byte, err error) {
 	defer func() {
 		if p := recover(); p != nil {

@@ -14,9 +14,10 @@ import (
 	"deputy.example/deputy/server/internal/ledger"
 )
 
-// BenchmarkAppendCPU says what an append costs in CPU time of this process and of PostgreSQL with all of its
-// sessions, and how many appends share a transaction. It can be told from wall time on a machine that does
-// something else too. It needs Linux, and some thousand appends: the clock ticks every 10 ms.
+// BenchmarkAppendCPU measures what an append costs in CPU time of this process and of PostgreSQL
+// with all of its sessions, and how many appends share a transaction. It differs from wall time on
+// a machine that does something else too. It needs Linux, and some thousand appends: the clock
+// ticks every 10 ms.
 func BenchmarkAppendCPU(b *testing.B) {
 	for _, kind := range []string{"sqlite", "postgres"} {
 		for _, instances := range []int{1, 2} {
@@ -72,7 +73,8 @@ func selfTime(b *testing.B) time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-// postgresTime is the CPU time of this process's children and theirs, those that have ended included.
+// postgresTime is the CPU time of this process's children and theirs, those that have ended
+// included.
 func postgresTime() (sum time.Duration) {
 	for _, child := range childrenOf(os.Getpid()) {
 		sum += processTime(child, true)
@@ -96,7 +98,8 @@ func childrenOf(pid int) (children []int) {
 	return children
 }
 
-// processTime reads utime and stime, and those of children that have ended (proc(5)), in ticks of 10 ms.
+// processTime reads utime and stime, and those of children that have ended (proc(5)), in ticks of
+// 10 ms.
 func processTime(pid int, withEnded bool) time.Duration {
 	stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	_, behind, _ := strings.Cut(string(stat), ") ")

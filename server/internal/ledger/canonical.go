@@ -14,7 +14,7 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// sealed holds one 32-byte value for each personal field that is there: its digest, or its salt.
+// sealed holds one 32-byte value, a digest or a salt, for each personal field that is present.
 type sealed struct {
 	mask uint16
 	sum  [audit.Fields][sha256.Size]byte
@@ -56,7 +56,7 @@ func parseSealed(b []byte) (s sealed, err error) {
 	return s, nil
 }
 
-// values are the personal fields as they are hashed; "" stands for absent.
+// values are the personal fields as they are hashed; "" means absent.
 func (e *Entry) values() [audit.Fields]string {
 	v := [audit.Fields]string{
 		audit.FieldSubject: string(e.Subject), audit.FieldActor: string(e.Actor), audit.FieldCaller: string(e.Caller),
@@ -70,7 +70,7 @@ func (e *Entry) values() [audit.Fields]string {
 	return v
 }
 
-// splitTarget separates what may be erased of a target, a principal, from what may not.
+// splitTarget separates the part of a target that can be erased, a principal, from the rest.
 func splitTarget(t delegation.Target) (plain, principal string) {
 	switch t.Kind {
 	case delegation.BanSuspend, delegation.Resume, delegation.CutSubject, delegation.CutAgent, delegation.CutAgentSubject:
@@ -79,7 +79,7 @@ func splitTarget(t delegation.Target) (plain, principal string) {
 	return t.ID, ""
 }
 
-// joinChain uses the one separator that no principal contains.
+// joinChain uses the one separator that cannot occur in a principal.
 func joinChain(c delegation.Chain) string {
 	size := max(len(c)-1, 0)
 	for _, p := range c {
@@ -121,7 +121,7 @@ func joinDetails(details []delegation.Detail) string {
 	return b.String()
 }
 
-// seal draws a salt for each personal field that is there, and computes digests and leaf.
+// seal draws a salt for each personal field that is present, and computes digests and leaf.
 func (e *Entry) seal(rand io.Reader) error {
 	values := e.values()
 	present := 0
@@ -150,7 +150,7 @@ func (e *Entry) seal(rand io.Reader) error {
 	return nil
 }
 
-// Record is the entry as an auditor gets it, whole.
+// Record is the whole entry as an auditor receives it.
 func (e *Entry) Record() audit.Record {
 	r := audit.Record{
 		Tenant: e.Tenant, Seq: e.Seq, Kind: string(e.Kind), Time: e.Time, ID: e.ID, Parent: e.Parent, Txn: e.Txn, Root: e.Root,
@@ -194,7 +194,7 @@ func fromMicros(n int64) time.Time {
 	return time.UnixMicro(n).UTC()
 }
 
-// Erased names the personal fields that the entry had and that were erased.
+// Erased names the personal fields that were erased from the entry.
 func (e *Entry) Erased() []string {
 	var names []string
 	for f := range audit.Fields {
@@ -211,15 +211,15 @@ func (e *Entry) Verify() error {
 	return r.Verify()
 }
 
-// MatchesClaims says whether these are the claims that the entry was recorded with. It needs the
-// salt, which is there until the claims are erased, also after the stored claims have expired.
+// MatchesClaims reports whether the entry was recorded with these claims. It needs their salt,
+// which remains until an erasure, even after the stored claims have expired.
 func (e *Entry) MatchesClaims(canonical []byte) bool {
 	const f = audit.FieldClaims
 	return e.salts.has(f) && e.digests.has(f) && audit.Digest(e.salts.sum[f][:], string(canonical)) == e.digests.sum[f]
 }
 
-// Without is the entry as if some of what it says of the request had been erased, for those who may
-// not see it: where it came from, and in words what came of it. Its record still gives the leaf.
+// Without is the entry as if some facts about the request had been erased: the peer, and the
+// outcome in words. It is for callers who may not read them. Its record still gives the leaf.
 func (e *Entry) Without(peer, detail bool) *Entry {
 	kept := *e
 	if peer {

@@ -18,9 +18,9 @@ import (
 	"deputy.example/deputy/server/internal/ledger"
 )
 
-var update = flag.Bool("update", false, "write testdata/canonical-v1.txt anew; the format is frozen, so only before a first release")
+var update = flag.Bool("update", false, "write testdata/canonical-v1.txt again; the format is frozen, so only before a first release")
 
-// counting gives the bytes 0, 1, 2, …: salts that anybody can compute.
+// counting gives the bytes 0, 1, 2, …: salts that a reader can compute.
 type counting struct{ next byte }
 
 func (c *counting) Read(p []byte) (int, error) {
@@ -36,7 +36,7 @@ var fieldNames = strings.Fields(`version tenant seq kind time jti parent txn roo
 	model_id trace_id voids prev target_kind target_id until subject actor caller actors peer detail authorization_details
 	claims actor_proof target_principal target_subject`)
 
-// splitFields reads length-prefixed fields, as somebody would who has only the documentation.
+// splitFields reads length-prefixed fields, as a reader would who has only the documentation.
 func splitFields(b []byte) ([][]byte, error) {
 	var fields [][]byte
 	for len(b) > 0 {
@@ -52,8 +52,8 @@ func splitFields(b []byte) ([][]byte, error) {
 	return fields, nil
 }
 
-// TestCanonicalIsFrozen appends fixed drafts and compares their canonical form, field by field, with
-// what was written down once and for all.
+// TestCanonicalIsFrozen appends fixed drafts and compares their canonical form, field by field,
+// with what was written down once and for all.
 func TestCanonicalIsFrozen(t *testing.T) {
 	const golden = "testdata/canonical-v1.txt"
 	now := time.Date(2026, 11, 22, 1, 2, 3, 456789000, time.UTC)
@@ -115,7 +115,7 @@ func TestCanonicalIsFrozen(t *testing.T) {
 		t.Errorf("the canonical form has changed; it is frozen.\ngot\n%swant\n%s", got.String(), want)
 	}
 
-	// The salted digest, computed the way the documentation says.
+	// The salted digest, computed as documented.
 	fields, err := splitFields(list[0].Canonical())
 	if err != nil {
 		t.Fatal(err)
@@ -128,7 +128,8 @@ func TestCanonicalIsFrozen(t *testing.T) {
 	}
 }
 
-// TestCanonicalIsInjective moves text from one field to the next, which must never give equal bytes.
+// TestCanonicalIsInjective moves text from one field to the next, which must never give equal
+// bytes.
 func TestCanonicalIsInjective(t *testing.T) {
 	text := rapid.StringN(0, 6, 12)
 	list := rapid.SliceOfN(text, 0, 3)

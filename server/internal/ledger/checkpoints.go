@@ -10,8 +10,8 @@ import (
 	"golang.org/x/mod/sumdb/tlog"
 )
 
-// Checkpoint is the newest signed head of a tenant's log. The ledger keeps one: what came before it
-// follows from the log, and is kept outside by those who do not believe the log.
+// Checkpoint is the newest signed head of a tenant's log. The ledger stores one. Earlier ones
+// follow from the log, and auditors who must not trust the log keep theirs outside.
 type Checkpoint struct {
 	Size uint64
 	Root tlog.Hash
@@ -19,11 +19,11 @@ type Checkpoint struct {
 	Note string // the signed note
 }
 
-// ErrForked is returned for a checkpoint that contradicts the one that is kept.
-var ErrForked = errors.New("ledger: this checkpoint is not a continuation of the one that was signed before it")
+// ErrForked is returned for a checkpoint that contradicts the stored one.
+var ErrForked = errors.New("ledger: the checkpoint does not continue the one that was signed before it")
 
-// SaveCheckpoint keeps the checkpoint in place of the one before it, which may be the same with other
-// signatures. ErrForked: that one is larger, or of the same size with another root.
+// SaveCheckpoint replaces the stored checkpoint. The new one may be the same with other signatures.
+// The error is ErrForked if the stored one is larger, or has the same size and another root.
 func (l *Ledger) SaveCheckpoint(ctx context.Context, tenant string, c Checkpoint) error {
 	ctx, cancel := context.WithTimeout(ctx, l.config.attempt())
 	defer cancel()
@@ -42,7 +42,7 @@ func (l *Ledger) SaveCheckpoint(ctx context.Context, tenant string, c Checkpoint
 	return err
 }
 
-// LastCheckpoint returns the checkpoint that was saved last, or ErrNotFound.
+// LastCheckpoint returns the stored checkpoint, or ErrNotFound.
 func (l *Ledger) LastCheckpoint(ctx context.Context, tenant string) (Checkpoint, error) {
 	ctx, cancel := context.WithTimeout(ctx, l.config.attempt())
 	defer cancel()
@@ -53,15 +53,15 @@ func (l *Ledger) LastCheckpoint(ctx context.Context, tenant string) (Checkpoint,
 	return c, err
 }
 
-// Sealed is the head of a tenant's log and the newest checkpoint of it, as they stand in the database. It is
-// for comparing alone: where it is what it was, there is nothing to sign and nothing to prove that was not
-// proven then.
+// Sealed is the head of a tenant's log and its newest checkpoint, as the database holds them. It is
+// for comparison only: if it did not change, there is nothing to sign, and nothing to prove that
+// was not proven before.
 type Sealed struct {
 	size, signed     int64
 	tree, root, note string
 }
 
-// Sealed reads it for all of the tenants in one statement.
+// Sealed reads the head and the checkpoint of all the tenants in one statement.
 func (l *Ledger) Sealed(ctx context.Context, tenants ...string) (map[string]Sealed, error) {
 	ctx, cancel := context.WithTimeout(ctx, l.config.attempt())
 	defer cancel()

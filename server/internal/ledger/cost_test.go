@@ -10,8 +10,8 @@ import (
 	"deputy.example/deputy/server/internal/ledger/ledgertest"
 )
 
-// TestWhatIsNotThereCostsNoEntries searches for what nothing has: that reads a row of the index for each block and value,
-// in one call, and of the entries only those that make up no whole block yet.
+// TestWhatIsNotThereCostsNoEntries searches for what nothing has: that reads a row of the index for
+// each block and value, in one call, and of the entries only those that make up no whole block yet.
 func TestWhatIsNotThereCostsNoEntries(t *testing.T) {
 	const blocks, rest = 60, 100
 	onBoth(t, func(t *testing.T, dsn string) {
@@ -37,8 +37,8 @@ func TestWhatIsNotThereCostsNoEntries(t *testing.T) {
 	})
 }
 
-// TestACountIsBounded revokes among few and among many live grants: to count what one revocation killed reads as much with
-// the many, or ends. Without the bound everything is counted.
+// TestACountIsBounded revokes among few and among many live grants: to count what one revocation
+// killed reads as much with the many, or ends. Without the bound everything is counted.
 func TestACountIsBounded(t *testing.T) {
 	const many = 3*ledger.ClaimsPage + 50
 	onBoth(t, func(t *testing.T, dsn string) {

@@ -5,7 +5,7 @@ import (
 	"slices"
 )
 
-// Descendant is a grant below another one.
+// Descendant is a grant that was derived from another one.
 type Descendant struct {
 	*Entry
 	Depth int // 1 for a child
@@ -19,10 +19,10 @@ const (
 	sqlGrant  = `SELECT seq, jti, parent FROM entries WHERE tenant = $1 AND jti = $2 AND jti <> '' AND kind = 'grant'`
 )
 
-// Descendants returns grants that were derived from the grant with the given jti, in the order of their
-// numbers, each after its parent: those with numbers above after. next continues; 0 says that there is
-// nothing more. One call looks at a bounded part of the chain: a page may be short, or even empty, and
-// not the last one.
+// Descendants returns grants that were derived from the grant with the given jti. They are in the
+// order of their numbers, each after its parent, and have numbers above after. next is where the
+// next page begins; 0 means that there is none. One call reads a bounded part of the chain, so a
+// page may be short or empty without being the last one.
 func (l *Ledger) Descendants(ctx context.Context, tenant, jti string, after uint64, limit int) (page []Descendant, next uint64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, l.config.attempt())
 	defer cancel()
@@ -40,16 +40,17 @@ func (l *Ledger) Descendants(ctx context.Context, tenant, jti string, after uint
 	return page, next, nil
 }
 
-// family knows how the grants of a chain stand to one of them: how far below it they are, or stranger.
+// family holds, for the grants of a chain, how far below one of them they are. A grant that does
+// not descend from it is marked unrelated.
 type family struct {
 	ledger *Ledger
 	tenant string
 	depths map[string]int // by jti
 }
 
-const stranger = -1
+const unrelated = -1
 
-// link is what a grant says of its place.
+// link is a grant's place in its chain.
 type link struct {
 	seq         uint64
 	jti, parent string
@@ -68,7 +69,7 @@ func (f *family) page(ctx context.Context, origin *Entry, after uint64, limit in
 		if err != nil {
 			return nil, 0, err
 		}
-		if depth != stranger {
+		if depth != unrelated {
 			seqs, depths[g.seq] = append(seqs, g.seq), depth
 		}
 		if len(seqs) == limit && (i+1 < len(links) || len(links) == mostDescendants) {
@@ -91,8 +92,9 @@ func (f *family) page(ctx context.Context, origin *Entry, after uint64, limit in
 	return page, next, nil
 }
 
-// depth goes up from a grant until it meets one whose place is known, or one that is older than the
-// origin. On a page that begins in the middle of the chain it has to look up some of them.
+// depth follows parents from a grant until it reaches one whose place is known, or one that is
+// older than the origin. On a page that begins in the middle of the chain, it has to look up some
+// of them.
 func (f *family) depth(ctx context.Context, origin uint64, g link) (int, error) {
 	var path []link
 	for {
@@ -103,16 +105,16 @@ func (f *family) depth(ctx context.Context, origin uint64, g link) (int, error) 
 			if err != nil {
 				return 0, err
 			}
-			if len(found) > 0 && found[0].seq < g.seq { // upwards only, whatever the columns say
+			if len(found) > 0 && found[0].seq < g.seq { // parents are older: a damaged column must not cause a loop
 				g = found[0]
 				continue
 			}
 		}
 		if !known {
-			depth = stranger
+			depth = unrelated
 		}
 		for _, g := range slices.Backward(path) {
-			if depth != stranger {
+			if depth != unrelated {
 				depth++
 			}
 			f.depths[g.jti] = depth
@@ -139,7 +141,7 @@ func (f *family) links(ctx context.Context, sql string, args ...any) (list []lin
 
 var sqlVoided = `SELECT voids FROM entries WHERE tenant = $1 AND voids IN (` + numbered + `) AND voids <> 0`
 
-// Voided says which of the entries with the given numbers are grants that were voided.
+// Voided returns which of the entries with the given numbers are grants that were voided.
 func (l *Ledger) Voided(ctx context.Context, tenant string, seqs []uint64) (map[uint64]bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, l.config.attempt())
 	defer cancel()

@@ -11,19 +11,19 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// Kind says what an entry records. The canonical form also reserves "approval".
+// Kind is what an entry records. The canonical form also reserves "approval".
 type Kind string
 
 const (
 	KindGrant      Kind = "grant"      // a token may be signed
 	KindRefusal    Kind = "refusal"    // an authenticated caller was refused
-	KindCheck      Kind = "check"      // a question that was answered without issuing anything
-	KindVoid       Kind = "void"       // takes back a grant whose token was never handed out
+	KindCheck      Kind = "check"      // a question, answered without issuing a token
+	KindVoid       Kind = "void"       // withdraws a grant whose token was never handed out
 	KindRevocation Kind = "revocation" // bans or cuts off a target
-	KindAdmin      Kind = "admin"      // what an operator did to the ledger itself
+	KindAdmin      Kind = "admin"      // an operator's act on the ledger itself
 )
 
-// Outcome is how the request that an entry records ended.
+// Outcome is how the request of an entry ended.
 type Outcome string
 
 const (
@@ -32,24 +32,24 @@ const (
 	Done    Outcome = "done" // voids and revocations, which are neither
 )
 
-// Draft is an entry that asks to be recorded. The ledger adds number and time, and may turn a grant
-// or check into a refusal. It changes nothing in a draft, and may go on reading one after Append has
-// answered unavailable: make a new draft for another try.
+// Draft is an entry to be recorded. The ledger adds number and time, and may turn a grant or a
+// check into a refusal. It does not change a draft. It may still read one after Append has returned
+// unavailable, so another try needs a new draft.
 type Draft struct {
 	Kind    Kind
 	ID      string // jti; mandatory for grants, never used twice in a tenant
-	Parent  string // jti of the parent grant, "" where the parent is a root token
+	Parent  string // jti of the parent grant; "" if the parent is a root token
 	Txn     string // the chain's id
 	Root    string // digest of the root token
 	Subject delegation.Principal
-	Actor   delegation.Principal // the actor asked for
-	Caller  delegation.Principal // who authenticated; mandatory
+	Actor   delegation.Principal // the requested actor
+	Caller  delegation.Principal // the authenticated caller; mandatory
 	Actors  delegation.Chain     // all actors including Actor, oldest first
 
 	HolderKey  string  // thumbprint of the key that the grant is bound to, or ""
-	Outcome    Outcome // mandatory for checks, otherwise it follows from Kind
+	Outcome    Outcome // mandatory for checks; otherwise it follows from Kind
 	Reason     delegation.Reason
-	Detail     string // for people; cut at 4 KiB and stripped of what no database takes
+	Detail     string // for people; cut at 4 KiB, without characters that a database refuses
 	Scopes     delegation.Scopes
 	Audiences  []string
 	Details    []delegation.Detail
@@ -59,52 +59,52 @@ type Draft struct {
 	TraceID    string
 	ActorProof string // how the actor was proven
 
-	// Lineage gives Hops, RootIssuedAt and Keys of a grant. Everything else that a revocation can
-	// name comes from the fields above: what is recorded is what is checked.
+	// Lineage supplies Hops, RootIssuedAt and Keys of a grant. Everything else that a revocation
+	// can name comes from the fields above, so that what is checked is what is recorded.
 	Lineage delegation.Lineage
 
 	// Claims makes the canonical claims of a grant once its number is known. It runs inside the
-	// transaction: it must be fast and depend on nothing else.
+	// transaction, so it must be fast and must not depend on anything else.
 	Claims func(seq uint64) ([]byte, error)
 
 	Idempotency *Idempotency // grants only
-	Uses        []SingleUse  // grants: what the grant itself spends, a refusal spends nothing; checks: what must be unspent
+	Uses        []SingleUse  // grants: what the grant spends (a refusal spends nothing); checks: what must be unspent
 
-	Voids uint64 // number of the grant that a void takes back
-	// Revocation has Target and Until; the ledger fills in the rest. A zero Until never ends; any other one is raised to the
-	// end of all that the target can hit.
+	Voids uint64 // number of the grant that a void withdraws
+	// Revocation has Target and Until; the ledger fills in the rest. A zero Until means that it
+	// never ends. The ledger raises any other value to the end of everything that the target can
+	// hit.
 	Revocation *delegation.Revocation
 }
 
-// Idempotency names a grant by a key of its caller's.
+// Idempotency names a grant by a key that its caller chose.
 type Idempotency struct {
 	Key         string
 	Fingerprint [32]byte  // of the planned input: the same key with another fingerprint is refused
-	Until       time.Time // the key may be forgotten after this; the same in every retry
+	Until       time.Time // the key may be forgotten after this; equal in every retry
 }
 
-// SingleUse names something that may be used once in a tenant.
+// SingleUse names a credential that may be used once in a tenant.
 type SingleUse struct {
 	Issuer string
 	Key    string    // thumbprint or id of the key that signed it
 	ID     string    // its jti
-	Made   time.Time // when it was issued, at the earliest; zero: not known, which is old
+	Made   time.Time // the earliest time of issue; zero: unknown, which counts as old
 	Until  time.Time
 	Reason delegation.Reason // of the refusal; AssertionReplayed if empty
 }
 
-// Receipt says where a draft was recorded.
+// Receipt is where a draft was recorded.
 type Receipt struct {
 	Seq      uint64
 	Time     time.Time
 	Claims   []byte // of a grant
-	Existing bool   // the idempotency key found this grant: nothing was appended
+	Existing bool   // the idempotency key named this grant, and nothing was appended
 
-	Revocation *delegation.Revocation // of a revocation: as it is recorded
+	Revocation *delegation.Revocation // of a revocation: as recorded
 }
 
-// Entry is one recorded entry. Personal fields are empty once they have been erased; Erased names
-// them.
+// Entry is one recorded entry. Personal fields are empty after an erasure; Erased names them.
 type Entry struct {
 	Tenant string
 	Seq    uint64
@@ -144,8 +144,8 @@ const (
 	maxUses   = 16
 )
 
-// check refuses a draft that could not be stored whole. It sees everything that a database might
-// refuse, because a statement that fails takes the whole batch with it.
+// check refuses a draft that could not be stored whole. It must find everything that a database
+// might refuse, because a failed statement fails the whole batch.
 func (d *Draft) check(tenant string) error {
 	if tenant == "" || !storable(tenant) {
 		return errTenant
@@ -225,7 +225,7 @@ func (d *Draft) checkGrant() error {
 	return nil
 }
 
-// checkTarget also makes sure that what never expires by itself has no end.
+// checkTarget also requires that a target which never expires by itself has no end.
 func checkTarget(r delegation.Revocation) error {
 	kind := r.Target.Kind
 	switch kind {
@@ -239,7 +239,7 @@ func checkTarget(r delegation.Revocation) error {
 		}
 	}
 	if (r.Target.ID == "") != (kind == delegation.CutTenant) || (r.Target.Subject == "") != (kind != delegation.CutAgentSubject) {
-		return fmt.Errorf("the target of a revocation of kind %s is incomplete or says too much", kind)
+		return fmt.Errorf("the target of a revocation of kind %s is incomplete or has parts that the kind does not take", kind)
 	}
 	return nil
 }
@@ -263,7 +263,7 @@ func storable(s string) bool {
 	return len(s) <= maxText && utf8.ValidString(s) && strings.IndexByte(s, 0) < 0
 }
 
-// cleanDetail never refuses: a refusal must be recordable whatever provoked it.
+// cleanDetail never fails: a refusal must be recordable whatever caused it.
 func cleanDetail(s string) string {
 	if len(s) > maxDetail {
 		s = s[:maxDetail]
@@ -304,7 +304,7 @@ func (d *Draft) entry(tenant string) *Entry {
 	return e
 }
 
-// refuse turns the entry into the refusal that the transaction decided on.
+// refuse turns the entry into the refusal that the transaction decided.
 func (e *Entry) refuse(r *delegation.Error) {
 	e.Kind, e.Outcome, e.Reason, e.Detail = KindRefusal, Refused, r.Reason, cleanDetail(r.Description)
 	e.Voids, e.Revocation = 0, nil

@@ -12,34 +12,36 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// Erasure says what to forget.
+// Erasure is what to erase.
 type Erasure struct {
-	Principal delegation.Principal  // whom. Required
-	DryRun    bool                  // only count
-	Progress  func(done, of uint64) // is told now and then how many entries were looked at; may be nil
+	Principal delegation.Principal  // whose fields to erase. Required
+	DryRun    bool                  // count, and change nothing
+	Progress  func(done, of uint64) // called from time to time with the number of entries read; may be nil
 }
 
 // Erased is what an erasure did, or would do.
 type Erased struct {
-	Entries int // that lost something
-	Fields  int // that they lost
-	// Deferred counts the entries that keep something for now, because a live grant is re-signed from
-	// it or a live revocation aims by it. Erase again after Until, when none of them needs it any more.
+	Entries int // entries that lost a field
+	Fields  int // fields that they lost
+	// Deferred counts the entries that keep a field for now, because a live grant is signed again
+	// from it or a live revocation needs it for its target. Erase again after Until, when no entry
+	// needs it any more.
 	Deferred int
 	Until    time.Time
-	// Kept counts the revocations that aim at the principal and never end.
+	// Kept counts the revocations that target the principal and never end.
 	Kept int
 }
 
-// Erase makes the tenant's ledger forget a principal: the personal fields, values and salts, of every
-// entry on its behalf, and wherever else it stands the fields that name or describe it. Digests, leaves
-// and all proofs stay as they are; nobody can tell any more what the digests are of.
+// Erase removes a principal from the tenant's ledger. It removes the personal fields, values and
+// salts, of every entry on behalf of the principal. In all other entries it removes the fields that
+// name or describe the principal. Digests, leaves and proofs stay valid; without the salts, the
+// digests reveal nothing.
 //
-// It goes through all entries, block by block, each in a transaction of its own that does not lock the
-// tenant's head. It may be ended and begun again at any time; again, it finds only what is left. In each
-// block, what the search index knew goes in the same transaction.
+// It goes through all entries block by block. Each block is a transaction that does not lock the
+// tenant's head, and that also removes the block from the search index. Erase may be interrupted
+// and repeated at any time; a repetition finds only what is left.
 //
-// The principal's console sessions end. What is recorded of it meanwhile, or later, is not erased.
+// The principal's console sessions end. What is recorded during or after the call is not erased.
 func (l *Ledger) Erase(ctx context.Context, tenant string, r Erasure) (done Erased, err error) {
 	if _, err := delegation.ParsePrincipal(string(r.Principal)); err != nil {
 		return Erased{}, malformed(err)
@@ -73,13 +75,13 @@ type eraser struct {
 	ledger *Ledger
 	tenant string
 	Erasure
-	through time.Time // what ended by then may be forgotten
+	through time.Time // what ended by then may be erased
 	done    Erased
 }
 
-// about selects the entries of a block that say anything of a principal, or may: claims are bytes, and assess
-// looks into them. There is no index for it: what has to be forgotten must not depend on one. replace finds
-// a text within another in both dialects.
+// about selects the entries of a block that may mention a principal. Claims are bytes here, and
+// assess reads them. No index supports the statement, because an erasure must not depend on one.
+// replace finds a text within another in both dialects.
 const about = `e.tenant = $1 AND e.seq >= $2 AND e.seq < $3 AND (e.subject = $4 OR e.actor = $4 OR e.caller = $4
 	OR e.target_principal = $4 OR e.target_subject = $4 OR replace(e.actors, $4, '') <> e.actors
 	OR replace(e.detail, $4, '') <> e.detail OR replace(e.details, $4, '') <> e.details OR c.value IS NOT NULL) ORDER BY e.seq`
@@ -88,11 +90,11 @@ const (
 	sqlErase = `UPDATE entries SET subject = $3, actor = $4, caller = $5, actors = $6, peer = $7, detail = $8, details = $9,
 		actor_proof = $10, target_principal = $11, target_subject = $12, salts = $13 WHERE tenant = $1 AND seq = $2 AND salts = $14`
 	sqlEraseClaims = `DELETE FROM claims WHERE tenant = $1 AND seq = $2`
-	// sqlEraseSessions needs no index: a tenant has as many sessions as people look at its console.
+	// sqlEraseSessions needs no index: a tenant has one session for each person in its console.
 	sqlEraseSessions = `DELETE FROM console_sessions WHERE tenant = $1 AND principal = $2`
 )
 
-var errChanged = errors.New("somebody else erased from the same entry: try again")
+var errChanged = errors.New("another process erased from the same entry; try again")
 
 func (e *eraser) block(ctx context.Context, block uint64) error {
 	ctx, cancel := context.WithTimeout(ctx, e.ledger.config.Timeout)
@@ -160,7 +162,7 @@ var (
 	ofTargetFor = fieldSet(audit.FieldTargetSubject, audit.FieldDetail)
 )
 
-// names is which of the fields that the entry still has name or describe the principal.
+// names returns which of the remaining fields name or describe the principal.
 func (e *Entry) names(p delegation.Principal) (set fields) {
 	within := func(text string) bool { return strings.Contains(text, string(p)) }
 	var target delegation.Target
@@ -189,8 +191,9 @@ func (e *Entry) names(p delegation.Principal) (set fields) {
 	return set & fields(e.salts.mask)
 }
 
-// needs is which fields have to stay, and until when; zero: for ever. A live grant is signed again from
-// what it has, and a live revocation without its target would revive what it hit.
+// needs returns which fields have to stay, and until when; a zero time means always. A live grant
+// is signed again from its fields, and a live revocation without its target would revive what it
+// hit.
 func (e *Entry) needs(now time.Time) (set fields, until time.Time) {
 	switch {
 	case e.Kind == KindGrant && e.Expiry.After(now):
@@ -207,8 +210,8 @@ type redaction struct {
 	fields fields
 }
 
-// redact erases fields of entries of one block, with what the search index knew of the block. Until it is
-// indexed again, searches read the block itself.
+// redact erases fields of entries of one block, together with the block's part of the search index.
+// Searches read the block itself until it is indexed again.
 func (l *Ledger) redact(ctx context.Context, tenant string, block uint64, redactions []redaction, through time.Time) error {
 	return l.store.change(ctx, func(db changer) error {
 		if err := l.unindex(ctx, db, tenant, block); err != nil {
@@ -244,7 +247,7 @@ func redactAll(ctx context.Context, db changer, tenant string, redactions []reda
 	return nil
 }
 
-// clear empties fields, and takes their salts out.
+// clear empties fields and removes their salts.
 func (e *Entry) clear(set fields) {
 	e.salts = e.salts.without(set)
 	has := func(f audit.Field) bool { return set&(1<<f) != 0 }

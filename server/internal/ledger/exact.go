@@ -6,8 +6,8 @@ import (
 	"net"
 )
 
-// exact is the part of a query that the search index does not have: the jti and the txn, which have indexes of the
-// database, and the port of a peer.
+// exact is the part of a query that the search index does not cover: jti and txn, which have
+// indexes of the database, and the port of a peer.
 type exact struct {
 	id, txn string
 	peer    string // with its port; "": any port

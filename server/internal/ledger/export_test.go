@@ -24,7 +24,8 @@ const (
 	PageSize   = pageSize
 )
 
-// WrapWriter has a ledger in SQLite write over connections that the function returns for those of the driver.
+// WrapWriter has a ledger in SQLite write over connections that the function returns for those of
+// the driver.
 func (l *Ledger) WrapWriter(t testing.TB, wrap func(driver.Conn) driver.Conn) {
 	st := l.store.(*sqliteStore)
 	<-st.turn
@@ -162,7 +163,7 @@ func (l *Ledger) Reindex(ctx context.Context, tenant string, block uint64) error
 	return l.reindex(ctx, tenant, block)
 }
 
-// Lost counts the blocks that searches found damaged and nobody has mended.
+// Lost counts the blocks that searches found damaged and that are not mended.
 func (l *Ledger) Lost(tenant string) int {
 	l.lost.mu.Lock()
 	defer l.lost.mu.Unlock()
@@ -216,7 +217,7 @@ var PruningStatements = map[string]Statement{
 // WastefulStatement is one that no index helps.
 var WastefulStatement = Statement{`SELECT seq FROM entries WHERE detail = $1`, []any{"x"}}
 
-// Plan says how the database will go about a statement.
+// Plan is how the database will execute a statement.
 func (l *Ledger) Plan(t testing.TB, s Statement) string {
 	t.Helper()
 	explain := "EXPLAIN "
@@ -314,7 +315,8 @@ func (r *fakeRows) Scan(into ...any) error {
 func (r *fakeRows) Err() error { return nil }
 func (r *fakeRows) Close()     {}
 
-// ForgetRecent has the tenant's memory lose the order of its revocations, as after very many of them.
+// ForgetRecent has the tenant's memory lose the order of its revocations, as after very many of
+// them.
 func (l *Ledger) ForgetRecent(tenant string) {
 	r := l.live(tenant)
 	r.mu.Lock()
@@ -337,7 +339,8 @@ func (l *Ledger) StatusLists(tenant string) int {
 
 const MostStatusLists = mostStatusLists
 
-// PruneAfter is how much is added, and PruneEvery how much time passes, before what has ended is removed.
+// PruneAfter is how much is added, and PruneEvery how much time passes, before what has ended is
+// removed.
 const (
 	PruneAfter = pruneAfter
 	PruneEvery = pruneEvery
@@ -356,7 +359,8 @@ func (l *Ledger) Rows(t testing.TB, table string) (n int) {
 	return n
 }
 
-// RowBeforeFormats is a row of postings that holds nothing, as it was written before rows had a format.
+// RowBeforeFormats is a row of postings that holds nothing, as it was written before rows had a
+// format.
 func RowBeforeFormats(tenant string, bucket int, block uint64) []byte {
 	place := binary.BigEndian.AppendUint64([]byte{byte(bucket)}, block)
 	table := crc32.MakeTable(crc32.Castagnoli)
@@ -382,7 +386,8 @@ const ClaimsPage = claimsPage
 // Read is how many claims the count has read.
 func (s *Survey) Read() int { return s.read }
 
-// SearchRows is how many rows of the index and of entries one call of Search reads, and whether it comes to the end.
+// SearchRows is how many rows of the index and of entries one call of Search reads, and whether it
+// comes to the end.
 func (l *Ledger) SearchRows(t testing.TB, tenant string, q Query) (rows int, whole bool) {
 	t.Helper()
 	w, err := l.walk(t.Context(), tenant, q)
@@ -401,12 +406,14 @@ func (l *Ledger) Unproven() { l.unproven() }
 // Reader reads the tenant's revocations into the memory of now, also after that was given up.
 func (l *Ledger) Reader(tenant string) func(context.Context) error { return l.live(tenant).refresh }
 
-// ForgetRevocations has the tenant's memory lose what its revocations hit, so that grants are recorded behind them.
+// ForgetRevocations has the tenant's memory lose what its revocations hit, so that grants are
+// recorded behind them.
 func (l *Ledger) ForgetRevocations(tenant string) {
 	l.live(tenant).set.Store(delegation.NewRevocationSet(l.Skew(tenant)))
 }
 
-// Proposed are the numbers that the search index proposes for a query, before the entries are compared with it.
+// Proposed are the numbers that the search index proposes for a query, before the entries are
+// compared with it.
 func (l *Ledger) Proposed(t testing.TB, tenant string, q Query) []uint64 {
 	t.Helper()
 	w, err := l.walk(t.Context(), tenant, q)

@@ -10,9 +10,9 @@ import (
 	"testing"
 )
 
-// faultyProxy connects a ledger to PostgreSQL, reads the statements that pass, and breaks the connection where at
-// returns an error: before a statement reaches the server, or after the server has executed it and before its answer
-// reaches the ledger.
+// faultyProxy connects a ledger to PostgreSQL, reads the statements that pass, and breaks the
+// connection where at returns an error: before a statement reaches the server, or after the server
+// has executed it and before its answer reaches the ledger.
 type faultyProxy struct {
 	server string
 	at     func(point string) error
@@ -130,7 +130,8 @@ func (c *proxiedConn) requests() {
 	}
 }
 
-// startUp passes on the first message, which has no type: it begins a session, or cancels a statement of another one.
+// startUp passes on the first message, which has no type: it begins a session, or cancels a
+// statement of another one.
 func (c *proxiedConn) startUp() error {
 	var length [4]byte
 	if _, err := io.ReadFull(c.client, length[:]); err != nil {

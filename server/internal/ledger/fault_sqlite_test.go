@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// point names a place at which a statement can be made to fail: "before" or "after", and how its text begins, in lower
-// case. What wraps a statement to count the rows that it changes is left out.
+// point names a place at which a statement can be made to fail: "before" or "after", and how its
+// text begins, in lower case. What wraps a statement to count the rows that it changes is left out.
 func point(when, sql string) string {
 	sql = strings.ToLower(strings.Join(strings.Fields(sql), " "))
 	sql = strings.TrimPrefix(sql, "with kept as (")

@@ -102,8 +102,9 @@ func TestNewTenantsHeadFails(t *testing.T) {
 	}
 }
 
-// TestEveryStatementFails makes each statement of a transaction fail, once before it was executed and
-// once after: failed, and failed but persisted. Whatever Append answers must be what is recorded.
+// TestEveryStatementFails makes each statement of a transaction fail, once before it was executed
+// and once after: failed, and failed but persisted. Whatever Append answers must be what is
+// recorded.
 func TestEveryStatementFails(t *testing.T) {
 	onBoth(t, func(t *testing.T, dsn string) {
 		f := &faults{}
@@ -222,7 +223,8 @@ func TestLostCommitOfSpend(t *testing.T) {
 	})
 }
 
-// TestLostCommitAmongOthers lets another instance append between the commit and the question about it.
+// TestLostCommitAmongOthers lets another instance append between the commit and the question about
+// it.
 func TestLostCommitAmongOthers(t *testing.T) {
 	onBoth(t, func(t *testing.T, dsn string) {
 		other := opened(t, dsn, patient)
@@ -386,7 +388,7 @@ func TestErasure(t *testing.T) {
 	})
 }
 
-// TestNothingPersonalIsPlain looks for what the draft says about people in everything that stays.
+// TestNothingPersonalIsPlain looks for personal values of the draft in everything that stays.
 func TestNothingPersonalIsPlain(t *testing.T) {
 	onBoth(t, func(t *testing.T, dsn string) {
 		l := opened(t, dsn, patient)

@@ -9,32 +9,34 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// feed is the revocations that a tenant's set was made from, in order. A feed never changes: it is
-// replaced by another one, so whoever reads it needs no lock and holds nobody up.
+// feed is the revocations that a tenant's set was made from, in order. A feed never changes;
+// another one replaces it, so readers need no lock.
 //
-// Both slices share their arrays with the feeds before them, which end earlier.
+// Both slices share their arrays with earlier feeds, which end earlier.
 type feed struct {
 	loaded bool                    // live holds everything that was live at the first read
 	last   uint64                  // number of the newest revocation
-	live   []delegation.Revocation // all that has not ended, and what ended since the last sweep
-	recent []delegation.Revocation // the newest, ended or not: each one's prev is the one before it
+	live   []delegation.Revocation // all that has not ended, and what ended since the last forgetExpired
+	recent []delegation.Revocation // the newest, ended or not; the prev of each is the one before it
 	before uint64                  // prev of the first of recent; last if there is none
-	// forgotten is a time: what ended by then may be missing from live. Zero: nothing is.
+	// forgotten is a time: revocations that ended by then may be missing from live. Zero: none is
+	// missing.
 	forgotten time.Time
 	changed   chan struct{} // closed when this feed is replaced by a longer one
 }
 
 const (
-	// mostRecent is how many revocations a watcher may have missed and still be told them one by one.
-	// Up to twice as many are kept.
+	// mostRecent is how many revocations a verifier may have missed and still receive one by one.
+	// The memory holds up to twice as many.
 	mostRecent = 1 << 16
-	// forgetEvery is how often what has ended is forgotten. It takes time in proportion to all that
-	// is live; to be hit by what has ended harms nobody, because nothing that it hits is alive.
+	// forgetEvery is the pace at which revocations that have ended are forgotten. It takes time in
+	// proportion to all live ones. A revocation that has ended does no harm, because nothing that
+	// it hits is live.
 	forgetEvery = 30 * time.Second
 )
 
-// advance takes revocations that are committed, in order, and passes over those that it has. With
-// whole, they lead up to what was the newest at the time they were read.
+// advance takes committed revocations, in order, and skips those that it has. With whole, they lead
+// up to the newest one at the time of their read.
 func (r *revocations) advance(list []delegation.Revocation, whole bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -43,7 +45,7 @@ func (r *revocations) advance(list []delegation.Revocation, whole bool) {
 	if len(list) == 0 && (old.loaded || !whole) {
 		return
 	}
-	r.set.Load().Apply(list...) // first: a watcher that receives a revocation finds it in force
+	r.set.Load().Apply(list...) // first: a verifier that receives a revocation finds it in force
 	next := &feed{
 		loaded: old.loaded || whole, last: old.last, before: old.before,
 		live: append(old.live, list...), recent: old.recent, forgotten: old.forgotten, changed: make(chan struct{}),
@@ -53,7 +55,7 @@ func (r *revocations) advance(list []delegation.Revocation, whole bool) {
 	close(old.changed)
 }
 
-// retire wakes all who wait, who then find a tenant that was not loaded yet.
+// retire wakes all waiting readers, which then find a tenant that is not loaded.
 func (r *revocations) retire() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -63,8 +65,8 @@ func (r *revocations) retire() {
 	close(old.changed)
 }
 
-// follow appends to recent, and begins anew where something is missing: the first read leaves out
-// what has ended.
+// follow appends to recent, and starts recent again where one is missing: the first read leaves out
+// revocations that have ended.
 func (f *feed) follow(list []delegation.Revocation) {
 	begin := 0
 	for i, v := range list {
@@ -80,14 +82,14 @@ func (f *feed) follow(list []delegation.Revocation) {
 	}
 }
 
-// forgetExpired forgets what has ended by ledger time, now and then.
+// forgetExpired forgets, from time to time, the revocations that have ended by ledger time.
 func (r *revocations) forgetExpired(at time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if since := at.Sub(r.forgotAt); since >= 0 && since < forgetEvery {
 		return
 	}
-	if r.forgotAt.IsZero() { // just read, without what had ended
+	if r.forgotAt.IsZero() { // just read, without those that had ended
 		r.forgotAt = at
 		return
 	}
@@ -108,7 +110,7 @@ func (r *revocations) forgetExpired(at time.Time) {
 	if n == len(old.live) {
 		return
 	}
-	next := *old // with its changed: nobody who waits for more has to look
+	next := *old // with the same changed: waiting readers need not wake
 	next.forgotten = end
 	next.live = make([]delegation.Revocation, 0, n)
 	for _, v := range old.live {
@@ -124,14 +126,14 @@ func after(list []delegation.Revocation, seq uint64) int {
 	return sort.Search(len(list), func(i int) bool { return list[i].Seq > seq })
 }
 
-// Events returns the tenant's revocations with numbers above after, in order and each following the
-// one before it, as far as this instance has seen them. complete is false if it cannot: the tenant
-// was not loaded yet, the memory does not reach back that far, or after is no number that this
-// instance knows, which may also be one it has not seen yet. Then Live has the answer. changed is
-// closed when there is more, also after complete was false; all who wait share it.
+// Events returns the tenant's revocations with numbers above seq that this instance has read, in
+// order, each following the one before it. complete is false if it cannot: the tenant is not
+// loaded, the memory does not reach back that far, or seq is not a number that this instance has
+// read (yet). Live then has the answer. changed is closed when there are more, also after complete
+// was false; all waiting callers share it.
 //
-// It answers from memory, without waiting for anybody. The events are shared with other callers and
-// must not be changed. From a closed ledger everything is zero.
+// It answers from memory and does not wait. The events are shared with other callers and must not
+// be changed. A closed ledger returns zero values.
 func (l *Ledger) Events(tenant string, seq uint64) (events []delegation.Revocation, complete bool, changed <-chan struct{}) {
 	s, err := l.sequencer(tenant)
 	if err != nil {
@@ -149,16 +151,17 @@ func (l *Ledger) Events(tenant string, seq uint64) (events []delegation.Revocati
 	return slices.Clip(f.recent[i:]), true, f.changed
 }
 
-// Live returns all of the tenant's live revocations in order, among them possibly some that ended
-// within the last minute, and the number up to which they are complete. They were read from memory
-// after that was brought up to date: they hold every revocation that was committed before the call.
-// The slice is shared with other callers and must not be changed.
+// Live returns all live revocations of the tenant in order, and the number up to which they are
+// complete. Some may have ended within the last minute. They come from memory that was brought up
+// to date after the call began, so they include every revocation that was committed before the
+// call. The slice is shared with other callers and must not be changed.
 func (l *Ledger) Live(ctx context.Context, tenant string) (live []delegation.Revocation, last uint64, err error) {
 	live, last, _, err = l.Snapshot(ctx, tenant)
 	return live, last, err
 }
 
-// Snapshot is Live with the time up to which revocations that have ended may be missing; zero: none is.
+// Snapshot is Live, with the time up to which revocations that have ended may be missing. Zero:
+// none is missing.
 func (l *Ledger) Snapshot(ctx context.Context, tenant string) (live []delegation.Revocation, last uint64, forgotten time.Time, err error) {
 	f, err := l.upToDate(ctx, tenant)
 	if err != nil {
@@ -167,8 +170,8 @@ func (l *Ledger) Snapshot(ctx context.Context, tenant string) (live []delegation
 	return slices.Clip(f.live), f.last, f.forgotten, nil
 }
 
-// Newest is LastRevocation with the ledger's time at that read: that of PostgreSQL's clock while this instance's agrees
-// with it.
+// Newest is LastRevocation with the ledger's time at that read, which is PostgreSQL's while this
+// instance's clock agrees with it.
 func (l *Ledger) Newest(ctx context.Context, tenant string) (last uint64, at time.Time, err error) {
 	s, err := l.sequencer(tenant)
 	if err == nil {
@@ -181,8 +184,8 @@ func (l *Ledger) Newest(ctx context.Context, tenant string) (last uint64, at tim
 }
 
 // LastRevocation returns the number of the tenant's newest revocation, 0 if there is none, from a
-// read of the database that began after the call; calls at the same time share a read. Set and
-// events are up to date when it returns.
+// read of the database that began after the call. Concurrent calls share a read. Set and events are
+// up to date when it returns.
 func (l *Ledger) LastRevocation(ctx context.Context, tenant string) (uint64, error) {
 	f, err := l.upToDate(ctx, tenant)
 	if err != nil {
@@ -191,7 +194,7 @@ func (l *Ledger) LastRevocation(ctx context.Context, tenant string) (uint64, err
 	return f.last, nil
 }
 
-// Skew is the tenant's in Config.Skews, or the default.
+// Skew is the tenant's value in Config.Skews, or the default.
 func (l *Ledger) Skew(tenant string) time.Duration {
 	if skew, configured := l.config.Skews[tenant]; configured {
 		return skew

@@ -15,8 +15,8 @@ import (
 	"deputy.example/deputy/server/internal/ledger/ledgertest"
 )
 
-// TestEventsFollowCommits has a revocation fail to be committed: nobody may be told of it, because
-// the number belongs to another one then.
+// TestEventsFollowCommits has a revocation fail to be committed. Verifiers must not receive it,
+// because the number belongs to another one then.
 func TestEventsFollowCommits(t *testing.T) {
 	f := &faults{}
 	l := openedWith(t, databases["sqlite"](t), patient, f.at)
@@ -36,7 +36,7 @@ func TestEventsFollowCommits(t *testing.T) {
 	default:
 	}
 	if told {
-		t.Error("watchers were told of what was never committed")
+		t.Error("watchers received a revocation that was never committed")
 	}
 }
 
@@ -303,7 +303,7 @@ func live(n int) []delegation.Revocation {
 	return list
 }
 
-// BenchmarkLongHistory loads a million live revocations, and says what they take in memory: the set
+// BenchmarkLongHistory loads a million live revocations, and measures their memory: the set
 // and everything that watchers, snapshots and the lists in Redis are made from.
 func BenchmarkLongHistory(b *testing.B) {
 	for _, kind := range []string{"sqlite", "postgres"} {

@@ -14,8 +14,8 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// Survey begins to find out what a revocation of the target kills. Its Count is of the time of this call,
-// whatever is recorded meanwhile, the revocation itself included.
+// Survey starts to count what a revocation of the target would revoke. Its Count is as of this
+// call, whatever is recorded afterwards, including the revocation itself.
 func (l *Ledger) Survey(ctx context.Context, tenant string, t delegation.Target) (*Survey, error) {
 	if err := checkTarget(delegation.Revocation{Target: t}); err != nil {
 		return nil, malformed(err)
@@ -31,9 +31,9 @@ func (l *Ledger) Survey(ctx context.Context, tenant string, t delegation.Target)
 	return s, nil
 }
 
-// SurveyOf begins to find out what a revocation has killed that this instance recorded: its Count is of the
-// moment before. It asks the database nothing. The Count ends with ErrTooMany where it would read more than a
-// fixed number of rows, so that its time does not grow with the number of live grants.
+// SurveyOf starts to count what a revocation that this instance recorded has revoked: its Count is
+// as of the moment before. It does not read the database. Count returns ErrTooMany if it would read
+// more than a fixed number of rows, so its time does not grow with the number of live grants.
 func (l *Ledger) SurveyOf(tenant string, r delegation.Revocation) (*Survey, error) {
 	s := newSurvey(l, tenant, r.Target, r.At)
 	q, err := l.sequencer(tenant)
@@ -46,14 +46,15 @@ func (l *Ledger) SurveyOf(tenant string, r delegation.Revocation) (*Survey, erro
 	return s, nil
 }
 
-// ErrTooMany is why a bounded Survey does not count: it kills, or would have to look at, too many.
+// ErrTooMany is returned where a bounded Survey would revoke, or have to read, too many tokens to
+// count.
 var ErrTooMany = errors.New("ledger: there is more to count than one answer waits for")
 
 func newSurvey(l *Ledger, tenant string, t delegation.Target, now time.Time) *Survey {
 	return &Survey{ledger: l, tenant: tenant, now: now, target: t, seed: maphash.MakeSeed(), chains: map[uint64]struct{}{}}
 }
 
-// Survey is one pass over those of a tenant's live grants that the target may hit.
+// Survey is one pass over the live grants of a tenant that the target may hit.
 type Survey struct {
 	ledger  *Ledger
 	tenant  string
@@ -61,16 +62,16 @@ type Survey struct {
 	target  delegation.Target
 	set     *delegation.RevocationSet // the target alone
 	before  []delegation.Revocation
-	dead    *delegation.RevocationSet // what was revoked before
-	head    uint64                    // grants with higher numbers came after the question
-	most    int                       // claims that are read, and as many rows of the index; 0: no bound
+	dead    *delegation.RevocationSet // revocations before it
+	head    uint64                    // grants with higher numbers were recorded after the question
+	most    int                       // bound of the claims that are read, and of the rows of the index; 0: none
 	stopped atomic.Bool
 
-	read   int // claims so far
+	read   int // claims read so far
 	hit    []uint64
 	tokens int
 	seed   maphash.Seed
-	chains map[uint64]struct{} // hashed: two in a million chains share one by a chance of one in 10⁷
+	chains map[uint64]struct{} // hashed: two in a million chains collide with a chance of one in 10⁷
 }
 
 const (
@@ -80,12 +81,14 @@ const (
 	claimsPage = 1000
 )
 
-// Count returns what Hits does. It may be called once.
+// Count returns the grants that the revocation hits and that were live before it: the oldest, at
+// most limit of them, with the number of all such tokens and of their chains. It may be called
+// once.
 //
-// It asks RevocationSet.Hit of the lineage in each grant's stored claims, so it cannot differ from what
-// becomes of them. Grants of a token, a chain, an agent or a subject are found by an index: that
-// takes some fifty microseconds for each. For a root token, a key and the tenant it reads all that is alive, at
-// some microseconds each. It reads page by page, within ctx, and holds no lock.
+// It applies RevocationSet.Hit to the lineage in each grant's stored claims, so its answer cannot
+// differ from what the revocation does. An index finds the grants of a token, a chain, an agent or
+// a subject, at some fifty microseconds for each. For a root token, a key and the tenant it reads
+// all live grants, at some microseconds each. It reads page by page, within ctx, and holds no lock.
 func (s *Survey) Count(ctx context.Context, limit int) (grants []*Entry, tokens, chains int, err error) {
 	err = s.run(ctx)
 	if errors.Is(err, ErrTooMany) {
@@ -100,8 +103,8 @@ func (s *Survey) Count(ctx context.Context, limit int) (grants []*Entry, tokens,
 	return grants, s.tokens, len(s.chains), nil
 }
 
-// Stop has a Count that runs give up between two pages: to break off a statement would cost PostgreSQL's
-// connection.
+// Stop makes a running Count return between two pages. Canceling a statement would cost
+// PostgreSQL's connection.
 func (s *Survey) Stop() { s.stopped.Store(true) }
 
 var errStopped = errors.New("the count was stopped")
@@ -132,13 +135,13 @@ func (s *Survey) run(ctx context.Context) error {
 		if err := s.indexed(ctx, Query{Actor: agent}, nil); err != nil {
 			return err
 		}
-		// It may be the subject of others, and is then no actor of theirs.
+		// The agent may be the subject of grants in which it is not an actor.
 		return s.indexed(ctx, Query{Subject: agent}, func(c delegation.Claims) bool { return !c.Act.Contains(agent) })
 	}
 	return s.scan(ctx)
 }
 
-// below judges a token and what was derived from it: whatever its chain has from it on.
+// below judges a token and its descendants: the part of its chain from it on.
 func (s *Survey) below(ctx context.Context) error {
 	origin, err := s.ledger.Entry(ctx, s.tenant, s.target.ID)
 	switch {
@@ -212,7 +215,8 @@ func (s *Survey) propose(ctx context.Context, w *walk) ([]uint64, error) {
 	return w.propose(ctx, entryPage)
 }
 
-// judge reads the claims of grants, and counts those that die and, where only is not nil, are so.
+// judge reads the claims of grants, and counts those that the target hits and for which only, where
+// it is not nil, returns true.
 func (s *Survey) judge(ctx context.Context, seqs []uint64, only func(delegation.Claims) bool) error {
 	if err := s.allows(len(seqs)); err != nil {
 		return err
@@ -233,7 +237,7 @@ func (s *Survey) judge(ctx context.Context, seqs []uint64, only func(delegation.
 	})
 }
 
-// allows refuses to read more claims than the bound allows, and notes them as read.
+// allows refuses to read more claims than the bound permits, and counts them as read.
 func (s *Survey) allows(more int) error {
 	if s.stopped.Load() {
 		return errStopped
@@ -244,7 +248,7 @@ func (s *Survey) allows(more int) error {
 	return nil
 }
 
-// count counts a live grant if it dies.
+// count counts a live grant if the target hits it.
 func (s *Survey) count(seq uint64, raw []byte, only func(delegation.Claims) bool) error {
 	claims, err := delegation.DecodeClaims(raw)
 	if err != nil {
@@ -262,7 +266,7 @@ func (s *Survey) count(seq uint64, raw []byte, only func(delegation.Claims) bool
 	return nil
 }
 
-// scan looks at all that is alive.
+// scan reads all live grants.
 func (s *Survey) scan(ctx context.Context) error {
 	for after, more := uint64(0), true; more; {
 		if err := s.allows(0); err != nil {
@@ -280,7 +284,7 @@ func (s *Survey) scan(ctx context.Context) error {
 	return nil
 }
 
-// list returns the oldest of the grants that die.
+// list returns the oldest of the grants that are hit.
 func (s *Survey) list(ctx context.Context, limit int) (grants []*Entry, err error) {
 	slices.Sort(s.hit)
 	for chunk := range slices.Chunk(s.hit[:min(len(s.hit), limit)], entryPage) {
@@ -306,7 +310,7 @@ func (l *Ledger) headSeq(ctx context.Context, tenant string) (seq uint64, err er
 	return seq, err
 }
 
-// livePage gives f the claims of the next grants with numbers from after+1 to upTo that are alive at
+// livePage gives f the claims of the next grants with numbers from after+1 to upTo that are live at
 // now, in order, and returns the number of the last one. f must not keep the bytes.
 func (l *Ledger) livePage(ctx context.Context, tenant string, after, upTo uint64, now time.Time, f func(seq uint64, claims []byte) error) (last uint64, more bool, err error) {
 	found, err := l.store.query(ctx, sqlClaims, tenant, int64(after), int64(upTo), micros(now), int64(claimsPage))
@@ -325,8 +329,8 @@ func (l *Ledger) livePage(ctx context.Context, tenant string, after, upTo uint64
 	return last, n == claimsPage, err
 }
 
-// mentions is false only for claims that cannot hold the target's name: JSON without an escape holds
-// every string as it is. To search is ten times faster than to decode.
+// mentions is false only for claims that cannot hold the target's name: JSON without an escape
+// holds every string as it is. A search is ten times faster than decoding.
 func (s *Survey) mentions(claims []byte) bool {
 	return bytes.Contains(claims, []byte(s.target.ID)) || bytes.IndexByte(claims, '\\') >= 0
 }

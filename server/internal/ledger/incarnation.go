@@ -12,37 +12,39 @@ import (
 	"time"
 )
 
-// Incarnation names one continuous life of a ledger. A database that was restored, or that another server went on
-// with, is another incarnation once an operator has recovered it or a failover was taken over.
+// Incarnation names one continuous life of a ledger. A restored database, or one that another
+// server continues, becomes another incarnation when an operator recovers it or a failover is taken
+// over.
 type Incarnation struct {
 	Number    uint64 // 0 at first; the higher one counts
-	ID        string // drawn at random for each number: two of the same number are two ledgers
-	Recovered uint64 // Number of the newest recovery: what is older was judged by it
+	ID        string // drawn at random for each number: ledgers with the same number differ in it
+	Recovered uint64 // Number of the newest recovery: it judged everything older
 }
 
-// ErrDoubt is why a ledger is not believed: it lost entries, it is another one than this process knew, or nobody knows
-// whether it lost any. Only a recovery ends it (Recover).
+// ErrDoubt is why a ledger is refused: it lost entries, it is not the one in this process's memory,
+// or it is unknown whether it lost any. Only a recovery ends it (Recover).
 var ErrDoubt = errors.New("the ledger may have lost what it acknowledged: fence all other databases, then run \"deputyd ledger recover\"")
 
 var (
 	errStandby = errors.New("PostgreSQL is in recovery: this is a standby, which answers late; name the primary in database.dsn")
-	errRenewed = errors.New("the ledger has another incarnation than this process knew: its memory is made anew")
+	errRenewed = errors.New("the ledger has an incarnation that is new to this process; its memory is rebuilt")
 )
 
 const (
 	// beatEvery is the pace of probes, each of which is one small durable write.
 	beatEvery = time.Second
-	// provenFor is for how long a durable write shows that this is the ledger that still takes writes.
+	// provenFor is for how long a durable write proves that this is the ledger that still takes
+	// writes.
 	provenFor = 2 * time.Second
 )
 
-// life is what this process knows of the incarnation.
+// life is what this process has read of the incarnation.
 type life struct {
 	mu      sync.Mutex
 	known   bool
 	row     incarnation
-	doubt   error          // why the ledger must not be believed; nil: nothing
-	proven  *time.Duration // when the newest successful probe began, by the clock that runs in suspend too; nil: the newest one failed
+	doubt   error          // why the ledger is refused; nil: it is not
+	proven  *time.Duration // start of the newest successful probe, by the clock that runs in suspend too; nil: the newest one failed
 	probing *read          // under way, or nil
 }
 
@@ -62,7 +64,7 @@ type physical struct {
 	synchronous bool   // commits wait for a standby
 }
 
-// same says whether both are one server on one timeline, as far as either is known.
+// same reports whether both are one server on one timeline, as far as either is known.
 func (p physical) same(q physical) bool {
 	return (p.system == "" || q.system == "" || p.system == q.system) && (p.timeline == 0 || q.timeline == 0 || p.timeline == q.timeline)
 }
@@ -72,11 +74,12 @@ const (
 	sqlBeat        = `UPDATE incarnation SET beat = beat + 1, system = $3, timeline = $4, synchronous = $5 WHERE number = $1 AND id = $2 AND doubt = ''`
 	sqlBegin       = `UPDATE incarnation SET beat = beat + 1, number = $3, id = $4, recovered = $5, system = $6, timeline = $7, synchronous = $8, doubt = ''
 		WHERE number = $1 AND id = $2`
-	// A recovery gives a higher number: what is known of the incarnation before it is no doubt of the recovered one.
+	// A recovery gives a higher number. A doubt about an earlier incarnation does not apply to the
+	// recovered one.
 	sqlDoubt = `UPDATE incarnation SET doubt = $1 WHERE doubt = '' AND number <= $2`
 )
 
-// Incarnation is that which this process knows; the error says why the ledger is not believed.
+// Incarnation returns the one that this process knows. The error is why the ledger is refused.
 func (l *Ledger) Incarnation() (Incarnation, error) {
 	l.life.mu.Lock()
 	defer l.life.mu.Unlock()
@@ -89,16 +92,17 @@ func (l *Ledger) lifeRow() (known bool, row incarnation) {
 	return l.life.known, l.life.row
 }
 
-// unproven has the next question about the ledger probe it.
+// unproven makes the next Sound probe the database.
 func (l *Ledger) unproven() {
 	l.life.mu.Lock()
 	defer l.life.mu.Unlock()
 	l.life.proven = nil
 }
 
-// Sound says whether the ledger may be believed: it took a durable write within the last two seconds, is no standby,
-// and is the incarnation that this process knows, of which nothing is known to be lost. The error is unavailable.
-// Where Beat runs it answers from memory, otherwise it writes when the newest write is too old.
+// Sound returns nil if the ledger may serve: it took a durable write within the last two seconds,
+// is no standby, and is the incarnation that this process knows, of which no loss is known.
+// Otherwise the error is unavailable. While Beat runs, Sound answers from memory; otherwise it
+// writes when the newest write is too old.
 func (l *Ledger) Sound(ctx context.Context) error {
 	l.life.mu.Lock()
 	doubt, recent := l.life.doubt, l.life.proven != nil && l.config.Clock.Elapsed()-*l.life.proven < provenFor
@@ -112,7 +116,8 @@ func (l *Ledger) Sound(ctx context.Context) error {
 	return l.probe(ctx)
 }
 
-// Beat probes the ledger once a second until ctx ends, and returns nil then. Each probe is a small durable write.
+// Beat probes the ledger once a second until ctx ends, and returns nil then. Each probe is a small
+// durable write.
 func (l *Ledger) Beat(ctx context.Context) error {
 	tick := time.NewTicker(beatEvery)
 	defer tick.Stop()
@@ -124,7 +129,7 @@ func (l *Ledger) Beat(ctx context.Context) error {
 		}
 		if (err != nil) != failing {
 			failing = err != nil
-			l.config.Logger.Error("ledger: probe", "failing", failing, "error", errors.Unwrap(err))
+			l.config.Logger.Error("ledger probe", "failing", failing, "error", errors.Unwrap(err))
 		}
 		select {
 		case <-tick.C:
@@ -137,7 +142,7 @@ func (l *Ledger) Beat(ctx context.Context) error {
 // Probe probes the ledger now, as Beat does.
 func (l *Ledger) Probe(ctx context.Context) error { return l.probe(ctx) }
 
-// probe writes, and shares the outcome with all who come meanwhile.
+// probe writes, and shares the outcome with all callers that arrive meanwhile.
 func (l *Ledger) probe(ctx context.Context) error {
 	l.life.mu.Lock()
 	mine := l.life.probing
@@ -182,7 +187,8 @@ func (l *Ledger) probeOnce(r *read) {
 	close(r.done)
 }
 
-// beat reads what the ledger is, and writes only if that is what this process knows or may take over.
+// beat reads what the ledger is. It writes only if that is what this process knows or may take
+// over.
 func (l *Ledger) beat(ctx context.Context) (row incarnation, err error) {
 	err = l.store.change(ctx, func(db changer) error {
 		now, err := l.store.physical(ctx, db)
@@ -213,7 +219,8 @@ func (l *Ledger) beat(ctx context.Context) (row incarnation, err error) {
 	return row, err
 }
 
-// keepIncarnation writes next in the place of row, or only that the row is still there.
+// keepIncarnation writes next in the place of row, or confirms by a write that the row is still
+// there.
 func (l *Ledger) keepIncarnation(ctx context.Context, db changer, row *incarnation, next incarnation) error {
 	before := *row
 	sql, args := sqlBeat, []any{int64(before.Number), before.ID, next.system, next.timeline, flag(next.synchronous)}
@@ -230,8 +237,9 @@ func (l *Ledger) keepIncarnation(ctx context.Context, db changer, row *incarnati
 	return err
 }
 
-// judge holds the row to what this process knows, and the server below it to the row. It returns the row as it shall
-// be: that of the next incarnation where another server went on with the ledger and nothing can be missing.
+// judge compares the row with what this process knows, and the server below it with the row. It
+// returns the row to write: that of the next incarnation if another server continues the ledger and
+// nothing can be missing.
 func (l *Ledger) judge(row incarnation, now physical) (incarnation, error) {
 	l.life.mu.Lock()
 	known, mine := l.life.known, l.life.row
@@ -255,7 +263,7 @@ func (l *Ledger) judge(row incarnation, now physical) (incarnation, error) {
 	case known && row.Number == mine.Number && row.ID != mine.ID:
 		return doubt("another ledger of incarnation %d was here before", row.Number)
 	case known && row.Number == mine.Number && row.beat < mine.beat:
-		return doubt("this process made write %d, the database knows %d", mine.beat, row.beat)
+		return doubt("this process made write %d, but the database has %d", mine.beat, row.beat)
 	case row.ID == "" || row.physical.same(now):
 		return next, nil
 	case row.system != "" && now.system != "" && row.system != now.system:
@@ -267,11 +275,11 @@ func (l *Ledger) judge(row incarnation, now physical) (incarnation, error) {
 	return next, nil
 }
 
-// follow takes what the row says for what is known. What was recovered since is read again.
+// follow adopts the row as what is known. What a recovery changed since is read again.
 func (l *Ledger) follow(row incarnation) {
 	known, before := l.lifeRow()
 	if known && row.Recovered > before.Number {
-		l.forgetAll() // first: nothing of the former incarnation is compared with the next one
+		l.forgetAll() // first: entries of the former incarnation must not be compared with the next one
 	}
 	l.life.mu.Lock()
 	if !known || row.Number != before.Number || row.beat > before.beat {
@@ -285,7 +293,8 @@ func (l *Ledger) follow(row incarnation) {
 	l.config.Logger.Warn("ledger: another incarnation", "number", row.Number, "before", before.Number, "recovered", row.Recovered, "timeline", row.timeline)
 }
 
-// forgetAll has every tenant read again: what was known is of an incarnation that was given up.
+// forgetAll makes every tenant read again, because what is in memory belongs to an incarnation that
+// was given up.
 func (l *Ledger) forgetAll() {
 	l.mu.Lock()
 	old := l.tenants
@@ -297,14 +306,14 @@ func (l *Ledger) forgetAll() {
 	}
 }
 
-// Doubt refuses the ledger until it is recovered, here and at all instances on this database. The cause is
-// for operators. What is doubted already keeps its first cause.
+// Doubt refuses the ledger until it is recovered, here and at all instances on this database. The
+// cause is for operators. A ledger in doubt keeps its first cause.
 func (l *Ledger) Doubt(ctx context.Context, cause error) {
 	_, mine := l.lifeRow()
 	l.doubt(ctx, mine, cause)
 }
 
-// doubt is Doubt of the incarnation that the cause was found in, and of no later one.
+// doubt is Doubt of the incarnation in which the cause was found, and of no later one.
 func (l *Ledger) doubt(ctx context.Context, of incarnation, cause error) {
 	if !errors.Is(cause, ErrDoubt) {
 		cause = fmt.Errorf("%w: %w", ErrDoubt, cause)
@@ -325,7 +334,7 @@ func (l *Ledger) doubt(ctx context.Context, of incarnation, cause error) {
 	if !first {
 		return
 	}
-	l.config.Logger.Error("ledger: not believed any more", "cause", cause)
+	l.config.Logger.Error("ledger in doubt", "cause", cause)
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.config.attempt())
 	defer cancel()
 	reason, _ := strings.CutPrefix(cause.Error(), ErrDoubt.Error()+": ")
@@ -333,8 +342,8 @@ func (l *Ledger) doubt(ctx context.Context, of incarnation, cause error) {
 		_, err := db.change(ctx, sqlDoubt, cleanDetail(reason), number)
 		return err
 	})
-	if err != nil { // this process refuses all the same, and each one that knows as much
-		l.config.Logger.Error("ledger: the doubt could not be written", "error", err)
+	if err != nil { // this process refuses all the same, and so does every other one that finds the cause
+		l.config.Logger.Error("ledger doubt not written", "error", err)
 	}
 }
 
@@ -344,19 +353,19 @@ type memory struct {
 	leaf digest
 }
 
-// sqlMemory says what became of an entry that was known: its leaf, or how far entries were dropped for their age. It also
-// returns since when what is issued is of this incarnation.
+// sqlMemory returns what became of a known entry: its leaf, or how far entries were dropped for
+// their age. It also returns the time from which tokens are of this incarnation.
 const sqlMemory = `SELECT i.number, i.id, i.doubt, coalesce((SELECT e.leaf FROM entries e WHERE e.tenant = $1 AND e.seq = $2), ''),
 	coalesce((SELECT r.through FROM retention r WHERE r.tenant = $1), 0),
 	coalesce((SELECT c.since FROM recoveries c WHERE c.tenant = $1 ORDER BY c.number DESC LIMIT 1), 0) FROM incarnation i`
 
-// sqlConfirm finds a row if the answer to sqlMemory would be that of nearly every transaction: this
-// is the incarnation that was known, it is not doubted, no recovery came before it, and the entry
-// that was known is there.
+// sqlConfirm returns a row if sqlMemory would give the answer of nearly every transaction: this is
+// the known incarnation, it is not in doubt, no recovery came before it, and the known entry is
+// there.
 const sqlConfirm = `SELECT 1 FROM incarnation i WHERE i.number = $3 AND i.id = $4 AND i.recovered = 0 AND i.doubt = ''
 	AND ($2 = 0 OR EXISTS (SELECT 1 FROM entries e WHERE e.tenant = $1 AND e.seq = $2 AND e.leaf = $5))`
 
-// witness is what sqlMemory found.
+// witness is the answer of sqlMemory.
 type witness struct {
 	number  uint64
 	id      string
@@ -370,7 +379,7 @@ func (w *witness) fields() []any {
 	return []any{&w.number, &w.id, &w.doubt, &w.leaf, &w.dropped, &w.since}
 }
 
-// confirmable reports whether sqlConfirm can have an answer: otherwise sqlMemory is asked at once.
+// confirmable reports whether sqlConfirm can have an answer. Otherwise sqlMemory is needed at once.
 func (q *questions) confirmable() bool { return q.life.ID != "" && q.life.Recovered == 0 }
 
 // confirm returns the arguments of sqlConfirm.
@@ -378,12 +387,12 @@ func (q *questions) confirm(tenant string) []any {
 	return []any{tenant, int64(q.known.seq), int64(q.life.Number), q.life.ID, q.known.leaf[:]}
 }
 
-// confirmed is what sqlMemory would have found where sqlConfirm found a row.
+// confirmed is what sqlMemory would have returned where sqlConfirm returned a row.
 func (q *questions) confirmed() witness {
 	return witness{number: q.life.Number, id: q.life.ID, leaf: q.known.leaf[:]}
 }
 
-// confirms says whether the ledger has the entry that was known.
+// confirms requires that the ledger has the known entry.
 func (w *witness) confirms(m memory) error {
 	switch {
 	case m.seq == 0 || string(w.leaf) == string(m.leaf[:]), len(w.leaf) == 0 && m.seq <= w.dropped:
@@ -391,11 +400,12 @@ func (w *witness) confirms(m memory) error {
 	case len(w.leaf) == 0:
 		return fmt.Errorf("%w: entry %d was acknowledged and is missing", ErrDoubt, m.seq)
 	}
-	return fmt.Errorf("%w: entry %d is another one than was acknowledged", ErrDoubt, m.seq)
+	return fmt.Errorf("%w: entry %d differs from the acknowledged one", ErrDoubt, m.seq)
 }
 
-// remembered holds the ledger to what this process knows of it, where there is a reason to: the database was away, is
-// doubted, or another server goes on with it. What a recovery gave up is not asked for.
+// remembered compares the ledger with the entries that this process knows, where there is a reason
+// to: the database was away, is in doubt, or another server continues it. Entries that a recovery
+// gave up are not required.
 func (l *Ledger) remembered(ctx context.Context, db querier, next incarnation) error {
 	l.life.mu.Lock()
 	mine, settled := l.life.row, l.life.doubt == nil && l.life.proven != nil
@@ -432,8 +442,8 @@ func (l *Ledger) holds(ctx context.Context, db querier, tenant string, m memory)
 	return nil
 }
 
-// Holds says whether the ledger has the entry with this leaf, or dropped it for its age. The error is ErrDoubt where it
-// has not, otherwise unavailable.
+// Holds requires that the ledger has the entry with this leaf, or dropped it for its age. Otherwise
+// the error is ErrDoubt, or unavailable if the database does not answer.
 func (l *Ledger) Holds(ctx context.Context, tenant string, seq uint64, leaf [32]byte) error {
 	ctx, cancel := context.WithTimeout(ctx, l.config.attempt())
 	defer cancel()
@@ -444,8 +454,8 @@ func (l *Ledger) Holds(ctx context.Context, tenant string, seq uint64, leaf [32]
 	return err
 }
 
-// KnownHead is the highest number of an entry that this process saw in the tenant's ledger. After Revocations with
-// fresh, no number above it was given before that call.
+// KnownHead is the highest number of an entry that this process saw in the tenant's ledger. After
+// Revocations with fresh, no number above it was given before that call.
 func (l *Ledger) KnownHead(tenant string) uint64 {
 	s, err := l.sequencer(tenant)
 	if err != nil {
@@ -462,7 +472,8 @@ type Tip struct {
 
 const sqlTips = `SELECT h.tenant, h.seq, coalesce(e.leaf, '') FROM heads h LEFT JOIN entries e ON e.tenant = h.tenant AND e.seq = h.seq WHERE h.tenant`
 
-// Tips reads the newest entries of the tenants in one statement. A tenant that has none is not among them.
+// Tips reads the newest entries of the tenants in one statement. Tenants without entries are left
+// out.
 func (l *Ledger) Tips(ctx context.Context, tenants ...string) (map[string]Tip, error) {
 	ctx, cancel := context.WithTimeout(ctx, l.config.attempt())
 	defer cancel()
@@ -478,7 +489,7 @@ func (l *Ledger) Tips(ctx context.Context, tenants ...string) (map[string]Tip, e
 		if err := found.Scan(&tenant, &tip.Seq, &leaf); err != nil {
 			return err
 		}
-		copy(tip.Leaf[:], leaf) // an entry that is missing, or was dropped, has none
+		copy(tip.Leaf[:], leaf) // an entry that is missing or was dropped has no leaf
 		tips[tenant] = tip
 		return nil
 	})

@@ -7,15 +7,16 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// A file is no server: what it was copied from cannot be told from it.
+// A file cannot be distinguished from a copy of it.
 func (st *sqliteStore) physical(context.Context, querier) (physical, error) { return physical{}, nil }
 
 func (st *sqliteStore) below() physical { return physical{} }
 
-// The transaction has the one lock that there is.
+// The transaction has the only lock.
 func (st *sqliteStore) touch(context.Context, changer) error { return nil }
 
-// pgTouch takes what INSERT and UPDATE take: a locked table fails the probe, as it fails an append.
+// pgTouch takes the locks that INSERT and UPDATE take, so a locked table fails the probe as it
+// fails an append.
 const pgTouch = `LOCK TABLE heads, entries, tree_nodes, claims, single_uses, idempotency_keys IN ROW EXCLUSIVE MODE`
 
 func (st *postgresStore) touch(ctx context.Context, db changer) error {
@@ -44,7 +45,8 @@ func (st *postgresStore) meet(ctx context.Context, conn *pgx.Conn) error {
 	return err
 }
 
-// renew closes the idle connections now and the busy ones when they are given back: they may be to a server that was given up.
+// renew closes idle connections now, and busy ones when they are released: they may lead to a
+// server that was given up.
 func (st *postgresStore) renew() {
 	if pool := st.opened.Load(); pool != nil {
 		pool.Reset()
@@ -54,7 +56,8 @@ func (st *postgresStore) renew() {
 func (st *sqliteStore) renew() {}
 
 const (
-	// A primary's timeline is in the name of the file that it writes; a standby's is another one's.
+	// A primary's timeline is in the name of the file that it writes. A standby's file belongs to
+	// another server.
 	pgServer = `SELECT pg_is_in_recovery(), current_setting('synchronous_standby_names') <> '',
 		has_function_privilege('pg_control_system()', 'execute'),
 		CASE WHEN pg_is_in_recovery() THEN 0 ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::bigint END`
@@ -71,7 +74,7 @@ func (st *postgresStore) physical(ctx context.Context, db querier) (now physical
 		})
 	}
 	if err == nil && rows != 1 {
-		err = errors.New("PostgreSQL does not say what server it is")
+		err = errors.New("PostgreSQL did not return what server it is")
 	}
 	if err != nil || !readable {
 		return now, err

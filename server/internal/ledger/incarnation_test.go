@@ -38,7 +38,8 @@ func appended(t *testing.T, l *ledger.Ledger, n int) (last ledger.Receipt) {
 	return last
 }
 
-// lost are ways in which a database turns out not to be the one that this process appended five entries to.
+// lost are ways in which a database turns out not to be the one that this process appended five
+// entries to.
 var lost = map[string][]string{
 	"the tail is missing": {
 		`DELETE FROM entries WHERE seq > 3`, `UPDATE heads SET seq = 3, tree_size = 3, tree = (SELECT tree FROM kept)`,
@@ -50,8 +51,8 @@ var lost = map[string][]string{
 	"another instance's doubt":     {`UPDATE incarnation SET doubt = 'it is in doubt'`},
 }
 
-// TestLostIsDoubted: what was acknowledged and is gone is noticed, by every instance from then on and after every restart,
-// and only a recovery ends it. Instances then go on by themselves.
+// TestLostIsDoubted: what was acknowledged and is gone is noticed, by every instance from then on
+// and after every restart, and only a recovery ends it. Instances then go on by themselves.
 func TestLostIsDoubted(t *testing.T) {
 	for name, harm := range lost {
 		t.Run(name, func(t *testing.T) {
@@ -342,7 +343,8 @@ func TestStandbysAndFailovers(t *testing.T) {
 	if again := appended(t, next, 1); again.Seq != r.Seq+1 {
 		t.Errorf("entry %d follows %d", again.Seq, r.Seq)
 	}
-	// The former primary lives on, and no operator fenced it: it waits for a standby that is gone, so it proves nothing.
+	// The former primary lives on, and no operator fenced it: it waits for a standby that is gone,
+	// so it proves nothing.
 	short := opened(t, primary.DSN, ledger.Config{Timeout: 600 * time.Millisecond})
 	if err := short.Sound(t.Context()); err == nil {
 		t.Error("the former primary is believed")
@@ -365,8 +367,9 @@ func TestStandbysAndFailovers(t *testing.T) {
 	}
 }
 
-// TestRecoveryIsNotDoubtedAgain: memory of the incarnation that was given up is no evidence against the recovered one,
-// neither before this process learns of the recovery nor in a read that waited meanwhile.
+// TestRecoveryIsNotDoubtedAgain: memory of the incarnation that was given up is no evidence against
+// the recovered one, neither before this process learns of the recovery nor in a read that waited
+// meanwhile.
 func TestRecoveryIsNotDoubtedAgain(t *testing.T) {
 	for _, adopted := range []bool{false, true} {
 		t.Run(fmt.Sprintf("adopted %v", adopted), func(t *testing.T) {
@@ -405,8 +408,8 @@ func TestRecoveryIsNotDoubtedAgain(t *testing.T) {
 	}
 }
 
-// TestOldUsesAreRefusedAfterARecovery: what was spent in the ledger that was given up is not known, so what is older
-// than the recovery is refused, unless nothing was lost.
+// TestOldUsesAreRefusedAfterARecovery: what was spent in the ledger that was given up is not known,
+// so what is older than the recovery is refused, unless nothing was lost.
 func TestOldUsesAreRefusedAfterARecovery(t *testing.T) {
 	for _, intact := range []bool{false, true} {
 		t.Run(fmt.Sprint("intact ", intact), func(t *testing.T) {

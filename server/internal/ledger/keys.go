@@ -7,11 +7,11 @@ import (
 	"deputy.example/deputy/server/internal/vault"
 )
 
-// A Ledger is the vault.Store: the managed keys stand beside the entries because this database is the one
-// place that all instances share and may believe.
+// A Ledger is the vault.Store. The managed keys are stored beside the entries, because this
+// database is the one place that all instances share and trust.
 var _ vault.Store = (*Ledger)(nil)
 
-// SealedKeys reads the whole table in one statement: a few keys for each tenant.
+// SealedKeys reads the whole table in one statement. Each tenant has a few keys.
 func (l *Ledger) SealedKeys(ctx context.Context) ([]vault.Row, error) {
 	ctx, cancel := context.WithTimeout(ctx, l.config.attempt())
 	defer cancel()
@@ -38,7 +38,7 @@ func (l *Ledger) SealedKeys(ctx context.Context) ([]vault.Row, error) {
 	return list, nil
 }
 
-// AddSealedKey leaves it to the unique number which of several instances adds the next key.
+// AddSealedKey relies on the unique number to decide which of several instances adds the next key.
 func (l *Ledger) AddSealedKey(ctx context.Context, r vault.Row) (bool, error) {
 	return l.changeKeys(ctx, `INSERT INTO managed_keys
 		(tenant, purpose, number, kid, algorithm, published, signs_from, lifetime, retired, sealed, sealed_by)
@@ -55,8 +55,8 @@ func (l *Ledger) AmendSealedKey(ctx context.Context, before, after vault.Row) (b
 		before.Lifetime.Microseconds(), before.Sealed, before.SealedBy)
 }
 
-// RetireSealedKey asks for a later key, and not just for another one: so the last one always stays, however
-// many are retired at once.
+// RetireSealedKey requires a later key, not just another one. The last key therefore always stays,
+// however many are retired at the same time.
 func (l *Ledger) RetireSealedKey(ctx context.Context, r vault.Row, at time.Time) (bool, error) {
 	return l.changeKeys(ctx, `UPDATE managed_keys SET retired = $4, sealed = $5
 		WHERE tenant = $1 AND purpose = $2 AND number = $3 AND retired = 0 AND (signs_from > $4 OR EXISTS (
@@ -65,7 +65,7 @@ func (l *Ledger) RetireSealedKey(ctx context.Context, r vault.Row, at time.Time)
 		r.Tenant, string(r.Use), int64(r.Number), micros(at), []byte{})
 }
 
-// changeKeys changes one key and says whether it did.
+// changeKeys changes one key and returns whether it did.
 func (l *Ledger) changeKeys(ctx context.Context, sql string, args ...any) (changed bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, l.config.attempt())
 	defer cancel()

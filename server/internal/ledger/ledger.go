@@ -1,15 +1,15 @@
-// Package ledger is Deputy's durable truth: the record of every grant, refusal, check, void and
-// revocation, numbered without gaps within each tenant, in SQLite or PostgreSQL.
+// Package ledger is Deputy's durable record of every grant, refusal, check, void and revocation,
+// numbered without gaps within each tenant, in SQLite or PostgreSQL.
 //
-// It owns the order of things. An entry's number is its place in the order of commits, across all
-// instances on one database, and a grant is recorded only if no revocation before it hits the
-// grant's lineage, its idempotency key is free and its single uses are new: all decided inside the
-// transaction that appends, under the lock of the tenant's head. It also owns the canonical bytes
-// that will be proven to outsiders (docs/ledger.md).
+// It owns the order of events. An entry's number is its place in the order of commits, across all
+// instances on one database. A grant is recorded only if no earlier revocation hits its lineage,
+// its idempotency key is free and its single uses are new. All of this is decided inside the
+// transaction that appends, under the lock of the tenant's head. The package also owns the
+// canonical bytes that are proven to outsiders (docs/ledger.md).
 //
-// It must not know of tokens, signatures, policy or Redis: claims are bytes to it, except for the
-// few members that say what a revocation can hit. Nothing secret reaches it but private keys that were
-// sealed under a key that it does not know, so nothing secret can be read from it.
+// It must not depend on tokens, signatures, policy or Redis. Claims are bytes to it, except for the
+// few members that a revocation can hit. It receives no secrets except private keys that are sealed
+// under a key that it does not have, so no secret can be read from it.
 package ledger
 
 import (
@@ -33,26 +33,26 @@ import (
 // ErrNotFound is returned where the tenant has no such entry.
 var ErrNotFound = errors.New("ledger: no such entry")
 
-// Config is everything that may be left at its zero value.
+// Config holds options. The zero value of each one is usable.
 type Config struct {
-	// Clock judges what time it is. nil: a clock of the ledger's own, by the clocks of this machine and of PostgreSQL, or
-	// by Now alone where that is set.
+	// Clock is the source of ledger time. nil: a clock of the ledger's own, from the clocks of this
+	// machine and of PostgreSQL, or from Now alone where that is set.
 	Clock      *clock.Clock
 	Now        func() time.Time      // for tools that record another time; not beside Clock. nil: Clock's
 	Rand       io.Reader             // salts and batch marks; nil: crypto/rand.Reader
 	Logger     *slog.Logger          // nil: discards
 	Registerer prometheus.Registerer // nil: no metrics
 
-	// Skews is, by tenant, how far the clocks of issuers of root tokens may be ahead: a cut-off also hits a root token that
-	// was issued so long after it. Default 30 s.
+	// Skews is, by tenant, how far the clocks of issuers of root tokens may be ahead. A cut-off
+	// also hits a root token that was issued that long after it. Default 30 s.
 	Skews map[string]time.Duration
-	// Timeout bounds one transaction including the time to find out what became of it; Append
-	// answers within this and a quarter of a second. Default 1.5 s.
+	// Timeout bounds one transaction, including the time to find out its outcome. Append returns
+	// within this and a quarter of a second. Default 1.5 s.
 	Timeout  time.Duration
 	MaxBatch int // drafts in one transaction. Default 256
-	MaxQueue int // drafts of one tenant that wait; more are refused as unavailable. Default 4096
+	MaxQueue int // waiting drafts of one tenant; more are refused as unavailable. Default 4096
 
-	Retention map[string]Retention // by tenant; what Maintain forgets. Default nothing
+	Retention map[string]Retention // by tenant; what Maintain removes. Default nothing
 }
 
 func (c Config) withDefaults() Config {
@@ -81,10 +81,11 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// attempt is the part of Timeout for the transaction itself; the rest is for finding out.
+// attempt is the part of Timeout for the transaction itself. The rest is for finding out its
+// outcome.
 func (c Config) attempt() time.Duration { return c.Timeout * 2 / 3 }
 
-// Ledger is one instance's access to the ledger. It is safe for concurrent use; any number of
+// Ledger is one instance's access to the ledger. It is safe for concurrent use. Any number of
 // instances may share a database.
 type Ledger struct {
 	config  Config
@@ -93,7 +94,7 @@ type Ledger struct {
 	lost    lostBlocks
 	life    life
 
-	recovering bool // nothing is doubted: this is the recovery
+	recovering bool // no doubt is raised: this process recovers the ledger
 
 	mu      sync.Mutex
 	tenants map[string]*sequencer
@@ -102,8 +103,8 @@ type Ledger struct {
 }
 
 // Open connects to a migrated database: "sqlite:///var/lib/deputy/ledger.db" or
-// "postgres://user@host/database". It refuses a schema that is not the one this program was built
-// for, and settings under which a commit could be lost.
+// "postgres://user@host/database". It refuses a schema that this program was not built for, and
+// settings under which a commit could be lost.
 func Open(ctx context.Context, dsn string, config Config) (*Ledger, error) {
 	config = config.withDefaults()
 	m, err := newMetrics(config.Registerer)
@@ -122,8 +123,8 @@ func Open(ctx context.Context, dsn string, config Config) (*Ledger, error) {
 	if err != nil {
 		return nil, fmt.Errorf("ledger: %w", err)
 	}
-	// A ledger that is doubted is opened all the same: it is read, and refuses to be believed. What else keeps the
-	// first probe from an answer is asked again before anything is appended.
+	// A ledger in doubt is opened all the same: it can be read, and refuses to serve. Any other
+	// failure of the first probe is tried again before anything is appended.
 	if err := l.probe(ctx); errors.Is(err, errStandby) {
 		return nil, errors.Join(fmt.Errorf("ledger: %w", errStandby), l.Close())
 	}
@@ -154,8 +155,8 @@ func isPostgres(dsn string) bool {
 	return strings.HasPrefix(dsn, "postgres://") || strings.HasPrefix(dsn, "postgresql://")
 }
 
-// Close refuses further drafts, waits until those that are queued are decided, and disconnects. Closing
-// again does nothing.
+// Close refuses further drafts, waits until the queued ones are decided, and disconnects. A second
+// call does nothing.
 func (l *Ledger) Close() error {
 	l.mu.Lock()
 	again := l.closed
@@ -168,7 +169,8 @@ func (l *Ledger) Close() error {
 	return l.store.close()
 }
 
-// Ready says whether the database answers, and whether tenants can append for whom that failed the last time.
+// Ready reports whether the database answers, and whether the tenants whose last append failed can
+// append again.
 func (l *Ledger) Ready(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, l.config.attempt())
 	defer cancel()
@@ -184,7 +186,7 @@ func (l *Ledger) Ready(ctx context.Context) error {
 	}
 	l.mu.Unlock()
 	for _, tenant := range failing {
-		// Nothing to write: it takes the lock of the head, and gives it back.
+		// There is nothing to write: this takes the lock of the head and releases it.
 		if _, err := l.submit(ctx, tenant, &item{done: make(chan struct{})}); err != nil {
 			return err
 		}
@@ -192,24 +194,24 @@ func (l *Ledger) Ready(ctx context.Context) error {
 	return nil
 }
 
-// Result is what became of one draft.
+// Result is the outcome of one draft.
 type Result struct {
 	Receipt Receipt
 	Err     error
 }
 
-// AppendAll records the drafts of one call in one transaction and returns once it is durable, with a
-// Result for each draft. An error is always a *delegation.Error: with Receipt.Seq set, the
-// transaction refused the draft and recorded that refusal; without, the entry was not recorded, or
-// (reason unavailable) nobody could find out in time. Only a nil error allows a token to be signed.
+// AppendAll records the drafts of one call in one transaction and returns once it is durable, with
+// a Result for each draft. An error is always a *delegation.Error. If Receipt.Seq is set, the
+// transaction refused the draft and recorded that refusal. Otherwise the entry was not recorded, or
+// its outcome is unknown (reason unavailable). A token may be signed only if the error is nil.
 //
-// uses are single-use credentials of the whole call: they are noted whatever becomes of the drafts,
-// and if one of them was used before, every draft of the call becomes that refusal, refusals too: a
-// replayed credential gets no other answer. A draft that is malformed, which is a mistake of the calling
-// code, fails the whole call.
+// uses are single-use credentials of the whole call. They are spent whatever the outcome of the
+// drafts is. If one of them was used before, every draft of the call becomes that refusal,
+// including drafts of refusals: a replayed credential gets no other answer. A malformed draft is a
+// mistake of the calling code, and fails the whole call.
 //
 // When ctx ends while the drafts are queued, they are withdrawn. After that AppendAll waits for the
-// outcome whatever becomes of ctx, so that nobody is told a guess.
+// outcome even if ctx ends, so that it never returns a guess.
 func (l *Ledger) AppendAll(ctx context.Context, tenant string, drafts []*Draft, uses []SingleUse) []Result {
 	results := make([]Result, len(drafts))
 	fail := func(err error) []Result {
@@ -251,8 +253,8 @@ func (l *Ledger) Append(ctx context.Context, tenant string, d *Draft, uses ...Si
 	return r.Receipt, r.Err
 }
 
-// Spend notes single uses without an entry. If one of them was used before, the error has its
-// reason; the new ones among them are noted all the same.
+// Spend records single uses without an entry. If one of them was used before, the error has its
+// reason. The new ones among them are recorded all the same.
 func (l *Ledger) Spend(ctx context.Context, tenant string, uses []SingleUse) error {
 	if err := checkUses(uses); err != nil {
 		return malformed(err)
@@ -279,8 +281,8 @@ var errTenant = errors.New("the tenant is empty or cannot be stored")
 
 var errClosed = errors.New("ledger: closed")
 
-// sequencer returns the tenant's, which exists from the tenant's first use on: tenants are sections
-// of the configuration, so there are few.
+// sequencer returns the tenant's sequencer, which exists from the tenant's first use on. Tenants
+// are sections of the configuration, so there are few.
 func (l *Ledger) sequencer(tenant string) (*sequencer, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -295,7 +297,7 @@ func (l *Ledger) sequencer(tenant string) (*sequencer, error) {
 	return s, nil
 }
 
-// spawn runs f in a goroutine that Close waits for, unless the ledger is closed.
+// spawn runs f in a goroutine that Close waits for. It returns false if the ledger is closed.
 func (l *Ledger) spawn(f func()) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -51,8 +51,8 @@ func opened(t testing.TB, dsn string, config ledger.Config) *ledger.Ledger {
 	return l
 }
 
-// openedWith opens a ledger whose statements fail where at returns an error: those of its writing connection in SQLite,
-// and all of them in PostgreSQL.
+// openedWith opens a ledger whose statements fail where at returns an error: those of its writing
+// connection in SQLite, and all of them in PostgreSQL.
 func openedWith(t testing.TB, dsn string, config ledger.Config, at func(point string) error) *ledger.Ledger {
 	t.Helper()
 	if strings.HasPrefix(dsn, "postgres") {

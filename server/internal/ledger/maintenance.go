@@ -9,22 +9,23 @@ import (
 	"time"
 )
 
-// maintainEvery is how long Maintain rests when there is nothing to do.
+// maintainEvery is how long Maintain pauses when there is nothing to do.
 const maintainEvery = time.Second
 
-// A tenant's retention is looked at once in this many rests, where there are many tenants: what it forgets is
-// a day old at least.
+// retainEvery is in how many pauses each tenant's retention is looked at once, where there are many
+// tenants. What retention removes is a day old at least.
 const retainEvery = 60
 
-// round is one piece of work for one tenant: small, and safe to be left unfinished or done twice.
+// round is one piece of work for one tenant: small, and safe to interrupt or to repeat.
 type round struct {
 	name string
 	do   func(ctx context.Context, tenant string) (more bool, err error)
 }
 
-// Maintain does what the tenants' ledgers need in the background, until ctx ends: it builds the search index,
-// mends it, and forgets what is older than Config.Retention. Any number of instances may do so on one
-// database. What fails is logged and tried again. For tenants that need nothing, it asks one question together.
+// Maintain does the background work of the tenants' ledgers until ctx ends. It builds the search
+// index, repairs it, and removes what is older than Config.Retention. Any number of instances may
+// do so on one database. Failures are logged and tried again. Tenants without work cost one
+// statement together.
 func (l *Ledger) Maintain(ctx context.Context, tenants ...string) error {
 	var retained []string
 	for _, tenant := range tenants {
@@ -58,7 +59,7 @@ func (l *Ledger) Maintain(ctx context.Context, tenants ...string) error {
 	}
 }
 
-// unindexed are those of the tenants whose index lacks a whole block, or was never begun.
+// unindexed returns those of the tenants whose index lacks a whole block, or was never begun.
 func (l *Ledger) unindexed(ctx context.Context, tenants []string) (list []string) {
 	ctx, cancel := context.WithTimeout(ctx, l.config.attempt())
 	defer cancel()
@@ -72,7 +73,7 @@ func (l *Ledger) unindexed(ctx context.Context, tenants []string) (list []string
 		})
 	}
 	if err != nil && ctx.Err() == nil {
-		l.config.Logger.Error("ledger: keep failed, and will be tried again", "round", "look", "error", err)
+		l.config.Logger.Error("maintenance failed", "round", "find work", "error", err)
 	}
 	return list
 }
@@ -82,7 +83,7 @@ func (l *Ledger) runRound(ctx context.Context, tenant string, r round) (more boo
 	defer cancel()
 	more, err := r.do(bounded, tenant)
 	if err != nil && ctx.Err() == nil {
-		l.config.Logger.Error("ledger: keep failed, and will be tried again", "round", r.name, "tenant", tenant, "error", err)
+		l.config.Logger.Error("maintenance failed", "round", r.name, "tenant", tenant, "error", err)
 	}
 	return more && err == nil
 }
@@ -90,15 +91,17 @@ func (l *Ledger) runRound(ctx context.Context, tenant string, r round) (more boo
 // Statements of the search index.
 const (
 	sqlNewSearchHead = `INSERT INTO search_heads (tenant, block, version) VALUES ($1, 0, 0) ON CONFLICT DO NOTHING`
-	// sqlUnindexed names those of the tenants (store.among) whose index does not go up to their last whole block.
+	// sqlUnindexed names those of the tenants (store.among) whose index does not reach their last
+	// whole block.
 	sqlUnindexed  = `SELECT h.tenant FROM heads h LEFT JOIN search_heads s ON s.tenant = h.tenant WHERE (s.tenant IS NULL OR h.seq >= (s.block + 1) * 512) AND h.tenant`
 	sqlSearchHead = `SELECT h.seq, s.block, s.version FROM heads h JOIN search_heads s ON s.tenant = h.tenant WHERE h.tenant = $1`
-	// sqlAdvance and sqlSettled succeed only if nobody has advanced the index, or changed entries
-	// that are in it, since its head was read. They lock it.
+	// sqlAdvance and sqlSettled succeed only if the index was not advanced, and no indexed entry
+	// was changed, since its head was read. They lock it.
 	sqlAdvance = `UPDATE search_heads SET block = block + 1 WHERE tenant = $1 AND block = $2 AND version = $3`
 	sqlSettled = `UPDATE search_heads SET block = block WHERE tenant = $1 AND block > $2 AND version = $3`
-	// sqlUnsettle belongs into every transaction that changes what entries are found by: nobody then
-	// writes into the index what was read before. The blocks must be indexed again after it.
+	// sqlUnsettle belongs in every transaction that changes what entries are found by. It prevents
+	// that values which were read before it get into the index. The blocks must be indexed again
+	// after it.
 	sqlUnsettle = `UPDATE search_heads SET version = version + 1 WHERE tenant = $1`
 )
 
@@ -112,7 +115,8 @@ var sqlBlock = func() string {
 		` ON CONFLICT (tenant, bucket, block) DO UPDATE SET terms = excluded.terms`
 }()
 
-// sqlUnindex takes a block out of the index; the buckets are named, because the key begins with them.
+// sqlUnindex removes a block from the index. It names the buckets, because the key begins with
+// them.
 var sqlUnindex = func() string {
 	var in strings.Builder
 	for i := range buckets {
@@ -121,8 +125,8 @@ var sqlUnindex = func() string {
 	return `DELETE FROM postings WHERE tenant = $1 AND block = $2 AND bucket IN (` + in.String()[2:] + `)`
 }()
 
-// unindex belongs into every transaction that takes something out of a block's entries: no search finds
-// it any more. Searches read the block itself until it is indexed again.
+// unindex belongs in every transaction that removes something from a block's entries: no search
+// finds it afterwards. Searches read the block itself until it is indexed again.
 func (l *Ledger) unindex(ctx context.Context, db changer, tenant string, block uint64) error {
 	if _, err := db.change(ctx, sqlUnsettle, tenant); err != nil {
 		return err
@@ -146,8 +150,8 @@ func (l *Ledger) searchHead(ctx context.Context, tenant string) (h searchHead, t
 	return h, there, err
 }
 
-// index builds the next block of the tenant's index, if that has all its entries. Other instances may
-// build the same one: the first wins.
+// index builds the next block of the tenant's index, if the block has all its entries. Other
+// instances may build the same one; the first one wins.
 func (l *Ledger) index(ctx context.Context, tenant string) (more bool, err error) {
 	h, there, err := l.searchHead(ctx, tenant)
 	if err == nil && !there {
@@ -166,7 +170,7 @@ func (l *Ledger) index(ctx context.Context, tenant string) (more bool, err error
 	return err == nil, err
 }
 
-// IndexBuilt says whether the search index has all of the tenant's entries that make up whole blocks.
+// IndexBuilt reports whether the search index covers every whole block of the tenant's entries.
 func (l *Ledger) IndexBuilt(ctx context.Context, tenant string) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, l.config.attempt())
 	defer cancel()
@@ -177,8 +181,8 @@ func (l *Ledger) IndexBuilt(ctx context.Context, tenant string) (bool, error) {
 	return there && h.seq < firstOf(h.block+1)-1, nil
 }
 
-// reindex builds a block of the index again, after its entries have changed or its rows were lost. Above
-// the end of the index it does nothing.
+// reindex builds a block of the index again, after its entries have changed or its rows were lost.
+// It does nothing above the end of the index.
 func (l *Ledger) reindex(ctx context.Context, tenant string, block uint64) error {
 	for {
 		h, there, err := l.searchHead(ctx, tenant)
@@ -219,7 +223,7 @@ type lostBlocks struct {
 	blocks map[string]map[uint64]bool // by tenant
 }
 
-// mostLost bounds what is remembered: what is left out will be found again.
+// mostLost bounds how many are remembered. A search finds the others again.
 const mostLost = 4096
 
 func (b *lostBlocks) note(tenant string, block uint64) {
@@ -236,7 +240,7 @@ func (b *lostBlocks) note(tenant string, block uint64) {
 	}
 }
 
-// tenants are those that have any.
+// tenants are those with damaged blocks.
 func (b *lostBlocks) tenants() (list []string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -248,7 +252,7 @@ func (b *lostBlocks) tenants() (list []string) {
 	return list
 }
 
-// next returns one of the tenant's.
+// next returns one damaged block of the tenant.
 func (b *lostBlocks) next(tenant string) (block uint64, there bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -264,13 +268,13 @@ func (b *lostBlocks) forget(tenant string, block uint64) {
 	delete(b.blocks[tenant], block)
 }
 
-// mend builds a block again that a search found damaged.
+// mend rebuilds a block that a search found damaged.
 func (l *Ledger) mend(ctx context.Context, tenant string) (more bool, err error) {
 	block, there := l.lost.next(tenant)
 	if !there {
 		return false, nil
 	}
-	l.config.Logger.Warn("ledger: rows of the search index were missing or damaged; they are built again", "tenant", tenant, "block", block)
+	l.config.Logger.Warn("search index block damaged", "tenant", tenant, "block", block)
 	if err := l.reindex(ctx, tenant, block); err != nil {
 		return false, err
 	}

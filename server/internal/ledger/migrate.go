@@ -18,11 +18,11 @@ var migrations embed.FS
 // schemaVersion is the migration that this program was built for.
 const schemaVersion = 13
 
-// sqlVersion reads how far a database was migrated.
+// sqlVersion reads the newest migration of a database.
 const sqlVersion = `SELECT coalesce(max(version_id), 0) FROM goose_db_version WHERE is_applied`
 
-// Migrate creates the schema or brings it up to date. It is safe to run again, and to run while
-// instances of the version before are serving: they refuse everything from then on.
+// Migrate creates the schema or brings it up to date. It may run again, and while instances of the
+// previous version are serving: they refuse everything from then on.
 func Migrate(ctx context.Context, dsn string) error {
 	err := CheckAddress(dsn)
 	if err != nil {
@@ -64,13 +64,13 @@ func migrator(dialect goose.Dialect, db *sql.DB, folder string, locker lock.Sess
 	return goose.NewProvider(dialect, db, files, options...)
 }
 
-// checkVersion says what to do about a schema of another version.
+// checkVersion returns what to do about a schema of another version.
 func checkVersion(version int64) error {
 	switch {
 	case version < schemaVersion:
 		return fmt.Errorf("the database has schema version %d, this program needs %d: run \"deputyd migrate\"", version, schemaVersion)
 	case version > schemaVersion:
-		return fmt.Errorf("the database has schema version %d, this program knows %d: it was migrated by a newer deputyd; run that one (\"deputyd migrate\" never goes back)", version, schemaVersion)
+		return fmt.Errorf("the database has schema version %d, but this program needs %d: a newer deputyd migrated it; run that version, because \"deputyd migrate\" never goes back", version, schemaVersion)
 	}
 	return nil
 }

@@ -13,9 +13,9 @@ import (
 	sqlitelib "modernc.org/sqlite/lib"
 )
 
-// lockMigration waits until no other migration of the same SQLite file runs, or ctx ends. The lock is
-// that of a second, empty SQLite file beside the database: the operating system releases it when a
-// process ends, and instances that serve from the database do not meet it.
+// lockMigration waits until no other migration of the same SQLite file runs, or ctx ends. The lock
+// is that of a second, empty SQLite file beside the database. The operating system releases it when
+// a process ends, and instances that serve from the database never use it.
 func lockMigration(ctx context.Context, path string) (release func() error, err error) {
 	path += "-migrate"
 	if err := createPrivate(path); err != nil {
@@ -41,8 +41,8 @@ func lockMigration(ctx context.Context, path string) (release func() error, err 
 	}
 }
 
-// createPrivate creates a file that only its owner can read, unless it exists. SQLite gives the files
-// that it creates beside it the same permissions.
+// createPrivate creates a file that only its owner can read, unless it exists. SQLite gives the
+// same permissions to the files that it creates beside it.
 func createPrivate(path string) error {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
@@ -56,7 +56,7 @@ func isBusy(err error) bool {
 	return ok && failed.Code()&0xff == sqlitelib.SQLITE_BUSY
 }
 
-// migrateSQLite migrates one file at a time, whichever process asks.
+// migrateSQLite migrates one file at a time, across processes.
 func migrateSQLite(ctx context.Context, dsn string) (err error) {
 	path, err := sqlitePath(dsn)
 	if err != nil {

@@ -9,8 +9,8 @@ import (
 	"deputy.example/deputy/server/internal/ledger"
 )
 
-// TestMigrationsAtOnce: of several migrations of one SQLite file that begin together, each returns once
-// the schema is up to date.
+// TestMigrationsAtOnce: of several migrations of one SQLite file that begin together, each returns
+// once the schema is up to date.
 func TestMigrationsAtOnce(t *testing.T) {
 	for range 5 {
 		dsn := "sqlite://" + filepath.Join(t.TempDir(), "ledger.db")

@@ -11,8 +11,8 @@ import (
 	"deputy.example/deputy/client/audit"
 )
 
-// The second migration, in Go because it computes: every tenant's log becomes a tree. The constraint on
-// heads keeps instances that know nothing of the tree from appending any more: their UPDATE of the head
+// The second migration is in Go because it computes: every tenant's log becomes a tree. The
+// constraint on heads stops instances that do not maintain the tree: their UPDATE of the head
 // fails, and their batch with it.
 const (
 	sqliteTree = `
@@ -72,7 +72,7 @@ ALTER TABLE heads
 func plantTree(ctx context.Context, tx *sql.Tx, dialect goose.Dialect) error {
 	tables, guard := sqliteTree, sqliteGuard
 	if dialect == goose.DialectPostgres {
-		tables, guard = postgresTree, postgresGuard // ALTER TABLE holds off everybody who appends
+		tables, guard = postgresTree, postgresGuard // ALTER TABLE locks out every append
 	}
 	if _, err := tx.ExecContext(ctx, tables); err != nil {
 		return err
@@ -97,7 +97,7 @@ func plantTree(ctx context.Context, tx *sql.Tx, dialect goose.Dialect) error {
 	return err
 }
 
-// growTree computes the tree of the entries that are there already.
+// growTree computes the tree of the existing entries.
 func growTree(ctx context.Context, tx *sql.Tx, tenant string, size uint64) error {
 	const page = 1 << 14
 	var edge audit.Edge
@@ -134,7 +134,7 @@ func growTree(ctx context.Context, tx *sql.Tx, tenant string, size uint64) error
 		}
 	}
 	if edge.Size != size {
-		return fmt.Errorf("tenant %s: there are entries behind the last, %d", tenant, size)
+		return fmt.Errorf("tenant %s: there are entries after the last one, %d", tenant, size)
 	}
 	_, err := tx.ExecContext(ctx, `UPDATE heads SET tree = $2, tree_size = seq WHERE tenant = $1`, tenant, edgeBytes(edge))
 	return err

@@ -234,8 +234,9 @@ func lockHead(t *testing.T, dsn string) (release func()) {
 	return func() { _ = tx.Rollback(ctx); _ = conn.Close(ctx) }
 }
 
-// TestStrangerFails lets the database refuse one entry: nobody's draft may be half recorded.
-func TestStrangerFails(t *testing.T) {
+// TestOneRefusedEntryFailsItsBatch has the database refuse one entry: no draft may be half
+// recorded.
+func TestOneRefusedEntryFailsItsBatch(t *testing.T) {
 	onBoth(t, func(t *testing.T, dsn string) {
 		l := opened(t, dsn, ledger.Config{})
 		trigger := `CREATE TRIGGER full BEFORE INSERT ON claims BEGIN SELECT RAISE(ABORT, 'database or disk is full'); END`
@@ -287,7 +288,7 @@ func TestOpenRefuses(t *testing.T) {
 	wants := func(dsn, words string) {
 		t.Helper()
 		if err := open(dsn); err == nil || !strings.Contains(err.Error(), words) {
-			t.Errorf("%v, want an error that says %q", err, words)
+			t.Errorf("%v, want an error with %q", err, words)
 		}
 	}
 	wants("", "must begin with")

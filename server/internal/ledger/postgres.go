@@ -18,7 +18,7 @@ import (
 )
 
 // postgresStore appends in two round trips, each a pipeline: one locks the head and looks up, one
-// writes and commits. A third one comes between them where another instance has revoked something.
+// writes and commits. A third comes between them if another instance has revoked something.
 type postgresStore struct {
 	pool    *pgxpool.Pool
 	attempt time.Duration
@@ -46,15 +46,16 @@ func openPostgres(ctx context.Context, dsn string, config Config) (store, error)
 		return nil, errors.New("the address of the PostgreSQL database is malformed")
 	}
 	params := pc.ConnConfig.RuntimeParams
-	// Whoever stops in the middle of a transaction must not keep the tenant's head from others.
+	// A client that stops in the middle of a transaction must not keep the tenant's head locked.
 	params["lock_timeout"] = milliseconds(config.attempt())
 	params["idle_in_transaction_session_timeout"] = milliseconds(2 * config.Timeout)
 	// No statement_timeout: it would also end a COMMIT's wait for the synchronous standby, and
-	// PostgreSQL then reports success. Contexts bound every statement from this side.
+	// PostgreSQL then reports success. Contexts bound every statement on the client's side.
 	params["statement_timeout"] = "0"
-	// A plan is kept for as long as the connection, also one that was made while the tables were as good as
-	// empty. What is asked all the time has an index, which is right at every size. A scan that cannot be
-	// avoided then looks so dear that PostgreSQL would compile it: never worth its time here.
+	// A plan lives as long as its connection, including one that was made while the tables were
+	// nearly empty. Every frequent statement has an index, which is right at every size. Without
+	// this, an unavoidable scan would appear so expensive that PostgreSQL compiles it, which never
+	// pays here.
 	params["enable_seqscan"], params["jit"] = "off", "off"
 	if pc.ConnConfig.ConnectTimeout == 0 || pc.ConnConfig.ConnectTimeout > config.attempt() {
 		pc.ConnConfig.ConnectTimeout = config.attempt()
@@ -82,8 +83,8 @@ func openPostgres(ctx context.Context, dsn string, config Config) (store, error)
 
 func milliseconds(d time.Duration) string { return strconv.FormatInt(d.Milliseconds(), 10) }
 
-// assertDurable looks at every new connection, because a role's or a database's setting can change
-// while we run.
+// assertDurable verifies every new connection, because the settings of a role or a database can
+// change while the instance runs.
 func assertDurable(ctx context.Context, conn *pgx.Conn) error {
 	for setting, allowed := range map[string]string{"synchronous_commit": "on remote_apply", "fsync": "on", "full_page_writes": "on"} {
 		var value string
@@ -156,7 +157,7 @@ func (st *postgresStore) change(ctx context.Context, f func(changer) error) erro
 	if err != nil {
 		return err
 	}
-	defer func() { _ = tx.Rollback(ctx) }() // of what was committed: nothing
+	defer func() { _ = tx.Rollback(ctx) }() // does nothing after a commit
 	if err := f(pgChanger{tx.Query, tx}); err != nil {
 		return err
 	}
@@ -182,8 +183,8 @@ func (p *pipeline) send(ctx context.Context, conn *pgxpool.Conn) error {
 	return conn.SendBatch(ctx, &p.batch).Close()
 }
 
-// Statements that also read PostgreSQL's clock. The lock of the head is in a subquery, so that the clock is read once it
-// is held.
+// These statements also read PostgreSQL's clock. The lock of the head is in a subquery, so that the
+// clock is read once it is held.
 const (
 	pgClock       = `(extract(epoch FROM clock_timestamp()) * 1000000)::bigint`
 	pgLockHead    = `SELECT h.*, ` + pgClock + ` FROM (` + sqlLockRow + ` FOR UPDATE) h`
@@ -198,8 +199,8 @@ func (st *postgresStore) time(ctx context.Context) (time.Time, error) {
 	return fromMicros(at), err
 }
 
-// lockHead is a statement of its own: what follows in the pipeline takes its snapshot when the lock
-// is held, and so sees all that was committed under it.
+// lockHead is a statement of its own. Later statements of the pipeline take their snapshots when
+// the lock is held, and so see everything that was committed under it.
 func (p *pipeline) lockHead(tenant string, found *facts) {
 	p.add(`BEGIN ISOLATION LEVEL READ COMMITTED`)
 	p.add(pgLockHead, tenant).QueryRow(func(row pgx.Row) error {
@@ -271,11 +272,11 @@ func (tx *postgresTx) answer(ctx context.Context, tenant string, q questions) (f
 		p.add(sqlKeys+eachOf("bytea", "idempotency_keys", "digest = x"), tenant, slicesOf(q.keys), q.now).
 			Query(func(r pgx.Rows) error { return scanKeys(r, found.keys) })
 	}
-	// The head itself says whether another instance has revoked something.
+	// The head itself shows whether another instance has revoked something.
 	if err := p.send(ctx, tx.conn); err != nil || confirmed && found.head.revocation == q.revokedAfter {
 		return found, err
 	}
-	more := &pipeline{} // one more round trip, under the lock as the others
+	more := &pipeline{} // one more round trip, also under the lock
 	if !confirmed {
 		more.remember(tenant, q, &found)
 	}
@@ -296,9 +297,9 @@ func (p *pipeline) remember(tenant string, q questions, found *facts) {
 	})
 }
 
-// eachOf are the rows (k) of the tenant in a table for which the condition holds with one of the list in $2, which it
-// calls x. Each is looked up by itself, by the whole key: of a list, a planner that believes the table to be empty would
-// rather read all that the tenant has.
+// eachOf is the tenant's rows (k) of a table for which the condition holds with one of the list in
+// $2, which it calls x. Each row is looked up by its whole key. For a list, a planner that takes
+// the table to be empty would read all of the tenant's rows instead.
 func eachOf(typ, table, condition string) string {
 	return `unnest($2::` + typ + `[]) AS list(x), LATERAL (SELECT * FROM ` + table + ` WHERE tenant = $1 AND ` + condition + ` OFFSET 0) k`
 }
@@ -326,7 +327,7 @@ func numbersOf(seqs []uint64) []int64 {
 	return list
 }
 
-// rollback gives the connection back, or closes it if it does not answer at once: the server then
+// rollback releases the connection, or closes it if it does not answer at once: the server then
 // rolls back by itself.
 func (tx *postgresTx) rollback() {
 	defer tx.conn.Release()
@@ -340,7 +341,7 @@ func (tx *postgresTx) rollback() {
 	}
 }
 
-// hangUp closes the connection without waiting for the server's goodbye.
+// hangUp closes the connection without waiting for the server.
 func (tx *postgresTx) hangUp() {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
@@ -363,8 +364,8 @@ func (tx *postgresTx) commit(ctx context.Context, w *writes) error {
 		tx.conn.Release()
 		return nil
 	}
-	// An ERROR is the server's word that a statement failed, and the pipeline ends with the first
-	// one. Anything else, also FATAL, may have come after the commit.
+	// An ERROR means that a statement failed, and the pipeline ends with the first one. Anything
+	// else, including FATAL, may have come after the commit.
 	var pe *pgconn.PgError
 	if errors.As(err, &pe) && pe.SeverityUnlocalized == "ERROR" || err == nil {
 		tx.rollback()
@@ -381,7 +382,7 @@ func (tx *postgresTx) commit(ctx context.Context, w *writes) error {
 	return fmt.Errorf("%w: %w", errUnknown, err)
 }
 
-// pgInsert inserts any number of entries: one array for each column.
+// pgInsert inserts any number of entries, with one array for each column.
 var pgInsert = func() string {
 	var arrays strings.Builder
 	for i, field := range new(record).fields() {
@@ -409,9 +410,9 @@ var (
 	pgAdvance = counted(sqlHead, 7)
 )
 
-// PostgreSQL joins what IN selects, and may do so by reading all that the tenant has. Where a row stands is
-// looked up one by one. What was deleted stands in the index until the table is vacuumed: who looks for the first
-// claims that are left must not begin before those that were found the last time.
+// PostgreSQL joins what IN selects, and may read all of the tenant's rows to do so. Here each row
+// is looked up by its place. Deleted rows stay in the index until the table is vacuumed, so the
+// search for the first remaining claims begins at those that were found last time.
 const (
 	pgPruneUses   = `DELETE FROM single_uses WHERE ctid = ANY (ARRAY(SELECT ctid FROM single_uses WHERE tenant = $1 AND until > 0 AND until < $2 ORDER BY until LIMIT $3))`
 	pgPruneKeys   = `DELETE FROM idempotency_keys WHERE ctid = ANY (ARRAY(SELECT ctid FROM idempotency_keys WHERE tenant = $1 AND until > 0 AND until < $2 ORDER BY until LIMIT $3))`
@@ -499,7 +500,7 @@ func transpose(entries []*Entry) ([]any, error) {
 	return slices, nil
 }
 
-// put sets element n of the column, which is made with its first element.
+// put sets element n of the column, and makes the column with its first element.
 func put[T any](column any, n, size int, v T) any {
 	list, made := column.([]T)
 	if !made {

@@ -8,12 +8,13 @@ import (
 	"slices"
 )
 
-// The search index maps terms to entries, in blocks of 512 consecutive entries. It only proposes: what
-// it names is compared with the entry's own columns, and a block whose rows are not all there and whole
-// is read entry by entry. So it may lag, be damaged or be dropped without a result being lost.
+// The search index maps terms to entries, in blocks of 512 consecutive entries. It only proposes.
+// Each proposal is compared with the entry's own columns, and a block whose rows are not complete
+// and undamaged is read entry by entry. The index may therefore lag, be damaged or be deleted
+// without losing a result.
 const (
 	blockSize = 512
-	buckets   = 64 // rows of one block; a term's hash says which of them it is in
+	buckets   = 64 // rows of one block; a term's hash selects one of them
 )
 
 // blockOf is the block that an entry belongs to: block 0 has the numbers 1 to 512.
@@ -22,13 +23,13 @@ func blockOf(seq uint64) uint64 { return (seq - 1) / blockSize }
 // firstOf is the lowest number of a block.
 func firstOf(block uint64) uint64 { return block*blockSize + 1 }
 
-// facet is a property that entries are found by. The names are part of the index: one that is renamed
+// facet is a property by which entries are found. The names are part of the index: a renamed facet
 // finds nothing until the index is built again.
 type facet string
 
 const (
 	facetSubject  facet = "subject"
-	facetActor    facet = "actor" // all actors, and the one that was asked for
+	facetActor    facet = "actor" // all actors, and the requested one
 	facetCaller   facet = "caller"
 	facetAudience facet = "audience"
 	facetScope    facet = "scope"
@@ -40,8 +41,8 @@ const (
 	facetPeer     facet = "peer" // without its port
 )
 
-// facets are all that the entry can be found by: the index is built from them, and filters are compared
-// with them. A value may come twice.
+// facets are all values by which the entry can be found. The index is built from them, and filters
+// are compared with them. A value may occur twice.
 func (e *Entry) facets() iter.Seq2[facet, string] {
 	return func(yield func(facet, string) bool) {
 		one := func(f facet, value string) bool { return value == "" || yield(f, value) }
@@ -68,7 +69,7 @@ func (e *Entry) facets() iter.Seq2[facet, string] {
 	}
 }
 
-// has says whether the entry can be found by the value.
+// has reports whether the entry can be found by the value.
 func (e *Entry) has(f facet, value string) bool {
 	for g, v := range e.facets() {
 		if f == g && v == value {
@@ -78,7 +79,7 @@ func (e *Entry) has(f facet, value string) bool {
 	return false
 }
 
-// term stands for one value of one facet in the index.
+// term identifies one value of one facet in the index.
 type term [16]byte
 
 // termOf is the beginning of the SHA-256 over facet and value with their lengths.
@@ -87,8 +88,8 @@ func termOf(f facet, value string) term {
 	return term(name[:])
 }
 
-// termKey is what a row keeps of a term. Two terms that share it, which takes some effort to bring
-// about, propose each other's entries, which are then found not to match.
+// termKey is how much of a term a row stores. Two terms that share it, which takes an effort to
+// construct, propose each other's entries, which the comparison then rejects.
 const termKey = 8
 
 func (t term) key() string { return string(t[:termKey]) }
@@ -133,17 +134,17 @@ func (m *members) numbers(block, low, high uint64) []uint64 {
 	return list
 }
 
-// crowd is how many members are kept as a bitmap, which then takes less room than a list.
-const crowd = blockSize / 8
+// bitmapFrom is the number of members from which a bitmap takes less room than a list.
+const bitmapFrom = blockSize / 8
 
-// A row of postings is its terms in order, each as its key, the number of its members as a varint and
-// the members: the distance from each one to the next as a varint, or 64 bytes with a bit for each place.
-// At the end stands a checksum over the row and its place in the index.
+// A row of postings is its terms in order: the key of each, the number of its members as a varint,
+// and the members. These are the distances from one to the next as varints, or 64 bytes with a bit
+// for each place. A checksum over the row and its place in the index ends the row.
 
 func (m *members) append(b []byte) []byte {
 	n := m.count()
 	b = binary.AppendUvarint(b, uint64(n))
-	if n >= crowd {
+	if n >= bitmapFrom {
 		for _, w := range m {
 			b = binary.BigEndian.AppendUint64(b, w)
 		}
@@ -166,7 +167,7 @@ func parseMembers(b []byte) (m members, rest []byte) {
 		return m, nil
 	}
 	b = b[size:]
-	if n >= crowd {
+	if n >= bitmapFrom {
 		if len(b) < blockSize/8 {
 			return m, nil
 		}
@@ -190,7 +191,7 @@ func parseMembers(b []byte) (m members, rest []byte) {
 
 // rowsOf makes the rows of a block from its entries.
 func rowsOf(tenant string, block uint64, entries []*Entry) [buckets][]byte {
-	values := map[want]*members{} // far fewer than there are places: each is hashed once
+	values := map[want]*members{} // far fewer than there are places: each one is hashed once
 	for _, e := range entries {
 		for f, value := range e.facets() {
 			w := want{f, value}
@@ -228,18 +229,19 @@ func rowsOf(tenant string, block uint64, entries []*Entry) [buckets][]byte {
 	return list
 }
 
-// indexFormat grows with every facet that is added. A row of another format may lack a term, so it must look
-// damaged: a search then reads the block's entries, and the row is written again.
+// indexFormat rises with every added facet. A row of an older format may lack a term, so it must
+// count as damaged: a search then reads the block's entries, and the row is written again.
 const indexFormat = 2
 
-// checksum notices damage. Whoever means to deceive can recompute it: proofs are what the log is for.
+// checksum detects accidental damage. An attacker can recompute it; against attackers there are the
+// proofs of the log.
 func checksum(row []byte, tenant string, bucket int, block uint64) uint32 {
 	place := binary.BigEndian.AppendUint64([]byte{indexFormat, byte(bucket)}, block)
 	table := crc32.MakeTable(crc32.Castagnoli)
 	return crc32.Update(crc32.Update(crc32.Checksum(place, table), table, []byte(tenant)), table, row)
 }
 
-// find returns the members that a row has of a term. whole is false if the row is damaged.
+// find returns the members of a term in a row. whole is false if the row is damaged.
 func find(row []byte, tenant string, block uint64, t term) (m members, whole bool) {
 	end := len(row) - crc32.Size
 	if end < 0 || binary.BigEndian.Uint32(row[end:]) != checksum(row[:end], tenant, t.bucket(), block) {

@@ -6,21 +6,21 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// Progress is how far a tenant's ledger has come, and how much of that this instance knows.
+// Progress is how far a tenant's ledger has come, and how much of that this instance has read.
 type Progress struct {
 	Tenant     string
 	Seq        uint64 // number of the newest entry
 	Revocation uint64 // number of the newest revocation
-	// Current says that this instance's memory has every revocation up to Revocation and none after it.
-	// Live then are those in force, as Ledger.Live returns them.
+	// Current is true if this instance's memory has every revocation up to Revocation and none
+	// after it. Live then holds those in force, as Ledger.Live returns them.
 	Current bool
 	Live    []delegation.Revocation
 }
 
-// Progress reads how far the ledgers of the tenants have come, in one statement for all of them, and returns
-// it in their order. The read begins after the call. Where a standing is not Current, LastRevocation brings
-// the memory up to date. Without an answer of the database the error is unavailable, and nothing is known of
-// any tenant.
+// Progress reads how far the ledgers of the tenants have come, in one statement, and returns it in
+// their order. The read begins after the call. Where an element is not Current, LastRevocation
+// brings the memory up to date. If the database does not answer, the error is unavailable, and
+// nothing is known of any tenant.
 func (l *Ledger) Progress(ctx context.Context, tenants ...string) ([]Progress, error) {
 	ctx, cancel := context.WithTimeout(ctx, l.config.attempt())
 	defer cancel()
@@ -40,20 +40,20 @@ func (l *Ledger) Progress(ctx context.Context, tenants ...string) ([]Progress, e
 	if err != nil {
 		return nil, unavailable(err)
 	}
-	standings := make([]Progress, len(tenants))
+	list := make([]Progress, len(tenants))
 	for i, tenant := range tenants {
 		s, err := l.sequencer(tenant)
 		if err != nil {
 			return nil, unavailable(err)
 		}
-		standings[i] = s.live.standing(heads[tenant])
-		standings[i].Tenant = tenant
+		list[i] = s.live.progress(heads[tenant])
+		list[i].Tenant = tenant
 	}
-	return standings, nil
+	return list, nil
 }
 
-// standing completes what was read of the tenant's head; a head that is not there has no entry.
-func (r *revocations) standing(s Progress) Progress {
+// progress completes what was read of the tenant's head. Without a head there is no entry.
+func (r *revocations) progress(s Progress) Progress {
 	if s.Revocation == 0 {
 		r.loadedEmpty()
 	}
@@ -64,13 +64,14 @@ func (r *revocations) standing(s Progress) Progress {
 	return s
 }
 
-// loadedEmpty takes it that the database had no revocation at all: what is read from now on begins with the first.
+// loadedEmpty notes that the database had no revocation. What is read from now on begins with the
+// first.
 func (r *revocations) loadedEmpty() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	old := r.feed.Load()
-	if old.loaded || old.last > 0 { // a page of some that are newer has been read meanwhile
+	if old.loaded || old.last > 0 { // a page of newer ones has been read meanwhile
 		return
 	}
-	r.feed.Store(&feed{loaded: true, changed: old.changed}) // nobody who waits for more has to look
+	r.feed.Store(&feed{loaded: true, changed: old.changed}) // waiting readers need not wake
 }

@@ -10,12 +10,12 @@ import (
 	"deputy.example/deputy/server/internal/ledger/ledgertest"
 )
 
-// TestProgress has another instance revoke in some of many tenants, of which one has more than is known here,
-// one is caught up, and one has nothing at all.
+// TestProgress has another instance revoke in some of many tenants, of which one has more than is
+// known here, one is caught up, and one has nothing at all.
 func TestProgress(t *testing.T) {
 	onBoth(t, func(t *testing.T, dsn string) {
 		here, there := opened(t, dsn, patient), opened(t, dsn, patient)
-		tenants := []string{"nobody", "quiet", "busy", "new"}
+		tenants := []string{"without entries", "quiet", "busy", "new"}
 		for _, tenant := range tenants[1:] {
 			if _, err := there.Append(t.Context(), tenant, ledgertest.Grant(time.Now(), "user:alice", "agent:planner")); err != nil {
 				t.Fatal(err)
@@ -42,24 +42,24 @@ func TestProgress(t *testing.T) {
 				}
 			}
 		}
-		standings(ledger.Progress{Tenant: "nobody", Current: true}, ledger.Progress{Tenant: "quiet", Seq: 1, Current: true})
+		standings(ledger.Progress{Tenant: "without entries", Current: true}, ledger.Progress{Tenant: "quiet", Seq: 1, Current: true})
 		last := revoke("busy", "x")
 		if _, err := here.LastRevocation(t.Context(), "busy"); err != nil {
 			t.Fatal(err)
 		}
 		revoke("new", "y")
-		standings(ledger.Progress{Tenant: "nobody", Current: true}, ledger.Progress{Tenant: "quiet", Seq: 1, Current: true},
+		standings(ledger.Progress{Tenant: "without entries", Current: true}, ledger.Progress{Tenant: "quiet", Seq: 1, Current: true},
 			ledger.Progress{Tenant: "busy", Seq: last, Revocation: last, Current: true}, ledger.Progress{Tenant: "new", Seq: 2, Revocation: 2})
 		// Who was found to have none goes on from there.
 		revoke("quiet", "z")
-		standings(ledger.Progress{Tenant: "nobody", Current: true}, ledger.Progress{Tenant: "quiet", Seq: 2, Revocation: 2})
+		standings(ledger.Progress{Tenant: "without entries", Current: true}, ledger.Progress{Tenant: "quiet", Seq: 2, Revocation: 2})
 		if _, err := here.LastRevocation(t.Context(), "quiet"); err != nil {
 			t.Fatal(err)
 		}
 		if events, complete, _ := here.Events("quiet", 0); !complete || len(events) != 1 || events[0].Target.ID != "z" {
 			t.Errorf("events %+v, %t", events, complete)
 		}
-		standings(ledger.Progress{Tenant: "nobody", Current: true}, ledger.Progress{Tenant: "quiet", Seq: 2, Revocation: 2, Current: true})
+		standings(ledger.Progress{Tenant: "without entries", Current: true}, ledger.Progress{Tenant: "quiet", Seq: 2, Revocation: 2, Current: true})
 	})
 }
 
@@ -92,8 +92,8 @@ func TestASurveyIsOfItsTime(t *testing.T) {
 	})
 }
 
-// TestPruningKeepsUp appends claims that have ended at once: what stays is bounded, however the transactions share
-// the pruning.
+// TestPruningKeepsUp appends claims that have ended at once: what stays is bounded, however the
+// transactions share the pruning.
 func TestPruningKeepsUp(t *testing.T) {
 	onBoth(t, func(t *testing.T, dsn string) {
 		config := patient

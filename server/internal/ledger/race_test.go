@@ -369,7 +369,7 @@ func TestBatches(t *testing.T) {
 			}
 		case "deputy_ledger_queue_depth":
 			if n := family.GetMetric()[0].GetGauge().GetValue(); n != 0 {
-				t.Errorf("%v drafts are said to wait", n)
+				t.Errorf("%v drafts are counted as waiting", n)
 			}
 		}
 	}

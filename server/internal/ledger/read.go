@@ -11,7 +11,7 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// Entry returns the entry with the given jti, whatever its kind: a refusal may have one too.
+// Entry returns the entry with the given jti, of any kind: a refusal may have one too.
 func (l *Ledger) Entry(ctx context.Context, tenant, jti string) (*Entry, error) {
 	return l.one(ctx, tenant, `e.tenant = $1 AND e.jti = $2 AND e.jti <> ''`, jti)
 }
@@ -23,14 +23,14 @@ func (l *Ledger) EntryAt(ctx context.Context, tenant string, seq uint64) (*Entry
 
 const sqlAfter = `e.tenant = $1 AND e.seq > $2 AND e.seq > ` + sqlThrough + ` ORDER BY e.seq LIMIT $3`
 
-// Entries returns up to limit entries with numbers above after, in order. They begin after what Dropped
-// tells of, also where a revocation before that is still in force.
+// Entries returns up to limit entries with numbers above after, in order. They begin after the
+// dropped ones (Dropped), even if a revocation among those is still in force.
 func (l *Ledger) Entries(ctx context.Context, tenant string, after uint64, limit int) ([]*Entry, error) {
 	return l.entries(ctx, sqlAfter, tenant, stored(after), int64(limit))
 }
 
-// stored is a number as the databases have it. What they cannot hold is above all that they have, and must
-// not become a negative one, which is below.
+// stored is a number as the databases hold it. A number that they cannot hold is above all that
+// they have. It must not become a negative one, which would be below.
 func stored(seq uint64) int64 { return int64(min(seq, math.MaxInt64)) }
 
 // First returns the grant that began the chain with the given txn.
@@ -38,7 +38,7 @@ func (l *Ledger) First(ctx context.Context, tenant, txn string) (*Entry, error) 
 	return l.one(ctx, tenant, `e.tenant = $1 AND e.txn = $2 AND e.txn <> '' AND e.kind = 'grant' ORDER BY e.seq LIMIT 1`, txn)
 }
 
-// sqlUp goes from a grant to its parent, again and again.
+// sqlUp follows parents from a grant up.
 const sqlUp = `e.tenant = $1 AND e.seq IN (WITH RECURSIVE up(seq, parent, depth) AS (
 		SELECT seq, parent, 1 FROM entries WHERE tenant = $1 AND jti = $2 AND jti <> '' AND kind = 'grant'
 		UNION ALL
@@ -48,8 +48,8 @@ const sqlUp = `e.tenant = $1 AND e.seq IN (WITH RECURSIVE up(seq, parent, depth)
 		SELECT seq FROM up) ORDER BY e.seq`
 
 // Chain returns the grants that led to the token with the given jti, from the exchange of the root
-// token to the token itself. Where the beginning was dropped for its age, the first grant returned has a
-// Parent.
+// token to the token itself. If the beginning was dropped for its age, the first returned grant has
+// a Parent.
 func (l *Ledger) Chain(ctx context.Context, tenant, jti string) ([]*Entry, error) {
 	chain, err := l.entries(ctx, sqlUp, tenant, jti, int64(delegation.MaxChainDepth))
 	switch {
@@ -75,11 +75,11 @@ type Stored struct {
 	Fingerprint [32]byte
 	Seq         uint64
 	Time        time.Time
-	Claims      []byte // nil: the grant has expired or was taken back
+	Claims      []byte // nil: the grant has expired or was voided
 }
 
-// Lookup tells what an idempotency key of the caller's names at the moment, or ErrNotFound. It may
-// save work; what decides is the look-up in Append's transaction.
+// Lookup returns what an idempotency key of the caller names at the moment, or ErrNotFound. It may
+// save work; the look-up in Append's transaction decides.
 func (l *Ledger) Lookup(ctx context.Context, tenant string, caller delegation.Principal, key string) (*Stored, error) {
 	ctx, cancel := context.WithTimeout(ctx, l.config.attempt())
 	defer cancel()
@@ -94,9 +94,10 @@ func (l *Ledger) Lookup(ctx context.Context, tenant string, caller delegation.Pr
 	return &Stored{Fingerprint: k.fingerprint, Seq: k.seq, Time: k.time, Claims: k.claims}, nil
 }
 
-// sqlKeys selects idempotency keys (k) with what they name; where they come from follows. Subqueries ask by
-// the whole primary key, where a planner that believes the tables to be empty would rather join all that the
-// tenant has. A key may outlive its grant, which was dropped for its age: it is taken, and what it names is gone.
+// sqlKeys selects idempotency keys (k) with what they name; their source follows. The subqueries
+// use the whole primary key, where a planner that takes the tables to be empty would join all of
+// the tenant's rows. A key may outlive its grant, which was dropped for its age: the key is taken,
+// and its grant is gone.
 const sqlKeys = `SELECT k.digest, k.fingerprint, k.seq,
 	coalesce((SELECT e.time FROM entries e WHERE e.tenant = $1 AND e.seq = k.seq), 0),
 	(SELECT c.value FROM claims c WHERE c.tenant = $1 AND c.seq = k.seq AND c.until > $3) FROM `
@@ -153,10 +154,11 @@ func (l *Ledger) entries(ctx context.Context, where string, args ...any) ([]*Ent
 	return list, nil
 }
 
-// errDamaged is about rows that are missing, or that no entry was ever stored as. To read them again gives the same.
+// errDamaged is about rows that are missing, or that no entry was ever stored as. Another read
+// gives the same.
 var errDamaged = errors.New("the ledger is not what was recorded")
 
-// failed is what becomes of a reading that ended with an error: damage is damage, and all else may pass.
+// failed translates the error of a read: damage is permanent, everything else may pass.
 func failed(err error) error {
 	if errors.Is(err, errDamaged) {
 		return delegation.Refuse(delegation.LedgerDamaged, "",
@@ -168,8 +170,8 @@ func failed(err error) error {
 // entryPage is how many entries one statement takes by their numbers.
 const entryPage = 100
 
-// numbered are entryPage parameters from $2 on: as many for every list, so that both databases prepare
-// one statement.
+// numbered are entryPage parameters from $2 on, the same for every list, so that both databases
+// prepare one statement.
 var numbered = func() string {
 	var in strings.Builder
 	for i := range entryPage {
@@ -178,7 +180,7 @@ var numbered = func() string {
 	return in.String()[2:]
 }()
 
-// byNumber are the arguments for numbered: the last number fills the places that are left.
+// byNumber are the arguments for numbered. The last number fills the remaining places.
 func byNumber(tenant string, seqs []uint64) []any {
 	args := append(make([]any, 0, 1+entryPage), tenant)
 	for i := range entryPage {
@@ -189,7 +191,7 @@ func byNumber(tenant string, seqs []uint64) []any {
 
 var sqlEntriesIn = `e.tenant = $1 AND e.seq IN (` + numbered + `) ORDER BY e.seq`
 
-// entriesAt returns those of up to entryPage entries that are there, in order.
+// entriesAt returns those of up to entryPage entries that exist, in order.
 func entriesAt(ctx context.Context, db querier, tenant string, seqs []uint64) ([]*Entry, error) {
 	return scanEntries(ctx, db, sqlEntriesIn, byNumber(tenant, seqs)...)
 }

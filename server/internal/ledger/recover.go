@@ -11,11 +11,11 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// Recovered is the newest recovery of a tenant's ledger, as it is recorded in the database.
+// Recovered is the newest recovery of a tenant's ledger, as the database holds it.
 type Recovered struct {
-	Number uint64    // of the incarnation that began with it; 0: there was none
+	Number uint64    // of the incarnation that it began; 0: there was none
 	Head   uint64    // number of the newest entry before it
-	Since  time.Time // what was issued before is not of this incarnation; instances serve from then on
+	Since  time.Time // older tokens are not of this incarnation; instances serve from then on
 }
 
 // LastRecovery returns the tenant's newest recovery, zero if there was none.
@@ -37,7 +37,8 @@ func (l *Ledger) LastRecovery(ctx context.Context, tenant string) (r Recovered, 
 	return r, nil
 }
 
-// OpenToRecover opens a ledger that no instance may serve any more, so that Recover can begin its next incarnation.
+// OpenToRecover opens a ledger that instances refuse, so that Recover can begin its next
+// incarnation.
 func OpenToRecover(ctx context.Context, dsn string, config Config) (*Ledger, error) {
 	l, err := Open(ctx, dsn, config)
 	if err != nil {
@@ -53,13 +54,13 @@ func (l *Ledger) Known(ctx context.Context) (Incarnation, error) {
 	return row.Incarnation, err
 }
 
-// Remains is what the ledger holds of one tenant.
+// Remains is what the ledger still holds of one tenant.
 type Remains struct {
 	Tenant     string
 	Seq        uint64 // of the newest entry
 	Leaf       [32]byte
 	Time       time.Time // and when it was recorded
-	Grant      uint64    // of the newest grant: no token that this ledger holds has a higher number
+	Grant      uint64    // of the newest grant: this ledger holds no token with a higher number
 	Revocation uint64    // of the newest revocation
 }
 
@@ -67,8 +68,9 @@ const sqlRemains = `SELECT h.tenant, h.seq, h.time, h.revocation, coalesce(e.lea
 	coalesce((SELECT max(g.seq) FROM entries g WHERE g.tenant = h.tenant AND g.kind = 'grant'), 0)
 	FROM heads h LEFT JOIN entries e ON e.tenant = h.tenant AND e.seq = h.seq ORDER BY h.tenant`
 
-// Remains returns what the ledger holds of the named tenants and of every tenant that it has a head of, and why it is
-// doubted, if it is. A named tenant without a head has zero Remains: its first entry may be among those that are lost.
+// Remains returns what the ledger holds of the named tenants and of every tenant with a head, and
+// the cause of its doubt, if any. A named tenant without a head has zero Remains: its first entry
+// may be among the lost ones.
 func (l *Ledger) Remains(ctx context.Context, tenants ...string) (list []Remains, doubt string, err error) {
 	err = l.store.view(ctx, func(db querier) error {
 		row, err := readIncarnation(ctx, db)
@@ -99,16 +101,17 @@ func (l *Ledger) Remains(ctx context.Context, tenants ...string) (list []Remains
 	return list, doubt, err
 }
 
-// Decision is what an operator decided about a ledger. What it lost is never guessed.
+// Decision is what an operator decided about a ledger. The program never guesses what was lost.
 type Decision struct {
-	Reason  string   // recorded for auditors, of each tenant
-	Tenants []string // the configured ones, which are recovered also where the ledger has nothing of them
-	// Above is the highest number of an incarnation that anybody remembers.
+	Reason  string   // recorded for auditors, in each tenant's log
+	Tenants []string // the configured ones, recovered even if the ledger has nothing of them
+	// Above is the highest number of an incarnation that is known anywhere.
 	Above uint64
-	// Intact says that nothing was lost: only another server goes on.
+	// Intact means that nothing was lost, and only another server continues.
 	Intact bool
-	// CutOff has what was issued after the newest grant that is left refused. By tenant, with CutOff and without: the
-	// revocations that were found elsewhere, which are recorded again, and whether all that was ever issued is refused as well.
+	// CutOff refuses what was issued after the newest remaining grant. Lost holds, by tenant, the
+	// revocations that were found elsewhere; they are recorded again, with CutOff or without. All
+	// names the tenants in which everything ever issued is refused.
 	CutOff bool
 	Lost   map[string][]delegation.Revocation
 	All    map[string]bool
@@ -117,8 +120,9 @@ type Decision struct {
 // recoverer is the caller in the entries of a recovery.
 const recoverer = delegation.Principal("system:deputy")
 
-// Recover records the decision in every tenant's log and begins the next incarnation, by which instances go on. While it
-// works no instance appends. If it fails it may be repeated: no instance serves before it has succeeded.
+// Recover records the decision in every tenant's log and begins the next incarnation. While it
+// runs, no instance appends. If it fails it may be repeated: no instance serves before it has
+// succeeded.
 func (l *Ledger) Recover(ctx context.Context, d Decision) (Incarnation, error) {
 	if !l.recovering {
 		return Incarnation{}, errors.New("ledger: not opened to recover")
@@ -140,7 +144,8 @@ func (l *Ledger) Recover(ctx context.Context, d Decision) (Incarnation, error) {
 	if err != nil {
 		return Incarnation{}, fmt.Errorf("ledger: recover: %w", err)
 	}
-	// A restored database forgot its newest numbers. The clock gives a higher one: no ledger has that many failovers.
+	// A restored database has lost its newest numbers. The clock gives a higher one, because no
+	// ledger has that many failovers.
 	number := max(next.Number+1, d.Above+1, uint64(l.config.Now().Unix()))
 	for _, r := range remains {
 		if err := l.recoverTenant(ctx, d, r, number); err != nil {

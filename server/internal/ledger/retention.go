@@ -8,19 +8,19 @@ import (
 	"deputy.example/deputy/client/audit"
 )
 
-// Retention says for how long a tenant's entries are kept. Zero: for ever.
+// Retention is how long a tenant's entries are kept. Zero: without limit.
 type Retention struct {
 	Personal time.Duration // after this, entries lose their personal fields
-	Entries  time.Duration // after this, whole entries go; their leaf hashes stay
+	Entries  time.Duration // after this, whole entries are dropped; their leaf hashes stay
 }
 
-// Old entries are forgotten a block at a time, from the oldest on and without a gap, and only where all
-// of a block is old enough and nothing in it is alive. What stays behind for ever is what revocations
-// that never end aim at, and those revocations themselves.
+// Old entries are removed a block at a time, from the oldest on and without a gap, and only if the
+// whole block is old enough and nothing in it is live. Revocations that never end stay, with their
+// targets.
 
-// mark is a tenant's row in retention: how far its oldest entries were forgotten.
+// mark is a tenant's row in retention: how far its oldest entries were removed.
 type mark struct {
-	personal   uint64     // the last entry whose personal fields went for its age
+	personal   uint64     // the last entry whose personal fields were removed for their age
 	time       int64      // of the last entry that was dropped
 	revocation uint64     // the newest revocation that was dropped, or stayed behind
 	tree       audit.Edge // of the entries that were dropped: its size is the number of the last one
@@ -31,7 +31,7 @@ const (
 	sqlMark    = `SELECT personal, through, time, revocation, tree FROM retention WHERE tenant = $1`
 	sqlThrough = `coalesce((SELECT d.through FROM retention d WHERE d.tenant = $1), 0)`
 
-	// sqlReady counts the entries of a block, and those that must not be forgotten yet.
+	// sqlReady counts the entries of a block, and those that must not be removed yet.
 	sqlReady = `SELECT count(*), coalesce(sum(CASE WHEN time >= $4 OR kind = 'grant' AND expiry > $5 OR kind = 'revocation' AND until > $5
 		THEN 1 ELSE 0 END), 0) FROM entries WHERE tenant = $1 AND seq >= $2 AND seq < $3`
 
@@ -64,8 +64,8 @@ func readMark(ctx context.Context, db querier, tenant string) (m mark, there boo
 	return m, there, err
 }
 
-// Dropped tells which of the tenant's oldest entries were dropped for their age, as it stands in the
-// first line of an export; false if none was. What Entries returns begins after them.
+// Dropped returns which of the tenant's oldest entries were dropped for their age, as the first
+// line of an export states it; false if none was. Entries begins after them.
 func (l *Ledger) Dropped(ctx context.Context, tenant string) (audit.Dropped, bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, l.config.attempt())
 	defer cancel()
@@ -76,8 +76,8 @@ func (l *Ledger) Dropped(ctx context.Context, tenant string) (audit.Dropped, boo
 	return audit.Dropped{Through: m.tree.Size, Hashes: m.tree.Hashes}, m.tree.Size > 0, nil
 }
 
-// retain forgets the next block of the tenant that is old enough: first what is personal in it, and when
-// the time has come all of it. Several instances may do so; one wins.
+// retain removes from the next block of the tenant that is old enough: first its personal fields
+// and later the entries. Several instances may do so; one of them wins.
 func (l *Ledger) retain(ctx context.Context, tenant string) (more bool, err error) {
 	keep := l.config.Retention[tenant]
 	if keep == (Retention{}) {
@@ -104,7 +104,7 @@ func (l *Ledger) retain(ctx context.Context, tenant string) (more bool, err erro
 	return false, nil
 }
 
-// due says whether all entries of the block are older than that and none of them is alive.
+// due reports whether all entries of the block are older than the age and none of them is live.
 func (l *Ledger) due(ctx context.Context, db querier, tenant string, block uint64, age time.Duration) (bool, error) {
 	through, err := l.horizon(ctx)
 	if err != nil {
@@ -122,8 +122,8 @@ func (l *Ledger) due(ctx context.Context, db querier, tenant string, block uint6
 
 // age erases all personal fields of the next block.
 func (l *Ledger) age(ctx context.Context, tenant string, m mark, age time.Duration) (more bool, err error) {
-	// What was dropped while nothing was erased by age has no personal fields but those of the
-	// revocations that stayed behind.
+	// Entries that were dropped before personal fields had an age have no personal fields left,
+	// except in the revocations that stayed.
 	block := max(m.personal, m.tree.Size) / blockSize
 	if due, err := l.due(ctx, l.store, tenant, block, age); !due || err != nil {
 		return false, err
@@ -143,7 +143,7 @@ func (l *Ledger) age(ctx context.Context, tenant string, m mark, age time.Durati
 	}
 	err = l.store.change(ctx, func(db changer) error {
 		n, err := db.change(ctx, sqlAged, tenant, int64(m.personal), end-1)
-		if err != nil || n == 0 { // somebody else has done it
+		if err != nil || n == 0 { // another instance has done it
 			return err
 		}
 		if err := l.unindex(ctx, db, tenant, block); err != nil {

@@ -22,19 +22,19 @@ type leaf struct {
 const (
 	sqlLeaves = `SELECT seq, time, kind, leaf FROM entries WHERE tenant = $1 AND seq >= $2 AND seq < $3 ORDER BY seq`
 
-	// sqlDropped succeeds only if nobody has dropped anything since the mark was read.
+	// sqlDropped succeeds only if nothing was dropped since the mark was read.
 	sqlDropped    = `UPDATE retention SET through = $3, time = $4, revocation = $5, tree = $6 WHERE tenant = $1 AND through = $2`
 	sqlKeepLeaves = `INSERT INTO dropped_leaves (tenant, block, leaves) VALUES ($1, $2, $3)`
-	// sqlDrop leaves the revocations that are in force, and the newest, which says where the others end;
-	// sqlDropEnded takes what has ended of those that it once left.
+	// sqlDrop leaves the revocations that are in force, and the newest one, from which the end of
+	// the others is known. sqlDropEnded removes those that it left and that have ended since.
 	sqlDrop = `DELETE FROM entries WHERE tenant = $1 AND seq >= $2 AND seq < $3 AND NOT (kind = 'revocation'
 		AND (until = 0 OR until > $4 OR seq = (SELECT revocation FROM heads WHERE tenant = $1)))`
 	sqlDropEnded = `DELETE FROM entries WHERE tenant = $1 AND seq < $2 AND kind = 'revocation' AND until <> 0 AND until <= $3
 		AND seq <> (SELECT revocation FROM heads WHERE tenant = $1)`
 )
 
-// drop takes the next block's entries out, and keeps their leaf hashes: whatever could be proven of the
-// log can be proven afterwards, by those who kept what they want to prove.
+// drop removes the next block's entries and keeps their leaf hashes. Everything that could be
+// proven of the log can still be proven, by those who kept the entries to prove.
 func (l *Ledger) drop(ctx context.Context, tenant string, m mark, age time.Duration) (more bool, err error) {
 	through := m.tree.Size
 	block := through / blockSize
@@ -56,7 +56,7 @@ func (l *Ledger) drop(ctx context.Context, tenant string, m mark, age time.Durat
 	}
 	err = l.store.change(ctx, func(db changer) error {
 		n, err := db.change(ctx, sqlDropped, tenant, int64(through), end-1, m.time, int64(m.revocation), edgeBytes(m.tree))
-		if err != nil || n == 0 { // somebody else has done it
+		if err != nil || n == 0 { // another instance has done it
 			return err
 		}
 		if err := l.unindex(ctx, db, tenant, block); err != nil {
@@ -70,8 +70,8 @@ func (l *Ledger) drop(ctx context.Context, tenant string, m mark, age time.Durat
 	return err == nil, err
 }
 
-// oldLeaves reads the leaves of the block that comes next, on one snapshot; none if it is not due, or if
-// somebody else has just dropped it.
+// oldLeaves reads the leaves of the next block, on one snapshot. It returns none if the block is
+// not due, or if another instance has just dropped it.
 func (l *Ledger) oldLeaves(ctx context.Context, tenant string, m mark, age time.Duration) (leaves []leaf, err error) {
 	block := m.tree.Size / blockSize
 	err = l.store.view(ctx, func(db querier) error {
@@ -86,8 +86,8 @@ func (l *Ledger) oldLeaves(ctx context.Context, tenant string, m mark, age time.
 	return leaves, err
 }
 
-// matchTree compares a block's leaves with the nodes of the tree above them. Where they differ, the entries
-// are the evidence: once they are dropped, nobody can say any more which of them was changed.
+// matchTree compares a block's leaves with the nodes of the tree above them. If they differ, the
+// entries are the evidence: after a drop, it could not be shown which of them was changed.
 func matchTree(ctx context.Context, db querier, tenant string, block uint64, leaves []leaf) error {
 	first := block * (blockSize / tierWidth)
 	nodes, err := readTier(ctx, db, tenant, tierHeight, span{first, first + blockSize/tierWidth})
@@ -101,7 +101,7 @@ func matchTree(ctx context.Context, db querier, tenant string, block uint64, lea
 			edge.Add(f.hash, nil)
 		}
 		if edge.Root() != node {
-			return fmt.Errorf("entries %d to %d are not those of the tree: nothing of them is dropped", below[0].seq, below[tierWidth-1].seq)
+			return fmt.Errorf("entries %d to %d do not match the tree; none of them is dropped", below[0].seq, below[tierWidth-1].seq)
 		}
 	}
 	return nil
@@ -155,8 +155,8 @@ func readLeaves(ctx context.Context, db querier, tenant string, first, end int64
 	return list, err
 }
 
-// readDroppedLeaves returns the leaf hashes of dropped entries from number from+1 to number to, which lie
-// within one row.
+// readDroppedLeaves returns the leaf hashes of dropped entries from number from+1 to number to,
+// which lie within one row.
 func readDroppedLeaves(ctx context.Context, db querier, tenant string, s span) ([]tlog.Hash, error) {
 	block := s.from / tierWidth
 	found, err := db.query(ctx, `SELECT leaves FROM dropped_leaves WHERE tenant = $1 AND block = $2`, tenant, int64(block))
@@ -168,7 +168,7 @@ func readDroppedLeaves(ctx context.Context, db querier, tenant string, s span) (
 		return nil, err
 	}
 	if len(row) != tierWidth*sha256.Size {
-		return nil, errors.New("neither its entries are there nor the leaves that dropped entries leave")
+		return nil, errors.New("both the entries and the leaves of dropped entries are missing")
 	}
 	var hashes []tlog.Hash
 	for n := s.from - block*tierWidth; n < s.to-block*tierWidth; n++ {

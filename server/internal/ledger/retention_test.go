@@ -53,7 +53,7 @@ func (p *past) add(drafts ...*ledger.Draft) []ledger.Result {
 	return results
 }
 
-// refused is a refusal that says something of its subject.
+// refused is a refusal that describes its subject.
 func (p *past) refused(subject, actor delegation.Principal) *ledger.Draft {
 	return &ledger.Draft{
 		Kind: ledger.KindRefusal, Reason: delegation.EdgeNotPermitted, Subject: subject, Actor: actor, Caller: actor,
@@ -84,7 +84,8 @@ func (p *past) all() (all []*ledger.Entry) {
 	}
 }
 
-// mentions are the numbers of the entries that say the name anywhere, in a field or in their claims.
+// mentions are the numbers of the entries that hold the name anywhere, in a field or in their
+// claims.
 func (p *past) mentions(name delegation.Principal) (seqs []uint64) {
 	p.Helper()
 	for _, e := range p.all() {
@@ -104,7 +105,7 @@ func (p *past) mentions(name delegation.Principal) (seqs []uint64) {
 func (p *past) erase(want ledger.Erased) {
 	p.Helper()
 	if dry, err := p.Erase(p.Context(), tenant, ledger.Erasure{Principal: alice, DryRun: true}); err != nil || dry != want {
-		p.Errorf("a dry run says %+v, %v; want %+v", dry, err, want)
+		p.Errorf("a dry run returns %+v, %v; want %+v", dry, err, want)
 	}
 	if done, err := p.Erase(p.Context(), tenant, ledger.Erasure{Principal: alice}); err != nil || done != want {
 		p.Errorf("erased %+v, %v; want %+v", done, err, want)
@@ -141,7 +142,8 @@ func TestErasesAPrincipal(t *testing.T) {
 		before := p.all()
 		proofs := p.proofs()
 
-		// Everything is alive, but for refusals and the void; and details of revocations hit nobody.
+		// Everything is alive, but for refusals and the void; and details of revocations hit
+		// nothing.
 		end := before[0].Expiry.Add(30 * time.Second)
 		p.erase(ledger.Erased{Entries: 4, Fields: 3 + 2 + 1 + 1, Deferred: 4, Kept: 1, Until: before[7].Revocation.Until.Add(30 * time.Second)})
 		if _, err := p.another(ledger.Retention{}).Revocations(t.Context(), tenant, true); err != nil {
@@ -165,7 +167,8 @@ func TestErasesAPrincipal(t *testing.T) {
 			}
 		}
 		p.hold(proofs)
-		// The newest revocations have ended and lost what they aimed at: nobody stumbles over them.
+		// The newest revocations have ended and lost what they aimed at, which must not break a
+		// load.
 		if live, _, err := p.another(ledger.Retention{}).Live(t.Context(), tenant); err != nil || len(live) == 0 {
 			t.Errorf("the revocations of a new instance: %v, %v", live, err)
 		}
@@ -178,8 +181,8 @@ func TestErasesAPrincipal(t *testing.T) {
 	})
 }
 
-// TestErasesWhatClaimsRepeat has the principal nowhere but in the claims of grants of others, which stay in
-// the database after the grants have expired until newer grants push them out.
+// TestErasesWhatClaimsRepeat has the principal nowhere but in the claims of grants of others, which
+// stay in the database after the grants have expired until newer grants push them out.
 func TestErasesWhatClaimsRepeat(t *testing.T) {
 	onBoth(t, func(t *testing.T, dsn string) {
 		p := newPast(t, dsn, ledger.Retention{})
@@ -244,8 +247,8 @@ func TestErasureEndsSessions(t *testing.T) {
 	})
 }
 
-// TestErasureMayBeEndedAnywhere fails each statement once. Whatever is left, a search never finds what
-// the entries don't say any more, and the next erasure does the rest.
+// TestErasureMayBeEndedAnywhere fails each statement once. Whatever is left, a search never finds
+// what the entries do not hold any more, and the next erasure does the rest.
 func TestErasureMayBeEndedAnywhere(t *testing.T) {
 	onBoth(t, func(t *testing.T, dsn string) {
 		f, clock := &faults{}, ledgertest.NewClock()
@@ -280,7 +283,7 @@ func TestErasureMayBeEndedAnywhere(t *testing.T) {
 				t.Errorf("%s: again: %v", point, err)
 			}
 			if found, said := p.found(alice), len(p.mentions(alice)); found+said > 0 {
-				t.Errorf("%s: afterwards %d are found and %d say it", point, found, said)
+				t.Errorf("%s: afterwards %d are found and %d hold it", point, found, said)
 			}
 		}
 		checked(t, l)
@@ -290,7 +293,8 @@ func TestErasureMayBeEndedAnywhere(t *testing.T) {
 // index builds the search index as far as it goes.
 func (p *past) index() { p.BuildIndex(p, tenant, 1000) }
 
-// proofs are what an auditor holds: roots of many sizes, and for each the proof of some entry in it.
+// proofs are what an auditor holds: roots of many sizes, and for each the proof of some entry in
+// it.
 type proof struct {
 	size uint64
 	root tlog.Hash
@@ -490,10 +494,10 @@ func TestAKeyOutlivesItsGrant(t *testing.T) {
 		if _, err := p.EntryAt(t.Context(), tenant, 1); !errors.Is(err, ledger.ErrNotFound) {
 			t.Fatalf("the grant was not dropped: %v", err)
 		}
-		stranger := ledgertest.Grant(p.Now(), "user:carol", "agent:planner")
-		results := p.AppendAll(t.Context(), tenant, []*ledger.Draft{draft(), stranger}, nil)
+		other := ledgertest.Grant(p.Now(), "user:carol", "agent:planner")
+		results := p.AppendAll(t.Context(), tenant, []*ledger.Draft{draft(), other}, nil)
 		if reason(results[0].Err) != delegation.GrantGone || results[1].Err != nil {
-			t.Errorf("a retry is answered with %v, a stranger with %v", results[0].Err, results[1].Err)
+			t.Errorf("a retry is answered with %v, the other draft with %v", results[0].Err, results[1].Err)
 		}
 		checked(t, p.Ledger)
 	})
@@ -507,7 +511,7 @@ func TestNothingIsDroppedThatWasTamperedWith(t *testing.T) {
 		p.Add(91 * 24 * time.Hour)
 		execute(t, dsn, `UPDATE entries SET leaf = (SELECT leaf FROM entries WHERE seq = 600) WHERE seq = 700`)
 		if err := p.Retain(t.Context(), tenant); err == nil {
-			t.Error("what was tampered with is dropped, and nobody is told")
+			t.Error("what was tampered with is dropped without an error")
 		}
 		dropped, _, err := p.Dropped(t.Context(), tenant)
 		if _, there := p.EntryAt(t.Context(), tenant, 700); err != nil || dropped.Through != 512 || there != nil {
@@ -516,8 +520,8 @@ func TestNothingIsDroppedThatWasTamperedWith(t *testing.T) {
 	})
 }
 
-// TestEveryProofHolds is the property: whatever is recorded, erased, aged and dropped in whatever order,
-// all that was signed can be proven, and what is left verifies.
+// TestEveryProofHolds is the property: whatever is recorded, erased, aged and dropped in whatever
+// order, all that was signed can be proven, and what is left verifies.
 func TestEveryProofHolds(t *testing.T) {
 	rng := rand.New(rand.NewPCG(testservers.Seed(t), 0))
 	for range testservers.Campaign(40, 2) {

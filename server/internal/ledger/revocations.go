@@ -12,24 +12,24 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// revocations is one tenant's live revocations in memory. The database is the truth; this is how
-// far we have read it. Reading is safe at any time, because numbers are in the order of commits:
-// who sees a revocation sees all before it.
+// revocations is one tenant's live revocations in memory, as far as this instance has read the
+// database. It may be read at any time, because numbers are in the order of commits: a reader that
+// sees a revocation sees all before it.
 type revocations struct {
 	ledger *Ledger
 	tenant string
 	set    atomic.Pointer[delegation.RevocationSet]
 	readAt atomic.Int64         // ledger time of the last read, microseconds
 	pruned atomic.Int64         // heads.pruned_through at the last read, microseconds
-	feed   atomic.Pointer[feed] // what set was made from; replaced by advance and sweep only
+	feed   atomic.Pointer[feed] // what set was made from; only advance and forgetExpired replace it
 
 	head    atomic.Uint64 // highest number of an entry that any read saw
-	retired atomic.Bool   // the incarnation that it was read from was given up
+	retired atomic.Bool   // its incarnation was given up
 
 	mu       sync.Mutex // guards what follows and the replacing of set and feed; never held over I/O
-	forgotAt time.Time  // when what had ended was last forgotten
+	forgotAt time.Time  // when revocations that had ended were last forgotten
 	read     *read      // being read now, or nil
-	next     *read      // starts when that ends, or nil
+	next     *read      // starts when read ends, or nil
 }
 
 // read is one query that several callers share.
@@ -45,11 +45,11 @@ func newRevocations(l *Ledger, tenant string) *revocations {
 	return r
 }
 
-// Revocations returns the tenant's live revocations, which go on changing as revocations arrive:
-// only ask it, and ask for it again with every call, because it is replaced when it may have lost
-// something. With fresh, it holds every revocation that was committed before the call, on whichever
-// instance; without, what this instance has seen so far. If the database does not answer, the error is
-// unavailable: no caller may conclude that nothing was revoked.
+// Revocations returns the tenant's live revocations. The set changes as revocations arrive, and is
+// replaced when it may have lost one: only query it, and get it again for every call. With fresh,
+// it holds every revocation that was committed before the call, on any instance. Without, it holds
+// what this instance has read so far. If the database does not answer, the error is unavailable: no
+// caller may conclude that nothing was revoked.
 func (l *Ledger) Revocations(ctx context.Context, tenant string, fresh bool) (*delegation.RevocationSet, error) {
 	s, err := l.sequencer(tenant)
 	if err != nil {
@@ -96,7 +96,7 @@ func (r *revocations) join() (*read, error) {
 	return mine, nil
 }
 
-// reads does one read after the other until nobody waits.
+// reads runs one read after the other while callers wait.
 func (r *revocations) reads() {
 	r.mu.Lock()
 	current := r.read
@@ -114,12 +114,12 @@ func (r *revocations) reads() {
 	}
 }
 
-// pageSize is how many revocations the first read takes at a time: a tenant may have so many that
+// pageSize is how many revocations the first read takes at a time. A tenant may have so many that
 // one statement would not answer in time.
 const pageSize = 10_000
 
-// catchUp reads page by page until the newest revocation is there. What it has read when it fails
-// is kept, and the next try goes on from there.
+// catchUp reads page by page up to the newest revocation. What it has read before a failure is
+// kept, and the next try continues from there.
 func (r *revocations) catchUp() error {
 	if err := r.pages(); err != nil {
 		return err
@@ -141,15 +141,16 @@ func (r *revocations) pages() error {
 	}
 }
 
-// lost tells whether more was forgotten than ledger time justifies, by a clock that was wrong, so that the set refuses
-// what it need not. What the ledger itself pruned does not come back with another load.
+// lost reports whether more was forgotten than ledger time justifies, because a clock was wrong.
+// The set then refuses what it need not. What the ledger itself pruned does not come back with
+// another load.
 func (r *revocations) lost(at time.Time) bool {
 	horizon := r.set.Load().Horizon()
 	return horizon.After(at) && horizon.After(fromMicros(r.pruned.Load())) && r.ledger.Trusted() == nil
 }
 
-// rebuild reads everything again and replaces what may have lost something. What was lost for good, because
-// it was dropped from the ledger too, stays behind the horizon.
+// rebuild reads everything again and replaces the set that may have lost some. What was also
+// dropped from the ledger stays behind the horizon.
 func (r *revocations) rebuild() error {
 	whole := newRevocations(r.ledger, r.tenant)
 	if err := whole.pages(); err != nil {
@@ -159,10 +160,11 @@ func (r *revocations) rebuild() error {
 	if !set.Horizon().Before(r.set.Load().Horizon()) {
 		return nil
 	}
-	r.ledger.config.Logger.Warn("revocations_rebuilt: the clocks were wrong when some were forgotten", "tenant", r.tenant, "horizon", set.Horizon())
+	r.ledger.config.Logger.Warn("revocations rebuilt", "tenant", r.tenant, "cause", "a clock was wrong when some were forgotten", "horizon", set.Horizon())
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	// Whichever read came further: the feed stays at its own number, and what the other one has beyond that follows as usual.
+	// The feed keeps the higher of the two numbers. What the other read has beyond it follows as
+	// usual.
 	old, read := r.feed.Load(), whole.feed.Load()
 	missed := old.live[after(old.live, read.last):]
 	set.Apply(missed...)
@@ -192,7 +194,7 @@ func (r *revocations) page() (whole bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	if r.retired.Load() || known && n.found && n.of != mine.Number { // not comparable: no evidence of a loss
+	if r.retired.Load() || known && n.found && n.of != mine.Number { // not comparable, so no evidence of a loss
 		r.ledger.unproven()
 		return false, errRenewed
 	}
@@ -203,7 +205,7 @@ func (r *revocations) page() (whole bool, err error) {
 	at, _ := config.Clock.Judge(serverClock, n.server, asked, time.Time{})
 	r.readAt.Store(micros(at))
 	r.pruned.Store(n.pruned)
-	if q.revokedUntil != 0 { // what has ended was left out, or dropped before
+	if q.revokedUntil != 0 { // what had ended was left out, or dropped before
 		r.forget(fromMicros(max(q.revokedUntil, n.pruned)))
 	}
 	if int64(len(n.list)) == most {
@@ -213,7 +215,7 @@ func (r *revocations) page() (whole bool, err error) {
 	return true, r.complete(q, n.newest, n.list)
 }
 
-// forget notes that what ended by then was not read.
+// forget records that revocations which ended by then were not read.
 func (r *revocations) forget(through time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -225,22 +227,22 @@ func (r *revocations) forget(through time.Time) {
 	r.feed.Store(&next)
 }
 
-// question asks for what is missing. The first read leaves out what has ended, later ones take all,
-// because they can be proven complete.
+// question requests what is missing. The first read leaves out what has ended. Later ones take
+// everything, because they can be proven complete.
 func (r *revocations) question(now time.Time) questions {
 	f := r.feed.Load()
 	q := questions{revokedAfter: f.last, now: micros(now)}
 	if f.loaded {
 		return q
 	}
-	q.revokedUntil = 1             // all that is there
+	q.revokedUntil = 1             // everything that is left
 	if r.ledger.Trusted() == nil { // a wrong clock costs another load: see lost
 		q.revokedUntil = max(micros(now.Add(-margin)), 1)
 	}
 	return q
 }
 
-// complete applies what the question found, if it leads without a gap to the newest number.
+// complete applies the answer, if it leads without a gap to the newest number.
 func (r *revocations) complete(q questions, newest uint64, list []delegation.Revocation) error {
 	if newest < q.revokedAfter {
 		return errWentBack

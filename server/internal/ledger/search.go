@@ -10,10 +10,10 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// Query says which entries to find: those that match every field that is set, whole and byte by byte.
+// Query selects entries: those that match every field that is set, whole and byte by byte.
 type Query struct {
 	Subject  delegation.Principal
-	Actor    delegation.Principal // any actor of the chain, or the one that was asked for
+	Actor    delegation.Principal // any actor of the chain, or the requested one
 	Caller   delegation.Principal
 	Audience string
 	Scope    string
@@ -28,17 +28,17 @@ type Query struct {
 	From     time.Time // recorded at or after
 	Until    time.Time // recorded before
 	Before   uint64    // with a lower number; 0: from the newest on
-	Limit    int       // at least 1; more than 1,000 are not found at once
+	Limit    int       // at least 1; at most 1,000 are found at once
 
-	// Seen, where it is not nil, says which of these whoever asks may see. The others are not there: no
-	// page ends at one.
+	// Seen, where it is not nil, reports which entries the caller may see. The others are treated
+	// as absent: no page ends at one.
 	Seen func(*Entry) bool
 }
 
 const (
 	mostFound = 1000
-	// mostRows is how many rows one call reads, of the index or of entries that it does not cover: a
-	// million entries that are indexed, or sixteen thousand that are not.
+	// mostRows is how many rows one call reads, of the index or of entries that it does not cover:
+	// a million indexed entries, or sixteen thousand others.
 	mostRows = 16 << 10
 	// mostPrefetched is how many blocks of the index one statement reads.
 	mostPrefetched = 512
@@ -64,12 +64,13 @@ func (q *Query) wants() []want {
 	return list
 }
 
-// Search finds entries, the newest first. before continues with the next page, where it goes into
-// Query.Before; 0 says that there is nothing more. One call does a bounded amount of work: a page may be
-// short, or even empty, and not the last one. What is recorded meanwhile does not move the pages.
+// Search finds entries, the newest first. before is the Query.Before of the next page; 0 means that
+// there is none. One call does a bounded amount of work, so a page may be short or empty without
+// being the last one. Entries that are recorded meanwhile do not move the pages.
 //
-// It reads the search index where that is built and whole, and the entries themselves where it is not:
-// a result may take more calls, and is never missed. A jti and a txn have indexes of the database's own.
+// It reads the search index where that is built and undamaged, and the entries themselves
+// elsewhere. A result may take more calls, but is never missed. A jti and a txn have indexes of the
+// database.
 func (l *Ledger) Search(ctx context.Context, tenant string, q Query) (page []*Entry, before uint64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, l.config.attempt())
 	defer cancel()
@@ -83,22 +84,23 @@ func (l *Ledger) Search(ctx context.Context, tenant string, q Query) (page []*En
 	return page, before, nil
 }
 
-// walk goes down a tenant's entries, from the newest to the oldest, and proposes those that match.
+// walk goes through a tenant's entries, from the newest to the oldest, and proposes those that
+// match.
 type walk struct {
 	ledger     *Ledger
 	tenant     string
 	wants      []want
 	exact      exact
 	seen       func(*Entry) bool
-	low        uint64 // what is still to be looked at: from low to below high
+	low        uint64 // what is left to read: from low to below high
 	high       uint64
 	head       uint64 // the newest entry when the walk began
 	built      uint64 // blocks below this are in the index
-	rows       int    // that may still be read
+	rows       int    // how many may still be read
 	prefetched prefetched
 }
 
-// prefetched is what was read of the index at once.
+// prefetched is a part of the index that was read at once.
 type prefetched struct {
 	first   uint64 // block of the first element
 	members []members
@@ -107,19 +109,19 @@ type prefetched struct {
 }
 
 const (
-	// One statement, so that its parts fit together.
+	// One statement, so that its parts come from one snapshot.
 	sqlExtent = `SELECT h.seq, coalesce(s.block, 0), ` + sqlThrough + ` + 1
 		FROM heads h LEFT JOIN search_heads s ON s.tenant = h.tenant WHERE h.tenant = $1`
 
 	sqlPostings = `SELECT block, terms FROM postings WHERE tenant = $1 AND bucket = $2 AND block >= $3 AND block <= $4`
 
-	// sqlFacets reads what entries can be found by.
+	// sqlFacets reads the columns by which entries are found.
 	sqlFacets = `SELECT seq, kind, outcome, reason, scopes, audiences, trace_id, subject, actor, caller, actors, holder_key, peer
 		FROM entries WHERE tenant = $1 AND seq >= $2 AND seq < $3 ORDER BY seq`
 
-	// sqlSince finds the first number from $2 to below $3 that was recorded at $4 or after, or $3. Time
-	// never runs backwards within a tenant, so it is enough to halve what is left again and again. What
-	// is not there was dropped for its age.
+	// sqlSince finds the first number from $2 to below $3 that was recorded at $4 or after, or $3.
+	// Time never runs backwards within a tenant, so it halves the range repeatedly. Entries that
+	// are missing were dropped for their age.
 	sqlSince = `WITH RECURSIVE s(low, high) AS (
 			SELECT CAST($2 AS BIGINT), CAST($3 AS BIGINT)
 			UNION ALL
@@ -142,7 +144,7 @@ func (l *Ledger) walk(ctx context.Context, tenant string, q Query) (*walk, error
 	if w.low == 0 { // no such tenant
 		return w, nil
 	}
-	w.built = min(w.built, w.head/blockSize) // a block that is not full says nothing of what comes
+	w.built = min(w.built, w.head/blockSize) // a block that is not full does not cover later entries
 	if w.high = w.head + 1; q.Before > 0 && q.Before < w.high {
 		w.high = q.Before
 	}
@@ -221,8 +223,8 @@ func (w *walk) matches(e *Entry) bool {
 	return true
 }
 
-// propose returns the next entries that match as far as the index knows, the newest first: at least n of
-// them, unless the walk or its allowance of rows ends before.
+// propose returns the next entries that match according to the index, the newest first: at least n
+// of them, unless the walk or its allowance of rows ends before.
 func (w *walk) propose(ctx context.Context, n int) (seqs []uint64, err error) {
 	if sql, arg := w.exact.lookUp(); sql != "" {
 		return w.proposeExact(ctx, sql, arg)
@@ -244,8 +246,8 @@ func (w *walk) propose(ctx context.Context, n int) (seqs []uint64, err error) {
 	return seqs, nil
 }
 
-// index asks the index for the members of a block that have all terms. whole is false if the block is
-// not there, or not all of it.
+// index returns the members of a block that have all terms. whole is false if the block is not in
+// the index, or not completely.
 func (w *walk) index(ctx context.Context, block uint64) (m members, whole bool, err error) {
 	switch {
 	case len(w.wants) == 0:
@@ -264,7 +266,8 @@ func (w *walk) index(ctx context.Context, block uint64) (m members, whole bool, 
 	return w.prefetched.members[i], !w.prefetched.lost[i], nil
 }
 
-// read takes the block and those before it from the index: the more of them, the longer the walk.
+// read takes the block and those before it from the index: the more of them, the longer the walk
+// has been.
 func (w *walk) read(ctx context.Context, last uint64) error {
 	n := min(uint64(w.prefetched.most), last-blockOf(w.low)+1)
 	w.prefetched = prefetched{first: last + 1 - n, members: make([]members, n), lost: make([]bool, n), most: min(2*w.prefetched.most, mostPrefetched)}
@@ -306,7 +309,7 @@ func (w *walk) readTerm(ctx context.Context, last uint64, t term) error {
 	return err
 }
 
-// scan looks at the block's entries themselves.
+// scan reads the block's entries themselves.
 func (w *walk) scan(ctx context.Context, block uint64) (m members, err error) {
 	low, high := max(w.low, firstOf(block)), min(w.high, firstOf(block+1))
 	entries, err := readFacets(ctx, w.ledger.store, w.tenant, low, high)
@@ -319,7 +322,8 @@ func (w *walk) scan(ctx context.Context, block uint64) (m members, err error) {
 	return m, err
 }
 
-// readFacets returns the entries from low to below high with nothing but what they are found by.
+// readFacets returns the entries from low to below high with only the values by which they are
+// found.
 func readFacets(ctx context.Context, db querier, tenant string, low, high uint64) ([]*Entry, error) {
 	found, err := db.query(ctx, sqlFacets, tenant, int64(low), int64(high))
 	if err != nil {
@@ -333,8 +337,8 @@ func readFacets(ctx context.Context, db querier, tenant string, low, high uint64
 			&e.Subject, &e.Actor, &e.Caller, &actors, &e.HolderKey, &e.Peer); err != nil {
 			return err
 		}
-		// Who damaged the column has the entry not found by it. Whatever else it is found by, reading
-		// it whole then fails: one damaged entry must not hold up the index of all others.
+		// If the column is damaged, the entry is not found by it. Where it is found by another
+		// value, reading it whole fails. One damaged entry must not stop the index for all others.
 		if json.Unmarshal([]byte(audiences), &e.Audiences) != nil {
 			e.Audiences = nil
 		}

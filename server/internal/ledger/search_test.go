@@ -184,15 +184,15 @@ func rounds() int { return testservers.Campaign(1000, 5) }
 
 // damages are what may happen to an index of three blocks and more.
 var damages = map[string]string{
-	"rows of a block are gone":            `DELETE FROM postings WHERE block = 1`,
-	"rows are gone here and there":        `DELETE FROM postings WHERE (bucket + block) % 7 = 3`,
-	"all rows are gone":                   `DELETE FROM postings`,
-	"a row is cut short":                  `UPDATE postings SET terms = substr(terms, 1, length(terms) - 9) WHERE block = 1 AND length(terms) > 9`,
-	"rows are empty":                      `UPDATE postings SET terms = substr(terms, 1, 0) WHERE block = 2`,
-	"rows are another block's":            `UPDATE postings SET terms = (SELECT terms FROM postings p WHERE p.tenant = postings.tenant AND p.bucket = postings.bucket AND p.block = 0) WHERE block = 1`,
-	"rows are another bucket's":           `UPDATE postings SET terms = (SELECT terms FROM postings p WHERE p.tenant = postings.tenant AND p.bucket = (postings.bucket + 1) % 64 AND p.block = postings.block)`,
-	"the index says that it goes on":      `UPDATE search_heads SET block = block + 1000`,
-	"nobody knows how far the index goes": `DELETE FROM search_heads`,
+	"rows of a block are gone":                 `DELETE FROM postings WHERE block = 1`,
+	"rows are gone here and there":             `DELETE FROM postings WHERE (bucket + block) % 7 = 3`,
+	"all rows are gone":                        `DELETE FROM postings`,
+	"a row is cut short":                       `UPDATE postings SET terms = substr(terms, 1, length(terms) - 9) WHERE block = 1 AND length(terms) > 9`,
+	"rows are empty":                           `UPDATE postings SET terms = substr(terms, 1, 0) WHERE block = 2`,
+	"rows are another block's":                 `UPDATE postings SET terms = (SELECT terms FROM postings p WHERE p.tenant = postings.tenant AND p.bucket = postings.bucket AND p.block = 0) WHERE block = 1`,
+	"rows are another bucket's":                `UPDATE postings SET terms = (SELECT terms FROM postings p WHERE p.tenant = postings.tenant AND p.bucket = (postings.bucket + 1) % 64 AND p.block = postings.block)`,
+	"the index claims more blocks than it has": `UPDATE search_heads SET block = block + 1000`,
+	"the end of the index is lost":             `DELETE FROM search_heads`,
 }
 
 // TestSearchEqualsFilter compares Search with a filter over all entries, whatever the index has and
@@ -222,7 +222,8 @@ func TestSearchEqualsFilter(t *testing.T) {
 		for what, statement := range damages {
 			execute(t, dsn, statement)
 			check(what)
-			// Each search finds some of the damage. What it finds is mended, until nothing is left of it.
+			// Each search finds some of the damage. What it finds is mended, until nothing is left
+			// of it.
 			for pass := 1; l.Lost(tenant) > 0; pass++ {
 				if pass > 10 {
 					t.Fatalf("%s: %d blocks are still damaged", what, l.Lost(tenant))
@@ -239,7 +240,7 @@ func TestSearchEqualsFilter(t *testing.T) {
 	})
 }
 
-// TestIndexDoesNotRunAhead has the index say that it covers a block which is not full yet: what is
+// TestIndexDoesNotRunAhead has the index claim to cover a block which is not full yet: what is
 // appended to that block later must not be missed.
 func TestIndexDoesNotRunAhead(t *testing.T) {
 	onBoth(t, func(t *testing.T, dsn string) {
@@ -247,7 +248,7 @@ func TestIndexDoesNotRunAhead(t *testing.T) {
 		l := opened(t, dsn, patient)
 		r.append(t, l, ledger.BlockSize+100)
 		l.BuildIndex(t, tenant, 100)
-		execute(t, dsn, damages["the index says that it goes on"])
+		execute(t, dsn, damages["the index claims more blocks than it has"])
 		for range 2 {
 			if d := differs(t, r, l, all(t, l), 60); d != "" {
 				t.Error(d)
@@ -341,8 +342,8 @@ func TestIndexOnlyProposes(t *testing.T) {
 	})
 }
 
-// TestErasedWhileIndexing has entries change after a builder has read them: it must not write what it
-// read.
+// TestErasedWhileIndexing has entries change after a builder has read them: it must not write what
+// it read.
 func TestErasedWhileIndexing(t *testing.T) {
 	for name, database := range databases {
 		t.Run(name, func(t *testing.T) {
@@ -514,12 +515,13 @@ func TestSearchIsBounded(t *testing.T) {
 		}
 		execute(t, dsn, `INSERT INTO claims (tenant, seq, until, value) SELECT tenant, seq, 1, leaf FROM entries WHERE seq = 1`)
 		if h, err = l.AgentView(t.Context(), tenant, "agent:a", 10); err != nil || !h.Truncated {
-			t.Errorf("not everything was looked at, and that is not said: %+v, %v", h, err)
+			t.Errorf("not everything was read, and the answer does not show it: %+v, %v", h, err)
 		}
 	})
 }
 
-// TestPruningReadsWhatItPrunes: an append must not walk through all that its tenant, or another, has used.
+// TestPruningReadsWhatItPrunes: an append must not walk through all that its tenant, or another,
+// has used.
 func TestPruningReadsWhatItPrunes(t *testing.T) {
 	l := opened(t, databases["sqlite"](t), patient)
 	for index, statement := range ledger.PruningStatements {
@@ -529,8 +531,8 @@ func TestPruningReadsWhatItPrunes(t *testing.T) {
 	}
 }
 
-// TestPlansThatAreMadeEarly: PostgreSQL keeps a plan as long as the connection, and the first ones are made while there is as
-// good as nothing in any table. They must be right for what comes.
+// TestPlansThatAreMadeEarly: PostgreSQL keeps a plan as long as the connection, and the first ones
+// are made while there is as good as nothing in any table. They must be right for what comes.
 func TestPlansThatAreMadeEarly(t *testing.T) {
 	const appends, together = 40, 20
 	dsn := databases["postgres"](t)
@@ -573,7 +575,7 @@ func TestPlansThatAreMadeEarly(t *testing.T) {
 		}
 		careless(i) // the sixth time makes the plan that is kept
 	}
-	if err := l.Close(); err != nil { // a connection tells at the latest when it ends what it read
+	if err := l.Close(); err != nil { // a connection reports its reads at the latest when it ends
 		t.Fatal(err)
 	}
 	if _, err := conn.Exec(t.Context(), `SELECT pg_stat_force_next_flush()`); err != nil { // or when it is asked to

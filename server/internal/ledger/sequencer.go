@@ -11,8 +11,8 @@ import (
 	"deputy.example/deputy/server/internal/gather"
 )
 
-// sequencer commits one tenant's drafts in groups: a batch is whatever was queued while the
-// previous one was being committed. A goroutine exists while there is something to commit.
+// sequencer commits one tenant's drafts in groups. A batch is everything that was queued while the
+// previous one was committed. Its goroutine exists only while there is something to commit.
 type sequencer struct {
 	ledger *Ledger
 	tenant string
@@ -20,36 +20,36 @@ type sequencer struct {
 
 	statuses *statusLists
 	failing  atomic.Bool // the newest batch could not be committed
-	retired  atomic.Bool // the incarnation that it was made for was given up
+	retired  atomic.Bool // its incarnation was given up
 
 	mu      sync.Mutex // guards what follows; never held over I/O
 	queue   []*item
 	running bool
 
-	known memory // the newest entry that is durable and that this process saw
+	known memory // the newest durable entry that this process knows
 
 	// What follows belongs to the running turn.
-	seen   uint64    // highest number that a batch of ours saw
-	added  pruning   // since what had ended was last removed,
-	pruned time.Time // which was then
+	seen   uint64    // highest number that one of our batches saw
+	added  pruning   // since the last pruning
+	pruned time.Time // time of the last pruning
 	// Below this number there are no claims any more.
 	claimsFrom uint64
 }
 
-// item is the drafts of one call, or single uses alone, on its way through the queue. It is never
-// split over two transactions.
+// item is the drafts of one call, or single uses alone, in the queue. It is never split over two
+// transactions.
 type item struct {
 	drafts []*Draft    // none: single uses alone
 	uses   []SingleUse // shared by all drafts
 
-	// Written by the turn before it closes done, read after.
+	// The turn writes these before it closes done; the caller reads them afterwards.
 	results []Result // of each draft; nil if err is set
 	err     error
 	done    chan struct{}
 }
 
-// grace is how long after the turn's own deadline a caller waits for a turn that does not end, as
-// on a disk that hangs.
+// grace is how long a caller waits after the deadline of a turn that does not end, as on a disk
+// that hangs.
 const grace = 250 * time.Millisecond
 
 // submit queues the item and waits for its outcome.
@@ -102,7 +102,7 @@ func (s *sequencer) enqueue(it *item) error {
 	return nil
 }
 
-// withdraw takes the item back, unless a batch has it.
+// withdraw removes the item from the queue, unless a batch has taken it.
 func (s *sequencer) withdraw(it *item) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -133,8 +133,8 @@ func (s *sequencer) queued() int {
 	return len(s.queue)
 }
 
-// take removes the next batch from the queue, in order. Revocations go first and by themselves:
-// whatever waited beside them is then checked against them like against any other.
+// take removes the next batch from the queue, in order. Revocations go first and alone, so that
+// everything that waited beside them is checked against them.
 func (s *sequencer) take() []*item {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -164,7 +164,7 @@ func (s *sequencer) take() []*item {
 	return batch
 }
 
-// issues tells whether the item asks for something that only an instance with a trusted clock answers.
+// issues reports whether only an instance with a trusted clock may answer the item.
 func (it *item) issues() bool {
 	return slices.ContainsFunc(it.drafts, func(d *Draft) bool { return d.Kind == KindGrant || d.Kind == KindCheck })
 }
@@ -177,7 +177,7 @@ func (s *sequencer) memory() memory {
 	return s.known
 }
 
-// remember notes an entry that is durable.
+// remember keeps an entry that is durable.
 func (s *sequencer) remember(m memory) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

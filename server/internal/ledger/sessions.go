@@ -7,25 +7,25 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// Session is somebody who signed in to the console. It is kept here because the database is the one
-// store that may be believed: what Redis loses or a process forgets must neither sign people out nor,
+// Session is a person's session in the console. It is stored here because the database is the one
+// store that is trusted. What Redis loses or a process forgets must not sign a person out or,
 // worse, in.
 type Session struct {
 	Principal delegation.Principal
-	Issuer    string    // that said so
-	SignedIn  time.Time // when
+	Issuer    string    // that authenticated the person
+	SignedIn  time.Time // time of the authentication
 	Idle      time.Duration
-	Until     time.Time // when it ends in any case
+	Until     time.Time // the session ends then at the latest
 }
 
-// seenEvery is how often a session that is used is written: a session idles out up to so much earlier
-// than its last request would have it.
+// seenEvery is how often the use of a session is written. A session can become idle that much
+// earlier than its last request requires.
 const seenEvery = 10 * time.Second
 
-// oldSessions is how many sessions that are over are removed when one begins.
+// oldSessions is how many ended sessions are removed when a new one begins.
 const oldSessions = 64
 
-// StartSession keeps a session under a key that only the digest of its secret gives.
+// StartSession stores a session under a key that only the digest of its secret gives.
 func (l *Ledger) StartSession(ctx context.Context, tenant string, key [32]byte, s Session) error {
 	now := l.config.Now()
 	return l.changeSessions(ctx, func(ctx context.Context, db changer) error {
@@ -42,8 +42,9 @@ func (l *Ledger) StartSession(ctx context.Context, tenant string, key [32]byte, 
 	})
 }
 
-// Session returns a session that is not over, and notes that it was used. Otherwise ErrNotFound, also where this clock is
-// further behind the last use than the clocks of two instances may be apart: then it is not known how long it was idle.
+// Session returns a session that has not ended, and notes its use. Otherwise the error is
+// ErrNotFound. This includes a clock that is further behind the last use than the clocks of two
+// instances may differ: then it is unknown how long the session was idle.
 func (l *Ledger) Session(ctx context.Context, tenant string, key [32]byte) (Session, error) {
 	now := micros(l.config.Now())
 	s, seen, err := l.readSession(ctx, tenant, key)
@@ -95,7 +96,7 @@ func (l *Ledger) readSession(ctx context.Context, tenant string, key [32]byte) (
 	return s, seen, nil
 }
 
-// EndSession forgets a session. One that is not there is over already.
+// EndSession removes a session. It succeeds if there is none.
 func (l *Ledger) EndSession(ctx context.Context, tenant string, key [32]byte) error {
 	return l.changeSessions(ctx, func(ctx context.Context, db changer) error {
 		if _, err := db.change(ctx, `DELETE FROM console_sessions WHERE tenant = $1 AND digest = $2`, tenant, key[:]); err != nil {
@@ -109,7 +110,7 @@ func (l *Ledger) EndSession(ctx context.Context, tenant string, key [32]byte) er
 	})
 }
 
-// endSessions forgets all sessions of somebody.
+// endSessions removes all sessions of a principal.
 func (l *Ledger) endSessions(ctx context.Context, tenant string, p delegation.Principal) error {
 	return l.changeSessions(ctx, func(ctx context.Context, db changer) error {
 		_, err := db.change(ctx, sqlEraseSessions, tenant, string(p))

@@ -67,7 +67,8 @@ func TestSessions(t *testing.T) {
 }
 
 // TestSessionsThatAreOverGo looks behind the ledger: what is over is not kept for ever.
-// TestAClockThatIsBehindKeepsNoSession asks an instance whose clock shows a time long before the last use.
+// TestAClockThatIsBehindKeepsNoSession asks an instance whose clock shows a time long before the
+// last use.
 func TestAClockThatIsBehindKeepsNoSession(t *testing.T) {
 	onBoth(t, func(t *testing.T, dsn string) {
 		truth := ledgertest.NewClock()

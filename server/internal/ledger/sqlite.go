@@ -23,7 +23,7 @@ type sqliteStore struct {
 	readers *sql.DB
 	writers *sql.DB
 
-	turn   chan struct{} // holds one token: whoever has it uses writer
+	turn   chan struct{} // holds one token: its owner may use writer
 	writer *sqliteWriter // nil until needed, and after a failure
 }
 
@@ -65,7 +65,7 @@ func openSQLite(ctx context.Context, dsn string, config Config) (store, error) {
 		return nil, errUnmigrated
 	}
 	st := &sqliteStore{turn: make(chan struct{}, 1)}
-	// What is erased is overwritten in its page, and not only unlinked.
+	// Erased values are overwritten in their page, not only unlinked.
 	if st.writers, err = sqliteDB(dsn, "rw", config.attempt(), "secure_delete(FAST)"); err != nil {
 		return nil, err
 	}
@@ -82,7 +82,7 @@ func openSQLite(ctx context.Context, dsn string, config Config) (store, error) {
 	return st, nil
 }
 
-// check asserts schema and durability.
+// check requires the schema and the settings for durability.
 func (st *sqliteStore) check(ctx context.Context) error {
 	var version int64
 	if err := st.writers.QueryRowContext(ctx, sqlVersion).Scan(&version); err != nil {
@@ -108,7 +108,7 @@ func (st *sqliteStore) check(ctx context.Context) error {
 	return nil
 }
 
-// sqliteRevocations reads no clock: that of the file is this machine's own.
+// sqliteRevocations reads no clock: the file has none but this machine's.
 const sqliteRevocations = `SELECT 0, 0` + sqlRevocations
 
 func (st *sqliteStore) revocations() string { return sqliteRevocations }
@@ -142,7 +142,7 @@ func (q sqlQuerier) query(ctx context.Context, sql string, args ...any) (rows, e
 
 type sqlRows struct{ *sql.Rows }
 
-func (r sqlRows) Close() { _ = r.Rows.Close() } // Err has said what there was to say
+func (r sqlRows) Close() { _ = r.Rows.Close() } // Err has returned the error
 
 func (st *sqliteStore) query(ctx context.Context, sql string, args ...any) (rows, error) {
 	return sqlQuerier(st.readers.QueryContext).query(ctx, sql, args...)
@@ -169,7 +169,7 @@ func (st *sqliteStore) view(ctx context.Context, f func(querier) error) error {
 	return f(sqlQuerier(conn.QueryContext))
 }
 
-// change keeps everybody else from writing for as long as f takes: there is one lock.
+// change blocks all other writers while f runs, because there is one lock.
 func (st *sqliteStore) change(ctx context.Context, f func(changer) error) error {
 	tx, err := st.start(ctx)
 	if err != nil {
@@ -188,7 +188,7 @@ func (st *sqliteStore) change(ctx context.Context, f func(changer) error) error 
 
 // sqliteTx is a transaction on the writing connection. Its statements take no cancellable context:
 // they run in this process and have all locks they need, and an interrupted COMMIT would leave its
-// outcome open. Submit does not wait for a disk that hangs.
+// outcome open. submit does not wait for a disk that hangs.
 type sqliteTx struct {
 	st *sqliteStore
 	w  *sqliteWriter
@@ -296,7 +296,7 @@ func (st *sqliteStore) begin(ctx context.Context, tenant string, q questions) (t
 	return tx, found, nil
 }
 
-// answer asks point by point: a prepared look-up in the same process takes microseconds.
+// answer looks up one row at a time: a prepared look-up in the same process takes microseconds.
 func (tx *sqliteTx) answer(tenant string, q questions) (facts, error) {
 	ctx := context.Background()
 	found := newFacts()
@@ -312,7 +312,7 @@ func (tx *sqliteTx) answer(tenant string, q questions) (facts, error) {
 	if found.witness, err = tx.witness(tenant, q); err != nil {
 		return found, err
 	}
-	if found.head.revocation != q.revokedAfter { // else the head itself says that there is nothing new
+	if found.head.revocation != q.revokedAfter { // otherwise the head itself shows that there is nothing new
 		rows, err := tx.query(ctx, tx.st.revocations(), tenant, int64(q.revokedAfter), q.revokedUntil, everything)
 		if err != nil {
 			return found, err
@@ -402,7 +402,7 @@ func (tx *sqliteTx) write(w *writes) error {
 		if err != nil {
 			return err
 		}
-		for i, field := range r.fields() { // database/sql follows pointers by reflection
+		for i, field := range r.fields() { // database/sql would follow pointers by reflection
 			switch v := field.(type) {
 			case *string:
 				values[i] = *v
@@ -451,7 +451,7 @@ func (tx *sqliteTx) write(w *writes) error {
 	return tx.put(sqlHead, w.tenant, int64(w.head.seq), w.head.time, int64(w.head.revocation), edgeBytes(w.head.tree), w.head.pruned, w.head.longest)
 }
 
-// taken is errTaken if that is what the error says, which names the columns of the index.
+// taken returns errTaken if that is the cause, which the columns of the index in the text show.
 func taken(err error) error {
 	var se *sqlite.Error
 	if errors.As(err, &se) && se.Code() == sqlitelib.SQLITE_CONSTRAINT_UNIQUE && strings.Contains(se.Error(), "entries.jti") {

@@ -12,23 +12,24 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// StatusListSize is how many numbers one status list speaks of. A list is 16 KiB, and a busy tenant
+// StatusListSize is how many numbers one status list covers. A list is 16 KiB, and a busy tenant
 // fills one in minutes.
 const StatusListSize = 1 << 17
 
-// StatusPlace says which of the tenant's status lists speaks of an entry, and which bit in it.
+// StatusPlace returns which of the tenant's status lists covers an entry, and the entry's bit in
+// it.
 func StatusPlace(seq uint64) (list uint64, bit int) {
 	return seq / StatusListSize, int(seq % StatusListSize)
 }
 
 // Statuses is one status list at one time. It is shared and must not be changed.
 type Statuses struct {
-	// At is when it was asked for: it holds everything that was committed before.
+	// At is when the list was requested: it covers everything that was committed before.
 	At time.Time
-	// Bits has the bit of the lowest number first, in the lowest bit of the first byte. A bit is 0 for a
-	// live grant that no revocation hits, and for a number that was not given yet at the time; it may be 0
-	// for what has expired. It is 1 for a live grant that was revoked or voided. Between two lists of one
-	// process no bit ever goes back to 0, because no revoked grant comes to life again.
+	// Bits has the bit of the lowest number first, in the lowest bit of the first byte. A bit is 0
+	// for a live grant that no revocation hits, and for a number that was not given at the time. It
+	// may be 0 for an expired grant. It is 1 for a live grant that was revoked or voided. Between
+	// two lists of one process no bit returns to 0, because no revoked grant becomes live again.
 	Bits []byte
 }
 
@@ -39,21 +40,21 @@ func (s *Statuses) Dead(seq uint64) bool {
 }
 
 const (
-	// mostStatusLists is how many lists of one tenant are kept. Only those with live grants are, so it
-	// takes eight million live grants to need as many.
+	// mostStatusLists is how many lists of one tenant are kept. Only those with live grants are, so
+	// eight million live grants are needed to reach it.
 	mostStatusLists = 64
-	// statusTimeout bounds one computation. It belongs to all who wait for it, so it may take longer than
-	// any one of them waits.
+	// statusTimeout bounds one computation. All waiting callers share it, so it may take longer
+	// than each of them waits.
 	statusTimeout = 30 * time.Second
 )
 
-// Statuses returns the tenant's status list with the given number, no older than maxAge unless to
-// compute it took longer. There is one computation at a time for each list, which all who ask
-// share. Without an answer within ctx the error is unavailable. ErrNotFound stands for a list that
-// does not exist yet and for one whose grants have all ended.
+// Statuses returns the tenant's status list with the given number. It is no older than maxAge,
+// unless its computation took longer. Each list has one computation at a time, which all callers
+// share. Without an answer within ctx the error is unavailable. ErrNotFound means that the list
+// does not exist yet, or that all its grants have ended.
 //
-// The first list takes time in proportion to its live grants, which are at most StatusListSize. What
-// follows takes no more than that if there were revocations since, and next to none otherwise.
+// The first computation takes time in proportion to the list's live grants, at most StatusListSize.
+// Later ones take at most as long if there were revocations since, and almost none otherwise.
 func (l *Ledger) Statuses(ctx context.Context, tenant string, list uint64, maxAge time.Duration) (*Statuses, error) {
 	s, err := l.sequencer(tenant)
 	if err != nil {
@@ -66,7 +67,7 @@ func (l *Ledger) Statuses(ctx context.Context, tenant string, list uint64, maxAg
 	return found, err
 }
 
-// statusLists are those of one tenant that somebody asked for.
+// statusLists are the lists of one tenant that were requested.
 type statusLists struct {
 	ledger *Ledger
 	tenant string
@@ -79,22 +80,22 @@ type statusLists struct {
 type statusList struct {
 	number uint64
 
-	asked   time.Time   // when somebody last did
-	reading *statusRead // the computation under way, or nil
-	state   statusState // from which the next is made; zero before the first
+	asked   time.Time   // time of the last request
+	reading *statusRead // the running computation, or nil
+	state   statusState // base of the next computation; zero before the first
 }
 
 // statusState is how far a list has come.
 type statusState struct {
 	*Statuses
-	revoked uint64 // every revocation up to this number is in it
-	head    uint64 // and every void up to this one
+	revoked uint64 // every revocation up to this number is included
+	head    uint64 // every void up to this number is included
 }
 
 // statusRead is a computation that any number of callers wait for.
 type statusRead struct {
 	done  chan struct{}
-	state statusState // set before done is closed; of no use to those who wait if err is set
+	state statusState // set before done is closed; waiting callers must ignore it if err is set
 	err   error
 }
 
@@ -159,7 +160,7 @@ func (s *statusLists) read(list *statusList, r *statusRead) {
 	close(r.done)
 }
 
-// evict drops what nobody asked for the longest, if there are too many lists. s.mu is held.
+// evict removes the list whose last request is the oldest, if there are too many. s.mu is held.
 func (s *statusLists) evict() {
 	var kept []*statusList
 	for _, list := range s.by {
@@ -174,8 +175,8 @@ func (s *statusLists) evict() {
 	delete(s.by, oldest.number)
 }
 
-// next computes a list from the one before it, or from nothing. What it returns with an error is as old as
-// what it was given.
+// next computes a list from the previous one, or from nothing. The state that it returns with an
+// error is as old as the given one.
 func (s *statusLists) next(ctx context.Context, number uint64, from statusState) (statusState, error) {
 	p := statusPass{statusLists: s, first: number * StatusListSize, from: from, to: statusState{Statuses: &Statuses{At: s.ledger.config.Now()}}}
 	if err := p.readProgress(ctx); err != nil {
@@ -199,21 +200,21 @@ func (s *statusLists) next(ctx context.Context, number uint64, from statusState)
 	case p.rebuild:
 		return from, err
 	}
-	// Who was found dead need not be looked at again, however far this came.
+	// Grants that were found revoked need not be read again, however far this came.
 	from.Statuses = &Statuses{At: from.At, Bits: p.to.Bits}
 	return from, err
 }
 
 // statusPass brings one list up to date.
 //
-// What it has to look at follows from the order of the ledger: a grant is recorded only if no revocation
-// before it hits it. So only revocations with higher numbers can, and of these only those that are new
-// since the last pass change anything.
+// The order of the ledger limits what it has to read: a grant is recorded only if no earlier
+// revocation hits it. So only revocations with higher numbers can hit it, and of these only the
+// ones since the last pass change anything.
 type statusPass struct {
 	*statusLists
 	first    uint64 // the list's first number
 	from, to statusState
-	rebuild  bool // from is not to be built on
+	rebuild  bool // from cannot be continued
 
 	news     *delegation.RevocationSet
 	mentions mentions // in the claims that news can hit
@@ -221,8 +222,8 @@ type statusPass struct {
 
 func (p *statusPass) last() uint64 { return p.first + StatusListSize - 1 }
 
-// readProgress reads how far the ledger has come: first its revocations and then its head, so that all
-// grants that these revocations can hit are below the head.
+// readProgress reads how far the ledger has come. It reads the revocations first and the head
+// second, so that all grants that these revocations can hit are below the head.
 func (p *statusPass) readProgress(ctx context.Context) error {
 	live, newest, err := p.ledger.Live(ctx, p.tenant)
 	if err != nil {
@@ -251,8 +252,8 @@ func (p *statusPass) readProgress(ctx context.Context) error {
 	return nil
 }
 
-// allRevoked has a 1 for every number that was given: what turns out to be alive gets its 0 back. So
-// whatever is missing counts as dead.
+// allRevoked has a 1 for every number that was given. A grant that turns out to be live gets its 0,
+// so everything that is missing counts as revoked.
 func (p *statusPass) allRevoked() []byte {
 	bits := make([]byte, StatusListSize/8)
 	for bit := range min(p.to.head-p.first+1, StatusListSize) {
@@ -261,7 +262,7 @@ func (p *statusPass) allRevoked() []byte {
 	return bits
 }
 
-// judgeAll passes over the live grants of the list, unless nothing new can hit any of them.
+// judgeAll reads the live grants of the list, unless nothing new can hit any of them.
 func (p *statusPass) judgeAll(ctx context.Context) (alive int, err error) {
 	if !p.rebuild && p.mentions.nothing() {
 		return 0, nil
@@ -312,7 +313,7 @@ func (p *statusPass) set(seq uint64, dead bool) {
 	}
 }
 
-// sqlVoids reads what was appended since the last pass, which is not much.
+// sqlVoids reads the voids that were appended since the last pass.
 const sqlVoids = `SELECT voids FROM entries WHERE tenant = $1 AND seq > $2 AND seq <= $3 AND kind = 'void' AND voids >= $4 AND voids <= $5`
 
 // applyVoids sets the bits of what was voided since the last pass.
@@ -333,11 +334,11 @@ func (p *statusPass) applyVoids(ctx context.Context) error {
 	})
 }
 
-// mentions finds the claims that may hold one of some names. To look at the strings of claims is many
-// times faster than to decode them.
+// mentions finds the claims that may hold one of some names. Comparing the strings of claims is
+// many times faster than decoding them.
 type mentions struct {
 	names map[string]struct{}
-	all   bool // whatever the claims hold
+	all   bool // all claims, whatever they hold
 }
 
 func mentionsOf(list []delegation.Revocation) mentions {
@@ -356,8 +357,9 @@ func mentionsOf(list []delegation.Revocation) mentions {
 
 func (m mentions) nothing() bool { return !m.all && len(m.names) == 0 }
 
-// in is false only for claims that hold none of the names: JSON without an escape holds every string
-// as it is, between the first quotation mark and the second, the third and the fourth, and so on.
+// in is false only for claims that hold none of the names. JSON without an escape holds every
+// string as it is, between the first quotation mark and the second, the third and the fourth, and
+// so on.
 func (m mentions) in(claims []byte) bool {
 	if m.all || bytes.IndexByte(claims, '\\') >= 0 {
 		return true

@@ -19,7 +19,7 @@ import (
 	"deputy.example/deputy/server/internal/testservers"
 )
 
-// annals is one history of a tenant, told over two instances, with the truth beside it.
+// annals is one history of a tenant on two instances, with the expected result beside it.
 type annals struct {
 	testing.TB
 	*ledgertest.Clock
@@ -53,7 +53,7 @@ func newAnnals(t testing.TB, dsn string, rnd *rand.Rand) *annals {
 	return p
 }
 
-// moveHead has the log begin in the middle of nowhere: its tree is of hashes that nobody computed.
+// moveHead has the log begin at a high number: its tree has arbitrary hashes.
 func moveHead(t testing.TB, dsn string, seq uint64) {
 	t.Helper()
 	edge := `x'%s'`
@@ -230,7 +230,8 @@ func TestStatusesAreTheTruth(t *testing.T) {
 	})
 }
 
-// TestStatusesAcrossAGap revokes between two lists, and has the memory lose the order of its revocations.
+// TestStatusesAcrossAGap revokes between two lists, and has the memory lose the order of its
+// revocations.
 func TestStatusesAcrossAGap(t *testing.T) {
 	onBoth(t, func(t *testing.T, dsn string) {
 		l := opened(t, dsn, patient)
@@ -376,8 +377,8 @@ func TestEndedStatusListsAreGone(t *testing.T) {
 	}
 }
 
-// BenchmarkStatuses is what one list of 100,000 live grants costs: at first, with nothing new, and with
-// one new revocation that hits one grant, or all of them.
+// BenchmarkStatuses is what one list of 100,000 live grants costs: at first, with nothing new, and
+// with one new revocation that hits one grant, or all of them.
 func BenchmarkStatuses(b *testing.B) {
 	const n = 100_000
 	for _, kind := range []string{"sqlite", "postgres"} {

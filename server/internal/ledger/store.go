@@ -16,22 +16,24 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// store is one SQL dialect. Both give the same guarantees, which ledgertest's suite asks of both:
-// begin holds the tenant's head until the transaction ends, and what commit wrote is durable.
+// store is one SQL dialect. Both dialects give the same guarantees, which the suite in ledgertest
+// verifies: begin holds the tenant's head until the transaction ends, and what commit wrote is
+// durable.
 type store interface {
 	querier // one statement, one snapshot
 
-	// begin opens a transaction, locks the tenant's head (making one for a new tenant) and then, in
-	// statements of their own that see all that was committed before, answers the questions.
+	// begin opens a transaction and locks the tenant's head, which it creates for a new tenant. It
+	// then answers the questions, in statements of their own that see everything that was committed
+	// before.
 	begin(ctx context.Context, tenant string, q questions) (transaction, facts, error)
 
-	// settle finds out, under the lock of the head, whether the transaction that wrote the
-	// evidence was committed. It answers after a commit of its own, which is durable only if
-	// everything before it is.
+	// settle finds out, under the lock of the head, whether the transaction that wrote the evidence
+	// was committed. It answers after a commit of its own, which is durable only if everything
+	// before it is.
 	settle(ctx context.Context, tenant string, e evidence) (committed bool, err error)
 
-	// among runs a statement that ends with the name of a column, of which it finds those that are one of the
-	// tenants, however many they are.
+	// among runs a statement that ends with the name of a column, for the rows whose column is one
+	// of the tenants. The number of tenants is not limited.
 	among(ctx context.Context, sql string, tenants []string) (rows, error)
 
 	// view runs all of f's statements on one snapshot.
@@ -40,28 +42,29 @@ type store interface {
 	// change runs all of f's statements in one transaction, which locks no head.
 	change(ctx context.Context, f func(changer) error) error
 
-	// renew has what comes next go over new connections.
+	// renew makes later statements use new connections.
 	renew()
 	// revocations is the statement that reads a tenant's revocations (scanRevocations).
 	revocations() string
 
-	// time is the database's; zero: it has no clock of its own.
+	// time is the database's clock; zero if it has none of its own.
 	time(ctx context.Context) (time.Time, error)
 
 	ready(ctx context.Context) error
 	close() error
 
-	// physical asks what server the transaction runs on; below is what the newest connection found.
+	// physical returns on which server the transaction runs. below returns the server of the newest
+	// connection.
 	physical(ctx context.Context, db querier) (physical, error)
 	below() physical
-	// touch takes the locks on tables that an append takes, and gives them back with the transaction.
+	// touch takes the table locks that an append takes, and releases them with the transaction.
 	touch(ctx context.Context, db changer) error
 }
 
 type transaction interface {
-	// commit writes and commits. An error that is errUnknown leaves open whether it did; after any
-	// other error nothing was written. Either way the transaction is over. errTaken is the error where
-	// an entry has the id of another one.
+	// commit writes and commits. After an error that is errUnknown the outcome is open; after any
+	// other error nothing was written. In both cases the transaction is over. The error is errTaken
+	// if an entry has the id of another one.
 	commit(ctx context.Context, w *writes) error
 	// rollback ends the transaction without a trace.
 	rollback()
@@ -70,10 +73,10 @@ type transaction interface {
 // errUnknown is the outcome of a COMMIT whose answer was lost.
 var errUnknown = errors.New("the outcome of the commit is unknown")
 
-// errTaken: the id of an entry to be written is that of one that was recorded before.
+// errTaken is returned where an entry to be written has the id of a recorded one.
 var errTaken = errors.New("an entry has the id of another one")
 
-// idIndex is the index that errTaken comes from.
+// idIndex is the index whose violation is errTaken.
 const idIndex = "entries_jti"
 
 // querier runs one statement. Both dialects take $1, $2, … as parameters.
@@ -102,7 +105,7 @@ type head struct {
 	pruned     int64      // what ended by then may be gone, microseconds
 	longest    int64      // the latest expiry of a grant, microseconds
 	tree       audit.Edge // of seq entries
-	damaged    error      // the tree is not one of seq entries: nothing can be appended
+	damaged    error      // the tree is not one of seq entries, so nothing can be appended
 }
 
 // headRow is what sqlLockRow selects.
@@ -123,7 +126,7 @@ func (r *headRow) head() head {
 
 type digest = [sha256.Size]byte
 
-// questions are what a batch has to know before it can decide.
+// questions are what a batch must look up before it can decide.
 type questions struct {
 	revokedAfter uint64      // revocations with a higher number …
 	revokedUntil int64       // … that end after this or never; the newest in any case
@@ -133,7 +136,7 @@ type questions struct {
 	voids        []uint64    // which of these are grants?
 	now          int64       // claims that ended before this are not given out
 	known        memory      // is it there?
-	life         Incarnation // is this still the ledger's?
+	life         Incarnation // is this still the ledger's incarnation?
 }
 
 type facts struct {
@@ -163,10 +166,10 @@ type storedKey struct {
 // writes are all that one transaction writes.
 type writes struct {
 	tenant  string
-	batch   []byte  // tells this transaction's single-use rows from another's
+	batch   []byte  // distinguishes this transaction's single-use rows from others
 	expired int64   // what ended before this may be pruned: at most head.pruned
-	prune   pruning // at most so much of it; nothing: not now
-	// claimsFrom is a number below which there are no claims any more. A store that prunes may raise it.
+	prune   pruning // at most that much of it; zero: nothing now
+	// claimsFrom is a number below which no claims are left. A store that prunes may raise it.
 	claimsFrom uint64
 	head       head
 	entries    []*Entry
@@ -218,8 +221,8 @@ func (e evidence) query(tenant string) (sql string, args []any) {
 	return `SELECT count(*) FROM single_uses WHERE tenant = $1 AND digest = $2 AND batch = $3`, []any{tenant, e.use, e.batch}
 }
 
-// nameDigest is a fixed-size name for parts of any length. Length prefixes keep different parts
-// from giving the same name.
+// nameDigest is a fixed-size name for parts of any length. Length prefixes prevent that different
+// parts get the same name.
 func nameDigest(parts ...string) digest {
 	b := make([]byte, 0, 512)
 	for _, p := range parts {
@@ -242,8 +245,8 @@ const (
 		pruned_through = $6, longest = $7 WHERE tenant = $1`
 	sqlTouch = `UPDATE heads SET seq = seq WHERE tenant = $1`
 
-	// One statement, so that the head's numbers and the rows are of one snapshot. It goes on after two expressions of the
-	// dialect: 1 where the server is a standby, and the server's clock.
+	// One statement, so that the head's numbers and the rows come from one snapshot. Two
+	// expressions of the dialect precede it: 1 on a standby, else 0, and the server's clock.
 	sqlRevocations = `, (SELECT number FROM incarnation), h.seq, h.revocation, h.pruned_through, coalesce(e.seq, 0), coalesce(e.prev, 0), coalesce(e.time, 0), coalesce(e.until, 0),
 		coalesce(e.target_kind, ''), coalesce(e.target_id, ''), coalesce(e.target_principal, ''), coalesce(e.target_subject, '')
 		FROM heads h LEFT JOIN (SELECT seq, prev, time, until, target_kind, target_id, target_principal, target_subject FROM entries
@@ -251,31 +254,33 @@ const (
 			AND (until = 0 OR until > $3 OR seq = (SELECT revocation FROM heads WHERE tenant = $1))
 			ORDER BY seq LIMIT $4) e ON 1 = 1
 		WHERE h.tenant = $1 ORDER BY e.seq`
-	everything = int64(math.MaxInt64) // for LIMIT
+	everything = int64(math.MaxInt64) // as a LIMIT
 
-	// SQLite compiles a statement anew each time that a parameter of LIMIT is bound: it is written out.
+	// SQLite compiles a statement again each time that a parameter of LIMIT is bound, so the limit
+	// is written out.
 	sqlPruneUses = `DELETE FROM single_uses WHERE tenant = $1 AND digest IN
 		(SELECT digest FROM single_uses WHERE tenant = $1 AND until > 0 AND until < $2 ORDER BY until LIMIT `
 	sqlPruneKeys = `DELETE FROM idempotency_keys WHERE tenant = $1 AND digest IN
 		(SELECT digest FROM idempotency_keys WHERE tenant = $1 AND until > 0 AND until < $2 ORDER BY until LIMIT `
-	// Claims are pruned in the order of their numbers, which needs no index: what expired waits at
-	// most for the longest life of a token. A range of numbers is read as a range whatever the database
-	// believes to know about the table.
+	// Claims are pruned in the order of their numbers, which needs no index. Expired claims stay at
+	// most for the longest life of a token. The database reads a range of numbers as a range,
+	// whatever its statistics of the table are.
 	sqlPruneClaims = `DELETE FROM claims WHERE tenant = $1 AND until < $2
 		AND seq >= (SELECT min(seq) FROM claims WHERE tenant = $1) AND seq < (SELECT min(seq) FROM claims WHERE tenant = $1) + $3`
 )
 
-// pruning is how much has been added since what had ended was last removed, or how much may be removed.
+// pruning is how much was added since the last pruning, or how much may be removed.
 type pruning struct{ uses, keys, claims int }
 
 const (
-	// pruneAfter and pruneEvery say when a transaction prunes: when so much was added by the ones before it, or
-	// so much time has passed. To look for what has ended costs more than to remove it.
+	// pruneAfter and pruneEvery are when a transaction prunes: after that many additions by earlier
+	// ones, or after that time. The look-up of what has ended costs more than its removal.
 	pruneAfter = 128
 	pruneEvery = time.Second
 )
 
-// added is what the transaction adds. Claims are counted as numbers, also of entries that have none.
+// added is what the transaction adds. Claims are counted as numbers, including those of entries
+// without claims.
 func (w *writes) added() pruning { return pruning{len(w.uses), len(w.keys), len(w.entries)} }
 
 func (p pruning) plus(q pruning) pruning {
@@ -284,8 +289,9 @@ func (p pruning) plus(q pruning) pruning {
 
 func (p pruning) due() bool { return p.uses+p.keys+p.claims >= pruneAfter }
 
-// limits are a few powers of two, so that statements in which they are written out are few. They are at least
-// twice what was added, and less than four times that: enough always to keep up, and a bounded price.
+// limits are a few powers of two, so that there are few statements in which they are written out.
+// They are at least twice what was added, and less than four times that. This always keeps up, at a
+// bounded price.
 func (p pruning) limits() pruning {
 	return pruning{atLeastTwice(p.uses), atLeastTwice(p.keys), atLeastTwice(p.claims)}
 }
@@ -301,7 +307,7 @@ func atLeastTwice(n int) int {
 	return limit
 }
 
-// news is what a statement of revocations found.
+// news is what a statement of revocations returned.
 type news struct {
 	found  bool   // the tenant has a head
 	of     uint64 // number of the incarnation that was read
@@ -312,8 +318,8 @@ type news struct {
 	list   []delegation.Revocation
 }
 
-// scanRevocations reads what a statement of revocations selects.
-// What has ended by now may have lost its target, and then hits nothing.
+// scanRevocations reads the rows of a statement of revocations. A revocation that has ended may
+// have lost its target, and then hits nothing.
 func scanRevocations(r rows, now int64) (n news, err error) {
 	defer r.Close()
 	for r.Next() {
@@ -335,7 +341,7 @@ func scanRevocations(r rows, now int64) (n news, err error) {
 		}
 		if err := checkTarget(v); err != nil && until != 0 && until < now {
 			v.Target = erasedTarget
-		} else if err != nil { // a live revocation that lost its target would revive what it hit
+		} else if err != nil { // without its target, a live revocation would revive what it hit
 			return news{}, fmt.Errorf("revocation %d is damaged or was erased while it was live: %w", seq, err)
 		}
 		n.list = append(n.list, v)
@@ -343,14 +349,14 @@ func scanRevocations(r rows, now int64) (n news, err error) {
 	return n, r.Err()
 }
 
-// erasedTarget stands in for the target of a revocation that has ended and that nobody may be told any
-// more. No token has this id.
+// erasedTarget replaces the target of a revocation that has ended and whose target was erased. No
+// token has this id.
 var erasedTarget = delegation.Target{Kind: delegation.BanToken, ID: "erased"}
 
 func joinTarget(kind, id, principal, subject string) delegation.Target {
 	k := delegation.TargetKind(kind)
 	if i := slices.Index(targetKinds, k); i >= 0 {
-		k = targetKinds[i] // a million revocations don't each keep the word
+		k = targetKinds[i] // one string for a million revocations
 	}
 	return delegation.Target{Kind: k, ID: id + principal, Subject: delegation.Principal(subject)}
 }
@@ -389,10 +395,10 @@ type record struct {
 	digests, salts, leaf               []byte
 }
 
-// columns is how many fields a record has.
+// columns is the number of a record's fields.
 const columns = 34
 
-// fields point at the record's parts: to be read into, or to be written from.
+// fields are pointers to the record's parts, for reading and writing.
 func (r *record) fields() [columns]any {
 	return [columns]any{
 		&r.tenant, &r.seq, &r.kind, &r.time, &r.jti, &r.parent, &r.txn, &r.root, &r.holderKey, &r.outcome, &r.reason,

@@ -72,7 +72,7 @@ func (ev *evidence) append(d *ledger.Draft) ledger.Receipt {
 	return r
 }
 
-// sign is what the server does: it signs what the head says.
+// sign is what the server does: it signs what the head holds.
 func (ev *evidence) sign() string {
 	ev.Helper()
 	size, root, err := ev.l.Tree(ev.Context(), ev.tenant)
@@ -127,8 +127,8 @@ func (ev *evidence) entry(seq uint64) *ledger.Entry {
 	return e
 }
 
-// execute runs statements of somebody who can write to the database, in which @ stands for the tenant's
-// rows.
+// execute runs statements of an attacker who can write to the database, in which @ is the
+// tenant's rows.
 func (ev *evidence) execute(statements ...string) {
 	ev.Helper()
 	execute(ev.T, ev.dsn, strings.ReplaceAll(strings.Join(statements, ";"), "@", "tenant = '"+ev.tenant+"'"))
@@ -153,8 +153,8 @@ func (ev *evidence) rehash(first, last uint64) {
 	ev.execute(statements...)
 }
 
-// truncate takes the database back to the state that it had when it was of this size: what an old backup
-// has too.
+// truncate takes the database back to the state that it had when it was of this size: what an old
+// backup has too.
 func (ev *evidence) truncate(size uint64) {
 	ev.Helper()
 	var edge audit.Edge
@@ -181,8 +181,8 @@ func (ev *evidence) truncate(size uint64) {
 	}
 }
 
-// TestTamperingIsFound changes the database behind the server's back. Checkpoints were kept at 12, 23, 24
-// and 36 entries. Without tampering the log verifies: that is the control of every case.
+// TestTamperingIsFound changes the database behind the server's back. Checkpoints were kept at 12,
+// 23, 24 and 36 entries. Without tampering the log verifies: that is the control of every case.
 func TestTamperingIsFound(t *testing.T) {
 	type tampering struct {
 		tamper         func(*evidence)
@@ -272,8 +272,8 @@ func TestTamperingIsFound(t *testing.T) {
 	})
 }
 
-// TestOnlyWhatWasKeptProvesTheSuffix is the control of the kept checkpoints: whoever can make the server
-// sign a log that was written anew is found by nothing else.
+// TestOnlyWhatWasKeptProvesTheSuffix is the control of the kept checkpoints: an attacker who can
+// make the server sign a rewritten log is found by nothing else.
 func TestOnlyWhatWasKeptProvesTheSuffix(t *testing.T) {
 	onBoth(t, func(t *testing.T, dsn string) {
 		ev := gather(t, dsn, tenant)
@@ -283,7 +283,7 @@ func TestOnlyWhatWasKeptProvesTheSuffix(t *testing.T) {
 		ev.live(2)
 		resigned := ev.sign()
 		if _, err := ev.verify(resigned); err != nil {
-			t.Errorf("a log that was written anew, with leaves and tree as they should be, is inconsistent: %v", err)
+			t.Errorf("a rewritten log, with leaves and tree as they should be, is inconsistent: %v", err)
 		}
 		if _, err := ev.verify(resigned, ev.kept...); err == nil {
 			t.Error("the kept checkpoint found nothing")

@@ -14,7 +14,8 @@ import (
 	"deputy.example/deputy/server/internal/testservers"
 )
 
-// machine is an instance on a machine of its own, whose clocks a test steps away from what time it is.
+// machine is an instance on a machine of its own, whose clocks a test steps away from what time it
+// is.
 type machine struct {
 	*ledger.Ledger
 	wall, remote *atomic.Int64 // how far ahead the wall clock and the clock of the database are
@@ -52,8 +53,8 @@ func use(id string, until time.Time) ledger.SingleUse {
 	return ledger.SingleUse{Issuer: "https://idp.example", Key: "k1", ID: id, Until: until}
 }
 
-// TestSpentStaysSpentWhenRowsArePruned has an instance prune by a clock that is ahead; another one, whose clock is right,
-// is shown what was spent.
+// TestSpentStaysSpentWhenRowsArePruned has an instance prune by a clock that is ahead; another one,
+// whose clock is right, is shown what was spent.
 func TestSpentStaysSpentWhenRowsArePruned(t *testing.T) {
 	onBoth(t, func(t *testing.T, dsn string) {
 		truth := ledgertest.NewClock()
@@ -96,7 +97,8 @@ func TestSpentStaysSpentWhenRowsArePruned(t *testing.T) {
 	})
 }
 
-// TestNothingIsPrunedByADoubtfulClock is the same with an instance that has evidence against its clock.
+// TestNothingIsPrunedByADoubtfulClock is the same with an instance that has evidence against its
+// clock.
 func TestNothingIsPrunedByADoubtfulClock(t *testing.T) {
 	onBoth(t, func(t *testing.T, dsn string) {
 		truth := ledgertest.NewClock()
@@ -115,8 +117,8 @@ func TestNothingIsPrunedByADoubtfulClock(t *testing.T) {
 	})
 }
 
-// TestAForgottenRevocationRevivesNothing sweeps a memory by a clock that is ahead and then sets it right: what the
-// forgotten revocation hits is refused, and the memory is rebuilt by itself.
+// TestAForgottenRevocationRevivesNothing sweeps a memory by a clock that is ahead and then sets it
+// right: what the forgotten revocation hits is refused, and the memory is rebuilt by itself.
 func TestAForgottenRevocationRevivesNothing(t *testing.T) {
 	onBoth(t, func(t *testing.T, dsn string) {
 		truth := ledgertest.NewClock()
@@ -141,7 +143,7 @@ func TestAForgottenRevocationRevivesNothing(t *testing.T) {
 			t.Fatal(err)
 		}
 		if _, hit := set.Hit(ledgertest.Decode(parent.Claims).Lineage()); !hit || set.Forgotten(truth.Now().Add(ledgertest.Life)) {
-			t.Errorf("the memory was not made anew: horizon %v", set.Horizon())
+			t.Errorf("the memory was not rebuilt: horizon %v", set.Horizon())
 		}
 		if live, last, forgotten, err := l.Snapshot(t.Context(), tenant); err != nil || len(live) != 1 || last != 2 || forgotten.After(truth.Now()) {
 			t.Errorf("Snapshot = %v, %d, %v, %v", live, last, forgotten, err)
@@ -150,8 +152,8 @@ func TestAForgottenRevocationRevivesNothing(t *testing.T) {
 	})
 }
 
-// TestWhatALoadLeavesOutIsRefused opens an instance with a clock that is ahead: its first read leaves out a revocation
-// that it takes for ended.
+// TestWhatALoadLeavesOutIsRefused opens an instance with a clock that is ahead: its first read
+// leaves out a revocation that it takes for ended.
 func TestWhatALoadLeavesOutIsRefused(t *testing.T) {
 	onBoth(t, func(t *testing.T, dsn string) {
 		truth := ledgertest.NewClock()
@@ -173,8 +175,8 @@ func TestWhatALoadLeavesOutIsRefused(t *testing.T) {
 	})
 }
 
-// TestARestartDuringAStep starts an instance while all of its clocks are ahead, without evidence against them. Once they
-// are right, nothing is refused that was issued meanwhile or before.
+// TestARestartDuringAStep starts an instance while all of its clocks are ahead, without evidence
+// against them. Once they are right, nothing is refused that was issued meanwhile or before.
 func TestARestartDuringAStep(t *testing.T) {
 	onBoth(t, func(t *testing.T, dsn string) {
 		truth := ledgertest.NewClock()
@@ -211,7 +213,8 @@ func TestARestartDuringAStep(t *testing.T) {
 	})
 }
 
-// TestWhatIsPrunedIsNotReadAgain has the ledger's horizon be ahead, which another load does not change.
+// TestWhatIsPrunedIsNotReadAgain has the ledger's horizon be ahead, which another load does not
+// change.
 func TestWhatIsPrunedIsNotReadAgain(t *testing.T) {
 	onBoth(t, func(t *testing.T, dsn string) {
 		truth := ledgertest.NewClock()
@@ -300,8 +303,8 @@ func TestADoubtfulClockGrantsNothingAndRevokes(t *testing.T) {
 	})
 }
 
-// TestRevocationsOutliveWhatTheyHit asks for an end that today's limits would give, of tokens that were granted under
-// longer ones.
+// TestRevocationsOutliveWhatTheyHit asks for an end that today's limits would give, of tokens that
+// were granted under longer ones.
 func TestRevocationsOutliveWhatTheyHit(t *testing.T) {
 	onBoth(t, func(t *testing.T, dsn string) {
 		truth := ledgertest.NewClock()
@@ -354,8 +357,8 @@ func TestSkewIsTheTenants(t *testing.T) {
 	})
 }
 
-// TestMigrationRemembersWhatWasPruned brings up a database in which rows were pruned, and long tokens granted, before
-// either was noted.
+// TestMigrationRemembersWhatWasPruned brings up a database in which rows were pruned, and long
+// tokens granted, before either was noted.
 func TestMigrationRemembersWhatWasPruned(t *testing.T) {
 	for name, database := range map[string]func(testing.TB) string{
 		"sqlite":   func(t testing.TB) string { return ledgertest.Address(filepath.Join(t.TempDir(), "ledger.db")) },

@@ -12,16 +12,17 @@ import (
 	"deputy.example/deputy/client/audit"
 )
 
-// The log of a tenant is a Merkle tree whose leaf n-1 is entry n. Its right edge stands in the tenant's
-// head and advances in the transaction of the entries. Of its inner nodes, only every tierHeight-th level
-// is stored; what lies between is computed from at most 256 nodes of the tier below, or leaves.
+// The log of a tenant is a Merkle tree whose leaf n-1 is entry n. The tenant's head holds its right
+// edge, which advances in the transaction of the entries. Only every tierHeight-th level of its
+// inner nodes is stored. The levels between are computed from at most 256 nodes of the tier below,
+// or leaves.
 const (
 	tierHeight = 8
 	tierWidth  = 1 << tierHeight
 )
 
-// parseEdge reads the edge of a head. It is never remembered from one batch to the next: what the locked
-// row says counts, whatever became of the commits before.
+// parseEdge reads the edge of a head. It is never kept from one batch to the next: the locked row
+// decides, whatever the outcome of earlier commits was.
 func parseEdge(size uint64, stored []byte) (audit.Edge, error) {
 	edge := audit.Edge{Size: size}
 	for chunk := range slices.Chunk(stored, sha256.Size) {
@@ -41,7 +42,7 @@ func edgeBytes(e audit.Edge) []byte {
 	return b
 }
 
-// kept says whether the node is one of those that are stored.
+// kept reports whether the node is one of those that are stored.
 func kept(n audit.Node) bool { return n.Level%tierHeight == 0 }
 
 // Tree returns the newest size and root of the tenant's log. A tenant without entries has size 0.
@@ -72,8 +73,8 @@ func readEdge(ctx context.Context, db querier, tenant string) (audit.Edge, error
 	return edge, err
 }
 
-// ProveEntry proves that the entry is in the log of the given size (RFC 6962 §2.1.1). ErrNotFound: the
-// log has no such size, or no such entry within it.
+// ProveEntry proves that the entry is in the log of the given size (RFC 6962 §2.1.1). ErrNotFound:
+// the log has no such size, or no such entry within it.
 func (l *Ledger) ProveEntry(ctx context.Context, tenant string, seq, size uint64) (proof tlog.RecordProof, err error) {
 	if seq == 0 || seq > size {
 		return nil, ErrNotFound
@@ -85,8 +86,8 @@ func (l *Ledger) ProveEntry(ctx context.Context, tenant string, seq, size uint64
 	return proof, err
 }
 
-// ProveGrowth proves that the log of the one size begins with the log of the smaller, old one (RFC 6962
-// §2.1.2). ErrNotFound: the log has no such sizes.
+// ProveGrowth proves that the log of the larger size begins with the log of the smaller, old size
+// (RFC 6962 §2.1.2). ErrNotFound: the log has no such sizes.
 func (l *Ledger) ProveGrowth(ctx context.Context, tenant string, old, size uint64) (proof tlog.TreeProof, err error) {
 	if old == 0 || old > size {
 		return nil, ErrNotFound
@@ -98,8 +99,8 @@ func (l *Ledger) ProveGrowth(ctx context.Context, tenant string, old, size uint6
 	return proof, err
 }
 
-// RootAt returns the root that the log had when it was of the given size, computed from its entries and
-// not from the head. ErrNotFound: it has not got that far.
+// RootAt returns the root that the log had at the given size, computed from its entries and not
+// from the head. ErrNotFound: the log has not reached that size.
 func (l *Ledger) RootAt(ctx context.Context, tenant string, size uint64) (root tlog.Hash, err error) {
 	if size == 0 {
 		return (&audit.Edge{}).Root(), nil
@@ -130,7 +131,8 @@ func (l *Ledger) prove(ctx context.Context, tenant string, size uint64, f func(t
 	return err
 }
 
-// tier is a run of stored nodes, or leaves, of one block: what a few hashes of a proof are computed from.
+// tier is a run of stored nodes, or leaves, of one block, from which a few hashes of a proof are
+// computed.
 type tier struct {
 	level int
 	block uint64 // of tierWidth nodes of that level
@@ -138,8 +140,8 @@ type tier struct {
 
 type span struct{ from, to uint64 }
 
-// readNodes is tlog's HashReader. The hashes of one proof lie in two blocks of each tier at most: that of
-// the entry, and the last.
+// readNodes is tlog's HashReader. The hashes of one proof lie in at most two blocks of each tier:
+// that of the entry, and the last one.
 func readNodes(ctx context.Context, db querier, tenant string, indexes []int64) ([]tlog.Hash, error) {
 	need := map[tier]span{}
 	for _, index := range indexes {
@@ -169,7 +171,7 @@ func readNodes(ctx context.Context, db querier, tenant string, indexes []int64) 
 	return hashes, nil
 }
 
-// locate says which nodes of which tier give the hash with tlog's index.
+// locate returns which nodes of which tier give the hash with tlog's index.
 func locate(index int64) (tier, span) {
 	level, n := tlog.SplitStoredHashIndex(index)
 	above := level % tierHeight

@@ -21,8 +21,8 @@ import (
 	"deputy.example/deputy/server/internal/testservers"
 )
 
-// TestProofsOfLargeLogs checks the proofs that come from stored nodes of two tiers, with the library's own
-// verification, and that none of them reads more than one block at a time.
+// TestProofsOfLargeLogs checks the proofs that come from stored nodes of two tiers, with the
+// library's own verification, and that none of them reads more than one block at a time.
 func TestProofsOfLargeLogs(t *testing.T) {
 	const size = 150_000
 	leaves := make([]tlog.Hash, size)
@@ -76,8 +76,8 @@ func TestProofsOfLargeLogs(t *testing.T) {
 	}
 }
 
-// TestMigrationPlantsTheTree makes a database as the first version left it, and one more tenant without
-// entries.
+// TestMigrationPlantsTheTree makes a database as the first version left it, and one more tenant
+// without entries.
 func TestMigrationPlantsTheTree(t *testing.T) {
 	onBoth(t, func(t *testing.T, dsn string) {
 		l := opened(t, dsn, patient)
@@ -111,7 +111,7 @@ func TestMigrationPlantsTheTree(t *testing.T) {
 
 		// What an instance of the first version would do to the head fails.
 		if err := tryExecute(context.Background(), dsn, `UPDATE heads SET seq = 302, time = time, revocation = 0 WHERE tenant = 'acme'`); err == nil {
-			t.Error("somebody who knows nothing of the tree advanced the head")
+			t.Error("an instance that does not maintain the tree advanced the head")
 		}
 	})
 }
@@ -295,7 +295,8 @@ func TestAHeadWithoutItsTreeIsRefused(t *testing.T) {
 	})
 }
 
-// TestNothingIsAboveTheHighestNumber asks for what comes after numbers that the databases cannot hold.
+// TestNothingIsAboveTheHighestNumber asks for what comes after numbers that the databases cannot
+// hold.
 func TestNothingIsAboveTheHighestNumber(t *testing.T) {
 	onBoth(t, func(t *testing.T, dsn string) {
 		l := opened(t, dsn, patient)

@@ -10,15 +10,16 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// pgx sends a CancelRequest over a second connection when a context ends before its statement. PostgreSQL then ends a
-// COMMIT's wait for the synchronous standby, and a commit that no standby has becomes visible: readers would go by what a
-// failover loses. While a connection commits, that second connection is refused.
+// When a context ends before its statement, pgx sends a CancelRequest over a second connection.
+// PostgreSQL then ends a COMMIT's wait for the synchronous standby, and a commit that no standby
+// has becomes visible: readers would rely on what a failover loses. While a connection commits,
+// that second connection is refused.
 
 const committingKey = "deputy.committing"
 
 var errCommitting = errors.New("a commit is not canceled: the synchronous standby may not have it")
 
-// uncancelled prepares a connection that is about to be made.
+// uncancelled prepares the configuration of a new connection.
 func uncancelled(_ context.Context, config *pgx.ConnConfig) error {
 	committing, dial := new(atomic.Bool), config.DialFunc
 	config.DialFunc = func(ctx context.Context, network, address string) (net.Conn, error) {
@@ -38,8 +39,8 @@ func uncancelled(_ context.Context, config *pgx.ConnConfig) error {
 	return nil
 }
 
-// committing runs a commit on the connection, of which no CancelRequest is sent. After an error the connection stays so:
-// pgx cancels in the background, and closes it.
+// committing runs a commit on the connection, for which no CancelRequest is sent. After an error
+// the connection stays in that state: pgx cancels in the background, and closes it.
 func committing(conn *pgx.Conn, commit func() error) error {
 	state, prepared := conn.PgConn().CustomData()[committingKey].(*atomic.Bool)
 	if !prepared {

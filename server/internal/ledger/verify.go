@@ -16,11 +16,11 @@ import (
 // page is how many entries Verify holds at a time.
 const page = 500
 
-// Verify goes over everything that the tenant has recorded, in one snapshot, and returns all that
-// is wrong: numbers with gaps, time that runs backwards, entries that don't give their leaf or their
-// digests, revocations that don't lead one to the next, a head or a tree that is not the entries', and
-// idempotency keys or stored claims that are not those of a grant. Of entries that were dropped for their
-// age it verifies the leaves that they left, and the revocations that stayed behind.
+// Verify reads everything that the tenant has recorded, in one snapshot, and returns all faults:
+// numbers with gaps, time that runs backwards, entries that do not give their leaf or their
+// digests, revocations that do not link to the previous one, a head or a tree that does not match
+// the entries, and idempotency keys or stored claims that do not belong to a grant. Of entries that
+// were dropped for their age it verifies the remaining leaves, and the revocations that stayed.
 func (l *Ledger) Verify(ctx context.Context, tenant string) error {
 	var findings []error
 	err := l.store.view(ctx, func(db querier) error {
@@ -66,7 +66,7 @@ func verify(ctx context.Context, db querier, tenant string) (findings []error, e
 			}
 			if e.Revocation != nil {
 				if e.Revocation.Prev != last.revocation {
-					wrong("revocation %d says it follows %d, but %d does", e.Seq, e.Revocation.Prev, last.revocation)
+					wrong("revocation %d names %d as the one before it, but that is %d", e.Seq, e.Revocation.Prev, last.revocation)
 				}
 				last.revocation = e.Seq
 			}
@@ -110,7 +110,8 @@ func keeping(nodes *[]audit.Node) func(audit.Node) {
 	}
 }
 
-// verifyDropped goes over what is left of the entries that were dropped, which the edge says they were.
+// verifyDropped verifies what is left of the dropped entries, against the edge that the mark holds
+// of them.
 func verifyDropped(ctx context.Context, db querier, tenant string, edge audit.Edge) (findings []error, nodes []audit.Node, err error) {
 	var leaves []tlog.Hash
 	found, err := db.query(ctx, `SELECT block, leaves FROM dropped_leaves WHERE tenant = $1 ORDER BY block`, tenant)
@@ -137,15 +138,15 @@ func verifyDropped(ctx context.Context, db querier, tenant string, edge audit.Ed
 		return nil, nil, err
 	}
 	if again.Size != edge.Size || !bytes.Equal(edgeBytes(again), edgeBytes(edge)) {
-		findings = append(findings, fmt.Errorf("the leaves that dropped entries left are not those of the first %d", edge.Size))
+		findings = append(findings, fmt.Errorf("the leaves of dropped entries are not those of the first %d", edge.Size))
 	}
 	stayed, err := scanEntries(ctx, db, `e.tenant = $1 AND e.seq <= $2 ORDER BY e.seq`, tenant, int64(edge.Size))
 	for _, e := range stayed {
 		switch {
 		case e.Kind != KindRevocation:
-			findings = append(findings, fmt.Errorf("entry %d was dropped and is there", e.Seq))
+			findings = append(findings, fmt.Errorf("entry %d was dropped but still exists", e.Seq))
 		case e.Seq > again.Size || leaves[e.Seq-1] != e.Leaf:
-			findings = append(findings, fmt.Errorf("entry %d is not what it was when the entries around it were dropped", e.Seq))
+			findings = append(findings, fmt.Errorf("entry %d has changed since the entries around it were dropped", e.Seq))
 		default:
 			if err := e.Verify(); err != nil {
 				findings = append(findings, err)

@@ -11,8 +11,8 @@ import (
 )
 
 // Check goes over a tenant's whole ledger and returns everything that must not be: what Verify
-// finds, and grants that a revocation before them hits. It knows nothing of how the ledger decides:
-// it replays the entries one by one.
+// finds, and grants that a revocation before them hits. It shares nothing with the code that
+// decides: it replays the entries one by one.
 func Check(ctx context.Context, l *ledger.Ledger, tenant string) error {
 	findings := []error{l.Verify(ctx, tenant)}
 	_, dropped, err := l.Dropped(ctx, tenant)
@@ -44,11 +44,12 @@ func Check(ctx context.Context, l *ledger.Ledger, tenant string) error {
 
 func checkGrant(grants map[string]*ledger.Entry, dropped bool, revoked *delegation.RevocationSet, e *ledger.Entry) error {
 	if len(e.Erased()) > 0 {
-		return nil // whom it names is not known any more
+		return nil // its target was erased
 	}
 	lineage := delegation.Lineage{
 		Root: e.Root, Txn: e.Txn, Subject: e.Subject, Actors: e.Actors, Caller: e.Caller,
-		// When the root token was issued is not recorded; what cuts off by clock is checked elsewhere.
+		// When the root token was issued is not recorded; what cuts off by clock is checked
+		// elsewhere.
 		RootIssuedAt: time.Unix(1<<40, 0),
 	}
 	if e.HolderKey != "" {

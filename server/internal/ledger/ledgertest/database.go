@@ -24,15 +24,16 @@ func SQLite(t testing.TB) (dsn string) {
 // Address is the DSN of the SQLite database in a file.
 func Address(path string) (dsn string) { return (&url.URL{Scheme: "sqlite", Path: path}).String() }
 
-// Postgres returns the DSN of an empty, migrated database that only this test uses. The package's TestMain must call
-// testservers.Main.
+// Postgres returns the DSN of an empty, migrated database that only this test uses. The package's
+// TestMain must call testservers.Main.
 func Postgres(t testing.TB) (dsn string) {
 	t.Helper()
 	return testservers.PostgresLike(t, func(ctx context.Context, dsn string) error { return ledger.Migrate(ctx, dsn) })
 }
 
-// Migrate does what ledger.Migrate does. An SQLite file that does not exist becomes a copy of one that was migrated
-// before, because most tests begin with such a file and its migrations take longer than many a test.
+// Migrate does what ledger.Migrate does. An SQLite file that does not exist becomes a copy of one
+// that was migrated before, because most tests begin with such a file and its migrations take
+// longer than many a test.
 func Migrate(t testing.TB, dsn string) {
 	t.Helper()
 	path, sqlite := strings.CutPrefix(dsn, "sqlite://")
@@ -55,8 +56,8 @@ func Migrate(t testing.TB, dsn string) {
 	}
 }
 
-// migratedSQLite is the content of an empty, migrated file. Migrate has closed it, so nothing is left in a write-ahead
-// log beside it.
+// migratedSQLite is the content of an empty, migrated file. Migrate has closed it, so nothing is
+// left in a write-ahead log beside it.
 var migratedSQLite = sync.OnceValues(func() ([]byte, error) {
 	dir, err := os.MkdirTemp("", "ledgertest")
 	if err != nil {

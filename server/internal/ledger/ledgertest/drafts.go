@@ -30,7 +30,8 @@ func Grant(now time.Time, subject, actor delegation.Principal) *ledger.Draft {
 	return finish(d, now, nil)
 }
 
-// Child drafts the exchange of the parent's claims, as a Receipt has them, for a token of the actor.
+// Child drafts the exchange of the parent's claims, as a Receipt has them, for a token of the
+// actor.
 func Child(now time.Time, parent []byte, actor delegation.Principal) *ledger.Draft {
 	p := Decode(parent)
 	d := &ledger.Draft{

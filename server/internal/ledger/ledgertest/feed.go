@@ -33,7 +33,7 @@ func feeds(b *bench) {
 	here, there := b.open(), b.open()
 	_, complete, loaded := here.Events(tenant, 0)
 	if complete || !pending(loaded) {
-		b.Error("events of a tenant that was not read yet are said to be complete")
+		b.Error("events of a tenant that was not read yet are reported as complete")
 	}
 	if last, err := here.LastRevocation(b.Context(), tenant); err != nil || last != 0 {
 		b.Errorf("an empty ledger's last revocation is %d, %v", last, err)
@@ -53,7 +53,7 @@ func feeds(b *bench) {
 	}
 	first := b.append(here, Revocation(delegation.BanChain, "a")) // own commit
 	if pending(changed) {
-		b.Error("a revocation woke nobody")
+		b.Error("a revocation woke no waiting reader")
 	}
 	second := b.append(there, Revocation(delegation.BanChain, "b")) // another instance's, seen by a batch
 	b.append(here, Grant(b.Now(), "user:alice", "agent:planner"))
@@ -94,8 +94,8 @@ func feeds(b *bench) {
 	b.check(here)
 }
 
-// feedsNoGap has revocations end while nobody is there: the next instance cannot tell everything that
-// happened, and must not say that it can.
+// feedsNoGap has revocations end while no instance runs: the next one cannot report everything that
+// happened, and must not claim to.
 func feedsNoGap(b *bench) {
 	brief := func(id string) *ledger.Draft {
 		d := Revocation(delegation.BanToken, id)
@@ -134,8 +134,8 @@ func feedsNoGap(b *bench) {
 	}
 }
 
-// Impact is what a revocation of the target would revoke if it were recorded now: at most limit of the grants, and how
-// many tokens and chains there are.
+// Impact is what a revocation of the target would revoke if it were recorded now: at most limit of
+// the grants, and how many tokens and chains there are.
 func Impact(ctx context.Context, l *ledger.Ledger, tenant string, t delegation.Target, limit int) (grants []*ledger.Entry, tokens, chains int, err error) {
 	s, err := l.Survey(ctx, tenant, t)
 	if err != nil {

@@ -10,7 +10,7 @@ import (
 	"deputy.example/deputy/server/internal/vault"
 )
 
-// keepsKeys holds the table of managed keys to what vault.Store says.
+// keepsKeys verifies the table of managed keys against the contract of vault.Store.
 func keepsKeys(b *bench) {
 	here, there := b.open(), b.open()
 	began := b.Now().UTC().Truncate(time.Microsecond)
@@ -99,7 +99,7 @@ func keepsKeys(b *bench) {
 		if yes {
 			winners++
 			if got := rows[len(rows)-1].ID; got != fmt.Sprintf("of-%d", i) {
-				b.Errorf("instance %d was told that its key counts, but %s does", i, got)
+				b.Errorf("instance %d was answered that its key counts, but %s does", i, got)
 			}
 		}
 	}

@@ -144,9 +144,9 @@ func idempotency(b *bench) {
 		}
 	}
 	b.refused(l, draft(2), delegation.IdempotencyConflict)
-	stranger := draft(1)
-	stranger.Caller, stranger.Uses = "agent:stranger", nil
-	if r := b.append(l, stranger); r.Existing {
+	another := draft(1)
+	another.Caller, another.Uses = "agent:other", nil
+	if r := b.append(l, another); r.Existing {
 		b.Error("another caller's key gave this caller's grant")
 	}
 	if page, _ := l.Entries(b.Context(), tenant, 0, 10); len(page) != 3 {

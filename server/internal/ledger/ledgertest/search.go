@@ -28,7 +28,7 @@ func Search(b interface{ Fatal(...any) }, search func(ledger.Query) ([]*ledger.E
 	}
 }
 
-// Matches says what Search should: it knows nothing of how the ledger goes about it.
+// Matches is what Search must return, computed without the ledger's code.
 func Matches(q ledger.Query, e *ledger.Entry) bool {
 	return (q.Subject == "" || e.Subject == q.Subject) &&
 		(q.Actor == "" || e.Actor == q.Actor || slices.Contains(e.Actors, q.Actor)) &&
@@ -222,7 +222,7 @@ func descendants(b *bench) {
 	}
 }
 
-// holds compares what an agent holds with what every token's own claims say.
+// holds compares what an agent holds with every token's own claims.
 func holds(b *bench) {
 	l := b.open()
 	const agent = delegation.Principal("agent:researcher")

@@ -9,13 +9,13 @@ import (
 	"deputy.example/deputy/server/internal/ledger"
 )
 
-// statuses follows the bits of a few grants, at an instance that goes on from list to list and at one that
-// begins anew each time.
+// statuses follows the bits of a few grants, at an instance that goes on from list to list and at
+// one that starts from nothing each time.
 func statuses(b *bench) {
 	here, there := b.open(), b.open()
 	expect := func(what, want string) {
 		b.Helper()
-		for name, l := range map[string]*ledger.Ledger{"here": here, "anew": b.open()} {
+		for name, l := range map[string]*ledger.Ledger{"here": here, "from nothing": b.open()} {
 			list, err := l.Statuses(b.Context(), tenant, 0, 0)
 			if err != nil {
 				b.Fatalf("%s, %s: %v", what, name, err)

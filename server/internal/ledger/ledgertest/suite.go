@@ -125,7 +125,7 @@ func Suite(t *testing.T, database func(testing.TB) (dsn string)) {
 		"refuses a retry after void":              voids,
 		"keeps tenants apart":                     tenants,
 		"keeps time in order":                     timeOrder,
-		"says not found":                          notFound,
+		"reports not found":                       notFound,
 		"survives claims that cannot be made":     badClaims,
 		"withdraws what was cancelled in time":    cancelled,
 		"refuses after Close":                     closed,
@@ -136,7 +136,7 @@ func Suite(t *testing.T, database func(testing.TB) (dsn string)) {
 		"counts what a revocation would revoke":   impact,
 		"finds entries by every filter":           searches,
 		"finds what was derived from a grant":     descendants,
-		"says what an agent holds":                holds,
+		"returns what an agent holds":             holds,
 		"lists the agents of its newest entries":  agents,
 		"lists suspensions":                       suspensions,
 		"grows a tree":                            growsTree,
@@ -172,7 +172,7 @@ func recordsChain(b *bench) {
 		b.Errorf("Entry = %+v, %v", e, err)
 	}
 	if !e.MatchesClaims(leaf.Claims) || e.MatchesClaims(parent.Claims) {
-		b.Error("MatchesClaims does not tell the entry's claims from others")
+		b.Error("MatchesClaims does not distinguish the entry's claims from others")
 	}
 	b.check(l)
 }
@@ -452,7 +452,7 @@ func cancelled(b *bench) {
 	if _, err := l.Append(gone, tenant, queued); reason(err) != delegation.DependencyDown {
 		b.Errorf("a draft that was cancelled in the queue: %v", err)
 	}
-	cancel() // too late: its batch is running, and its outcome must be told
+	cancel() // too late: its batch is running, and its outcome must be returned
 	close(leave)
 	if err := <-result; err != nil {
 		b.Errorf("a draft that was cancelled in its batch: %v", err)
