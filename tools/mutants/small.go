@@ -190,4 +190,34 @@ var smallMutants = []mutant{
 		old: `		r.GetJti(), r.GetTxn(), r.GetKey(), r.GetPeer())`, new: `		"")`,
 		pkg: "server/internal/rpc", test: "TestPageTokens",
 	},
+	{
+		name: "receipts-need-redis", file: "server/internal/exchange/watch.go",
+		old: "err != nil && delegation.AsError(err).Reason == delegation.DependencyDown {\n\t\treturn Receipts{List", new: "false {\n\t\treturn Receipts{List",
+		pkg: "server/internal/exchange", test: "TestContainmentWithoutRedis",
+	},
+	{
+		name: "partial-receipts-are-all", file: "server/internal/exchange/watch.go",
+		old: "Partial: true}", new: "}",
+		pkg: "server/internal/exchange", test: "TestContainmentWithoutRedis",
+	},
+	{
+		name: "receipts-of-closed-watches-stay", file: "server/internal/exchange/watch.go",
+		old: "\tdelete(r.open, w)\n", new: "\n",
+		pkg: "server/internal/exchange", test: "TestContainmentWithoutRedis",
+	},
+	{
+		name: "sdk-takes-partial-receipts-for-all", file: "client/revoke.go",
+		old: "if response.GetPartial() {", new: "if false {",
+		pkg: "client", test: "TestSuspendAndResume",
+	},
+	{
+		name: "contain-claims-that-all-know", file: "client/cmd/deputy/contain.go",
+		old: "if partial && late == 0 {", new: "if false {",
+		pkg: "client/cmd/deputy", test: "TestContainedWithPartialReceipts",
+	},
+	{
+		name: "console-claims-that-all-know", file: "server/internal/console/receipts.go",
+		old: "return !r.Partial && ", new: "return ",
+		pkg: "server/internal/console", test: "TestReceiptsAreRefreshed",
+	},
 }
