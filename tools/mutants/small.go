@@ -220,4 +220,24 @@ var smallMutants = []mutant{
 		old: "return !r.Partial && ", new: "return ",
 		pkg: "server/internal/console", test: "TestReceiptsAreRefreshed",
 	},
+	{
+		name: "connections-outlive-a-failover", file: "server/internal/ledger/incarnation_stores.go",
+		old: "!before.same(now) {\n\t\t\tst.renew()", new: "!before.same(now) {\n\t\t\t_ = st",
+		pkg: "server/internal/ledger", test: "TestFailoverRenewsConnections",
+	},
+	{
+		name: "connections-outlive-a-recovery", file: "server/internal/ledger/incarnation.go",
+		old: "\tl.store.renew()\n", new: "\n",
+		pkg: "server/internal/ledger", test: "TestRecoveryRenewsConnections",
+	},
+	{
+		name: "emergency-responders-of-the-file-are-dropped", file: "server/open.go",
+		old: " EmergencyResponders: t.EmergencyResponders,", new: "",
+		pkg: "server", test: "TestEmergencyRespondersOfTheFile",
+	},
+	{
+		name: "commit-on-a-full-disk-is-acknowledged", file: "server/internal/ledger/sqlite.go",
+		old: "if err := tx.exec(\"commit\", `COMMIT`); err != nil {", new: "if err := tx.exec(\"commit\", `COMMIT`); err != nil && w == nil {",
+		pkg: "server/internal/ledger", test: "TestFullDisk",
+	},
 }
