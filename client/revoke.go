@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"time"
 
@@ -163,8 +164,10 @@ type Receipt struct {
 	SeenAt   time.Time            // when it said so; a connected verifier does every second
 }
 
-// Receipts returns the last words of each verifier that follows the tenant's revocations. Responders
-// may ask with entry 0, others with the number of a revocation of their own.
+// Receipts returns the last mark of each verifier that follows the tenant's revocations. Responders
+// may ask with entry 0, others with the number of a revocation of their own. If Deputy knows only the
+// verifiers of one instance, because Redis does not answer, they are returned together with
+// [ErrPartialReceipts].
 func (c *Client) Receipts(ctx context.Context, entry uint64) ([]Receipt, error) {
 	response, err := call(ctx, c, c.revocations.GetReceipts, &deputyv1.GetReceiptsRequest{Entry: entry})
 	if err != nil {
@@ -176,8 +179,15 @@ func (c *Client) Receipts(ctx context.Context, entry uint64) ([]Receipt, error) 
 			ID: r.GetId(), Verifier: delegation.Principal(r.GetVerifier()), Applied: r.GetApplied(), SeenAt: r.GetSeenAt().AsTime(),
 		})
 	}
+	if response.GetPartial() {
+		return receipts, ErrPartialReceipts
+	}
 	return receipts, nil
 }
+
+// ErrPartialReceipts is returned by [Client.Receipts] with the verifiers of one instance. There may be
+// others, of which nothing is known.
+var ErrPartialReceipts = errors.New("deputy: Redis does not answer: only the verifiers of one instance are known")
 
 func wireKind(kind delegation.TargetKind) deputyv1.RevocationKind {
 	for wire, k := range revocationKinds {

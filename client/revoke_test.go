@@ -1,6 +1,7 @@
 package client
 
 import (
+	"errors"
 	"testing"
 	"time"
 
@@ -128,6 +129,10 @@ func TestSuspendAndResume(t *testing.T) {
 	receipts, err := c.Receipts(t.Context(), suspended.Revocation.Seq)
 	if err != nil || len(receipts) != 1 || receipts[0].Verifier != "service:calendar" || receipts[0].Applied != 7 || !receipts[0].SeenAt.Equal(at) {
 		t.Errorf("%+v, %v", receipts, err)
+	}
+	s.SetPartial(true)
+	if receipts, err := c.Receipts(t.Context(), 0); !errors.Is(err, ErrPartialReceipts) || len(receipts) != 1 {
+		t.Errorf("of one instance: %+v, %v", receipts, err)
 	}
 }
 

@@ -31,7 +31,9 @@ type VerifierConfig struct {
 	// by a Verifier that was cut off. Default: 10 s.
 	MaxStaleness time.Duration
 	// IntrospectWhenStale asks Deputy about each token (Client.Introspect, up to 2 s) while what is
-	// known here is too old, instead of refusing. Default: refuse.
+	// known here is too old, instead of refusing. The Client's principal must be under
+	// resource_servers for Audience in the tenant's configuration, or an introspector: otherwise
+	// Deputy answers that every token is inactive, and the Verifier refuses it. Default: refuse.
 	IntrospectWhenStale bool
 	// IgnoreRevocations accepts a token until it expires, even though it, an ancestor, its agent or
 	// its subject was revoked. For tools that look at tokens, and for servers that ask

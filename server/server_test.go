@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -16,6 +17,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -222,6 +224,34 @@ func (s *site) request(t *testing.T) *deputyv1.ExchangeRequest {
 
 func (i *instance) exchange(ctx context.Context, t *testing.T) (*deputyv1.ExchangeResponse, error) {
 	return deputyv1.NewTokenExchangeServiceClient(i.conn).Exchange(ctx, i.site.request(t))
+}
+
+// TestEmergencyRespondersOfTheFile: who is in emergency_responders suspends an agent while OpenFGA does not answer. The
+// control is the same configuration without the field.
+func TestEmergencyRespondersOfTheFile(t *testing.T) {
+	for _, named := range []bool{true, false} {
+		s := newSite(t)
+		if named {
+			s.text = strings.Replace(s.text, "    default: true\n", "    default: true\n    emergency_responders: [agent:planner]\n", 1)
+		}
+		var down atomic.Bool
+		s.fga.Answer = func(r *http.Request, next http.RoundTripper) (*http.Response, error) {
+			if down.Load() {
+				return nil, errors.New("connection refused")
+			}
+			return next.RoundTrip(r)
+		}
+		i := s.start(t)
+		down.Store(true)
+		_, err := deputyv1.NewRevocationServiceClient(i.conn).Suspend(t.Context(), &deputyv1.SuspendRequest{
+			Agent: "agent:rogue", Reason: "a test",
+			Client: &deputyv1.ClientAuthentication{ClientAssertionType: delegation.ClientAssertionTypeJWTBearer, ClientAssertion: s.assertion(t)},
+		})
+		if (err == nil) != named || !named && status.Code(err) != codes.Unavailable {
+			t.Errorf("named %t: %v", named, err)
+		}
+		i.stop(t)
+	}
 }
 
 func TestStartExchangeRestart(t *testing.T) {

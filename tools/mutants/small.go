@@ -190,4 +190,54 @@ var smallMutants = []mutant{
 		old: `		r.GetJti(), r.GetTxn(), r.GetKey(), r.GetPeer())`, new: `		"")`,
 		pkg: "server/internal/rpc", test: "TestPageTokens",
 	},
+	{
+		name: "receipts-need-redis", file: "server/internal/exchange/watch.go",
+		old: "err != nil && delegation.AsError(err).Reason == delegation.DependencyDown {\n\t\treturn Receipts{List", new: "false {\n\t\treturn Receipts{List",
+		pkg: "server/internal/exchange", test: "TestContainmentWithoutRedis",
+	},
+	{
+		name: "partial-receipts-are-all", file: "server/internal/exchange/watch.go",
+		old: "Partial: true}", new: "}",
+		pkg: "server/internal/exchange", test: "TestContainmentWithoutRedis",
+	},
+	{
+		name: "receipts-of-closed-watches-stay", file: "server/internal/exchange/watch.go",
+		old: "\tdelete(r.open, w)\n", new: "\n",
+		pkg: "server/internal/exchange", test: "TestContainmentWithoutRedis",
+	},
+	{
+		name: "sdk-takes-partial-receipts-for-all", file: "client/revoke.go",
+		old: "if response.GetPartial() {", new: "if false {",
+		pkg: "client", test: "TestSuspendAndResume",
+	},
+	{
+		name: "contain-claims-that-all-know", file: "client/cmd/deputy/contain.go",
+		old: "if partial && late == 0 {", new: "if false {",
+		pkg: "client/cmd/deputy", test: "TestContainedWithPartialReceipts",
+	},
+	{
+		name: "console-claims-that-all-know", file: "server/internal/console/receipts.go",
+		old: "return !r.Partial && ", new: "return ",
+		pkg: "server/internal/console", test: "TestReceiptsAreRefreshed",
+	},
+	{
+		name: "connections-outlive-a-failover", file: "server/internal/ledger/incarnation_stores.go",
+		old: "!before.same(now) {\n\t\t\tst.renew()", new: "!before.same(now) {\n\t\t\t_ = st",
+		pkg: "server/internal/ledger", test: "TestFailoverRenewsConnections",
+	},
+	{
+		name: "connections-outlive-a-recovery", file: "server/internal/ledger/incarnation.go",
+		old: "\tl.store.renew()\n", new: "\n",
+		pkg: "server/internal/ledger", test: "TestRecoveryRenewsConnections",
+	},
+	{
+		name: "emergency-responders-of-the-file-are-dropped", file: "server/open.go",
+		old: " EmergencyResponders: t.EmergencyResponders,", new: "",
+		pkg: "server", test: "TestEmergencyRespondersOfTheFile",
+	},
+	{
+		name: "commit-on-a-full-disk-is-acknowledged", file: "server/internal/ledger/sqlite.go",
+		old: "if err := tx.exec(\"commit\", `COMMIT`); err != nil {", new: "if err := tx.exec(\"commit\", `COMMIT`); err != nil && w == nil {",
+		pkg: "server/internal/ledger", test: "TestFullDisk",
+	},
 }

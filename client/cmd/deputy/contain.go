@@ -84,11 +84,11 @@ func (cmd *containCommand) Run(a *app) error {
 		a.stdout.line("%s %s%s", a.stdout.good("CONTAINED"), agent, entryOf(suspended))
 		a.explainRevoked(suspended)
 	}
-	report, err := cmd.receipts(c, suspended)
+	report, partial, err := cmd.receipts(c, suspended)
 	if err != nil {
 		return a.withoutReceipts(suspended, err)
 	}
-	return a.showReceipts(suspended, report)
+	return a.showReceipts(suspended, report, partial)
 }
 
 // withoutReceipts ends contain where the receipts could not be read. The suspension is in force. A temporary error is a
@@ -151,8 +151,9 @@ type verifierReceipt struct {
 	CaughtUpAt time.Time            `json:"caught_up_at,omitzero"` // of the first mark at or above the revocation
 }
 
-// receipts reads the receipts until every verifier has caught up or the wait is over.
-func (cmd *containCommand) receipts(c *client.Client, r *client.Revoked) ([]verifierReceipt, error) {
+// receipts reads the receipts until every verifier has caught up or the wait is over. A partial report has
+// the verifiers of one instance only.
+func (cmd *containCommand) receipts(c *client.Client, r *client.Revoked) (report []verifierReceipt, partial bool, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), cmd.Wait+cmd.Timeout)
 	defer cancel()
 	first := make(map[string]time.Time)
@@ -162,12 +163,13 @@ func (cmd *containCommand) receipts(c *client.Client, r *client.Revoked) ([]veri
 	defer next.Stop()
 	for waiting := true; ; {
 		receipts, err := c.Receipts(ctx, r.Revocation.Seq)
-		if err != nil {
-			return nil, err
+		partial := errors.Is(err, client.ErrPartialReceipts)
+		if err != nil && !partial {
+			return nil, false, err
 		}
 		report, pending := judgeReceipts(receipts, r.Revocation, first)
 		if pending == 0 || !waiting {
-			return report, nil
+			return report, partial, nil
 		}
 		select {
 		case <-next.C:
@@ -198,7 +200,7 @@ func judgeReceipts(receipts []client.Receipt, r *delegation.Revocation, first ma
 	return report, pending
 }
 
-func (a *app) showReceipts(r *client.Revoked, report []verifierReceipt) error {
+func (a *app) showReceipts(r *client.Revoked, report []verifierReceipt, partial bool) error {
 	late := 0
 	for _, line := range report {
 		if line.State == behind {
@@ -209,11 +211,21 @@ func (a *app) showReceipts(r *client.Revoked, report []verifierReceipt) error {
 	if late > 0 {
 		err = errLate
 	}
+	if partial {
+		a.stderr.line("warning: Redis does not answer, so verifiers of other instances are not listed; a verifier that is cut off refuses everything within %s", selfRefusal)
+	}
 	if a.json {
-		return errors.Join(a.writeJSON(containReport{revokedJSON(r), append([]verifierReceipt{}, report...), new(late == 0)}), err)
+		all := new(late == 0)
+		if partial && late == 0 {
+			all = nil
+		}
+		return errors.Join(a.writeJSON(containReport{revokedJSON(r), append([]verifierReceipt{}, report...), all}), err)
 	}
 	p := a.stdout
 	p.line("")
+	if len(report) == 0 && partial {
+		return nil
+	}
 	if len(report) == 0 {
 		p.line("No verifier follows this tenant's revocations.")
 		return nil
@@ -233,7 +245,7 @@ func (a *app) showReceipts(r *client.Revoked, report []verifierReceipt) error {
 	p.line("")
 	if late > 0 {
 		p.line("%s", p.bad(fmt.Sprintf("Not confirmed by %d of %s.", late, plural(len(report), "verifier"))))
-	} else {
+	} else if !partial {
 		p.line("Every connected verifier has applied the suspension.")
 	}
 	return err

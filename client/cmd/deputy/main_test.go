@@ -328,6 +328,27 @@ func TestContainedWithoutReceipts(t *testing.T) {
 	}
 }
 
+// TestContainedWithPartialReceipts: without Redis the verifiers of one instance are listed, and it is not claimed that all
+// have applied the suspension.
+func TestContainedWithPartialReceipts(t *testing.T) {
+	s := deputytest.Start()
+	defer s.Close()
+	dir := t.TempDir()
+	if err := writeFiles(dir, s, s); err != nil {
+		t.Fatal(err)
+	}
+	s.SetPartial(true)
+	s.AddReceipt("a", "service:calendar", 1<<40, time.Now())
+	flags := []string{"--addr", s.Address, "--plaintext", "--issuer", s.Issuer, "--client-id", "planner", "--client-key", filepath.Join(dir, "planner.pem"), "--yes"}
+	for want, more := range map[string][]string{"service:calendar": nil, `"all_caught_up": null`: {"--json"}} {
+		code, stdout, stderr := runApp(t, "", slices.Concat([]string{"contain", "agent:researcher"}, flags, more)...)
+		if code != 0 || !strings.Contains(stdout, want) || !strings.Contains(stdout, "service:calendar") || strings.Contains(stdout, "Every connected") ||
+			!strings.Contains(stderr, "Redis does not answer") {
+			t.Errorf("code %d\n%s\n%s", code, stdout, stderr)
+		}
+	}
+}
+
 // TestChainMatches: the ledger's chain is shown only if it equals the token's, except for what
 // erasure and retention removed.
 func TestChainMatches(t *testing.T) {

@@ -32,6 +32,7 @@ type feed struct {
 	tamper   func(*deputyv1.WatchRevocationsResponse) []*deputyv1.WatchRevocationsResponse
 	hellos   []*deputyv1.WatchHello
 	receipts map[string]*deputyv1.Receipt
+	partial  bool
 
 	forgotten time.Time                 // snapshots lack what ended by then
 	clock     func(time.Time) time.Time // the ledger's time at a moment
@@ -379,11 +380,18 @@ func (s *Server) GetReceipts(ctx context.Context, _ *deputyv1.GetReceiptsRequest
 	}
 	s.feed.mu.Lock()
 	defer s.feed.mu.Unlock()
-	response := &deputyv1.GetReceiptsResponse{}
+	response := &deputyv1.GetReceiptsResponse{Partial: s.feed.partial}
 	for _, id := range slices.Sorted(maps.Keys(s.feed.receipts)) {
 		response.Receipts = append(response.Receipts, s.feed.receipts[id])
 	}
 	return response, nil
+}
+
+// SetPartial sets whether GetReceipts answers without the verifiers of other instances.
+func (s *Server) SetPartial(partial bool) {
+	s.feed.mu.Lock()
+	defer s.feed.mu.Unlock()
+	s.feed.partial = partial
 }
 
 // revoke counts what dies, and records the revocation unless it is a dry run.

@@ -843,8 +843,10 @@ func (x *GetReceiptsRequest) GetEntry() uint64 {
 
 // Response with what the connected verifiers last said.
 type GetReceiptsResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Receipts      []*Receipt             `protobuf:"bytes,1,rep,name=receipts,proto3" json:"receipts,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Receipts []*Receipt             `protobuf:"bytes,1,rep,name=receipts,proto3" json:"receipts,omitempty"`
+	// Redis did not answer: only the verifiers that are connected to the answering instance are listed.
+	Partial       bool `protobuf:"varint,2,opt,name=partial,proto3" json:"partial,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -884,6 +886,13 @@ func (x *GetReceiptsResponse) GetReceipts() []*Receipt {
 		return x.Receipts
 	}
 	return nil
+}
+
+func (x *GetReceiptsResponse) GetPartial() bool {
+	if x != nil {
+		return x.Partial
+	}
+	return false
 }
 
 // Receipt is one verifier's last mark.
@@ -1483,9 +1492,10 @@ const file_deputy_v1_revocation_proto_rawDesc = "" +
 	"revocation\"c\n" +
 	"\x12GetReceiptsRequest\x127\n" +
 	"\x06client\x18\x01 \x01(\v2\x1f.deputy.v1.ClientAuthenticationR\x06client\x12\x14\n" +
-	"\x05entry\x18\x02 \x01(\x04R\x05entry\"E\n" +
+	"\x05entry\x18\x02 \x01(\x04R\x05entry\"_\n" +
 	"\x13GetReceiptsResponse\x12.\n" +
-	"\breceipts\x18\x01 \x03(\v2\x12.deputy.v1.ReceiptR\breceipts\"\x84\x01\n" +
+	"\breceipts\x18\x01 \x03(\v2\x12.deputy.v1.ReceiptR\breceipts\x12\x18\n" +
+	"\apartial\x18\x02 \x01(\bR\apartial\"\x84\x01\n" +
 	"\aReceipt\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n" +
 	"\bverifier\x18\x02 \x01(\tR\bverifier\x12\x18\n" +

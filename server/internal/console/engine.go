@@ -5,7 +5,6 @@ import (
 
 	"deputy.example/deputy/client/delegation"
 	"deputy.example/deputy/server/internal/exchange"
-	"deputy.example/deputy/server/internal/guard"
 	"deputy.example/deputy/server/internal/ledger"
 )
 
@@ -28,7 +27,7 @@ type Engine interface {
 
 	MayRevoke(ctx context.Context, q exchange.Inquiry, targets ...delegation.Target) ([]bool, error)
 	Revoke(context.Context, exchange.RevokeCall) (exchange.Revoked, error)
-	Receipts(ctx context.Context, q exchange.Inquiry, entry uint64) ([]guard.Receipt, error)
+	Receipts(ctx context.Context, q exchange.Inquiry, entry uint64) (exchange.Receipts, error)
 }
 
 // Tail is what exchange.Tail does: Next returns the entries after a number, and waits for some if

@@ -222,6 +222,14 @@ func TestReceiptsAreRefreshed(t *testing.T) {
 		t.Errorf("all have applied it: %s", got.body)
 	}
 	verifiers(58, 41)
+	verifiers(58, 58)
+	s.engine.partial = true
+	if got := s.get("/console/entry/receipts?entry=58"); !strings.Contains(got.body, "2 of 2 verifiers that are connected to this instance") ||
+		strings.Contains(got.body, "All 2") || !reloads() {
+		t.Errorf("without Redis: %s", got.body)
+	}
+	s.engine.partial = false
+	verifiers(58, 41)
 	s.engine.entries[0].Time = s.clock.Add(-receiptsFresh - time.Second)
 	if reloads() {
 		t.Error("the page of an old revocation reloads")

@@ -20,6 +20,7 @@ const (
 type receipts struct {
 	Entry   uint64
 	Unknown bool // a dependency did not answer: nothing below is known
+	Partial bool // Redis did not answer: verifiers of other instances are not in the list
 	Know    int
 	Gone    int // were cut off, or ended, before they applied it
 	List    []receipt
@@ -28,8 +29,8 @@ type receipts struct {
 // Connected is how many verifiers are not Gone.
 func (r *receipts) Connected() int { return len(r.List) - r.Gone }
 
-// All reports whether every connected verifier has applied the revocation.
-func (r *receipts) All() bool { return r.Know == r.Connected() }
+// All reports whether every connected verifier has applied the revocation, as far as that is known.
+func (r *receipts) All() bool { return !r.Partial && r.Know == r.Connected() }
 
 type receipt struct {
 	ID       string
@@ -50,8 +51,8 @@ func (h *console) receipts(c *call, entry uint64) (*receipts, error) {
 	} else if err != nil {
 		return nil, err
 	}
-	found := &receipts{Entry: entry}
-	for _, r := range list {
+	found := &receipts{Entry: entry, Partial: list.Partial}
+	for _, r := range list.List {
 		known := receipt{ID: r.ID, Verifier: r.Verifier, Knows: r.Applied >= entry, SeenAt: r.SeenAt}
 		known.Gone = !known.Knows && h.Now().Sub(r.SeenAt) > silence
 		if known.Knows {

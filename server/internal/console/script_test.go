@@ -62,6 +62,7 @@ type script struct {
 	unanswered  error
 	undecided   error // of MayRevoke
 	unheard     error // of Receipts
+	partial     bool  // Receipts are of one instance
 }
 
 func (s *script) SignIn(_ context.Context, in exchange.SignInCall) (exchange.Session, error) {
@@ -174,8 +175,8 @@ func (s *script) Revoke(_ context.Context, call exchange.RevokeCall) (exchange.R
 	return exchange.Revoked{Revocation: &delegation.Revocation{Seq: 58, Target: call.Target}}, nil
 }
 
-func (s *script) Receipts(context.Context, exchange.Inquiry, uint64) ([]guard.Receipt, error) {
-	return s.receipts, cmp.Or(s.unheard, s.err)
+func (s *script) Receipts(context.Context, exchange.Inquiry, uint64) (exchange.Receipts, error) {
+	return exchange.Receipts{List: s.receipts, Partial: s.partial}, cmp.Or(s.unheard, s.err)
 }
 
 // shelf keeps sessions as the ledger does, in memory.

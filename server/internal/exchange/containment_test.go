@@ -42,6 +42,18 @@ func TestContainmentWithoutRedis(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			w, n, chain, server := storm(t, exchangetest.Config{Prompt: true})
 			rita := exchange.Credentials{Person: w.SignIn(t, n, "rita")}
+			watches := make(map[delegation.Principal]*exchange.Watch)
+			for _, p := range []delegation.Principal{writer, operator} {
+				watch, err := w.Engine.Watch(t.Context(), exchange.Inquiry{Tenant: "default", Credentials: n.Credentials(t, p)})
+				if err != nil {
+					t.Fatal(err)
+				}
+				watch.Seen("tool of "+string(p), 1)
+				watches[p] = watch
+			}
+			if all, err := w.Engine.Receipts(t.Context(), exchange.Inquiry{Tenant: "default", Credentials: rita}, 0); err != nil || all.Partial {
+				t.Fatalf("receipts before: %+v, %v", all, err)
+			}
 			mend := fault(server)
 			if _, refusal := w.One(t.Context(), n.Call(t, chain[0].AccessToken, planner, researcher)); refusal == nil || refusal.Reason != delegation.DependencyDown {
 				t.Fatalf("an exchange: %v", refusal)
@@ -92,6 +104,17 @@ func TestContainmentWithoutRedis(t *testing.T) {
 			}
 			if _, _, err := w.Engine.Search(t.Context(), exchange.Inquiry{Tenant: "default", Credentials: rita}, ledger.Query{Limit: 10}); err != nil {
 				t.Errorf("a search: %v", err)
+			}
+			watches[writer].Seen("tool of "+string(writer), 2)
+			watches[operator].Close()
+			watches[operator].Seen("late", 2)
+			here, err := w.Engine.Receipts(t.Context(), exchange.Inquiry{Tenant: "default", Credentials: rita}, 0)
+			if err != nil || !here.Partial || len(here.List) != 1 || here.List[0].Verifier != writer || here.List[0].Applied != 2 {
+				t.Errorf("receipts: %+v, %v", here, err)
+			}
+			watches[writer].Close()
+			if here, err = w.Engine.Receipts(t.Context(), exchange.Inquiry{Tenant: "default", Credentials: rita}, 0); err != nil || !here.Partial || len(here.List) != 0 {
+				t.Errorf("receipts after the verifiers left: %+v, %v", here, err)
 			}
 			mend()
 		})

@@ -1,6 +1,7 @@
 package exchange
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"maps"
@@ -26,6 +27,7 @@ type Watch struct {
 	until       time.Time
 	leave       func()
 	incarnation uint64 // of the ledger that by.revoked was read from
+	closed      bool   // guarded by engine.receipts
 }
 
 // Watch authenticates and admits a verifier. Any caller of the tenant may watch. It takes one of the instance's
@@ -49,7 +51,10 @@ func (e *Engine) Watch(ctx context.Context, q Inquiry) (*Watch, error) {
 }
 
 // Close gives the verifier's place back. Closing again does nothing.
-func (w *Watch) Close() { w.leave() }
+func (w *Watch) Close() {
+	w.engine.receipts.close(w)
+	w.leave()
+}
 
 // Until is when the verifier must come back with a fresh credential.
 func (w *Watch) Until() time.Time { return w.until }
@@ -106,13 +111,52 @@ func (w *Watch) Skew() time.Duration { return w.engine.config.Ledger.Skew(w.by.t
 
 // Seen is the receipt of one connection: it has applied everything up to a number.
 func (w *Watch) Seen(id string, applied uint64) {
-	w.engine.receipts.put(w.by.tenant.Name, guard.Receipt{ID: id, Verifier: w.by.caller.Principal, Applied: applied, SeenAt: w.engine.config.Now()})
+	receipt := guard.Receipt{ID: id, Verifier: w.by.caller.Principal, Applied: applied, SeenAt: w.engine.config.Now()}
+	w.engine.receipts.put(w.by.tenant.Name, receipt)
+	w.engine.receipts.keep(w, receipt)
 }
 
-// receipts are what verifiers told this instance since it last shared them through Redis.
+// receipts are the marks that this instance received: all since it last shared them through Redis,
+// and the newest of each open watch.
 type receipts struct {
-	mu  sync.Mutex
-	new map[string]map[string]guard.Receipt // by tenant, verifier and connection
+	mu   sync.Mutex
+	new  map[string]map[string]guard.Receipt // by tenant, verifier and connection
+	open map[*Watch]guard.Receipt
+}
+
+// keep remembers the newest receipt of a watch until close.
+func (r *receipts) keep(w *Watch, receipt guard.Receipt) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if w.closed {
+		return
+	}
+	if r.open == nil {
+		r.open = make(map[*Watch]guard.Receipt)
+	}
+	r.open[w] = receipt
+}
+
+func (r *receipts) close(w *Watch) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	w.closed = true
+	delete(r.open, w)
+}
+
+// here returns the newest receipts of a tenant's open watches, sorted by ID.
+func (r *receipts) here(tenant string) (list []guard.Receipt) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for w, receipt := range r.open {
+		if w.by.tenant.Name == tenant {
+			list = append(list, receipt)
+		}
+	}
+	slices.SortFunc(list, func(a, b guard.Receipt) int {
+		return cmp.Or(cmp.Compare(a.ID, b.ID), cmp.Compare(a.Verifier, b.Verifier))
+	})
+	return list
 }
 
 func (r *receipts) put(tenant string, receipt guard.Receipt) {
@@ -145,31 +189,44 @@ func (r *receipts) take(tenant string) []guard.Receipt {
 	return all
 }
 
-// Receipts says how far each connected verifier of the tenant is, on whichever instance. Responders
-// may ask; others for a revocation that they recorded themselves, named by its entry.
-func (e *Engine) Receipts(ctx context.Context, q Inquiry, entry uint64) ([]guard.Receipt, error) {
+// Receipts are how far the verifiers of a tenant have come.
+type Receipts struct {
+	List []guard.Receipt
+	// Partial is set where Redis did not answer. The list has the verifiers that are connected to
+	// this instance, and no others.
+	Partial bool
+}
+
+// Receipts returns how far each connected verifier of the tenant is, on whichever instance. Responders
+// may ask; others for a revocation that they recorded themselves, named by its entry. Without Redis
+// the answer is partial: who contains an agent then needs what is known.
+func (e *Engine) Receipts(ctx context.Context, q Inquiry, entry uint64) (Receipts, error) {
 	ctx, cancel := e.within(ctx)
 	defer cancel()
 	by, err := e.admitReader(ctx, q)
 	if err != nil {
-		return nil, err
+		return Receipts{}, err
 	}
 	own := false
 	if entry > 0 {
 		recorded, err := e.config.Ledger.EntryAt(ctx, by.tenant.Name, entry)
 		if err != nil && !errors.Is(err, ledger.ErrNotFound) {
-			return nil, delegation.AsError(err)
+			return Receipts{}, delegation.AsError(err)
 		}
 		own = err == nil && recorded.Kind == ledger.KindRevocation && recorded.Caller == by.caller.Principal
 	}
 	if !own {
 		may, err := by.tenant.Policy.Has(ctx, policy.Relation{User: string(by.caller.Principal), Relation: "responder", Object: system})
 		if may = may || e.inEmergency(ctx, by.tenant, by.caller.Principal, err); err != nil && !may {
-			return nil, delegation.AsError(err)
+			return Receipts{}, delegation.AsError(err)
 		}
 		if !may {
-			return nil, delegation.Refuse(delegation.NotFound, "entry", "no such revocation of yours")
+			return Receipts{}, delegation.Refuse(delegation.NotFound, "entry", "no such revocation of yours")
 		}
 	}
-	return e.config.Guard.Receipts(ctx, by.tenant.Name)
+	list, err := e.config.Guard.Receipts(ctx, by.tenant.Name)
+	if err != nil && delegation.AsError(err).Reason == delegation.DependencyDown {
+		return Receipts{List: e.receipts.here(by.tenant.Name), Partial: true}, nil
+	}
+	return Receipts{List: list}, err
 }

@@ -247,6 +247,25 @@ func (l *Ledger) Plan(t testing.TB, s Statement) string {
 	return plan.String()
 }
 
+// Meet has the pool make a connection while its others are busy, one of which has ended.
+func (l *Ledger) Meet(ctx context.Context) error {
+	pool := l.store.(*postgresStore).pool
+	busy := pool.AcquireAllIdle(ctx)
+	for i, conn := range busy {
+		if i == 0 {
+			_ = conn.Conn().Close(ctx)
+			conn.Release()
+			continue
+		}
+		defer conn.Release()
+	}
+	conn, err := pool.Acquire(ctx)
+	if err == nil {
+		conn.Release()
+	}
+	return err
+}
+
 // EntryColumns are all columns of entries.
 const EntryColumns = entryColumns
 

@@ -82,8 +82,8 @@ func (s *revocationService) GetReceipts(ctx context.Context, r *deputyv1.GetRece
 	if err != nil {
 		return nil, err
 	}
-	response := &deputyv1.GetReceiptsResponse{}
-	for _, receipt := range receipts {
+	response := &deputyv1.GetReceiptsResponse{Partial: receipts.Partial}
+	for _, receipt := range receipts.List {
 		response.Receipts = append(response.Receipts, &deputyv1.Receipt{
 			Id: receipt.ID, Verifier: string(receipt.Verifier), Applied: receipt.Applied, SeenAt: timestamppb.New(receipt.SeenAt),
 		})

@@ -87,6 +87,13 @@ func TestSuspendResumeReceipts(t *testing.T) {
 	if err != nil || !proto.Equal(receipts, want) {
 		t.Errorf("%v %v", receipts, err)
 	}
+	engine.receipts = func(context.Context, exchange.Inquiry, uint64) (exchange.Receipts, error) {
+		return exchange.Receipts{Partial: true}, nil
+	}
+	receipts, err = revoking.GetReceipts(t.Context(), &deputyv1.GetReceiptsRequest{Entry: 58})
+	if err != nil || !receipts.GetPartial() {
+		t.Errorf("of one instance: %v %v", receipts, err)
+	}
 }
 
 // Each of these names nothing, two things, or something that this method does not do.

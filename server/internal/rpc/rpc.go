@@ -26,7 +26,6 @@ import (
 	"deputy.example/deputy/client/delegation"
 	deputyv1 "deputy.example/deputy/gen/deputy/v1"
 	"deputy.example/deputy/server/internal/exchange"
-	"deputy.example/deputy/server/internal/guard"
 	"deputy.example/deputy/server/internal/ledger"
 	"deputy.example/deputy/server/internal/peers"
 )
@@ -45,7 +44,7 @@ type Engine interface {
 	Checkpoint(context.Context, exchange.Inquiry) (exchange.Checkpoint, error)
 	Proofs(ctx context.Context, q exchange.Inquiry, old uint64) (exchange.Proofs, error)
 	Revoke(context.Context, exchange.RevokeCall) (exchange.Revoked, error)
-	Receipts(ctx context.Context, q exchange.Inquiry, entry uint64) ([]guard.Receipt, error)
+	Receipts(ctx context.Context, q exchange.Inquiry, entry uint64) (exchange.Receipts, error)
 	Watch(context.Context, exchange.Inquiry) (*exchange.Watch, error)
 	Stranger(context.Context) error
 }

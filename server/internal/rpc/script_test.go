@@ -28,7 +28,7 @@ type script struct {
 	queries    []ledger.Query
 	revocation []exchange.RevokeCall
 	revoke     func(context.Context, exchange.RevokeCall) (exchange.Revoked, error)
-	receipts   func(context.Context, exchange.Inquiry, uint64) ([]guard.Receipt, error)
+	receipts   func(context.Context, exchange.Inquiry, uint64) (exchange.Receipts, error)
 }
 
 func (s *script) Exchange(ctx context.Context, c exchange.Call) ([]exchange.Outcome, error) {
@@ -118,7 +118,7 @@ func (s *script) Revoke(ctx context.Context, c exchange.RevokeCall) (exchange.Re
 	return s.revoke(ctx, c)
 }
 
-func (s *script) Receipts(ctx context.Context, q exchange.Inquiry, entry uint64) ([]guard.Receipt, error) {
+func (s *script) Receipts(ctx context.Context, q exchange.Inquiry, entry uint64) (exchange.Receipts, error) {
 	s.mu.Lock()
 	s.inquiries = append(s.inquiries, q)
 	s.mu.Unlock()
@@ -204,8 +204,8 @@ func granting() *script {
 			done.Revocation = &delegation.Revocation{Seq: 58, Prev: 12, Target: target, At: at, Until: at.Add(time.Hour)}
 			return done, nil
 		},
-		receipts: func(context.Context, exchange.Inquiry, uint64) ([]guard.Receipt, error) {
-			return []guard.Receipt{{ID: "v1", Verifier: "service:tool", Applied: 58, SeenAt: time.Unix(1795305601, 0)}}, nil
+		receipts: func(context.Context, exchange.Inquiry, uint64) (exchange.Receipts, error) {
+			return exchange.Receipts{List: []guard.Receipt{{ID: "v1", Verifier: "service:tool", Applied: 58, SeenAt: time.Unix(1795305601, 0)}}}, nil
 		},
 	}
 }
