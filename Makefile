@@ -26,7 +26,7 @@ FUZZTIME   ?= 30s
 each-module = for dir in $(MODULES); do (cd $$dir && $(1)) || exit; done
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test test-product test-tools quick deps lint format generate generate-check breaking bench loadtest campaign mutants fuzz clean
+.PHONY: help build run test test-product test-tools quick deps lint format generate generate-check vuln breaking bench loadtest campaign mutants fuzz clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -72,6 +72,9 @@ generate-check: generate ## fails if gen/ differs from what proto/ generates
 	git diff --exit-code -- proto gen
 	@untracked=$$(git ls-files --others --exclude-standard -- gen); \
 	if [[ -n $$untracked ]]; then echo "generated but not committed:"; echo "$$untracked"; exit 1; fi
+
+vuln: ## known vulnerabilities in called code; a warning if their database cannot be reached
+	DIRS='$(MODULES)' tools/vuln $(GO_TOOL) govulncheck ./...
 
 breaking: $(BUF) ## the API against the last release
 	@tag=$$(git describe --tags --abbrev=0 2>/dev/null || true); \

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"unicode"
 )
 
 // pages are the documents for readers, from the root of the repository.
@@ -131,5 +132,32 @@ func TestReadmeCodeCompiles(t *testing.T) {
 	}
 	if lines := strings.Count(string(readme), "\n"); lines > 130 {
 		t.Errorf("README.md has %d lines; move details to docs", lines)
+	}
+}
+
+// TestAddingNamesWhatExists: the files and tests that docs/adding.md names exist.
+func TestAddingNamesWhatExists(t *testing.T) {
+	text, err := os.ReadFile("docs/adding.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	tests := string(run(t, ".", "git", "grep", "-hoE", "^func Test[A-Za-z0-9]+", "--", "*_test.go"))
+	files, functions := 0, 0
+	for _, name := range regexp.MustCompile("`([^` ]+)`").FindAllStringSubmatch(string(text), -1) {
+		switch {
+		case strings.HasPrefix(name[1], "Test"):
+			functions++
+			if !strings.Contains(tests+"\n", "func "+name[1]+"\n") {
+				t.Errorf("there is no test %s", name[1])
+			}
+		case strings.Contains(name[1], "/") && !strings.ContainsFunc(name[1], unicode.IsUpper):
+			files++
+			if _, err := os.Stat(name[1]); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	if files < 15 || functions < 8 {
+		t.Errorf("only %d files and %d tests were found", files, functions)
 	}
 }

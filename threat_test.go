@@ -13,9 +13,9 @@ const threatModel = "docs/threat-model.md"
 var namedTest = regexp.MustCompile("`([a-zA-Z0-9_/.-]+_test\\.go):((?:Test|Fuzz)[A-Za-z0-9_]+)`")
 
 // threatFaults reads the rows of the tables that end in a column of tests. It returns named tests that do not exist,
-// rows without a test, and invariants that are not listed.
+// rows without a test, rows that occur twice, and invariants that are not listed.
 func threatFaults(text string, source func(path string) (string, error)) (faults []string, tests int) {
-	invariants := make(map[string]bool)
+	invariants, rows := make(map[string]bool), make(map[string]bool)
 	inTable := false
 	for _, line := range strings.Split(text, "\n") {
 		if strings.Contains(strings.ToLower(line), "not yet") {
@@ -33,6 +33,10 @@ func threatFaults(text string, source func(path string) (string, error)) (faults
 		case !inTable || strings.HasPrefix(line, "|---"):
 			continue
 		}
+		if rows[cells[0]] {
+			faults = append(faults, "twice: "+line)
+		}
+		rows[cells[0]] = true
 		named := namedTest.FindAllStringSubmatch(last, -1)
 		if len(named) == 0 {
 			faults = append(faults, "no test: "+line)
@@ -84,7 +88,10 @@ func TestFaultsOfTheThreatModelAreNoticed(t *testing.T) {
 		"a file that is not there": func(s string) string {
 			return strings.Replace(s, "`server/crowd_test.go:", "`server/cloud_test.go:", 1)
 		},
-		"a row without a test":  func(s string) string { return strings.Replace(s, "`server/config_test.go:TestDefaults`", "", 1) },
+		"a row without a test": func(s string) string { return strings.Replace(s, "`server/config_test.go:TestDefaults`", "", 1) },
+		"a row twice": func(s string) string {
+			return regexp.MustCompile("(?m)^\\| plaintext on the network .*\n").ReplaceAllString(s, "$0$0")
+		},
 		"an invariant left out": func(s string) string { return strings.Replace(s, "| I13 tenants", "| tenants", 1) },
 		"a threat that nothing holds yet": func(s string) string {
 			return strings.Replace(s, "| its own listener,", "| not yet: its own listener,", 1)

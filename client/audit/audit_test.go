@@ -135,7 +135,7 @@ func TestEdgeIsTheTree(t *testing.T) {
 	}
 }
 
-// records draws any record, whatever it says; its seal is sound.
+// records draws any record, with any content; its digests and leaf match.
 func records() *rapid.Generator[audit.Record] {
 	text := rapid.StringN(0, 6, 12)
 	moment := rapid.Custom(func(t *rapid.T) time.Time {

@@ -12,7 +12,7 @@ import (
 )
 
 // Checkpoint is the head of a log at one time. Signed, it is a C2SP tlog-checkpoint
-// (https://c2sp.org/tlog-checkpoint): whoever keeps one can later be shown that the log has only grown.
+// (https://c2sp.org/tlog-checkpoint): it can later be proven to its holder that the log only grew.
 type Checkpoint struct {
 	Origin string // the tenant's issuer without its scheme, which is also the name of the key
 	Size   uint64 // it covers the entries 1 to Size
@@ -23,8 +23,8 @@ type Checkpoint struct {
 // timePrefix opens the extension line that carries the time.
 const timePrefix = "time "
 
-// Sign writes the checkpoint as a note that all of the keys sign: while one follows on another, whoever has
-// the verifier key of either believes it.
+// Sign writes the checkpoint as a note that all of the keys sign: during a rotation, the verifier
+// keys of both verify it.
 func (c Checkpoint) Sign(keys ...note.Signer) (string, error) {
 	if len(keys) == 0 {
 		return "", errors.New("no key signs the checkpoint")

@@ -15,7 +15,7 @@ type Edge struct {
 	Hashes []tlog.Hash
 }
 
-// Check says whether there are as many hashes as the size demands.
+// Check reports an error unless there are as many hashes as the size demands.
 func (e *Edge) Check() error {
 	if len(e.Hashes) != bits.OnesCount64(e.Size) {
 		return fmt.Errorf("the edge of a tree of %d entries has %d hashes, not %d", e.Size, len(e.Hashes), bits.OnesCount64(e.Size))

@@ -97,9 +97,9 @@ func ParseRecord(line []byte) (Record, error) {
 	return r, nil
 }
 
-// Dropped stands in the first line of an export whose beginning was dropped by retention. The hashes are
-// those of the full subtrees that the dropped entries made up, the largest and oldest first: enough to
-// recompute every root from the entries that remain.
+// Dropped is in the first line of an export whose beginning was dropped by retention. The hashes are
+// those of the full subtrees of the dropped entries, the largest and oldest first. With them every
+// root can be recomputed from the remaining entries.
 type Dropped struct {
 	Through uint64 // the last entry that was dropped
 	Hashes  []tlog.Hash

@@ -45,7 +45,7 @@ type Personal struct {
 	Digest []byte // SHA-256(Salt ‖ Value), which is what the leaf covers
 }
 
-// Erased says whether the field had a value once and cannot be shown any more.
+// Erased reports whether the field had a value that was erased.
 func (p Personal) Erased() bool { return len(p.Digest) > 0 && len(p.Salt) == 0 }
 
 // Digest is what the canonical form holds of a personal value.
@@ -54,8 +54,8 @@ func Digest(salt []byte, value string) [sha256.Size]byte {
 	return sha256.Sum256(append(append(b, salt...), value...))
 }
 
-// Record is one entry of the log, whole: one line of an export. Times are whole microseconds of UTC; the
-// zero time stands for none.
+// Record is one whole entry of the log, one line of an export. Times are whole microseconds of UTC;
+// the zero time means none.
 type Record struct {
 	Tenant string
 	Seq    uint64 // its number: 1, 2, 3, …
@@ -139,8 +139,8 @@ func (r *Record) Verify() error {
 		case len(p.Salt) != sha256.Size:
 			return r.bad("digest", "%s is there without its salt", f)
 		case f == FieldClaims && p.Value == "":
-			// Claims go when the grant expires or is voided. The salt stays, so that whoever holds
-			// the token can still show what was recorded.
+			// Claims are deleted when the grant expires or is voided. The salt stays, so that a
+			// holder of the token can still prove what was recorded.
 		case Digest(p.Salt, p.Value) != [sha256.Size]byte(p.Digest):
 			return r.bad("digest", "%s does not give its digest", f)
 		}
@@ -163,7 +163,7 @@ func (w *canonicalWriter) number(n uint64) {
 	*w = binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint32(*w, 8), n)
 }
 
-// time writes microseconds since 1970; 0 stands for no time.
+// time writes microseconds since 1970; 0 means no time.
 func (w *canonicalWriter) time(t time.Time) {
 	if t.IsZero() {
 		w.number(0)

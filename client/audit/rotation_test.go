@@ -40,8 +40,8 @@ func TestOneKeyFollowsOnAnother(t *testing.T) {
 	}
 }
 
-// TestFormerKeysAreBelievedForWhatWasKept holds a log to a checkpoint of before the rotation. What only a
-// former key signed is never the newest: whoever stole it could make that.
+// TestFormerKeysAreBelievedForWhatWasKept verifies a log against a checkpoint from before the rotation.
+// A checkpoint that only a former key signed is never the newest: a thief of that key could make it.
 func TestFormerKeysAreBelievedForWhatWasKept(t *testing.T) {
 	b := newBook(t)
 	b.add(refusal())

@@ -176,7 +176,7 @@ func newGrant(r *Record) (*grant, error) {
 	return g, nil
 }
 
-// widens says which of I1 to I5 the grant breaks against its parent.
+// widens returns which of I1 to I5 the grant breaks against its parent.
 func (g *grant) widens() (rule, detail string) {
 	p := g.parent
 	switch {
@@ -200,7 +200,7 @@ func (g *grant) widens() (rule, detail string) {
 	return "", ""
 }
 
-// continues says whether the actors are the parent's, or the parent's and one more.
+// continues reports whether the actors are those of the parent, or those and one more.
 func (g *grant) continues() bool {
 	n := len(g.parent.actors)
 	return len(g.actors) >= n && len(g.actors) <= n+1 && slices.Equal(g.actors[:n], g.parent.actors)

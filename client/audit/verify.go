@@ -32,8 +32,8 @@ type Report struct {
 	First      uint64     // the first entry that is there: 1, unless a prefix was dropped by retention
 	Last       uint64
 	Grants     uint64
-	Kept       int    // checkpoints beside the newest; the log continues all of them
-	Uncovered  uint64 // entries behind the newest checkpoint, of which nobody has signed anything yet
+	Kept       int    // checkpoints besides the newest; the log continues all of them
+	Uncovered  uint64 // entries after the newest checkpoint, which no signature covers yet
 	Erased     uint64 // personal fields that cannot be shown any more; their digests are in the leaves
 	Orphans    uint64 // grants whose parent was dropped: their narrowing cannot be shown any more
 }
@@ -42,12 +42,12 @@ type Report struct {
 const MaxLine = 4 << 20
 
 // VerifyLog reads an export, one record per line, and recomputes everything: each entry's leaf and the
-// digests of its personal fields, numbers without gaps, the order of time, revocations that lead one to
-// the next, that each grant narrows its parent (I1 to I5) and that no revocation before it hits it, and
-// the roots of all checkpoints. The error is a *BadEntry if the log is at fault, and names the first entry
-// that is; any other error says that nothing was found out.
+// digests of its personal fields, numbers without gaps, the order of time, the links between
+// revocations, that each grant narrows its parent (I1 to I5) and that no earlier revocation covers it,
+// and the roots of all checkpoints. The error is a *BadEntry if the log is at fault, and names the
+// first bad entry; any other error means that the log was not verified.
 //
-// Memory is bounded by what is alive at one time, not by the log.
+// Memory is bounded by the grants and revocations that are live at one time, not by the log.
 func VerifyLog(ctx context.Context, lines io.Reader, o Options) (Report, error) {
 	heads, newest, err := o.checkpoints()
 	if err != nil {

@@ -406,8 +406,8 @@ func TestDroppedPrefix(t *testing.T) {
 	}
 }
 
-// TestNothingIsLeft: whoever says that everything was dropped has shown nothing, though the hashes give
-// the root.
+// TestNothingIsLeft: a log that claims that everything was dropped is not verified, though its hashes
+// give the root.
 func TestNothingIsLeft(t *testing.T) {
 	b, _, _ := chain(t)
 	var edge audit.Edge

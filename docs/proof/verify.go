@@ -87,7 +87,7 @@ func main() {
 	fmt.Printf("entry %d (%s %s) is in the log of %d entries that the key signed\n", p.Record.Seq, p.Record.Kind, p.Record.JTI, size)
 }
 
-// canonical writes the entry as docs/ledger.md says: each field is its length in four bytes, and its bytes.
+// canonical writes the entry as in docs/ledger.md: each field is its length in four bytes, and its bytes.
 func canonical(p *proof) []byte {
 	r := &p.Record
 	var b []byte

@@ -62,7 +62,7 @@ type Saturation struct {
 	Of        string  `json:"of"`
 	Resource  string  `json:"resource"`
 	Rate      float64 `json:"exchanges_per_second"`
-	Predicted float64 `json:"predicted_per_second"` // by the model, for the resource that it says is first
+	Predicted float64 `json:"predicted_per_second"` // by the model, for the resource that saturates first
 	By        string  `json:"predicted_resource"`
 }
 

@@ -19,7 +19,7 @@ const (
 	AuditPage = 2
 	// SearchWindow is how many entries a search looks at for one page: pages are short, and some empty.
 	SearchWindow = 3
-	// SignOfLife is how often an idle stream of entries says so.
+	// SignOfLife is the interval of messages of an idle stream of entries.
 	SignOfLife = 10 * time.Second
 )
 
@@ -59,7 +59,7 @@ func (s *Server) append(e *deputyv1.Entry) uint64 {
 	return e.GetEntry()
 }
 
-// SetObtainable says what Reach answers besides tokens.
+// SetObtainable sets what Reach answers besides tokens.
 func (s *Server) SetObtainable(obtainable ...*deputyv1.Obtainable) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

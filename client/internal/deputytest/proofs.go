@@ -46,7 +46,7 @@ func (s *Server) Proofs() []Proof {
 	return slices.Clone(s.proofs.good)
 }
 
-// judge says what the caller holds, under the server's lock.
+// judge returns what the caller proves possession of, under the server's lock.
 func (p *proofs) judge(ctx context.Context, scheme, credential string) (delegation.Confirmation, error) {
 	values := metadata.ValueFromIncomingContext(ctx, "dpop")
 	if len(values) == 0 {

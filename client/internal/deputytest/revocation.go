@@ -83,7 +83,7 @@ func (s *Server) LastRevocation() uint64 {
 	return s.feed.last()
 }
 
-// Revoked says whether a token is.
+// Revoked reports whether a token is revoked.
 func (s *Server) Revoked(c delegation.Claims) bool {
 	_, hit := s.revocations().Hit(c.Lineage())
 	return hit
@@ -153,8 +153,8 @@ func (s *Server) DelayFeeds(d time.Duration) {
 	s.feed.delay = d
 }
 
-// Tamper has every message of every stream pass through f, which says what is sent in its place; nil
-// ends that. It runs under a lock.
+// Tamper has every message of every stream pass through f, which returns what is sent in its place;
+// nil ends that. It runs under a lock.
 func (s *Server) Tamper(f func(*deputyv1.WatchRevocationsResponse) []*deputyv1.WatchRevocationsResponse) {
 	s.feed.mu.Lock()
 	defer s.feed.mu.Unlock()
@@ -222,7 +222,7 @@ func (s *Server) WatchRevocations(stream deputyv1.RevocationService_WatchRevocat
 	defer cancel(nil)
 	tasks.Go(func() { cancel(w.deliver(ctx)) })
 	tasks.Go(func() { w.events(ctx, hello.GetResumeAfter()) })
-	// Recv ends with the handler: nobody waits for this one.
+	// Recv ends with the handler, so this goroutine is not awaited.
 	go func() { cancel(w.echoes(hello.GetId())) }()
 	select {
 	case <-ctx.Done():

@@ -1,7 +1,7 @@
-// Package deputytest is a small Deputy for tests and examples of the SDK and the CLI: it speaks the
+// Package deputytest is a small Deputy for tests and examples of the SDK and the CLI. It has the
 // real API over a real connection and signs real tokens, but decides by itself, with no policy, no
-// ledger and no database. The server's own tests say what Deputy does; this says what its wire
-// looks like.
+// ledger and no database. The server's own tests define what Deputy does; this package defines what
+// its wire looks like.
 package deputytest
 
 import (

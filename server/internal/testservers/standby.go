@@ -98,7 +98,7 @@ func (p *PostgresServer) Exec(t testing.TB, sql string) {
 	}
 }
 
-// await returns when a statement says true.
+// await returns when a statement is true.
 func (p *PostgresServer) await(t testing.TB, sql string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)

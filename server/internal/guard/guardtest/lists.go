@@ -354,7 +354,7 @@ func claimed(ctx context.Context, a, b *guard.Guard, client redis.UniversalClien
 		}
 		<-time.After(20 * time.Millisecond)
 	}
-	// What never ends is nobody's claim.
+	// A claim without an expiry belongs to no rebuild.
 	return errors.Join(client.Set(ctx, rebuildingKey, "foreign", 0).Err(),
 		expect("past a foreign key", b.Republish(ctx, tenant, h.list, h.last()), ""),
 		client.Del(ctx, rebuildingKey).Err(), client.LPush(ctx, rebuildingKey, "foreign").Err(),

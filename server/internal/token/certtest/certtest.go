@@ -1,5 +1,5 @@
-// Package certtest makes certificates for tests: authorities, what they issue, and what nobody
-// issued.
+// Package certtest makes certificates for tests: authorities, what they issue, and self-signed
+// certificates.
 package certtest
 
 import (
@@ -96,7 +96,7 @@ func (c *CA) Bundle(t testing.TB, jwks ...string) []byte {
 	return bundle
 }
 
-// SelfSigned makes a certificate that nobody vouches for.
+// SelfSigned makes a certificate that no authority signed.
 func SelfSigned(t testing.TB, changes ...Change) tls.Certificate {
 	t.Helper()
 	return SelfSignedBy(t, newKey(t), changes...)

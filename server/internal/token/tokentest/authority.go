@@ -54,8 +54,8 @@ func NewAuthority(t testing.TB) *Authority {
 	return a
 }
 
-// Server serves HTTPS on this machine, as 127.0.0.1 and localhost, until the test ends. What stands
-// between it and its listener may be wrapped.
+// Server serves HTTPS on this machine, as 127.0.0.1 and localhost, until the test ends. wrap
+// may wrap its listener.
 func (a *Authority) Server(t testing.TB, handler http.HandlerFunc, wrap ...func(net.Listener) net.Listener) *httptest.Server {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

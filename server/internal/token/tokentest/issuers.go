@@ -301,7 +301,7 @@ func (i *Issuer) serveAs(t testing.TB, authority *Authority, path string, conten
 	var served pages
 	server := authority.Server(t, func(w http.ResponseWriter, r *http.Request) { served.ServeHTTP(w, r) })
 	i.URL, i.CAFile = server.URL+path, authority.File
-	served = content(i.URL) // before anybody knows the address
+	served = content(i.URL) // before any request can come
 }
 
 func newRSA(t testing.TB) *rsa.PrivateKey {
