@@ -20,7 +20,6 @@ import (
 	"deputy.example/deputy/client/delegation"
 	fgamodels "deputy.example/deputy/fga-models"
 	"deputy.example/deputy/server"
-	"deputy.example/deputy/server/embedded/internal/redisd"
 	"deputy.example/deputy/server/internal/policy"
 	"deputy.example/deputy/server/internal/token"
 )
@@ -50,7 +49,6 @@ type Embedded struct {
 	fga    *FGA
 	store  string // id of the demo world in OpenFGA
 	model  string
-	redis  *redisd.Server
 	issuer *DevIssuer
 	keys   map[delegation.Principal]*KeyFile // of the clients
 
@@ -94,7 +92,7 @@ func New(ctx context.Context, config Config) (_ *Embedded, err error) {
 		return nil, err
 	}
 	e.deputy, err = server.New(ctx, settings, server.Options{
-		PolicyTransport: e.fga, RedisDialer: e.redis.Dial, CreateKeys: true, Logger: config.Logger,
+		PolicyTransport: e.fga, CreateKeys: true, Logger: config.Logger,
 		GRPC: e.listeners.grpc, HTTP: e.listeners.http, Ops: e.listeners.ops,
 	})
 	if err != nil {
@@ -219,8 +217,6 @@ func (e *Embedded) devAddress() string { return "http://" + e.config.Dev }
 // when the process ends.
 func (e *Embedded) openDependencies(ctx context.Context) error {
 	var err error
-	e.redis = redisd.New(time.Now)
-	e.owns(func() error { e.redis.Close(); return nil })
 	if e.fga, err = NewFGA(ctx); err != nil {
 		return err
 	}
@@ -294,7 +290,7 @@ func (e *Embedded) settings() (server.Config, error) {
 			GRPC: server.Listener{Address: e.config.GRPC}, HTTP: server.Listener{Address: e.config.HTTP}, Ops: server.Listener{Address: e.config.Ops},
 		},
 		Database: server.Database{DSN: (&url.URL{Scheme: "sqlite", Path: database}).String()},
-		Redis:    server.Redis{URL: redisd.Address, Timeout: time.Second},
+		Redis:    server.Redis{InProcess: true},
 		Tenants:  []server.Tenant{tenant},
 	}, nil
 }

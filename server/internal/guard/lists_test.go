@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -73,7 +74,7 @@ func TestListProtections(t *testing.T) {
 	}{
 		{"revocations are published in order", mutant{guard.PublishScript, "if head ~= prev then", "if false then"}},
 		{"revocations are published in order", mutant{guard.PublishScript, "if head >= seq then", "if false then"}},
-		{"revocations are published in order", mutant{guard.PublishScript, "redis.call('XADD'", "local _ = ('XADD'"}},
+		{"lists and events have their layout", mutant{guard.PublishScript, "redis.call('XADD'", "local _ = ('XADD'"}},
 		{"the lists say what the revocations say", mutant{guard.PublishScript, "ends = math.max(e, ends)", ""}},
 		{"the lists say what the revocations say", mutant{guard.PublishScript, "e == 0 or ends == 0", "e == 0"}},
 		{"a resumed agent is cut off at its suspension", mutant{guard.PublishScript, "seq, field = s, resumed", "field = resumed"}},
@@ -99,11 +100,11 @@ func TestListProtections(t *testing.T) {
 			t.Parallel()
 			client := dial(t, testservers.Redis(t))
 			client.AddHook(c.off)
-			for _, check := range guardtest.Checks {
+			for _, check := range slices.Concat(guardtest.Checks, guardtest.RedisChecks) {
 				if check.Name != c.check {
 					continue
 				}
-				if err := check.Run(t.Context(), guard.New(guard.Config{Client: client}), guard.New(guard.Config{Client: client}), client); err == nil {
+				if err := check.Run(t.Context(), guard.Config{Client: client}); err == nil {
 					t.Error("not noticed")
 				}
 				return
