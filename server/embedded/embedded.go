@@ -28,8 +28,8 @@ import (
 // development issuer behind one of them gives tokens to every local program. Port 0 takes a free
 // port.
 type Config struct {
-	// Dir holds the ledger, all keys and the demo's tokens; created on the first run. Default
-	// deputy-data.
+	// Dir holds the ledger, the relationships, all keys and the demo's tokens; created on the first
+	// run, and used by one process at a time. Default deputy-data.
 	Dir string
 	// GRPC, HTTP and Ops are Deputy's own listeners. Default 127.0.0.1:9090, :8080 and :9091. The
 	// HTTP address is the tenant's issuer, so changing it invalidates all earlier tokens.
@@ -49,8 +49,10 @@ type Embedded struct {
 	fga    *FGA
 	store  string // id of the demo world in OpenFGA
 	model  string
-	issuer *DevIssuer
-	keys   map[delegation.Principal]*KeyFile // of the clients
+	// changed are the relationships in which the store differed from the demo world at the start.
+	changed []string
+	issuer  *DevIssuer
+	keys    map[delegation.Principal]*KeyFile // of the clients
 
 	deputy    *server.Server
 	dev       *http.Server
@@ -213,21 +215,14 @@ const consoleClient = "deputy-console"
 
 func (e *Embedded) devAddress() string { return "http://" + e.config.Dev }
 
-// openDependencies starts the dependencies and fills OpenFGA with the demo world, which is lost
-// when the process ends.
+// openDependencies starts the dependencies.
 func (e *Embedded) openDependencies(ctx context.Context) error {
 	var err error
-	if e.fga, err = NewFGA(ctx); err != nil {
+	if e.fga, err = OpenFGA(ctx, e.path("relationships.db")); err != nil {
 		return err
 	}
 	e.owns(func() error { e.fga.Close(); return nil })
-	if e.store, err = e.fga.CreateStore(ctx, tenantName); err != nil {
-		return err
-	}
-	if e.model, err = e.fga.WriteModel(ctx, e.store, fgamodels.DeputyJSON); err != nil {
-		return err
-	}
-	if err := e.fga.WriteTuples(ctx, e.store, worldTuples()...); err != nil {
+	if err := e.openWorld(ctx); err != nil {
 		return err
 	}
 	e.issuer, err = NewDevIssuer(DevIssuerConfig{
@@ -241,6 +236,26 @@ func (e *Embedded) openDependencies(ctx context.Context) error {
 		},
 	})
 	return err
+}
+
+// openWorld makes the demo world in OpenFGA, once for each data directory: what was deleted since
+// must not come back with a restart.
+func (e *Embedded) openWorld(ctx context.Context) (err error) {
+	if e.store, err = e.fga.CreateStore(ctx, tenantName); err != nil {
+		return err
+	}
+	if e.model, err = e.fga.WriteModel(ctx, e.store, fgamodels.DeputyJSON); err != nil {
+		return err
+	}
+	found, ever, err := e.fga.Tuples(ctx, e.store)
+	if err != nil {
+		return err
+	}
+	if !ever {
+		return e.fga.WriteTuples(ctx, e.store, worldTuples()...)
+	}
+	e.changed = differences(worldTuples(), found)
+	return nil
 }
 
 // settings is the configuration that an operator would write for the same servers.

@@ -1,6 +1,9 @@
 package embedded
 
 import (
+	"fmt"
+	"slices"
+
 	"deputy.example/deputy/client/delegation"
 	"deputy.example/deputy/server/internal/policy"
 )
@@ -25,6 +28,20 @@ const (
 
 // aliceScopes are the scopes of alice's own token, more than she hands to any agent.
 var aliceScopes = delegation.Scopes{"calendar.read", "calendar.write", "mail.read", "payments.send"}
+
+// differences are the relationships that only one of two worlds has.
+func differences(began, now []policy.Relation) (list []string) {
+	only := func(in, not []policy.Relation, what string) {
+		for _, r := range in {
+			if !slices.Contains(not, r) {
+				list = append(list, fmt.Sprintf("%s: %s %s %s", what, r.User, r.Relation, r.Object))
+			}
+		}
+	}
+	only(began, now, "deleted")
+	only(now, began, "written")
+	return list
+}
 
 // worldTuples are the relationships of the demo world. Consent leads along the edges alice →
 // planner → researcher. What each of them holds at most is separate.

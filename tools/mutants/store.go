@@ -3,7 +3,7 @@ package main
 import "slices"
 
 // storeMutants are the protections of what instances share and of the embedded relationships.
-var storeMutants = slices.Concat(memoryMutants)
+var storeMutants = slices.Concat(memoryMutants, relationshipMutants)
 
 // memoryMutants are the protections of guard's store in memory.
 var memoryMutants = []mutant{
@@ -132,5 +132,93 @@ var memoryMutants = []mutant{
 		old:  "	case r.InProcess && *r != (Redis{InProcess: true, Timeout: r.Timeout}):\n",
 		new:  "	case false:\n",
 		pkg:  "server", test: "TestRedisInProcessHasNoAddress",
+	},
+}
+
+// relationshipMutants are the protections of the relationships of the embedded default.
+var relationshipMutants = []mutant{
+	{
+		name: "relationships-acknowledged-without-a-file",
+		file: "server/embedded/internal/tuples/tuples.go",
+		old:  "	if err := d.record(entries...); err != nil {\n		return err\n	}\n	s.version++\n",
+		new:  "	_ = d.record(entries...)\n	s.version++\n",
+		pkg:  "server/embedded/internal/tuples", test: "TestFailedWrite",
+	},
+	{
+		name: "relationships-written-later",
+		file: "server/embedded/internal/tuples/tuples.go",
+		old:  "	if err := d.record(entries...); err != nil {\n		return err\n	}\n	s.version++\n",
+		new:  "	time.AfterFunc(time.Second, func() { _ = d.record(entries...) })\n	s.version++\n",
+		pkg:  "server/embedded", test: "TestKilledWhileRelationshipsAreWritten",
+	},
+	{
+		name: "relationships-deletes-are-not-durable",
+		file: "server/embedded/internal/tuples/durable.go",
+		old:  "	if d.journal == nil || len(entries) == 0 { // of New\n",
+		new:  "	if d.journal == nil || len(entries) == 0 || entries[0].kind == tupleDeleted {\n",
+		pkg:  "server/embedded", test: "TestRememberedAcrossARestart",
+	},
+	{
+		name: "relationships-conditions-are-lost",
+		file: "server/embedded/internal/tuples/durable.go",
+		old:  "		r = newRecord(e.store, id, at, &t)\n",
+		new:  "		t.Condition = nil\n		r = newRecord(e.store, id, at, &t)\n",
+		pkg:  "server/embedded/internal/tuples", test: "TestOpenedAgain",
+	},
+	{
+		name: "relationships-changes-get-new-times",
+		file: "server/embedded/internal/tuples/durable.go",
+		old:  "	at, k := time.Unix(0, e.at).UTC(),",
+		new:  "	at, k := time.Now(),",
+		pkg:  "server/embedded/internal/tuples", test: "TestOpenedAgain",
+	},
+	{
+		name: "relationships-tokens-go-back",
+		file: "server/embedded/internal/tuples/durable.go",
+		old:  "	s.earliest = at.Truncate(time.Millisecond).Add(time.Millisecond)\n",
+		new:  "",
+		pkg:  "server/embedded/internal/tuples", test: "TestTokensGoOnAfterARestart",
+	},
+	{
+		name: "relationships-readers-do-not-wait",
+		file: "server/embedded/internal/tuples/tuples.go",
+		old:  "	s.mu.Lock()\n	defer s.mu.Unlock()\n	if err := s.fits(",
+		new:  "	if err := s.fits(",
+		pkg:  "server/embedded/internal/tuples", test: "TestReadersWaitForTheWrite",
+	},
+	{
+		name: "relationships-go-on-after-a-failed-write",
+		file: "server/embedded/internal/tuples/journal.go",
+		old:  "	if j.failed != nil {\n		return j.failed\n	}\n",
+		new:  "",
+		pkg:  "server/embedded/internal/tuples", test: "TestFailedWrite",
+	},
+	{
+		name: "relationships-edited-rows-pass",
+		file: "server/embedded/internal/tuples/journal.go",
+		old:  "		if string(digest) != string(next[:]) {\n",
+		new:  "		if false {\n",
+		pkg:  "server/embedded/internal/tuples", test: "TestDamagedFileIsRefused",
+	},
+	{
+		name: "relationships-dropped-rows-pass",
+		file: "server/embedded/internal/tuples/journal.go",
+		old:  "	if found != \"ok\" || version != schemaVersion {\n",
+		new:  "	if version != schemaVersion {\n",
+		pkg:  "server/embedded/internal/tuples", test: "TestDamagedFileIsRefused",
+	},
+	{
+		name: "relationships-of-two-processes",
+		file: "server/embedded/internal/tuples/journal.go",
+		old:  "\"locking_mode(EXCLUSIVE)\"",
+		new:  "\"locking_mode(NORMAL)\"",
+		pkg:  "server/embedded", test: "TestOneProcessServesAFolder",
+	},
+	{
+		name: "relationships-of-the-demo-come-back",
+		file: "server/embedded/embedded.go",
+		old:  "	if !ever {\n",
+		new:  "	if true {\n",
+		pkg:  "server/embedded", test: "TestRestartKeepsRelationships",
 	},
 }

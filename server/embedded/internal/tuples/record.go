@@ -35,6 +35,8 @@ func newRecord(store string, id ulid.ULID, at time.Time, t *openfgav1.TupleKey) 
 	}
 }
 
+func (r *record) key() key { return key{r.object(), r.Relation, r.User} }
+
 func (r *record) object() string { return tuple.BuildObject(r.ObjectType, r.ObjectID) }
 
 // conditioned returns whether the tuple's condition ("" for none) is one of those; any is, if none

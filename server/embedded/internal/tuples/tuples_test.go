@@ -21,6 +21,7 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func TestOpenFGAsOwnSuite(t *testing.T) {
+	t.Parallel()
 	d := New()
 	defer d.Close()
 	storagetest.RunAllTests(t, d)
