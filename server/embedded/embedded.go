@@ -238,8 +238,8 @@ func (e *Embedded) openDependencies(ctx context.Context) error {
 	return err
 }
 
-// openWorld makes the demo world in OpenFGA, once for each data directory: what was deleted since
-// must not come back with a restart.
+// openWorld makes the demo world in OpenFGA, each relationship once for each data directory: what was
+// deleted since must not come back with a restart.
 func (e *Embedded) openWorld(ctx context.Context) (err error) {
 	if e.store, err = e.fga.CreateStore(ctx, tenantName); err != nil {
 		return err
@@ -247,15 +247,13 @@ func (e *Embedded) openWorld(ctx context.Context) (err error) {
 	if e.model, err = e.fga.WriteModel(ctx, e.store, fgamodels.DeputyJSON); err != nil {
 		return err
 	}
-	found, ever, err := e.fga.Tuples(ctx, e.store)
+	had, err := e.fga.History(ctx, e.store)
 	if err != nil {
 		return err
 	}
-	if !ever {
-		return e.fga.WriteTuples(ctx, e.store, worldTuples()...)
-	}
-	e.changed = differences(worldTuples(), found)
-	return nil
+	unwritten := slices.DeleteFunc(worldTuples(), func(r policy.Relation) bool { _, written := had[r]; return written })
+	e.changed = differences(had)
+	return e.fga.WriteTuples(ctx, e.store, unwritten...)
 }
 
 // settings is the configuration that an operator would write for the same servers.

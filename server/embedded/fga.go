@@ -190,23 +190,23 @@ func (f *FGA) WriteTuples(ctx context.Context, store string, tuples ...policy.Re
 	return nil
 }
 
-// Tuples returns all relationships of a store, and whether it ever had one.
-func (f *FGA) Tuples(ctx context.Context, store string) (all []policy.Relation, ever bool, err error) {
-	changes, err := f.server.ReadChanges(ctx, &openfgav1.ReadChangesRequest{StoreId: store, PageSize: wrapperspb.Int32(1)})
-	if err != nil {
-		return nil, false, fmt.Errorf("read changes: %w", err)
-	}
-	for token := ""; ; {
-		page, err := f.server.Read(ctx, &openfgav1.ReadRequest{StoreId: store, PageSize: wrapperspb.Int32(tuplesPerWrite), ContinuationToken: token})
+// History returns every relationship that a store ever had, and whether it has it now.
+func (f *FGA) History(ctx context.Context, store string) (map[policy.Relation]bool, error) {
+	had := make(map[policy.Relation]bool)
+	request := &openfgav1.ReadChangesRequest{StoreId: store, PageSize: wrapperspb.Int32(tuplesPerWrite)}
+	for {
+		page, err := f.server.ReadChanges(ctx, request)
 		if err != nil {
-			return nil, false, fmt.Errorf("read tuples: %w", err)
+			return nil, fmt.Errorf("read changes: %w", err)
 		}
-		for _, t := range page.GetTuples() {
-			all = append(all, policy.Relation{User: t.GetKey().GetUser(), Relation: t.GetKey().GetRelation(), Object: t.GetKey().GetObject()})
+		if len(page.GetChanges()) == 0 {
+			return had, nil
 		}
-		if token = page.GetContinuationToken(); token == "" {
-			return all, len(changes.GetChanges()) > 0, nil
+		for _, c := range page.GetChanges() {
+			k := c.GetTupleKey()
+			had[policy.Relation{User: k.GetUser(), Relation: k.GetRelation(), Object: k.GetObject()}] = c.GetOperation() == openfgav1.TupleOperation_TUPLE_OPERATION_WRITE
 		}
+		request.ContinuationToken = page.GetContinuationToken()
 	}
 }
 

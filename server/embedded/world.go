@@ -29,17 +29,19 @@ const (
 // aliceScopes are the scopes of alice's own token, more than she hands to any agent.
 var aliceScopes = delegation.Scopes{"calendar.read", "calendar.write", "mail.read", "payments.send"}
 
-// differences are the relationships that only one of two worlds has.
-func differences(began, now []policy.Relation) (list []string) {
-	only := func(in, not []policy.Relation, what string) {
-		for _, r := range in {
-			if !slices.Contains(not, r) {
-				list = append(list, fmt.Sprintf("%s: %s %s %s", what, r.User, r.Relation, r.Object))
-			}
+// differences describes what was deleted from the demo world and what was added to it, in a store
+// with that history.
+func differences(had map[policy.Relation]bool) (list []string) {
+	world := worldTuples()
+	for r, held := range had {
+		switch began := slices.Contains(world, r); {
+		case began && !held:
+			list = append(list, fmt.Sprintf("deleted: %s %s %s", r.User, r.Relation, r.Object))
+		case held && !began:
+			list = append(list, fmt.Sprintf("written: %s %s %s", r.User, r.Relation, r.Object))
 		}
 	}
-	only(began, now, "deleted")
-	only(now, began, "written")
+	slices.Sort(list)
 	return list
 }
 

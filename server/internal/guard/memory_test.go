@@ -47,7 +47,7 @@ func TestMemoryForgets(t *testing.T) {
 		if e := delegation.AsError(admit("short0", time.Minute)); e == nil || e.Reason != delegation.AssertionReplayed {
 			t.Errorf("a replay a moment before the end: %v", e)
 		}
-		time.Sleep(30*time.Minute)
+		time.Sleep(30 * time.Minute)
 		put("late", time.Hour)
 		if held := guard.Held(memory, "acme"); held != [4]int{1, 2, 1, 1} {
 			t.Errorf("%v rates, uses, nonces and receipts are held", held)
