@@ -28,7 +28,7 @@ var (
 		"client/cmd/deputy", "server/cmd/deputyd", "server/embedded/cmd/deputy-embedded", "server/embedded/cmd/deputy-target", "internal/version",
 	}
 	clean = slices.Concat(programs, []string{
-		"tools/mutants",
+		"tools/mutants", "server/internal/guard", "server/internal/guard/guardtest", "server/embedded", "server/embedded/internal/tuples", "server/embedded/internal/fgajson",
 	})
 )
 

@@ -161,8 +161,8 @@ var relationshipMutants = []mutant{
 	{
 		name: "relationships-conditions-are-lost",
 		file: "server/embedded/internal/tuples/durable.go",
-		old:  "		r = newRecord(e.store, id, at, &t)\n",
-		new:  "		t.Condition = nil\n		r = newRecord(e.store, id, at, &t)\n",
+		old:  "		r = newRecord(e.store, at, &t)\n",
+		new:  "		t.Condition = nil\n		r = newRecord(e.store, at, &t)\n",
 		pkg:  "server/embedded/internal/tuples", test: "TestOpenedAgain",
 	},
 	{

@@ -13,10 +13,10 @@ import (
 // noncePeriod is how long a nonce is the one that is given out; it is accepted for as long again.
 const noncePeriod = 2 * time.Minute
 
-// Nonces are what a DPoP proof may hold now (RFC 9449 section 8): the nonce of this period, which is the
-// one to give out, and where it was asked for that of the period before. All instances give and take
-// the same ones. They are made of 128 random bits each, tell nothing, and may be known to everybody; after
-// a loss of Redis new ones are made, and clients are told. The error is unavailable.
+// Nonces returns what a DPoP proof may hold now (RFC 9449 section 8): the nonce of this period, which
+// is the one to give out, and that of the period before if an instance gave it out. All instances give
+// out and accept the same ones. They are 128 random bits each and no secret. After a loss of Redis new
+// ones are made, and clients receive them. The error is unavailable.
 func (g *Guard) Nonces(ctx context.Context, tenant string) (_ []string, err error) {
 	defer g.observe("nonces", time.Now(), &err)
 	ctx, cancel := g.within(ctx)
@@ -34,9 +34,10 @@ func (g *Guard) Nonces(ctx context.Context, tenant string) (_ []string, err erro
 	return known, nil
 }
 
-// NoncesOrOwn are Nonces, and while Redis does not answer, or takes more than half of Timeout, those that this instance
-// knows, with one of its own for each period that comes: a proof with one of them was made for this server and not
-// long ago, as one with a shared nonce is. The error is unavailable: there is no randomness.
+// NoncesOrOwn returns Nonces. While Redis does not answer, or takes more than half of Timeout, it
+// returns those that this instance has, with one of its own for each new period: a proof with one of
+// them was made for this server a short time ago, as one with a shared nonce is. The error is
+// unavailable: there is no randomness.
 func (g *Guard) NoncesOrOwn(ctx context.Context, tenant string) ([]string, error) {
 	asked, cancel := context.WithTimeout(ctx, g.timeout/2)
 	defer cancel()
@@ -60,7 +61,7 @@ func newNonce() (string, error) {
 	return base64.RawURLEncoding.EncodeToString(fresh), nil
 }
 
-// ownNonces are what an instance goes by while Redis does not answer: for each tenant those of one period.
+// ownNonces are what an instance accepts while Redis does not answer: for each tenant those of one period.
 type ownNonces struct {
 	mu      sync.Mutex
 	tenants map[string]periodNonces

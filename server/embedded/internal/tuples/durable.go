@@ -101,7 +101,8 @@ func (s *store) replay(e entry) error {
 	if deleted {
 		s.remove(r)
 	} else {
-		r = newRecord(e.store, id, at, &t)
+		r = newRecord(e.store, at, &t)
+		r.id = id
 		s.add(k, r)
 	}
 	s.changes = append(s.changes, change{id, at, r, deleted})

@@ -151,32 +151,28 @@ func (s *store) plan(store string, deletes storage.Deletes, writes storage.Write
 		}
 		return s.exact[k]
 	}
-	add := func(k key, deleted bool, recordWith func(ulid.ULID) *record) error {
-		id, err := ulid.New(ulid.Timestamp(at), s.entropy)
-		if err != nil {
-			return err
-		}
-		r := recordWith(id)
-		if planned[k] = r; deleted {
-			planned[k] = nil
-		}
-		changes = append(changes, change{id, at, r, deleted})
-		return nil
-	}
 	for _, t := range deletes {
 		k := key{t.GetObject(), t.GetRelation(), t.GetUser()}
 		if r := held(k); r != nil {
-			if err := add(k, true, func(ulid.ULID) *record { return r }); err != nil {
-				return nil, err
-			}
+			planned[k] = nil
+			changes = append(changes, change{at: at, record: r, deleted: true})
 		}
 	}
 	for _, t := range writes {
 		k := key{t.GetObject(), t.GetRelation(), t.GetUser()}
 		if held(k) == nil {
-			if err := add(k, false, func(id ulid.ULID) *record { return newRecord(store, id, at, t) }); err != nil {
-				return nil, err
-			}
+			planned[k] = newRecord(store, at, t)
+			changes = append(changes, change{at: at, record: planned[k]})
+		}
+	}
+	for i := range changes {
+		c := &changes[i]
+		var err error
+		if c.id, err = ulid.New(ulid.Timestamp(at), s.entropy); err != nil {
+			return nil, err
+		}
+		if !c.deleted {
+			c.record.id = c.id
 		}
 	}
 	return changes, nil

@@ -181,7 +181,7 @@ func use(issuer, key, id string) []guard.Use {
 	return []guard.Use{{Issuer: issuer, Key: key, ID: id, Until: time.Now().Add(time.Minute)}}
 }
 
-// note lets a caller whom no rate bounds use something.
+// note uses something as a caller that no rate bounds.
 func note(ctx context.Context, g *guard.Guard, tenant string, uses []guard.Use) error {
 	return g.Admit(ctx, tenant, "agent:noted", 1, guard.Limit{Rate: 1e6, Burst: 1e6}, uses...)
 }

@@ -17,7 +17,7 @@ import (
 
 var listChecks = []Check{
 	{"revocations are published in order", pair(publishedInOrder)},
-	{"the lists say what the revocations say", pair(listsSayTheSame)},
+	{"the lists agree with the revocations", pair(listsAgree)},
 	{"a resumed agent is cut off at its suspension", pair(resumed)},
 	{"lists that are lost are noticed and mended", pair(lost)},
 	{"lists that are further are not replaced", pair(further)},
@@ -78,7 +78,7 @@ func expectErr(what string, err, want error) error {
 func audited(ctx context.Context, what string, g *guard.Guard, h *history, want bool) error {
 	ok, err := g.Audit(ctx, tenant, h.list, h.last())
 	if err != nil || ok != want {
-		return fmt.Errorf("%s: the audit says %t, %v", what, ok, err)
+		return fmt.Errorf("%s: the audit returns %t, %v", what, ok, err)
 	}
 	return nil
 }
@@ -179,12 +179,12 @@ func publishedInOrder(ctx context.Context, a, b *guard.Guard) error {
 	return holds(ctx, a, want)
 }
 
-func listsSayTheSame(ctx context.Context, a, b *guard.Guard) error {
-	return saysTheSame(ctx, a, b, func() (map[string]string, error) { return contents(ctx, b) })
+func listsAgree(ctx context.Context, a, b *guard.Guard) error {
+	return agreeOnHistory(ctx, a, b, func() (map[string]string, error) { return contents(ctx, b) })
 }
 
-// saysTheSame publishes a random history, and looks up in the list what a set would hit.
-func saysTheSame(ctx context.Context, a, b *guard.Guard, read func() (map[string]string, error)) error {
+// agreeOnHistory publishes a random history, and looks up in the list what a set would hit.
+func agreeOnHistory(ctx context.Context, a, b *guard.Guard, read func() (map[string]string, error)) error {
 	random := rand.New(rand.NewPCG(1, 2))
 	kinds := []delegation.TargetKind{delegation.BanToken, delegation.BanChain, delegation.BanRoot, delegation.BanKey, delegation.BanSuspend, delegation.BanSuspend,
 		delegation.Resume, delegation.Resume, delegation.CutSubject, delegation.CutAgent, delegation.CutAgentSubject, delegation.CutTenant}
@@ -268,7 +268,7 @@ func agree(read func() (map[string]string, error), set *delegation.RevocationSet
 					dead = dead || hits(list["agent:"+id], false, seq) || hits(list["suspend:"+id], true, seq)
 				}
 				if _, hit := set.Hit(l); hit != dead {
-					return fmt.Errorf("%s by number %d: the list says %t, the set says %t", field, seq, dead, hit)
+					return fmt.Errorf("%s by number %d: the list has %t, the set %t", field, seq, dead, hit)
 				}
 			}
 		}

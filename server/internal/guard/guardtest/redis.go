@@ -31,7 +31,7 @@ var RedisChecks = []Check{
 	{"every key belongs to its tenant and expires", onRedis(keysExpire)},
 	{"nonces expire", onRedis(noncesExpire)},
 	{"lists and events have their layout", onRedis(layout)},
-	{"the hash says what the revocations say", onRedis(hashSaysTheSame)},
+	{"the hash agrees with the revocations", onRedis(hashAgrees)},
 	{"a resumed agent's fields", onRedis(resumedHash)},
 	{"what is wrong is noticed and mended", onRedis(mended)},
 	{"who rebuilds keeps others out for a while", onRedis(claimed)},
@@ -148,8 +148,8 @@ func layout(ctx context.Context, a, b *guard.Guard, client redis.UniversalClient
 	return nil
 }
 
-func hashSaysTheSame(ctx context.Context, a, b *guard.Guard, client redis.UniversalClient) error {
-	return saysTheSame(ctx, a, b, func() (map[string]string, error) { return client.HGetAll(ctx, listKey).Result() })
+func hashAgrees(ctx context.Context, a, b *guard.Guard, client redis.UniversalClient) error {
+	return agreeOnHistory(ctx, a, b, func() (map[string]string, error) { return client.HGetAll(ctx, listKey).Result() })
 }
 
 func resumedHash(ctx context.Context, g, _ *guard.Guard, client redis.UniversalClient) error {
@@ -227,7 +227,7 @@ func claimed(ctx context.Context, a, b *guard.Guard, client redis.UniversalClien
 	next := h.add(delegation.BanChain, "t", time.Time{})
 	old := h.list[:len(h.list)-1]
 	if err := errors.Join(
-		client.Set(ctx, rebuildingKey, "somebody", time.Second).Err(),
+		client.Set(ctx, rebuildingKey, "another", time.Second).Err(),
 		expectErr("the next", a.Publish(ctx, tenant, next), guard.ErrRebuilding),
 		expect("what is there", a.Publish(ctx, tenant, again), ""),
 		expectErr("another rebuilder", b.Republish(ctx, tenant, old, next.Prev), guard.ErrRebuilding),
@@ -244,7 +244,7 @@ func claimed(ctx context.Context, a, b *guard.Guard, client redis.UniversalClien
 		}
 		<-time.After(20 * time.Millisecond)
 	}
-	// What never ends is nobody's claim.
+	// What never ends is no claim.
 	return errors.Join(client.Set(ctx, rebuildingKey, "foreign", 0).Err(),
 		expect("past a foreign key", b.Republish(ctx, tenant, h.list, h.last()), ""),
 		client.Del(ctx, rebuildingKey).Err(), client.LPush(ctx, rebuildingKey, "foreign").Err(),
