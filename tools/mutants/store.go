@@ -140,15 +140,15 @@ var relationshipMutants = []mutant{
 	{
 		name: "relationships-acknowledged-without-a-file",
 		file: "server/embedded/internal/tuples/tuples.go",
-		old:  "	if err := d.record(entries...); err != nil {\n		return err\n	}\n	s.version++\n",
-		new:  "	_ = d.record(entries...)\n	s.version++\n",
+		old:  "	if err := d.recordChanges(id, changes); err != nil {\n		return err\n	}\n",
+		new:  "	_ = d.recordChanges(id, changes)\n",
 		pkg:  "server/embedded/internal/tuples", test: "TestFailedWrite",
 	},
 	{
 		name: "relationships-written-later",
 		file: "server/embedded/internal/tuples/tuples.go",
-		old:  "	if err := d.record(entries...); err != nil {\n		return err\n	}\n	s.version++\n",
-		new:  "	time.AfterFunc(time.Second, func() { _ = d.record(entries...) })\n	s.version++\n",
+		old:  "	if err := d.recordChanges(id, changes); err != nil {\n		return err\n	}\n",
+		new:  "	time.AfterFunc(time.Second, func() { _ = d.recordChanges(id, changes) })\n",
 		pkg:  "server/embedded", test: "TestKilledWhileRelationshipsAreWritten",
 	},
 	{

@@ -121,6 +121,21 @@ func (c change) entry(store string) (entry, error) {
 	return entry{kind: kind, store: store, id: c.id.String(), at: c.at.UnixNano(), body: body}, err
 }
 
+// recordChanges makes the changes of one write durable, all of them or none.
+func (d *Datastore) recordChanges(store string, changes []change) error {
+	if d.journal == nil {
+		return nil
+	}
+	entries := make([]entry, len(changes))
+	for i, c := range changes {
+		var err error
+		if entries[i], err = c.entry(store); err != nil {
+			return err
+		}
+	}
+	return d.record(entries...)
+}
+
 // recordMessage is record for one entry whose body is a message.
 func (d *Datastore) recordMessage(e entry, message proto.Message) (err error) {
 	if e.body, err = proto.Marshal(message); err != nil {

@@ -115,13 +115,7 @@ func (d *Datastore) Write(_ context.Context, id string, deletes storage.Deletes,
 	if err != nil {
 		return err
 	}
-	entries := make([]entry, len(changes))
-	for i, c := range changes {
-		if entries[i], err = c.entry(id); err != nil {
-			return err
-		}
-	}
-	if err := d.record(entries...); err != nil {
+	if err := d.recordChanges(id, changes); err != nil {
 		return err
 	}
 	s.version++
