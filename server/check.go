@@ -138,6 +138,9 @@ func (r *Redis) check(p *problems) {
 	const path = "redis.url"
 	u, err := url.Parse(r.URL)
 	switch {
+	case r.InProcess && *r != (Redis{InProcess: true, Timeout: r.Timeout}):
+		p.add(path, "must be absent in a deployment of one process; remove the section")
+	case r.InProcess:
 	case r.URL == "":
 		p.add(path, "is missing: write redis://host:6379/0, or rediss:// for TLS")
 	case err != nil || !slices.Contains([]string{"redis", "rediss", "unix"}, u.Scheme):

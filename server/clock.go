@@ -34,12 +34,12 @@ func (c *Clock) open(o Options) *clock.Clock {
 	return clock.New(config)
 }
 
-// clocks are those of other machines. A Redis in this process has none.
-func clocks(l *ledger.Ledger, g *guard.Guard, o Options) (list []clock.Source) {
+// clocks are those of other machines.
+func clocks(l *ledger.Ledger, g *guard.Guard, r Redis) (list []clock.Source) {
 	if source, own := l.Clock(); own {
 		list = append(list, source)
 	}
-	if o.RedisDialer == nil {
+	if !r.InProcess {
 		list = append(list, clock.Source{Name: "redis", Ask: g.Time})
 	}
 	return list

@@ -99,6 +99,9 @@ type Redis struct {
 	InsecurePlaintext bool `yaml:"insecure_plaintext"`
 	// Timeout bounds each question; slower is down, and requests are refused. Default 500ms, 10ms to 1s.
 	Timeout time.Duration `yaml:"timeout"`
+	// InProcess holds in the memory of this process what is otherwise in Redis, and excludes URL. It
+	// is for a deployment of one instance, made by a program: no configuration file sets it.
+	InProcess bool
 }
 
 // Telemetry says what leaves the process besides answers. Credentials are taken out of all of it.

@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"flag"
+	"fmt"
 	"math/big"
 	"os"
 	"path/filepath"
@@ -299,6 +300,29 @@ func TestValidateNamesPaths(t *testing.T) {
 	}
 	if strings.Contains(err.Error(), "line ") {
 		t.Errorf("a line of no file:\n%v", err)
+	}
+}
+
+// What instances share is in Redis or in this process. A file cannot choose the latter.
+func TestRedisInProcessHasNoAddress(t *testing.T) {
+	mistakes := func(r Redis) string {
+		c := Config{Redis: r}
+		return fmt.Sprint(c.Validate())
+	}
+	if found := mistakes(Redis{InProcess: true}); strings.Contains(found, "redis") {
+		t.Errorf("without an address: %s", found)
+	}
+	for name, r := range map[string]Redis{
+		"url": {InProcess: true, URL: "redis://localhost"}, "password_file": {InProcess: true, PasswordFile: "x"}, "insecure_plaintext": {InProcess: true, InsecurePlaintext: true},
+	} {
+		if found := mistakes(r); !strings.Contains(found, "redis.url: must be absent in a deployment of one process") {
+			t.Errorf("with %s: %s", name, found)
+		}
+	}
+	for _, key := range []string{"InProcess", "inprocess", "in_process"} {
+		if c, found := parse([]byte("redis: {" + key + ": true}")); c.Redis.InProcess || !strings.Contains(fmt.Sprint(found.err()), "redis") {
+			t.Errorf("%s: %v", key, found.err())
+		}
 	}
 }
 

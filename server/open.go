@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"maps"
 	"net/url"
@@ -56,6 +57,21 @@ func (c *Config) open(o Options) (opened, problems) {
 		}
 	}
 	return parts, p
+}
+
+// open chooses where what instances share is held, at the address that has its password, and returns
+// what must be closed. It connects to nothing yet.
+func (r *Redis) open(address string, c guard.Config) (*guard.Guard, io.Closer, error) {
+	if r.InProcess {
+		c.Memory = guard.NewMemory()
+		return guard.New(c), closer(func() error { return nil }), nil
+	}
+	client, err := guard.Dial(address)
+	if err != nil {
+		return nil, nil, err
+	}
+	c.Client = client
+	return guard.New(c), client, nil
 }
 
 func withPassword(p *problems, path, address, file string) string {

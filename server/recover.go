@@ -73,12 +73,12 @@ func Recover(ctx context.Context, c Config, d *Decision) (found Losses, err erro
 	defer func() {
 		err = errors.Join(err, records.Close())
 	}()
-	redis, err := guard.Dial(parts.redis)
+	remembered, redis, err := c.Redis.open(parts.redis, guard.Config{Timeout: 5 * time.Second})
 	if err != nil {
 		return found, err
 	}
 	defer redis.Close()
-	r := recovery{Config: c, parts: parts, ledger: records, guard: guard.New(guard.Config{Client: redis, Timeout: 5 * time.Second})}
+	r := recovery{Config: c, parts: parts, ledger: records, guard: remembered}
 	if found, err = r.examine(ctx); err != nil || d == nil {
 		return found, err
 	}

@@ -28,9 +28,7 @@ import (
 // Options put parts in place of those that New would make. The zero value is production.
 type Options struct {
 	PolicyTransport http.RoundTripper // reaches OpenFGA; nil: the network
-	// RedisDialer connects to Redis; nil: the network.
-	RedisDialer  func(ctx context.Context, network, address string) (net.Conn, error)
-	KeyTransport http.RoundTripper // reaches the keys of trusted issuers; nil: the network
+	KeyTransport    http.RoundTripper // reaches the keys of trusted issuers; nil: the network
 	// CreateKeys makes each tenant's first signing key if its file does not exist. For development:
 	// two instances would each make their own.
 	CreateKeys bool
@@ -101,13 +99,12 @@ func New(ctx context.Context, config Config, o Options) (_ *Server, err error) {
 	}
 	s.owns(records)
 	s.ledger = records
-	redis, err := guard.DialBy(parts.redis, o.RedisDialer)
+	limiter, redis, err := config.Redis.open(parts.redis, guard.Config{Timeout: config.Redis.Timeout, Now: o.Now, Registerer: o.Registry})
 	if err != nil {
 		return nil, err
 	}
 	s.owns(redis)
-	limiter := guard.New(guard.Config{Client: redis, Timeout: config.Redis.Timeout, Now: o.Now, Registerer: o.Registry})
-	s.clock, s.clocks = times, clocks(records, limiter, o)
+	s.clock, s.clocks = times, clocks(records, limiter, config.Redis)
 	times.Compare(ctx, s.clocks...)
 	if err := s.beginKeys(ctx, parts, o); err != nil {
 		return nil, err

@@ -17,12 +17,17 @@ import (
 
 // Demo plays the demo chain once against the running Deputy, over its public gRPC API and with the
 // SDK, and prints the story to w. It leaves the tokens in Dir/demo, readable by their owner only.
+//
+// Where an earlier run has changed relationships, the story would end otherwise. Then it prints the
+// changes in the story's place.
 func (e *Embedded) Demo(ctx context.Context, w io.Writer) error {
 	d := &demo{Embedded: e, narrator: narrator{w: w, now: time.Now}, transport: &http.Transport{}}
 	defer d.transport.CloseIdleConnections()
-	for _, scene := range []func(context.Context) error{
-		d.signIn, d.stepIn, d.handDown, d.verify, d.escalate, d.revoke, d.record, d.next,
-	} {
+	scenes := []func(context.Context) error{d.signIn, d.stepIn, d.handDown, d.verify, d.escalate, d.revoke, d.record, d.next}
+	if len(e.changed) > 0 {
+		scenes = []func(context.Context) error{d.differs, d.next}
+	}
+	for _, scene := range scenes {
 		if err := scene(ctx); err != nil {
 			return fmt.Errorf("demo: %w", err)
 		}
@@ -37,6 +42,21 @@ type demo struct {
 	transport                     *http.Transport
 	root                          string // alice's own token
 	plannerToken, researcherToken *client.Token
+}
+
+// mostDifferences is how many changed relationships are printed.
+const mostDifferences = 10
+
+func (d *demo) differs(context.Context) error {
+	d.scene("The demo is not played", "Relationships were changed in an earlier run, and the story needs those that it began with.")
+	for _, change := range d.changed[:min(len(d.changed), mostDifferences)] {
+		d.line("     %s", change)
+	}
+	if more := len(d.changed) - mostDifferences; more > 0 {
+		d.line("     and %d more", more)
+	}
+	d.line("  To play it, undo these changes, or begin with another folder (--data).")
+	return nil
 }
 
 func (d *demo) signIn(ctx context.Context) error {

@@ -20,7 +20,6 @@ import (
 	"deputy.example/deputy/client/delegation"
 	fgamodels "deputy.example/deputy/fga-models"
 	"deputy.example/deputy/server"
-	"deputy.example/deputy/server/embedded/internal/redisd"
 	"deputy.example/deputy/server/internal/policy"
 	"deputy.example/deputy/server/internal/token"
 )
@@ -29,8 +28,8 @@ import (
 // development issuer behind one of them gives tokens to every local program. Port 0 takes a free
 // port.
 type Config struct {
-	// Dir holds the ledger, all keys and the demo's tokens; created on the first run. Default
-	// deputy-data.
+	// Dir holds the ledger, the relationships, all keys and the demo's tokens; created on the first
+	// run, and used by one process at a time. Default deputy-data.
 	Dir string
 	// GRPC, HTTP and Ops are Deputy's own listeners. Default 127.0.0.1:9090, :8080 and :9091. The
 	// HTTP address is the tenant's issuer, so changing it invalidates all earlier tokens.
@@ -50,9 +49,10 @@ type Embedded struct {
 	fga    *FGA
 	store  string // id of the demo world in OpenFGA
 	model  string
-	redis  *redisd.Server
-	issuer *DevIssuer
-	keys   map[delegation.Principal]*KeyFile // of the clients
+	// changed are the relationships in which the store differed from the demo world at the start.
+	changed []string
+	issuer  *DevIssuer
+	keys    map[delegation.Principal]*KeyFile // of the clients
 
 	deputy    *server.Server
 	dev       *http.Server
@@ -94,7 +94,7 @@ func New(ctx context.Context, config Config) (_ *Embedded, err error) {
 		return nil, err
 	}
 	e.deputy, err = server.New(ctx, settings, server.Options{
-		PolicyTransport: e.fga, RedisDialer: e.redis.Dial, CreateKeys: true, Logger: config.Logger,
+		PolicyTransport: e.fga, CreateKeys: true, Logger: config.Logger,
 		GRPC: e.listeners.grpc, HTTP: e.listeners.http, Ops: e.listeners.ops,
 	})
 	if err != nil {
@@ -215,23 +215,14 @@ const consoleClient = "deputy-console"
 
 func (e *Embedded) devAddress() string { return "http://" + e.config.Dev }
 
-// openDependencies starts the dependencies and fills OpenFGA with the demo world, which is lost
-// when the process ends.
+// openDependencies starts the dependencies.
 func (e *Embedded) openDependencies(ctx context.Context) error {
 	var err error
-	e.redis = redisd.New(time.Now)
-	e.owns(func() error { e.redis.Close(); return nil })
-	if e.fga, err = NewFGA(ctx); err != nil {
+	if e.fga, err = OpenFGA(ctx, e.path("relationships.db")); err != nil {
 		return err
 	}
 	e.owns(func() error { e.fga.Close(); return nil })
-	if e.store, err = e.fga.CreateStore(ctx, tenantName); err != nil {
-		return err
-	}
-	if e.model, err = e.fga.WriteModel(ctx, e.store, fgamodels.DeputyJSON); err != nil {
-		return err
-	}
-	if err := e.fga.WriteTuples(ctx, e.store, worldTuples()...); err != nil {
+	if err := e.openWorld(ctx); err != nil {
 		return err
 	}
 	e.issuer, err = NewDevIssuer(DevIssuerConfig{
@@ -245,6 +236,24 @@ func (e *Embedded) openDependencies(ctx context.Context) error {
 		},
 	})
 	return err
+}
+
+// openWorld makes the demo world in OpenFGA, each relationship once for each data directory: what was
+// deleted since must not come back with a restart.
+func (e *Embedded) openWorld(ctx context.Context) (err error) {
+	if e.store, err = e.fga.CreateStore(ctx, tenantName); err != nil {
+		return err
+	}
+	if e.model, err = e.fga.WriteModel(ctx, e.store, fgamodels.DeputyJSON); err != nil {
+		return err
+	}
+	had, err := e.fga.History(ctx, e.store)
+	if err != nil {
+		return err
+	}
+	unwritten := slices.DeleteFunc(worldTuples(), func(r policy.Relation) bool { _, written := had[r]; return written })
+	e.changed = differences(had)
+	return e.fga.WriteTuples(ctx, e.store, unwritten...)
 }
 
 // settings is the configuration that an operator would write for the same servers.
@@ -294,7 +303,7 @@ func (e *Embedded) settings() (server.Config, error) {
 			GRPC: server.Listener{Address: e.config.GRPC}, HTTP: server.Listener{Address: e.config.HTTP}, Ops: server.Listener{Address: e.config.Ops},
 		},
 		Database: server.Database{DSN: (&url.URL{Scheme: "sqlite", Path: database}).String()},
-		Redis:    server.Redis{URL: redisd.Address, Timeout: time.Second},
+		Redis:    server.Redis{InProcess: true},
 		Tenants:  []server.Tenant{tenant},
 	}, nil
 }

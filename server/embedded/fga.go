@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -20,15 +21,15 @@ import (
 	"github.com/openfga/openfga/pkg/typesystem"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"deputy.example/deputy/server/embedded/internal/tuples"
 	"deputy.example/deputy/server/internal/policy"
 )
 
-// FGA is a whole OpenFGA server inside the process, on a datastore in memory. It serves OpenFGA's
-// HTTP API in two ways: as an [http.RoundTripper] for the policy checker, without a TCP port, and
-// as an [http.Handler] for a port. Stores and tuples are lost with the process and must be written
-// again.
+// FGA is a whole OpenFGA server inside the process. It serves OpenFGA's HTTP API in two ways: as an
+// [http.RoundTripper] for the policy checker, without a TCP port, and as an [http.Handler] for a
+// port. It reads from memory; what it writes is durable in a file if it has one ([OpenFGA]).
 //
 // OpenFGA's check caches and its weighted-graph resolver are off. So an answer reflects every write
 // that was acknowledged before the question, whatever consistency the question demands.
@@ -38,11 +39,24 @@ type FGA struct {
 	handler   http.Handler
 }
 
-// NewFGA starts an empty server. Close it after the last request.
-func NewFGA(ctx context.Context) (*FGA, error) {
-	datastore := tuples.New()
+// NewFGA starts an empty server without a file. Close it after the last request.
+func NewFGA(ctx context.Context) (*FGA, error) { return serveFGA(ctx, tuples.New()) }
+
+// OpenFGA starts a server whose stores, models and tuples are durable in a file: a write returns
+// after that. It creates the file if it is missing. Close it after the last request.
+func OpenFGA(ctx context.Context, path string) (*FGA, error) {
+	datastore, err := tuples.Open(ctx, path)
+	if err != nil {
+		return nil, err
+	}
+	return serveFGA(ctx, datastore)
+}
+
+// serveFGA takes over the datastore.
+func serveFGA(ctx context.Context, datastore *tuples.Datastore) (*FGA, error) {
 	server, err := openfgaserver.NewServerWithOpts(openfgaserver.WithDatastore(datastore))
 	if err != nil {
+		datastore.Close()
 		return nil, fmt.Errorf("embedded OpenFGA: %w", err)
 	}
 	return newFGA(ctx, server, datastore)
@@ -116,11 +130,11 @@ func (w *responseBuffer) Header() http.Header         { return w.header }
 func (w *responseBuffer) WriteHeader(code int)        { w.code = code }
 func (w *responseBuffer) Write(b []byte) (int, error) { return w.body.Write(b) }
 
-// CreateStore makes an empty store and returns its id. The id is derived from the name, so that a
-// tenant's store keeps its id across restarts, although its content is lost.
+// CreateStore makes a store, unless it is there, and returns its id. The id is derived from the
+// name, so that a tenant's store keeps its id with and without a file.
 func (f *FGA) CreateStore(ctx context.Context, name string) (string, error) {
 	id := contentID("store", []byte(name))
-	if _, err := f.datastore.CreateStore(ctx, &openfgav1.Store{Id: id, Name: name}); err != nil {
+	if _, err := f.datastore.CreateStore(ctx, &openfgav1.Store{Id: id, Name: name}); err != nil && !errors.Is(err, storage.ErrCollision) {
 		return "", fmt.Errorf("create store %s: %w", name, err)
 	}
 	return id, nil
@@ -137,6 +151,9 @@ func (f *FGA) WriteModel(ctx context.Context, store string, modelJSON []byte) (s
 	model.Id = contentID("model", modelJSON)
 	if _, err := typesystem.NewAndValidate(ctx, &model); err != nil {
 		return "", fmt.Errorf("write model: %w", err)
+	}
+	if latest, err := f.datastore.FindLatestAuthorizationModel(ctx, store); err == nil && latest.GetId() == model.GetId() {
+		return model.Id, nil // it was written before a restart
 	}
 	if err := f.datastore.WriteAuthorizationModel(ctx, store, &model); err != nil {
 		return "", fmt.Errorf("write model: %w", err)
@@ -171,6 +188,26 @@ func (f *FGA) WriteTuples(ctx context.Context, store string, tuples ...policy.Re
 		}
 	}
 	return nil
+}
+
+// History returns every relationship that a store ever had, and whether it has it now.
+func (f *FGA) History(ctx context.Context, store string) (map[policy.Relation]bool, error) {
+	had := make(map[policy.Relation]bool)
+	request := &openfgav1.ReadChangesRequest{StoreId: store, PageSize: wrapperspb.Int32(tuplesPerWrite)}
+	for {
+		page, err := f.server.ReadChanges(ctx, request)
+		if err != nil {
+			return nil, fmt.Errorf("read changes: %w", err)
+		}
+		if len(page.GetChanges()) == 0 {
+			return had, nil
+		}
+		for _, c := range page.GetChanges() {
+			k := c.GetTupleKey()
+			had[policy.Relation{User: k.GetUser(), Relation: k.GetRelation(), Object: k.GetObject()}] = c.GetOperation() == openfgav1.TupleOperation_TUPLE_OPERATION_WRITE
+		}
+		request.ContinuationToken = page.GetContinuationToken()
+	}
 }
 
 // DeleteTuples removes relationships. A missing one is an error.

@@ -1,6 +1,9 @@
 package embedded
 
 import (
+	"fmt"
+	"slices"
+
 	"deputy.example/deputy/client/delegation"
 	"deputy.example/deputy/server/internal/policy"
 )
@@ -25,6 +28,22 @@ const (
 
 // aliceScopes are the scopes of alice's own token, more than she hands to any agent.
 var aliceScopes = delegation.Scopes{"calendar.read", "calendar.write", "mail.read", "payments.send"}
+
+// differences describes what was deleted from the demo world and what was added to it, in a store
+// with that history.
+func differences(had map[policy.Relation]bool) (list []string) {
+	world := worldTuples()
+	for r, held := range had {
+		switch began := slices.Contains(world, r); {
+		case began && !held:
+			list = append(list, fmt.Sprintf("deleted: %s %s %s", r.User, r.Relation, r.Object))
+		case held && !began:
+			list = append(list, fmt.Sprintf("written: %s %s %s", r.User, r.Relation, r.Object))
+		}
+	}
+	slices.Sort(list)
+	return list
+}
 
 // worldTuples are the relationships of the demo world. Consent leads along the edges alice →
 // planner → researcher. What each of them holds at most is separate.

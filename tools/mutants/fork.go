@@ -147,8 +147,8 @@ var forkMutants = []mutant{
 		pkg: "server/internal/guard", test: "TestConformance",
 	},
 	{
-		name: "fork-redis-writes", file: "server/internal/guard/guard.go",
-		old: "g.client.Set(ctx, \"deputy:probe\", \"1\", probeFor).Err()", new: "g.client.Ping(ctx).Err()",
+		name: "fork-redis-writes", file: "server/internal/guard/redis.go",
+		old: "s.client.Set(ctx, \"deputy:probe\", \"1\", probeFor).Err()", new: "s.client.Ping(ctx).Err()",
 		pkg: "server/internal/guard", test: "TestReadyNeedsWrites",
 	},
 	{

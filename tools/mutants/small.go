@@ -156,7 +156,7 @@ var smallMutants = []mutant{
 		pkg: "server/internal/ledger", test: "TestOpenRefuses",
 	},
 	{
-		name: "redis-address-loses-its-parts", file: "server/internal/guard/guard.go",
+		name: "redis-address-loses-its-parts", file: "server/internal/guard/redis.go",
 		old: `strings.Contains(address, "#") || (u.Host == "") != (u.Scheme == "unix")`, new: `strings.Contains(u.Host, "#")`,
 		pkg: "server/internal/guard", test: "TestAddress",
 	},

@@ -137,8 +137,8 @@ var timeMutants = []mutant{
 	{
 		name: "time-one-clock-empties-the-lists",
 		file: "server/internal/guard/lists.go",
-		old:  "		fields, pairs = fields+1, append(pairs, name, m.String())\n",
-		new:  "		if m.ended(g.now()) {\n			continue\n		}\n		fields, pairs = fields+1, append(pairs, name, m.String())\n",
+		old:  "	list := fold(live)\n",
+		new:  "	list := fold(live)\n	for name, m := range list {\n		if m.ended(g.now()) {\n			delete(list, name)\n		}\n	}\n",
 		pkg:  "server/internal/guard", test: "TestListsOfAClockThatIsAhead",
 	},
 	{

@@ -11,24 +11,24 @@ import (
 )
 
 const (
-	// aloneShare is the part of its rate and burst that a caller has at one instance while Redis does not answer: how
-	// much it takes at the others is not known then.
+	// aloneShare is the part of its rate and burst that a caller has at one instance while Redis does
+	// not answer: what it uses at the others is not known then.
 	aloneShare = 4
 	// mostAlone is how many callers of one tenant an instance limits by itself at the same time.
 	mostAlone = 1024
 )
 
-// alone limits callers by what this instance sees of them. No tenant takes the room of another: tenants are sections of the
-// configuration.
+// alone limits callers by what this instance sees of them. Each tenant has its own bound, and tenants
+// are sections of the configuration.
 type alone struct {
 	mu      sync.Mutex
 	tenants map[string]map[delegation.Principal]*rate.Limiter
 }
 
-// AdmitOrLimit is Admit with a cost of 1 for calls that must not end because Redis does not answer: those that take
-// authority back, and those that look. While Redis does not answer, or takes more than half of Timeout, this instance
-// limits the caller by itself, to a quarter of its rate and burst. Then uses are not looked at: the row in the ledger
-// decides on each of them in any case.
+// AdmitOrLimit is Admit with a cost of 1 for calls that must not fail because Redis does not answer:
+// those that revoke, and those that read. While Redis does not answer, or takes more than half of
+// Timeout, this instance limits the caller by itself, to a quarter of its rate and burst. Then uses
+// are not checked here: the row in the ledger decides on each of them in any case.
 func (g *Guard) AdmitOrLimit(ctx context.Context, tenant string, caller delegation.Principal, l Limit, uses ...Use) (err error) {
 	asked, cancel := context.WithTimeout(ctx, g.timeout/2)
 	defer cancel()
@@ -40,8 +40,8 @@ func (g *Guard) AdmitOrLimit(ctx context.Context, tenant string, caller delegati
 	return g.alone.take(tenant, caller, l, g.now())
 }
 
-// LimitUndecided limits, by what this instance sees, how often something is done for calls that Admit could not decide.
-// The limit is the one of AdmitOrLimit, and neither takes from the other.
+// LimitUndecided limits, by what this instance sees, how often something is done for calls that Admit
+// could not decide. The limit is that of AdmitOrLimit, counted apart from it.
 func (g *Guard) LimitUndecided(tenant string, caller delegation.Principal, l Limit) error {
 	return g.undecided.take(tenant, caller, l, g.now())
 }
@@ -60,8 +60,8 @@ func (a *alone) take(tenant string, caller delegation.Principal, l Limit, now ti
 	return refusal
 }
 
-// limiter is the caller's. Beyond mostAlone a new caller takes over the fullest limiter as it is: all of them together get
-// no more than mostAlone callers do, and no caller is refused for ever.
+// limiter returns the caller's limiter. Beyond mostAlone a new caller takes over the fullest limiter as
+// it is: all callers together get no more than mostAlone callers do, and no caller is refused for ever.
 func (a *alone) limiter(tenant string, caller delegation.Principal, l Limit, now time.Time) *rate.Limiter {
 	callers := a.tenants[tenant]
 	if limiter := callers[caller]; limiter != nil {
@@ -82,7 +82,7 @@ func (a *alone) limiter(tenant string, caller delegation.Principal, l Limit, now
 	return limiter
 }
 
-// evictFullest forgets the caller that has used the least of its limit, and returns its limiter.
+// evictFullest removes the caller that has used the least of its limit, and returns its limiter.
 func evictFullest(callers map[delegation.Principal]*rate.Limiter, now time.Time) (fullest *rate.Limiter) {
 	var evicted delegation.Principal
 	for name, limiter := range callers {

@@ -9,10 +9,19 @@ var (
 
 // Waiting is how many questions are in no round yet.
 func (g *Guard) Waiting() int {
-	g.admits.mu.Lock()
-	defer g.admits.mu.Unlock()
-	return len(g.admits.next)
+	admits := &g.store.(*redisStore).admits
+	admits.mu.Lock()
+	defer admits.mu.Unlock()
+	return len(admits.next)
 }
 
 // MostAlone is how many callers of a tenant are limited without Redis.
 const MostAlone = mostAlone
+
+// Held is how many rates, uses, nonces and receipts of a tenant a Memory holds.
+func Held(m *Memory, tenant string) [4]int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s, _ := m.of(tenant)
+	return [4]int{len(s.rates.values), len(s.uses.values), len(s.given.values), len(s.seen.values)}
+}

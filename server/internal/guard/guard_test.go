@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -32,7 +33,13 @@ func dial(t testing.TB, addr string) redis.UniversalClient {
 }
 
 func TestConformance(t *testing.T) {
-	guardtest.Run(t, func(t *testing.T) redis.UniversalClient { return dial(t, testservers.Redis(t)) })
+	guardtest.Run(t, slices.Concat(guardtest.Checks, guardtest.RedisChecks), func(t *testing.T) guard.Config {
+		return guard.Config{Client: dial(t, testservers.Redis(t))}
+	})
+}
+
+func TestConformanceOfMemory(t *testing.T) {
+	guardtest.Run(t, guardtest.Checks, func(*testing.T) guard.Config { return guard.Config{Memory: guard.NewMemory()} })
 }
 
 // amnesia is the protection switched off: Redis answers every question as if it were the first.
@@ -73,11 +80,10 @@ func TestConformanceNoticesALeak(t *testing.T) {
 		"what has expired is refused":             true,
 	}
 	addr := testservers.Redis(t)
-	for _, c := range guardtest.Checks {
+	for _, c := range slices.Concat(guardtest.Checks, guardtest.RedisChecks) {
 		client := dial(t, addr)
 		client.AddHook(amnesia{})
-		a, b := guard.New(guard.Config{Client: client}), guard.New(guard.Config{Client: client})
-		if err := c.Run(t.Context(), a, b, client); (err == nil) != passes[c.Name] {
+		if err := c.Run(t.Context(), guard.Config{Client: client}); (err == nil) != passes[c.Name] {
 			t.Errorf("%s, without a memory: %v", c.Name, err)
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -73,9 +74,9 @@ func TestListProtections(t *testing.T) {
 	}{
 		{"revocations are published in order", mutant{guard.PublishScript, "if head ~= prev then", "if false then"}},
 		{"revocations are published in order", mutant{guard.PublishScript, "if head >= seq then", "if false then"}},
-		{"revocations are published in order", mutant{guard.PublishScript, "redis.call('XADD'", "local _ = ('XADD'"}},
-		{"the lists say what the revocations say", mutant{guard.PublishScript, "ends = math.max(e, ends)", ""}},
-		{"the lists say what the revocations say", mutant{guard.PublishScript, "e == 0 or ends == 0", "e == 0"}},
+		{"lists and events have their layout", mutant{guard.PublishScript, "redis.call('XADD'", "local _ = ('XADD'"}},
+		{"the lists agree with the revocations", mutant{guard.PublishScript, "ends = math.max(e, ends)", ""}},
+		{"the lists agree with the revocations", mutant{guard.PublishScript, "e == 0 or ends == 0", "e == 0"}},
 		{"a resumed agent is cut off at its suspension", mutant{guard.PublishScript, "seq, field = s, resumed", "field = resumed"}},
 		{"a resumed agent is cut off at its suspension", mutant{guard.PublishScript, "redis.call('HDEL', list, suspended)", ""}},
 		{"what is wrong is noticed and mended", mutant{guard.SwitchScript, "redis.call('UNLINK', KEYS[2])", ""}},
@@ -99,11 +100,11 @@ func TestListProtections(t *testing.T) {
 			t.Parallel()
 			client := dial(t, testservers.Redis(t))
 			client.AddHook(c.off)
-			for _, check := range guardtest.Checks {
+			for _, check := range slices.Concat(guardtest.Checks, guardtest.RedisChecks) {
 				if check.Name != c.check {
 					continue
 				}
-				if err := check.Run(t.Context(), guard.New(guard.Config{Client: client}), guard.New(guard.Config{Client: client}), client); err == nil {
+				if err := check.Run(t.Context(), guard.Config{Client: client}); err == nil {
 					t.Error("not noticed")
 				}
 				return
@@ -184,7 +185,7 @@ func (l *lossy) mend() {
 	start := time.Now()
 	ok, err := l.guard.Audit(l.Context(), "acme", l.live, l.last)
 	if err != nil || ok {
-		l.Fatalf("the audit after the loss says %t, %v", ok, err)
+		l.Fatalf("the audit after the loss returns %t, %v", ok, err)
 	}
 	next := delegation.Revocation{Seq: l.last + 1, Prev: l.last, Target: delegation.Target{Kind: delegation.BanChain, ID: "t"}}
 	if err := l.guard.Publish(l.Context(), "acme", next); !errors.Is(err, guard.ErrGap) {
@@ -193,7 +194,7 @@ func (l *lossy) mend() {
 	l.must(l.guard.Republish(l.Context(), "acme", l.live, l.last))
 	l.publish(2)
 	if ok, err := l.guard.Audit(l.Context(), "acme", l.live, l.last); err != nil || !ok {
-		l.Errorf("the audit after mending says %t, %v", ok, err)
+		l.Errorf("the audit after mending returns %t, %v", ok, err)
 	}
 	if took := time.Since(start); took > 5*time.Second {
 		l.Errorf("mending took %v", took)
@@ -224,7 +225,7 @@ func TestListsAreLost(t *testing.T) {
 			t.Parallel()
 			l := newLossy(t)
 			if ok, err := l.guard.Audit(t.Context(), "acme", l.live, l.last); err != nil || !ok {
-				t.Fatalf("the audit before the loss says %t, %v", ok, err)
+				t.Fatalf("the audit before the loss returns %t, %v", ok, err)
 			}
 			if lose != nil {
 				lose(l)
@@ -257,7 +258,7 @@ func (l *lossy) evict() {
 	}
 }
 
-// TestOutOfMemory has a Redis that takes nothing more: publishing says so and leaves no half.
+// TestOutOfMemory has a Redis that takes no more writes: publishing fails as a whole.
 func TestOutOfMemory(t *testing.T) {
 	l := newLossy(t)
 	l.must(l.client.ConfigSet(t.Context(), "maxmemory", "1mb").Err())
@@ -323,9 +324,9 @@ func TestListsWithoutRedis(t *testing.T) {
 			}
 			fault.end(l.server)
 			if name == "paused" { // which may end before the connection was given up
-				// What was sent meanwhile is carried out now: the answers may stay out for a moment, the
-				// freeze of the rebuild that nobody finished for three seconds, and any call may have
-				// moved the head. Whoever publishes next reads it first.
+				// What was sent meanwhile is carried out now: the answers may be missing for a moment, the
+				// claim of the unfinished rebuild lasts three seconds, and any call may have moved the
+				// head. The next publisher reads it first.
 				l.eventually(func() error {
 					head, err := l.guard.PublishedHead(t.Context(), "acme")
 					if err != nil {

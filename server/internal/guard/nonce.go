@@ -3,14 +3,9 @@ package guard
 import (
 	"context"
 	"crypto/rand"
-	_ "embed"
 	"encoding/base64"
-	"fmt"
-	"strconv"
 	"sync"
 	"time"
-
-	"github.com/redis/go-redis/v9"
 
 	"deputy.example/deputy/client/delegation"
 )
@@ -18,41 +13,31 @@ import (
 // noncePeriod is how long a nonce is the one that is given out; it is accepted for as long again.
 const noncePeriod = 2 * time.Minute
 
-// nonces keeps one nonce for each period, whichever instance asks first.
-//
-//go:embed nonces.lua
-var noncesSource string
-
-var nonces = redis.NewScript(noncesSource)
-
-// Nonces are what a DPoP proof may hold now (RFC 9449 section 8): the nonce of this period, which is the
-// one to give out, and where it was asked for that of the period before. All instances give and take
-// the same ones. They are made of 128 random bits each, tell nothing, and may be known to everybody; after
-// a loss of Redis new ones are made, and clients are told. The error is unavailable.
+// Nonces returns what a DPoP proof may hold now (RFC 9449 section 8): the nonce of this period, which
+// is the one to give out, and that of the period before if an instance gave it out. All instances give
+// out and accept the same ones. They are 128 random bits each and no secret. After a loss of Redis new
+// ones are made, and clients receive them. The error is unavailable.
 func (g *Guard) Nonces(ctx context.Context, tenant string) (_ []string, err error) {
 	defer g.observe("nonces", time.Now(), &err)
-	ctx, cancel := context.WithTimeout(ctx, g.timeout)
+	ctx, cancel := g.within(ctx)
 	defer cancel()
 	fresh, err := newNonce()
 	if err != nil {
 		return nil, err
 	}
 	period := g.period()
-	keys := []string{key(tenant, "nonce", strconv.FormatInt(period, 10)), key(tenant, "nonce", strconv.FormatInt(period-1, 10))}
-	known, err := nonces.Run(ctx, g.client, keys, fresh, (2 * noncePeriod).Milliseconds()).StringSlice()
+	known, err := g.store.nonces(ctx, tenant, period, fresh)
 	if err != nil {
-		return nil, delegation.Unavailable(dependency, err)
+		return nil, unavailable(err)
 	}
-	if len(known) == 0 || len(known) > len(keys) || known[0] == "" {
-		return nil, delegation.Unavailable(dependency, fmt.Errorf("%d nonces were answered", len(known)))
-	}
-	g.nonces.keep(tenant, period, known)
+	g.own.keep(tenant, period, known)
 	return known, nil
 }
 
-// NoncesOrOwn are Nonces, and while Redis does not answer, or takes more than half of Timeout, those that this instance
-// knows, with one of its own for each period that comes: a proof with one of them was made for this server and not
-// long ago, as one with a shared nonce is. The error is unavailable: there is no randomness.
+// NoncesOrOwn returns Nonces. While Redis does not answer, or takes more than half of Timeout, it
+// returns those that this instance has, with one of its own for each new period: a proof with one of
+// them was made for this server a short time ago, as one with a shared nonce is. The error is
+// unavailable: there is no randomness.
 func (g *Guard) NoncesOrOwn(ctx context.Context, tenant string) ([]string, error) {
 	asked, cancel := context.WithTimeout(ctx, g.timeout/2)
 	defer cancel()
@@ -63,7 +48,7 @@ func (g *Guard) NoncesOrOwn(ctx context.Context, tenant string) ([]string, error
 	if err != nil {
 		return nil, err
 	}
-	return g.nonces.of(tenant, g.period(), fresh), nil
+	return g.own.of(tenant, g.period(), fresh), nil
 }
 
 func (g *Guard) period() int64 { return g.now().UnixNano() / int64(noncePeriod) }
@@ -76,7 +61,7 @@ func newNonce() (string, error) {
 	return base64.RawURLEncoding.EncodeToString(fresh), nil
 }
 
-// ownNonces are what an instance goes by while Redis does not answer: for each tenant those of one period.
+// ownNonces are what an instance accepts while Redis does not answer: for each tenant those of one period.
 type ownNonces struct {
 	mu      sync.Mutex
 	tenants map[string]periodNonces

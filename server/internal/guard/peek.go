@@ -2,17 +2,14 @@ package guard
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strconv"
 	"time"
 
-	"github.com/redis/go-redis/v9"
-
 	"deputy.example/deputy/client/delegation"
 )
 
-// Peek is what a tenant's lists said at one moment, as far as one look shows it.
+// Peek is what a tenant's lists held at one moment, as far as one look shows it.
 type Peek struct {
 	fields []string // names and values in turn
 	whole  bool     // these are all
@@ -22,46 +19,25 @@ type Peek struct {
 	Witness Witness
 }
 
-// Peek looks at the lists of several tenants in one round trip, and returns in their order what it saw. It is
-// for many tenants with few revocations each: two short commands for a tenant. An error means that Redis did
-// not answer.
+// Peek reads the lists of several tenants in one round trip, and returns what it saw in their order.
+// It is for many tenants with few revocations each. An error means that Redis did not answer.
 func (g *Guard) Peek(ctx context.Context, tenants ...string) (peeks []Peek, err error) {
 	defer g.observe("peek", time.Now(), &err)
-	ctx, cancel := context.WithTimeout(ctx, g.timeout)
+	ctx, cancel := g.within(ctx)
 	defer cancel()
-	pipe := g.client.Pipeline()
-	lists, events := make([]*redis.ScanCmd, len(tenants)), make([]*redis.StatusCmd, len(tenants))
-	witnesses := make([]*redis.MapStringStringCmd, len(tenants))
-	for i, tenant := range tenants {
-		n := listsOf(tenant)
-		lists[i], events[i] = pipe.HScan(ctx, n.list, 0, "", chunk), pipe.Type(ctx, n.events)
-		witnesses[i] = pipe.HGetAll(ctx, witnessKey(tenant))
+	if peeks, err = g.store.look(ctx, tenants); err != nil {
+		return nil, unavailable(err)
 	}
-	_, _ = pipe.Exec(ctx) // each command has its own error
-	peeks = make([]Peek, len(tenants))
-	for i := range tenants {
-		p := Peek{typed: !wrongType(lists[i].Err()), now: g.now()}
-		if p.typed {
-			if err := errors.Join(lists[i].Err(), events[i].Err()); err != nil {
-				return nil, delegation.Unavailable(dependency, err)
-			}
-			var cursor uint64
-			p.fields, cursor = lists[i].Val()
-			p.whole = cursor == 0
-			p.typed = events[i].Val() == "stream" || events[i].Val() == "none"
-		}
-		if p.Witness, err = readWitness(witnesses[i]); err != nil {
-			return nil, delegation.Unavailable(dependency, err)
-		}
-		peeks[i] = p
+	for i := range peeks {
+		peeks[i].now = g.now()
 	}
 	return peeks, nil
 }
 
-// Right says whether what was seen is exactly what the live revocations say, which are complete up to last, as
-// Audit does. It says false as well where one look does not show it: then Audit knows.
+// Right returns whether what was seen is exactly the live revocations, which are complete up to
+// last, as Audit does. It is also false where one look does not show it: then Audit decides.
 func (p Peek) Right(live []delegation.Revocation, last uint64) bool {
-	if head, err := p.Head(); err != nil || head != last || len(p.fields) == 0 { // no list says less than an empty one
+	if head, err := p.Head(); err != nil || head != last || len(p.fields) == 0 { // no list is less than an empty one
 		return false
 	}
 	a := audit{want: fold(live), now: p.now}
@@ -72,8 +48,8 @@ func (p Peek) Right(live []delegation.Revocation, last uint64) bool {
 	return !a.wrong && !a.doubtful
 }
 
-// Head is the number up to which the lists are complete, 0 if there are none. ErrGap: they are no lists, or
-// too long to be seen at one look.
+// Head is the number up to which the lists are complete, 0 if there are none. ErrGap: they are no
+// lists, or too long to be seen at one look.
 func (p Peek) Head() (uint64, error) {
 	if !p.typed || !p.whole {
 		return 0, ErrGap

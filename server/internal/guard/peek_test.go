@@ -60,7 +60,7 @@ func TestPeekSeesWhatAuditSees(t *testing.T) {
 		}
 		audited, err := g.Audit(ctx, "acme", live, 7)
 		if right := peeks[1].Right(live, 7); err != nil || right != harm.right || right != audited {
-			t.Errorf("%s: peek says %t, audit %t, %v", name, right, audited, err)
+			t.Errorf("%s: peek returns %t, audit %t, %v", name, right, audited, err)
 		}
 		if others := peeks[0].Right(live, 7) && peeks[2].Right(nil, 0); others != (name != "all gone") {
 			t.Errorf("%s: the others are right: %t", name, others)

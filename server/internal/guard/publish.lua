@@ -34,8 +34,8 @@ if redis.call('EXISTS', KEYS[3]) == 1 then
   return -2
 end
 
--- read returns number and end that a field has, 0 as its number if it is not there, or nil if it is
--- no mark of ours.
+-- read returns number and end of a field, 0 as its number if it is not there, or nil if it is no
+-- mark.
 local function read(field)
   local mark = redis.call('HGET', list, field)
   if not mark then

@@ -10,8 +10,8 @@ import (
 	"deputy.example/deputy/server/internal/gather"
 )
 
-// rounds ask Redis for many callers at once. Whoever comes while a round is under way waits for the next, so no
-// answer is older than its question.
+// rounds run one script for many calls in one round trip. A call that arrives while a round is under
+// way waits for the next round, so no result is older than its call.
 type rounds struct {
 	client  redis.UniversalClient
 	script  *redis.Script
@@ -19,10 +19,10 @@ type rounds struct {
 
 	mu       sync.Mutex
 	next     []*question
-	underWay bool // somebody asks, and will ask for those in next too
+	underWay bool // ask runs, and will take the calls in next too
 }
 
-// mostInRound keeps the answers of a round from arriving so late that its first callers have left.
+// mostInRound keeps the results of a round from arriving so late that its first callers have left.
 const mostInRound = 256
 
 // question is one run of the script.
@@ -30,12 +30,12 @@ type question struct {
 	ctx    context.Context
 	keys   []string
 	args   []any
-	answer *redis.Cmd    // set before answered is closed; nil: nobody was left to ask for
-	closed chan struct{} // when it was answered
+	answer *redis.Cmd    // set before closed is closed; nil: the caller had left
+	closed chan struct{} // closed when the round is over
 }
 
-// run is one run of the script. It ends with its context, whatever becomes of the round; the script may then
-// have run or not.
+// run is one run of the script. It ends with its context, also if the round goes on; the script may
+// then have run or not.
 func (r *rounds) run(ctx context.Context, keys []string, args []any) (int64, error) {
 	q := &question{ctx: ctx, keys: keys, args: args, closed: make(chan struct{})}
 	r.mu.Lock()
@@ -54,13 +54,13 @@ func (r *rounds) run(ctx context.Context, keys []string, args []any) (int64, err
 	if q.answer == nil {
 		return 0, context.Cause(ctx)
 	}
-	if redis.HasErrorPrefix(q.answer.Err(), "NOSCRIPT") { // Redis was started, and keeps it from now on
+	if redis.HasErrorPrefix(q.answer.Err(), "NOSCRIPT") { // Redis was started again, and holds the script from now on
 		return r.script.Eval(ctx, r.client, keys, args...).Int64()
 	}
 	return q.answer.Int64()
 }
 
-// ask goes on until nobody waits.
+// ask goes on until no call waits.
 func (r *rounds) ask() {
 	for last := 0; ; {
 		gather.Group(mostInRound, last, r.waiting)
@@ -94,9 +94,9 @@ func (r *rounds) askFor(round []*question) {
 	defer cancel()
 	pipe := r.client.Pipeline()
 	for _, q := range round {
-		if q.ctx.Err() == nil { // whoever has left is not charged
+		if q.ctx.Err() == nil { // a caller that has left is not charged
 			q.answer = r.script.EvalSha(ctx, pipe, q.keys, q.args...)
 		}
 	}
-	_, _ = pipe.Exec(ctx) // each answer has its own error, that of the connection too
+	_, _ = pipe.Exec(ctx) // each command has its own error, also that of the connection
 }

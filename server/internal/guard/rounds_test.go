@@ -15,7 +15,7 @@ import (
 	"deputy.example/deputy/server/internal/testservers"
 )
 
-// gate lets rounds pass one by one, and says how many questions are in each.
+// gate lets rounds pass one by one, and reports how many questions are in each.
 type gate struct {
 	came chan int
 	pass chan struct{}
@@ -35,7 +35,7 @@ func (g gate) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessP
 	}
 }
 
-// Who comes during a round shares the next, gets an answer of its own, and is charged only if it is still there.
+// A call that comes during a round shares the next, gets a result of its own, and is charged only if its caller waits.
 func TestRounds(t *testing.T) {
 	client := dial(t, testservers.Redis(t))
 	g := guard.New(guard.Config{Client: client, Timeout: 10 * time.Second})
@@ -56,7 +56,7 @@ func TestRounds(t *testing.T) {
 		}
 	})
 	if n := <-rounds.came; n != 1 {
-		t.Errorf("whoever comes alone shares a round with %d", n)
+		t.Errorf("a call that comes alone shares a round with %d", n)
 	}
 	const others = 20
 	for i := range others {
@@ -68,7 +68,7 @@ func TestRounds(t *testing.T) {
 	}
 	all.Go(func() {
 		if e := delegation.AsError(admit(t.Context(), "spent")); e == nil || e.Reason != delegation.RateLimited {
-			t.Errorf("whoever has used up its rate: %v", e)
+			t.Errorf("a caller that has used up its rate: %v", e)
 		}
 	})
 	ctx, leave := context.WithCancel(t.Context())
@@ -79,7 +79,7 @@ func TestRounds(t *testing.T) {
 	}
 	leave()
 	if err := <-left; !errors.Is(err, context.Canceled) {
-		t.Errorf("whoever left: %v", err)
+		t.Errorf("a caller that left: %v", err)
 	}
 	rounds.pass <- struct{}{}
 	if n := <-rounds.came; n != others+1 {
@@ -89,6 +89,6 @@ func TestRounds(t *testing.T) {
 	all.Wait()
 	go func() { <-rounds.came; rounds.pass <- struct{}{} }()
 	if err := admit(t.Context(), "leaving"); err != nil {
-		t.Errorf("whoever left was charged: %v", err)
+		t.Errorf("a caller that left was charged: %v", err)
 	}
 }

@@ -1,4 +1,4 @@
--- Puts the rebuilt list in the place of the old one, and ends the rebuilding either way.
+-- Puts the rebuilt list in the place of the old one. The rebuilding ends in any case.
 -- KEYS     list, events, rebuilding, the new list, witness
 -- ARGV     token of the rebuilder, number up to which the new list is complete, its fields, channel, number of the incarnation
 -- Returns  1, -1 the new list has lost something, -3 the old list is further, -4 a later incarnation of the ledger is known
@@ -18,7 +18,7 @@ if redis.call('TYPE', KEYS[5]).ok == 'hash' and (tonumber(redis.call('HGET', KEY
 end
 
 if result == 1 then
-  redis.call('UNLINK', list) -- RENAME would free it here and now
+  redis.call('UNLINK', list) -- RENAME would free it within this call
   redis.call('RENAME', new, list)
   redis.call('PERSIST', list)
   local events = redis.call('TYPE', KEYS[2]).ok

@@ -1,6 +1,6 @@
 // Command deputy-embedded runs Deputy with all its dependencies in one process: OpenFGA with a
-// small demo world, Redis, an SQLite ledger and a development issuer. It plays the demo once and
-// serves until it is interrupted.
+// small demo world, an SQLite ledger and a development issuer. It plays the demo once and serves
+// until it is interrupted.
 //
 // It is for evaluation only: its development issuer issues tokens to every program on the machine.
 package main
@@ -37,7 +37,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	config := embedded.Config{CLI: cli()}
 	flags := flag.NewFlagSet("deputy-embedded", flag.ContinueOnError)
 	flags.SetOutput(stderr)
-	flags.StringVar(&config.Dir, "data", "deputy-data", "`folder` of ledger and keys; created if missing")
+	flags.StringVar(&config.Dir, "data", "deputy-data", "`folder` of ledger, relationships and keys; created if missing, used by one process at a time")
 	flags.StringVar(&config.GRPC, "grpc", "127.0.0.1:9090", "loopback `address` of the gRPC API")
 	flags.StringVar(&config.HTTP, "http", "127.0.0.1:8080", "loopback `address` of the OAuth endpoints, and the issuer of tokens")
 	flags.StringVar(&config.Ops, "ops", "127.0.0.1:9091", "loopback `address` of health and metrics")

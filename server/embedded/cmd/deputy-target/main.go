@@ -1,5 +1,5 @@
 // Command deputy-target provides the processes that loadtest measures and no other binary provides.
-// They are OpenFGA in a process of its own, Deputy with OpenFGA and Redis in one process but with
+// They are OpenFGA in a process of its own, Deputy with OpenFGA in one process and without a Redis, but with
 // its own configuration file (the world of the embedded deployment is too small to measure), and
 // deputyd with a profiler.
 //
@@ -27,7 +27,6 @@ import (
 
 	"deputy.example/deputy/server"
 	"deputy.example/deputy/server/embedded"
-	"deputy.example/deputy/server/embedded/internal/redisd"
 )
 
 func main() {
@@ -90,17 +89,15 @@ func inOneProcess(ctx context.Context, fga *embedded.FGA, stdin io.Reader) error
 		return fmt.Errorf("standard input: must name a configuration file: %w", err)
 	}
 	name = strings.TrimSuffix(name, "\n")
-	redis := redisd.New(time.Now)
-	defer redis.Close()
 	settings, err := server.Load(name)
 	if err != nil {
 		return err
 	}
-	settings.Redis = server.Redis{URL: redisd.Address, Timeout: settings.Redis.Timeout}
+	settings.Redis = server.Redis{InProcess: true}
 	if err := server.Migrate(ctx, settings.Database); err != nil {
 		return err
 	}
-	return deputy(ctx, settings, server.Options{PolicyTransport: fga, RedisDialer: redis.Dial})
+	return deputy(ctx, settings, server.Options{PolicyTransport: fga})
 }
 
 func deputy(ctx context.Context, settings server.Config, options server.Options) error {

@@ -23,7 +23,8 @@ type record struct {
 	until atomic.Uint64 // 0: it still exists
 }
 
-func newRecord(store string, id ulid.ULID, at time.Time, t *openfgav1.TupleKey) *record {
+// newRecord has no id yet, and is of no version.
+func newRecord(store string, at time.Time, t *openfgav1.TupleKey) *record {
 	objectType, objectID := tuple.SplitObject(t.GetObject())
 	return &record{
 		TupleRecord: storage.TupleRecord{
@@ -31,9 +32,11 @@ func newRecord(store string, id ulid.ULID, at time.Time, t *openfgav1.TupleKey) 
 			ConditionName: t.GetCondition().GetName(), ConditionContext: t.GetCondition().GetContext(),
 			InsertedAt: at,
 		},
-		id: id, set: tuple.GetUserTypeFromUser(t.GetUser()) == tuple.UserSet,
+		set: tuple.GetUserTypeFromUser(t.GetUser()) == tuple.UserSet,
 	}
 }
+
+func (r *record) key() key { return key{r.object(), r.Relation, r.User} }
 
 func (r *record) object() string { return tuple.BuildObject(r.ObjectType, r.ObjectID) }
 

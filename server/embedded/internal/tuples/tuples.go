@@ -1,8 +1,9 @@
-// Package tuples keeps OpenFGA's tuples in memory. The cost of a read depends on its result and not
-// on the number of tuples, while OpenFGA's own datastore in memory scans all tuples of the store
-// for each read.
+// Package tuples is a datastore for OpenFGA in the same process. It reads from memory, and its
+// changes are durable in a file where it has one (Open). The cost of a read depends on its result
+// and not on the number of tuples, while OpenFGA's own datastore in memory scans all tuples of the
+// store for each read.
 //
-// Stores, models and assertions are few and rarely read: OpenFGA's own datastore keeps them.
+// Stores, models and assertions are few and rarely read: OpenFGA's own datastore holds them.
 package tuples
 
 import (
@@ -28,11 +29,14 @@ import (
 type Datastore struct {
 	storage.OpenFGADatastore // stores, models, assertions
 
+	journal  *journal   // nil: nothing is durable
+	changing sync.Mutex // held by each change, so that the journal has them in their order
+
 	mu     sync.RWMutex
 	stores map[string]*store
 }
 
-// New returns an empty datastore.
+// New returns an empty datastore in memory alone.
 func New() *Datastore {
 	return &Datastore{OpenFGADatastore: memory.New(), stores: make(map[string]*store)}
 }
@@ -48,6 +52,8 @@ type store struct {
 	users   map[string]map[typedRelation]*list // by user, then what it is related to
 	changes []change                           // in the order of their ids
 	entropy *ulid.MonotonicEntropy             // of the ids of changes
+
+	earliest time.Time // of the next change: after all that were replayed
 }
 
 type key struct{ object, relation, user string }
@@ -91,50 +97,79 @@ func (d *Datastore) reading(id string) *store {
 	return new(store)
 }
 
-// DeleteStore implements [storage.StoresBackend]. OpenFGA never reuses an id, but a store must not
-// start with the tuples of an earlier one with the same id.
-func (d *Datastore) DeleteStore(ctx context.Context, id string) error {
-	d.mu.Lock()
-	delete(d.stores, id)
-	d.mu.Unlock()
-	return d.OpenFGADatastore.DeleteStore(ctx, id)
-}
-
-// Write implements [storage.RelationshipTupleWriter]. It is atomic.
+// Write implements [storage.RelationshipTupleWriter]. It is atomic, and durable when it returns if
+// the datastore has a file.
+//
+// Readers wait for a write that is under way. Otherwise one could read the changelog without a
+// change whose time is past, and never ask for that time again.
 func (d *Datastore) Write(_ context.Context, id string, deletes storage.Deletes, writes storage.Writes, options ...storage.TupleWriteOption) error {
+	d.changing.Lock()
+	defer d.changing.Unlock()
 	s := d.writing(id)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := s.fits(deletes, writes, storage.NewTupleWriteOptions(options...)); err != nil {
 		return err
 	}
-	at := time.Now().UTC()
-	if len(s.changes) > 0 { // the changelog stays in order if the clock is set back
-		at = latest(at, s.changes[len(s.changes)-1].at)
+	changes, err := s.plan(id, deletes, writes)
+	if err != nil {
+		return err
 	}
-	ids := make([]ulid.ULID, len(deletes)+len(writes))
-	for i := range ids {
-		var err error
-		if ids[i], err = ulid.New(ulid.Timestamp(at), s.entropy); err != nil {
-			return err
-		}
+	if err := d.recordChanges(id, changes); err != nil {
+		return err
 	}
 	s.version++
-	for i, t := range deletes {
-		if r := s.exact[key{t.GetObject(), t.GetRelation(), t.GetUser()}]; r != nil {
-			s.remove(r)
-			s.changes = append(s.changes, change{ids[i], at, r, true})
+	for _, c := range changes {
+		if c.deleted {
+			s.remove(c.record)
+		} else {
+			s.add(c.record.key(), c.record)
 		}
 	}
-	for i, t := range writes {
-		k := key{t.GetObject(), t.GetRelation(), t.GetUser()}
-		if s.exact[k] == nil {
-			r := newRecord(id, ids[len(deletes)+i], at, t)
-			s.add(k, r)
-			s.changes = append(s.changes, change{ids[len(deletes)+i], at, r, false})
-		}
-	}
+	s.changes = append(s.changes, changes...)
 	return nil
+}
+
+// plan makes the changes of a write, without those that change nothing. Their times and ids are not
+// before those of earlier changes, also if the clock is set back.
+func (s *store) plan(store string, deletes storage.Deletes, writes storage.Writes) ([]change, error) {
+	at := latest(time.Now().UTC(), s.earliest)
+	if len(s.changes) > 0 {
+		at = latest(at, s.changes[len(s.changes)-1].at)
+	}
+	changes := make([]change, 0, len(deletes)+len(writes))
+	planned := make(map[key]*record, cap(changes)) // nil: deleted
+	held := func(k key) *record {
+		if r, there := planned[k]; there {
+			return r
+		}
+		return s.exact[k]
+	}
+	for _, t := range deletes {
+		k := key{t.GetObject(), t.GetRelation(), t.GetUser()}
+		if r := held(k); r != nil {
+			planned[k] = nil
+			changes = append(changes, change{at: at, record: r, deleted: true})
+		}
+	}
+	for _, t := range writes {
+		k := key{t.GetObject(), t.GetRelation(), t.GetUser()}
+		if held(k) == nil {
+			planned[k] = newRecord(store, at, t)
+			changes = append(changes, change{at: at, record: planned[k]})
+		}
+	}
+	for i := range changes {
+		c := &changes[i]
+		var err error
+		if c.id, err = ulid.New(ulid.Timestamp(at), s.entropy); err != nil {
+			return nil, err
+		}
+		if !c.deleted {
+			c.record.id = c.id
+		}
+	}
+	return changes, nil
 }
 
 func latest(a, b time.Time) time.Time {
@@ -206,7 +241,7 @@ func (on *onObject) of(r *record) *list {
 
 // remove takes the record out of all lists, and removes the empty ones.
 func (s *store) remove(r *record) {
-	k := key{r.object(), r.Relation, r.User}
+	k := r.key()
 	r.until.Store(s.version)
 	delete(s.exact, k)
 	s.all.remove()
@@ -425,6 +460,9 @@ func (d *Datastore) Close() {
 	clear(d.stores)
 	d.mu.Unlock()
 	d.OpenFGADatastore.Close()
+	if d.journal != nil {
+		d.journal.close()
+	}
 }
 
 // MaxTuplesPerWrite implements [storage.RelationshipTupleWriter].

@@ -21,6 +21,7 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func TestOpenFGAsOwnSuite(t *testing.T) {
+	t.Parallel()
 	d := New()
 	defer d.Close()
 	storagetest.RunAllTests(t, d)
@@ -264,7 +265,7 @@ func TestHorizon(t *testing.T) {
 		t.Errorf("%d changes, %d of them an hour old", all, old)
 	}
 	if first, second := s.changes[0], s.changes[1]; second.at.Before(first.at) || second.id.Compare(first.id) <= 0 {
-		t.Errorf("after the clock was set back, the changelog says %v, then %v", first.at, second.at)
+		t.Errorf("after the clock was set back, the changelog has %v, then %v", first.at, second.at)
 	}
 }
 
