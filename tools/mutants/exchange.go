@@ -178,7 +178,7 @@ var engineMutants = []mutant{
 		name: "exchange-target-of-another-is-told", file: "server/internal/exchange/revoke.go",
 		old: "	case !may:\n		return delegation.Target{}, nothingToRevoke(call)",
 		new: "	case !may:\n		return delegation.Target{}, delegation.Refuse(delegation.NotFound, \"target\", \"nothing that you may revoke\")",
-		pkg: "server/internal/exchange", test: "TestWhoMayRevoke",
+		pkg: "server/internal/exchange", test: "TestNothingToRevokeIsOneAnswer",
 	},
 	{
 		name: "exchange-stranger-reads", file: "server/internal/exchange/audit.go",
