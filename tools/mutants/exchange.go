@@ -181,7 +181,7 @@ var engineMutants = []mutant{
 		pkg: "server/internal/exchange", test: "TestNothingToRevokeIsOneAnswer",
 	},
 	{
-		name: "exchange-stranger-reads", file: "server/internal/exchange/audit.go",
+		name: "exchange-any-caller-reads", file: "server/internal/exchange/audit.go",
 		old: "whole: has[0], as:",
 		new: "whole: true, as:",
 		pkg: "server/internal/exchange", test: "TestWhoMayAsk",

@@ -31,8 +31,8 @@ import (
 	"deputy.example/deputy/server/internal/peers"
 )
 
-// Engine is what this front needs of exchange.Engine, which For makes one. It is an interface so that the door-specific
-// and the conformance tests can script the outcomes.
+// Engine is what this front needs of exchange.Engine; For returns it. It is an interface so that the
+// tests of this package and the conformance tests can script the outcomes.
 type Engine interface {
 	Exchange(context.Context, exchange.Call) ([]exchange.Outcome, error)
 	Introspect(context.Context, exchange.Inquiry) (exchange.Introspection, error)
