@@ -22,7 +22,7 @@ import (
 
 // fronts makes the doors to the engine, for programs and for people, and the one for operators.
 func (s *Server) fronts(config Config, parts opened, engine *exchange.Engine, o Options) error {
-	door := rpc.Config{Engine: engine, Authority: s.isAuthority, Proxies: prefixes(config.Listen.GRPC.Proxies), Logger: o.Logger, TracerProvider: o.TracerProvider, Now: o.Now}
+	door := rpc.Config{Engine: rpc.For(engine), Authority: s.isAuthority, Proxies: prefixes(config.Listen.GRPC.Proxies), Logger: o.Logger, TracerProvider: o.TracerProvider, Now: o.Now}
 	if parts.grpc != nil {
 		door.TLS = credentials.NewTLS(parts.grpc)
 	}

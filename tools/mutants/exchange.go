@@ -121,6 +121,24 @@ var engineMutants = []mutant{
 		pkg: "server/internal/exchange", test: "TestWhoKnowsBetterDoesNotServe/a_clock_that_is_wrong",
 	},
 	{
+		name: "exchange-last-misplaced-token-is-named", file: "server/internal/exchange/plan.go",
+		old: "	for _, f := range fields {\n",
+		new: "	for _, f := range slices.Backward(fields) {\n",
+		pkg: "server/internal/exchange", test: "TestFirstMisplacedTokenIsNamed",
+	},
+	{
+		name: "exchange-panic-without-stack", file: "server/internal/exchange/walk.go",
+		old: "string(debug.Stack()))",
+		new: "string(debug.Stack()[:0]))",
+		pkg: "server/internal/exchange", test: "TestPanicIsLoggedWithoutItsValue",
+	},
+	{
+		name: "exchange-panic-with-its-value", file: "server/internal/exchange/walk.go",
+		old: "fmt.Sprintf(\"%T\", caught)",
+		new: "fmt.Sprintf(\"%T %v\", caught, caught)",
+		pkg: "server/internal/exchange", test: "TestPanicIsLoggedWithoutItsValue",
+	},
+	{
 		name: "exchange-lineage-is-kept-from-the-ledger", file: "server/internal/exchange/record.go",
 		old: "	d.Lineage = w.lineage(c)\n",
 		new: "",
@@ -160,10 +178,10 @@ var engineMutants = []mutant{
 		name: "exchange-target-of-another-is-told", file: "server/internal/exchange/revoke.go",
 		old: "	case !may:\n		return delegation.Target{}, nothingToRevoke(call)",
 		new: "	case !may:\n		return delegation.Target{}, delegation.Refuse(delegation.NotFound, \"target\", \"nothing that you may revoke\")",
-		pkg: "server/internal/exchange", test: "TestWhoMayRevoke",
+		pkg: "server/internal/exchange", test: "TestNothingToRevokeIsOneAnswer",
 	},
 	{
-		name: "exchange-stranger-reads", file: "server/internal/exchange/audit.go",
+		name: "exchange-any-caller-reads", file: "server/internal/exchange/audit.go",
 		old: "whole: has[0], as:",
 		new: "whole: true, as:",
 		pkg: "server/internal/exchange", test: "TestWhoMayAsk",
@@ -301,6 +319,12 @@ var endpointMutants = []mutant{
 		old: "r.Header.Get(\"Sec-Fetch-Site\") == \"\" && r.Header.Get(\"Origin\") == \"\" || ",
 		new: "",
 		pkg: "server/internal/console", test: "TestFormsOfOthersDoNothing/no_browser",
+	},
+	{
+		name: "console-last-mistake-is-named", file: "server/internal/console/search.go",
+		old: "{{\"subject\", &q.Subject}, {\"actor\", &q.Actor}, {\"caller\", &q.Caller}}",
+		new: "{{\"subject\", &q.Subject}, {\"caller\", &q.Caller}, {\"actor\", &q.Actor}}",
+		pkg: "server/internal/console", test: "TestFirstMistakeOfASearchIsNamed",
 	},
 	{
 		name: "console-formula-in-a-cell", file: "server/internal/console/search.go",

@@ -421,6 +421,16 @@ func TestCSVIsInertInSpreadsheets(t *testing.T) {
 	}
 }
 
+// TestFirstMistakeOfASearchIsNamed: two fields are no principals, and every answer names the first.
+func TestFirstMistakeOfASearchIsNamed(t *testing.T) {
+	for range 20 {
+		_, err := readQuery(url.Values{"caller": {"x"}, "actor": {"x"}})
+		if refusal := delegation.AsError(err); refusal == nil || refusal.Field != "actor" {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestLiveEntries(t *testing.T) {
 	s := newStage(t)
 	s.sample(t)

@@ -78,15 +78,18 @@ func readQuery(query url.Values) (ledger.Query, error) {
 		Reason: delegation.Reason(value("reason")), TraceID: value("trace"), Limit: pageSize,
 		ID: value("jti"), Txn: value("txn"), Key: value("key"), Peer: value("peer"),
 	}
-	for name, into := range map[string]*delegation.Principal{"subject": &q.Subject, "actor": &q.Actor, "caller": &q.Caller} {
-		if value(name) == "" {
+	for _, f := range []struct { // in the order of the form: of several mistakes the first is named
+		name string
+		into *delegation.Principal
+	}{{"subject", &q.Subject}, {"actor", &q.Actor}, {"caller", &q.Caller}} {
+		if value(f.name) == "" {
 			continue
 		}
-		p, err := readPrincipal(name, value(name))
+		p, err := readPrincipal(f.name, value(f.name))
 		if err != nil {
 			return q, err
 		}
-		*into = p
+		*f.into = p
 	}
 	for _, f := range fields(query) {
 		if f.Options != nil && !slices.Contains(f.Options, f.Value) {

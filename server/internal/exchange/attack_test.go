@@ -418,6 +418,25 @@ func TestIdempotencyKeysOfOthers(t *testing.T) {
 	}
 }
 
+// A panic is logged with its type and stack. Its value may repeat what was being read, so it is in no log.
+func TestPanicIsLoggedWithoutItsValue(t *testing.T) {
+	w := exchangetest.New(t, exchangetest.Config{})
+	n := w.Tenant()
+	w.Engine.SignWith(func(*token.Keyset, []byte) (string, error) { panic("a-credential") })
+	if grant, err := w.One(t.Context(), n.Call(t, n.Root(t, nil), planner, "")); grant != nil || err == nil || err.Reason != delegation.Internal {
+		t.Fatalf("%+v, %v", grant, err)
+	}
+	log := w.Log.String()
+	for _, part := range []string{"panic in an exchange", "step=mint", "type=string", "TestPanicIsLoggedWithoutItsValue"} {
+		if !strings.Contains(log, part) {
+			t.Errorf("the log lacks %q:\n%s", part, log)
+		}
+	}
+	if strings.Contains(log, "a-credential") {
+		t.Errorf("the log has the panic's value:\n%s", log)
+	}
+}
+
 // A grant whose token could not be signed is taken back, even if its caller has hung up; but not one
 // whose token may be out there already.
 func TestFailedSignature(t *testing.T) {

@@ -84,7 +84,7 @@ func newLineup(t *testing.T) *lineup {
 // overGRPC serves an engine by gRPC until the test ends.
 func overGRPC(t *testing.T, engine *exchange.Engine) *grpc.ClientConn {
 	t.Helper()
-	server, err := rpc.New(rpc.Config{Engine: engine})
+	server, err := rpc.New(rpc.Config{Engine: rpc.For(engine)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -29,7 +29,7 @@ import (
 // people is the engine with people in front of it: who sends "person-alice" has signed in as alice. So
 // every role, people among them, asks through one and the same door.
 type people struct {
-	*exchange.Engine
+	rpc.Engine
 	signedIn map[string]*exchange.Person
 }
 
@@ -60,7 +60,7 @@ func (p people) Reach(ctx context.Context, q exchange.Inquiry, agent delegation.
 	return p.Engine.Reach(ctx, p.who(q), agent, depth)
 }
 
-func (p people) Tail(ctx context.Context, q exchange.Inquiry) (*exchange.Tail, error) {
+func (p people) Tail(ctx context.Context, q exchange.Inquiry) (rpc.Tail, error) {
 	return p.Engine.Tail(ctx, p.who(q))
 }
 
@@ -94,7 +94,7 @@ func newLibrary(t *testing.T) *library {
 	t.Helper()
 	w := exchangetest.New(t, exchangetest.Config{Tenants: []string{"default", "other"}, Agents: []delegation.Principal{stranger, auditor, responder, admin}})
 	l := &library{World: w, chains: map[string][]*exchange.Grant{}, called: map[string]bool{}}
-	front := people{Engine: w.Engine, signedIn: map[string]*exchange.Person{}}
+	front := people{Engine: rpc.For(w.Engine), signedIn: map[string]*exchange.Person{}}
 	for name, n := range w.Tenants {
 		for _, p := range []delegation.Principal{auditor, responder, admin} { // as the model has it: each is an auditor
 			n.FGA.Allow(string(p), "auditor", "system:deputy")

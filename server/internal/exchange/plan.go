@@ -158,20 +158,22 @@ func parseWish(c Child) (wish, error) {
 	return w, nil
 }
 
-// noMisplacedToken refuses a credential in a field that is recorded or repeated (I8).
+// noMisplacedToken refuses a credential in a field that is recorded or repeated (I8). Of several it names the first.
 func noMisplacedToken(c Child) error {
-	values := map[string][]string{
-		"resource": c.Resource, "audience": c.Audience, "requested_token_type": {c.RequestedTokenType},
+	type field struct {
+		name  string
+		texts []string
 	}
+	fields := []field{{"resource", c.Resource}, {"audience", c.Audience}, {"requested_token_type", []string{c.RequestedTokenType}}}
 	if c.Scope != nil {
-		values["scope"] = []string{*c.Scope}
+		fields = append(fields, field{"scope", []string{*c.Scope}})
 	}
 	if c.AuthorizationDetails != nil {
-		values["authorization_details"] = []string{*c.AuthorizationDetails}
+		fields = append(fields, field{"authorization_details", []string{*c.AuthorizationDetails}})
 	}
-	for field, texts := range values {
-		if slices.ContainsFunc(texts, delegation.HoldsToken) {
-			return delegation.Refuse(delegation.ParameterInvalid, field, "holds a token: it was not recorded, but treat it as exposed")
+	for _, f := range fields {
+		if slices.ContainsFunc(f.texts, delegation.HoldsToken) {
+			return delegation.Refuse(delegation.ParameterInvalid, f.name, "holds a token: it was not recorded, but treat it as exposed")
 		}
 	}
 	return nil

@@ -329,3 +329,33 @@ func TestNarrowingPropertyCatchesEachMissingProtection(t *testing.T) {
 		})
 	}
 }
+
+// TestFirstMisplacedTokenIsNamed puts tokens into all fields from one on: every call names the same field.
+func TestFirstMisplacedTokenIsNamed(t *testing.T) {
+	const misplaced = "eyJhbGciOiJFUzI1NiJ9.eyJzdWIiOiJhIn0.c2lnbmF0dXJl"
+	if !delegation.HoldsToken(misplaced) {
+		t.Fatal("the test holds no token")
+	}
+	order := []string{"resource", "audience", "requested_token_type", "scope", "authorization_details"}
+	for first, want := range order {
+		text := misplaced
+		c := Child{AuthorizationDetails: &text}
+		if first <= 3 {
+			c.Scope = &text
+		}
+		if first <= 2 {
+			c.RequestedTokenType = text
+		}
+		if first <= 1 {
+			c.Audience = []string{text}
+		}
+		if first == 0 {
+			c.Resource = []string{text}
+		}
+		for range 20 {
+			if _, err := parseWish(c); delegation.AsError(err) == nil || delegation.AsError(err).Field != want {
+				t.Fatalf("tokens in %v: %v", order[first:], err)
+			}
+		}
+	}
+}

@@ -99,6 +99,36 @@ func TestWhoMayRevoke(t *testing.T) {
 	}
 }
 
+// TestNothingToRevokeIsOneAnswer: a caller cannot tell a token that it may not revoke from a text that is none.
+func TestNothingToRevokeIsOneAnswer(t *testing.T) {
+	w, n, chain := hospital(t)
+	answer := func(change func(*exchange.RevokeCall)) string {
+		call := exchange.RevokeCall{Tenant: n.Name, Credentials: n.Credentials(t, stranger)}
+		change(&call)
+		_, err := w.Engine.Revoke(t.Context(), call)
+		if reason(err) != delegation.NotFound {
+			t.Fatal(err)
+		}
+		refusal := delegation.AsError(err)
+		return refusal.Field + ": " + refusal.Description
+	}
+	for name, texts := range map[string][2]string{"token": {chain[2].AccessToken, "none"}, "root_token": {n.Root(t, nil), "none"}} {
+		var got [2]string
+		for i, text := range texts {
+			got[i] = answer(func(c *exchange.RevokeCall) {
+				if name == "token" {
+					c.Token = text
+				} else {
+					c.RootToken = text
+				}
+			})
+		}
+		if got[0] != got[1] {
+			t.Errorf("%s: %q for one of another caller, %q for none", name, got[0], got[1])
+		}
+	}
+}
+
 // Each kind of target kills what it names, everything below that, and nothing else, in what is held
 // already and at the next exchange.
 func TestWhatARevocationKills(t *testing.T) {

@@ -36,7 +36,7 @@ func TestSearchByNames(t *testing.T) {
 			}
 			chain = append(chain, bound)
 			w.Chain(t, n, exchangetest.Planner) // another one
-			server, err := rpc.New(rpc.Config{Engine: w.Engine})
+			server, err := rpc.New(rpc.Config{Engine: rpc.For(w.Engine)})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -210,8 +210,8 @@ func TestUndecidedCallSpendsItsAssertion(t *testing.T) {
 	}
 }
 
-// TestCallOfACallerThatHangsUpSpendsItsAssertion: where Redis, or the ledger, does not say in time whether the caller may go
-// on, nothing is decided, and the assertion is spent.
+// TestCallOfACallerThatHangsUpSpendsItsAssertion: where the caller hangs up before Redis, or the ledger, has answered,
+// nothing is decided, and the assertion is spent.
 func TestCallOfACallerThatHangsUpSpendsItsAssertion(t *testing.T) {
 	for name, call := range map[string]func(f *forgetful, r *relay, c exchange.Credentials) error{
 		"before the revocations are read": func(f *forgetful, r *relay, c exchange.Credentials) error {

@@ -2,7 +2,9 @@ package exchange
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
+	"runtime/debug"
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
@@ -89,7 +91,8 @@ func (w *walk) step(ctx context.Context, name string, do func(context.Context) e
 	defer func() {
 		if caught := recover(); caught != nil {
 			err = delegation.Refuse(delegation.Internal, "", "internal error: nothing was issued")
-			w.config.Logger.ErrorContext(ctx, "panic in an exchange", "step", name)
+			// The panic's value may repeat a credential: its type and the stack hold no text of the request.
+			w.config.Logger.ErrorContext(ctx, "panic in an exchange", "step", name, "type", fmt.Sprintf("%T", caught), "stack", string(debug.Stack()))
 			w.failAll(err)
 		}
 		if err != nil {

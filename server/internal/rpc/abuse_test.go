@@ -51,9 +51,8 @@ func newScene(t *testing.T, w waits) *scene {
 		}
 		return exchange.Introspection{}, nil
 	}
-	config := serving(newLedgerFeed())
-	config.Engine, config.waits = engine, &w
-	server, err := New(config)
+	engine.watch = following(newLedgerFeed())
+	server, err := New(Config{Engine: engine, waits: &w})
 	if err != nil {
 		t.Fatal(err)
 	}

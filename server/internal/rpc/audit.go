@@ -22,7 +22,6 @@ type auditService struct {
 
 // streams are the entry streams of this instance.
 type streams struct {
-	open     func(context.Context, exchange.Inquiry) (tail, error)
 	draining <-chan struct{} // closed when every stream shall end
 }
 

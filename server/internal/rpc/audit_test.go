@@ -59,9 +59,16 @@ func (t *tailing) Dropped(context.Context) (audit.Dropped, bool, error) {
 	return audit.Dropped{Through: t.dropped, Hashes: []tlog.Hash{{1}}}, t.dropped > 0, nil
 }
 
-func (s *script) tails(_ context.Context, q exchange.Inquiry) (tail, error) {
+func (s *script) tails(_ context.Context, q exchange.Inquiry) (Tail, error) {
 	s.inquired(q)
 	return &tailing{}, nil
+}
+
+// streaming is an engine whose streams of entries follow a script.
+func streaming(t Tail, refusal *error) *script {
+	engine := granting()
+	engine.tail = func(context.Context, exchange.Inquiry) (Tail, error) { return t, *refusal }
+	return engine
 }
 
 func (t *tailing) Close()       { t.closed.Add(1) }
@@ -269,7 +276,7 @@ func TestReachProofsAndCheckpoint(t *testing.T) {
 // over pages that say nothing but that it lives, and ends with the instance.
 func TestStreamEntries(t *testing.T) {
 	script := &tailing{head: 25, size: 600 << 10, more: make(chan uint64)}
-	server, conn := dial(t, Config{Engine: granting(), tail: func(context.Context, exchange.Inquiry) (tail, error) { return script, nil }})
+	server, conn := dial(t, Config{Engine: streaming(script, new(error))})
 	a := deputyv1.NewAuditServiceClient(conn)
 	read := func(r *deputyv1.StreamEntriesRequest) (seen []uint64, stream grpc.ServerStreamingClient[deputyv1.StreamEntriesResponse]) {
 		t.Helper()
@@ -324,7 +331,7 @@ func TestStreamEntries(t *testing.T) {
 // A stream gives its place back when it ends, and one that gets none is told when to come back.
 func TestStreamsGiveTheirPlacesBack(t *testing.T) {
 	script, full := &tailing{head: 3, more: make(chan uint64)}, error(nil)
-	a := audits(t, Config{Engine: granting(), tail: func(context.Context, exchange.Inquiry) (tail, error) { return script, full }})
+	a := audits(t, Config{Engine: streaming(script, &full)})
 	if err := streamed(a.StreamEntries(t.Context(), &deputyv1.StreamEntriesRequest{})); err != nil {
 		t.Fatal(err)
 	}
@@ -346,7 +353,7 @@ func TestStreamsGiveTheirPlacesBack(t *testing.T) {
 // An export of a log whose beginning was dropped says so first, and none has a hole.
 func TestStreamOfWhatIsLeft(t *testing.T) {
 	script := &tailing{head: 10, dropped: 8}
-	a := audits(t, Config{Engine: granting(), tail: func(context.Context, exchange.Inquiry) (tail, error) { return script, nil }})
+	a := audits(t, Config{Engine: streaming(script, new(error))})
 	stream, err := a.StreamEntries(t.Context(), &deputyv1.StreamEntriesRequest{Records: true})
 	if err != nil {
 		t.Fatal(err)
@@ -388,7 +395,7 @@ func TestStreamOfWhatIsGone(t *testing.T) {
 	} {
 		script.more = make(chan uint64)
 		close(script.more) // nothing comes
-		a := audits(t, Config{Engine: granting(), tail: func(context.Context, exchange.Inquiry) (tail, error) { return script, nil }})
+		a := audits(t, Config{Engine: streaming(script, new(error))})
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		defer cancel()
 		err := streamed(a.StreamEntries(ctx, &deputyv1.StreamEntriesRequest{}))

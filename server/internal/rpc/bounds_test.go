@@ -72,8 +72,8 @@ func valueOf(field protoreflect.FieldDescriptor, text string) protoreflect.Value
 // what is as long as it passes the door. A field that is added without a bound fails here.
 func TestEveryFieldHasABound(t *testing.T) {
 	engine := granting()
-	config := serving(newLedgerFeed())
-	config.Engine, config.Reflection, config.tail = engine, true, engine.tails
+	engine.watch, engine.tail = following(newLedgerFeed()), engine.tails
+	config := Config{Engine: engine, Reflection: true}
 	server, conn := dial(t, config)
 
 	seen := make(map[protoreflect.FullName]bool)

@@ -77,8 +77,8 @@ func TestMalformedCalls(t *testing.T) {
 		{"half a prefix", []byte{0, 0}, [2]string{}, internal, ""},
 	}
 	engine, log := granting(), new(bytes.Buffer)
-	config := serving(newLedgerFeed())
-	config.Engine, config.Reflection, config.tail = engine, true, engine.tails
+	engine.watch, engine.tail = following(newLedgerFeed()), engine.tails
+	config := Config{Engine: engine, Reflection: true}
 	config.Logger = slog.New(slog.NewTextHandler(log, nil))
 	server, err := New(config)
 	if err != nil {

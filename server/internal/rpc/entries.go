@@ -13,26 +13,12 @@ import (
 	"deputy.example/deputy/server/internal/exchange"
 )
 
-// tail is what a stream needs of exchange.Tail.
-type tail interface {
+// Tail is what a stream needs of exchange.Tail.
+type Tail interface {
 	Close()
 	Head() uint64
 	Dropped(context.Context) (audit.Dropped, bool, error)
 	Next(ctx context.Context, after uint64) ([]exchange.Recorded, error)
-}
-
-func newStreams(c Config, draining <-chan struct{}) *streams {
-	s := &streams{open: c.tail, draining: draining}
-	if s.open == nil {
-		s.open = func(ctx context.Context, q exchange.Inquiry) (tail, error) {
-			opened, err := c.Engine.Tail(ctx, q)
-			if err != nil {
-				return nil, err
-			}
-			return opened, nil
-		}
-	}
-	return s
 }
 
 // StreamEntries sends all entries after a number, and with follow those that will come.
@@ -46,7 +32,7 @@ func (s *auditService) StreamEntries(r *deputyv1.StreamEntriesRequest, stream gr
 	if r.GetAfter() > math.MaxInt64 {
 		return delegation.Refuse(delegation.ParameterInvalid, "after", "is not a number that an entry can have")
 	}
-	opened, err := s.streams.open(ctx, q)
+	opened, err := s.engine.Tail(ctx, q)
 	if err != nil {
 		return err
 	}
@@ -67,7 +53,7 @@ func (s *auditService) StreamEntries(r *deputyv1.StreamEntriesRequest, stream gr
 	}
 }
 
-func (s *streams) send(ctx context.Context, t tail, r *deputyv1.StreamEntriesRequest, stream grpc.ServerStreamingServer[deputyv1.StreamEntriesResponse]) error {
+func (s *streams) send(ctx context.Context, t Tail, r *deputyv1.StreamEntriesRequest, stream grpc.ServerStreamingServer[deputyv1.StreamEntriesResponse]) error {
 	last, err := s.begin(ctx, t, r, stream)
 	if err != nil {
 		return err
@@ -111,7 +97,7 @@ func (s *streams) send(ctx context.Context, t tail, r *deputyv1.StreamEntriesReq
 // complete says why entries are missing between the last one that was sent and the page, or before the head. Those that
 // were dropped for their age meanwhile can be left out, but not of an export, whose reader would take them for a hole. All
 // others were removed, and no other try brings them back.
-func complete(ctx context.Context, t tail, r *deputyv1.StreamEntriesRequest, last uint64, page []exchange.Recorded) error {
+func complete(ctx context.Context, t Tail, r *deputyv1.StreamEntriesRequest, last uint64, page []exchange.Recorded) error {
 	next := t.Head() + 1
 	if len(page) > 0 {
 		next = page[0].Seq
@@ -134,7 +120,7 @@ func complete(ctx context.Context, t tail, r *deputyv1.StreamEntriesRequest, las
 
 // begin returns the number after which the entries begin. In the first message of an export it says what was
 // dropped for its age before that.
-func (s *streams) begin(ctx context.Context, t tail, r *deputyv1.StreamEntriesRequest, stream grpc.ServerStreamingServer[deputyv1.StreamEntriesResponse]) (uint64, error) {
+func (s *streams) begin(ctx context.Context, t Tail, r *deputyv1.StreamEntriesRequest, stream grpc.ServerStreamingServer[deputyv1.StreamEntriesResponse]) (uint64, error) {
 	dropped, some, err := t.Dropped(ctx)
 	if err != nil || !some || r.GetAfter() >= dropped.Through {
 		return r.GetAfter(), err

@@ -127,8 +127,14 @@ func (f *ledgerFeed) asked() (snapshots, questions int) {
 	return f.snapshots, f.questions
 }
 
-func serving(f feed) Config {
-	return Config{Engine: granting(), watch: func(context.Context, exchange.Inquiry) (feed, error) { return f, nil }}
+func serving(f Feed) Config {
+	engine := granting()
+	engine.watch = following(f)
+	return Config{Engine: engine}
+}
+
+func following(f Feed) func(context.Context, exchange.Inquiry) (Feed, error) {
+	return func(context.Context, exchange.Inquiry) (Feed, error) { return f, nil }
 }
 
 // verifier is the other end of a stream.

@@ -117,8 +117,8 @@ func TestMethodWithoutARule(t *testing.T) {
 // engine.
 func TestDoor(t *testing.T) {
 	engine := granting()
-	config := serving(newLedgerFeed())
-	config.Engine, config.Reflection, config.tail = engine, true, engine.tails
+	engine.watch, engine.tail = following(newLedgerFeed()), engine.tails
+	config := Config{Engine: engine, Reflection: true}
 	server, conn := dial(t, config)
 	for method, info := range registered(server) {
 		before := engine.asked()

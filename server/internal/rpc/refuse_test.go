@@ -44,7 +44,8 @@ func TestMetadata(t *testing.T) {
 	}
 	engine := granting()
 	tokens, _ := stubs(t, engine)
-	audit := audits(t, Config{Engine: engine, tail: engine.tails})
+	engine.tail = engine.tails
+	audit := audits(t, Config{Engine: engine})
 	revoking := revocations(t, Config{Engine: engine})
 	target := &deputyv1.RevocationTarget{Kind: deputyv1.RevocationKind_REVOCATION_KIND_TOKEN, Id: "01JID"}
 	child := &deputyv1.Child{ActorToken: "may authenticate"}
@@ -135,7 +136,8 @@ func TestMetadata(t *testing.T) {
 func TestUnknownFields(t *testing.T) {
 	engine := granting()
 	tokens, _ := stubs(t, engine)
-	audit := audits(t, Config{Engine: engine, tail: engine.tails})
+	engine.tail = engine.tails
+	audit := audits(t, Config{Engine: engine})
 	revoking := revocations(t, Config{Engine: engine})
 	unknown := protowire.AppendVarint(protowire.AppendTag(nil, 2000, protowire.VarintType), 1)
 	child, client := &deputyv1.Child{}, &deputyv1.ClientAuthentication{ClientAssertion: "a"}

@@ -30,8 +30,8 @@ import (
 	"deputy.example/deputy/server/internal/peers"
 )
 
-// Engine is what this front needs of exchange.Engine. It is an interface so that the door-specific
-// and the conformance tests can script the outcomes.
+// Engine is what this front needs of exchange.Engine; For returns it. It is an interface so that the
+// tests of this package and the conformance tests can script the outcomes.
 type Engine interface {
 	Exchange(context.Context, exchange.Call) ([]exchange.Outcome, error)
 	Introspect(context.Context, exchange.Inquiry) (exchange.Introspection, error)
@@ -40,12 +40,12 @@ type Engine interface {
 	Descendants(ctx context.Context, q exchange.Inquiry, after uint64, limit int) ([]exchange.Descendant, uint64, error)
 	Search(ctx context.Context, q exchange.Inquiry, query ledger.Query) ([]exchange.Recorded, uint64, error)
 	Reach(ctx context.Context, q exchange.Inquiry, agent delegation.Principal, depth int) (exchange.Reach, error)
-	Tail(context.Context, exchange.Inquiry) (*exchange.Tail, error)
+	Tail(context.Context, exchange.Inquiry) (Tail, error)
 	Checkpoint(context.Context, exchange.Inquiry) (exchange.Checkpoint, error)
 	Proofs(ctx context.Context, q exchange.Inquiry, old uint64) (exchange.Proofs, error)
 	Revoke(context.Context, exchange.RevokeCall) (exchange.Revoked, error)
 	Receipts(ctx context.Context, q exchange.Inquiry, entry uint64) (exchange.Receipts, error)
-	Watch(context.Context, exchange.Inquiry) (*exchange.Watch, error)
+	Watch(context.Context, exchange.Inquiry) (Feed, error)
 	Stranger(context.Context) error
 }
 
@@ -70,9 +70,7 @@ type Config struct {
 	TracerProvider trace.TracerProvider // nil: no traces
 	Now            func() time.Time     // nil: time.Now
 
-	watch func(context.Context, exchange.Inquiry) (feed, error) // nil: Engine.Watch. Tests script it.
-	tail  func(context.Context, exchange.Inquiry) (tail, error) // nil: Engine.Tail. Tests script it.
-	waits *waits                                                // nil: patience. Tests have less.
+	waits *waits // nil: patience. Tests have less.
 }
 
 // The bounds of what a stranger can make this process hold. A batch of 100 children, each with an
@@ -175,7 +173,7 @@ func New(c Config) (*Server, error) {
 func (s *Server) register(c Config) {
 	services := registrar{s.grpc}
 	deputyv1.RegisterTokenExchangeServiceServer(services, &exchangeService{door: door{c.Authority}, engine: c.Engine})
-	deputyv1.RegisterAuditServiceServer(services, &auditService{door: door{c.Authority}, engine: c.Engine, streams: newStreams(c, s.watchers.draining)})
+	deputyv1.RegisterAuditServiceServer(services, &auditService{door: door{c.Authority}, engine: c.Engine, streams: &streams{draining: s.watchers.draining}})
 	deputyv1.RegisterRevocationServiceServer(services, &revocationService{door: door{c.Authority}, engine: c.Engine, watchers: s.watchers})
 	healthpb.RegisterHealthServer(services, s.health)
 	if c.Reflection {

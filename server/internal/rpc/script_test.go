@@ -29,6 +29,8 @@ type script struct {
 	revocation []exchange.RevokeCall
 	revoke     func(context.Context, exchange.RevokeCall) (exchange.Revoked, error)
 	receipts   func(context.Context, exchange.Inquiry, uint64) (exchange.Receipts, error)
+	watch      func(context.Context, exchange.Inquiry) (Feed, error)
+	tail       func(context.Context, exchange.Inquiry) (Tail, error)
 }
 
 func (s *script) Exchange(ctx context.Context, c exchange.Call) ([]exchange.Outcome, error) {
@@ -93,9 +95,11 @@ func (s *script) Reach(_ context.Context, q exchange.Inquiry, agent delegation.P
 	}, nil
 }
 
-// Tail is never asked for here, as Watch is not.
-func (s *script) Tail(context.Context, exchange.Inquiry) (*exchange.Tail, error) {
-	return nil, errors.New("no script for this")
+func (s *script) Tail(ctx context.Context, q exchange.Inquiry) (Tail, error) {
+	if s.tail == nil {
+		return nil, errors.New("no script for this")
+	}
+	return s.tail(ctx, q)
 }
 
 func (s *script) Checkpoint(_ context.Context, q exchange.Inquiry) (exchange.Checkpoint, error) {
@@ -125,9 +129,11 @@ func (s *script) Receipts(ctx context.Context, q exchange.Inquiry, entry uint64)
 	return s.receipts(ctx, q, entry)
 }
 
-// Watch is never asked for here: what a stream does is tested with a feed that follows a script.
-func (s *script) Watch(context.Context, exchange.Inquiry) (*exchange.Watch, error) {
-	return nil, errors.New("no script for this")
+func (s *script) Watch(ctx context.Context, q exchange.Inquiry) (Feed, error) {
+	if s.watch == nil {
+		return nil, errors.New("no script for this")
+	}
+	return s.watch(ctx, q)
 }
 
 // Stranger answers as the engine does.

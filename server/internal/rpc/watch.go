@@ -23,8 +23,8 @@ const (
 	helloPatience = 5 * time.Second
 )
 
-// feed is what a stream needs of exchange.Watch.
-type feed interface {
+// Feed is what a stream needs of exchange.Watch.
+type Feed interface {
 	Close()
 	Until() time.Time
 	Standing() error
@@ -38,7 +38,7 @@ type feed interface {
 
 // watchers are the streams of all verifiers of this instance.
 type watchers struct {
-	open     func(context.Context, exchange.Inquiry) (feed, error)
+	open     func(context.Context, exchange.Inquiry) (Feed, error)
 	patience time.Duration // for hello
 	now      func() time.Time
 	draining chan struct{} // closed when every stream shall end
@@ -47,20 +47,7 @@ type watchers struct {
 }
 
 func newWatchers(c Config, i interceptor) *watchers {
-	w := &watchers{
-		open: c.watch, patience: helloPatience, now: c.Now,
-		draining: make(chan struct{}), guard: i.guard,
-	}
-	if w.open == nil {
-		w.open = func(ctx context.Context, q exchange.Inquiry) (feed, error) {
-			watch, err := c.Engine.Watch(ctx, q)
-			if err != nil {
-				return nil, err
-			}
-			return watch, nil
-		}
-	}
-	return w
+	return &watchers{open: c.Engine.Watch, patience: helloPatience, now: c.Now, draining: make(chan struct{}), guard: i.guard}
 }
 
 // end tells all streams to end, now and from now on.
@@ -71,7 +58,7 @@ func (w *watchers) end() { w.drain.Do(func() { close(w.draining) }) }
 // holds up no event. None of them waits for another stream.
 type watcher struct {
 	*watchers
-	feed   feed
+	feed   Feed
 	stream grpc.BidiStreamingServer[deputyv1.WatchRevocationsRequest, deputyv1.WatchRevocationsResponse]
 	after  uint64 // number up to which everything was sent
 

@@ -303,10 +303,11 @@ func TestEndings(t *testing.T) {
 	v.hello("v1", 0)
 	v.hears("snapshot 0 up to 0", "end: unavailable")
 
-	stranger := Config{Engine: granting(), watch: func(context.Context, exchange.Inquiry) (feed, error) {
+	refusing := granting()
+	refusing.watch = func(context.Context, exchange.Inquiry) (Feed, error) {
 		return nil, delegation.Refuse(delegation.ClientUnauthenticated, "", "who?")
-	}}
-	watch(t, revocations(t, stranger)).hears("end: client_unauthenticated")
+	}
+	watch(t, revocations(t, Config{Engine: refusing})).hears("end: client_unauthenticated")
 	watch(t, revocations(t, Config{Engine: granting()})).hears("end: internal") // the engine itself, which has no script
 }
 
@@ -341,7 +342,9 @@ func TestStreamsAreLogged(t *testing.T) {
 func TestWatchersGiveTheirPlacesBack(t *testing.T) {
 	f := newLedgerFeed()
 	var full error
-	client := revocations(t, Config{Engine: granting(), watch: func(context.Context, exchange.Inquiry) (feed, error) { return f, full }})
+	engine := granting()
+	engine.watch = func(context.Context, exchange.Inquiry) (Feed, error) { return f, full }
+	client := revocations(t, Config{Engine: engine})
 	first := watch(t, client)
 	first.hello("v1", 0)
 	first.hears("snapshot 0 up to 0")
@@ -372,10 +375,10 @@ func TestDrainEndsWatchers(t *testing.T) {
 	f := newLedgerFeed()
 	hang := make(chan struct{})
 	f.last = func(ctx context.Context) error { close(hang); <-ctx.Done(); return ctx.Err() }
-	config := serving(f)
+	engine := granting()
 	var arrived atomic.Int32
-	config.watch = func(context.Context, exchange.Inquiry) (feed, error) { arrived.Add(1); return f, nil }
-	server, conn := dial(t, config)
+	engine.watch = func(context.Context, exchange.Inquiry) (Feed, error) { arrived.Add(1); return f, nil }
+	server, conn := dial(t, Config{Engine: engine})
 	client := deputyv1.NewRevocationServiceClient(conn)
 	silent, idle, asking := watch(t, client), watch(t, client), watch(t, client)
 	for _, v := range []*verifier{idle, asking} {

@@ -39,6 +39,7 @@ import (
 	"deputy.example/deputy/server/internal/exchange/exchangetest"
 	"deputy.example/deputy/server/internal/httpapi"
 	"deputy.example/deputy/server/internal/policy"
+	"deputy.example/deputy/server/internal/rpc"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -97,7 +98,7 @@ func cases(t *testing.T) []testCase {
 func newWorld(t *testing.T) (*exchangetest.World, map[string]door) {
 	t.Helper()
 	w := newEngine(t)
-	return w, doors(t, w.Engine, front(w.Tenant()))
+	return w, doors(t, rpc.For(w.Engine), w.Engine, front(w.Tenant()))
 }
 
 func front(n *exchangetest.Tenant) httpapi.Tenant {

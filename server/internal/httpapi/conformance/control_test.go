@@ -2,6 +2,7 @@ package conformance
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"reflect"
 	"strings"
@@ -9,6 +10,7 @@ import (
 
 	"deputy.example/deputy/server/internal/exchange"
 	"deputy.example/deputy/server/internal/httpapi"
+	"deputy.example/deputy/server/internal/rpc"
 )
 
 // faulty is a door to a server with one of the faults that are common among token exchange services.
@@ -98,8 +100,12 @@ func TestFaultsAreNoticed(t *testing.T) {
 
 // recorder is an engine that keeps the call and refuses it.
 type recorder struct {
-	*exchange.Engine // nil: nothing else is asked for here
-	call             exchange.Call
+	rpc.Engine // nil: nothing else is asked for here
+	call       exchange.Call
+}
+
+func (r *recorder) StatusList(context.Context, string, uint64) (exchange.StatusList, error) {
+	return exchange.StatusList{}, errors.New("no script for this")
 }
 
 func (r *recorder) Exchange(_ context.Context, c exchange.Call) ([]exchange.Outcome, error) {
@@ -128,7 +134,7 @@ func TestDoorsMakeTheSameCall(t *testing.T) {
 		}
 	}
 	engine := &recorder{}
-	open := doors(t, engine, httpapi.Tenant{Name: "acme", Issuer: "https://deputy.example/t/acme", JWKS: func() []byte { return nil }})
+	open := doors(t, engine, engine, httpapi.Tenant{Name: "acme", Issuer: "https://deputy.example/t/acme", JWKS: func() []byte { return nil }})
 	for name, p := range requests {
 		var calls [3]exchange.Call
 		for i, through := range []string{"http", "grpc", "bearer"} {

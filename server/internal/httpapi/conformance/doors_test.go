@@ -49,16 +49,10 @@ type door interface {
 	introspect(ctx context.Context, token, credential string) (answer, error)
 }
 
-// engine is what both fronts ask.
-type engine interface {
-	rpc.Engine
-	httpapi.Engine
-}
-
-// doors opens every way to the engine. The servers end with the test.
-func doors(t *testing.T, engine engine, tenant httpapi.Tenant) map[string]door {
+// doors opens every way to the engine: for programs by gRPC, and by HTTP. The servers end with the test.
+func doors(t *testing.T, calls rpc.Engine, forms httpapi.Engine, tenant httpapi.Tenant) map[string]door {
 	t.Helper()
-	handler, err := httpapi.New(httpapi.Config{Engine: engine, Tenants: []httpapi.Tenant{tenant}})
+	handler, err := httpapi.New(httpapi.Config{Engine: forms, Tenants: []httpapi.Tenant{tenant}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -69,7 +63,7 @@ func doors(t *testing.T, engine engine, tenant httpapi.Tenant) map[string]door {
 		t.Fatal(err)
 	}
 
-	server, err := rpc.New(rpc.Config{Engine: engine})
+	server, err := rpc.New(rpc.Config{Engine: calls})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -64,7 +64,7 @@ func holderDoors(t *testing.T, w *exchangetest.World) map[string]holderDoor {
 		t.Fatal(err)
 	}
 	authority := net.JoinHostPort("localhost", port)
-	server, err := rpc.New(rpc.Config{Engine: w.Engine, TLS: credentials.NewTLS(serving), Authority: func(name string) bool { return name == authority }})
+	server, err := rpc.New(rpc.Config{Engine: rpc.For(w.Engine), TLS: credentials.NewTLS(serving), Authority: func(name string) bool { return name == authority }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -374,7 +374,7 @@ func TestBindingMatrixOverTheDoors(t *testing.T) {
 func TestProofsForTheNameOfAnotherServer(t *testing.T) {
 	w := exchangetest.New(t, exchangetest.Config{})
 	for name, ours := range map[string]bool{"deputy.internal:9090": true, "evil.example:9090": false} {
-		server, err := rpc.New(rpc.Config{Engine: w.Engine, Authority: func(name string) bool { return name == "deputy.internal:9090" }})
+		server, err := rpc.New(rpc.Config{Engine: rpc.For(w.Engine), Authority: func(name string) bool { return name == "deputy.internal:9090" }})
 		if err != nil {
 			t.Fatal(err)
 		}

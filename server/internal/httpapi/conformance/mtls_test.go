@@ -104,7 +104,7 @@ func (w *tlsWorld) listen(t *testing.T) {
 	w.web.StartTLS()
 	t.Cleanup(w.web.Close)
 
-	server, err := rpc.New(rpc.Config{Engine: w.Engine, TLS: credentials.NewTLS(config.Clone())})
+	server, err := rpc.New(rpc.Config{Engine: rpc.For(w.Engine), TLS: credentials.NewTLS(config.Clone())})
 	if err != nil {
 		t.Fatal(err)
 	}

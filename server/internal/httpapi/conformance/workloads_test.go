@@ -12,6 +12,7 @@ import (
 
 	"deputy.example/deputy/client/delegation"
 	"deputy.example/deputy/server/internal/exchange/exchangetest"
+	"deputy.example/deputy/server/internal/rpc"
 	"deputy.example/deputy/server/internal/token"
 	"deputy.example/deputy/server/internal/token/tokentest"
 )
@@ -93,7 +94,7 @@ func workloadDoors(t *testing.T, all map[string]fixture, conditions bool) (*exch
 		tenant.FGA.Allow(agent, "holder", "scope:calendar.read")
 		tenant.FGA.Allow(agent, "accessor", "resource:"+delegation.EncodeID(exchangetest.Calendar))
 	}
-	return tenant, doors(t, w.Engine, front(tenant))
+	return tenant, doors(t, rpc.For(w.Engine), w.Engine, front(tenant))
 }
 
 // roles are the ways in which a workload's token comes to a door: as the credential of a caller, or as
