@@ -12,8 +12,11 @@ E2E_NODE   := $(patsubst %/package-lock.json,%,$(wildcard server/embedded/e2e/no
 # half of the processor time of the tests. The driver above it is watched.
 UNWATCHED  := modernc.org/sqlite/lib modernc.org/libc/... modernc.org/memory
 RACE       := -race $(foreach p,$(UNWATCHED),-gcflags=$(p)=-race=false)
-# make lint vets. Four packages at a time on any machine: many tests wait for servers and time, not for a processor.
-TEST_FLAGS := $(RACE) -vet=off -p 4 -timeout 20m
+# make lint vets. At least three packages at a time: many tests wait for servers and for time, not for a processor.
+PACKAGES   := $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n > 3 ? n : 3)))
+TEST_FLAGS := $(RACE) -vet=off -p $(PACKAGES) -timeout 20m
+# The packages that take longest, so that they start first and none of them runs alone at the end.
+LONGEST    := ./server/internal/exchange ./server ./server/internal/ledger
 # The tools that are not the product: load generator, simulator, filler.
 TOOLS      := /(loadtest|server/fill)(/|$$)
 BIN        ?= bin
@@ -26,7 +29,7 @@ FUZZTIME   ?= 30s
 each-module = for dir in $(MODULES); do (cd $$dir && $(1)) || exit; done
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test test-product test-tools quick deps lint format generate generate-check vuln breaking bench loadtest campaign mutants fuzz clean
+.PHONY: help build run test test-product test-embedded test-tools quick deps lint format generate generate-check vuln breaking bench loadtest campaign mutants fuzz clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -39,12 +42,16 @@ run: ## build and start the embedded default; ARGS="..." are passed to it
 	@go build -ldflags '$(LDFLAGS)' -o bin/deputy ./client/cmd/deputy # for the commands that the demo prints
 	@exec bin/deputy-embedded $(ARGS)
 
-test: test-product test-tools ## everything, with the race detector; installs or names what is missing
+test: deps ## everything, with the race detector; installs or names what is missing
+	@$(MAKE) --no-print-directory -k -j2 test-embedded test-product test-tools
 
-test-product: deps ## what make test runs of server, SDK and command line
-	$(call each-module,go test $(TEST_FLAGS) $$(go list ./... | grep -vE '$(TOOLS)'))
+test-product: deps ## the part of make test for server, SDK and command line
+	go test $(TEST_FLAGS) $(LONGEST) $$(go list ./... | grep -vE '$(TOOLS)')
 
-test-tools: deps ## what make test runs of load generator, simulator and filler
+test-embedded: deps ## the part of make test for the embedded default and whole deployments
+	cd server/embedded && go test $(TEST_FLAGS) ./...
+
+test-tools: deps ## the part of make test for load generator, simulator and filler
 	go test $(TEST_FLAGS) $$(go list ./... | grep -E '$(TOOLS)')
 
 quick: ## the packages whose tests need no server, without the race detector; make test runs everything

@@ -20,6 +20,7 @@ import (
 	"testing"
 	"time"
 
+	"deputy.example/deputy/server/internal/testservers"
 	"deputy.example/deputy/server/internal/token/certtest"
 )
 
@@ -33,7 +34,7 @@ type scene struct {
 
 func newScene(t testing.TB) scene {
 	t.Helper()
-	s := scene{t, t.TempDir()}
+	s := scene{t, testservers.Dir(t)}
 	client, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)

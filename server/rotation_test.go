@@ -240,19 +240,22 @@ func TestRotationUnderLoad(t *testing.T) {
 	defer stop()
 	rotations := testservers.Campaign(12, 3)
 	deadline := time.Now().Add(time.Duration(rotations+2) * 4 * time.Minute / times)
-	for seen := 0; seen <= rotations; {
-		if time.Now().After(deadline) {
-			t.Fatalf("only %d rotations\n%s", seen-1, s.log)
+	enough := deadline.Add(5 * time.Minute) // on a busy machine the exchanges take more time than the rotations
+	seen := 0
+	for seen <= rotations || l.exchanges.Load() < 100 {
+		if now := time.Now(); seen <= rotations && now.After(deadline) || now.After(enough) {
+			t.Fatalf("only %d rotations and %d exchanges\n%s", seen-1, l.exchanges.Load(), s.log)
 		}
 		<-time.After(50 * time.Millisecond) // the load runs
 		l.mu.Lock()
 		seen = len(l.signers)
 		l.mu.Unlock()
 	}
+	rotations = seen - 1
 	rejected := l.rejected.Load()
 	t.Logf("%d exchanges, %d tokens verified through %d rotations, %d rejected", l.exchanges.Load(), l.verified.Load(), rotations, rejected)
 	l.mu.Lock()
-	if rejected > 0 || l.exchanges.Load() < 100 {
+	if rejected > 0 {
 		t.Errorf("%d rejected: %v\n%.4000s", rejected, l.why, s.log)
 	}
 	l.why = make(map[string]int)

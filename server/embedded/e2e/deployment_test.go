@@ -11,7 +11,6 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -77,8 +76,11 @@ func deploy(t testing.TB, p plan) *deployment {
 		d.certFile, d.keyFile = certificate(t)
 	}
 	d.redis = "redis://" + cmp.Or(p.redis, redisAddress(t, p))
-	d.database = cmp.Or(p.database, (&url.URL{Scheme: "sqlite", Path: filepath.Join(d.dir, "ledger.db")}).String())
-	ledgertest.Migrate(t, d.database)
+	if d.database = p.database; d.database == "" {
+		d.database = ledgertest.SQLite(t)
+	} else {
+		ledgertest.Migrate(t, d.database)
+	}
 	if p.openFGA == "" {
 		d.relations = newRelationships(t)
 		d.plan.openFGA, d.plan.store, d.plan.model = d.relations.url, d.relations.store, d.relations.model

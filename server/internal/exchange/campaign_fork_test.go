@@ -92,7 +92,7 @@ func newFork(t *testing.T, random *rand.Rand, file bool) *fork {
 	redis := testservers.NewRedis(t)
 	f := &fork{random: random, findings: &findings{}, claims: map[string]delegation.Claims{}, revoked: map[string]bool{}, guard: guardAt(t, redis.URL())}
 	config := exchangetest.Config{RedisURL: redis.URL(), Prompt: true, Deadline: 20 * time.Second}
-	if f.file = filepath.Join(t.TempDir(), "ledger.db"); file {
+	if f.file = filepath.Join(testservers.Dir(t), "ledger.db"); file {
 		config.DSN = "sqlite://" + f.file
 	} else {
 		f.primary = testservers.NewPostgres(t)

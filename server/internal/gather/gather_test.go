@@ -42,16 +42,24 @@ func TestGroup(t *testing.T) {
 	}
 }
 
-// Goroutines that can run do so before the group is closed.
+// Goroutines that can run do so before the group is closed. The scheduler may return to the one that yielded: it takes
+// every 61st from another queue. So a few rounds of many may leave the other behind, and without yielding all would.
 func TestGroupLetsOthersRun(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
-	var waiting atomic.Int64
-	waiting.Store(1)
-	done := make(chan struct{})
-	go func() { waiting.Add(1); close(done) }() // one processor: it runs when this goroutine gives way
-	gather.Group(10, 0, func() int { return int(waiting.Load()) })
-	if waiting.Load() != 2 {
-		t.Error("a goroutine that could run was left behind")
+	const rounds = 50
+	left := 0
+	for range rounds {
+		var waiting atomic.Int64
+		waiting.Store(1)
+		done := make(chan struct{})
+		go func() { waiting.Add(1); close(done) }() // one processor: it runs when this goroutine yields
+		gather.Group(10, 0, func() int { return int(waiting.Load()) })
+		if waiting.Load() != 2 {
+			left++
+		}
+		<-done
 	}
-	<-done
+	if left > rounds/5 {
+		t.Errorf("a goroutine that could run was left behind in %d rounds of %d", left, rounds)
+	}
 }

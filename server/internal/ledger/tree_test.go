@@ -178,7 +178,7 @@ func asFirst(t *testing.T, dsn string) string {
 // testDatabase is an empty database of the same kind.
 func testDatabase(t *testing.T, like string) string {
 	if strings.HasPrefix(like, "sqlite") {
-		return ledgertest.Address(filepath.Join(t.TempDir(), "ledger.db"))
+		return ledgertest.Address(filepath.Join(testservers.Dir(t), "ledger.db"))
 	}
 	return testservers.Postgres(t)
 }

@@ -26,3 +26,16 @@ func childrenOf(pid int) []int {
 	}
 	return children
 }
+
+// memory is a file system in memory that Linux has on every machine, though in containers it is often small.
+const memory = "/dev/shm"
+
+// memoryFree is the number of bytes that memory can still hold.
+func memoryFree() uint64 {
+	const tmpfs = 0x01021994
+	var fs syscall.Statfs_t
+	if err := syscall.Statfs(memory, &fs); err != nil || fs.Type != tmpfs {
+		return 0
+	}
+	return fs.Bavail * uint64(fs.Bsize)
+}

@@ -53,11 +53,11 @@ func TestKilledBinaryLeavesNoServer(t *testing.T) {
 	if _, err := tempDir(nil); err != nil { // the next start removes what the victim left
 		t.Fatal(err)
 	}
-	left, _ := filepath.Glob(filepath.Join(os.TempDir(), dirPrefix+strconv.Itoa(cmd.Process.Pid)+"-*"))
+	left, _ := filepath.Glob(filepath.Join(parent(), dirPrefix+strconv.Itoa(cmd.Process.Pid)+"-*"))
 	if len(left) > 0 {
 		t.Errorf("left behind: %v", left)
 	}
-	own, _ := filepath.Glob(filepath.Join(os.TempDir(), dirPrefix+strconv.Itoa(os.Getpid())+"-*"))
+	own, _ := filepath.Glob(filepath.Join(parent(), dirPrefix+strconv.Itoa(os.Getpid())+"-*"))
 	for _, dir := range own {
 		_ = os.Remove(dir) // only the empty one from above
 	}

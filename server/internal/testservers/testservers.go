@@ -178,17 +178,46 @@ func environment() []string {
 
 const dirPrefix = "deputy-testserver-"
 
+// Dir returns an empty directory for the files of a database, which is removed after the test. Where the machine has room
+// in memory it is there: databases sync every commit, and the disk took more than half of the time of their tests. What a
+// test asserts about durability is what remains after a process was killed, and memory keeps that too.
+func Dir(t testing.TB) string {
+	t.Helper()
+	dir, err := tempDir(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
+// room is the free memory that the directories of a test run need. The databases of a full campaign need more than that.
+const room = 4 << 30
+
+// parent is where directories of databases are made.
+func parent() string {
+	if Campaign(1, 0) == 0 && memoryFree() > room {
+		return memory
+	}
+	return os.TempDir()
+}
+
 // tempDir makes a directory named after this process, and removes those that killed test
 // binaries left behind.
 func tempDir(owner *syscall.Credential) (string, error) {
-	stale, _ := filepath.Glob(filepath.Join(os.TempDir(), dirPrefix+"*"))
+	in := parent()
+	stale, _ := filepath.Glob(filepath.Join(in, dirPrefix+"*"))
 	for _, dir := range stale {
 		pid, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(dir), dirPrefix), "-")
 		if n, err := strconv.Atoi(pid); err == nil && syscall.Kill(n, 0) == syscall.ESRCH {
 			_ = os.RemoveAll(dir)
 		}
 	}
-	dir, err := os.MkdirTemp("", fmt.Sprintf("%s%d-", dirPrefix, os.Getpid()))
+	dir, err := os.MkdirTemp(in, fmt.Sprintf("%s%d-", dirPrefix, os.Getpid()))
 	if err != nil {
 		return "", err
 	}

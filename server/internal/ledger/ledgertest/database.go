@@ -13,10 +13,10 @@ import (
 	"deputy.example/deputy/server/internal/testservers"
 )
 
-// SQLite returns the DSN of an empty, migrated database in a file of the test's own.
+// SQLite returns the DSN of an empty, migrated database in a file of the test's own, which is in testservers.Dir.
 func SQLite(t testing.TB) (dsn string) {
 	t.Helper()
-	dsn = Address(filepath.Join(t.TempDir(), "ledger.db"))
+	dsn = Address(filepath.Join(testservers.Dir(t), "ledger.db"))
 	Migrate(t, dsn)
 	return dsn
 }
