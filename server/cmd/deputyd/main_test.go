@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 )
 
 func TestExitCodesAndStreams(t *testing.T) {
@@ -62,7 +61,8 @@ func TestExitCodesAndStreams(t *testing.T) {
 	}
 }
 
-func TestServeUntilTheSignal(t *testing.T) {
+// TestCommandsOfAConfiguration: check, migrate and erase, and a server without a schema. signal_test.go serves.
+func TestCommandsOfAConfiguration(t *testing.T) {
 	config := writeConfig(t)
 	deputyd := func(ctx context.Context, args ...string) (int, string) {
 		var stdout, stderr bytes.Buffer
@@ -91,11 +91,5 @@ func TestServeUntilTheSignal(t *testing.T) {
 		if code, said := deputyd(t.Context(), append([]string{"erase", "--config", config}, strings.Fields(c.args)...)...); code != c.code || !strings.Contains(said, c.want) {
 			t.Errorf("erase %s: %d %s", c.args, code, said)
 		}
-	}
-	// It starts without Redis and OpenFGA, and the signal ends it without an error.
-	ctx, signal := context.WithTimeout(t.Context(), 300*time.Millisecond)
-	defer signal()
-	if code, said := deputyd(ctx, "serve", "--config", config); code != 0 {
-		t.Errorf("serve: %d %s", code, said)
 	}
 }

@@ -20,7 +20,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// TestHangup: SIGHUP does not end the server, and SIGTERM after it drains.
+// TestHangup: the server starts without Redis and OpenFGA. SIGHUP does not end it, and SIGTERM after it drains and
+// ends it without an error.
 func TestHangup(t *testing.T) {
 	config := writeConfig(t)
 	deputyd := func(args ...string) *exec.Cmd {
