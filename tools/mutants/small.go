@@ -237,7 +237,7 @@ var smallMutants = []mutant{
 	},
 	{
 		name: "commit-on-a-full-disk-is-acknowledged", file: "server/internal/ledger/sqlite.go",
-		old: "if err := tx.exec(\"commit\", `COMMIT`); err != nil {", new: "if err := tx.exec(\"commit\", `COMMIT`); err != nil && w == nil {",
+		old: "if err := tx.exec(`COMMIT`); err != nil {", new: "if err := tx.exec(`COMMIT`); err != nil && w == nil {",
 		pkg: "server/internal/ledger", test: "TestFullDisk",
 	},
 }

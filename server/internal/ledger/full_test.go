@@ -7,13 +7,13 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
 
 	"deputy.example/deputy/client/delegation"
 	"deputy.example/deputy/server/internal/ledger"
+	"deputy.example/deputy/server/internal/ledger/ledgertest"
 )
 
 // fullDisk names the database of the process in which files cannot grow.
@@ -27,7 +27,7 @@ func TestFullDisk(t *testing.T) {
 		onFullDisk(t, dsn)
 		return
 	}
-	dsn := migrated(t, (&url.URL{Scheme: "sqlite", Path: filepath.Join(t.TempDir(), "ledger.db")}).String())
+	dsn := ledgertest.SQLite(t)
 	own, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
