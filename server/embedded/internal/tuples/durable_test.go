@@ -17,7 +17,6 @@ import (
 
 	openfgav1 "github.com/openfga/api/proto/openfga/v1"
 	"github.com/openfga/openfga/pkg/storage"
-	storagetest "github.com/openfga/openfga/pkg/storage/test"
 	"github.com/openfga/openfga/pkg/tuple"
 	"google.golang.org/protobuf/types/known/structpb"
 	"modernc.org/sqlite"
@@ -35,11 +34,6 @@ func open(t testing.TB, path string) *Datastore {
 }
 
 func newFile(t testing.TB) string { return filepath.Join(t.TempDir(), "relationships.db") }
-
-func TestOpenFGAsOwnSuiteWithAFile(t *testing.T) {
-	t.Parallel()
-	storagetest.RunAllTests(t, open(t, newFile(t)))
-}
 
 func without(k *openfgav1.TupleKey) *openfgav1.TupleKeyWithoutCondition {
 	return tuple.TupleKeyToTupleKeyWithoutCondition(k)
