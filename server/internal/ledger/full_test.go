@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -27,7 +26,7 @@ func TestFullDisk(t *testing.T) {
 		onFullDisk(t, dsn)
 		return
 	}
-	dsn := migrated(t, (&url.URL{Scheme: "sqlite", Path: filepath.Join(t.TempDir(), "ledger.db")}).String())
+	dsn := databases["sqlite"](t)
 	own, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)

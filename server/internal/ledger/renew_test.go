@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"deputy.example/deputy/server/internal/ledger"
+	"deputy.example/deputy/server/internal/ledger/ledgertest"
 	"deputy.example/deputy/server/internal/testservers"
 )
 
@@ -181,7 +182,7 @@ func reads(ctx context.Context, l *ledger.Ledger) {
 // former primary, which lives on and would answer with the past.
 func TestFailoverRenewsConnections(t *testing.T) {
 	primary := testservers.NewPostgres(t)
-	migrated(t, primary.DSN)
+	ledgertest.Migrate(t, primary.DSN)
 	former := hostOf(t, primary.DSN)
 	board := newSwitchboard(t, former)
 	moved, err := url.Parse(primary.DSN)
