@@ -109,6 +109,12 @@ var engineMutants = []mutant{
 		pkg: "server/internal/exchange", test: "TestCallOfACallerThatHangsUpSpendsItsAssertion/before_it_is_admitted_to_revoke",
 	},
 	{
+		name: "exchange-hung-up-call-spends-nothing", file: "server/internal/exchange/record.go",
+		old: "w.spendUndecided(ctx, w.arrival, nil); err",
+		new: "w.config.Ledger.Spend(ctx, w.tenant.Name, w.uses()); err",
+		pkg: "server/internal/exchange", test: "TestCallOfACallerThatHangsUpSpendsItsAssertion/while_OpenFGA_is_asked",
+	},
+	{
 		name: "exchange-own-spending-is-a-replay", file: "server/internal/exchange/inquire.go",
 		old: "		if spend != nil { // again it would count as a replay\n			return by, err\n		}\n",
 		new: "",
@@ -335,7 +341,7 @@ var endpointMutants = []mutant{
 	{
 		name: "console-answer-to-another-sign-in", file: "server/internal/console/signin.go",
 		old: "	if secret == \"\" || !hmac.Equal([]byte(query.Get(\"state\")), []byte(derive(secret, \"state\"))) {\n",
-		new: "	if secret == \"-\" {\n",
+		new: "	if secret == \"-\" && !hmac.Equal(nil, nil) {\n",
 		pkg: "server/internal/console", test: "TestAnAnswerToAnotherSignInIsRefused",
 	},
 	{

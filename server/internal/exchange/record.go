@@ -30,7 +30,7 @@ func (w *walk) record(ctx context.Context) error {
 		drafts = append(drafts, w.draft(ctx, c))
 	}
 	if len(drafts) == 0 {
-		if err := w.config.Ledger.Spend(ctx, w.tenant.Name, w.uses()); err != nil {
+		if err := w.spendUndecided(ctx, w.arrival, nil); err != nil { // each child has its own reason
 			w.refuseAll(err)
 		}
 		return nil

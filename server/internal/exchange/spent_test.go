@@ -223,6 +223,17 @@ func TestCallOfACallerThatHangsUpSpendsItsAssertion(t *testing.T) {
 			_, err := f.Peer(t).One(ctx, check)
 			return err
 		},
+		"while OpenFGA is asked": func(f *forgetful, _ *relay, c exchange.Credentials) error {
+			ctx, hangUp := context.WithCancel(t.Context())
+			f.Tenant().FGA.Gate(func(*http.Request) error {
+				hangUp()
+				return errors.New("OpenFGA is down")
+			})
+			call := f.Tenant().Call(t, f.Tenant().Root(t, nil), planner, "")
+			call.Credentials = c
+			_, err := f.One(ctx, call)
+			return err
+		},
 		"before it is admitted to revoke": func(f *forgetful, _ *relay, c exchange.Credentials) error {
 			ctx, hangUp := context.WithCancel(t.Context())
 			hangUp()
