@@ -79,6 +79,10 @@ func TestWallClockForgetsNothing(t *testing.T) {
 				if n := f.feed.known.Load().set.Len(); n != 2 { // user:dave and the token
 					t.Errorf("%d revocations are remembered while the clock is off, want 2", n)
 				}
+				// Revocations that were forgotten would come back with another snapshot.
+				if n := len(f.deputy.Hellos()); n != 1 {
+					t.Errorf("the feed was opened %d times, want once", n)
+				}
 				wall.set(0)
 				pass(2 * time.Second)
 				synctest.Wait()
