@@ -245,8 +245,8 @@ const (
 		"			c.fail(delegation.Refuse(delegation.TokenRevoked, \"actor_token\", \"the actor, or its key, was revoked\"))\n" +
 		"		}\n" +
 		"	}\n" +
-		"	// The same set, after its last Hit: its horizon is raised before anything is forgotten. Naming the actors may have\n" +
-		"	// taken a while, because their issuers' keys are fetched.\n"
+		"	// The same set, after its last Hit: its horizon is raised before a revocation is forgotten.\n" +
+		"	// Naming the actors may have taken seconds, because their issuers' keys are fetched.\n"
 	checkHorizon = "	if revoked.Forgotten(w.parent.expiresAt) {\n" +
 		"		return delegation.Refuse(delegation.SubjectTokenInvalid, \"subject_token\", \"the token is refused: it has expired\")\n" +
 		"	}\n"

@@ -7,8 +7,8 @@ import (
 	"deputy.example/deputy/server/internal/ledger"
 )
 
-// Agents returns the agents in the tenant's newest entries, as Ledger.Agents does. It is for auditors. To others
-// the error is NotFound, and the attempt is recorded.
+// Agents returns the agents in the tenant's newest entries, as Ledger.Agents does. The caller must
+// be an auditor. For any other caller the error is NotFound, and the attempt is recorded.
 func (e *Engine) Agents(ctx context.Context, q Inquiry) (ledger.Window, error) {
 	ctx, cancel := e.within(ctx)
 	defer cancel()
@@ -26,15 +26,17 @@ func (e *Engine) Agents(ctx context.Context, q Inquiry) (ledger.Window, error) {
 // Suspension is an agent that is suspended now.
 type Suspension struct {
 	delegation.Revocation
-	// Recorded is the entry with the caller and the reason. Its Entry is nil if it was dropped for its age.
+	// Recorded is the entry with the caller and the reason. Its Entry is nil if it was dropped for
+	// its age.
 	Recorded Recorded
 }
 
-// MaxSuspensions is how many suspensions one call returns.
+// MaxSuspensions is the largest number of suspensions that one call returns.
 const MaxSuspensions = 100
 
-// Suspensions returns who is suspended now, the latest first: at most MaxSuspensions, those with numbers below
-// before (0: all). next continues as before, 0: there are no more. It is for auditors, as Agents is.
+// Suspensions returns the agents that are suspended now, the latest first. A page has at most
+// MaxSuspensions, with numbers below before (0: no limit). next is the value of before for the next
+// page; 0 means that the page is the last one. The caller must be an auditor, as for Agents.
 func (e *Engine) Suspensions(ctx context.Context, q Inquiry, before uint64) (page []Suspension, next uint64, err error) {
 	ctx, cancel := e.within(ctx)
 	defer cancel()
@@ -80,7 +82,8 @@ func (e *Engine) explain(ctx context.Context, by inquirer, s sight, page []Suspe
 	return nil
 }
 
-// admitAuditor admits callers who may read everything. To others the error is NotFound.
+// admitAuditor admits callers that may read the whole ledger. For other callers the error is
+// NotFound.
 func (e *Engine) admitAuditor(ctx context.Context, q Inquiry) (inquirer, sight, error) {
 	by, err := e.admitReader(ctx, q)
 	if err != nil {
@@ -93,8 +96,8 @@ func (e *Engine) admitAuditor(ctx context.Context, q Inquiry) (inquirer, sight, 
 	return by, sight, err
 }
 
-// MayRevoke reports for each target whether the caller may revoke it now, so that a front offers no other. Revoke
-// decides. Nothing is recorded.
+// MayRevoke reports for each target whether the caller may revoke it now, so that an interface
+// offers only those. Revoke decides. Nothing is recorded.
 func (e *Engine) MayRevoke(ctx context.Context, q Inquiry, targets ...delegation.Target) ([]bool, error) {
 	ctx, cancel := e.within(ctx)
 	defer cancel()
@@ -108,7 +111,7 @@ func (e *Engine) MayRevoke(ctx context.Context, q Inquiry, targets ...delegation
 		if err != nil && !e.isEmergency(ctx, by.tenant, by.caller.Principal, err) {
 			return nil, delegation.AsError(err)
 		}
-		may[i] = may[i] && err == nil // in an emergency the answer is known: what it does not allow, the caller may not
+		may[i] = may[i] && err == nil // an emergency responder may not: the answer is known
 	}
 	return may, nil
 }

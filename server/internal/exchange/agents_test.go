@@ -85,8 +85,8 @@ func TestMayRevokeIsWhatRevokeDoes(t *testing.T) {
 	}
 }
 
-// TestAnAgentThatNeverWas differs from one that holds nothing, for an auditor. For others, and in other tenants,
-// both give one answer.
+// TestAnAgentThatNeverWas: for an auditor it differs from an agent that holds nothing. For other
+// callers, and in other tenants, both give one answer.
 func TestAnAgentThatNeverWas(t *testing.T) {
 	w, n, as := stageOfAgents(t)
 	n.FGA.Deny("agent:writer", "holder", "scope:calendar.read")
@@ -94,7 +94,7 @@ func TestAnAgentThatNeverWas(t *testing.T) {
 	if _, refusal := w.One(t.Context(), n.Call(t, parent.AccessToken, planner, "agent:writer")); refusal == nil {
 		t.Fatal("granted")
 	}
-	w.Clock().Advance(exchange.MaxSession / 24) // what was granted is over
+	w.Clock().Advance(exchange.MaxSession / 24) // what was granted has expired
 	other := w.Tenants["other"]
 	other.FGA.Allow("user:audrey", "auditor", "system:deputy")
 	elsewhere := exchange.Inquiry{Credentials: exchange.Credentials{Person: w.SignIn(t, other, "audrey")}}

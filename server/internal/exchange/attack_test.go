@@ -18,7 +18,7 @@ import (
 	"deputy.example/deputy/server/internal/token"
 )
 
-// This file attacks the exchange: each test is one thing that an adversary would try.
+// This file attacks the exchange. Each test is one attack.
 
 func ptr[T any](v T) *T { return &v }
 
@@ -32,8 +32,8 @@ func newest(t testing.TB, w *exchangetest.World) *ledger.Entry {
 	return all[len(all)-1]
 }
 
-// A value that no database could store must end as a refusal with an entry, not as an internal error
-// without one; and it must not take the other children of its batch along.
+// TestWhatCannotBeStoredIsRefusedAndRecorded: a value that no database could store is a refusal
+// with an entry, and the other children of its batch are unaffected.
 func TestWhatCannotBeStoredIsRefusedAndRecorded(t *testing.T) {
 	w := exchangetest.New(t, exchangetest.Config{})
 	n := w.Tenant()
@@ -79,7 +79,7 @@ func manyScopes(count, length int) string {
 	return strings.Join(all, " ")
 }
 
-// Whoever stole a client's key must be stopped by a ban on that key.
+// TestBannedKeyAuthenticatesNobody: a ban stops the thief of a client's key.
 func TestBannedKeyAuthenticatesNobody(t *testing.T) {
 	w := exchangetest.New(t, exchangetest.Config{})
 	n := w.Tenant()
@@ -111,8 +111,7 @@ func TestSuspendedAgentLearnsNothing(t *testing.T) {
 	}
 }
 
-// A token that would be too long for any verifier is refused by name, before anything is recorded as
-// granted.
+// TestChildThatNoVerifierWouldRead: a token that is too long is refused before it is recorded.
 func TestChildThatNoVerifierWouldRead(t *testing.T) {
 	w := exchangetest.New(t, exchangetest.Config{})
 	n := w.Tenant()
@@ -130,7 +129,7 @@ func TestChildThatNoVerifierWouldRead(t *testing.T) {
 	if e := newest(t, w); e.Kind != ledger.KindRefusal || e.Seq != 1 {
 		t.Errorf("entry = %+v", e)
 	}
-	// One scope less each time: what is granted can always be read.
+	// One scope less each time: a granted token can always be parsed.
 	for scopes := strings.Split(scope, " "); len(scopes) > 18; scopes = scopes[1:] {
 		call := n.Call(t, root, planner, "")
 		call.Children[0].Scope = ptr(strings.Join(scopes, " "))
@@ -148,7 +147,7 @@ func TestChildThatNoVerifierWouldRead(t *testing.T) {
 	t.Error("nothing was short enough")
 }
 
-// A foreign chain that is as long as a chain may be cannot grow, and leaves no grant without a token.
+// TestImportedChainAtTheCeiling: a longest foreign chain cannot grow, and leaves no grant.
 func TestImportedChainAtTheCeiling(t *testing.T) {
 	w := exchangetest.New(t, exchangetest.Config{ImportAct: &token.Mapping{Type: "agent", Prefix: "far/"}})
 	n := w.Tenant()
@@ -177,7 +176,7 @@ func TestImportedChainAtTheCeiling(t *testing.T) {
 	}
 }
 
-// A cut-off of an agent also cuts what was handed on through it before it came here.
+// TestCutOffReachesImportedActors: a cut-off of an agent also hits tokens of imported chains.
 func TestCutOffReachesImportedActors(t *testing.T) {
 	w := exchangetest.New(t, exchangetest.Config{ImportAct: &token.Mapping{Type: "agent", Prefix: "far/"}})
 	n := w.Tenant()
@@ -202,7 +201,7 @@ func TestCutOffReachesImportedActors(t *testing.T) {
 	}
 }
 
-// Numbers that a reader may round are different numbers to the next reader.
+// TestNumbersInDetailsKeepTheirValue: a number that a reader may round is another number.
 func TestNumbersInDetailsKeepTheirValue(t *testing.T) {
 	for _, number := range []string{"9007199254740993", "123456789012345678901", "0.12345678901234567", "1e400", "-1e400", "1e-400", "1.5e-320", "1.0000000000000000001"} {
 		if d, err := delegation.ParseDetails([]byte(`[{"type":"pay","account":` + number + `}]`)); err == nil {
@@ -216,7 +215,7 @@ func TestNumbersInDetailsKeepTheirValue(t *testing.T) {
 	}
 }
 
-// What a caller sends must not cost more than a moment, however it is built.
+// TestNarrowingIsCheapWhateverIsAsked: no form of a request costs more than a moment.
 func TestNarrowingIsCheapWhateverIsAsked(t *testing.T) {
 	list := func(n int) string {
 		return `["` + strings.Repeat(`a","`, n) + `a"]`
@@ -245,7 +244,7 @@ func TestNarrowingIsCheapWhateverIsAsked(t *testing.T) {
 	}
 }
 
-// validate_only promises what an exchange would do now, on any instance.
+// TestValidateOnlySeesRevocations: validate_only promises what any instance would do now.
 func TestValidateOnlySeesRevocations(t *testing.T) {
 	w := exchangetest.New(t, exchangetest.Config{})
 	idle := w.Peer(t)
@@ -270,7 +269,7 @@ func TestValidateOnlySeesRevocations(t *testing.T) {
 	}
 }
 
-// Nothing maps authorization_details to audiences, so a token with both has one audience.
+// TestDetailsAreForOneAudience: nothing maps authorization_details to audiences.
 func TestDetailsAreForOneAudience(t *testing.T) {
 	const one = `[{"type":"event","identifier":"1","actions":["read"]}]`
 	w := exchangetest.New(t, exchangetest.Config{
@@ -296,7 +295,7 @@ func TestDetailsAreForOneAudience(t *testing.T) {
 	}
 }
 
-// An answer travels in headers and trailers: it must stay short whatever was asked.
+// TestRefusalsStayShort: an error is sent in headers and trailers, so it must be short.
 func TestRefusalsStayShort(t *testing.T) {
 	w := exchangetest.New(t, exchangetest.Config{})
 	n := w.Tenant()
@@ -311,8 +310,8 @@ func TestRefusalsStayShort(t *testing.T) {
 	}
 }
 
-// A child must not be bound to a key with which somebody else in the chain authenticates. Among the
-// registered keys none belongs to two clients; an actor token may name any.
+// TestAnAncestorsKeyIsNotTheChilds: a child must not be bound to a key with which another principal
+// of the chain authenticates. An actor token may name any key.
 func TestAnAncestorsKeyIsNotTheChilds(t *testing.T) {
 	w := exchangetest.New(t, exchangetest.Config{})
 	n := w.Tenant()
@@ -335,9 +334,9 @@ func TestAnAncestorsKeyIsNotTheChilds(t *testing.T) {
 	}
 }
 
-// Without client authentication the first child's actor token authenticates the whole batch. Each
-// further child then stands by itself: an actor token of another caller, or of the actor audience
-// without the caller being the holder, gets nothing.
+// TestBatchThatAnActorTokenAuthenticates: the first child's actor token authenticates the batch.
+// Each further child needs its own right: an actor token of another caller, or of the actor
+// audience without the caller being the holder, is refused.
 func TestBatchThatAnActorTokenAuthenticates(t *testing.T) {
 	w := exchangetest.New(t, exchangetest.Config{})
 	n := w.Tenant()
@@ -357,7 +356,7 @@ func TestBatchThatAnActorTokenAuthenticates(t *testing.T) {
 	}
 	call.Children = []exchange.Child{
 		child(n.Workload(t, "job", n.Issuer)),
-		child(""), // the caller is meant
+		child(""), // the caller is the actor
 		child(n.Workload(t, "other", n.Issuer)),
 		child(n.Workload(t, "other", delegation.ActorAudience(n.Issuer))),
 	}
@@ -382,7 +381,7 @@ func TestBatchThatAnActorTokenAuthenticates(t *testing.T) {
 	}
 }
 
-// A key belongs to its caller and to one content.
+// TestIdempotencyKeysOfOthers: a key belongs to its caller and to one content.
 func TestIdempotencyKeysOfOthers(t *testing.T) {
 	w := exchangetest.New(t, exchangetest.Config{})
 	n := w.Tenant()
@@ -405,7 +404,8 @@ func TestIdempotencyKeysOfOthers(t *testing.T) {
 	if _, err := with(mine.AccessToken, planner, "k", false); err == nil || err.Reason != delegation.IdempotencyConflict {
 		t.Errorf("the grant itself as parent: %v", err)
 	}
-	// Item 0 of batch b has the key b/0: asked for by itself it is the same grant, never another one.
+	// Item 0 of batch b has the key b/0: requested by itself it is the same grant, never another
+	// one.
 	item, err := with(root, planner, "b", true)
 	if err != nil {
 		t.Fatal(err)
@@ -418,7 +418,7 @@ func TestIdempotencyKeysOfOthers(t *testing.T) {
 	}
 }
 
-// A panic is logged with its type and stack. Its value may repeat what was being read, so it is in no log.
+// TestPanicIsLoggedWithoutItsValue: the value of a panic may repeat what was read.
 func TestPanicIsLoggedWithoutItsValue(t *testing.T) {
 	w := exchangetest.New(t, exchangetest.Config{})
 	n := w.Tenant()
@@ -437,8 +437,8 @@ func TestPanicIsLoggedWithoutItsValue(t *testing.T) {
 	}
 }
 
-// A grant whose token could not be signed is taken back, even if its caller has hung up; but not one
-// whose token may be out there already.
+// TestFailedSignature: a grant without a signature is voided, also if its caller hung up. A grant
+// whose token may have been delivered is not.
 func TestFailedSignature(t *testing.T) {
 	w := exchangetest.New(t, exchangetest.Config{})
 	n := w.Tenant()
@@ -485,8 +485,8 @@ func TestFailedSignature(t *testing.T) {
 	}
 }
 
-// Each attack is refused by the one protection that is named. tools/mutants removes each of them, and requires its attack
-// to succeed.
+// TestEachProtectionBearsWeight: each attack is refused by the one protection that is named.
+// tools/mutants removes each of them, and requires its attack to succeed.
 func TestEachProtectionBearsWeight(t *testing.T) {
 	type attack func(t *testing.T, w *exchangetest.World, peer func() *exchangetest.World) error
 	one := func(t *testing.T, w *exchangetest.World, c exchange.Call) error {
@@ -587,7 +587,7 @@ func TestEachProtectionBearsWeight(t *testing.T) {
 	}
 }
 
-// Nobody learns from an odd id that a database is there.
+// TestChainOfAnOddID: an odd id does not disclose that there is a database.
 func TestChainOfAnOddID(t *testing.T) {
 	w := exchangetest.New(t, exchangetest.Config{DSN: testservers.Postgres(t)})
 	n := w.Tenant()

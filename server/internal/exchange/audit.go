@@ -12,14 +12,14 @@ import (
 	"deputy.example/deputy/server/internal/policy"
 )
 
-// Descendant is a grant below another one.
+// Descendant is a grant that was derived from another grant, directly or through others.
 type Descendant struct {
 	Recorded
 	Depth int // 1 for a child
 }
 
-// Entry returns one entry, by Inquiry.Entry or by Inquiry.ID. NotFound says that there is none, or none
-// that the caller may see.
+// Entry returns one entry, by Inquiry.Entry or by Inquiry.ID. The error is NotFound if the entry
+// does not exist or the caller may not see it.
 func (e *Engine) Entry(ctx context.Context, q Inquiry) (Recorded, error) {
 	ctx, cancel := e.within(ctx)
 	defer cancel()
@@ -52,8 +52,8 @@ func (e *Engine) readEntry(ctx context.Context, by inquirer, q Inquiry) (Recorde
 	return shown[0], nil
 }
 
-// Chain returns the grants that lead to one, root to leaf. Whoever may see the leaf may see what it
-// came from.
+// Chain returns the grants that lead to one grant, root to leaf. A caller that may see the leaf may
+// see all of them.
 func (e *Engine) Chain(ctx context.Context, q Inquiry) ([]Recorded, error) {
 	ctx, cancel := e.within(ctx)
 	defer cancel()
@@ -73,16 +73,17 @@ func (e *Engine) Chain(ctx context.Context, q Inquiry) ([]Recorded, error) {
 	if leaf == nil || leaf.Kind != ledger.KindGrant || !sight.sees(leaf) {
 		return nil, e.nothing(ctx, by, q, sight, "jti", "no such grant, or none that you may see")
 	}
-	entries, err := e.config.Ledger.Chain(ctx, by.tenant.Name, q.ID) // only now: it takes longer where there is more
+	// Only now, because a longer chain takes longer.
+	entries, err := e.config.Ledger.Chain(ctx, by.tenant.Name, q.ID)
 	if err != nil {
 		return nil, delegation.AsError(err)
 	}
 	return e.show(ctx, by, sight, entries...)
 }
 
-// Descendants returns grants that were derived from one, each after its parent: those with numbers above
-// after. next continues, 0 says that there is nothing more. Whoever may see a grant may see what became
-// of it.
+// Descendants returns the grants that were derived from one grant, each after its parent, with
+// numbers above after. next is the value of after for the next page; 0 means that the page is the
+// last one. A caller that may see a grant may see all its descendants.
 func (e *Engine) Descendants(ctx context.Context, q Inquiry, after uint64, limit int) (page []Descendant, next uint64, err error) {
 	ctx, cancel := e.within(ctx)
 	defer cancel()
@@ -120,9 +121,9 @@ func (e *Engine) Descendants(ctx context.Context, q Inquiry, after uint64, limit
 	return page, next, nil
 }
 
-// Search finds entries, the newest first. before goes into Query.Before and continues; 0 says that there
-// is nothing more. Auditors may search for anything; others name themselves as the subject, or as the
-// actor themselves or an agent that they operate.
+// Search returns entries, the newest first. before is the value of Query.Before for the next page;
+// 0 means that the page is the last one. An auditor may search for anything. Another caller must
+// name itself as the subject, or name itself or an agent that it operates as the actor.
 func (e *Engine) Search(ctx context.Context, q Inquiry, query ledger.Query) (page []Recorded, before uint64, err error) {
 	ctx, cancel := e.within(ctx)
 	defer cancel()
@@ -143,7 +144,8 @@ func (e *Engine) Search(ctx context.Context, q Inquiry, query ledger.Query) (pag
 	if !sight.whole && query.Peer != "" { // it is withheld from them: a match would disclose it
 		return nil, 0, e.nothing(ctx, by, q, sight, "peer", "must be empty; only auditors search by the address of callers")
 	}
-	query.Seen = sight.sees // in the ledger, so that where a page ends says nothing of what is kept back
+	// The ledger filters, so that the end of a page discloses nothing of withheld entries.
+	query.Seen = sight.sees
 	found, before, err := e.config.Ledger.Search(ctx, by.tenant.Name, query)
 	if err != nil {
 		return nil, 0, delegation.AsError(err)
@@ -152,7 +154,7 @@ func (e *Engine) Search(ctx context.Context, q Inquiry, query ledger.Query) (pag
 	return page, before, err
 }
 
-// find returns the entry that is asked for; nil if there is none.
+// find returns the entry that the inquiry names, or nil if it does not exist.
 func (e *Engine) find(ctx context.Context, tenant *Tenant, q Inquiry) (entry *ledger.Entry, err error) {
 	switch {
 	case q.Entry > 0:
@@ -166,25 +168,27 @@ func (e *Engine) find(ctx context.Context, tenant *Tenant, q Inquiry) (entry *le
 	return entry, nil
 }
 
-// isID spares the database what no grant is called.
+// isID reports whether jti has the form of a grant's name. Other names are not looked up.
 func isID(jti string) bool {
 	_, odd := ulid.ParseStrict(jti)
 	return odd == nil
 }
 
-// sight is what somebody may read: the whole ledger, or the entries in which one of as stands.
+// sight is what a caller may read: the whole ledger, or the entries in which a principal of as has
+// a part.
 type sight struct {
 	whole    bool
 	as       []delegation.Principal // the caller first, then the agents that it operates
 	withhold bool
 }
 
-// mayRead is the one place that says who may read what. Auditors (and whoever the model makes one:
-// responders, admins) read everything; everybody what it stands in itself, and what the agents stand in
-// that it operates. about are the agents that what is asked for is about.
+// mayRead is the only function that decides what a caller may read. Auditors read everything, and
+// the model makes responders and admins auditors. Any other caller reads the entries in which it
+// has a part, and the entries in which an agent that it operates has a part. about are the
+// principals of the entries that the caller asks for.
 //
-// It asks OpenFGA as much about what does not exist: neither answer nor time shall tell that from what
-// may not be seen.
+// OpenFGA is asked the same number of questions if the entry does not exist. Neither the answer nor
+// its time distinguishes an absent entry from one that the caller may not see.
 func (e *Engine) mayRead(ctx context.Context, by inquirer, about ...delegation.Principal) (sight, error) {
 	caller := string(by.caller.Principal)
 	relations := []policy.Relation{{User: caller, Relation: "auditor", Object: system}}
@@ -211,15 +215,15 @@ func (e *Engine) mayRead(ctx context.Context, by inquirer, about ...delegation.P
 	return s, nil
 }
 
-// nobody is asked about in place of agents that are not there.
+// An agent that never exists. A question about it takes the place of one about an absent agent.
 const nobody = delegation.Principal("agent:-")
 
 func (s sight) sees(entry *ledger.Entry) bool {
 	return s.whole || slices.ContainsFunc(s.as, func(p delegation.Principal) bool { return stands(entry, p) })
 }
 
-// stands says whether somebody has a part in what an entry records. Who was only asked for, and got
-// nothing, has none.
+// A principal has a part in an entry as subject, caller or actor. The requested actor of a refusal
+// has none.
 func stands(entry *ledger.Entry, p delegation.Principal) bool {
 	actors := entry.Actors
 	if entry.Kind != ledger.KindGrant && len(actors) > 0 {
@@ -228,7 +232,8 @@ func stands(entry *ledger.Entry, p delegation.Principal) bool {
 	return p != "" && (entry.Subject == p || entry.Caller == p || actors.Contains(p))
 }
 
-// standing are all who stand in an entry, whose operators may read it; nobody where there is no entry.
+// standing returns all principals that have a part in an entry, whose operators may read it. It is
+// empty if entry is nil.
 func standing(entry *ledger.Entry) []delegation.Principal {
 	if entry == nil {
 		return nil
@@ -242,12 +247,13 @@ func standing(entry *ledger.Entry) []delegation.Principal {
 	return all
 }
 
-// nothing refuses, and records that somebody asked for what it may not see or what is not there. The
-// record does not repeat what was asked for, because whoever reads it may not know of that either.
+// nothing refuses a caller that asked for an entry that is absent or that it may not see, and
+// records the attempt. The record does not repeat the request, because a reader of the record may
+// not be permitted to see that entry either.
 func (e *Engine) nothing(ctx context.Context, by inquirer, q Inquiry, s sight, field, answer string) error {
 	refusal := delegation.Refuse(delegation.NotFound, field, "%s", answer)
 	if s.whole {
-		return refusal // nothing was kept from an auditor
+		return refusal // nothing is withheld from an auditor
 	}
 	draft := &ledger.Draft{Caller: by.caller.Principal, Peer: q.Peer, TraceID: traceID(ctx)}
 	return e.recordRefusal(ctx, by.tenant, draft, "reading", refusal)

@@ -15,8 +15,9 @@ import (
 	"deputy.example/deputy/server/internal/ledger/ledgertest"
 )
 
-// BenchmarkExchange is the whole walk with real keys, real Redis and a real SQLite file; OpenFGA is a
-// stand-in that answers at once. The callers sign their assertions before the clock starts.
+// BenchmarkExchange is the whole walk with real keys, real Redis and a real SQLite file. A
+// replacement for OpenFGA answers immediately. The callers sign their assertions before the clock
+// starts.
 func BenchmarkExchange(b *testing.B) {
 	for _, callers := range []int{1, 64} {
 		b.Run(fmt.Sprintf("callers=%d", callers), func(b *testing.B) {
@@ -49,8 +50,9 @@ func BenchmarkExchange(b *testing.B) {
 	}
 }
 
-// BenchmarkRevoke takes back one thing after the other among few and among many live grants of one agent and one subject:
-// the time must not grow with their number. A suspension of that agent kills the most that can be killed.
+// BenchmarkRevoke revokes one target after the other, among few and among many live grants of one
+// agent and one subject. The time must not grow with their number. A suspension of that agent hits
+// all of them.
 func BenchmarkRevoke(b *testing.B) {
 	for _, live := range []int{1_000, 100_000} {
 		w, n, _ := hospital(b)

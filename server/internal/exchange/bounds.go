@@ -5,21 +5,22 @@ import (
 	"deputy.example/deputy/server/internal/ledger"
 )
 
-// MaxText is the longest that any text in a request may be, in bytes: what a form over HTTP has room
-// for.
+// MaxText is the largest length of any text in a request, in bytes. It is the size that an HTTP
+// form has room for.
 const MaxText = 64 << 10
 
-// Lengths of what is only ever compared or looked up.
+// Lengths in bytes of values that are only compared or looked up.
 const (
 	maxName       = 256 // a principal, or the URN of a type
 	maxIdentifier = 128 // a trace, a number or the position in a list of pages
 	maxTarget     = 512 // an audience or a resource
 )
 
-// bounds say how many bytes a field of a request may hold, by its name in RFC 8693, RFC 7662, RFC 7009
-// and deputy.v1. MaxText stands where something behind the doors has a narrower bound and a refusal of
-// its own, which an authenticated caller gets recorded: tokens have 8 KiB (delegation.Parse), what a
-// child may ask for is parseWish's, what can be revoked delegation.Target.Check's.
+// bounds are the largest lengths in bytes of the fields of a request, by the name in RFC 8693, RFC
+// 7662, RFC 7009 and deputy.v1. MaxText is the bound of fields that a later check bounds more
+// narrowly, with a refusal that is recorded for an authenticated caller. That check is
+// delegation.Parse for tokens (8 KiB), parseWish for what a child requests, and
+// delegation.Target.Check for targets of revocations.
 var bounds = map[string]int{
 	"grant_type": maxName,
 
@@ -37,12 +38,12 @@ var bounds = map[string]int{
 	"reason": MaxText, "id": MaxText, "subject": MaxText, "agent": MaxText,
 	"actor": MaxText, "caller": MaxText,
 
-	"jti": MaxText, // what is no ULID is not looked up
+	"jti": MaxText, // a value that is no ULID is not looked up
 	"txn": maxIdentifier, "key": maxIdentifier, "peer": maxIdentifier, "trace_id": maxIdentifier, "page_token": maxIdentifier,
 }
 
-// Bound is the length in bytes that a field of that name may have; 0, so that it may hold nothing, where
-// nobody has said. A field that is added gets its bound first.
+// Bound returns the largest length in bytes of the field with this name. It is 0 for a field that
+// bounds does not list, so a new field is refused until it has a bound.
 func Bound(name string) int { return bounds[name] }
 
 // Fits refuses the value of a field that is longer than its bound.
@@ -53,7 +54,7 @@ func Fits(field string, length, most int) error {
 	return nil
 }
 
-// searchable refuses a filter that is longer than what any entry has.
+// searchable refuses a filter that is longer than the value of any entry.
 func searchable(q ledger.Query) error {
 	for _, f := range []struct {
 		field, value string

@@ -7,26 +7,28 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// Credentials are what a caller presented to authenticate itself. At most one of Assertion, Bearer, DPoP
-// and Person may be set; with none, an actor token of caller audience must authenticate.
+// Credentials are what a caller sends to authenticate itself. At most one of Assertion, Bearer,
+// DPoP and Person may be set. If none is set, an actor token of caller audience or the certificate
+// of the connection must authenticate the caller.
 type Credentials struct {
 	AssertionType string // client_assertion_type (RFC 7521 §4.2)
 	Assertion     string // client_assertion
 	ClientID      string // client_id; optional, must equal the assertion's subject
 	Bearer        string // a credential of caller audience from "authorization: Bearer"
-	DPoP          string // a credential of caller audience that is bound to the key of Proof, from "authorization: DPoP"
+	DPoP          string // from "authorization: DPoP", of caller audience, bound to the key of Proof
 	Proof         *Proof // the one DPoP proof that came with the request, or nil
-	// Certificates are what the caller presented in the handshake of its connection, its own first. The
-	// handshake proved that it holds the key of that one; nobody has looked at the rest.
+	// Certificates are the chain from the handshake of the caller's connection, the leaf first. The
+	// handshake proved possession of the leaf's key. Nothing has verified the rest of the chain.
 	Certificates []*x509.Certificate
-	// Person signed in at a front that keeps sessions. People read and revoke; nothing else takes them.
+	// Person signed in at an endpoint that keeps sessions. Only calls that read or revoke accept
+	// it.
 	Person *Person `json:"-"`
 }
 
-// Call is one request to exchange, whichever door it came through. Strings are as the caller sent
-// them: nothing has been checked but their number. Absent is "" or nil.
+// Call is one request to exchange, from any endpoint. The strings are as the caller sent them; only
+// their number and length are checked. Absent is "" or nil.
 type Call struct {
-	Tenant           string // named by the door (HTTP path); "": by the caller's credential
+	Tenant           string // from the endpoint (HTTP path); "": from the caller's credential
 	Credentials      Credentials
 	SubjectToken     string
 	SubjectTokenType string
@@ -37,8 +39,8 @@ type Call struct {
 	Peer             string // network address of the caller, for the record
 }
 
-// Child is what one derived token shall be: the parameters of RFC 8693 §2.1 and Deputy's extensions
-// as deputy.v1.Child documents them.
+// Child is the request for one derived token: the parameters of RFC 8693 §2.1 and Deputy's
+// extensions, as deputy.v1.Child documents them.
 type Child struct {
 	ActorToken           string
 	ActorTokenType       string
@@ -54,27 +56,27 @@ type Child struct {
 	Uses                 *uint32
 }
 
-// Outcome is what became of one child: a Grant or an Err, never both.
+// Outcome is the result for one child: exactly one of Grant and Err.
 type Outcome struct {
 	Grant *Grant
 	Err   *delegation.Error
 }
 
-// Grant is an issued token, or with Call.ValidateOnly what would be issued.
+// Grant is an issued token, or with Call.ValidateOnly the token that an exchange would issue.
 type Grant struct {
-	AccessToken     string // "" when only validated
+	AccessToken     string // "" if only validated
 	IssuedTokenType string
 	ExpiresIn       time.Duration // whole seconds
 	Claims          delegation.Claims
 	Entry           uint64 // number of the ledger entry
 }
 
-// Introspection is the answer of RFC 7662: claims of an active token, or nil.
+// Introspection is the response of RFC 7662: the claims of an active token, or nil.
 type Introspection struct {
 	Claims *delegation.Claims
 }
 
-// Inquiry is a question about one token or grant by an authenticated caller.
+// Inquiry is a question of an authenticated caller about one token or grant.
 type Inquiry struct {
 	Tenant      string
 	Credentials Credentials

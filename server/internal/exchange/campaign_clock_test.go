@@ -17,8 +17,8 @@ import (
 	"deputy.example/deputy/server/internal/testservers"
 )
 
-// TestClockCampaign has instances, PostgreSQL and Redis step and drift at random moments, with restarts and losses of Redis,
-// while tokens are granted, revoked and presented again.
+// TestClockCampaign makes the clocks of instances, PostgreSQL and Redis step and drift at random
+// moments, with restarts and losses of Redis, while tokens are granted, revoked and used again.
 func TestClockCampaign(t *testing.T) {
 	seed := testservers.Seed(t)
 	for name, dsn := range map[string]func() string{
@@ -45,7 +45,7 @@ func TestClockCampaign(t *testing.T) {
 type clockCampaign struct {
 	*testing.T
 	random   *rand.Rand
-	world    *exchangetest.World // goes by what time it is
+	world    *exchangetest.World // has the true time
 	n        *exchangetest.Tenant
 	redis    *redis.Client
 	machines []*drifting
@@ -60,7 +60,7 @@ type clockCampaign struct {
 	roots   map[string]string // of each key, what it was used with
 	keyed   map[string]string // and the grant that it gave
 	refused int
-	entries map[uint64][2]time.Time // of a grant: between which times it was asked for
+	entries map[uint64][2]time.Time // of a grant: between which times it was requested
 }
 
 // drifting is an instance whose wall clock also runs too fast or too slow.
@@ -95,7 +95,7 @@ func (c *clockCampaign) ahead(source string) time.Duration {
 
 func (c *clockCampaign) any() *drifting { return c.machines[c.random.IntN(len(c.machines))] }
 
-// step is between a second and two days, either way; mostly none.
+// step is between a second and two days, in either direction; mostly zero.
 func (c *clockCampaign) step() int64 {
 	if c.random.IntN(3) > 0 {
 		return 0
@@ -146,14 +146,15 @@ func (c *clockCampaign) disturb() {
 	}
 }
 
-// evidence is false where an instance that was just started would have nothing right to go by: of PostgreSQL and Redis one
-// is wrong at a time, and without PostgreSQL Redis only while every wall clock is right.
+// evidence is false if an instance that was just started would have no correct evidence of time. At
+// most one of PostgreSQL and Redis is wrong at a time. Without PostgreSQL, Redis is wrong only
+// while each wall clock is right.
 func (c *clockCampaign) evidence() bool {
 	return len(c.remote) == 2 || c.ahead("redis") == 0 &&
 		!slices.ContainsFunc(c.machines, func(m *drifting) bool { return m.wall.Load() != 0 || m.rate != 0 })
 }
 
-// pass lets time pass, and every instance compares.
+// pass lets time pass, and each instance compares.
 func (c *clockCampaign) pass(d time.Duration) {
 	c.world.Clock().Advance(d)
 	for _, m := range c.machines {
@@ -177,7 +178,7 @@ func (c *clockCampaign) load() {
 	}
 }
 
-// exchange asks an instance, which grants only while its clock is right.
+// exchange makes a call to an instance, which grants only while its clock is right.
 func (c *clockCampaign) exchange(m *drifting, call exchange.Call) *exchange.Grant {
 	began := c.world.Clock().Now()
 	grant, refusal := m.One(c.Context(), call)
@@ -242,7 +243,7 @@ func (c *clockCampaign) dead(g *exchange.Grant) bool {
 		!c.world.Clock().Now().Add(-clock.DefaultBound).Before(time.Unix(g.Claims.ExpiresAt, 0))
 }
 
-// present shows tokens that were revoked, or have expired, to every instance.
+// present uses tokens that were revoked, or have expired, at each instance.
 func (c *clockCampaign) present() {
 	for range 5 {
 		if len(c.granted) == 0 {
@@ -264,7 +265,7 @@ func (c *clockCampaign) present() {
 	}
 }
 
-// replay presents what was spent: an assertion, a proof, and a token that allows one exchange.
+// replay uses again what was spent: an assertion, a proof, and a token that allows one exchange.
 func (c *clockCampaign) replay() {
 	if len(c.spent) > 0 {
 		call := c.spent[max(0, len(c.spent)-1-c.random.IntN(20))]
@@ -286,7 +287,7 @@ func (c *clockCampaign) replay() {
 	}
 }
 
-// repeat asks for the same grant with the same key, at any instance.
+// repeat requests the same grant with the same key, at any instance.
 func (c *clockCampaign) repeat() {
 	key := fmt.Sprint("key-", c.random.IntN(8), "-", len(c.revoked)/8)
 	if c.roots[key] == "" {
@@ -305,7 +306,7 @@ func (c *clockCampaign) repeat() {
 	}
 }
 
-// setRight sets all clocks right and gives them the time that they may need to be believed again.
+// setRight sets all clocks right and gives them the time that they may need to be trusted again.
 func (c *clockCampaign) setRight() {
 	for _, ahead := range c.remote {
 		ahead.Store(0)
@@ -318,7 +319,8 @@ func (c *clockCampaign) setRight() {
 	c.pass(clock.Hold + time.Second)
 }
 
-// examine asks every instance for what it must do when clocks are right: no caller is refused for longer.
+// examine makes each instance do what it must do when clocks are right: no caller is refused for
+// longer.
 func (c *clockCampaign) examine() {
 	for i, m := range c.machines {
 		parent, refusal := m.One(c.Context(), c.n.Call(c, c.n.Root(c, nil), writer, ""))
@@ -338,7 +340,8 @@ func (c *clockCampaign) examine() {
 	}
 }
 
-// readLedger holds the times of all entries against one another, and those of grants against what time it was.
+// readLedger compares the times of all entries with one another, and those of grants with the true
+// time.
 func (c *clockCampaign) readLedger() {
 	var last time.Time
 	for after := uint64(0); ; {

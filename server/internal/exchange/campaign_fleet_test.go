@@ -14,15 +14,15 @@ import (
 	"deputy.example/deputy/server/internal/testservers"
 )
 
-// fleet is the instances of one deployment. What is asked of them is asked by workloads, whose
-// credentials are reusable: an introspection then writes nothing.
+// fleet is the instances of one deployment. Its callers are workloads with reusable credentials, so
+// an introspection writes nothing.
 type fleet struct {
 	n         *exchangetest.Tenant
 	instances []*exchangetest.World
-	sharing   int // of the instances, how many are on one ledger: all but those that splitOff made
+	sharing   int // the number of instances on one ledger: all but those of splitOff
 }
 
-// newFleet opens so many instances of a world whose agents may all delegate to one another.
+// newFleet opens this number of instances of a world whose agents may all delegate to one another.
 func newFleet(t *testing.T, c exchangetest.Config, instances int) *fleet {
 	t.Helper()
 	c.Agents = append(c.Agents, responder)
@@ -36,12 +36,12 @@ func newFleet(t *testing.T, c exchangetest.Config, instances int) *fleet {
 	return f
 }
 
-// at is the i-th instance of those on one ledger, counting on from the last to the first.
+// at is the i-th instance of those on one ledger, modulo their number.
 func (f *fleet) at(i int) *exchangetest.World { return f.instances[i%f.sharing] }
 
-// splitOff adds an instance with the fleet's keys and people on a ledger of its own, so that it hears
-// of no revocation: what every check here must notice. Its numbers are far ahead, so that it would
-// grant below every token of the others.
+// splitOff adds an instance with the fleet's keys and principals on a ledger of its own, so that it
+// receives no revocation. Each check here must notice that. Its numbers are far ahead, so that it
+// would grant below each token of the others.
 func (f *fleet) splitOff(t *testing.T) {
 	t.Helper()
 	dsn := "sqlite://" + filepath.Join(t.TempDir(), "elsewhere.db")
@@ -84,14 +84,14 @@ func guardAt(t *testing.T, url string) *guard.Guard {
 	return guard.New(guard.Config{Client: client})
 }
 
-// know lets a principal hold the calendar, as the world's own people do.
+// know lets a principal hold the calendar, as the world's own principals do.
 func (f *fleet) know(p delegation.Principal) {
 	f.n.FGA.Allow(string(p), "holder", "scope:calendar.read")
 	f.n.FGA.Allow(string(p), "holder", "scope:calendar.read|"+delegation.EncodeID(calendar))
 	f.n.FGA.Allow(string(p), "accessor", "resource:"+delegation.EncodeID(calendar))
 }
 
-// welcome makes a user known who delegates to the agents.
+// welcome adds a user that delegates to the agents.
 func (f *fleet) welcome(user delegation.Principal, agents ...delegation.Principal) {
 	f.know(user)
 	for _, a := range agents {
@@ -99,7 +99,7 @@ func (f *fleet) welcome(user delegation.Principal, agents ...delegation.Principa
 	}
 }
 
-// crew makes n workloads known that delegate to one another; their names start with prefix.
+// crew adds n workloads that delegate to one another. Their names start with prefix.
 func (f *fleet) crew(prefix string, n int) []delegation.Principal {
 	all := make([]delegation.Principal, n)
 	for i := range all {
@@ -112,10 +112,10 @@ func (f *fleet) crew(prefix string, n int) []delegation.Principal {
 	return all
 }
 
-// workload is the bare name behind a crew member's.
+// workload is the subject of a crew member's workload JWT.
 func workload(agent delegation.Principal) string { return string(agent)[len("agent:wl/"):] }
 
-// byWorkload is an exchange by a crew member for each of the actors; "" narrows for itself.
+// byWorkload is an exchange by a crew member for each of the actors; "" is a self-narrowing.
 func (f *fleet) byWorkload(t *testing.T, parent string, caller delegation.Principal, actors ...delegation.Principal) exchange.Call {
 	t.Helper()
 	call := exchange.Call{
@@ -133,7 +133,7 @@ func (f *fleet) byWorkload(t *testing.T, parent string, caller delegation.Princi
 	return call
 }
 
-// introspect asks one instance about a token.
+// introspect introspects a token at one instance.
 func (f *fleet) introspect(t *testing.T, w *exchangetest.World, token string) (bool, error) {
 	t.Helper()
 	got, err := w.Engine.Introspect(t.Context(), exchange.Inquiry{
@@ -143,7 +143,7 @@ func (f *fleet) introspect(t *testing.T, w *exchangetest.World, token string) (b
 	return got.Claims != nil, err
 }
 
-// revoke is by the responder, at one instance.
+// revoke revokes as the responder, at one instance.
 func (f *fleet) revoke(t *testing.T, w *exchangetest.World, target delegation.Target) (*delegation.Revocation, error) {
 	t.Helper()
 	got, err := w.Engine.Revoke(t.Context(), exchange.RevokeCall{
@@ -158,8 +158,8 @@ func (f *fleet) rootOf(t *testing.T, user delegation.Principal) string {
 	return f.n.Root(t, map[string]any{"sub": user.ID()})
 }
 
-// kills says whether a token is dead after a revocation, in the words of the design and from the
-// token's claims alone. It is written apart from delegation.RevocationSet, which it judges.
+// kills reports whether a token is dead after a revocation, in the terms of the design and from the
+// token's claims alone. It is independent of delegation.RevocationSet, which it checks.
 func kills(r delegation.Revocation, c delegation.Claims) bool {
 	hops := c.Delegation.Hops
 	held := func() bool {
@@ -203,7 +203,7 @@ func kills(r delegation.Revocation, c delegation.Claims) bool {
 	return true
 }
 
-// findings are what must not be, from however many goroutines.
+// findings are violations that any goroutine found.
 type findings struct {
 	mu  sync.Mutex
 	all []string
@@ -215,7 +215,7 @@ func (f *findings) add(format string, args ...any) {
 	f.all = append(f.all, fmt.Sprintf(format, args...))
 }
 
-// report fails the test with the first few.
+// report fails the test with the first 20.
 func (f *findings) report(t *testing.T) {
 	t.Helper()
 	for _, found := range f.all[:min(len(f.all), 20)] {

@@ -18,7 +18,7 @@ import (
 	"deputy.example/deputy/server/internal/testservers"
 )
 
-// fork is one deployment whose database another one goes on with.
+// fork is one deployment whose ledger another database continues.
 type fork struct {
 	*fleet
 	*findings
@@ -31,12 +31,12 @@ type fork struct {
 	revoked map[string]bool              // by token: acknowledged
 }
 
-// ways are how another database goes on with a ledger.
+// ways are the ways in which another database continues a ledger.
 var ways = map[string]struct {
 	file        bool // an SQLite file is copied
-	backup      bool // a copy goes on that followed nothing
+	backup      bool // an older copy continues, which was not replicated to
 	synchronous bool // commits waited for the standby
-	fenced      bool // the former one is dead
+	fenced      bool // the former database is dead
 	full        bool // only in the full campaign
 }{
 	"synchronous, fenced":    {synchronous: true, fenced: true, full: true},
@@ -49,8 +49,9 @@ var ways = map[string]struct {
 	"file, unfenced":         {file: true, backup: true},
 }
 
-// TestCampaignForks: whichever way another database goes on with a ledger, no token that was revoked is accepted, nothing
-// that a synchronous standby acknowledged is lost, and where something may be lost no instance serves before a recovery.
+// TestCampaignForks: in whatever way another database continues a ledger, no revoked token is
+// accepted, and nothing that a synchronous standby acknowledged is lost. If something may be lost,
+// no instance serves before a recovery.
 func TestCampaignForks(t *testing.T) {
 	seed := testservers.Seed(t)
 	for name, way := range ways {
@@ -66,7 +67,8 @@ func TestCampaignForks(t *testing.T) {
 				if !way.backup && !way.synchronous {
 					f.primary.Replicated(t)
 				}
-				must(t, f.at(0).Engine.Compare(t.Context(), f.n.Name)) // as every instance does every three seconds
+				// Each instance compares every three seconds.
+				must(t, f.at(0).Engine.Compare(t.Context(), f.n.Name))
 				if way.fenced && f.primary != nil {
 					f.primary.Kill()
 				}
@@ -102,7 +104,8 @@ func newFork(t *testing.T, random *rand.Rand, file bool) *fork {
 	return f
 }
 
-// second makes the database that will go on, and what has it take writes.
+// second makes the database that will continue the ledger, and the function that makes it take
+// writes.
 func (f *fork) second(t *testing.T, synchronous, backup bool) (dsn string, promote func(string) string) {
 	t.Helper()
 	same := func(dsn string) string { return dsn }
@@ -118,7 +121,7 @@ func (f *fork) second(t *testing.T, synchronous, backup bool) (dsn string, promo
 		return f.primary.Backup(t).DSN, same
 	}
 	standby := f.primary.Standby(t, "standby", synchronous)
-	must(t, f.at(0).Ledger.Probe(t.Context())) // which writes down whether commits wait
+	must(t, f.at(0).Ledger.Probe(t.Context())) // which records whether commits wait
 	return standby.DSN, func(dsn string) string { standby.Promote(t); return dsn }
 }
 
@@ -143,7 +146,8 @@ func (f *fork) work(t *testing.T, w *exchangetest.World, n int) {
 	f.revoked[victim] = true
 }
 
-// judge asks for every token: those above the number are lost, and must not be active either. 0: none is.
+// judge introspects each token. Those above lostAbove are lost and must not be active either. 0:
+// none is lost.
 func (f *fork) judge(t *testing.T, w *exchangetest.World, when string, lostAbove uint64) {
 	t.Helper()
 	for _, token := range f.tokens {
@@ -156,7 +160,7 @@ func (f *fork) judge(t *testing.T, w *exchangetest.World, when string, lostAbove
 	}
 }
 
-// refused wants no answer of anything that says what a token is worth.
+// refused requires that no call discloses the state of a token.
 func (f *fork) refused(t *testing.T, w *exchangetest.World, when string) {
 	t.Helper()
 	for _, token := range f.tokens {
@@ -195,7 +199,7 @@ func (f *fork) recover(t *testing.T, w *exchangetest.World, dsn string) {
 	w.Clock().Advance((delegation.ForkMargin + 2) * time.Second)
 	head := remains[0].Grant
 	f.judge(t, w, "after the recovery", head)
-	f.work(t, w, 4)                  // numbers come again
+	f.work(t, w, 4)                  // numbers are given again
 	for i, token := range f.tokens { // what is lost stays lost
 		seq := f.claims[token].Delegation.Hops[0].Seq
 		if i < len(f.tokens)-4 && seq > head {
@@ -205,7 +209,8 @@ func (f *fork) recover(t *testing.T, w *exchangetest.World, dsn string) {
 	f.judge(t, w, "when numbers come again", 0)
 }
 
-// superseded wants the former instance to find out by Redis, or by a database that takes no more writes.
+// superseded requires that the former instance finds out by Redis, or by a database that takes no
+// more writes.
 func (f *fork) superseded(t *testing.T, next *exchangetest.World) {
 	t.Helper()
 	must(t, next.Engine.Compare(t.Context(), f.n.Name))

@@ -19,15 +19,16 @@ import (
 	"deputy.example/deputy/server/internal/testservers"
 )
 
-// A history is recorded chain by chain: each chain has a user and workloads of its own, so that no
-// operation concerns two of them. Within a chain the sequential model is
+// A history is recorded chain by chain. Each chain has a user and workloads of its own, so no
+// operation concerns two chains. Within a chain the sequential model is
 //
 //	exchange of p for c   granted: p lives; c is made     refused: p is dead
 //	introspection of c    active: c lives                 inactive: c is dead
 //	revocation            what it names and what is below dies, of what was made until then
 //
-// An exchange or introspection without an answer says nothing and changes nothing that anybody saw. A
-// revocation without an answer may have happened at any time since, or never: it returns at the end.
+// An exchange or introspection without an answer proves nothing and changes nothing that a client
+// saw. A revocation without an answer may have happened at any time since, or never: it returns at
+// the end.
 
 // opKind is one of the three operations of the model.
 type opKind int
@@ -38,13 +39,13 @@ const (
 	opRevoke
 )
 
-// op is an operation's input: tokens are numbered within their chain, sets of them are bit sets.
+// op is an operation's input. Tokens are numbered within their chain; sets of them are bit sets.
 type op struct {
 	kind   opKind
 	token  int // that is exchanged or introspected
 	child  int // that the exchange made, if it was granted
 	target delegation.Target
-	mask   uint64 // what a revocation of the target kills, once it was made; see chainHistory.operations
+	mask   uint64 // what a revocation of the target hits; see chainHistory.operations
 }
 
 // chainState is the model's state.
@@ -56,7 +57,8 @@ var chainModel = porcupine.Model{
 		s, in, yes := state.(chainState), input.(op), output.(bool)
 		switch in.kind {
 		case opExchange:
-			if in.token >= 0 && (s.dead>>in.token&1 == 0) != yes { // -1: a root token, which nobody revokes here
+			// -1 is a root token, which no operation revokes.
+			if in.token >= 0 && (s.dead>>in.token&1 == 0) != yes {
 				return false, s
 			}
 			if yes {
@@ -71,11 +73,11 @@ var chainModel = porcupine.Model{
 	},
 }
 
-// chainHistory is one chain's tokens and what was done to them.
+// chainHistory is one chain's tokens and the operations on them.
 type chainHistory struct {
 	user  delegation.Principal
 	crew  []delegation.Principal
-	reach int // how many operations are wanted; a few more may be under way
+	reach int // how many operations are wanted; a few more may be in progress
 
 	mu      sync.Mutex
 	tokens  []held
@@ -83,7 +85,8 @@ type chainHistory struct {
 	pending int // revocations without an answer
 }
 
-// full: the chain has had its share, or so many open questions that checking it would take for ever.
+// full reports that the chain has its share, or so many operations without an answer that checking
+// it would take too long.
 func (c *chainHistory) full() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -92,11 +95,11 @@ func (c *chainHistory) full() bool {
 
 const maxPending = 2
 
-// maxTokens leaves room in 64 bits for exchanges that are under way when the last is counted.
+// maxTokens leaves room in 64 bits for exchanges that are in progress when the last is counted.
 const maxTokens = 48
 
-// operations is the history as the checker takes it: every revocation with the tokens of the chain
-// that it kills, those without an answer until the end of all.
+// operations is the history in the form of the checker: each revocation with the tokens of the
+// chain that it hits; those without an answer return at the end of the history.
 func (c *chainHistory) operations() []porcupine.Operation {
 	all := append([]porcupine.Operation(nil), c.history...)
 	for i := range all {
@@ -115,7 +118,7 @@ func (c *chainHistory) operations() []porcupine.Operation {
 	return all
 }
 
-// workers drive clients over the chains until enough operations have answers.
+// workers run clients over the chains until enough operations have answers.
 type workers struct {
 	*fleet
 	*findings
@@ -131,7 +134,7 @@ type workers struct {
 
 func (w *workers) now() int64 { return int64(time.Since(w.began)) }
 
-// pick is one of the active chains; a chain that has had its share makes room for a new one.
+// pick is one of the active chains. A chain that has its share is replaced by a new one.
 func (w *workers) pick(t *testing.T, rnd *rand.Rand) *chainHistory {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -166,7 +169,7 @@ func (w *workers) client(t *testing.T, id int, rnd *rand.Rand) {
 		}
 		if !answered {
 			w.unanswered.Add(1)
-			<-time.After(5 * time.Millisecond) // a dependency is down: don't spin
+			<-time.After(5 * time.Millisecond) // a dependency is down: do not spin
 		}
 	}
 }
@@ -204,9 +207,9 @@ func (w *workers) exchange(t *testing.T, c *chainHistory, id int, at *exchangete
 		in.child = len(c.tokens)
 		if in.child >= 64 {
 			c.mu.Unlock()
-			return true // more than the model's bits: nobody gets to know the token
+			return true // more than the model's bits: no client receives the token
 		}
-		// A copy each time: other clients read the slice that they were given.
+		// A copy each time: other clients read the slice that they received.
 		c.tokens = append(c.tokens[:len(c.tokens):len(c.tokens)], held{grant: grant, holder: parent.holder})
 		c.mu.Unlock()
 		w.record(c, id, in, began, true)
@@ -258,8 +261,8 @@ func (w *workers) takeBack(t *testing.T, c *chainHistory, id int, at *exchangete
 	return w.silent("revocation", refusal)
 }
 
-// silent sorts what is no answer. Whoever signed an assertion before Redis lost its memory is turned
-// away at the door; everything else must be a dependency that is down.
+// silent classifies a call without an answer. An assertion that was signed before Redis lost its
+// memory is refused at admission; any other cause must be a dependency that is down.
 func (w *workers) silent(what string, refusal *delegation.Error) bool {
 	switch refusal.Reason {
 	case delegation.DependencyDown:
@@ -271,7 +274,8 @@ func (w *workers) silent(what string, refusal *delegation.Error) bool {
 	return false
 }
 
-// recordHistory runs clients over two instances while trouble is made, until enough operations have answers.
+// recordHistory runs clients over two instances during disturbances, until enough operations have
+// answers.
 func recordHistory(t *testing.T, f *fleet, operations int64, trouble []func(), every time.Duration, rnd *rand.Rand) *workers {
 	t.Helper()
 	const clients = 8
@@ -310,7 +314,7 @@ func recordHistory(t *testing.T, f *fleet, operations int64, trouble []func(), e
 	}
 }
 
-// during keeps something up for a while, from a test's own goroutine.
+// during holds a disturbance for a time, from a test's own goroutine.
 func during(begin, end func(), d time.Duration) func() {
 	return func() {
 		begin()
@@ -362,8 +366,8 @@ func TestCampaignHistoryIsLinearizable(t *testing.T) {
 	staleAnswerIsRefused(t, w)
 }
 
-// staleAnswerIsRefused is the control: one answer in a good history is turned into that of an instance
-// that has not heard of an acknowledged revocation yet.
+// staleAnswerIsRefused is the control: one answer in a good history becomes that of an instance
+// without an acknowledged revocation.
 func staleAnswerIsRefused(t *testing.T, w *workers) {
 	t.Helper()
 	turned := 0
@@ -390,7 +394,7 @@ func staleAnswerIsRefused(t *testing.T, w *workers) {
 	}
 }
 
-// toldBefore: the token was seen dead by somebody before the call.
+// toldBefore reports whether a client found the token dead before the call.
 func toldBefore(history []porcupine.Operation, token int, call int64) bool {
 	for _, o := range history {
 		in := o.Input.(op)

@@ -32,30 +32,31 @@ var kinds = []delegation.TargetKind{
 type held struct {
 	grant  *exchange.Grant
 	holder delegation.Principal
-	// fromRoot: the root token was exchanged for it. late: the call began after the acknowledgement.
+	// fromRoot: the root token was exchanged for it. late: the call began after the
+	// acknowledgement.
 	fromRoot, late bool
 }
 
-// race is one round: a chain, something above its leaf that is revoked, and racers below.
+// race is one round: a chain, a target above its leaf that is revoked, and racers below.
 type race struct {
 	*fleet
 	*findings
 	name      string
 	rnd       *rand.Rand
 	kind      delegation.TargetKind
-	crew      []delegation.Principal // of the chain, oldest first; the last two never stand in it
-	key       delegation.Principal   // whose registered key the leaf is bound to, in rounds about a key
+	crew      []delegation.Principal // of the chain, oldest first; the last two are never in it
+	key       delegation.Principal   // the leaf is bound to its key, in rounds about a key
 	root      string
 	chain     []held
-	bystander []held // bob's chain, which ends with the agent that is aimed at
-	hop       int    // what is aimed at
+	bystander []held // bob's chain, which ends with the agent that is the target
+	hop       int    // the hop that is the target
 
 	mu    sync.Mutex
 	raced []held
 }
 
-// campaign runs rounds, every kind of target in turn and every depth with it, and returns how many
-// of them found something.
+// campaign runs rounds with each kind of target in turn, at each depth. It returns how many of them
+// found a violation.
 func campaign(t *testing.T, f *fleet, found *findings, keys []delegation.Principal, rnd *rand.Rand, rounds int) (guilty int) {
 	t.Helper()
 	crew := f.crew("crew", maxChain+2)
@@ -175,8 +176,8 @@ func (r *race) target(t *testing.T) delegation.Target {
 	return delegation.Target{Kind: r.kind, ID: agent}
 }
 
-// raceAgainst revokes while the racers exchange, and returns when all of them have also exchanged
-// once after the acknowledgement.
+// raceAgainst revokes while the racers exchange. It returns when each racer has also exchanged once
+// after the acknowledgement.
 func (r *race) raceAgainst(t *testing.T, target delegation.Target) *delegation.Revocation {
 	t.Helper()
 	var acknowledged atomic.Bool
@@ -210,11 +211,11 @@ func (r *race) raceAgainst(t *testing.T, target delegation.Target) *delegation.R
 	return revocation
 }
 
-// patience is how often something is tried again that a busy machine made unavailable.
+// patience is how often a call is repeated that a busy machine made unavailable.
 const patience = 20
 
-// revokeSurely tries until it is told yes or no. A try without an answer may have happened; the last
-// one's number covers it.
+// revokeSurely repeats until the answer is a success or a refusal. A call without an answer may
+// have taken effect; the last one's number covers it.
 func (r *race) revokeSurely(t *testing.T, w *exchangetest.World, target delegation.Target) (revocation *delegation.Revocation, err error) {
 	t.Helper()
 	for range patience {
@@ -225,7 +226,7 @@ func (r *race) revokeSurely(t *testing.T, w *exchangetest.World, target delegati
 	return revocation, err
 }
 
-// introspectSurely tries until there is an answer.
+// introspectSurely repeats until there is an answer.
 func (r *race) introspectSurely(t *testing.T, w *exchangetest.World, token string) (active bool, err error) {
 	t.Helper()
 	for range patience {
@@ -236,7 +237,7 @@ func (r *race) introspectSurely(t *testing.T, w *exchangetest.World, token strin
 	return active, err
 }
 
-// exchangeSomething hands down, fans out, narrows or, from the root token, begins anew.
+// exchangeSomething hands down, fans out, narrows or starts a new chain from the root token.
 func (r *race) exchangeSomething(t *testing.T, rnd *rand.Rand, late bool) {
 	exchangeable := len(r.chain)
 	if r.key != "" {
@@ -280,7 +281,7 @@ func (r *race) exchangeSomething(t *testing.T, rnd *rand.Rand, late bool) {
 	}
 }
 
-// judge holds every token of the round against the revocation, at every instance.
+// judge compares each token of the round with the revocation, at each instance.
 func (r *race) judge(t *testing.T, revocation delegation.Revocation) {
 	t.Helper()
 	for _, h := range r.raced {
@@ -311,7 +312,7 @@ func (r *race) judge(t *testing.T, revocation delegation.Revocation) {
 	all.Wait()
 }
 
-// exchangeAfter exchanges the last token of a set: the dead give nothing, the living go on.
+// exchangeAfter exchanges the last token of a set: a dead token is refused, a live one is not.
 func (r *race) exchangeAfter(t *testing.T, w *exchangetest.World, instance int, set []held, revocation delegation.Revocation) {
 	if len(set) == 0 {
 		return
@@ -333,7 +334,7 @@ func (r *race) exchangeAfter(t *testing.T, w *exchangetest.World, instance int, 
 	}
 }
 
-// keyholders are the agents whose keys the rounds ban, one each: a banned key never returns.
+// keyholders are the agents whose keys the rounds ban, one each: a ban on a key is permanent.
 func keyholders(rounds int) []delegation.Principal {
 	all := make([]delegation.Principal, rounds/len(kinds)+1)
 	for i := range all {
@@ -367,8 +368,8 @@ func TestCampaignRevokeAgainstExchange(t *testing.T) {
 	}
 }
 
-// The control: an instance that does not hear of revocations is found out in every round, whatever
-// is aimed at.
+// TestCampaignFindsAnInstanceThatHearsNothing is the control: an instance that receives no
+// revocations is found in each round, for each target.
 func TestCampaignFindsAnInstanceThatHearsNothing(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(testservers.Seed(t), 4))
 	keys := keyholders(len(kinds))
@@ -379,8 +380,8 @@ func TestCampaignFindsAnInstanceThatHearsNothing(t *testing.T) {
 	}
 }
 
-// The control of the ledger's own check: a grant below a revoked token, which only somebody who hides
-// its ancestors from the ledger can get recorded, is found.
+// TestCampaignFindsAForgedGrant is the control of the ledger's own check: it finds a grant below a
+// revoked token, which can be recorded only if its ancestors are hidden from the ledger.
 func TestCampaignFindsAForgedGrant(t *testing.T) {
 	w, n, chain := hospital(t)
 	if _, refusal := take(w, t, responder, delegation.Target{Kind: delegation.BanToken, ID: chain[0].Claims.ID}); refusal != nil {

@@ -15,8 +15,9 @@ import (
 
 const treeDepth = 5
 
-// grow makes a tree of n tokens below one root token of the user's, every leaf at the full depth where
-// n allows: each level has two workloads of its own, and each token as many children as it takes.
+// grow makes a tree of n tokens below one root token of the user's, each leaf at the full depth if
+// n allows. Each level has two workloads of its own, and each token as many children as the size
+// needs.
 func (f *fleet) grow(t *testing.T, user delegation.Principal, crew []delegation.Principal, n int) []held {
 	t.Helper()
 	fan := 1
@@ -33,7 +34,7 @@ func (f *fleet) grow(t *testing.T, user delegation.Principal, crew []delegation.
 		t.Fatal(refusal, refusal.Unwrap())
 	}
 	all := []held{{grant: first, holder: crew[0]}}
-	// Depth first, so that a tree that is not full still reaches down.
+	// Depth first, so that a tree that is not full still has the full depth.
 	var below func(parent held, level int)
 	below = func(parent held, level int) {
 		if level == treeDepth {
@@ -66,12 +67,12 @@ func (f *fleet) grow(t *testing.T, user delegation.Principal, crew []delegation.
 	return all
 }
 
-// killed: one of the revocations kills the token.
+// killed reports whether one of the revocations hits the token.
 func killed(h held, revocations []delegation.Revocation) bool {
 	return slices.ContainsFunc(revocations, func(r delegation.Revocation) bool { return kills(r, h.grant.Claims) })
 }
 
-// living counts what no revocation kills.
+// living is the number of tokens that no revocation hits.
 func living(tokens []held, revocations []delegation.Revocation) (n int) {
 	for _, h := range tokens {
 		if !killed(h, revocations) {
@@ -81,8 +82,8 @@ func living(tokens []held, revocations []delegation.Revocation) (n int) {
 	return n
 }
 
-// sweep introspects all tokens at all instances and finds the answers that are not what the
-// revocations so far demand.
+// sweep introspects all tokens at all instances. It records the answers that the revocations so far
+// do not permit.
 func (f *fleet) sweep(t *testing.T, found *findings, tokens []held, revocations []delegation.Revocation) {
 	t.Helper()
 	var all sync.WaitGroup
@@ -98,8 +99,8 @@ func (f *fleet) sweep(t *testing.T, found *findings, tokens []held, revocations 
 	all.Wait()
 }
 
-// A tree of tokens loses a branch, an agent for one user, the agent altogether, and its user: each
-// time everything that is named dies at both instances, and nothing else.
+// TestCampaignTree: a tree of tokens loses a branch, an agent for one user, the agent altogether,
+// and its user. Each time everything that is named is dead at both instances, and nothing else.
 func TestCampaignTree(t *testing.T) {
 	f := newFleet(t, exchangetest.Config{DSN: testservers.Postgres(t)}, 2)
 	crew := f.crew("tree", 2*treeDepth)
@@ -169,7 +170,7 @@ func TestCampaignTree(t *testing.T) {
 		t.Errorf("the ledger: %v", err)
 	}
 
-	// The control: an instance that hears of nothing is found out.
+	// The control: an instance that receives no revocation is found.
 	f.splitOff(t)
 	found = &findings{}
 	f.sweep(t, found, tokens[:10], revocations)

@@ -8,12 +8,13 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// identifyCertificate takes the certificate of the caller's connection for what it says, where a tenant
-// knows it. known is false where nobody does: that is a stranger's certificate, or none, which
-// authenticates nobody and stands in nobody's way; a token may still be bound to it.
+// identifyCertificate authenticates the caller by the certificate of its connection, if a tenant
+// knows the certificate. known is false if no tenant knows it or if the connection has none. Such a
+// certificate authenticates no caller and is no error, because a token may still be bound to it.
 //
-// RFC 8705 §2 asks for client_id in every such request, so that a certificate which a client's machine
-// shows to everybody speaks for no request by accident. Over gRPC the certificate may stand alone.
+// RFC 8705 §2 requires client_id in every such HTTP request, so that a certificate that a client's
+// machine sends to every server does not authenticate a request by accident. Over gRPC the
+// certificate is sufficient.
 func (e *Engine) identifyCertificate(ctx context.Context, door string, c Credentials) (a arrival, known bool, err error) {
 	a.tenant, err = e.knowing(door, c.Certificates)
 	switch {
@@ -34,8 +35,8 @@ func (e *Engine) identifyCertificate(ctx context.Context, door string, c Credent
 	return a, true, nil
 }
 
-// knowing finds the tenant that a certificate belongs to: the door's, or else the only one that knows it.
-// It is looked up before anything of it is verified, which that tenant then does.
+// knowing returns the tenant that knows a certificate: that of the endpoint, or else the only one.
+// Nothing of the certificate is verified before; that tenant verifies it afterwards.
 func (e *Engine) knowing(door string, chain []*x509.Certificate) (*Tenant, error) {
 	if len(chain) == 0 {
 		return nil, nil

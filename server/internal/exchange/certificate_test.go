@@ -14,8 +14,8 @@ import (
 	"deputy.example/deputy/server/internal/token/certtest"
 )
 
-// certified is a world of two tenants that both know agent:job by the same name, and the first of them
-// agent:own by its own certificate and a trust domain.
+// certified is a world of two tenants that both know agent:job by the same name. The first also
+// knows agent:own by its own certificate, and a trust domain.
 type certified struct {
 	*exchangetest.World
 	ca, prod *certtest.CA
@@ -57,7 +57,7 @@ func newCertified(t *testing.T) *certified {
 	return c
 }
 
-// call asks for a child of a root token for alice over a connection with the certificate.
+// call requests a child of a root token for alice over a connection with the certificate.
 func (c *certified) call(t *testing.T, door string, shown tls.Certificate, clientID string) exchange.Call {
 	t.Helper()
 	n := c.Tenants["acme"]
@@ -67,7 +67,8 @@ func (c *certified) call(t *testing.T, door string, shown tls.Certificate, clien
 	return call
 }
 
-// Each of these is refused by one protection, which tools/mutants removes.
+// TestCertificatesThatAuthenticateNobody: each of these is refused by one protection, which
+// tools/mutants removes.
 func TestCertificatesThatAuthenticateNobody(t *testing.T) {
 	for name, a := range map[string]struct {
 		reason delegation.Reason
@@ -105,7 +106,8 @@ func TestCertificatesThatAuthenticateNobody(t *testing.T) {
 	}
 }
 
-// Whoever holds the certificate of a suspended client learns no more of it by leaving client_id out.
+// TestSuspendedCertificate: the holder of a suspended client's certificate learns no more by
+// omitting client_id.
 func TestSuspendedCertificate(t *testing.T) {
 	c := newCertified(t)
 	n := c.Tenants["acme"]
@@ -121,14 +123,14 @@ func TestSuspendedCertificate(t *testing.T) {
 	}
 }
 
-// The workload's own X.509-SVID and JWT-SVID are one caller.
+// TestBothIdentitiesOfAWorkload: the workload's own X.509-SVID and JWT-SVID are one caller.
 func TestBothIdentitiesOfAWorkload(t *testing.T) {
 	c := newCertified(t)
 	n := c.Tenants["acme"]
 	svid := c.prod.SVID(t, "spiffe://prod.example/planner")
 	now := c.Clock().Now().Unix()
 	say := func(audience string) string {
-		return c.tokens.Sign(t, "JWT", map[string]any{ // SPIRE leaves iss out
+		return c.tokens.Sign(t, "JWT", map[string]any{ // SPIRE omits iss
 			"iss": nil, "sub": "spiffe://prod.example/planner", "aud": audience, "iat": now, "exp": now + 300,
 		})
 	}
@@ -166,8 +168,9 @@ func actAs(call *exchange.Call, actorToken string) {
 	call.Children[0].ActorToken, call.Children[0].ActorTokenType = actorToken, delegation.TokenTypeJWT
 }
 
-// A registered certificate can be named in actor_confirmation: the child is bound to it, and serves nobody
-// without it. A ban on the certificate ends the child, and whoever holds the certificate.
+// TestRegisteredCertificateAsConfirmation: a registered certificate can be named in
+// actor_confirmation. The child is bound to it, and cannot be used without it. A ban on the
+// certificate hits the child, and each holder of the certificate.
 func TestRegisteredCertificateAsConfirmation(t *testing.T) {
 	c := newCertified(t)
 	n := c.Tenants["acme"]

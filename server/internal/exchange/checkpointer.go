@@ -19,8 +19,9 @@ import (
 	"deputy.example/deputy/server/internal/vault"
 )
 
-// Checkpointer signs the heads of one tenant's log, and keeps them outside the database too. It has a key of
-// a file, managed ones, or both: all sign, and what any of them signed is believed.
+// Checkpointer signs the heads of one tenant's log, and also keeps them outside the database. It
+// has a key from a file, managed keys, or both. All of them sign, and a signature of any of them is
+// accepted.
 type Checkpointer struct {
 	fixed   *checkpointKey                // nil: no file
 	managed *vault.Series[*checkpointKey] // nil: none
@@ -33,14 +34,15 @@ type checkpointKey struct {
 	public   string
 }
 
-// Origin names a tenant's log, and the key of its checkpoints: the issuer without its scheme.
+// Origin is the name of a tenant's log and of the key of its checkpoints: the issuer without its
+// scheme.
 func Origin(issuer string) string {
 	_, origin, _ := strings.Cut(issuer, "://")
 	return origin
 }
 
-// CreateCheckpointKey makes a key for the checkpoints of an issuer's log, in a new file that only its owner
-// can read, and returns the verifier key that auditors are given. It never replaces a file.
+// CreateCheckpointKey creates a key for the checkpoints of an issuer's log, in a new file that only
+// its owner can read. It returns the verifier key for auditors. It never replaces a file.
 func CreateCheckpointKey(path, issuer string) (verifierKey string, err error) {
 	private, public, err := note.GenerateKey(rand.Reader, Origin(issuer))
 	if err != nil {
@@ -60,8 +62,9 @@ func CreateCheckpointKey(path, issuer string) (verifierKey string, err error) {
 	return public, nil
 }
 
-// OpenCheckpointer reads a key, the text of whose file is given, and tries the place where the checkpoints
-// are kept. Without a key, the checkpointer signs once it manages some. Errors never repeat the key.
+// OpenCheckpointer reads a key from the text of its file. If key is empty, the checkpointer signs
+// only after Manage has added keys. file is where checkpoints are kept outside the database; ""
+// means nowhere. Errors never repeat the key.
 func OpenCheckpointer(key, issuer, file string) (*Checkpointer, error) {
 	c := &Checkpointer{file: file}
 	if key == "" {
@@ -80,7 +83,7 @@ func newCheckpointKey(key, origin string) (*checkpointKey, error) {
 	if signer.Name() != origin {
 		return nil, fmt.Errorf("is the key of %s: a log's key has the name of its own issuer, %s", signer.Name(), origin)
 	}
-	// PRIVATE+KEY+name+hash+data, where the data are the algorithm, Ed25519, and the seed.
+	// PRIVATE+KEY+name+hash+data. The data are the algorithm (Ed25519) and the seed.
 	parts := strings.SplitN(key, "+", 5)
 	data, err := base64.StdEncoding.DecodeString(parts[4])
 	if err != nil || len(data) != 1+ed25519.SeedSize {
@@ -95,10 +98,12 @@ func newCheckpointKey(key, origin string) (*checkpointKey, error) {
 	return k, err
 }
 
-// id is what the key is called in signatures: the four bytes that verifiers find it by, in hexadecimal.
+// id is the name of the key in signatures: the four bytes by which verifiers find it, in
+// hexadecimal.
 func (k *checkpointKey) id() string { return fmt.Sprintf("%08x", k.signer.KeyHash()) }
 
-// Manage adds managed keys, which sign once a vault has opened the series. now may be nil: time.Now.
+// Manage adds managed keys. They sign once a vault has opened the series. If now is nil, it is
+// time.Now.
 func (c *Checkpointer) Manage(tenant, issuer string, now func() time.Time) vault.Member {
 	plan := vault.Plan{Tenant: tenant, Use: vault.Checkpoints, Algorithm: "Ed25519", Together: true}
 	c.managed = vault.NewSeries(plan, vault.Maker[*checkpointKey]{
@@ -117,7 +122,7 @@ func (c *Checkpointer) Manage(tenant, issuer string, now func() time.Time) vault
 	return c.managed
 }
 
-// keys are those that sign, and all that are believed, the newest last.
+// keys returns the keys that sign and all keys whose signatures are accepted, the newest last.
 func (c *Checkpointer) keys() (signing, believed []*checkpointKey, err error) {
 	if c.fixed != nil {
 		signing, believed = append(signing, c.fixed), append(believed, c.fixed)
@@ -138,8 +143,8 @@ func (c *Checkpointer) keys() (signing, believed []*checkpointKey, err error) {
 	return signing, believed, nil
 }
 
-// VerifierKey is what auditors verify checkpoints with, in the form of signed notes: that of the newest key
-// that signs. They should have it from somewhere else than the server.
+// VerifierKey is the verifier of the newest signing key, in the form of signed notes. It is "" if
+// no key signs. Auditors should get it from a source other than the server.
 func (c *Checkpointer) VerifierKey() string {
 	signing, _, err := c.keys()
 	if err != nil || len(signing) == 0 {
@@ -148,7 +153,7 @@ func (c *Checkpointer) VerifierKey() string {
 	return signing[len(signing)-1].public
 }
 
-// VerifierKeys are those of all managed keys that are believed, by the id of the key.
+// VerifierKeys are the verifiers of all keys whose signatures are accepted, by the id of the key.
 func (c *Checkpointer) VerifierKeys() map[string]string {
 	_, believed, err := c.keys()
 	if err != nil {
@@ -161,8 +166,8 @@ func (c *Checkpointer) VerifierKeys() map[string]string {
 	return by
 }
 
-// SignedWithout says whether another key than this one, which stays, has signed the checkpoint. A key that
-// goes before that leaves a log that continues nothing.
+// SignedWithout reports whether a signing key other than id has signed the checkpoint. If a key is
+// removed before that, the log continues no checkpoint that is accepted.
 func (c *Checkpointer) SignedWithout(id, checkpoint string) bool {
 	signing, _, err := c.keys()
 	return err == nil && slices.ContainsFunc(signing, func(k *checkpointKey) bool {
@@ -177,7 +182,7 @@ type kept struct {
 	note string
 }
 
-// parse believes what any key that is in force has signed.
+// parse accepts a checkpoint that any key in force has signed.
 func (c *Checkpointer) parse(text string) (kept, error) {
 	_, believed, err := c.keys()
 	if err != nil {
@@ -194,7 +199,7 @@ func (c *Checkpointer) parse(text string) (kept, error) {
 	return kept{parsed, text}, nil
 }
 
-// signed has all keys sign whose turn it is.
+// signed signs the head with all keys that sign now.
 func (c *Checkpointer) signed(head audit.Checkpoint) (kept, error) {
 	signing, _, err := c.keys()
 	if err != nil {
@@ -208,8 +213,9 @@ func (c *Checkpointer) signed(head audit.Checkpoint) (kept, error) {
 	return kept{head, text}, err
 }
 
-// lacks says whether a key signs by now that has not signed this: a log that does not grow must not keep
-// auditors from a new key, nor be left with nothing but the signature of a key that goes.
+// lacks reports whether a key that signs now has not signed k. A log that does not grow must also
+// be signed by a new key, for auditors, and must not keep only the signature of a key that is
+// removed.
 func (c *Checkpointer) lacks(k kept) (bool, error) {
 	signing, _, err := c.keys()
 	if err != nil || k.Size == 0 {
@@ -223,7 +229,7 @@ func (c *Checkpointer) lacks(k kept) (bool, error) {
 	return false, nil
 }
 
-// outside reads the newest checkpoint that was kept outside the database; it is empty if there is none.
+// outside reads the newest checkpoint outside the database. It is empty if the file does not exist.
 func (c *Checkpointer) outside() (kept, error) {
 	if c.file == "" {
 		return kept{}, nil
@@ -242,14 +248,16 @@ func (c *Checkpointer) outside() (kept, error) {
 	return k, nil
 }
 
-// Outside says how many entries the checkpoint file covers, and when it was signed; 0 where there is none.
+// Outside returns how many entries the checkpoint file covers and when it was signed. Both are zero
+// if the file does not exist.
 func (c *Checkpointer) Outside() (entries uint64, signed time.Time, err error) {
 	k, err := c.outside()
 	return k.Size, k.Time, err
 }
 
-// keep writes the checkpoint outside: behind the others in the history, and then in place of the newest,
-// so that a crash leaves at worst one that stands in the history alone, and is written again.
+// keep writes the checkpoint outside the database: first at the end of the history, then in place
+// of the newest. A crash leaves at worst a checkpoint that is only in the history; it is written
+// again.
 func (c *Checkpointer) keep(note string) error {
 	if c.file == "" {
 		return nil
@@ -281,10 +289,11 @@ func (c *Checkpointer) keep(note string) error {
 	return errors.Join(dir.Sync(), dir.Close())
 }
 
-// setAside keeps the checkpoint file and its history beside a new one: they are what a log is told by that an operator
-// gave up with the recovery of that number.
+// setAside renames the checkpoint file and its history, so that new ones can begin. They are
+// evidence of the log that an operator gave up with the recovery of that number.
 func (c *Checkpointer) setAside(recovery uint64) error {
-	for _, file := range []string{c.file + ".history", c.file} { // the file last: until it is gone, this is done again
+	// The file is last, because setAside is repeated until it is gone.
+	for _, file := range []string{c.file + ".history", c.file} {
 		err := os.Rename(file, fmt.Sprintf("%s.before-recovery-%d", file, recovery))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err

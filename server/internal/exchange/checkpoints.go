@@ -18,18 +18,19 @@ import (
 )
 
 const (
-	// signEvery is the pace of checkpoints: a log that grows has one every second.
+	// signEvery is the interval of checkpoints: a log that grows has a new one every second.
 	signEvery = time.Second
-	// proveEvery is how often a log is held to its checkpoints although nothing has happened to either.
+	// proveEvery is the interval at which a log is compared with its checkpoints if neither has
+	// changed.
 	proveEvery = time.Minute
 )
 
-// Checkpoints signs the head of every tenant's log that has grown, until ctx ends; nothing is signed that
-// does not continue every checkpoint known from before. Any number of instances may do it. It returns nil
+// Checkpoints signs the head of each tenant's log that has grown, until ctx ends. It signs only a
+// head that continues every earlier checkpoint. Any number of instances may run it. It returns nil
 // when ctx ends.
 //
-// One question for all tenants says where head, checkpoints and keys are still those of the last round: there
-// is nothing to do.
+// One query for all tenants finds the logs whose head, checkpoint and keys have not changed since
+// the last round. Those logs need no round.
 func (e *Engine) Checkpoints(ctx context.Context) error {
 	var all sync.WaitGroup
 	notaries, names := make(map[string]*notary), []string(nil)
@@ -52,8 +53,8 @@ func (e *Engine) Checkpoints(ctx context.Context) error {
 	return nil
 }
 
-// callNotaries has those do a round for whom something has changed, for whom the last round failed, and for
-// whom it was long ago.
+// callNotaries starts a round of each notary whose grounds have changed, whose last round failed,
+// or whose last round was proveEvery ago.
 func (e *Engine) callNotaries(ctx context.Context, names []string, notaries map[string]*notary) error {
 	sealed, err := e.config.Ledger.Sealed(ctx, names...)
 	if err != nil {
@@ -67,24 +68,25 @@ func (e *Engine) callNotaries(ctx context.Context, names []string, notaries map[
 		}
 		select {
 		case n.calls <- now:
-			n.called = time.Now().Add(-rand.N(proveEvery / 4)) // so that not all come at once ever after
-		default: // it is not done with the last one
+			// A random part, so that the next rounds do not coincide.
+			n.called = time.Now().Add(-rand.N(proveEvery / 4))
+		default: // its last round still runs
 		}
 	}
 	return nil
 }
 
-// grounds are what a notary's round depends on.
+// grounds are the values that a notary's round depends on.
 type grounds struct {
 	sealed ledger.Sealed
 	keys   string    // that sign
 	size   int64     // of the file
-	saved  time.Time // when it was written
+	saved  time.Time // when the file was written
 }
 
 func (n *notary) grounds(sealed ledger.Sealed) grounds {
 	s := grounds{sealed: sealed}
-	signing, _, _ := n.keys() // none if they cannot be had: then the round says so
+	signing, _, _ := n.keys() // none on an error: the round reports it
 	for _, k := range signing {
 		s.keys += k.id()
 	}
@@ -94,8 +96,8 @@ func (n *notary) grounds(sealed ledger.Sealed) grounds {
 	return s
 }
 
-// Checkpointed says whether the tenant's log is known to continue the checkpoints from before. A tenant
-// without a key has none to continue.
+// Checkpointed returns nil if the tenant's log is proven to continue its earlier checkpoints, else
+// an Unavailable error. A tenant without a key has no checkpoints to continue.
 func (e *Engine) Checkpointed(_ context.Context, tenant string) error {
 	if t := e.tenants[tenant]; t == nil || t.Checkpoints == nil {
 		return nil
@@ -118,11 +120,11 @@ type notary struct {
 	tenant *Tenant
 
 	calls   chan grounds
-	called  time.Time               // belongs to who calls
-	settled atomic.Pointer[grounds] // of the last round if that was right, else nil
+	called  time.Time               // belongs to callNotaries
+	settled atomic.Pointer[grounds] // of the last round if it succeeded, else nil
 
-	last    kept // the newest that this process has signed or seen: also what survives a restored disk
-	failing bool // the last round failed: said once
+	last    kept // the newest signed or read by this process; survives a restored disk
+	failing bool // the last round failed, which is logged once
 }
 
 func newNotary(e *Engine, t *Tenant) *notary {
@@ -153,8 +155,8 @@ func (n *notary) run(ctx context.Context) {
 	}
 }
 
-// errBroken is a log that does not continue what was signed of it. Nothing is signed, and the tenant is not
-// ready, until an operator has decided.
+// errBroken is the error of a log that does not continue its signed checkpoints. Nothing is signed,
+// and the tenant is not ready, until an operator has decided.
 var errBroken = errors.New("the log is not the one that was signed")
 
 func (n *notary) round(ctx context.Context) error {
@@ -163,7 +165,8 @@ func (n *notary) round(ctx context.Context) error {
 	return n.note(n.head(ctx))
 }
 
-// note keeps what a look at the log has found. A database or a disk that does not answer leaves standing what was known.
+// note keeps the result of a round. If the database or the disk does not respond, the earlier
+// result remains.
 func (n *notary) note(err error) error {
 	incarnation, _ := n.config.Ledger.Incarnation()
 	if err == nil || errors.Is(err, errBroken) {
@@ -172,20 +175,20 @@ func (n *notary) note(err error) error {
 	return err
 }
 
-// held is the log and what was signed of it.
+// held is the log and its signed checkpoints.
 type held struct {
 	saved, outside kept
 	size           uint64
 	root           tlog.Hash
 }
 
-// prove reads the newest head and holds it to everything that was signed before.
+// prove reads the newest head and compares it with every earlier checkpoint.
 func (n *notary) prove(ctx context.Context) (h held, err error) {
 	recovery, err := n.recovery(ctx, n.tenant.Name)
 	if err != nil {
 		return h, err
 	}
-	// The head is read first: what others sign meanwhile may be ahead of it, and that is for the next round.
+	// The checkpoints are read before the head, so the head includes all entries that they cover.
 	if h.saved, err = n.saved(ctx); err != nil {
 		return h, err
 	}
@@ -218,12 +221,13 @@ func (n *notary) prove(ctx context.Context) (h held, err error) {
 	return h, nil
 }
 
-// givenUp says whether a checkpoint that the log does not continue is of a log that an operator gave up.
+// givenUp reports whether a checkpoint that the log does not continue belongs to a log that an
+// operator gave up.
 func (k kept) givenUp(err error, r ledger.Recovered) bool {
 	return errors.Is(err, errBroken) && r.Number > 0 && k.Time.Before(r.Since)
 }
 
-// head signs the newest head if it is new, or if a key is.
+// head signs the newest head if it or a key is new.
 func (n *notary) head(ctx context.Context) error {
 	h, err := n.prove(ctx)
 	if err != nil {
@@ -242,7 +246,7 @@ func (n *notary) head(ctx context.Context) error {
 		}
 		newest, err = n.issue(ctx, head)
 		switch {
-		case errors.Is(err, ledger.ErrForked): // another instance was faster: what it saved is compared in the next round
+		case errors.Is(err, ledger.ErrForked): // the next round compares what it saved
 			newest = saved
 		case err != nil:
 			return err
@@ -260,7 +264,7 @@ func (n *notary) head(ctx context.Context) error {
 	return nil
 }
 
-// saved is the newest checkpoint of the database. Only its signature is believed.
+// saved is the newest checkpoint of the database. Only its signature is evidence.
 func (n *notary) saved(ctx context.Context) (kept, error) {
 	last, err := n.config.Ledger.LastCheckpoint(ctx, n.tenant.Name)
 	switch {
@@ -279,7 +283,7 @@ func (n *notary) saved(ctx context.Context) (kept, error) {
 	return k, nil
 }
 
-// continues proves that the log of this size and root begins with that of the checkpoint.
+// continues proves that the log of this size and root begins with the log of the checkpoint.
 func (n *notary) continues(ctx context.Context, where string, before kept, size uint64, root tlog.Hash) error {
 	switch {
 	case before.Size == 0:

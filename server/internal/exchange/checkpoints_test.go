@@ -46,7 +46,8 @@ func (a *archive) grow(t *testing.T, w *exchangetest.World, n int) {
 	}
 }
 
-// record appends entries past the engine, which does not go on with a log that is not the one that was signed.
+// record appends entries without the engine, which does not continue a log that differs from the
+// signed one.
 func record(t *testing.T, w *exchangetest.World, n int) {
 	t.Helper()
 	for range n {
@@ -57,7 +58,7 @@ func record(t *testing.T, w *exchangetest.World, n int) {
 	}
 }
 
-// newest reads the file, and what the database has.
+// newest reads the checkpoints in the file and in the database.
 func (a *archive) newest(t *testing.T, w *exchangetest.World) (file, saved audit.Checkpoint) {
 	t.Helper()
 	text, err := os.ReadFile(a.file)
@@ -122,7 +123,7 @@ func TestCheckpointsFollowTheLog(t *testing.T) {
 		a.grow(t, a.World, 2)
 		must(t, here(t.Context()))
 		a.grow(t, a.World, 1)
-		must(t, there(t.Context())) // another instance on the same files goes on from it
+		must(t, there(t.Context())) // another instance on the same files continues from it
 		must(t, here(t.Context()))
 		size, root, err := a.Ledger.Tree(t.Context(), tenant)
 		must(t, err)
@@ -137,7 +138,7 @@ func TestCheckpointsFollowTheLog(t *testing.T) {
 		t.Errorf("%d checkpoints in the history, want 6:\n%s", n, history)
 	}
 
-	// A file that was lost, or not written before a crash, is made again.
+	// A file that was lost, or not written before a crash, is written again.
 	must(t, os.Remove(a.file))
 	must(t, here(t.Context()))
 	if file, saved := a.newest(t, a.World); file != saved {
@@ -145,8 +146,8 @@ func TestCheckpointsFollowTheLog(t *testing.T) {
 	}
 }
 
-// TestNoCheckpointOfAnotherLog restores old backups and changes the database. Whatever was signed before
-// must be continued, or nothing is signed and the tenant is not ready.
+// TestNoCheckpointOfAnotherLog restores old backups and changes the database. The log must continue
+// each earlier checkpoint. Otherwise nothing is signed and the tenant is not ready.
 func TestNoCheckpointOfAnotherLog(t *testing.T) {
 	for name, test := range map[string]struct {
 		harm func(*testing.T, *archive, string) *exchangetest.World
@@ -207,8 +208,8 @@ func TestNoCheckpointOfAnotherLog(t *testing.T) {
 	}
 }
 
-// TestOnlyTheFileRemembers is what the file outside is for: a restored database has forgotten its newest
-// checkpoint too, and a new process has seen nothing.
+// TestOnlyTheFileRemembers is the purpose of the file outside the database: a restored database has
+// lost its newest checkpoint too, and a new process has read nothing.
 func TestOnlyTheFileRemembers(t *testing.T) {
 	a := newArchive(t)
 	tenant := a.Tenant().Name

@@ -22,7 +22,7 @@ type timed struct {
 	wall atomic.Int64
 }
 
-// newTimed opens one. remote says how far ahead the clock of a source is.
+// newTimed opens one. remote returns how far ahead the clock of a source is.
 func newTimed(t testing.TB, w *exchangetest.World, wall time.Duration, remote func(source string) time.Duration) *timed {
 	t.Helper()
 	m := &timed{}
@@ -39,7 +39,7 @@ func newTimed(t testing.TB, w *exchangetest.World, wall time.Duration, remote fu
 
 func exact(string) time.Duration { return 0 }
 
-// TestAWrongClockAnswersNothing asks everything of an instance whose clock was stepped, by every door of the engine.
+// TestAWrongClockAnswersNothing makes each kind of call to an instance whose clock was stepped.
 func TestAWrongClockAnswersNothing(t *testing.T) {
 	w := exchangetest.New(t, exchangetest.Config{Agents: []delegation.Principal{responder}})
 	n := w.Tenant()
@@ -91,7 +91,8 @@ func TestAWrongClockAnswersNothing(t *testing.T) {
 	}
 }
 
-// TestLoweredLimitsReviveNothing revokes a token of two hours under limits that allow fifteen minutes.
+// TestLoweredLimitsReviveNothing revokes a token of two hours under limits that allow fifteen
+// minutes.
 func TestLoweredLimitsReviveNothing(t *testing.T) {
 	w := exchangetest.New(t, exchangetest.Config{
 		Agents: []delegation.Principal{responder}, Limits: exchange.Limits{MaxLifetime: 2 * time.Hour, DefaultLifetime: 2 * time.Hour},
@@ -117,8 +118,8 @@ func TestLoweredLimitsReviveNothing(t *testing.T) {
 	}
 }
 
-// TestIdempotencyKeysOutliveTheirGrant repeats a request after its grant has ended: for as long as the parent lives, and
-// the same key is remembered, nothing is granted again.
+// TestIdempotencyKeysOutliveTheirGrant repeats a request after its grant has expired. While the
+// parent lives and the key is kept, nothing is granted again.
 func TestIdempotencyKeysOutliveTheirGrant(t *testing.T) {
 	w := exchangetest.New(t, exchangetest.Config{})
 	n := w.Tenant()
@@ -142,7 +143,8 @@ func TestIdempotencyKeysOutliveTheirGrant(t *testing.T) {
 	}
 }
 
-// TestSkewOfOneIssuer has a root token of an issuer with a longer skew than the tenant's, issued in that future, cut off.
+// TestSkewOfOneIssuer cuts off a root token of an issuer with a longer skew than the tenant's,
+// issued in that future.
 func TestSkewOfOneIssuer(t *testing.T) {
 	w := exchangetest.New(t, exchangetest.Config{
 		Agents: []delegation.Principal{responder},
@@ -166,8 +168,9 @@ func TestSkewOfOneIssuer(t *testing.T) {
 	}
 }
 
-// TestCheckOfAForgottenParent has the revocations of the parent's lifetime forgotten while the keys of a child's actor are
-// fetched: the set that answered for the parent no longer can.
+// TestCheckOfAForgottenParent: the revocations of the parent's lifetime are forgotten while the
+// keys of a child's actor are fetched. The set that answered for the parent can then not answer any
+// more.
 func TestCheckOfAForgottenParent(t *testing.T) {
 	fetched := func() {}
 	signer := exchangetest.NewSigner(t, "https://late.example")
@@ -209,8 +212,9 @@ func TestCheckOfAForgottenParent(t *testing.T) {
 	}
 }
 
-// TestCheckOfABannedSigner has a caller name itself by an actor token of another key of its own, which is banned. An exchange
-// would meet the ledger; a check has no later look.
+// TestCheckOfABannedSigner: a caller names itself by an actor token that another of its keys
+// signed, which is banned. An exchange would reach the check of the ledger; a check has no later
+// one.
 func TestCheckOfABannedSigner(t *testing.T) {
 	second := exchangetest.NewSigner(t, string(planner))
 	w := exchangetest.New(t, exchangetest.Config{Trust: func(_ string, c *token.TrustConfig) {
@@ -239,7 +243,7 @@ func TestCheckOfABannedSigner(t *testing.T) {
 	}
 }
 
-// answering is a transport that answers every request with the same JSON.
+// answering is a transport that answers each request with the same JSON.
 type answering func() string
 
 func (a answering) RoundTrip(*http.Request) (*http.Response, error) {

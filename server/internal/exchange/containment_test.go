@@ -32,8 +32,8 @@ func storm(t *testing.T, c exchangetest.Config) (*exchangetest.World, *exchanget
 	return w, n, w.Chain(t, n, planner, researcher, writer), server
 }
 
-// TestContainmentWithoutRedis takes back, suspends, resumes and looks while Redis is gone, or hangs: all of it works, by
-// workloads and by people, and an exchange is refused as unavailable.
+// TestContainmentWithoutRedis revokes, suspends, resumes and reads while Redis is down, or hangs.
+// All of it succeeds, for workloads and for people. An exchange is refused as unavailable.
 func TestContainmentWithoutRedis(t *testing.T) {
 	for name, fault := range map[string]func(*testservers.RedisServer) (mend func()){
 		"gone":  func(s *testservers.RedisServer) func() { s.Kill(); return s.Start },
@@ -121,7 +121,8 @@ func TestContainmentWithoutRedis(t *testing.T) {
 	}
 }
 
-// TestOneAssertionRevokesOnce: while Redis forgets, the ledger's row decides, in the commit of the revocation itself.
+// TestOneAssertionRevokesOnce: without Redis, the ledger's row decides, in the commit of the
+// revocation itself.
 func TestOneAssertionRevokesOnce(t *testing.T) {
 	w, n, chain, server := storm(t, exchangetest.Config{})
 	server.Kill()
@@ -148,7 +149,8 @@ func TestOneAssertionRevokesOnce(t *testing.T) {
 	}
 }
 
-// TestNoErrorAfterTheCommit: what fails once a revocation is durable does not turn its answer into an error.
+// TestNoErrorAfterTheCommit: a failure after a revocation is durable does not turn its answer into
+// an error.
 func TestNoErrorAfterTheCommit(t *testing.T) {
 	w, _, chain, server := storm(t, exchangetest.Config{})
 	server.Kill() // so that nothing can be announced
@@ -166,8 +168,9 @@ func TestNoErrorAfterTheCommit(t *testing.T) {
 	}
 }
 
-// TestContainmentWithoutOpenFGA: what a caller holds itself it takes back without a question. Of the others only those
-// named in the configuration for this case go on, to take back and to look, and only while OpenFGA does not answer.
+// TestContainmentWithoutOpenFGA: a caller revokes what it holds itself without a question. Of the
+// other callers, only emergency responders of the configuration may revoke and read, and only while
+// OpenFGA does not respond.
 func TestContainmentWithoutOpenFGA(t *testing.T) {
 	w, n, chain, _ := storm(t, exchangetest.Config{Emergency: []delegation.Principal{stranger}})
 	down := func(*http.Request) error { return errors.New("connection refused") }
@@ -241,7 +244,8 @@ func reasonOf(refusal *delegation.Error) delegation.Reason {
 	return refusal.Reason
 }
 
-// TestMendedListsAreToldOf breaks the lists in Redis in each way: what was mended is logged and counted, with its cause.
+// TestMendedListsAreToldOf breaks the lists in Redis in each way. Each repair is logged and
+// counted, with its cause.
 func TestMendedListsAreToldOf(t *testing.T) {
 	const list = "{default}:revoked:list"
 	registry := prometheus.NewRegistry()
@@ -258,7 +262,7 @@ func TestMendedListsAreToldOf(t *testing.T) {
 		t.Fatal(refusal)
 	}
 	before, err := client.Dump(t.Context(), list).Result()
-	if err == nil { // published now: what was dumped was right
+	if err == nil { // published now: the dumped lists were right
 		_, refusal := take(w, t, researcher, delegation.Target{Kind: delegation.BanToken, ID: chain[1].Claims.ID})
 		err = orNil(refusal)
 	}
@@ -309,7 +313,7 @@ func TestMendedListsAreToldOf(t *testing.T) {
 	}
 }
 
-// follow has the world follow until the test ends.
+// follow makes the world follow until the test ends.
 func follow(t *testing.T, w *exchangetest.World) {
 	t.Helper()
 	ctx, stop := context.WithCancel(t.Context())

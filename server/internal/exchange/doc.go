@@ -1,9 +1,9 @@
-// Package exchange is the engine: it decides whether a caller may hand part of a token on, records
-// the decision and mints the child. Exchange.walk is the seven steps of docs/exchange-cycle.md,
-// straight down and back; one exchange and a batch take the same walk.
+// Package exchange is the engine. It decides whether a caller may hand a part of a token on,
+// records the decision and mints the child. Exchange takes the seven steps of
+// docs/exchange-cycle.md in one direction. A single exchange and a batch take the same walk.
 //
-// It owns the order of the steps, the caller rules and the plan, which is a pure function. It must
-// not know of wires: fronts turn gRPC messages and HTTP forms into a Call and an Outcome back into
-// theirs. How tokens are verified, policy is asked, entries are kept and callers are limited belongs
-// to the packages below.
+// The package owns the order of the steps, the rules about callers and the plan, which is a pure
+// function. It does not depend on a wire format: endpoints turn gRPC messages and HTTP forms into a
+// Call, and an Outcome back into their format. The packages below own the verification of tokens,
+// the questions to the policy, the storage of entries and the rates of callers.
 package exchange

@@ -22,11 +22,11 @@ import (
 	"deputy.example/deputy/server/internal/ledger"
 )
 
-// canary is no form of anything: it breaks the rule of every field that has one.
+// canary has no valid form: it breaks the rule of each field that has one.
 const canary = "\x01CANARY\u202e\""
 
-// requests are one request of each method that would be answered, or refused at its end only. A method that is
-// added gets its own.
+// requests are one request of each method that would be answered, or refused only at its end. A new
+// method gets its own.
 func (l *lineup) requests() map[protoreflect.FullName]proto.Message {
 	child := &deputyv1.Child{Scope: "calendar.read", Audience: []string{calendar}}
 	target := &deputyv1.RevocationTarget{Kind: deputyv1.RevocationKind_REVOCATION_KIND_AGENT_SUBJECT, Id: "agent:x", Subject: "user:x"}
@@ -50,7 +50,8 @@ func (l *lineup) requests() map[protoreflect.FullName]proto.Message {
 	}
 }
 
-// planted calls use with a copy of the request for each of its text fields, in which that field is the canary.
+// planted calls use with a copy of the request for each of its text fields, in which that field is
+// the canary.
 func planted(t *testing.T, request proto.Message, use func(field string, request proto.Message)) {
 	t.Helper()
 	var plant func(path string, at func(root protoreflect.Message) protoreflect.Message, depth int)
@@ -86,7 +87,7 @@ func planted(t *testing.T, request proto.Message, use func(field string, request
 	plant("", func(root protoreflect.Message) protoreflect.Message { return root }, 0)
 }
 
-// call returns all that comes back, of a stream its first message.
+// call returns the complete response, and of a stream its first message.
 func (l *lineup) call(ctx context.Context, m protoreflect.MethodDescriptor, request proto.Message) (string, error) {
 	full := fmt.Sprintf("/%s/%s", m.Parent().FullName(), m.Name())
 	output, err := protoregistry.GlobalTypes.FindMessageByName(m.Output().FullName())
@@ -116,8 +117,8 @@ func (l *lineup) call(ctx context.Context, m protoreflect.MethodDescriptor, requ
 	return protojson.Format(answer), nil
 }
 
-// TestNothingOfTheCallerIsRepeated: no error, no log and no entry repeats a text that is not of the form that its
-// field demands, whichever field of whichever method or endpoint it came in.
+// TestNothingOfTheCallerIsRepeated: no error, no log and no entry repeats a text that does not have
+// the form of its field, for each field of each method and endpoint.
 func TestNothingOfTheCallerIsRepeated(t *testing.T) {
 	l := newLineup(t)
 	requests, fields := l.requests(), 0
@@ -178,7 +179,8 @@ func TestNothingOfTheCallerIsRepeated(t *testing.T) {
 	l.noCanary(t)
 }
 
-// noCanary looks through all that was kept. Why something is revoked is free text, and kept as it is.
+// noCanary searches everything that was stored. The reason of a revocation is free text, and is
+// stored unchanged.
 func (l *lineup) noCanary(t *testing.T) {
 	t.Helper()
 	entries, err := l.Ledger.Entries(t.Context(), "default", 0, 10_000)

@@ -24,8 +24,8 @@ import (
 	"deputy.example/deputy/server/internal/token"
 )
 
-// Tenant is one section of the configuration at work: its own issuer address, trust, keys,
-// relationships and limits. Nothing of one tenant is visible through another.
+// Tenant is one tenant of the configuration, with its own issuer address, trust, keys,
+// relationships and limits. No tenant can see anything of another.
 type Tenant struct {
 	Name   string
 	Issuer string // the iss of its tokens, and the audience that authenticates a caller
@@ -33,30 +33,31 @@ type Tenant struct {
 	Keys   *token.Keyset
 	Policy *policy.Checker
 	Limits Limits
-	// Servers are the principals that serve an audience, by audience: they may introspect tokens for it, as
-	// may a principal whose name is the audience. Default: no other principal.
+	// Servers are the principals that serve an audience, by audience. They may introspect tokens
+	// for it, as may a principal whose name is the audience. Default: no other principal.
 	Servers map[string][]delegation.Principal
-	// CallerRate bounds what one caller may ask for, in children; every child of a batch counts.
+	// CallerRate bounds the children that one caller may request. Each child of a batch counts.
 	CallerRate guard.Limit
-	// RequireNonce wants a nonce of this server's in each DPoP proof, so that nobody can make proofs for
-	// later (RFC 9449 §8). Default: the time that a proof was made is enough.
+	// RequireNonce requires a nonce of this server in each DPoP proof, so that proofs cannot be
+	// made in advance (RFC 9449 §8). Default: the time in the proof is sufficient.
 	RequireNonce bool
-	// EmergencyResponders are taken for responders while OpenFGA does not answer: they take authority back and
-	// look, and resume nothing. Default: none, and then an outage of OpenFGA leaves each caller what it holds itself.
+	// EmergencyResponders have the rights of responders while OpenFGA does not respond. They may
+	// revoke and read, and may not resume. Default: none; each caller may then revoke only what is
+	// its own.
 	EmergencyResponders []delegation.Principal
-	// Checkpoints sign the heads of its log. Default: nobody does.
+	// Checkpoints signs the heads of the tenant's log. Default: no checkpoints are signed.
 	Checkpoints *Checkpointer
 }
 
-// Config is what an Engine works with. Ledger and Guard are shared by all tenants and stay the
-// caller's to close.
+// Config is the configuration of an Engine. All tenants share Ledger and Guard. The owner of the
+// Config closes them.
 type Config struct {
 	Tenants []Tenant
 	Ledger  *ledger.Ledger
 	Guard   *guard.Guard
 
-	// Deadline bounds one call altogether, so that a dependency that hangs becomes a typed answer.
-	// Default 1.8 seconds.
+	// Deadline bounds the time of one call, so that a dependency that does not respond becomes a
+	// typed error. Default 1.8 seconds.
 	Deadline time.Duration
 
 	Logger         *slog.Logger          // default: discard
@@ -66,14 +67,14 @@ type Config struct {
 	Rand           io.Reader             // default crypto/rand
 }
 
-// Engine decides, records and mints. It is safe for concurrent use and holds no goroutines.
+// Engine decides, records and mints. It is safe for concurrent use and owns no goroutines.
 type Engine struct {
 	config   Config
 	tenants  map[string]*Tenant
 	byIssuer map[string]*Tenant
 	tracer   trace.Tracer
 	metrics  *metrics
-	strange  xrate.Sometimes // samples the log of refusals that come before a caller is known
+	strange  xrate.Sometimes // samples the log of refusals before a caller is known
 	randLock sync.Mutex      // Config.Rand need not be safe for concurrent use
 	receipts receipts
 	watchers *places
@@ -81,21 +82,22 @@ type Engine struct {
 	counting chan struct{} // holds a token for each count that runs
 	lists    signedLists
 
-	// What serving goes by.
-	compared   verdicts // an error where Redis knows what the ledger does not
-	proven     verdicts // an error where the log does not continue its checkpoints
-	superseded verdicts // where Redis knows a later incarnation, which counts for all tenants
+	// The state that serving checks.
+	compared   verdicts // an error if Redis has revocations that the ledger does not have
+	proven     verdicts // an error if the log does not continue its checkpoints
+	superseded verdicts // an error if Redis has a later incarnation; it counts for all tenants
 	recoveries sync.Map // tenant's name → ledger.Recovered, the newest
 	flights    singleflight.Group
 
-	// What tests replace: a signer that fails, a count or a list that takes long.
+	// Replaceable in tests: a signer that fails, a count or a list that takes long.
 	sign     func(*token.Keyset, []byte) (string, error)
 	hits     func(s *ledger.Survey, ctx context.Context, limit int) ([]*ledger.Entry, int, int, error)
-	patience time.Duration // with counts
+	patience time.Duration // of counts
 	statuses func(ctx context.Context, tenant string, list uint64, maxAge time.Duration) (*ledger.Statuses, error)
 }
 
-// New checks that the tenants are told apart by name and by issuer.
+// New returns an engine. It returns an error if a part is missing, if two tenants have the same
+// name or issuer, or if a tenant's keys cannot sign.
 func New(config Config) (*Engine, error) {
 	if config.Ledger == nil || config.Guard == nil {
 		return nil, errors.New("exchange: a ledger and a guard are required")
@@ -144,7 +146,8 @@ func New(config Config) (*Engine, error) {
 		}
 		e.tenants[t.Name], e.byIssuer[t.Issuer] = t, t
 		for _, cause := range []string{listsLost, listsOld, listsDamaged} {
-			e.metrics.mended.WithLabelValues(t.Name, cause) // from zero on, so that the first one is seen
+			// Zero from the start, so that the first increment is visible.
+			e.metrics.mended.WithLabelValues(t.Name, cause)
 		}
 	}
 	return e, nil
@@ -153,9 +156,9 @@ func New(config Config) (*Engine, error) {
 // Tenants are the tenants as configured, in order.
 func (e *Engine) Tenants() []Tenant { return e.config.Tenants }
 
-// tenantOf finds the tenant that a call belongs to: the one that its door names or, where the door
-// names none, the one whose issuer the credential is addressed to. The credential is then verified
-// by that tenant's rules, so a wrong guess can only fail.
+// tenantOf returns the tenant of a call: the tenant of the endpoint if it names one, else the
+// tenant to whose issuer the credential is addressed. That tenant's rules verify the credential
+// afterwards, so a wrong choice can only lead to a refusal.
 func (e *Engine) tenantOf(named, credential string) (*Tenant, error) {
 	if named != "" || len(e.config.Tenants) == 0 {
 		if t := e.tenants[named]; t != nil {
@@ -163,7 +166,7 @@ func (e *Engine) tenantOf(named, credential string) (*Tenant, error) {
 		}
 		return nil, unauthenticated(fmt.Errorf("no tenant %q", named))
 	}
-	// Whoever looks, it says the same; tenants share what they remember of tokens.
+	// The result is the same for each tenant's Trust, and the tenants share their cache of tokens.
 	audiences, err := e.config.Tenants[0].Trust.Audiences(credential)
 	if err != nil {
 		return nil, unauthenticated(err)
@@ -176,13 +179,13 @@ func (e *Engine) tenantOf(named, credential string) (*Tenant, error) {
 	return nil, unauthenticated(errors.New("the credential is not addressed to a tenant"))
 }
 
-// unauthenticated is the one answer to every failed authentication, whatever the cause.
+// unauthenticated is the one answer to each failed authentication, for any cause.
 func unauthenticated(cause error) *delegation.Error {
 	return delegation.Refuse(delegation.ClientUnauthenticated, "",
 		"the caller could not be authenticated: send a private_key_jwt assertion, a workload JWT whose audience is the tenant's issuer, or a client certificate that the tenant knows").WithCause(cause)
 }
 
-// newID makes a ULID: sortable by time, 80 random bits.
+// newID returns a new ULID: sortable by time, with 80 random bits.
 func (e *Engine) newID(now time.Time) (string, error) {
 	e.randLock.Lock()
 	defer e.randLock.Unlock()
@@ -193,7 +196,7 @@ func (e *Engine) newID(now time.Time) (string, error) {
 	return id.String(), nil
 }
 
-// within bounds a call by the engine's deadline, or by the caller's where that is nearer.
+// within bounds a call by the engine's deadline, or by the caller's if that is earlier.
 func (e *Engine) within(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(ctx, e.config.Deadline)
 }

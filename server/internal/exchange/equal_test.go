@@ -25,8 +25,8 @@ import (
 	"deputy.example/deputy/server/internal/rpc"
 )
 
-// takenBack says whether an exchange was refused because something was revoked: in whatever words whoever asks
-// may hear that.
+// takenBack reports whether an exchange was refused because of a revocation, with any of the
+// reasons that a caller may learn.
 func takenBack(refusal *delegation.Error) bool {
 	if refusal == nil {
 		return false
@@ -38,8 +38,9 @@ func takenBack(refusal *delegation.Error) bool {
 	return false
 }
 
-// nobodies are principals that no answer may tell apart: one that nobody knows, one that is suspended, one whose key
-// is banned, and one that another tenant knows. Each has a key of its own, and signs well with it.
+// nobodies are principals that no answer may distinguish: an unknown one, a suspended one, one
+// whose key is banned, and one that only another tenant knows. Each has a key of its own, and its
+// signatures are valid.
 var nobodies = []string{"unknown", "suspended", "banned", "elsewhere"}
 
 type lineup struct {
@@ -108,7 +109,7 @@ func overGRPC(t *testing.T, engine *exchange.Engine) *grpc.ClientConn {
 	return conn
 }
 
-// says signs a statement of a nobody for an audience.
+// The result is a JWT of one of the nobodies for an audience, signed with its key.
 func (l *lineup) says(t *testing.T, who, audience string) string {
 	t.Helper()
 	now := l.Clock().Now().Unix()
@@ -116,7 +117,7 @@ func (l *lineup) says(t *testing.T, who, audience string) string {
 	return l.signers[who].Sign(t, "JWT", map[string]any{"sub": "agent:" + who, "aud": audience, "iat": now, "exp": now + 60, "jti": id})
 }
 
-// post sends a form and returns all of the answer: status, headers and body.
+// post sends a form and returns the complete response: status, headers and body.
 func (l *lineup) post(path string, form url.Values) string {
 	r := httptest.NewRequest(http.MethodPost, path, strings.NewReader(form.Encode()))
 	r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
@@ -144,7 +145,8 @@ func bearer(ctx context.Context, credential string) context.Context {
 	return metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+credential)
 }
 
-// approaches are the ways in which somebody meets a principal: as itself, or naming it. Each returns all of the answer.
+// approaches are the ways in which a caller uses a principal: as itself, or by naming it. Each
+// returns the complete response.
 func (l *lineup) approaches() map[string]func(t *testing.T, who string) string {
 	tokens, audits, revoking := deputyv1.NewTokenExchangeServiceClient(l.grpc), deputyv1.NewAuditServiceClient(l.grpc), deputyv1.NewRevocationServiceClient(l.grpc)
 	name := func(who string) string { return "agent:" + who }
@@ -294,8 +296,9 @@ func (l *lineup) approaches() map[string]func(t *testing.T, who string) string {
 	return all
 }
 
-// TestEqualAnswers: unknown, suspended, banned and another tenant's are one and the same to whoever asks, byte for
-// byte, at both doors, as itself and when it is named; and the policy is asked as much about each.
+// TestEqualAnswers: for a caller, an unknown, a suspended, a banned and another tenant's principal
+// are the same, byte for byte, over gRPC and over HTTP, as the caller and when named. The policy
+// gets the same number of questions about each.
 func TestEqualAnswers(t *testing.T) {
 	l := newLineup(t)
 	for approach, ask := range l.approaches() {
@@ -319,8 +322,8 @@ func TestEqualAnswers(t *testing.T) {
 	}
 }
 
-// TestSuspendedWorkload: a workload that a trusted issuer vouches for, and that is suspended, is nobody too: as the
-// caller, by either way that it has, and as the actor that is named.
+// TestSuspendedWorkload: a suspended workload of a trusted issuer is treated as unknown too: as the
+// caller, by each of its credentials, and as the named actor.
 func TestSuspendedWorkload(t *testing.T) {
 	l := newLineup(t)
 	tokens := deputyv1.NewTokenExchangeServiceClient(l.grpc)
@@ -355,8 +358,8 @@ func TestSuspendedWorkload(t *testing.T) {
 	}
 }
 
-// Whoever is suspended, or uses a banned key, and tries, is in the ledger for responders to find, with the reason that it
-// did not hear.
+// TestAttemptsOfTheSuspendedAreRecorded: an attempt of a suspended principal, or with a banned key,
+// is in the ledger for responders, with the reason that the answer did not contain.
 func TestAttemptsOfTheSuspendedAreRecorded(t *testing.T) {
 	l := newLineup(t)
 	for approach, ask := range l.approaches() {

@@ -11,7 +11,8 @@ import (
 	"deputy.example/deputy/server/internal/token"
 )
 
-// AdmitUntil admits an inquiry whose credential is spent before the revocations are read. In between it calls hangUp.
+// AdmitUntil admits an inquiry whose credential is spent before the revocations are read. In
+// between it calls hangUp.
 func (e *Engine) AdmitUntil(ctx context.Context, q Inquiry, hangUp func()) error {
 	_, err := e.inquirer(ctx, q, e.workload, func(ctx context.Context, a arrival) error {
 		defer hangUp()
@@ -20,36 +21,36 @@ func (e *Engine) AdmitUntil(ctx context.Context, q Inquiry, hangUp func()) error
 	return err
 }
 
-// Notary is one process's rounds of signing checkpoints for a tenant.
+// Notary returns the function that makes one process's rounds of signing checkpoints for a tenant.
 func (e *Engine) Notary(tenant string) (round func(context.Context) error) {
 	t := e.tenants[tenant]
 	n := newNotary(e, t)
 	return n.round
 }
 
-// SignWith replaces the signer; nil puts it back.
+// SignWith replaces the signer; nil restores it.
 func (e *Engine) SignWith(sign func(*token.Keyset, []byte) (string, error)) {
 	if e.sign = sign; sign == nil {
 		e.sign = (*token.Keyset).Sign
 	}
 }
 
-// CountPatiently has revocations wait for their counts, on a machine that does much else.
+// CountPatiently makes revocations wait longer for their counts, on a busy machine.
 func (e *Engine) CountPatiently() { e.patience = time.Second }
 
-// HasRoomFor makes the instance one with fewer places for streams.
+// HasRoomFor gives the instance fewer places for streams.
 func (e *Engine) HasRoomFor(watchers, tails int) {
 	tenants := len(e.config.Tenants)
 	e.watchers = newPlaces("watchers", watchers, tenants, 2, time.Second)
 	e.tails = newPlaces("streams of entries", tails, tenants, 4, 5*time.Second)
 }
 
-// CountWith replaces the count of what a revocation kills.
+// CountWith replaces the count of what a revocation hits.
 func (e *Engine) CountWith(hits func(s *ledger.Survey, ctx context.Context, limit int) ([]*ledger.Entry, int, int, error)) {
 	e.hits = hits
 }
 
-// ListWith replaces the making of status lists; nil puts it back.
+// ListWith replaces the making of status lists; nil restores it.
 func (e *Engine) ListWith(statuses func(ctx context.Context, tenant string, list uint64, maxAge time.Duration) (*ledger.Statuses, error)) {
 	if e.statuses = statuses; statuses == nil {
 		e.statuses = e.config.Ledger.Statuses
@@ -61,7 +62,7 @@ func (e *Engine) Compare(ctx context.Context, tenant string) error {
 	return e.compare(ctx, []string{tenant}, nil)
 }
 
-// Arbitrate looks for a later incarnation, now.
+// Arbitrate compares this instance's incarnation with the one in Redis, now.
 func (e *Engine) Arbitrate(ctx context.Context, tenant string) error { return e.arbitrate(ctx, tenant) }
 
 // BoundNames are the names of all fields that a request may have.

@@ -11,24 +11,26 @@ import (
 	"deputy.example/deputy/server/internal/guard"
 )
 
-// The pace of following. A revocation of another instance is known here within tailEvery even if
-// Redis says nothing; the lists in Redis are right again within auditEvery whatever happened to them, where they
-// are too long for one look within auditShare times as long as it takes to read them.
+// The intervals of Follow. A revocation of another instance is known here within tailEvery, also if
+// Redis reports nothing. The lists in Redis are correct again within auditEvery, whatever changed
+// them. For lists that are too long for one look, it is auditShare times the time that it takes to
+// read them.
 const (
 	tailEvery    = 250 * time.Millisecond
 	receiptEvery = time.Second
 	auditEvery   = 3 * time.Second
-	auditShare   = 50               // one part of this of the time goes into reading long lists
+	auditShare   = 50               // one part in this many of the time reads long lists
 	keepPatience = 30 * time.Second // for one round with Redis: a million revocations take five
-	mostPeeked   = 100              // tenants whose lists are looked at in one round trip
+	mostPeeked   = 100              // tenants whose lists are compared in one round trip
 )
 
-// Follow keeps every tenant's revocations current until ctx ends: it reads on from the ledger, at
-// once when Redis wakes it, and it keeps the lists in Redis saying what the ledger says. Redis is
-// written from the ledger and never believed. Follow returns nil when ctx ends.
+// Follow keeps each tenant's revocations current until ctx ends. It reads new revocations from the
+// ledger, immediately when Redis wakes it, and it keeps the lists in Redis equal to the ledger. The
+// lists in Redis are written from the ledger and are never a source. Follow returns nil when ctx
+// ends.
 //
-// Tenants in which nothing happens share one question to the ledger and one to Redis. Only those that turn
-// out to have news, or lists that are wrong, are read by themselves.
+// Tenants without news share one query to the ledger and one to Redis. Only tenants with news, or
+// with lists that are wrong, are read separately.
 func (e *Engine) Follow(ctx context.Context) error {
 	var all sync.WaitGroup
 	var names []string
@@ -37,8 +39,8 @@ func (e *Engine) Follow(ctx context.Context) error {
 	}
 	tails, lists := make(map[string]*follower), make(map[string]*follower)
 	for name, t := range e.tenants {
-		// Two loops: lists that take seconds to be made anew, or a Redis that hangs, hold up nobody who
-		// listens for what the ledger says.
+		// Two loops: a rebuild of lists that takes seconds, or a Redis that does not respond, must
+		// not delay the reading of the ledger.
 		tail, list := newFollower(e, t), newFollower(e, t)
 		_, _, list.news = e.config.Ledger.Events(name, 0)
 		tails[name], lists[name] = tail, list
@@ -57,11 +59,11 @@ func (e *Engine) Follow(ctx context.Context) error {
 	return nil
 }
 
-// again does rounds for all tenants until ctx ends.
+// again runs rounds for all tenants until ctx ends.
 func (e *Engine) again(ctx context.Context, what string, every time.Duration, round func(context.Context) error) {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
-	failing := false // said once
+	failing := false // logged once
 	for {
 		err := round(ctx)
 		if ctx.Err() != nil {
@@ -79,7 +81,8 @@ func (e *Engine) again(ctx context.Context, what string, every time.Duration, ro
 	}
 }
 
-// look asks the ledger which of the tenants have revocations that are not known here, and has them read.
+// look asks the ledger which tenants have revocations that this instance has not read, and starts
+// their reading.
 func (e *Engine) look(ctx context.Context, names []string, tails map[string]*follower) error {
 	standings, err := e.config.Ledger.Progress(ctx, names...)
 	for _, s := range standings {
@@ -90,7 +93,8 @@ func (e *Engine) look(ctx context.Context, names []string, tails map[string]*fol
 	return err
 }
 
-// listen has read at once what Redis says is new. When it says that of many, it has only come back.
+// listen starts the reading of a tenant as soon as Redis reports news of it. A message with many
+// tenants means that the connection to Redis was restored; listen then asks the ledger.
 func (e *Engine) listen(ctx context.Context, wake <-chan []string, tails map[string]*follower) {
 	for {
 		select {
@@ -100,15 +104,15 @@ func (e *Engine) listen(ctx context.Context, wake <-chan []string, tails map[str
 			if len(names) == 1 {
 				tails[names[0]].nudge()
 			} else {
-				_ = e.look(ctx, names, tails) // who asks all the time says so if it fails
+				_ = e.look(ctx, names, tails) // the loop of look logs a failure
 			}
 		}
 	}
 }
 
-// compareAll compares some of the lists in Redis with the ledger, so that each has its turn once in
-// auditEvery; all of them at first, and when Redis answers again after it did not. What is not right is
-// looked at more closely.
+// compareAll compares a part of the lists in Redis with the ledger, so that each list has its turn
+// once in auditEvery. In the first round, and in the first round after a failure, it compares all.
+// It starts a closer comparison of lists that are wrong.
 func (e *Engine) compareAll(names []string, lists map[string]*follower) func(context.Context) error {
 	const turns = int(auditEvery / tailEvery)
 	turn, doubt := 0, true
@@ -129,8 +133,8 @@ func (e *Engine) compareAll(names []string, lists map[string]*follower) func(con
 	}
 }
 
-// share tells the other instances what verifiers told this one. What cannot be told is dropped, of every tenant: verifiers
-// say it again every second.
+// share sends the receipts of this instance's verifiers to the other instances. If that fails, the
+// receipts are dropped, of each tenant: verifiers send them again every second.
 func (e *Engine) share(ctx context.Context) error {
 	var errs []error
 	for _, tenant := range e.receipts.tenants() {
@@ -139,30 +143,31 @@ func (e *Engine) share(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// follower does one thing for one tenant, whenever there is a reason to. It belongs to one goroutine.
+// follower does one kind of work for one tenant, whenever there is a reason to. It belongs to one
+// goroutine.
 type follower struct {
 	*Engine
 	tenant *Tenant
 	nudged chan struct{}
 
-	// Of lists. Whoever revokes publishes as well, so there is no hurry: news is published here a moment later
-	// if that has failed, however much of it there is.
+	// Of lists. An instance that records a revocation publishes it too. Therefore news is published
+	// here a moment later, if that failed, however much news there is.
 	news  <-chan struct{} // closed when there are revocations that the lists may lack
-	doubt bool            // the lists may be wrong, whatever their head says
-	rests time.Time       // until then they are not read as a whole again: it takes seconds for a million revocations
+	doubt bool            // the lists may be wrong, whatever their head is
+	rests time.Time       // until then no full reading, which takes seconds for a million revocations
 
-	failing bool // the last round failed: said once
+	failing bool // the last round failed, which is logged once
 }
 
 func newFollower(e *Engine, t *Tenant) *follower {
 	return &follower{Engine: e, tenant: t, nudged: make(chan struct{}, 1), doubt: true}
 }
 
-// nudge has it do a round. It may be called by anybody.
+// nudge starts a round. Any goroutine may call it.
 func (f *follower) nudge() {
 	select {
 	case f.nudged <- struct{}{}:
-	default: // it will do one
+	default: // a round is due already
 	}
 }
 
@@ -196,7 +201,7 @@ func (f *follower) run(ctx context.Context, what string, round func(context.Cont
 	}
 }
 
-// read brings the memory, and with it everybody who watches, up to the ledger.
+// read brings the revocations in memory, and with them all watches, up to the ledger.
 func (f *follower) read(ctx context.Context) error {
 	ctx, cancel := f.within(ctx)
 	defer cancel()
@@ -212,23 +217,25 @@ func (f *follower) keep(ctx context.Context) error {
 	return f.publish(ctx)
 }
 
-// publish brings the lists up to the ledger: by the events that are missing where that is enough, as
-// a whole where it is not.
+// publish brings the lists up to the ledger: by the missing events if the ledger has them all, else
+// by a rebuild.
 func (f *follower) publish(ctx context.Context) error {
 	head, err := f.config.Guard.PublishedHead(ctx, f.tenant.Name)
-	if errors.Is(err, guard.ErrGap) { // something else is in the place of the lists
+	if errors.Is(err, guard.ErrGap) { // another value is in the place of the lists
 		return f.republish(ctx, listsDamaged)
 	}
 	if err != nil {
 		return err
 	}
-	// Read after the head: what another instance published meanwhile was in the ledger before.
+	// Read after the head: a revocation that another instance published meanwhile was in the ledger
+	// before.
 	last, err := f.config.Ledger.LastRevocation(ctx, f.tenant.Name)
 	if err != nil {
 		return err
 	}
 	if head > last {
-		return f.compare(ctx, []string{f.tenant.Name}, nil) // which says what that means, and mends nothing
+		// compare records what that means, and mends nothing.
+		return f.compare(ctx, []string{f.tenant.Name}, nil)
 	}
 	if began := time.Now(); f.doubt && began.After(f.rests) {
 		if err := f.audit(ctx, head, last); err != nil {
@@ -254,15 +261,15 @@ func (f *follower) publish(ctx context.Context) error {
 	return nil
 }
 
-// What can be wrong with the lists in Redis: labels of deputy_revocation_lists_mended_total.
+// The causes of a rebuild of the lists in Redis: labels of deputy_revocation_lists_mended_total.
 const (
 	listsLost    = "lost"    // there are none
 	listsOld     = "old"     // their head is behind the ledger's
-	listsDamaged = "damaged" // something else is in their place, or they differ from the ledger
+	listsDamaged = "damaged" // another value is in their place, or they differ from the ledger
 )
 
-// audit compares the lists with the ledger, and rebuilds them where they differ. head and last are the numbers up to
-// which the lists and the ledger were found to go.
+// audit compares the lists with the ledger, and rebuilds them if they differ. head and now are the
+// numbers of the newest revocation in the lists and in the ledger, read before.
 func (f *follower) audit(ctx context.Context, head, now uint64) error {
 	live, last, err := f.config.Ledger.Live(ctx, f.tenant.Name)
 	if err != nil {
@@ -290,7 +297,8 @@ func (f *follower) republish(ctx context.Context, cause string) error {
 	return f.mend(ctx, cause, live, last)
 }
 
-// mend rebuilds the lists and reports it: until then readers of the lists did not know what was revoked.
+// mend rebuilds the lists and reports it. Until then, readers of the lists did not have all
+// revocations.
 func (f *follower) mend(ctx context.Context, cause string, live []delegation.Revocation, last uint64) error {
 	if err := f.config.Guard.Republish(ctx, f.tenant.Name, live, last); err != nil {
 		return err

@@ -12,8 +12,8 @@ import (
 	"deputy.example/deputy/server/internal/ledger"
 )
 
-// FuzzExchange asks for anything, by anyone, of parents of any depth: nothing panics, every answer is
-// typed and recorded, and no grant is wider than its parent.
+// FuzzExchange makes calls with any values, by any caller, with parents of any depth. Nothing
+// panics, each answer is typed and recorded, and no grant is wider than its parent.
 func FuzzExchange(f *testing.F) {
 	w := exchangetest.New(f, exchangetest.Config{Limits: exchange.Limits{MaxLifetime: 9 * time.Hour, DefaultLifetime: 9 * time.Hour}})
 	n := w.Tenant()
@@ -29,7 +29,8 @@ func FuzzExchange(f *testing.F) {
 	tokens := []string{rootToken, grants[0].AccessToken, grants[1].AccessToken}
 	people := []delegation.Principal{planner, researcher, writer}
 
-	// who: parent, caller, and who is named in which way. flags: validate_only, batch, scope and details given.
+	// who: parent, caller, and the named actor with the way of naming it. flags: validate_only,
+	// batch, scope and details given.
 	f.Add(uint16(0), uint8(4), "calendar.read", calendar, "", "", int64(60), uint32(1), uint32(1), "", "")
 	f.Add(uint16(0x0110), uint8(6), "calendar.read", calendar, "", "", int64(0), uint32(0), uint32(1), delegation.TokenTypeJWT, "key")
 	f.Add(uint16(0x0221), uint8(7), "mail.read", mail, "https://a.example/#x", "", int64(-1), uint32(40), uint32(2), "x", "k/0")

@@ -11,8 +11,9 @@ import (
 	"deputy.example/deputy/server/internal/policy"
 )
 
-// Introspect says whether a token is active now (RFC 7662). Everything but an active derived token of
-// this tenant that the caller may ask about gives the same answer; an error means that there is no answer.
+// Introspect returns the claims of a token that is active now (RFC 7662). For anything but an
+// active derived token of this tenant that the caller may introspect, the answer is the same empty
+// one. An error means that there is no answer.
 func (e *Engine) Introspect(ctx context.Context, q Inquiry) (Introspection, error) {
 	ctx, cancel := e.within(ctx)
 	defer cancel()
@@ -39,17 +40,18 @@ func (e *Engine) Introspect(ctx context.Context, q Inquiry) (Introspection, erro
 	return Introspection{Claims: &claims}, nil
 }
 
-// ahead says whether a hop has a number that the ledger has not given: it is of a fork, or of a future that was lost. What
-// is revoked must have been read again before.
+// ahead reports whether a hop has a number that the ledger has not given: the token is of a fork,
+// or of entries that were lost. The caller of ahead must have read the revocations before.
 func (e *Engine) ahead(tenant *Tenant, hops []delegation.Hop) bool {
 	head := e.config.Ledger.KnownHead(tenant.Name)
 	return slices.ContainsFunc(hops, func(h delegation.Hop) bool { return h.Seq > head })
 }
 
-// mayIntrospect is the one place that decides who may ask about a token: its subject and the actors of its chain,
-// the servers of its audiences, and introspectors and auditors of the tenant. OpenFGA is asked about a
-// revoked token too, so that the time of an answer does not tell it from one that is in force. It is not
-// asked about what is no token: that is for everybody to see who has the tenant's public keys.
+// mayIntrospect is the only function that decides who may introspect a token: its subject and the
+// actors of its chain, the servers of its audiences, and the tenant's introspectors and auditors.
+// OpenFGA is asked about a revoked token too, so that the time of an answer does not distinguish it
+// from a token in force. OpenFGA is not asked about a text that is no token of the tenant: any
+// holder of the tenant's public keys can determine that.
 func (e *Engine) mayIntrospect(ctx context.Context, by inquirer, c delegation.Claims) (bool, error) {
 	who := by.caller.Principal
 	if who == c.Subject || c.Act.Contains(who) || slices.ContainsFunc(c.Audience, func(a string) bool { return by.tenant.serves(who, a) }) {
@@ -64,19 +66,19 @@ func (e *Engine) mayIntrospect(ctx context.Context, by inquirer, c delegation.Cl
 	return slices.Contains(has, true), nil
 }
 
-// serves says whether tokens for the audience are made for the principal.
+// serves reports whether the principal serves the audience.
 func (t *Tenant) serves(p delegation.Principal, audience string) bool {
 	return audience == string(p) || slices.Contains(t.Servers[audience], p)
 }
 
-// inquirer is who asks a question, with the revocations of now.
+// inquirer is the caller of an inquiry, with the current revocations.
 type inquirer struct {
 	arrival
 	revoked *delegation.RevocationSet
 }
 
-// admitInquiry takes what workloads authenticate with, admitReader people who signed in besides. Both spend
-// single-use assertions and proofs durably, as an exchange spends them in its entry.
+// admitInquiry accepts the credentials of workloads. admitReader also accepts a person who signed
+// in. Both spend single-use assertions and proofs durably, as an exchange spends them in its entry.
 func (e *Engine) admitInquiry(ctx context.Context, q Inquiry) (inquirer, error) {
 	return e.admitted(ctx, q, e.workload, e.spend)
 }
@@ -85,7 +87,8 @@ func (e *Engine) admitReader(ctx context.Context, q Inquiry) (inquirer, error) {
 	return e.admitted(ctx, q, e.reader(q), e.spend)
 }
 
-// admitUnspent is admitReader for a call that spends what the caller came with in the entry that it writes.
+// admitUnspent is admitReader for a call whose own entry spends the caller's single-use
+// credentials.
 func (e *Engine) admitUnspent(ctx context.Context, q Inquiry) (inquirer, error) {
 	return e.admitted(ctx, q, e.reader(q), nil)
 }
@@ -105,8 +108,8 @@ func (e *Engine) admitted(ctx context.Context, q Inquiry, who authenticator, spe
 	return by, nil
 }
 
-// Stranger turns away somebody who brought nothing that could authenticate it, in place of whatever was
-// asked: with the one answer to every failed authentication.
+// A request without a credential is refused here, in place of the requested answer. The error is
+// the one answer to each failed authentication.
 func (e *Engine) Stranger(ctx context.Context) error {
 	return e.turnAway(ctx, unauthenticated(errors.New("no credential")))
 }
@@ -115,12 +118,12 @@ func (e *Engine) workload(ctx context.Context, q Inquiry) (arrival, error) {
 	return e.authenticate(ctx, q.Tenant, q.Credentials, nil)
 }
 
-// authenticator finds out who asks.
+// authenticator determines the caller of an inquiry.
 type authenticator func(context.Context, Inquiry) (arrival, error)
 
-// inquirer admits the caller, within its rate and, where Redis does not answer, within what this instance
-// allows by itself: looking and taking back do not need Redis. spend, where it is not nil, spends what the caller came with;
-// where it is nil, the call's own entry does.
+// inquirer admits the caller within its rate. If Redis does not respond, the limit of this instance
+// alone applies, because reading and revoking do not need Redis. spend spends the caller's
+// single-use credentials. If it is nil, the call's own entry spends them.
 func (e *Engine) inquirer(ctx context.Context, q Inquiry, who authenticator, spend func(context.Context, arrival) error) (by inquirer, err error) {
 	if by.arrival, err = who(ctx, q); err != nil {
 		return by, err
@@ -144,13 +147,13 @@ func (e *Engine) inquirer(ctx context.Context, q Inquiry, who authenticator, spe
 	return by, e.unrevoked(ctx, by, q, unspent...)
 }
 
-// spend notes in the ledger what the caller came with and may use once.
+// spend records the caller's single-use credentials in the ledger.
 func (e *Engine) spend(ctx context.Context, a arrival) error {
 	return e.asStranger(ctx, a, e.config.Ledger.Spend(ctx, a.tenant.Name, a.uses()))
 }
 
-// unrevoked refuses a caller that is suspended or whose key is banned, and a person whose session began
-// before something that cut it off.
+// unrevoked refuses a caller that is suspended or whose key is banned, and a person whose session
+// began before a revocation that covers it.
 func (e *Engine) unrevoked(ctx context.Context, by inquirer, q Inquiry, unspent ...ledger.SingleUse) error {
 	if err := e.standing(ctx, by, q.Peer, unspent...); err != nil {
 		return err
@@ -165,10 +168,10 @@ func (e *Engine) unrevoked(ctx context.Context, by inquirer, q Inquiry, unspent 
 	return nil
 }
 
-// standing refuses a caller that is suspended, or whose key is banned, with the answer for one that nobody
-// knows: what was taken back authenticates nobody, and whoever stole it learns nothing. Responders find
-// the attempt in the ledger.
-// The record of it spends uses, where nothing has spent them before.
+// standing refuses a caller that is suspended, or whose key is banned, with the answer for an
+// unknown caller. A revoked credential authenticates no caller, and the thief of a credential
+// learns nothing. Responders find the attempt in the ledger. The record of it spends uses, unless
+// they were spent before.
 func (e *Engine) standing(ctx context.Context, by inquirer, peer string, uses ...ledger.SingleUse) error {
 	if _, hit := by.revoked.HitCaller(by.caller.Principal, by.keys()...); !hit {
 		return nil
@@ -181,8 +184,9 @@ func (e *Engine) standing(ctx context.Context, by inquirer, peer string, uses ..
 	return unauthenticated(kept)
 }
 
-// asStranger is what a caller is told that is refused before it was looked whether it stands: if it was taken
-// back, no more than that nobody knows it. What else is wrong would say that its credential is good.
+// asStranger returns the refusal of a caller whose suspension was not checked before. If the caller
+// is suspended or its key is banned, the answer is the one for an unknown caller: the refusal
+// itself would disclose that the credential is valid.
 func (e *Engine) asStranger(ctx context.Context, a arrival, refusal error) error {
 	if refusal == nil {
 		return nil

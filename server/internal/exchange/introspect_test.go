@@ -39,12 +39,12 @@ func newInquest(t *testing.T) (*exchangetest.World, []*exchange.Grant) {
 	return w, w.Chain(t, n, planner, exchangetest.Researcher, exchangetest.Writer)
 }
 
-// TestWhoMayIntrospect: a token is active for those who have a part in it, and for everybody else as unknown as
-// what is no token.
+// TestWhoMayIntrospect: a token is active for principals that have a part in it. For all others the
+// answer is the same as for a text that is no token.
 func TestWhoMayIntrospect(t *testing.T) {
 	w, chain := newInquest(t)
 	n := w.Tenant()
-	may := map[delegation.Principal][3]bool{ // the planner's, the researcher's and the writer's token
+	may := map[delegation.Principal][3]bool{ // of the planner, the researcher and the writer
 		alice: {true, true, true}, planner: {true, true, true}, researcher: {false, true, true}, writer: {false, false, true},
 		calendarServer: {true, true, true}, mailServer: {}, gateway: {true, true, true}, overseer: {true, true, true},
 		stranger: {}, namesake: {},
@@ -81,7 +81,8 @@ func TestWhoMayIntrospect(t *testing.T) {
 	asked(writer)
 }
 
-// TestIntrospectionWithoutOpenFGA: who has a part in a token is answered, and all others are not.
+// TestIntrospectionWithoutOpenFGA: a principal that has a part in a token gets an answer, and all
+// others get an error.
 func TestIntrospectionWithoutOpenFGA(t *testing.T) {
 	w, chain := newInquest(t)
 	n := w.Tenant()

@@ -15,7 +15,7 @@ import (
 	"deputy.example/deputy/server/internal/vault"
 )
 
-// signerOf opens a managed key as nobody but Deputy does.
+// signerOf opens a managed key, which only Deputy does otherwise.
 func signerOf(t *testing.T, kms vault.KMS, a *archive, id string) (signer note.Signer) {
 	t.Helper()
 	c := vault.Maker[note.Signer]{Open: func(private []byte, _ string) (note.Signer, string, error) {
@@ -35,8 +35,8 @@ func signerOf(t *testing.T, kms vault.KMS, a *archive, id string) (signer note.S
 	return signer
 }
 
-// TestCheckpointKeysRotate follows one log from a key of a file to a managed one, and on to the next, with an
-// auditor who has one of the verifier keys at each time.
+// TestCheckpointKeysRotate follows one log from a key of a file to a managed one, and to the next,
+// with an auditor who has one of the verifier keys at each time.
 func TestCheckpointKeysRotate(t *testing.T) {
 	dir := t.TempDir()
 	a := &archive{database: filepath.Join(dir, "ledger.db"), file: filepath.Join(dir, "checkpoint")}
@@ -131,8 +131,10 @@ func TestCheckpointKeysRotate(t *testing.T) {
 		t.Error("a retired key signs")
 	}
 
-	// What only the retired key signed is not believed: neither in the file nor in the database.
-	retired := strings.Join(strings.SplitAfter(string(history), "\n")[:6], "") // the first, signed by the key of the file alone
+	// A checkpoint that only the retired key signed is not accepted, neither in the file nor in the
+	// database.
+	// The first, signed by the key of the file alone.
+	retired := strings.Join(strings.SplitAfter(string(history), "\n")[:6], "")
 	must(t, os.WriteFile(a.file, []byte(retired), 0o600))
 	key, err := note.NewVerifier(ofFile)
 	must(t, err)

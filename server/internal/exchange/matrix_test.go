@@ -26,8 +26,8 @@ import (
 	"deputy.example/deputy/server/internal/rpc"
 )
 
-// people is the engine with people in front of it: who sends "person-alice" has signed in as alice. So
-// every role, people among them, asks through one and the same door.
+// people is the engine with people as callers: the credential "person-alice" means that alice has
+// signed in. So each role, people among them, uses the same endpoint.
 type people struct {
 	rpc.Engine
 	signedIn map[string]*exchange.Person
@@ -78,7 +78,7 @@ const (
 	unknown = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
 )
 
-// library is a world of two tenants whose names are all the same, with a chain of alice's, planner to
+// library is a world of two tenants with the same names, with a chain of alice's, planner to
 // researcher to writer, in each.
 type library struct {
 	*exchangetest.World
@@ -87,7 +87,7 @@ type library struct {
 	called map[string]bool // full names of methods
 }
 
-// roles are who asks. People begin with person-.
+// roles are the callers. People begin with person-.
 var roles = []string{"agent:stranger", "person-alice", "person-bob", "agent:planner", "agent:researcher", "agent:writer", "person-olga", "agent:auditor", "agent:responder", "agent:admin"}
 
 func newLibrary(t *testing.T) *library {
@@ -96,7 +96,8 @@ func newLibrary(t *testing.T) *library {
 	l := &library{World: w, chains: map[string][]*exchange.Grant{}, called: map[string]bool{}}
 	front := people{Engine: rpc.For(w.Engine), signedIn: map[string]*exchange.Person{}}
 	for name, n := range w.Tenants {
-		for _, p := range []delegation.Principal{auditor, responder, admin} { // as the model has it: each is an auditor
+		// In the model each of them is an auditor.
+		for _, p := range []delegation.Principal{auditor, responder, admin} {
 			n.FGA.Allow(string(p), "auditor", "system:deputy")
 		}
 		n.FGA.Allow("user:olga", "operator", "agent:researcher")
@@ -172,7 +173,8 @@ func (l *library) ask(t *testing.T, role, tenant string, call func(context.Conte
 	return asked{raw, err == nil, l.Tenants[tenant].FGA.Asked() - policyBefore, l.count(t, tenant) - before}
 }
 
-// canonical is the status as it was sent, but that a map in it has one order: on the wire it has any.
+// canonical is the status as it was sent, but with its maps in one order: on the wire they have any
+// order.
 func canonical(t *testing.T, err error) string {
 	t.Helper()
 	sent := status.Convert(err).Proto()
@@ -214,7 +216,7 @@ func (l *library) grants(tenant string) (all []one) {
 	return all
 }
 
-// byGrant are the methods that are asked about one grant.
+// byGrant are the methods that read one grant.
 func (l *library) byGrant() map[string]func(context.Context, one) error {
 	return map[string]func(context.Context, one) error{
 		"GetEntry": func(ctx context.Context, g one) error {
@@ -244,11 +246,11 @@ func (l *library) byGrant() map[string]func(context.Context, one) error {
 	}
 }
 
-// byNumber marks methods that name an entry by its number, which each tenant has one of.
+// byNumber marks methods that name an entry by its number, which exists in each tenant.
 const byNumber = "by number, "
 
-// Every role, at both tenants, may read what it may and nothing else; and what it may not read and what
-// does not exist are one answer, byte for byte, for the same work.
+// TestWhoMayRead: each role, at both tenants, reads what it may and nothing else. An entry that it
+// may not read and an entry that does not exist give one answer, byte for byte, for the same work.
 func TestWhoMayRead(t *testing.T) {
 	l := newLibrary(t)
 	may := map[string][3]bool{ // planner's, researcher's and writer's token
@@ -287,7 +289,7 @@ func TestWhoMayRead(t *testing.T) {
 	}
 }
 
-// question is one that is not about a grant, but about searches, agents and the whole log.
+// question is a read that is not about one grant, but a search, an agent or the whole log.
 type question struct {
 	call func(context.Context) error
 	may  []string
@@ -351,8 +353,8 @@ func TestWhoMayAsk(t *testing.T) {
 	}
 }
 
-// What others may not know of is kept from those who may read an entry in part, in its record too, and
-// the record still gives the leaf. Whoever asks in vain leaves an entry that says no more than that.
+// TestWhatIsWithheld: an entry that a reader may read only in part withholds the rest, in its
+// record too, and the record still gives the leaf. A refused read leaves an entry with no details.
 func TestWhatIsWithheld(t *testing.T) {
 	l := newLibrary(t)
 	n := l.Tenants["default"]
@@ -396,7 +398,7 @@ func TestWhatIsWithheld(t *testing.T) {
 	}
 }
 
-// The matrix has every method that the service has.
+// TestTheMatrixIsWhole: the matrix has each method of the service.
 func TestTheMatrixIsWhole(t *testing.T) {
 	l := newLibrary(t)
 	for name, call := range l.byGrant() {

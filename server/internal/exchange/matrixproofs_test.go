@@ -12,9 +12,9 @@ import (
 	deputyv1 "deputy.example/deputy/gen/deputy/v1"
 )
 
-// Who may read a grant gets a proof of it that holds against the signed checkpoint, with nothing but the
-// tenant's verifier key; that the log only grew is proven to everybody. Nothing of it holds for the other
-// tenant, which has the same names and numbers.
+// TestWhatIsProvenHolds: a reader of a grant gets a proof of it that holds against the signed
+// checkpoint, with only the tenant's verifier key. Each caller gets a proof that the log only grew.
+// No proof holds for the other tenant, which has the same names and numbers.
 func TestWhatIsProvenHolds(t *testing.T) {
 	l := newLibrary(t)
 	early := map[string]audit.Checkpoint{}
@@ -90,7 +90,8 @@ func (l *library) checkpoint(t *testing.T, tenant string) (note.Verifier, audit.
 	return key, checkpoint
 }
 
-// holds is what an auditor does with an answer, who believes the key and a checkpoint that was kept.
+// holds is what an auditor does with a response. The auditor trusts the key and an earlier
+// checkpoint.
 func holds(r *deputyv1.GetProofsResponse, seq uint64, key note.Verifier, kept audit.Checkpoint) error {
 	head, err := audit.ParseCheckpoint(r.GetCheckpoint(), key)
 	if err != nil {
@@ -128,7 +129,7 @@ func hashes(list [][]byte) []tlog.Hash {
 	return all
 }
 
-// spoiled is the entry with a wider scope, in a record that is well-formed and agrees with itself.
+// spoiled is the entry with a wider scope, in a record that is well-formed and consistent.
 func spoiled(t *testing.T, e *deputyv1.Entry) *deputyv1.Entry {
 	t.Helper()
 	record, err := audit.ParseRecord([]byte(e.GetRecord()))

@@ -6,8 +6,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// metrics count outcomes and time steps. No label ever holds what a caller sent: tenants, steps and
-// reasons are closed sets.
+// metrics count outcomes and measure the time of steps. No label holds a value that a caller sent:
+// tenants, steps and reasons are closed sets.
 type metrics struct {
 	outcomes *prometheus.CounterVec
 	steps    *prometheus.HistogramVec

@@ -11,43 +11,44 @@ import (
 	"deputy.example/deputy/server/internal/token"
 )
 
-// MaxSession is how long a person may go on after signing in, whatever the front's own limits are.
+// MaxSession is the longest time from a person's sign-in to the end of the session, whatever limits
+// the console has.
 const MaxSession = 24 * time.Hour
 
-// Person is somebody who signed in to a tenant. Only Engine.SignIn and Engine.Restore make one that
-// is worth anything.
+// Person is a person who signed in to a tenant. Only Engine.SignIn and Engine.Restore return one
+// that the engine accepts.
 type Person struct {
 	tenant  string
 	session Session
 }
 
-// Session is what a front keeps of a Person, where nobody but itself can write.
+// Session is what the console stores of a Person, where only the console itself can write.
 type Session struct {
 	Principal delegation.Principal
-	Issuer    string // that said so
+	Issuer    string // that named the principal
 	SignedIn  time.Time
 }
 
-// Principal is who signed in.
+// Principal is the principal who signed in.
 func (p Person) Principal() delegation.Principal { return p.session.Principal }
 
-// Issuer is who said so.
+// Issuer is the issuer that named the principal.
 func (p Person) Issuer() string { return p.session.Issuer }
 
-// SignedIn is when.
+// SignedIn is the time of the sign-in, by the clock of the instance.
 func (p Person) SignedIn() time.Time { return p.session.SignedIn }
 
-// SignInCall is the answer of an OpenID provider to a front that asked it to sign somebody in.
+// SignInCall is the response of an OpenID provider to a sign-in that the console requested.
 type SignInCall struct {
 	Tenant   string
 	IDToken  string
-	Issuer   string // that was asked; one of the tenant's trusted issuers
-	ClientID string // of the front at that issuer
+	Issuer   string // the provider; one of the tenant's trusted issuers
+	ClientID string // of the console at that issuer
 	Nonce    string // of this sign-in
 }
 
-// SignIn verifies the ID token by the tenant's rules. Any error but DependencyDown says no more than
-// that nobody has signed in.
+// SignIn verifies the ID token by the tenant's rules. The error is DependencyDown if a dependency
+// did not respond. Any other error means only that the sign-in failed.
 func (e *Engine) SignIn(ctx context.Context, call SignInCall) (Person, error) {
 	ctx, cancel := e.within(ctx)
 	defer cancel()
@@ -66,9 +67,9 @@ func (e *Engine) SignIn(ctx context.Context, call SignInCall) (Person, error) {
 	return e.Restore(ctx, tenant.Name, Session{Principal: who, Issuer: call.Issuer, SignedIn: now})
 }
 
-// Restore makes the Person of a session again. It believes the session, and refuses it as
-// ClientUnauthenticated where it is over: too old, of an issuer that does not name that principal any
-// more, or older than something that revoked it.
+// Restore returns the Person of a stored session. It trusts the session's values. The error is
+// ClientUnauthenticated if the session is over: it is too old, its issuer does not name that
+// principal any more, or a revocation covers it.
 func (e *Engine) Restore(ctx context.Context, tenant string, s Session) (Person, error) {
 	ctx, cancel := e.within(ctx)
 	defer cancel()
@@ -79,13 +80,13 @@ func (e *Engine) Restore(ctx context.Context, tenant string, s Session) (Person,
 	return p, nil
 }
 
-// lineage is what a revocation can name of a session: what root tokens, and no session, are granted
-// for clocks that differ is taken off, because SignedIn is by our own.
+// lineage is what a revocation can name of a session. The comparison grants root tokens the skew of
+// clocks. lineage cancels that for a session, because SignedIn is by the instance's own clock.
 func (p Person) lineage(skew time.Duration) delegation.Lineage {
 	return delegation.Lineage{Root: "session", RootIssuedAt: p.session.SignedIn.Add(skew), Subject: p.session.Principal}
 }
 
-// person says who a signed-in person is, for every call anew.
+// person determines the caller of a call by a signed-in person. It checks the session at each call.
 func (e *Engine) person(ctx context.Context, q Inquiry) (arrival, error) {
 	c, p := q.Credentials, q.Credentials.Person
 	if c.AssertionType+c.Assertion+c.ClientID+c.Bearer+c.DPoP != "" || c.Proof != nil || c.Certificates != nil {
@@ -106,14 +107,14 @@ func (e *Engine) person(ctx context.Context, q Inquiry) (arrival, error) {
 	return arrival{tenant: tenant, caller: token.Caller{Principal: s.Principal, Method: token.MethodSignIn}}, nil
 }
 
-// Role is what Deputy's own access control would let somebody do. It decides nothing: it says what to
-// offer.
+// Role is what Deputy's own access control permits a caller. It decides nothing: the console uses
+// it to choose what it offers.
 type Role struct {
 	Principal        delegation.Principal
 	Audits, Responds bool
 }
 
-// Role says who asks, and what to offer.
+// Role returns the caller and its role.
 func (e *Engine) Role(ctx context.Context, q Inquiry) (Role, error) {
 	ctx, cancel := e.within(ctx)
 	defer cancel()

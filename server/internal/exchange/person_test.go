@@ -16,7 +16,8 @@ func reason(err error) delegation.Reason {
 	return ""
 }
 
-// A person who signed in may read and revoke, and nothing else takes it.
+// TestWhatTakesAPerson: a person who signed in may read and revoke. All other calls refuse the
+// person.
 func TestWhatTakesAPerson(t *testing.T) {
 	w := exchangetest.New(t, exchangetest.Config{})
 	n := w.Tenant()
@@ -41,7 +42,7 @@ func TestWhatTakesAPerson(t *testing.T) {
 		"Receipts": {func(c exchange.Credentials) error {
 			_, err := w.Engine.Receipts(t.Context(), exchange.Inquiry{Credentials: c}, 0)
 			return err
-		}, delegation.NotFound}, // admitted, and told that there is nothing
+		}, delegation.NotFound}, // admitted, and there is nothing to see
 		"Agents": {func(c exchange.Credentials) error {
 			_, err := w.Engine.Agents(t.Context(), exchange.Inquiry{Credentials: c})
 			return err
@@ -96,7 +97,8 @@ func TestWhatTakesAPerson(t *testing.T) {
 	}
 }
 
-// A session ends by itself, with the issuer that vouched for it, and with whatever revokes its person.
+// TestSessionsEnd: a session ends by its age, with the issuer that named its person, and with each
+// revocation of that person.
 func TestSessionsEnd(t *testing.T) {
 	w := exchangetest.New(t, exchangetest.Config{Tenants: []string{"default", "other"}, Agents: []delegation.Principal{responder}})
 	n := w.Tenant()
@@ -156,7 +158,8 @@ func TestSessionsEnd(t *testing.T) {
 	}
 }
 
-// What is wrong with an ID token stays inside: nobody has signed in.
+// TestSignInSaysNothing: the fault of an ID token is not disclosed; the answer is that the sign-in
+// failed.
 func TestSignInSaysNothing(t *testing.T) {
 	w := exchangetest.New(t, exchangetest.Config{})
 	n := w.Tenant()
@@ -188,7 +191,7 @@ func TestSignInSaysNothing(t *testing.T) {
 	}
 }
 
-// A session goes on until something that cuts off its person is revoked.
+// TestSessionsEndByRevocation: a session continues until a revocation cuts off its person.
 func TestSessionsEndByRevocation(t *testing.T) {
 	w := exchangetest.New(t, exchangetest.Config{Agents: []delegation.Principal{responder}})
 	n := w.Tenant()

@@ -8,22 +8,23 @@ import (
 )
 
 const (
-	// MaxWatchers is how many verifiers watch one instance, whatever connections they share. With more than half as many
-	// tenants, each of them has one more.
+	// MaxWatchers is the number of verifiers that watch one instance, whatever connections they
+	// share. With more than half as many tenants, each tenant has one place more.
 	MaxWatchers = 2000
-	// maxTails is how many streams of entries one instance has, for programs and for the live page together: each of
-	// them asks the ledger four times a second.
+	// maxTails is the number of streams of entries of one instance, for programs and for the live
+	// page together. Each stream asks the ledger four times a second.
 	maxTails = 128
 )
 
-// places are what an instance has room for: so many long-lived calls of one kind. Half of them are shared out among the
-// tenants in equal parts, which no other tenant can take; the other half is for those that need more. Of what one
-// tenant can get, one caller gets no more than a part. A caller that may not make the call takes none.
+// places are the places of an instance for long-lived calls of one kind. Half of them are reserved
+// for the tenants in equal parts, which no other tenant can take. The other half is a pool for
+// tenants that need more. One caller gets only a part of what its tenant can get. A caller that may
+// not make the call takes none.
 type places struct {
 	of       string        // for the refusal
-	retry    time.Duration // when to come back
+	retry    time.Duration // the retry interval in the refusal
 	reserved int           // of each tenant
-	pool     int           // for those that have more than that
+	pool     int           // for tenants that have taken what is reserved for them
 	share    int           // of one caller
 
 	mu      sync.Mutex // guards what follows
@@ -37,7 +38,8 @@ type owner struct {
 	caller delegation.Principal
 }
 
-// newPlaces shares out limit places among so many tenants. A caller gets one part in parts of a tenant's.
+// newPlaces divides limit places among this number of tenants. A caller gets at most 1/parts of
+// what its tenant can get.
 func newPlaces(of string, limit, tenants, parts int, retry time.Duration) *places {
 	p := &places{
 		of: of, retry: retry, reserved: max(1, limit/2/max(1, tenants)), pool: limit / 2,
@@ -47,7 +49,8 @@ func newPlaces(of string, limit, tenants, parts int, retry time.Duration) *place
 	return p
 }
 
-// enter takes a place for a caller that may make the call, and returns what gives it back, once.
+// enter takes a place for a caller that may make the call. leave gives the place back; a second
+// call does nothing. The error is RateLimited if no place is free.
 func (p *places) enter(tenant string, caller delegation.Principal) (leave func(), err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -12,7 +12,8 @@ import (
 	"deputy.example/deputy/server/internal/exchange/exchangetest"
 )
 
-// longLived are the calls that last, each as its endpoints make it: gRPC by a workload, the console by a person.
+// longLived are the long-lived calls, each as its endpoint makes it: gRPC by a workload, the
+// console by a person.
 var longLived = map[string]func(*testing.T, *exchangetest.World, exchange.Inquiry) (closes func(), err error){
 	"WatchRevocations": func(t *testing.T, w *exchangetest.World, q exchange.Inquiry) (func(), error) {
 		watch, err := w.Engine.Watch(t.Context(), q)
@@ -33,7 +34,7 @@ func tailed(t *testing.T, w *exchangetest.World, q exchange.Inquiry) (func(), er
 	return tail.Close, nil
 }
 
-// TestEveryStreamIsInTheTable: a stream that is added gets its places, and its row above.
+// TestEveryStreamIsInTheTable: a new stream gets its places, and its row above.
 func TestEveryStreamIsInTheTable(t *testing.T) {
 	for _, service := range []grpc.ServiceDesc{
 		deputyv1.TokenExchangeService_ServiceDesc, deputyv1.RevocationService_ServiceDesc, deputyv1.AuditService_ServiceDesc,
@@ -46,8 +47,9 @@ func TestEveryStreamIsInTheTable(t *testing.T) {
 	}
 }
 
-// TestPlacesOfATenantAreItsOwn has all callers of one tenant open as much as they get: one of them leaves room for the
-// others, together they leave room for the other tenant, and those that may not read take no room at all.
+// TestPlacesOfATenantAreItsOwn makes all callers of one tenant open as many calls as they can. One
+// caller leaves room for the others, together they leave room for the other tenant, and callers
+// that may not read take no room.
 func TestPlacesOfATenantAreItsOwn(t *testing.T) {
 	const limit, people = 16, 6
 	for name, open := range longLived {

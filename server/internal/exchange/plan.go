@@ -12,24 +12,24 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// Limits bound what one tenant issues. Zero fields take the defaults of withDefaults.
+// Limits bound what one tenant issues. A zero field has the default of withDefaults.
 type Limits struct {
 	MaxLifetime     time.Duration // of a derived token; default 15 minutes
-	DefaultLifetime time.Duration // where a request names none; default 5 minutes, never above MaxLifetime
+	DefaultLifetime time.Duration // if none is requested; default 5 minutes, at most MaxLifetime
 	MaxDepth        int           // hops of a chain; default 8, at most delegation.MaxChainDepth
 	MaxBatch        int           // children of one BatchExchange; default and ceiling 100
-	// ActorMayRecur lets an actor that is in the chain already become the actor again. It gains
-	// nothing: each hop still narrows the one before it.
+	// ActorMayRecur permits that an actor of the chain becomes the actor again. The actor gains
+	// nothing: each hop still narrows the one before it. Default: refused.
 	ActorMayRecur bool
-	// AllowBearer issues tokens that are bound to no key. Default: every token is bound to a key or a
-	// certificate of its actor's, and a child that would be bound to none is refused (I6).
+	// AllowBearer permits tokens that are bound to no key. Default: each token is bound to a key or
+	// a certificate of its actor, and a child that would be bound to none is refused (I6).
 	AllowBearer bool
-	// AllowUnbinding, beside AllowBearer, lets a chain that is bound somewhere continue with a token that is
-	// bound to no key. Default: a bound chain stays bound (I6).
+	// AllowUnbinding permits, together with AllowBearer, that a bound chain continues with a token
+	// that is bound to no key. Default: a bound chain stays bound (I6).
 	AllowUnbinding bool
-	// ScopeTargets says at which audiences a scope means something. A token for several audiences is
-	// issued only where it has scopes and each of them is mapped to each audience: RFC 8693 §2.1.1 makes the
-	// two a Cartesian product.
+	// ScopeTargets lists by scope the audiences at which it has a meaning. A token for several
+	// audiences is issued only if it has scopes and each scope is mapped to each audience: RFC 8693
+	// §2.1.1 makes the two a Cartesian product.
 	ScopeTargets map[string][]string
 }
 
@@ -41,11 +41,11 @@ func (l Limits) withDefaults() Limits {
 	return l
 }
 
-// parent is what a plan may start from: a root token's ceiling or a derived token's claims. Nothing
-// else of the subject token has a say.
+// parent is what a plan starts from: a root token's ceiling or a derived token's claims. Nothing
+// else of the subject token has an effect.
 type parent struct {
-	binding    *delegation.Confirmation // what the token is bound to, and was proven; nil for a bearer token
-	issuer, id string                   // the token's identity; id is "" for a root token without a jti
+	binding    *delegation.Confirmation // what the token is bound to, proven; nil for bearer
+	issuer, id string                   // of the token; id is "" for a root token without a jti
 	root       string
 	txn        string // "" for a root token: the child starts a chain
 	subject    delegation.Principal
@@ -54,7 +54,7 @@ type parent struct {
 	scopes     delegation.Scopes
 	audiences  []string
 	details    []delegation.Detail
-	issuedAt   time.Time // of a root token, as a cut-off compares it; zero if it did not say
+	issuedAt   time.Time // of a root token, as a cut-off compares it; zero if it has none
 	expiresAt  time.Time
 	depthLeft  int
 	uses       int
@@ -64,13 +64,13 @@ type parent struct {
 
 func (p parent) isRoot() bool { return len(p.hops) == 0 }
 
-// isBound says whether the token, or any that it descends from, is bound to a key.
+// isBound reports whether the token, or any that it descends from, is bound to a key.
 func (p parent) isBound() bool {
 	return p.binding != nil || slices.ContainsFunc(p.hops, func(h delegation.Hop) bool { return h.Key != "" })
 }
 
-// chainWith is the chain once next acts: it grows by next unless next acts already (I4). There is no
-// such chain while it is not known who next is.
+// chainWith is the chain once next acts. It grows by next unless next is the current actor (I4). It
+// is nil if next is not known.
 func (p parent) chainWith(next delegation.Principal) delegation.Chain {
 	switch next {
 	case "":
@@ -86,13 +86,13 @@ type wish struct {
 	scopes    delegation.Scopes
 	audiences []string // resources and audiences, each once
 	details   []delegation.Detail
-	lifetime  time.Duration // 0: not said
-	maxDepth  int           // -1: not said
-	uses      int           // 0: not said
+	lifetime  time.Duration // 0: absent
+	maxDepth  int           // -1: absent
+	uses      int           // 0: absent
 	tokenType string
 }
 
-// actor is who the child is for.
+// actor is the actor of the child.
 type actor struct {
 	principal delegation.Principal
 	binding   delegation.Confirmation // what the child is bound to; zero for a bearer token
@@ -100,8 +100,8 @@ type actor struct {
 	proof     string                  // how the actor was proven, for the record
 }
 
-// parseWish checks the form of everything that a child asks for, and that the ledger can keep it: a
-// refusal is recorded too. It knows no parent.
+// parseWish checks the form of everything that a child requests, and that the ledger can store it,
+// because a refusal is recorded too. It does not depend on the parent.
 func parseWish(c Child) (wish, error) {
 	if err := noMisplacedToken(c); err != nil {
 		return wish{}, err
@@ -158,7 +158,8 @@ func parseWish(c Child) (wish, error) {
 	return w, nil
 }
 
-// noMisplacedToken refuses a credential in a field that is recorded or repeated (I8). Of several it names the first.
+// noMisplacedToken refuses a token in a field that is recorded or repeated (I8). The refusal names
+// the first such field.
 func noMisplacedToken(c Child) error {
 	type field struct {
 		name  string
@@ -200,13 +201,13 @@ func targets(resources, audiences []string) ([]string, error) {
 	return slices.Compact(all), nil
 }
 
-// unprintable characters change how a text around them is shown, or are not shown: controls, formats such as
-// the bidirectional ones, and line separators.
+// unprintable reports whether a character changes how the text around it is shown, or is not shown:
+// controls, formats such as the bidirectional ones, and line separators.
 func unprintable(r rune) bool { return !unicode.IsPrint(r) }
 
-// claims is step 4, the plan: the child's exact claims, or the refusal that names what was asked
-// beyond the parent. It is a pure function; id and txn are fresh names, of which txn is used only
-// where a chain starts. The last hop's number stays 0 until the ledger gives it.
+// claims is step 4, the plan. It returns the child's exact claims, or a refusal that names the part
+// of the request that is beyond the parent. It is a pure function. id and txn are new names; txn is
+// used only if a chain starts. The last hop's number stays 0 until the ledger gives it.
 func (p parent) claims(a actor, w wish, l Limits, tenantIssuer, id, txn string, now time.Time) (delegation.Claims, error) {
 	if err := p.binds(a, l); err != nil {
 		return delegation.Claims{}, err
@@ -244,8 +245,8 @@ func (p parent) claims(a actor, w wish, l Limits, tenantIssuer, id, txn string, 
 	return c, nil
 }
 
-// binds is I6: the child is bound to its actor's key, unless the tenant issues bearer tokens, and in a chain
-// that is bound already unless it issues them there too.
+// binds is I6: the child is bound to its actor's key, unless the tenant allows bearer tokens. In a
+// bound chain the tenant must also allow unbinding.
 func (p parent) binds(a actor, l Limits) error {
 	const how = "send a DPoP proof, connect with a certificate, or name the actor with its key (cnf of actor_token, or actor_confirmation)"
 	switch {
@@ -258,7 +259,7 @@ func (p parent) binds(a actor, l Limits) error {
 	return nil
 }
 
-// expiry is I3: never after the parent, never beyond the tenant's maximum.
+// expiry is I3: not after the parent's expiry, and within the tenant's maximum.
 func (p parent) expiry(w wish, l Limits, now time.Time) (int64, error) {
 	left := p.expiresAt.Sub(now.Truncate(time.Second)).Truncate(time.Second)
 	if left < time.Second {
@@ -273,7 +274,7 @@ func (p parent) expiry(w wish, l Limits, now time.Time) (int64, error) {
 	return now.Truncate(time.Second).Add(lifetime).Unix(), nil
 }
 
-// depth is the falling part of I4: every hop, self-narrowing too, costs one.
+// depth is the decreasing part of I4: each hop costs one, also a hop of self-narrowing.
 func (p parent) depth(w wish, l Limits) (int, error) {
 	left := min(p.depthLeft, l.MaxDepth-len(p.hops)) - 1
 	if left < 0 {
@@ -288,7 +289,7 @@ func (p parent) depth(w wish, l Limits) (int, error) {
 	return left, nil
 }
 
-// covers is I1, I2 and I5: what is asked beyond the parent is refused, not silently dropped.
+// covers is I1, I2 and I5: a request beyond the parent is refused; nothing is dropped silently.
 func (p parent) covers(w wish, l Limits) error {
 	if beyond := w.scopes.Without(p.scopes); len(beyond) > 0 {
 		named := few(beyond)
@@ -322,7 +323,7 @@ func (p parent) covers(w wish, l Limits) error {
 	return nil
 }
 
-// few names as many scopes as an error may repeat: it has to fit into a trailer.
+// few names as many scopes as an error may repeat, because the error must fit into a trailer.
 func few(scopes delegation.Scopes) string {
 	const most = 512
 	text := scopes[0][:min(len(scopes[0]), most)]
@@ -335,8 +336,9 @@ func few(scopes delegation.Scopes) string {
 	return text
 }
 
-// eachScopeEverywhere is what a token for several audiences needs. One without scope has nothing that could be
-// mapped: what it means at each audience is for that audience to say, so it is for one.
+// eachScopeEverywhere refuses a token for several audiences unless each scope is mapped to each
+// audience. A token without scope has nothing to map. Each audience determines its meaning there,
+// so it must be for one audience.
 func eachScopeEverywhere(w wish, l Limits) error {
 	if len(w.scopes) == 0 {
 		return delegation.Refuse(delegation.AudienceNotSingle, "audience",

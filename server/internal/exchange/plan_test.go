@@ -12,8 +12,8 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// A scenario is a root token and a sequence of exchanges, each from the token that the one before it
-// made. What is asked is drawn from a small world, so that requests beyond the parent are frequent.
+// scenario is a root token and a sequence of exchanges, each from the token that the one before it
+// made. The requests are drawn from few values, so that requests beyond the parent are frequent.
 type scenario struct {
 	root   parent
 	limits Limits
@@ -91,8 +91,8 @@ var scenarios = rapid.Custom(func(t *rapid.T) scenario {
 
 type planner func(p parent, a actor, w wish, l Limits, iss, id, txn string, now time.Time) (delegation.Claims, error)
 
-// play runs a scenario and holds every token that comes out against all of its ancestors. It knows
-// nothing of how a plan is made. It says how many tokens were made.
+// play runs a scenario and compares each resulting token with all of its ancestors, independently
+// of how a plan is made. made is the number of tokens.
 func play(s scenario, plan planner) (made int, err error) {
 	p, now := s.root, epoch
 	ancestors := []parent{s.root}
@@ -137,7 +137,7 @@ func chainAfter(above delegation.Chain, next delegation.Principal) delegation.Ch
 	return append(slices.Clone(above), next)
 }
 
-// narrower states I1 to I5 and the falling of uses and depth, for one ancestor and one descendant.
+// narrower checks I1 to I5 and the decrease of uses and depth, for one ancestor and one descendant.
 func narrower(above parent, c delegation.Claims, st step, l Limits, now time.Time) error {
 	for _, scope := range c.Scope {
 		if !slices.Contains(above.scopes, scope) || !slices.Contains(st.wish.scopes, scope) {
@@ -200,12 +200,13 @@ func narrower(above parent, c delegation.Claims, st step, l Limits, now time.Tim
 	return nil
 }
 
-// bound is isBound in a second writing: by its own binding, or by the last hop's key.
+// bound is isBound, implemented a second time: by its own binding, or by the last hop's key.
 func (p parent) bound() bool {
 	return p.binding != nil || len(p.hops) > 0 && p.hops[len(p.hops)-1].Key != ""
 }
 
-// allowsNoMore is I5's comparator in a second, plainer writing: equal but for fewer actions.
+// allowsNoMore is I5's comparator, implemented a second time and more simply: equal but for fewer
+// actions.
 func allowsNoMore(d, wide delegation.Detail) bool {
 	idD, hasD := d.Text("identifier")
 	idW, hasW := wide.Text("identifier")
@@ -236,7 +237,7 @@ func TestNarrowingHoldsForAnySequenceOfExchanges(t *testing.T) {
 	}
 }
 
-// straight is a chain that asks for exactly what its parent has, as deep as it goes.
+// straight is a chain that requests exactly what its parent has, as deep as possible.
 func straight(depth int) scenario {
 	scopes, _ := delegation.NewScopes("a.read")
 	s := scenario{
@@ -255,8 +256,8 @@ func straight(depth int) scenario {
 	return s
 }
 
-// Each control makes one comparison of the plan vacuous, as if it were not there, and must be caught
-// by the property above.
+// TestNarrowingPropertyCatchesEachMissingProtection: each control makes one comparison of the plan
+// vacuous, as if it were absent. The property above must find it.
 func TestNarrowingPropertyCatchesEachMissingProtection(t *testing.T) {
 	everything, _ := delegation.NewScopes(someScopes...)
 	controls := map[string]planner{
@@ -330,7 +331,8 @@ func TestNarrowingPropertyCatchesEachMissingProtection(t *testing.T) {
 	}
 }
 
-// TestFirstMisplacedTokenIsNamed puts tokens into all fields from one on: every call names the same field.
+// TestFirstMisplacedTokenIsNamed puts tokens into all fields from one on. Each call names the same
+// field.
 func TestFirstMisplacedTokenIsNamed(t *testing.T) {
 	const misplaced = "eyJhbGciOiJFUzI1NiJ9.eyJzdWIiOiJhIn0.c2lnbmF0dXJl"
 	if !delegation.HoldsToken(misplaced) {

@@ -12,14 +12,14 @@ import (
 	"deputy.example/deputy/server/internal/token"
 )
 
-// Proof is a DPoP proof as it came with a request (RFC 9449), and what it has to be for.
+// Proof is a DPoP proof of a request (RFC 9449), with the method and address that it must be for.
 type Proof struct {
 	JWT    string
 	Method string // htm
-	URI    string // htu; "" where the door was reached by a name that is not its own: no proof is good there
+	URI    string // htu; "" if the name is not the server's: no proof is accepted
 }
 
-// arrival is who came with a call, and what they hold.
+// arrival is the authenticated caller of a call, and what it proved to hold.
 type arrival struct {
 	tenant *Tenant
 	caller token.Caller
@@ -36,15 +36,15 @@ func (a arrival) keys() []string {
 	return keys
 }
 
-// possession is what a request shows that its sender holds, beyond what it says.
+// possession is what a request proves that its sender holds.
 type possession struct {
 	jkt   string      // thumbprint of the key that signed its DPoP proof, or ""
-	x5t   string      // thumbprint of the certificate of its connection, whose key the handshake proved, or ""
+	x5t   string      // thumbprint of its connection's certificate (proven by the handshake), or ""
 	proof *dpop.Proof // nil without jkt
 }
 
-// binding is what a token for the sender is bound to: the key that it proved for this very request,
-// or else the certificate of its connection.
+// binding is what a token for the sender is bound to: the key of its DPoP proof, or else the
+// certificate of its connection.
 func (h possession) binding() delegation.Confirmation {
 	if h.jkt != "" {
 		return delegation.Confirmation{JKT: h.jkt}
@@ -62,8 +62,8 @@ func (h possession) keys() (keys []string) {
 	return keys
 }
 
-// shows says whether the request proves what a token is bound to. Nothing but an equal thumbprint of
-// the same kind does.
+// shows reports whether the request proves what a token is bound to. Only an equal thumbprint of
+// the same kind proves it.
 func (h possession) shows(c *delegation.Confirmation) bool {
 	switch {
 	case c == nil:
@@ -74,8 +74,8 @@ func (h possession) shows(c *delegation.Confirmation) bool {
 	return c.X5T != "" && c.X5T == h.x5t
 }
 
-// mustHold is the one rule about tokens that are bound to a key (I6): whoever presents one proves the
-// key, in whatever parameter and at whichever door it comes.
+// mustHold is the only rule about tokens that are bound to a key (I6). The sender of such a token
+// must prove the key, in each parameter and at each endpoint.
 func (e *Engine) mustHold(h possession, c *delegation.Confirmation, field string) error {
 	if h.shows(c) {
 		return nil
@@ -90,7 +90,7 @@ func (e *Engine) mustHold(h possession, c *delegation.Confirmation, field string
 	return delegation.Refuse(delegation.ProofRequired, field, "it is bound to a key, and the DPoP proof is of another one")
 }
 
-// hold verifies what the request shows, by the tenant's rules.
+// hold verifies by the tenant's rules what the request proves to hold.
 func (e *Engine) hold(ctx context.Context, t *Tenant, c Credentials) (possession, error) {
 	var h possession
 	if len(c.Certificates) > 0 {
@@ -125,9 +125,10 @@ func (e *Engine) hold(ctx context.Context, t *Tenant, c Credentials) (possession
 	return h, nil
 }
 
-// bound settles what the caller's own credential is bound to. One that names a key comes with scheme
-// DPoP and its proof, never as Bearer, and nothing else comes with that scheme (RFC 9449 §7); one that
-// names a certificate comes over a connection with it (RFC 8705 §3).
+// bound checks what the caller's own credential is bound to. A credential that is bound to a key is
+// accepted only with scheme DPoP and its proof, and that scheme accepts no other credential (RFC
+// 9449 §7). A credential that is bound to a certificate is accepted only over a connection with
+// that certificate (RFC 8705 §3).
 func (e *Engine) bound(a arrival, c Credentials) error {
 	confirmation := a.caller.Confirmation
 	byKey := confirmation != nil && confirmation.JKT != ""
@@ -143,7 +144,7 @@ func (e *Engine) bound(a arrival, c Credentials) error {
 	return nil
 }
 
-// uses are what the call spends: the caller's assertion and its proof, each good once.
+// uses are the caller's assertion and its proof. The call spends each of them once.
 func (a arrival) uses() []ledger.SingleUse {
 	var uses []ledger.SingleUse
 	if u := a.caller.Use; u != nil {

@@ -18,7 +18,7 @@ import (
 	"deputy.example/deputy/server/internal/testservers"
 )
 
-// shown is what a request shows that its sender holds.
+// shown is what a request proves that its sender holds.
 type shown struct {
 	key  *exchangetest.Prover
 	cert *exchangetest.Certified
@@ -35,7 +35,7 @@ func (s shown) binding() delegation.Confirmation {
 	return delegation.Confirmation{}
 }
 
-// proves says whether whoever shows this may use a token that is so bound.
+// proves reports whether the sender of s may use a token with this binding.
 func (s shown) proves(bound delegation.Confirmation) bool {
 	return bound == delegation.Confirmation{} || s.key != nil && s.key.Binding() == bound || s.cert != nil && s.cert.Binding() == bound
 }
@@ -49,7 +49,7 @@ func (s shown) onto(t testing.TB, w *exchangetest.World, c *exchange.Call) {
 	}
 }
 
-// holders are what somebody could show, by name.
+// holders are the proofs that a sender could have, by name.
 func holders(t testing.TB) map[string]shown {
 	key, other := exchangetest.NewProver(t), exchangetest.NewProver(t)
 	cert, foreign := exchangetest.NewCertified(t, "planner"), exchangetest.NewCertified(t, "planner")
@@ -60,8 +60,9 @@ func holders(t testing.TB) map[string]shown {
 	}
 }
 
-// TestBindingMatrix: every kind of parent, with everything that its presenter could show, for every kind
-// of child, with and without bearer tokens. What must come out is said twice: here and in the engine.
+// TestBindingMatrix: each kind of parent, with each proof that its sender could have, for each kind
+// of child, with and without bearer tokens. The expected result is written twice: here and in the
+// engine.
 func TestBindingMatrix(t *testing.T) {
 	shows := holders(t)
 	newKey, newCert := exchangetest.NewProver(t), exchangetest.NewCertified(t, "researcher")
@@ -81,7 +82,7 @@ func TestBindingMatrix(t *testing.T) {
 		}
 		children := map[string]struct {
 			change func(*exchange.Child)
-			bound  delegation.Confirmation // of another actor; the caller's own children are bound to what it shows
+			bound  delegation.Confirmation // of another actor; the caller's own children follow its proofs
 			own    bool
 		}{
 			"its own": {change: func(*exchange.Child) {}, own: true},
@@ -117,7 +118,7 @@ func TestBindingMatrix(t *testing.T) {
 					want := c.bound
 					if c.own {
 						if want = s.binding(); held != (delegation.Confirmation{}) {
-							want = held // whatever else is shown besides
+							want = held // whatever else is proven
 						}
 					}
 					reason := delegation.Reason("")
@@ -161,8 +162,8 @@ func boundTo(c delegation.Claims) delegation.Confirmation {
 	return *c.Confirmation
 }
 
-// A root token that its issuer bound is proven like any other, and the first actor's token is bound to
-// what it shows.
+// TestBoundRootTokens: a root token that its issuer bound is proven like any other, and the first
+// actor's token is bound to what the actor proves.
 func TestBoundRootTokens(t *testing.T) {
 	w := exchangetest.New(t, exchangetest.Config{})
 	n := w.Tenant()
@@ -194,8 +195,8 @@ type explicitNull struct{}
 
 func (explicitNull) MarshalJSON() ([]byte, error) { return []byte("null"), nil }
 
-// What authenticates a caller and is bound itself: with scheme DPoP and its proof, over its certificate's
-// connection, and in no other way.
+// TestBoundCredentials: a bound credential authenticates a caller with scheme DPoP and its proof,
+// or over its certificate's connection, and in no other way.
 func TestBoundCredentials(t *testing.T) {
 	w := exchangetest.New(t, exchangetest.Config{})
 	n := w.Tenant()
@@ -253,7 +254,7 @@ func TestBoundCredentials(t *testing.T) {
 			t.Errorf("%s: %v, want %s", name, err, c.want)
 		}
 	}
-	// Beside client authentication of the same principal a bound actor token needs its proof too.
+	// With client authentication of the same principal, a bound actor token needs its proof too.
 	call := n.Call(t, n.Root(t, nil), planner, "")
 	call.Credentials = exchange.Credentials{Bearer: free}
 	call.Children[0].ActorToken, call.Children[0].ActorTokenType = byKey, delegation.TokenTypeJWT
@@ -262,8 +263,8 @@ func TestBoundCredentials(t *testing.T) {
 	}
 }
 
-// A proof is good for one call: at every instance, at once and later, after a restart and after Redis
-// has forgotten everything (I12).
+// TestProofReplay: a proof is good for one call: at each instance, immediately and later, after a
+// restart and after Redis has lost everything (I12).
 func TestProofReplay(t *testing.T) {
 	databases := map[string]func(testing.TB) string{"SQLite": func(testing.TB) string { return "" }, "PostgreSQL": testservers.Postgres}
 	for name, dsn := range databases {
@@ -272,7 +273,7 @@ func TestProofReplay(t *testing.T) {
 			w := exchangetest.New(t, exchangetest.Config{RedisURL: redis.URL(), DSN: dsn(t)})
 			peer, n, key := w.Peer(t), w.Tenant(), exchangetest.NewProver(t)
 			proof := w.Proof(t, key)
-			call := func() exchange.Call { // a fresh assertion each time
+			call := func() exchange.Call { // a new assertion each time
 				c := n.Call(t, n.Root(t, nil), planner, "")
 				c.Credentials.Proof = proof
 				return c
@@ -321,8 +322,8 @@ func TestProofReplay(t *testing.T) {
 	}
 }
 
-// RFC 9449 §8: where a nonce is asked for, the refusal brings it; it is good at every instance, for a
-// while, and nothing else is.
+// TestNonces (RFC 9449 §8): if a nonce is required, the refusal contains it. It is good at each
+// instance, for a while, and no other value is.
 func TestNonces(t *testing.T) {
 	redis := testservers.NewRedis(t)
 	w := exchangetest.New(t, exchangetest.Config{RedisURL: redis.URL(), RequireNonce: true})
@@ -363,11 +364,12 @@ func TestNonces(t *testing.T) {
 	if next := challenge(w, nonce); next == nonce {
 		t.Error("an old nonce is given again")
 	}
-	// Without a proof nothing is asked for.
+	// Without a proof no nonce is required.
 	if _, err := w.One(t.Context(), n.Call(t, n.Root(t, nil), planner, "")); err != nil {
 		t.Errorf("without a proof: %v", err)
 	}
-	// Without Redis an instance goes on with nonces of its own, which are good for what does without Redis.
+	// Without Redis an instance continues with nonces of its own, which are good for calls that do
+	// not need Redis.
 	redis.Kill()
 	own := challenge(w, nonce)
 	if err := ask(w, own); err == nil || err.Reason != delegation.DependencyDown {
@@ -381,7 +383,7 @@ func TestNonces(t *testing.T) {
 	}
 }
 
-// A ban on a key reaches whoever shows it, with whatever token.
+// TestBannedKeysProveNothing: a ban on a key hits each sender that proves it, with any token.
 func TestBannedKeysProveNothing(t *testing.T) {
 	w := exchangetest.New(t, exchangetest.Config{})
 	n := w.Tenant()
@@ -422,8 +424,9 @@ func TestBannedKeysProveNothing(t *testing.T) {
 	}
 }
 
-// RFC 9449 §11.11: a proof shows that a key is held, and not who holds it. It takes no client's place, and makes
-// nobody the actor of what is bound to the key.
+// TestAProofAuthenticatesNobody (RFC 9449 §11.11): a proof shows that a key is held, and not who
+// holds it. It does not authenticate a client, and makes no caller the actor of a token that is
+// bound to the key.
 func TestAProofAuthenticatesNobody(t *testing.T) {
 	w := exchangetest.New(t, exchangetest.Config{})
 	n, key := w.Tenant(), exchangetest.NewProver(t)

@@ -17,15 +17,16 @@ type Checkpoint struct {
 	VerifierKey string
 }
 
-// Proofs show, against a checkpoint, that an entry is in the log and that the log has only grown.
+// Proofs prove, against a checkpoint, that an entry is in the log and that the log has only grown.
 type Proofs struct {
 	Checkpoint  Checkpoint
-	Entry       *Recorded        // nil where none was asked for
+	Entry       *Recorded        // nil if the inquiry names none
 	Inclusion   tlog.RecordProof // of the entry
-	Consistency tlog.TreeProof   // with the log of the old size, where one was given
+	Consistency tlog.TreeProof   // with the log of the old size, if the caller gave one
 }
 
-// Checkpoint returns the newest signed head of the tenant's log. Any caller may ask.
+// Checkpoint returns the newest signed head of the tenant's log. Each caller of the tenant may ask.
+// The error is NotFound if no head was signed.
 func (e *Engine) Checkpoint(ctx context.Context, q Inquiry) (Checkpoint, error) {
 	ctx, cancel := e.within(ctx)
 	defer cancel()
@@ -47,9 +48,9 @@ func (e *Engine) lastCheckpoint(ctx context.Context, tenant *Tenant) (Checkpoint
 	return Checkpoint{Checkpoint: last, VerifierKey: tenant.Checkpoints.VerifierKey()}, nil
 }
 
-// Proofs proves against the newest checkpoint: of an entry that the caller may see (by Inquiry.Entry or
-// Inquiry.ID, or neither) that it is in the log, and that the log of the old size, if that is not 0, is
-// the beginning of it. Any caller may ask for the latter.
+// Proofs returns proofs against the newest checkpoint. They prove that an entry (by Inquiry.Entry
+// or Inquiry.ID, or neither) is in the log; the caller must be permitted to see it. If old is not
+// 0, they also prove that the log continues the log of that size; each caller may ask for that.
 func (e *Engine) Proofs(ctx context.Context, q Inquiry, old uint64) (Proofs, error) {
 	ctx, cancel := e.within(ctx)
 	defer cancel()
@@ -92,7 +93,7 @@ func (e *Engine) Proofs(ctx context.Context, q Inquiry, old uint64) (Proofs, err
 	return p, nil
 }
 
-// notProven is for a ledger that cannot prove what it should be able to.
+// notProven is the error of a ledger that lacks the data for a proof.
 func notProven(err error) error {
 	if errors.Is(err, ledger.ErrNotFound) {
 		return delegation.Refuse(delegation.NotFound, "entry", "the log lacks what this proof needs: it is behind its checkpoint, or that part of it was dropped")

@@ -12,18 +12,20 @@ import (
 	"deputy.example/deputy/server/internal/policy"
 )
 
-// Reach is what an agent can do now: what it holds and, apart from that, what it could still obtain.
+// Reach is the authority of an agent now: the tokens that it holds and, separately, what it could
+// still obtain.
 type Reach struct {
 	Time      time.Time
 	Entry     uint64     // the newest entry that was taken into account
-	Suspended bool       // it can do and obtain nothing until it is resumed
-	Tokens    []Recorded // live tokens of which it is the current actor, the newest first, at most MaxReachTokens
-	Live      int        // all of them
-	Below     int        // live tokens of others in whose chain it stands
+	Suspended bool       // the agent can use and obtain nothing until it is resumed
+	Tokens    []Recorded // live, as the current actor; the newest first, at most MaxReachTokens
+	Live      int        // the number of all such tokens
+	Below     int        // live tokens of other actors in whose chain it is
 	Truncated bool       // there are more than were counted
 
-	// Seen is, of an agent with neither tokens nor anything below, the newest entry in which it is an actor or the
-	// caller. 0: there is none, or with SeenTruncated none in the part of the ledger that was read.
+	// Seen is the number of the newest entry in which the agent is an actor or the caller. It is
+	// set only if Live and Below are 0. 0 means that no such entry exists, or with SeenTruncated
+	// that none is in the part of the ledger that was read.
 	Seen          uint64
 	SeenTruncated bool
 
@@ -31,19 +33,20 @@ type Reach struct {
 	ObtainableTruncated bool // there may be more
 }
 
-// Limits of one answer about what an agent can do.
+// Limits of one Reach: tokens, and delegation edges to follow.
 const (
 	MaxReachTokens    = 1000
 	DefaultReachDepth = 3
 	MaxReachDepth     = 8
 )
 
-// Reach says what an agent can do now. Auditors may ask about every agent, its operators and the agent
-// itself about it. depth is how many delegation edges are followed upwards, 0 for DefaultReachDepth.
+// Reach returns an agent's authority now. The caller must be an auditor, an operator of the agent,
+// or the agent itself. depth is the number of delegation edges that are followed upwards; 0 means
+// DefaultReachDepth.
 //
-// What it could obtain is what OpenFGA would allow now, of chains that no suspended principal stands in;
-// root tokens and configuration may still allow less. Where OpenFGA does not say in time, none of it is
-// listed and ObtainableTruncated is set: what the agent holds is answered all the same.
+// Obtainable is what OpenFGA permits now, in chains without a suspended principal. Root tokens and
+// the configuration may permit less. If OpenFGA does not respond in time, Obtainable is empty and
+// ObtainableTruncated is set. The agent's tokens are returned in any case.
 func (e *Engine) Reach(ctx context.Context, q Inquiry, agent delegation.Principal, depth int) (Reach, error) {
 	ctx, cancel := e.within(ctx)
 	defer cancel()
@@ -70,7 +73,7 @@ func (e *Engine) Reach(ctx context.Context, q Inquiry, agent delegation.Principa
 	return e.reach(ctx, by, sight, agent, min(depth, by.tenant.Limits.MaxDepth))
 }
 
-// reaches says whether what an agent can do may be told.
+// reaches reports whether the reader may see the authority of the agent.
 func (s sight) reaches(agent delegation.Principal) bool {
 	for _, p := range s.as {
 		if p == agent {
@@ -114,8 +117,9 @@ func (e *Engine) reach(ctx context.Context, by inquirer, s sight, agent delegati
 	return answer, err
 }
 
-// lastSeen finds the newest entry in which an agent is an actor or the caller. It distinguishes an agent that never
-// existed from one that holds nothing. A request that only names it does not count: a request may name anything.
+// lastSeen finds the newest entry in which an agent is an actor or the caller. It distinguishes an
+// agent that never existed from one that holds nothing. A request that only names the agent does
+// not count, because a request may contain any name.
 func (e *Engine) lastSeen(ctx context.Context, tenant *Tenant, agent delegation.Principal) (seen uint64, truncated bool, err error) {
 	for _, q := range []ledger.Query{{Actor: agent}, {Caller: agent}} {
 		q.Limit, q.Seen = 1, func(entry *ledger.Entry) bool { return stands(entry, agent) }

@@ -26,8 +26,8 @@ const (
 	revokedList   = "{default}:revoked:list"
 )
 
-// relay is where the instances believe Redis to be: it leads to one server or another, and takes its
-// time if told to.
+// relay is the address of Redis for the instances. It forwards to one server or another, with a
+// delay if one is set.
 type relay struct {
 	watched  atomic.Pointer[watched]
 	listener net.Listener
@@ -68,7 +68,7 @@ func newRelay(t *testing.T, to string) *relay {
 
 func (r *relay) url() string { return "redis://" + r.listener.Addr().String() }
 
-// carry joins a connection with one of its own to the server.
+// carry connects a connection with one of its own to the server.
 func (r *relay) carry(c net.Conn) {
 	s, err := net.Dial("tcp", r.to.Load().(string))
 	if err != nil {
@@ -92,16 +92,16 @@ func (r *relay) carry(c net.Conn) {
 	r.mu.Unlock()
 }
 
-// watched is a command, and what to do when one passes.
+// watched is a command, and a function to run when one passes.
 type watched struct {
 	command []byte
 	do      func()
 }
 
-// seen has do run whenever the command passes, before it reaches Redis.
+// seen runs do whenever the command passes, before it reaches Redis.
 func (r *relay) seen(command string, do func()) { r.watched.Store(&watched{[]byte(command), do}) }
 
-// slowly writes what it is given after the relay's delay.
+// slowly writes after the relay's delay.
 type slowly struct {
 	io.Writer
 	relay *relay
@@ -120,7 +120,7 @@ func (s slowly) Write(p []byte) (int, error) {
 	return s.Writer.Write(p)
 }
 
-// cut ends every connection.
+// cut closes each connection.
 func (r *relay) cut() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -129,14 +129,14 @@ func (r *relay) cut() {
 	}
 }
 
-// ward is a fleet of two that follows revocations, a chain of it that lives, one that is revoked, and
-// probes that ask for both all the time.
+// ward is a fleet of two that follows revocations, with a live chain, a revoked one, and probes
+// that use both all the time.
 type ward struct {
 	*fleet
 	*findings
 	redis *testservers.RedisServer
 	relay *relay
-	admin redis.UniversalClient // past the relay
+	admin redis.UniversalClient // not through the relay
 
 	lives held
 	mu    sync.Mutex
@@ -187,7 +187,7 @@ func (v *ward) issue(t *testing.T) held {
 	return held{grant: leaf, holder: agents[1]}
 }
 
-// kill revokes what the token descends from, trying for as long as the answer is unavailable.
+// kill revokes an ancestor of the token, and repeats while the answer is unavailable.
 func (v *ward) kill(t *testing.T, h held) {
 	t.Helper()
 	target := delegation.Target{Kind: delegation.BanToken, ID: h.grant.Claims.Delegation.Hops[0].ID}
@@ -207,7 +207,7 @@ func (v *ward) kill(t *testing.T, h held) {
 	v.dead = append(v.dead, h)
 }
 
-// probe asks every instance once for everything, and finds what is wrong or late.
+// probe makes each kind of call to the instance once, and finds what is wrong or late.
 func (v *ward) probe(t *testing.T, w *exchangetest.World) (available bool) {
 	v.mu.Lock()
 	dead := v.dead
@@ -249,7 +249,7 @@ func (v *ward) probe(t *testing.T, w *exchangetest.World) (available bool) {
 	return available
 }
 
-// listsRight asks Redis itself, past everything that could stand in between.
+// listsRight reads Redis itself, not through the relay.
 func (v *ward) listsRight(t *testing.T, g *guard.Guard) bool {
 	live, last, err := v.at(0).Ledger.Live(t.Context(), "default")
 	if err != nil {
@@ -259,7 +259,7 @@ func (v *ward) listsRight(t *testing.T, g *guard.Guard) bool {
 	return err == nil && right
 }
 
-// await polls until it is so, at most for within.
+// await polls until so is true, at most for within.
 func await(within time.Duration, so func() bool) (time.Duration, bool) {
 	began := time.Now()
 	for {
@@ -273,8 +273,8 @@ func await(within time.Duration, so func() bool) (time.Duration, bool) {
 	}
 }
 
-// Whatever happens to Redis, what is revoked stays revoked at every instant, answers come in time, and
-// the lists are right again soon after.
+// TestRedisFaults: in each fault of Redis, revoked tokens stay revoked at each instant, answers
+// come in time, and the lists are right again soon after.
 func TestRedisFaults(t *testing.T) {
 	must := func(t *testing.T, err error) {
 		t.Helper()
@@ -412,8 +412,8 @@ func TestRedisFaults(t *testing.T) {
 	}
 }
 
-// The controls: the probes find an instance that hears of nothing, and without followers nobody mends
-// the lists.
+// TestRedisFaultsAreSeen is the control: the probes find an instance that receives no revocation,
+// and without followers the lists are not mended.
 func TestRedisFaultsAreSeen(t *testing.T) {
 	v := newWard(t)
 	v.kill(t, v.issue(t))
@@ -436,8 +436,8 @@ func TestRedisFaultsAreSeen(t *testing.T) {
 	}
 }
 
-// Redis that knows more than the ledger means that one of them is from a backup, or another
-// deployment's: the instance is not ready, and what stands in Redis is left alone.
+// TestRedisAheadOfTheLedger: if Redis has more than the ledger, one of them is from a backup, or of
+// another deployment. The instance is not ready, and does not change Redis.
 func TestRedisAheadOfTheLedger(t *testing.T) {
 	server := testservers.NewRedis(t)
 	f := newFleet(t, exchangetest.Config{RedisURL: server.URL()}, 1)

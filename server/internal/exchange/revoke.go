@@ -13,8 +13,8 @@ import (
 	"deputy.example/deputy/server/internal/token"
 )
 
-// RevokeCall asks to take authority back. Exactly one of Target, Token and RootToken says what.
-// Suspend and Resume are targets of their own kinds.
+// RevokeCall is a request to revoke. Exactly one of Target, Token and RootToken is set. Suspend and
+// Resume are kinds of targets.
 type RevokeCall struct {
 	Tenant      string
 	Credentials Credentials
@@ -26,38 +26,42 @@ type RevokeCall struct {
 	DryRun      bool
 }
 
-// Revoked is what a revocation did, or with RevokeCall.DryRun would do.
+// Revoked is the effect of a revocation, or with RevokeCall.DryRun the effect that it would have.
 type Revoked struct {
-	Revocation *delegation.Revocation // nil in a dry run, and where there was nothing to revoke
-	Tokens     int                    // live tokens that it kills
-	Chains     int                    // that they belong to
-	Counted    bool                   // Tokens and Chains are known: they could be counted at once
-	Grants     []*ledger.Entry        // of the live tokens, oldest first, at most maxAffected; dry run only
+	Revocation *delegation.Revocation // nil in a dry run
+	Tokens     int                    // live tokens that it revokes
+	Chains     int                    // chains that those tokens belong to
+	Counted    bool                   // Tokens and Chains are known: the count ended in time
+	Grants     []*ledger.Entry        // of the live tokens, oldest first, at most maxAffected; dry run
 }
 
 const (
 	maxAffected = 1000
 	maxReason   = 1000
 
-	// countPatience is how long an answer waits for its count at most, once the revocation is in force. What a count
-	// reads is bounded too (ledger.SurveyOf), so this much passes only where the database is slow.
+	// countPatience is how long an answer waits at most for its count, once the revocation is in
+	// force. What a count reads is bounded too (ledger.SurveyOf), so only a slow database makes an
+	// answer wait this long.
 	countPatience = 200 * time.Millisecond
-	countsAtOnce  = 2 // so that they leave connections to the database for others
+	countsAtOnce  = 2 // so that they leave connections to the database for other work
 )
 
-// system is what Deputy's own access control is about.
+// system is the object of Deputy's own access control.
 const system = "system:deputy"
 
-// Revoke records a revocation and returns once it is durable: from then on no instance grants or
-// introspects anything that it hits. Redis and the verifiers hear of it right after; a Redis that
-// does not answer is mended from the ledger later and undoes nothing.
+// Revoke records a revocation and returns once it is durable. From then on no instance grants or
+// introspects anything that it hits. It is then published to Redis and to the verifiers. If Redis
+// does not respond, the revocation is in force all the same, and the lists are mended from the
+// ledger later.
 //
-// The steps are: authenticate, decide, one commit that spends the caller's credential and records the revocation
-// or its refusal, tell Redis, count. Redis is needed for none of them, and what comes after the commit
-// never turns the answer into an error. An error of reason unavailable means that the revocation is not
-// known to be in force: its description tells whether it may be.
+// The steps are: authenticate; decide; one commit that spends the caller's credential and records
+// the revocation or its refusal; publish in Redis; count. None of them needs Redis. After the
+// commit, one failure is an error: Redis has a later incarnation of the ledger, so that this ledger
+// was given up. An error of reason unavailable means that the revocation is not known to be in
+// force. Its description states whether it may be.
 //
-// The answer to a caller who may not is NotFound, as if there were nothing to revoke.
+// The answer to a caller without the right to revoke is NotFound, as if there were nothing to
+// revoke.
 func (e *Engine) Revoke(ctx context.Context, call RevokeCall) (Revoked, error) {
 	ctx, cancel := e.within(ctx)
 	defer cancel()
@@ -85,7 +89,7 @@ func (e *Engine) Revoke(ctx context.Context, call RevokeCall) (Revoked, error) {
 	if result.Err != nil {
 		return Revoked{}, e.notRevoked(tenant, result)
 	}
-	// In force from here on, unless this ledger was given up for a later incarnation.
+	// The revocation is in force, unless this ledger was given up for a later incarnation.
 	recorded := result.Receipt.Revocation
 	counted := e.beginCount(ctx, tenant, *recorded)
 	err = e.announce(ctx, tenant, *recorded)
@@ -97,8 +101,8 @@ func (e *Engine) Revoke(ctx context.Context, call RevokeCall) (Revoked, error) {
 	return done, nil
 }
 
-// notRevoked is the answer where the ledger recorded a refusal in place of the revocation, or did not tell in time what
-// it recorded.
+// notRevoked is the answer if the ledger recorded a refusal in place of the revocation, or did not
+// return in time what it recorded.
 func (e *Engine) notRevoked(tenant *Tenant, result ledger.Result) error {
 	refusal := delegation.AsError(result.Err)
 	if result.Receipt.Seq > 0 {
@@ -113,8 +117,8 @@ func (e *Engine) notRevoked(tenant *Tenant, result ledger.Result) error {
 	return unknown
 }
 
-// beginCount begins to count what the recorded revocation killed, and returns what ends it: within patience,
-// counted or not.
+// beginCount starts the count of what the recorded revocation hits. counted waits for the count for
+// at most e.patience, stops it and returns the numbers; Counted is false if the count did not end.
 func (e *Engine) beginCount(ctx context.Context, tenant *Tenant, r delegation.Revocation) (counted func() Revoked) {
 	survey, err := e.config.Ledger.SurveyOf(tenant.Name, r)
 	if err != nil {
@@ -122,7 +126,8 @@ func (e *Engine) beginCount(ctx context.Context, tenant *Tenant, r delegation.Re
 	}
 	done, enough := make(chan Revoked, 1), make(chan struct{})
 	go func() {
-		ctx, cancel := e.within(context.WithoutCancel(ctx)) // no statement is broken off when the caller has its answer
+		// No statement is canceled when the caller has its answer.
+		ctx, cancel := e.within(context.WithoutCancel(ctx))
 		defer cancel()
 		defer close(done)
 		select {
@@ -141,7 +146,7 @@ func (e *Engine) beginCount(ctx context.Context, tenant *Tenant, r delegation.Re
 		end := time.NewTimer(e.patience)
 		defer end.Stop()
 		select {
-		case r := <-done: // the zero one if it could not be counted
+		case r := <-done: // zero if the count failed
 			return r
 		case <-end.C:
 			e.config.Logger.WarnContext(ctx, "revocation not counted in time", "tenant", tenant.Name, "entry", r.Seq)
@@ -150,7 +155,7 @@ func (e *Engine) beginCount(ctx context.Context, tenant *Tenant, r delegation.Re
 	}
 }
 
-// decideRevocation settles the target and whether the caller may aim at it.
+// decideRevocation returns the target, if the caller may revoke it.
 func (e *Engine) decideRevocation(ctx context.Context, tenant *Tenant, caller token.Caller, call RevokeCall) (delegation.Target, error) {
 	if len(call.Reason) > maxReason {
 		return delegation.Target{}, delegation.Refuse(delegation.ParameterInvalid, "reason", "at most %d bytes", maxReason)
@@ -162,7 +167,8 @@ func (e *Engine) decideRevocation(ctx context.Context, tenant *Tenant, caller to
 	if unreadable != nil && unreadable.Reason != delegation.NotFound {
 		return delegation.Target{}, unreadable
 	}
-	// Asked for what does not exist, too: neither answer nor time shall tell that from what is another's.
+	// OpenFGA is asked about an absent target too. Neither the answer nor its time distinguishes it
+	// from a target of another principal.
 	may, err := e.mayRevoke(ctx, tenant, caller.Principal, target)
 	switch {
 	case err != nil:
@@ -175,7 +181,8 @@ func (e *Engine) decideRevocation(ctx context.Context, tenant *Tenant, caller to
 	return target, nil
 }
 
-// nothingToRevoke is the answer about what is not there, and about what the caller may not aim at.
+// nothingToRevoke is the answer about an absent target, and about a target that the caller may not
+// revoke.
 func nothingToRevoke(call RevokeCall) *delegation.Error {
 	field := "target"
 	switch {
@@ -187,7 +194,7 @@ func nothingToRevoke(call RevokeCall) *delegation.Error {
 	return delegation.Refuse(delegation.NotFound, field, "nothing there to revoke, or nothing that you may revoke")
 }
 
-// revocationTarget reads what is aimed at, strictly.
+// revocationTarget parses the target strictly.
 func revocationTarget(ctx context.Context, tenant *Tenant, call RevokeCall) (delegation.Target, *delegation.Error) {
 	given := 0
 	for _, is := range []bool{call.Target != (delegation.Target{}), call.Token != "", call.RootToken != ""} {
@@ -218,9 +225,9 @@ func revocationTarget(ctx context.Context, tenant *Tenant, call RevokeCall) (del
 	return call.Target, delegation.AsError(call.Target.Check())
 }
 
-// mayRevoke is the one place that decides who may take what back. Responders may everything; what
-// others may follows from what they hold, and an unknown jti or txn is a responder's only. What a caller
-// holds itself it takes back without a question to OpenFGA.
+// mayRevoke is the only function that decides what a caller may revoke. Responders may revoke
+// everything. The rights of other callers follow from what they hold; an unknown jti or txn is a
+// responder's only. A caller revokes what it holds itself without a question to OpenFGA.
 func (e *Engine) mayRevoke(ctx context.Context, tenant *Tenant, caller delegation.Principal, t delegation.Target) (bool, error) {
 	own := false
 	switch t.Kind {
@@ -258,7 +265,7 @@ func (e *Engine) mayRevoke(ctx context.Context, tenant *Tenant, caller delegatio
 	return slices.Contains(has, true), err
 }
 
-// inEmergency is isEmergency for a caller that goes on as a responder, which is logged.
+// inEmergency is isEmergency for a caller that then has a responder's rights, which is logged.
 func (e *Engine) inEmergency(ctx context.Context, tenant *Tenant, caller delegation.Principal, failed error) bool {
 	if !e.isEmergency(ctx, tenant, caller, failed) {
 		return false
@@ -268,13 +275,14 @@ func (e *Engine) inEmergency(ctx context.Context, tenant *Tenant, caller delegat
 	return true
 }
 
-// readyPatience is how long OpenFGA's readiness is waited for, whatever time the caller has: the call's own question
-// has taken up to a second of its 1.8 seconds before.
+// readyPatience bounds the wait for OpenFGA's readiness, independently of the caller's deadline.
+// The call's own question took up to one of its 1.8 seconds before.
 const readyPatience = 300 * time.Millisecond
 
-// isEmergency reports whether the caller is to be taken for a responder because OpenFGA did not answer (failed). The
-// configuration must name it for that case. A call that ran out of its own time is none. One question that failed is not
-// enough either, because the caller may have made it slow: OpenFGA's readiness must fail too.
+// isEmergency reports whether the caller has a responder's rights because OpenFGA did not respond
+// (failed). The configuration must name the caller as an emergency responder. A call that has no
+// time left is no emergency. One failed question is not sufficient either, because the caller may
+// have made it slow: OpenFGA's readiness must fail too.
 func (e *Engine) isEmergency(ctx context.Context, tenant *Tenant, caller delegation.Principal, failed error) bool {
 	refusal := delegation.AsError(failed)
 	if refusal == nil || refusal.Reason != delegation.DependencyDown || ctx.Err() != nil || !slices.Contains(tenant.EmergencyResponders, caller) {
@@ -288,7 +296,7 @@ func (e *Engine) isEmergency(ctx context.Context, tenant *Tenant, caller delegat
 	return down != nil
 }
 
-// grant finds a grant by its jti; nil if there is none.
+// grant returns a grant by its jti, or nil if it does not exist.
 func (e *Engine) grant(ctx context.Context, tenant *Tenant, jti string) (*ledger.Entry, error) {
 	entry, err := e.config.Ledger.Entry(ctx, tenant.Name, jti)
 	switch {
@@ -302,9 +310,11 @@ func (e *Engine) grant(ctx context.Context, tenant *Tenant, jti string) (*ledger
 	return entry, nil
 }
 
-// until is zero for keys and suspensions, which are remembered for ever. The others are remembered so that readers can tell
-// why something ended, for as long as a token of today; the ledger raises that, in its transaction, to the end of all that
-// the target can hit. So neither this instance's clock nor today's limits decide what is accepted.
+// until returns when a revocation may be forgotten. It is zero, which means never, for keys,
+// suspensions and resumptions. Other revocations are kept for as long as a token that is issued
+// now, so that readers can determine why a token ended. The ledger raises the time, in its
+// transaction, to the expiry of all that the target can hit. Therefore neither this instance's
+// clock nor the current limits decide what is accepted.
 func (e *Engine) until(tenant *Tenant, t delegation.Target) time.Time {
 	switch t.Kind {
 	case delegation.BanKey, delegation.BanSuspend, delegation.Resume:
@@ -313,7 +323,7 @@ func (e *Engine) until(tenant *Tenant, t delegation.Target) time.Time {
 	return e.config.Now().Add(tenant.Limits.MaxLifetime + time.Minute)
 }
 
-// affected answers a dry run.
+// affected is the answer to a dry run.
 func (e *Engine) affected(ctx context.Context, tenant *Tenant, t delegation.Target) (Revoked, error) {
 	survey, err := e.config.Ledger.Survey(ctx, tenant.Name, t)
 	if err != nil {
@@ -326,9 +336,9 @@ func (e *Engine) affected(ctx context.Context, tenant *Tenant, t delegation.Targ
 	return Revoked{Tokens: tokens, Chains: chains, Counted: true, Grants: grants}, nil
 }
 
-// recordRefusal keeps the refusal of an authenticated caller with what it wanted, spends uses, and returns it.
-// If one of the uses was spent before, that is the refusal. What a dependency did not answer is no decision: it leaves no
-// entry, and spends the uses all the same.
+// recordRefusal records the refusal of an authenticated caller with what it wanted, spends uses,
+// and returns the refusal. If one of the uses was spent before, that is the refusal. A dependency
+// that did not respond is no decision: it leaves no entry, and the uses are spent all the same.
 func (e *Engine) recordRefusal(ctx context.Context, tenant *Tenant, draft *ledger.Draft, wanted string, err error, uses ...ledger.SingleUse) error {
 	refusal := delegation.AsError(err)
 	if refusal.Temporary() {
@@ -348,9 +358,10 @@ func (e *Engine) recordRefusal(ctx context.Context, tenant *Tenant, draft *ledge
 	return refusal
 }
 
-// announce publishes the revocation in Redis, which wakes the other instances, also when the caller has gone. It is
-// bounded, and its failure is no failure of the revocation: the follower mends the lists from the ledger. Only where
-// Redis holds a later incarnation of the ledger, this one was given up, and nothing was revoked by it.
+// announce publishes the revocation in Redis, which wakes the other instances. It does so also if
+// the caller hung up, and is bounded in time. A failure is no failure of the revocation, because
+// the follower mends the lists from the ledger. Only one failure is an error: Redis has a later
+// incarnation of the ledger. This ledger was then given up, and the revocation is not in force.
 func (e *Engine) announce(ctx context.Context, tenant *Tenant, r delegation.Revocation) error {
 	err := e.config.Guard.Publish(context.WithoutCancel(ctx), tenant.Name, r)
 	if errors.Is(err, guard.ErrSuperseded) {

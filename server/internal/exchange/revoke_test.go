@@ -18,13 +18,13 @@ const (
 	stranger  = delegation.Principal("agent:stranger")
 )
 
-// hospital is a world with people who may revoke, and a chain planner → researcher → writer.
+// hospital is a world with principals that may revoke, and a chain planner → researcher → writer.
 func hospital(t testing.TB) (*exchangetest.World, *exchangetest.Tenant, []*exchange.Grant) {
 	t.Helper()
 	return hospitalOf(t, exchangetest.Config{})
 }
 
-// hospitalOf is a hospital that differs.
+// hospitalOf is a hospital with another configuration.
 func hospitalOf(t testing.TB, c exchangetest.Config) (*exchangetest.World, *exchangetest.Tenant, []*exchange.Grant) {
 	t.Helper()
 	c.Agents = []delegation.Principal{responder, operator, stranger}
@@ -52,7 +52,8 @@ func active(t *testing.T, w *exchangetest.World, g *exchange.Grant) bool {
 	return got.Claims != nil
 }
 
-// Who may take back what, by every kind of target. Whoever may not is told that there is nothing.
+// TestWhoMayRevoke: which caller may revoke what, for each kind of target. The answer to any other
+// caller is that there is nothing.
 func TestWhoMayRevoke(t *testing.T) {
 	w, n, chain := hospital(t)
 	leaf := chain[2].Claims
@@ -99,7 +100,8 @@ func TestWhoMayRevoke(t *testing.T) {
 	}
 }
 
-// TestNothingToRevokeIsOneAnswer: a caller cannot tell a token that it may not revoke from a text that is none.
+// TestNothingToRevokeIsOneAnswer: a caller cannot distinguish a token that it may not revoke from a
+// text that is no token.
 func TestNothingToRevokeIsOneAnswer(t *testing.T) {
 	w, n, chain := hospital(t)
 	answer := func(change func(*exchange.RevokeCall)) string {
@@ -129,13 +131,13 @@ func TestNothingToRevokeIsOneAnswer(t *testing.T) {
 	}
 }
 
-// Each kind of target kills what it names, everything below that, and nothing else, in what is held
-// already and at the next exchange.
+// TestWhatARevocationKills: each kind of target hits what it names, everything below that, and
+// nothing else, in tokens that exist and at the next exchange.
 func TestWhatARevocationKills(t *testing.T) {
 	for name, c := range map[string]struct {
 		target func(*exchangetest.Tenant, []*exchange.Grant) delegation.Target
 		dead   [3]bool // planner's, researcher's and writer's token
-		fresh  bool    // whether a fresh login makes a whole new chain
+		fresh  bool    // whether a new login makes a whole new chain
 	}{
 		"the middle token": {func(_ *exchangetest.Tenant, g []*exchange.Grant) delegation.Target {
 			return delegation.Target{Kind: delegation.BanToken, ID: g[1].Claims.ID}
@@ -194,7 +196,7 @@ func TestWhatARevocationKills(t *testing.T) {
 			if !done.Counted || !dry.Counted || done.Tokens != killed || dry.Tokens != killed || len(dry.Grants) != killed {
 				t.Errorf("said %d, dry run %d with %d grants; killed %d", done.Tokens, dry.Tokens, len(dry.Grants), killed)
 			}
-			w.Clock().Advance(time.Hour) // past every clock's doubt: a login that is clearly later
+			w.Clock().Advance(time.Hour) // past the skew of all clocks: clearly a later login
 			again := n.Call(t, n.Root(t, nil), planner, "")
 			first, refusal := w.One(t.Context(), again)
 			if refusal != nil {
@@ -283,7 +285,8 @@ func TestRevokedByItsBytes(t *testing.T) {
 	}
 }
 
-// A revoked id that nobody has seen yet is dead on arrival: here the ban comes before the grant.
+// TestUnseenIsDeadOnArrival: a revoked id that was never seen is refused when it comes. Here the
+// ban comes before the grant.
 func TestUnseenIsDeadOnArrival(t *testing.T) {
 	w, n, chain := hospital(t)
 	if _, refusal := take(w, t, responder, delegation.Target{Kind: delegation.BanKey, ID: n.Clients[writer].KeyID}); refusal != nil {
@@ -299,7 +302,7 @@ func TestUnseenIsDeadOnArrival(t *testing.T) {
 	}
 }
 
-// Followers bring the other instance and Redis up to date without being told.
+// TestFollow: followers bring the other instance and Redis up to date without a notification.
 func TestFollow(t *testing.T) {
 	w, _, chain := hospital(t)
 	peer := w.Peer(t)
@@ -337,8 +340,8 @@ func TestFollow(t *testing.T) {
 	}
 }
 
-// A stream of revocations ends when its verifier is suspended, or a key that it showed is banned: the
-// assertion's, that of its proof, or its certificate.
+// TestWatchOfTheTakenBack: a stream of revocations ends when its verifier is suspended, or when a
+// key that it used is banned: of its assertion, of its proof, or its certificate.
 func TestWatchOfTheTakenBack(t *testing.T) {
 	shown := holders(t)["key and certificate"]
 	for name, target := range map[string]func(*exchangetest.Tenant) delegation.Target{
@@ -374,8 +377,8 @@ func TestWatchOfTheTakenBack(t *testing.T) {
 	}
 }
 
-// A tenant with more live grants than can be counted in time can still be revoked from; a dry run,
-// which is nothing but the count, cannot be answered.
+// TestRevokeWithoutCount: a tenant with more live grants than can be counted in time can still
+// revoke. A dry run, which is only the count, fails.
 func TestRevokeWithoutCount(t *testing.T) {
 	w, _, chain := hospitalOf(t, exchangetest.Config{Prompt: true})
 	w.Engine.CountWith(func(_ *ledger.Survey, ctx context.Context, _ int) ([]*ledger.Entry, int, int, error) {
@@ -398,7 +401,7 @@ func TestRevokeWithoutCount(t *testing.T) {
 	}
 }
 
-// The reason of a revocation is recorded, so it must hold no token.
+// TestAReasonIsWords: the reason of a revocation is recorded, so it must hold no token.
 func TestAReasonIsWords(t *testing.T) {
 	w := exchangetest.New(t, exchangetest.Config{})
 	n := w.Tenant()

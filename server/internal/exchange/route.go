@@ -6,17 +6,17 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// route says who the child is for, or why the caller may not ask for it. The path follows from the
-// tokens and the caller, never from which parameters happen to be there:
+// route returns the actor of the child, or the refusal of a caller that may not request it. The
+// path follows from the tokens and the caller, never from the presence of parameters:
 //
 //   - hand down: the caller is the current actor and names another;
-//   - self-narrowing: the caller is the current actor and names nobody, or itself;
+//   - self-narrowing: the caller is the current actor and names no actor, or itself;
 //   - step in: the caller is the new actor itself, and the subject token is a root token or names it
 //     in may_act.
 //
-// named is nil where the request names nobody; then the caller is meant. held is what the request shows
-// that the caller holds: the caller's own token is bound to it, unless it is named with another key or comes of
-// one that is bound already.
+// named is nil if the request names no actor; the caller is then the actor. held is what the
+// request proves that the caller holds. A token for the caller is bound to it, unless the request
+// names the caller with another key, or the subject token of a self-narrowing is bound already.
 func (p parent) route(caller delegation.Principal, named *actor, held delegation.Confirmation, l Limits) (actor, error) {
 	next := actor{principal: caller, proof: "caller"}
 	if named != nil {
@@ -31,7 +31,7 @@ func (p parent) route(caller delegation.Principal, named *actor, held delegation
 	}
 	switch {
 	case current != "" && caller == current:
-		// Hand down: the holder decides.
+		// Hand down: the current actor decides.
 	case caller != next.principal:
 		return actor{}, delegation.Refuse(delegation.CallerNotActor, "subject_token", "only its current actor may hand it to another")
 	case current != "" && (p.mayAct == nil || *p.mayAct != next.principal):
@@ -46,8 +46,8 @@ func (p parent) route(caller delegation.Principal, named *actor, held delegation
 	return p.withOwnKey(next)
 }
 
-// selfNarrow keeps the actor and its key: a bound token stays bound to the same key, or becomes
-// bound, but never loses its binding.
+// selfNarrow keeps the actor and its key. A bound token stays bound to the same key. An unbound
+// token may become bound.
 func (p parent) selfNarrow(next actor, held delegation.Confirmation) (actor, error) {
 	keep := held
 	if p.binding != nil {
@@ -65,8 +65,8 @@ func (p parent) selfNarrow(next actor, held delegation.Confirmation) (actor, err
 	return next, nil
 }
 
-// withOwnKey refuses an actor with a key that an earlier token of the chain is bound to: whoever hands a token
-// down must not keep the means to use it.
+// withOwnKey refuses an actor with a key that an earlier token of the chain is bound to. An actor
+// that hands a token down must not keep the means to use it.
 func (p parent) withOwnKey(next actor) (actor, error) {
 	if key := next.binding.Key(); key != "" && slices.ContainsFunc(p.hops, func(h delegation.Hop) bool { return h.Key == key }) {
 		return actor{}, delegation.Refuse(delegation.ActorUnconfirmed, "actor_confirmation", "the key belongs to an ancestor")

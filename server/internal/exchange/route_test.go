@@ -10,8 +10,8 @@ import (
 	"deputy.example/deputy/server/internal/token"
 )
 
-// TestCallerRulesForAnyone holds route against the rules as the design states them, written a second
-// time: who may ask, whom for, and what may stand against it.
+// TestCallerRulesForAnyone compares route with the rules of the design, written a second time: who
+// may ask, for which actor, and which rule refuses it.
 func TestCallerRulesForAnyone(t *testing.T) {
 	people := rapid.SampledFrom([]delegation.Principal{"agent:a", "agent:b", "agent:c", "agent:d"})
 	bindings := rapid.SampledFrom([]delegation.Confirmation{{}, {JKT: "k1"}, {JKT: "k2"}, {X5T: "c1"}, {X5T: "c2"}})
@@ -43,9 +43,9 @@ func TestCallerRulesForAnyone(t *testing.T) {
 		}
 		held := bindings.Draw(rt, "held")
 		if asked.principal == caller && asked.binding.Key() == "" {
-			asked.binding = held // what is made for the caller is bound to what it has just proven
+			asked.binding = held // a token for the caller is bound to what it has just proven
 			if p.binding != nil && p.actors.Current() == caller {
-				asked.binding = *p.binding // and stays bound to what it was, whatever else is shown besides
+				asked.binding = *p.binding // and stays bound, whatever else is proven
 			}
 		}
 		limits := Limits{ActorMayRecur: rapid.Bool().Draw(rt, "recur")}

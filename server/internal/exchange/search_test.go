@@ -16,7 +16,8 @@ import (
 	"deputy.example/deputy/server/internal/testservers"
 )
 
-// SearchEntries finds grants by jti, chain, key and caller's address, on both databases.
+// TestSearchByNames: SearchEntries finds grants by jti, chain, key and caller's address, on both
+// databases.
 func TestSearchByNames(t *testing.T) {
 	for name, dsn := range map[string]func(testing.TB) string{
 		"sqlite": func(testing.TB) string { return "" }, "postgres": testservers.Postgres,

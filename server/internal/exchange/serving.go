@@ -12,13 +12,20 @@ import (
 	"deputy.example/deputy/server/internal/ledger"
 )
 
-// serving is the one place that says whether this instance may answer as the tenant's Deputy: exchange, introspection and
-// the feed ask it, and readiness does. The error is unavailable and has the cause. docs/incidents.md has the table.
+// serving is the only function that decides whether this instance may serve a tenant. Exchange,
+// introspection, the feed and readiness use it. The error is unavailable and has the cause.
+// docs/incidents.md has the table.
 //
-// An instance may not where it is known, or not known yet, that its ledger is not the newest one: where the ledger
-// is doubted, stands by, or took no write lately; where Redis knows more, or a later incarnation; where it was not
-// compared with Redis since this process began; and where the log does not continue its checkpoints. Redis that does not
-// answer changes nothing of what was found before. It may not either while its clock is not trusted.
+// An instance may not serve in these cases. They mean that its ledger is not the newest one, or
+// that this is not known yet, or that its clock is wrong:
+//
+//   - the ledger is doubted, is a standby, or took no write lately;
+//   - Redis has entries or revocations that the ledger does not have, or a later incarnation;
+//   - the ledger was not compared with Redis since this process began;
+//   - the log does not continue its checkpoints;
+//   - the clock of the instance is not trusted.
+//
+// If Redis does not respond, the last results of the comparison remain.
 func (e *Engine) serving(ctx context.Context, tenant string) error {
 	if err := e.config.Ledger.Trusted(); err != nil {
 		return delegation.Unavailable("the clock", err)
@@ -32,8 +39,8 @@ func (e *Engine) serving(ctx context.Context, tenant string) error {
 	return e.provenOnce(ctx, tenant)
 }
 
-// revoking is what of that also keeps revocations from being recorded: a ledger that is known not to be the one that
-// counts. Redis that does not answer keeps no caller from revoking.
+// revoking is the part of serving that also prevents the recording of revocations: the ledger is
+// known not to be the one that counts. Redis that does not respond prevents no revocation.
 func (e *Engine) revoking(ctx context.Context, tenant string) error {
 	if err := e.config.Ledger.Sound(ctx); err != nil {
 		return err
@@ -50,7 +57,7 @@ func (e *Engine) revoking(ctx context.Context, tenant string) error {
 	return nil
 }
 
-// comparedOnce compares the tenant's ledger with Redis unless that was done.
+// comparedOnce compares the tenant's ledger with Redis, unless that was done before.
 func (e *Engine) comparedOnce(ctx context.Context, tenant string) error {
 	err := e.Ready(ctx, tenant)
 	if !errors.Is(err, errNotCompared) {
@@ -67,15 +74,16 @@ func (e *Engine) comparedOnce(ctx context.Context, tenant string) error {
 	return e.Ready(ctx, tenant)
 }
 
-// sharedFor is how long work that several callers wait for may take.
+// sharedFor bounds work that several callers wait for.
 const sharedFor = 5 * time.Second
 
-// shared is the context of such work: the first caller may give up, and the others still want it.
+// shared is the context of such work. It does not end with the first caller, because the others
+// still wait.
 func shared(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.WithoutCancel(ctx), sharedFor)
 }
 
-// provenOnce holds the tenant's log to its checkpoints unless that was done.
+// provenOnce compares the tenant's log with its checkpoints, unless that was done before.
 func (e *Engine) provenOnce(ctx context.Context, tenant string) error {
 	err := e.Checkpointed(ctx, tenant)
 	if !errors.Is(err, errNotProvenYet) {
@@ -94,7 +102,8 @@ func (e *Engine) provenOnce(ctx context.Context, tenant string) error {
 	return e.Checkpointed(ctx, tenant)
 }
 
-// recovered waits until what is issued cannot be taken for what a ledger issued that was given up.
+// recovered is an error until tokens that are issued now cannot be confused with tokens of a ledger
+// that was given up.
 func (e *Engine) recovered(ctx context.Context, tenant string) error {
 	r, err := e.recovery(ctx, tenant)
 	if err != nil {
@@ -126,7 +135,8 @@ func (e *Engine) recovery(ctx context.Context, tenant string) (ledger.Recovered,
 	return r, nil
 }
 
-// verdicts are what was found about each tenant's ledger, and of which incarnation of it.
+// verdicts are the results of comparisons by tenant, with the incarnation of the ledger that they
+// are about.
 type verdicts struct{ by sync.Map } // tenant's name → verdict
 
 type verdict struct {
@@ -160,12 +170,14 @@ func (v *verdicts) any(incarnation ledger.Incarnation) (err error) {
 var (
 	errNotCompared  = errors.New("the ledger has not been compared with what redis remembers of it")
 	errNotProvenYet = errors.New("the log has not been compared with its checkpoints")
-	// errFork: two databases go on with the ledger. The one that Redis knows the later incarnation of counts.
+	// errFork: two databases continue the ledger. The one with the later incarnation in Redis
+	// counts.
 	errFork = errors.New("another database goes on with this ledger: this instance is connected to one that was given up")
 )
 
-// Ready says whether Redis and the ledger belong together for one tenant; until they have been compared for the first
-// time, they do not. Where Redis knows entries or revocations that the ledger does not, an operator must decide.
+// Ready returns nil if Redis and the ledger agree for one tenant. Before their first comparison, it
+// is an error. If Redis has entries or revocations that the ledger does not have, an operator must
+// decide.
 func (e *Engine) Ready(ctx context.Context, tenant string) error {
 	incarnation, _ := e.config.Ledger.Incarnation()
 	v, done := e.compared.of(tenant, incarnation)
@@ -178,7 +190,8 @@ func (e *Engine) Ready(ctx context.Context, tenant string) error {
 	return e.recovered(ctx, tenant)
 }
 
-// Standing says what keeps the instance from serving anybody: its ledger, or one that superseded it.
+// Standing returns the error that prevents the instance from serving any tenant: of its ledger, or
+// of a later incarnation.
 func (e *Engine) Standing(ctx context.Context) error {
 	if err := e.config.Ledger.Sound(ctx); err != nil {
 		return err
@@ -190,20 +203,22 @@ func (e *Engine) Standing(ctx context.Context) error {
 	return nil
 }
 
-// arbitrate looks whether Redis knows a later incarnation than this instance: one tenant's witness says it for all.
+// arbitrate determines whether Redis has a later incarnation than this instance. The witness of one
+// tenant is evidence for all.
 func (e *Engine) arbitrate(ctx context.Context, tenant string) error {
-	incarnation, _ := e.config.Ledger.Incarnation() // before Redis is read: a later one is then another's
+	// Read before Redis, so that a later incarnation there is another instance's.
+	incarnation, _ := e.config.Ledger.Incarnation()
 	e.config.Guard.On(incarnation.Number)
 	w, err := e.config.Guard.Witness(ctx, tenant)
 	if err != nil {
 		return err
 	}
-	_ = e.supersede(tenant, w, incarnation) // the next who ask are told
+	_ = e.supersede(tenant, w, incarnation) // serving returns the error to the next callers
 	return nil
 }
 
-// supersede notes whether the tenant's witness is of a later incarnation. What one tenant's witness showed, only a
-// witness of the same tenant takes back.
+// supersede records whether the tenant's witness is of a later incarnation. Only a witness of the
+// same tenant clears what one tenant's witness showed.
 func (e *Engine) supersede(tenant string, w guard.Witness, mine ledger.Incarnation) error {
 	err := conflict(w, mine)
 	switch {
@@ -218,7 +233,8 @@ func (e *Engine) supersede(tenant string, w guard.Witness, mine ledger.Incarnati
 	return err
 }
 
-// conflict says whether the witness is of an incarnation that counts more than this one.
+// conflict returns an error if the witness is of an incarnation that takes precedence over this
+// one.
 func conflict(w guard.Witness, mine ledger.Incarnation) error {
 	switch {
 	case !w.There || w.Number < mine.Number, w.Number == mine.Number && w.ID == mine.ID:
@@ -229,8 +245,8 @@ func conflict(w guard.Witness, mine ledger.Incarnation) error {
 	return fmt.Errorf("%w: redis knows incarnation %d, and this is %d", errFork, w.Number, mine.Number)
 }
 
-// compare holds the ledgers of some tenants to what Redis remembers of them, and the lists in Redis to the ledgers. What
-// is not right there is looked at more closely by the followers, where there are any.
+// compare compares the ledgers of some tenants with the witnesses in Redis, and the lists in Redis
+// with the ledgers. It starts a closer comparison of lists that are wrong, if there are followers.
 func (e *Engine) compare(ctx context.Context, names []string, lists map[string]*follower) error {
 	mine, _ := e.config.Ledger.Incarnation()
 	e.config.Guard.On(mine.Number)
@@ -238,7 +254,8 @@ func (e *Engine) compare(ctx context.Context, names []string, lists map[string]*
 	if err != nil {
 		return err
 	}
-	// Read after Redis: what another instance published or testified meanwhile was in the ledger before.
+	// Read after Redis: what another instance published or testified meanwhile was in the ledger
+	// before.
 	standings, err := e.config.Ledger.Progress(ctx, names...)
 	if err != nil {
 		return err
@@ -271,8 +288,8 @@ func (e *Engine) compare(ctx context.Context, names []string, lists map[string]*
 	return e.config.Guard.Testify(ctx, news)
 }
 
-// judge holds one tenant's ledger to what Redis remembers of it: wrong says what the ledger lost. err means that this is
-// not known.
+// judge compares one tenant's ledger with what Redis has of it. wrong is what the ledger lost. err
+// means that the comparison failed.
 func (e *Engine) judge(ctx context.Context, p guard.Peek, s ledger.Progress, tip ledger.Tip, mine ledger.Incarnation) (wrong, err error) {
 	w := p.Witness
 	if wrong := e.supersede(s.Tenant, w, mine); wrong != nil {
@@ -289,7 +306,7 @@ func (e *Engine) judge(ctx context.Context, p guard.Peek, s ledger.Progress, tip
 		if err != nil {
 			return nil, err
 		}
-		if head > s.Revocation { // read after the standing: it may be news
+		if head > s.Revocation { // read after the ledger's progress: it may be news
 			if s.Revocation, err = e.config.Ledger.LastRevocation(ctx, s.Tenant); err != nil {
 				return nil, err
 			}
@@ -299,8 +316,8 @@ func (e *Engine) judge(ctx context.Context, p guard.Peek, s ledger.Progress, tip
 	case w.There && w.Seq > tip.Seq:
 		wrong = fmt.Errorf("redis knows entry %d of tenant %s, the ledger has %d", w.Seq, s.Tenant, tip.Seq)
 	case head > s.Revocation:
-		// The ledger was restored from a backup, or Redis belongs to another deployment. Neither is mended by a guess:
-		// acknowledged revocations may be missing here.
+		// The ledger was restored from a backup, or Redis belongs to another deployment. No
+		// automatic repair is safe: the ledger may lack acknowledged revocations.
 		wrong = fmt.Errorf("redis knows revocation %d, the ledger only %d", head, s.Revocation)
 	case w.There && w.Seq == tip.Seq && w.Leaf != tip.Leaf && tip.Leaf != [32]byte{}:
 		wrong = fmt.Errorf("redis knows another entry %d of tenant %s", tip.Seq, s.Tenant)
@@ -312,7 +329,8 @@ func (e *Engine) judge(ctx context.Context, p guard.Peek, s ledger.Progress, tip
 		}
 	}
 	if wrong != nil && w.There {
-		// The witness is of this very ledger: what it knows was acknowledged here, and is gone.
+		// The witness is of this very ledger: entries that it names were acknowledged here, and are
+		// lost.
 		e.config.Ledger.Doubt(ctx, wrong)
 	}
 	return wrong, nil

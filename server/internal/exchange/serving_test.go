@@ -27,19 +27,20 @@ import (
 	"deputy.example/deputy/server/internal/testservers"
 )
 
-// concern is what an entry point is for. docs/incidents.md has the table of the states that refuse each of them.
+// concern is the purpose of an entry point. docs/incidents.md has the table of the states that
+// refuse each of them.
 type concern int
 
 const (
-	serves  concern = iota // grants, or answers for what a token is worth
-	revokes                // takes authority back
-	reads                  // shows the ledger: an operator needs it in every state
+	serves  concern = iota // grants, or answers whether a token is active
+	revokes                // revokes
+	reads                  // shows the ledger: an operator needs it in each state
 )
 
-// entryPoint is one way to ask an instance for something. Its error is a *delegation.Error.
+// entryPoint is one way to call an instance. Its error is a *delegation.Error.
 type entryPoint struct {
 	concern   concern
-	assertion bool // authenticated by one, which is good once
+	assertion bool // authenticated by an assertion, which is good once
 	call      func() error
 }
 
@@ -198,7 +199,8 @@ func httpPoints(t *testing.T, f *fleet, w *exchangetest.World) map[string]entryP
 		case http.StatusServiceUnavailable:
 			return body, delegation.Refuse(delegation.DependencyDown, "", "%s", body)
 		}
-		why := struct{ Reason delegation.Reason }{delegation.Internal} // of a page, which has no reason for programs
+		// Of a page, which has no reason for programs.
+		why := struct{ Reason delegation.Reason }{delegation.Internal}
 		_ = json.Unmarshal(answer.Body.Bytes(), &why)
 		return body, delegation.Refuse(why.Reason, "", "status %d: %s", answer.Code, body)
 	}
@@ -236,7 +238,7 @@ func httpPoints(t *testing.T, f *fleet, w *exchangetest.World) map[string]entryP
 
 var csrfField = regexp.MustCompile(`name="csrf" value="([^"]+)"`)
 
-// signedIn has a session of rita's behind every cookie.
+// signedIn has a session of rita's for each cookie.
 type signedIn struct{ issuer string }
 
 func (signedIn) StartSession(context.Context, string, [32]byte, ledger.Session) error { return nil }
@@ -246,11 +248,11 @@ func (s signedIn) Session(context.Context, string, [32]byte) (ledger.Session, er
 	return ledger.Session{Principal: "user:rita", Issuer: s.issuer, SignedIn: time.Now()}, nil
 }
 
-// state is what an instance is in, or knows of its ledger.
+// state is a state of an instance.
 type state struct {
 	bring   func(t *testing.T, m *timed, g *guard.Guard, dsn string)
 	refuses []concern
-	spent   bool // single uses are taken for used: they may have been, in what the ledger lost
+	spent   bool // single uses count as used: they may be, in entries that the ledger lost
 }
 
 var all = []concern{serves, revokes}
@@ -310,7 +312,8 @@ var instanceStates = map[string]state{
 	}, []concern{serves}, false},
 }
 
-// TestWhoKnowsBetterDoesNotServe asks every entry point of the engine, of gRPC, of HTTP and of the console in each state.
+// TestWhoKnowsBetterDoesNotServe calls each entry point of the engine, of gRPC, of HTTP and of the
+// console in each state.
 func TestWhoKnowsBetterDoesNotServe(t *testing.T) {
 	for name, state := range instanceStates {
 		t.Run(name, func(t *testing.T) {
@@ -324,7 +327,8 @@ func TestWhoKnowsBetterDoesNotServe(t *testing.T) {
 			points := entryPoints(t, f, m.World)
 			maps.Copy(points, grpcPoints(t, f, m.World))
 			maps.Copy(points, httpPoints(t, f, m.World))
-			order := slices.SortedFunc(maps.Keys(points), func(a, b string) int { // pages first: their forms follow
+			// Pages first, because their forms follow.
+			order := slices.SortedFunc(maps.Keys(points), func(a, b string) int {
 				return cmp.Or(cmp.Compare(points[b].concern, points[a].concern), cmp.Compare(a, b))
 			})
 			for _, point := range order {
@@ -350,7 +354,8 @@ func TestWhoKnowsBetterDoesNotServe(t *testing.T) {
 	}
 }
 
-// TestRedisDownIsNoFork: what was compared stays compared, and what never was is not served.
+// TestRedisDownIsNoFork: a ledger that was compared continues to be served, and one that was never
+// compared is not.
 func TestRedisDownIsNoFork(t *testing.T) {
 	server := testservers.NewRedis(t)
 	f := newFleet(t, exchangetest.Config{RedisURL: server.URL()}, 1)

@@ -10,8 +10,8 @@ import (
 	"deputy.example/deputy/server/internal/ledger"
 )
 
-// Where the pages of a search end says nothing of entries that match and that whoever asks may not see: with
-// one filter more each time, that would spell them out.
+// TestPagesDoNotEndAtWhatIsKeptBack: the end of a page discloses nothing of matching entries that
+// the caller may not see. Otherwise a series of filters would disclose them.
 func TestPagesDoNotEndAtWhatIsKeptBack(t *testing.T) {
 	w := exchangetest.New(t, exchangetest.Config{})
 	n := w.Tenant()
@@ -32,7 +32,7 @@ func TestPagesDoNotEndAtWhatIsKeptBack(t *testing.T) {
 	}
 }
 
-// A session that ends takes its tails with it.
+// TestATailEndsWithItsSession: when a session ends, its tails end.
 func TestATailEndsWithItsSession(t *testing.T) {
 	w := exchangetest.New(t, exchangetest.Config{})
 	n := w.Tenant()

@@ -10,27 +10,27 @@ import (
 	"deputy.example/deputy/server/internal/ledger"
 )
 
-// State is what has become of a grant.
+// State is the state of a grant.
 type State string
 
-// The states of a grant; what is no grant has none. A grant that is over is StateRevoked only where that
-// can still be told: its claims, which name all that it came from, are gone.
+// The states of a grant. Other entries have none. An expired grant is StateRevoked only if that can
+// still be proven: its claims, which name all its ancestors, are deleted.
 const (
 	StateLive    State = "live"
 	StateExpired State = "expired"
-	StateRevoked State = "revoked" // it, or something that it came from, while it lived
+	StateRevoked State = "revoked" // it, or one of its ancestors, before it expired
 	StateVoided  State = "voided"
 )
 
-// Recorded is an entry as it is shown to somebody, with what has become of it by now. Personal fields
-// that are kept from whoever asks look as if they had been erased, in its record too.
+// Recorded is an entry as its reader sees it, with its state now. A personal field that is withheld
+// from the reader looks as if it had been erased, in the entry's record too.
 type Recorded struct {
 	*ledger.Entry
 	State     State
-	RevokedBy uint64 // number of the revocation, where that is known
+	RevokedBy uint64 // number of the revocation, if it is known
 }
 
-// show makes entries ready for whoever may see them.
+// show prepares entries for a reader that may see them.
 func (e *Engine) show(ctx context.Context, by inquirer, s sight, entries ...*ledger.Entry) ([]Recorded, error) {
 	j := judge{engine: e, inquirer: by, now: e.config.Now()}
 	var gone []uint64
@@ -57,8 +57,8 @@ func (e *Engine) show(ctx context.Context, by inquirer, s sight, entries ...*led
 	return shown, nil
 }
 
-// without keeps from those who may not read everything what others would not want them to know: why
-// OpenFGA refused, which the wire did not say either, and where somebody else called from.
+// without withholds from a reader without the right to the whole ledger why OpenFGA refused, which
+// the response did not contain either, and the address of other callers.
 func (s sight) without(entry *ledger.Entry) *ledger.Entry {
 	if !s.withhold {
 		return entry
@@ -67,13 +67,13 @@ func (s sight) without(entry *ledger.Entry) *ledger.Entry {
 	return entry.Without(entry.Caller != s.as[0], words)
 }
 
-// judge knows the state of grants at one moment.
+// judge determines the state of grants at one time.
 type judge struct {
 	engine *Engine
 	inquirer
 	now    time.Time
 	voided map[uint64]bool
-	live   []delegation.Revocation // in order; read when it is needed
+	live   []delegation.Revocation // in order; read on first use
 }
 
 func (j *judge) state(ctx context.Context, entry *ledger.Entry) (State, uint64, error) {
@@ -99,8 +99,8 @@ func (j *judge) state(ctx context.Context, entry *ledger.Entry) (State, uint64, 
 	return StateLive, 0, nil
 }
 
-// afterwards says whether a grant that is over was revoked before, as far as its own entry and the
-// revocations that are still remembered prove it.
+// afterwards determines whether an expired grant was revoked before its expiry, as far as its own
+// entry and the revocations that are still kept prove it.
 func (j *judge) afterwards(ctx context.Context, entry *ledger.Entry) (State, uint64, error) {
 	r, hit := j.revoked.Hit(lineageOf(entry))
 	if !hit || r.Seq <= entry.Seq {
@@ -120,8 +120,9 @@ func (j *judge) afterwards(ctx context.Context, entry *ledger.Entry) (State, uin
 	return StateRevoked, r.Seq, nil
 }
 
-// lineageOf is what an entry itself says of its grant. It names no hop but its own, and compares what
-// came before by its own number, which is higher than theirs: whatever hits it hits the grant.
+// lineageOf is the lineage that an entry itself contains. It has no hop but the grant's own, and
+// compares ancestors by the grant's number, which is higher than theirs: a revocation that hits the
+// lineage hits the grant.
 func lineageOf(entry *ledger.Entry) delegation.Lineage {
 	return delegation.Lineage{
 		Root: entry.Root, Txn: entry.Txn, Subject: entry.Subject, Actors: entry.Actors,

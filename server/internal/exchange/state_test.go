@@ -23,7 +23,7 @@ func states(t *testing.T, w *exchangetest.World, leaf string) (all [3]exchange.S
 	return all, by
 }
 
-// What has become of a grant, while it lives and afterwards.
+// TestStates: the state of a grant, before and after its expiry.
 func TestStates(t *testing.T) {
 	const live, expired, revoked = exchange.StateLive, exchange.StateExpired, exchange.StateRevoked
 	for name, c := range map[string]struct {
@@ -68,7 +68,7 @@ func TestStates(t *testing.T) {
 			check("while it lives", c.during)
 			w.Clock().Advance(15*time.Minute + time.Second)
 			check("afterwards", c.afterwards)
-			if c.target == nil { // and what is revoked after its end has expired
+			if c.target == nil { // and a grant that is revoked after its expiry has expired
 				if _, refusal := take(w, t, responder, delegation.Target{Kind: delegation.BanChain, ID: chain[0].Claims.Txn}); refusal != nil {
 					t.Fatal(refusal)
 				}
@@ -78,7 +78,8 @@ func TestStates(t *testing.T) {
 	}
 }
 
-// A grant whose token nobody got is voided, before and after its end.
+// TestStateOfAVoidedGrant: a grant whose token was not delivered is voided, before and after its
+// expiry.
 func TestStateOfAVoidedGrant(t *testing.T) {
 	w, n, chain := hospital(t)
 	w.Engine.SignWith(func(*token.Keyset, []byte) (string, error) {
@@ -97,8 +98,8 @@ func TestStateOfAVoidedGrant(t *testing.T) {
 	}
 }
 
-// A reach says apart what an agent holds and what it could obtain, and nothing of the latter while it is
-// suspended.
+// TestReach: a Reach separates what an agent holds from what it could obtain. The latter is empty
+// while the agent is suspended.
 func TestReach(t *testing.T) {
 	w, n, chain := hospital(t)
 	ask := func() exchange.Reach {
@@ -133,7 +134,7 @@ func TestReach(t *testing.T) {
 	}
 }
 
-// A tail ends soon after its owner is no auditor any more, and with its credential.
+// TestTailEnds: a tail ends soon after its caller is no auditor any more, and with its credential.
 func TestTailEnds(t *testing.T) {
 	w, n, _ := hospital(t)
 	n.FGA.Allow(string(stranger), "auditor", "system:deputy")

@@ -17,22 +17,23 @@ import (
 	"deputy.example/deputy/server/internal/token"
 )
 
-// PathStatusLists is where a tenant's status lists are, below its issuer; a list's number follows.
+// PathStatusLists is the path of a tenant's status lists, below its issuer. A list's number
+// follows.
 const PathStatusLists = "/oauth2/statuslist/"
 
-// How old a status list may be. Who counts its ttl from its iat hears of every revocation within
-// statusTTL; who counts from when it came, within statusTTL and statusFresh.
+// The age of status lists. A verifier that counts ttl from iat applies each revocation within
+// statusTTL. One that counts it from the receipt applies it within statusTTL and statusFresh.
 const (
 	statusTTL   = 5 * time.Second
-	statusFresh = 2 * time.Second  // a list that is older is not sent, but made anew
-	statusLife  = 60 * time.Second // exp is for verifiers that know no ttl
+	statusFresh = 2 * time.Second  // an older list is not sent, but rebuilt
+	statusLife  = 60 * time.Second // exp is for verifiers that do not support ttl
 )
 
-// StatusList is a Token Status List of one tenant as it goes out
-// (draft-ietf-oauth-status-list §5.1): signed, and for anyone to read.
+// StatusList is a signed Token Status List of one tenant (draft-ietf-oauth-status-list §5.1). Its
+// readers need no authentication.
 type StatusList struct {
 	Token  string        // of media type application/statuslist+jwt
-	MaxAge time.Duration // how long it may be kept from now on; whole seconds
+	MaxAge time.Duration // how long it may be cached from now on; whole seconds
 }
 
 // statusURI is the address of the tenant's status list with the given number.
@@ -40,16 +41,16 @@ func (t *Tenant) statusURI(list uint64) string {
 	return strings.TrimSuffix(t.Issuer, "/") + PathStatusLists + strconv.FormatUint(list, 10)
 }
 
-// status is what a token says about where its status is.
+// status is the claim of a token that names the place of its status.
 func (t *Tenant) status(seq uint64) *delegation.Status {
 	list, bit := ledger.StatusPlace(seq)
 	return &delegation.Status{Index: uint64(bit), URI: t.statusURI(list)}
 }
 
-// StatusList returns one of the tenant's status lists, which says of each live token whether it was
-// revoked or voided. It holds every revocation that was acknowledged more than two seconds ago. A list that
-// was not begun yet, or whose tokens have all ended, is NotFound; where a list cannot be made in time,
-// there is none.
+// StatusList returns one of the tenant's status lists, which holds for each live token whether it
+// was revoked or voided. It includes each revocation that was acknowledged more than two seconds
+// ago. The error is NotFound for a list that has not begun, or whose tokens have all expired. It is
+// DependencyDown if a list cannot be made in time.
 func (e *Engine) StatusList(ctx context.Context, tenantName string, number uint64) (StatusList, error) {
 	ctx, cancel := e.within(ctx)
 	defer cancel()
@@ -79,7 +80,8 @@ func (e *Engine) StatusList(ctx context.Context, tenantName string, number uint6
 	return StatusList{Token: signed, MaxAge: left}, nil
 }
 
-// signedLists are the newest signed lists, so that however many ask, each is signed once.
+// signedLists are the newest signed lists, so that each list is signed once for any number of
+// readers.
 type signedLists struct {
 	mu sync.Mutex
 	by map[listName]signedList
@@ -95,10 +97,10 @@ type signedList struct {
 	token string
 }
 
-// mostSignedLists bounds the memory; a signed list has at most 30 KB.
+// mostSignedLists bounds the memory: a signed list has at most 30 KB.
 const mostSignedLists = 256
 
-// signed signs while it holds the lock: who asks for the same list then needs not sign it again.
+// signed signs while it holds the lock, so that concurrent readers of a list share one signature.
 func (s *signedLists) signed(t *Tenant, number uint64, list *ledger.Statuses) (string, error) {
 	name := listName{t.Name, number}
 	s.mu.Lock()
@@ -117,7 +119,7 @@ func (s *signedLists) signed(t *Tenant, number uint64, list *ledger.Statuses) (s
 	return signed, nil
 }
 
-// statusListClaims are those of draft-ietf-oauth-status-list §5.1.
+// statusListClaims are the claims of draft-ietf-oauth-status-list §5.1.
 type statusListClaims struct {
 	Issuer  string      `json:"iss"`
 	Subject string      `json:"sub"` // the list's own address

@@ -145,7 +145,7 @@ func TestStatusListIsRefused(t *testing.T) {
 	}
 }
 
-// TestStatusListIsSignedOnce: however many ask, they get the same bytes.
+// TestStatusListIsSignedOnce: all readers get the same bytes.
 func TestStatusListIsSignedOnce(t *testing.T) {
 	w, _, _ := hospital(t)
 	var mu sync.Mutex

@@ -15,8 +15,8 @@ import (
 	"deputy.example/deputy/server/internal/token"
 )
 
-// front is step 1: which tenant, which caller. Nothing is decided and nothing recorded before both
-// are known.
+// front is step 1. It determines the tenant and the caller. Before both are known, nothing is
+// decided and nothing is recorded.
 func (w *walk) front(ctx context.Context) error {
 	if len(w.children) == 0 {
 		return delegation.Refuse(delegation.ParameterMissing, "children", "ask for at least one child")
@@ -33,10 +33,11 @@ func (w *walk) front(ctx context.Context) error {
 // actorToken is an actor_token with its type.
 type actorToken struct{ raw, tokenType string }
 
-// authenticate finds tenant and caller, and then what the request shows that the caller holds. Client
-// authentication comes first; without it an actor token of caller audience authenticates, and is
-// returned so that it need not be verified again. fallback is nil where no actor token can be. An
-// assertion that is verified is spent, also where something beside it is refused.
+// authenticate determines the tenant, the caller, and what the request proves that the caller
+// holds. Client authentication comes first. Without it, an actor token of caller audience
+// authenticates the caller, and is returned so that it is not verified again. fallback is nil if no
+// actor token is possible. A verified assertion is spent, also if another part of the request is
+// refused.
 func (e *Engine) authenticate(ctx context.Context, door string, c Credentials, fallback *actorToken) (arrival, error) {
 	a, err := e.identify(ctx, door, c, fallback)
 	if err != nil {
@@ -55,8 +56,8 @@ func (e *Engine) authenticate(ctx context.Context, door string, c Credentials, f
 	return a, e.asStranger(ctx, a, cmp.Or(e.spendRefused(ctx, a), err))
 }
 
-// spendRefused spends what authenticated a call that is refused before its own entry would spend it,
-// within the caller's rate, so that no caller makes the ledger write without bound.
+// spendRefused spends what authenticated a call that is refused before its own entry would spend
+// it. It does so within the caller's rate, so that no caller makes the ledger write without bound.
 func (e *Engine) spendRefused(ctx context.Context, a arrival) error {
 	if len(a.uses()) == 0 {
 		return nil
@@ -67,9 +68,10 @@ func (e *Engine) spendRefused(ctx context.Context, a arrival) error {
 	return e.config.Ledger.Spend(ctx, a.tenant.Name, a.uses())
 }
 
-// spendUndecided spends what authenticated an admitted call that a dependency, or the state of this instance, keeps
-// undecided: later it would be good for another sender. It returns undecided, or the refusal of what was used before. Redis
-// is not asked: it may have noted the uses for this very call. A caller that has gone ends nothing here.
+// spendUndecided spends what authenticated an admitted call that a dependency, or the state of this
+// instance, keeps undecided. Otherwise the credential would be good later for another sender. It
+// returns undecided, or the refusal of what was used before. Redis is not asked, because it may
+// have noted the uses for this very call. The end of the caller's connection does not stop it.
 func (e *Engine) spendUndecided(ctx context.Context, a arrival, undecided error) error {
 	ctx, cancel := e.within(context.WithoutCancel(ctx))
 	defer cancel()
@@ -80,7 +82,7 @@ func (e *Engine) spendUndecided(ctx context.Context, a arrival, undecided error)
 	return err
 }
 
-// namesCaller refuses a client_id that is not the one of the credential.
+// namesCaller refuses a client_id that is not the credential's subject.
 func namesCaller(c Credentials, caller token.Caller) error {
 	if c.ClientID != "" && c.ClientID != string(caller.Principal) {
 		return unauthenticated(errors.New("client_id is not the credential's subject"))
@@ -134,8 +136,9 @@ func (e *Engine) identify(ctx context.Context, door string, c Credentials, fallb
 	return arrival{tenant: tenant, caller: caller}, nil
 }
 
-// identifyActor takes an actor token of caller audience for the caller. One of actor audience only
-// names: whoever was handed it must not become the actor.
+// identifyActor authenticates the caller by an actor token of caller audience. A token of actor
+// audience only names an actor: a principal that received it from the actor must not become the
+// actor.
 func (e *Engine) identifyActor(ctx context.Context, door string, t actorToken) (arrival, error) {
 	switch {
 	case t.raw == "":
@@ -164,8 +167,8 @@ func (e *Engine) identifyActor(ctx context.Context, door string, t actorToken) (
 
 var errActorTokenType = delegation.Refuse(delegation.ParameterMissing, "actor_token_type", "is required with actor_token (RFC 8693 section 2.1)")
 
-// admit is step 2: is the caller within its rate, is its credential fresh? Redis is asked early and
-// cheaply here; the row that decides on replay is written in step 6.
+// admit is step 2. It checks the caller's rate and whether its credential is new. The check in
+// Redis is early and cheap. The row that decides about a replay is written in step 6.
 func (w *walk) admit(ctx context.Context) error {
 	err := w.admitCaller(ctx, w.arrival, len(w.children))
 	if refusal := delegation.AsError(err); refusal != nil {
@@ -190,14 +193,14 @@ func (e *Engine) admitCaller(ctx context.Context, a arrival, calls int) error {
 	return e.asStranger(ctx, a, e.notAdmitted(ctx, a, err))
 }
 
-// limitCaller admits one call, also while Redis does not answer.
+// limitCaller admits one call, also while Redis does not respond.
 func (e *Engine) limitCaller(ctx context.Context, a arrival) error {
 	err := e.config.Guard.AdmitOrLimit(ctx, a.tenant.Name, a.caller.Principal, a.tenant.CallerRate, a.noted()...)
 	return e.asStranger(ctx, a, e.notAdmitted(ctx, a, err))
 }
 
-// notAdmitted spends what authenticated a call that Redis did not decide about, or whose caller hung up meanwhile, within
-// what this instance allows by itself.
+// notAdmitted spends what authenticated a call that Redis did not decide about, or whose caller
+// hung up meanwhile, within the limit of this instance alone.
 func (e *Engine) notAdmitted(ctx context.Context, a arrival, err error) error {
 	if refusal := delegation.AsError(err); refusal == nil || refusal.Reason != delegation.DependencyDown ||
 		e.config.Guard.LimitUndecided(a.tenant.Name, a.caller.Principal, a.tenant.CallerRate) != nil {
@@ -206,7 +209,7 @@ func (e *Engine) notAdmitted(ctx context.Context, a arrival, err error) error {
 	return e.spendUndecided(ctx, a, err)
 }
 
-// verify is step 3: the subject token once, then each child's actor.
+// verify is step 3. It verifies the subject token once, and then each child's actor.
 func (w *walk) verify(ctx context.Context) error {
 	if err := w.checkCall(); err != nil {
 		return err
@@ -224,7 +227,8 @@ func (w *walk) verify(ctx context.Context) error {
 	if w.parent, err = parentOf(subject, w.tenant.Limits); err != nil {
 		return err
 	}
-	// A grant is checked again in step 6; a check is not, so here it needs what is known everywhere.
+	// A grant is checked again in step 6. A check is not, so it needs the revocations of all
+	// instances here.
 	revoked, err := w.config.Ledger.Revocations(ctx, w.tenant.Name, w.call.ValidateOnly)
 	if err != nil {
 		return err
@@ -232,7 +236,8 @@ func (w *walk) verify(ctx context.Context) error {
 	if _, hit := revoked.Hit(w.parent.lineage(w.arrival)); hit {
 		return delegation.Refuse(delegation.TokenRevoked, "subject_token", "it, something it descends from, or its caller was revoked")
 	}
-	if w.call.ValidateOnly && w.ahead(w.tenant, w.parent.hops) { // a grant is held to the head in step 6
+	// A grant is compared with the head in step 6.
+	if w.call.ValidateOnly && w.ahead(w.tenant, w.parent.hops) {
 		return delegation.Refuse(delegation.TokenRevoked, "subject_token", "must descend from grants that the ledger holds; obtain a new one")
 	}
 	for _, c := range w.children {
@@ -242,15 +247,15 @@ func (w *walk) verify(ctx context.Context) error {
 			c.fail(delegation.Refuse(delegation.TokenRevoked, "actor_token", "the actor, or its key, was revoked"))
 		}
 	}
-	// The same set, after its last Hit: its horizon is raised before anything is forgotten. Naming the actors may have
-	// taken a while, because their issuers' keys are fetched.
+	// The same set, after its last Hit: its horizon is raised before a revocation is forgotten.
+	// Naming the actors may have taken seconds, because their issuers' keys are fetched.
 	if revoked.Forgotten(w.parent.expiresAt) {
 		return delegation.Refuse(delegation.SubjectTokenInvalid, "subject_token", "the token is refused: it has expired")
 	}
 	return nil
 }
 
-// checkCall holds the rules between the parameters of the whole call.
+// checkCall checks the rules between the parameters of the whole call.
 func (w *walk) checkCall() error {
 	key := w.call.IdempotencyKey
 	switch {
@@ -264,8 +269,8 @@ func (w *walk) checkCall() error {
 	return nil
 }
 
-// parentOf says what a subject token allows: a derived token exactly what it says, a root token what
-// its issuer's mapping grants.
+// parentOf returns what a subject token allows: a derived token exactly its claims, a root token
+// what its issuer's mapping grants.
 func parentOf(s token.Subject, l Limits) (parent, error) {
 	switch {
 	case s.Derived != nil:
@@ -294,8 +299,8 @@ func parentOf(s token.Subject, l Limits) (parent, error) {
 	return parent{}, delegation.Refuse(delegation.SubjectTokenInvalid, "subject_token", "it says nothing")
 }
 
-// lineage is what a revocation can name of the parent and of who asks, the keys that it signed with
-// included: whoever stole one is stopped by a ban on it.
+// lineage is what a revocation can name of the parent and of the caller, including the keys that
+// the caller signed with: a ban on a stolen key stops the thief.
 func (p parent) lineage(by arrival) delegation.Lineage {
 	l := delegation.Lineage{
 		Root: p.root, RootIssuedAt: p.issuedAt, Txn: p.txn,
@@ -307,7 +312,7 @@ func (p parent) lineage(by arrival) delegation.Lineage {
 	return l
 }
 
-// lineage is the parent's with the child's actor and its key.
+// lineage is the parent's lineage with the child's actor and its key.
 func (w *walk) lineage(c *child) delegation.Lineage {
 	l := w.parent.lineage(w.arrival)
 	l.Actors = w.parent.chainWith(c.actor.principal)
@@ -319,7 +324,7 @@ func (w *walk) lineage(c *child) delegation.Lineage {
 	return l
 }
 
-// nameActor settles who a child is for.
+// nameActor determines the actor of a child.
 func (w *walk) nameActor(ctx context.Context, c *child, revoked *delegation.RevocationSet) error {
 	var named *actor
 	switch {
@@ -343,7 +348,7 @@ func (w *walk) nameActor(ctx context.Context, c *child, revoked *delegation.Revo
 		named = &byKey
 	}
 	if named != nil {
-		c.actor = *named // for the record, should the route be refused
+		c.actor = *named // for the record, if the route is refused
 		if named.principal != w.caller.Principal && named.hit(revoked) {
 			return w.asIfUnknown(c)
 		}
@@ -361,7 +366,7 @@ func (w *walk) nameActor(ctx context.Context, c *child, revoked *delegation.Revo
 	return nil
 }
 
-// hit says whether the actor is suspended, or a key of its own that has a part in this is banned.
+// hit reports whether the actor is suspended, or one of its keys in this request is banned.
 func (a actor) hit(revoked *delegation.RevocationSet) bool {
 	for _, key := range []string{a.binding.Key(), a.signer} {
 		if _, hit := revoked.HitCaller(a.principal, key); hit {
@@ -371,8 +376,8 @@ func (a actor) hit(revoked *delegation.RevocationSet) bool {
 	return false
 }
 
-// asIfUnknown refuses an actor that is suspended, or whose key is banned, as one that nobody knows: who
-// names an actor has not shown that it may know how that actor stands. The entry has the reason.
+// asIfUnknown refuses a suspended actor, or one whose key is banned, as an unknown one. A caller
+// that names an actor has not proven that it may see that actor's state. The entry has the reason.
 func (w *walk) asIfUnknown(c *child) error {
 	c.kept = delegation.Refuse(delegation.TokenRevoked, "", "the actor is suspended, or its key is banned")
 	if c.named != nil {
@@ -399,7 +404,7 @@ func (w *walk) actorByToken(ctx context.Context, c *child, revoked *delegation.R
 		named.binding = *c.named.Confirmation
 	}
 	switch {
-	case !c.named.Authenticates || named.hit(revoked): // who was taken back is looked after by whoever asked
+	case !c.named.Authenticates || named.hit(revoked): // nameActor refuses a revoked actor
 		return named, nil
 	case named.principal != w.caller.Principal:
 		return actor{}, delegation.Refuse(delegation.ActorTokenInvalid, "actor_token",
@@ -423,7 +428,7 @@ func (w *walk) actorByKey(c *child) (actor, error) {
 	return actor{principal: principal, binding: binding, proof: "registered_key"}, nil
 }
 
-// plan is step 4. See parent.claims, which is pure.
+// plan is step 4. See parent.claims, which is a pure function.
 func (w *walk) plan(context.Context) error {
 	for _, c := range w.children {
 		if c.alive() {
@@ -456,7 +461,8 @@ func (w *walk) planChild(c *child) error {
 	return w.tenant.fits(c.claims)
 }
 
-// fits refuses what could be recorded and signed, and then be read by no verifier.
+// fits refuses a token that could be recorded and signed but that verifiers would refuse for its
+// length.
 func (t *Tenant) fits(c delegation.Claims) error {
 	payload, err := t.numbered(c, math.MaxInt64)
 	if err != nil {
@@ -473,8 +479,8 @@ func (t *Tenant) fits(c delegation.Claims) error {
 	return nil
 }
 
-// authorize is step 5: one question for each child, all in as few requests as OpenFGA allows. Human
-// approval will be asked for here, after policy and before the record.
+// authorize is step 5. It asks one question for each child, all in as few requests as OpenFGA
+// allows. Human approval belongs here, after the policy and before the record.
 func (w *walk) authorize(ctx context.Context) error {
 	var asking []*child
 	var questions []policy.Question
@@ -504,7 +510,7 @@ func (w *walk) authorize(ctx context.Context) error {
 	return nil
 }
 
-// question asks for every edge of the chain, so that a consent that was withdrawn cuts everything
+// question asks for each edge of the chain, so that a consent that was withdrawn cuts everything
 // below it, and for all that the child would hold.
 func question(c delegation.Claims) policy.Question {
 	q := policy.Question{Subject: c.Subject, Actor: c.Act.Current(), Scopes: c.Scope, Audiences: c.Audience, Details: c.Details}
@@ -516,8 +522,8 @@ func question(c delegation.Claims) policy.Question {
 	return q
 }
 
-// notPermitted says on the wire what is missing, and for whom only where the caller knows of that
-// principal anyway: itself, or someone named by a token that it presented.
+// notPermitted is the refusal on the wire. It names the missing relation only if the caller knows
+// the principal already: it is the caller itself, or a token of the request names it.
 func (w *walk) notPermitted(c *child) *delegation.Error {
 	missing := c.decision.Missing
 	if missing == nil {
@@ -537,8 +543,8 @@ func (w *walk) notPermitted(c *child) *delegation.Error {
 		WithMetadata("user", missing.User).WithMetadata("relation", missing.Relation.Relation).WithMetadata("object", missing.Object)
 }
 
-// mint is step 7: sign exactly what the ledger keeps. A signature that fails leaves a void entry
-// behind, so that the record never claims a token that does not exist.
+// mint is step 7. It signs exactly the claims in the ledger. A signature that fails leaves a void
+// entry, so that the record never claims a token that does not exist.
 func (w *walk) mint(ctx context.Context) error {
 	for _, c := range w.children {
 		if !c.alive() || c.outcome.Grant == nil || w.call.ValidateOnly {
@@ -555,8 +561,8 @@ func (w *walk) mint(ctx context.Context) error {
 	return nil
 }
 
-// void takes back a grant whose token nobody got, also when the caller has hung up. Of a retry that is
-// not known: the first answer may have carried the token, so the entry stands.
+// void voids a grant whose token was not delivered, also if the caller hung up. It does not void
+// the grant of a retry, because the first answer may have carried the token.
 func (w *walk) void(ctx context.Context, c *child, entry uint64) {
 	if c.retried {
 		return
@@ -566,7 +572,8 @@ func (w *walk) void(ctx context.Context, c *child, entry uint64) {
 		Reason: delegation.Internal, Peer: w.call.Peer, TraceID: traceID(ctx),
 	})
 	if err != nil {
-		// The grant stays in the ledger without a token: harmless, the reverse would not be.
+		// The grant stays in the ledger without a token. That is harmless; a token without a grant
+		// would not be.
 		w.config.Logger.ErrorContext(ctx, "a failed signature could not be voided", "entry", entry, "cause", err)
 	}
 }

@@ -10,8 +10,8 @@ import (
 
 const (
 	tailPage     = 200
-	tailPatience = 8 * time.Second  // without news: a sign of life comes at least every ten
-	tailRecheck  = 30 * time.Second // whoever may no longer read stops reading within a minute
+	tailPatience = 8 * time.Second  // without news: a response is sent at least every ten seconds
+	tailRecheck  = 30 * time.Second // a caller that may no longer read stops within a minute
 )
 
 // Tail is an auditor's view of all entries as they are recorded. It belongs to one goroutine.
@@ -26,8 +26,8 @@ type Tail struct {
 	leave   func()
 }
 
-// Tail opens a tail for an auditor. It takes one of the instance's places, which Close gives back; RateLimited: the
-// tenant or the caller has no more.
+// Tail opens a tail for an auditor. It takes one of the instance's places, which Close gives back.
+// The error is RateLimited if the tenant or the caller has no place left.
 func (e *Engine) Tail(ctx context.Context, q Inquiry) (*Tail, error) {
 	ctx, cancel := e.within(ctx)
 	defer cancel()
@@ -50,22 +50,23 @@ func (e *Engine) Tail(ctx context.Context, q Inquiry) (*Tail, error) {
 	return t, nil
 }
 
-// Close gives the tail's place back. Closing again does nothing.
+// Close gives the tail's place back. A second call does nothing.
 func (t *Tail) Close() { t.leave() }
 
 // Head is the number of the newest entry when the tail was opened.
 func (t *Tail) Head() uint64 { return t.head }
 
-// Dropped is the beginning of the log that was dropped for its age, if any was: Next begins after it.
+// Dropped is the beginning of the log that was dropped for its age, if there is one. Next begins
+// after it.
 func (t *Tail) Dropped(ctx context.Context) (audit.Dropped, bool, error) {
 	ctx, cancel := t.engine.within(ctx)
 	defer cancel()
 	return t.engine.config.Ledger.Dropped(ctx, t.by.tenant.Name)
 }
 
-// Next returns entries with numbers above after, in order; none after some seconds in which there was
-// nothing new. It ends as ClientUnauthenticated when a credential has been used for as long as one may
-// be, and as NotFound soon after its owner is no auditor any more.
+// Next returns entries with numbers above after, in order. It returns none after some seconds
+// without a new entry. The error is ClientUnauthenticated when the tail's lifetime (watchLife) is
+// over, and NotFound soon after the caller is no auditor any more.
 func (t *Tail) Next(ctx context.Context, after uint64) ([]Recorded, error) {
 	patience := time.NewTimer(tailPatience)
 	defer patience.Stop()
@@ -108,7 +109,7 @@ func (t *Tail) page(ctx context.Context, after uint64) ([]Recorded, error) {
 	return t.engine.show(ctx, t.by, t.sight, entries...)
 }
 
-// standing looks whether the caller was revoked meanwhile, and whether a person's session is over.
+// standing checks whether the caller was revoked meanwhile, and whether a person's session is over.
 func (t *Tail) standing(ctx context.Context) (err error) {
 	if t.inquiry.Credentials.Person != nil {
 		if _, err := t.engine.person(ctx, t.inquiry); err != nil {
@@ -121,7 +122,7 @@ func (t *Tail) standing(ctx context.Context) (err error) {
 	return t.engine.unrevoked(ctx, t.by, t.inquiry)
 }
 
-// mayStill looks whether the caller is an auditor.
+// mayStill checks whether the caller is an auditor.
 func (t *Tail) mayStill(ctx context.Context, now time.Time) error {
 	sight, err := t.engine.mayRead(ctx, t.by)
 	if err != nil {

@@ -18,14 +18,14 @@ var errOvertime = errors.New("the server's own deadline passed")
 
 type visitKey struct{}
 
-// visit is the state of one call for the access log of its front.
+// visit is the state of one call for the access log of its endpoint.
 type visit struct {
 	call          context.Context // contexts of the engine have earlier deadlines
 	authenticated atomic.Bool
 }
 
-// Visit returns the context of one call at a front. It ends after the timeout of the server; 0 means
-// no timeout. [Left] and [Authenticated] read it from this context and from derived ones.
+// Visit returns the context of one call at an endpoint. It ends after timeout; 0 means no timeout.
+// [Left] and [Authenticated] read it from this context and from derived ones.
 func Visit(ctx context.Context, timeout time.Duration) (context.Context, context.CancelFunc) {
 	v := new(visit)
 	ctx = context.WithValue(ctx, visitKey{}, v)
@@ -57,7 +57,8 @@ func Authenticated(ctx context.Context) bool {
 	return is && v.authenticated.Load()
 }
 
-// noteAuthenticated is called where a caller is authenticated: a workload, or a person with a session.
+// noteAuthenticated records that the caller of a visit is authenticated: a workload, or a person
+// with a session.
 func noteAuthenticated(ctx context.Context) {
 	peers.Known(ctx)
 	if v, is := ctx.Value(visitKey{}).(*visit); is {
@@ -66,9 +67,9 @@ func noteAuthenticated(ctx context.Context) {
 }
 
 // Failed returns the reason of a failed call for logs and metrics, and whether it is a fault of the
-// server or of a dependency. When the caller has left, what the call waits for is canceled: a
-// dependency that does not answer is no fault then, nor is an internal error that the end of a context
-// caused. Any other internal error is one.
+// server or of a dependency. When the caller has left, the work of the call is canceled. A
+// dependency that does not respond is then no fault, and neither is an internal error that the end
+// of a context caused. Any other internal error is a fault.
 func Failed(ctx context.Context, refusal *delegation.Error) (reason string, fault bool) {
 	fault = refusal.Reason == delegation.Internal || refusal.Reason == delegation.DependencyDown
 	if fault && Left(ctx) && (refusal.Reason == delegation.DependencyDown || interrupted(refusal)) {

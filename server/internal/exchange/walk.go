@@ -16,17 +16,17 @@ import (
 	"deputy.example/deputy/server/internal/token"
 )
 
-// walk is one Call on its way through the seven steps.
+// walk is the state of one Call in the seven steps.
 type walk struct {
 	*Engine
-	arrival  // zero until step 1 has found it out
+	arrival  // zero until step 1 has determined it
 	call     Call
 	parent   parent
-	now      time.Time // one instant for the whole call
+	now      time.Time // one time for the whole call
 	children []*child
 }
 
-// child is one derived token in the making. The first error ends it; later steps pass it over.
+// child is one derived token during the walk. Its first error ends it; later steps skip it.
 type child struct {
 	Child
 	index    int
@@ -35,19 +35,19 @@ type child struct {
 	wish     wish
 	claims   delegation.Claims
 	decision policy.Decision
-	payload  []byte // the claims as the ledger keeps them
-	retried  bool   // the grant was made by an earlier call with the same idempotency key
+	payload  []byte // the claims as the ledger stores them
+	retried  bool   // an earlier call with the same idempotency key made the grant
 	outcome  Outcome
-	kept     *delegation.Error // in the ledger in place of the outcome's, which tells the caller less
+	kept     *delegation.Error // for the ledger; the outcome's error discloses less
 }
 
 func (c *child) alive() bool { return c.outcome.Err == nil }
 
 func (c *child) fail(err error) { c.outcome.Err = delegation.AsError(err) }
 
-// Exchange takes one call through the seven steps. The error is a *delegation.Error and means that
-// the call failed as a whole, before its caller was known or admitted; otherwise there is one
-// Outcome for each child, in order. No token is in an Outcome whose ledger entry is not durable.
+// Exchange takes one call through the seven steps. A returned error is a *delegation.Error and
+// means that the whole call failed before its caller was known or admitted. Otherwise there is one
+// Outcome for each child, in order. An Outcome holds a token only if its ledger entry is durable.
 func (e *Engine) Exchange(ctx context.Context, call Call) ([]Outcome, error) {
 	ctx, cancel := e.within(ctx)
 	defer cancel()
@@ -66,7 +66,7 @@ func (e *Engine) Exchange(ctx context.Context, call Call) ([]Outcome, error) {
 			return nil, w.turnAway(ctx, err)
 		}
 	}
-	// From here on the caller is known, and whatever is refused is recorded.
+	// From here on the caller is known, and each refusal is recorded.
 	for _, step := range []struct {
 		name string
 		do   func(context.Context) error
@@ -84,14 +84,15 @@ func (e *Engine) Exchange(ctx context.Context, call Call) ([]Outcome, error) {
 	return w.outcomes(ctx), nil
 }
 
-// step runs one step in a span and a timer of its own. A panic below is a refusal, not a grant.
+// step runs one step in a span and a timer of its own. A panic in the step becomes a refusal.
 func (w *walk) step(ctx context.Context, name string, do func(context.Context) error) (err error) {
 	ctx, span := w.tracer.Start(ctx, "exchange."+name)
 	began := time.Now()
 	defer func() {
 		if caught := recover(); caught != nil {
 			err = delegation.Refuse(delegation.Internal, "", "internal error: nothing was issued")
-			// The panic's value may repeat a credential: its type and the stack hold no text of the request.
+			// The panic's value may repeat a credential. Its type and the stack hold no text of the
+			// request.
 			w.config.Logger.ErrorContext(ctx, "panic in an exchange", "step", name, "type", fmt.Sprintf("%T", caught), "stack", string(debug.Stack()))
 			w.failAll(err)
 		}
@@ -113,7 +114,7 @@ func (w *walk) failAll(err error) {
 	}
 }
 
-// refuseAll gives every child this refusal, in place of what became of it so far.
+// refuseAll gives each child this refusal, in place of its grant or error.
 func (w *walk) refuseAll(err error) {
 	for _, c := range w.children {
 		c.outcome.Grant = nil
@@ -121,8 +122,8 @@ func (w *walk) refuseAll(err error) {
 	}
 }
 
-// turnAway ends a call whose caller is not known or not admitted: counted, and sampled in the log.
-// No stranger writes into a tenant's ledger.
+// turnAway ends a call whose caller is not known or not admitted. The refusal is counted, and
+// sampled in the log. An unauthenticated caller writes nothing into a tenant's ledger.
 func (e *Engine) turnAway(ctx context.Context, err error) *delegation.Error {
 	refusal := delegation.AsError(err)
 	reason, _ := Failed(ctx, refusal)
@@ -133,7 +134,7 @@ func (e *Engine) turnAway(ctx context.Context, err error) *delegation.Error {
 	return refusal
 }
 
-// outcomes closes the books: every child has exactly one of a grant and an error.
+// outcomes returns the outcomes. Each child has exactly one of a grant and an error.
 func (w *walk) outcomes(ctx context.Context) []Outcome {
 	all := make([]Outcome, len(w.children))
 	for i, c := range w.children {

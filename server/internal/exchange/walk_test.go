@@ -60,7 +60,7 @@ func TestAChainFromRootToLeaf(t *testing.T) {
 	}
 }
 
-// callers is the table of who may ask for what. parent is made by hops from a root token.
+// TestCallerRules is the table of callers and requests. parent is made by hops from a root token.
 func TestCallerRules(t *testing.T) {
 	type hops []delegation.Principal
 	for _, c := range []struct {
@@ -202,7 +202,7 @@ func texts(c delegation.Chain) []string {
 	return all
 }
 
-// Every refusal of an authenticated caller is in the ledger with its reason; a stranger's is not.
+// TestRefusalsAreRecorded: only refusals of authenticated callers are in the ledger.
 func TestRefusalsAreRecorded(t *testing.T) {
 	w := exchangetest.New(t, exchangetest.Config{})
 	n := w.Tenant()
@@ -257,7 +257,7 @@ func TestRefusalsAreRecorded(t *testing.T) {
 	}
 }
 
-// The wire names a missing relation only for principals that the caller knows of.
+// TestMissingRelationIsNamedOnlyForWhatTheCallerShowed: other principals are not named.
 func TestMissingRelationIsNamedOnlyForWhatTheCallerShowed(t *testing.T) {
 	w := exchangetest.New(t, exchangetest.Config{})
 	n := w.Tenant()
@@ -305,7 +305,7 @@ func TestIdempotentRetryReturnsTheSameGrantOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	retry := func(w *exchangetest.World, key string, change func(*exchange.Call)) (*exchange.Grant, *delegation.Error) {
-		call := n.Call(t, parent.AccessToken, planner, researcher) // fresh credentials each time
+		call := n.Call(t, parent.AccessToken, planner, researcher) // new credentials each time
 		call.IdempotencyKey = key
 		if change != nil {
 			change(&call)
@@ -400,7 +400,7 @@ func TestBatch(t *testing.T) {
 	if outcomes[0].Grant.Claims.ID == outcomes[2].Grant.Claims.ID {
 		t.Error("two items are one grant")
 	}
-	if n.FGA.Asked() != asked+2 { // one question, and one reading of what has changed since the first
+	if n.FGA.Asked() != asked+2 { // one question, one reading of changes
 		t.Errorf("OpenFGA was asked %d times for one batch", n.FGA.Asked()-asked)
 	}
 	if _, err := w.Engine.Exchange(t.Context(), call); delegation.AsError(err) == nil || delegation.AsError(err).Reason != delegation.AssertionReplayed {
@@ -487,8 +487,8 @@ func TestReplaysUseUpNobodysRate(t *testing.T) {
 	}
 }
 
-// A revocation that is committed while a request waits in OpenFGA stops the grant, whatever is aimed at, and whether this
-// instance or the other commits it. All early checks have passed by then: the ledger's own check refuses.
+// TestRevocationDuringPolicyNeverYieldsAGrant: a revocation that is committed while a request waits
+// for OpenFGA prevents the grant, at each instance: the ledger's own check refuses.
 func TestRevocationDuringPolicyNeverYieldsAGrant(t *testing.T) {
 	for _, by := range []string{"this instance", "the other instance"} {
 		for _, kind := range kinds {
@@ -528,7 +528,7 @@ func TestRevocationDuringPolicyNeverYieldsAGrant(t *testing.T) {
 				if err == nil || err.Reason != delegation.TokenRevoked {
 					t.Errorf("granted after the revocation: %v", err)
 				}
-				if kind == delegation.BanKey || kind == delegation.BanSuspend { // the parent stays in force
+				if kind == delegation.BanKey || kind == delegation.BanSuspend { // the parent is in force
 					return
 				}
 				got, fail := w.Engine.Introspect(t.Context(), exchange.Inquiry{Credentials: n.Credentials(t, planner), Token: parent.AccessToken})
@@ -550,7 +550,7 @@ func revoke(t testing.TB, w *exchangetest.World, target delegation.Target) {
 	}
 }
 
-// What a dependency does must end in a typed answer in time, without a token and without an entry.
+// TestPolicyFaultsNeverGrant: a fault is a typed answer in time, without token and entry.
 func TestPolicyFaultsNeverGrant(t *testing.T) {
 	w := exchangetest.New(t, exchangetest.Config{Prompt: true})
 	n := w.Tenant()

@@ -15,12 +15,12 @@ import (
 	"deputy.example/deputy/server/internal/policy"
 )
 
-// watchLife is how long a verifier may watch with one credential: whoever loses its credential loses
-// the feed, and with it every acceptance, not much later.
+// watchLife is how long a verifier may watch with one credential. A verifier that loses its
+// credential loses the feed within this time, and soon afterwards refuses all tokens.
 const watchLife = 10 * time.Minute
 
-// Watch is a verifier's view of its tenant's revocations. Everything but Snapshot and Last answers
-// from memory, and nothing of one Watch waits for another.
+// Watch is a verifier's view of its tenant's revocations. All methods but Snapshot and Last read
+// from memory. No call of a Watch waits for another.
 type Watch struct {
 	engine      *Engine
 	by          inquirer
@@ -30,8 +30,9 @@ type Watch struct {
 	closed      bool   // guarded by engine.receipts
 }
 
-// Watch authenticates and admits a verifier. Any caller of the tenant may watch. It takes one of the instance's
-// places, which Close gives back; RateLimited: the tenant or the caller has no more.
+// Watch authenticates and admits a verifier. Any caller of the tenant may watch. It takes one of
+// the instance's places, which Close gives back. The error is RateLimited if the tenant or the
+// caller has no place left.
 func (e *Engine) Watch(ctx context.Context, q Inquiry) (*Watch, error) {
 	ctx, cancel := e.within(ctx)
 	defer cancel()
@@ -50,17 +51,18 @@ func (e *Engine) Watch(ctx context.Context, q Inquiry) (*Watch, error) {
 	return &Watch{engine: e, by: by, until: e.config.Now().Add(watchLife), leave: leave, incarnation: incarnation.Recovered}, nil
 }
 
-// Close gives the verifier's place back. Closing again does nothing.
+// Close gives the verifier's place back. A second call does nothing.
 func (w *Watch) Close() {
 	w.engine.receipts.close(w)
 	w.leave()
 }
 
-// Until is when the verifier must come back with a fresh credential.
+// Until is when the verifier must come back with a new credential.
 func (w *Watch) Until() time.Time { return w.until }
 
-// Standing refuses a verifier that was suspended meanwhile, or whose key was banned, as nobody: a stream does
-// not go on with a credential that opens none. What it goes by is what Events goes by.
+// Standing refuses a verifier that was suspended meanwhile, or whose key was banned, as
+// unauthenticated: a credential that cannot open a stream cannot continue one. It uses the same
+// revocations as Events.
 func (w *Watch) Standing() error {
 	revoked, err := w.engine.config.Ledger.Revocations(context.Background(), w.by.tenant.Name, false)
 	if err != nil {
@@ -73,7 +75,7 @@ func (w *Watch) Standing() error {
 }
 
 // Events are the revocations after a number, each following the one before it. See ledger.Events.
-// The stream ends, as with a ledger that is closed, when the ledger was recovered since it began.
+// The stream ends, as for a closed ledger, if the ledger was recovered since the watch began.
 func (w *Watch) Events(after uint64) (events []delegation.Revocation, complete bool, changed <-chan struct{}) {
 	if now, _ := w.engine.config.Ledger.Incarnation(); now.Recovered != w.incarnation {
 		return nil, false, nil
@@ -81,8 +83,8 @@ func (w *Watch) Events(after uint64) (events []delegation.Revocation, complete b
 	return w.engine.config.Ledger.Events(w.by.tenant.Name, after)
 }
 
-// Snapshot is everything that is revoked now, the number up to which it is complete, and the time up to which what has
-// ended may be missing.
+// Snapshot returns all revocations in force, the number up to which they are complete, and the time
+// up to which revocations that have ended may be missing.
 func (w *Watch) Snapshot(ctx context.Context) (live []delegation.Revocation, last uint64, forgotten time.Time, err error) {
 	ctx, cancel := w.engine.within(ctx)
 	defer cancel()
@@ -92,8 +94,9 @@ func (w *Watch) Snapshot(ctx context.Context) (live []delegation.Revocation, las
 	return w.engine.config.Ledger.Snapshot(ctx, w.by.tenant.Name)
 }
 
-// Last is the number of the newest revocation and the ledger's time, read from the ledger after the call began: an instance
-// that is cut off from its ledger cannot say that nothing was revoked, and one whose clock is wrong does not.
+// Last returns the number of the newest revocation and the ledger's time, read from the ledger
+// after the call began. Therefore an instance that is cut off from its ledger, or whose clock is
+// wrong, cannot report that nothing was revoked.
 func (w *Watch) Last(ctx context.Context) (uint64, time.Time, error) {
 	ctx, cancel := w.engine.within(ctx)
 	defer cancel()
@@ -103,28 +106,29 @@ func (w *Watch) Last(ctx context.Context) (uint64, time.Time, error) {
 	return w.engine.config.Ledger.Newest(ctx, w.by.tenant.Name)
 }
 
-// Incarnation is the ledger's newest recovery when the watch began: numbers count within one.
+// Incarnation is the ledger's newest recovery when the watch began. Numbers count within one
+// incarnation.
 func (w *Watch) Incarnation() uint64 { return w.incarnation }
 
-// Skew is what root tokens are granted when they are compared with a cut-off.
+// Skew is the tolerance for clocks when root tokens are compared with a cut-off.
 func (w *Watch) Skew() time.Duration { return w.engine.config.Ledger.Skew(w.by.tenant.Name) }
 
-// Seen is the receipt of one connection: it has applied everything up to a number.
+// Seen records the receipt of one connection: it has applied all revocations up to a number.
 func (w *Watch) Seen(id string, applied uint64) {
 	receipt := guard.Receipt{ID: id, Verifier: w.by.caller.Principal, Applied: applied, SeenAt: w.engine.config.Now()}
 	w.engine.receipts.put(w.by.tenant.Name, receipt)
 	w.engine.receipts.keep(w, receipt)
 }
 
-// receipts are the marks that this instance received: all since it last shared them through Redis,
-// and the newest of each open watch.
+// receipts are the receipts of verifiers at this instance: all since it last shared them through
+// Redis, and the newest of each open watch.
 type receipts struct {
 	mu   sync.Mutex
 	new  map[string]map[string]guard.Receipt // by tenant, verifier and connection
 	open map[*Watch]guard.Receipt
 }
 
-// keep remembers the newest receipt of a watch until close.
+// keep stores the newest receipt of a watch until close.
 func (r *receipts) keep(w *Watch, receipt guard.Receipt) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -171,7 +175,7 @@ func (r *receipts) put(tenant string, receipt guard.Receipt) {
 	r.new[tenant][string(receipt.Verifier)+" "+receipt.ID] = receipt
 }
 
-// tenants are those that there are any for.
+// tenants are the tenants that have receipts to share.
 func (r *receipts) tenants() []string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -189,17 +193,17 @@ func (r *receipts) take(tenant string) []guard.Receipt {
 	return all
 }
 
-// Receipts are how far the verifiers of a tenant have come.
+// Receipts are how far the verifiers of a tenant are.
 type Receipts struct {
 	List []guard.Receipt
-	// Partial is set where Redis did not answer. The list has the verifiers that are connected to
-	// this instance, and no others.
+	// Partial is set if Redis did not respond. The list then has only the verifiers that are
+	// connected to this instance.
 	Partial bool
 }
 
-// Receipts returns how far each connected verifier of the tenant is, on whichever instance. Responders
-// may ask; others for a revocation that they recorded themselves, named by its entry. Without Redis
-// the answer is partial: who contains an agent then needs what is known.
+// Receipts returns how far each connected verifier of the tenant is, at any instance. Responders
+// may ask; other callers for a revocation that they recorded themselves, named by its entry. If
+// Redis does not respond, the result is partial, because a responder needs it during an incident.
 func (e *Engine) Receipts(ctx context.Context, q Inquiry, entry uint64) (Receipts, error) {
 	ctx, cancel := e.within(ctx)
 	defer cancel()

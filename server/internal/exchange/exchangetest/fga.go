@@ -9,9 +9,9 @@ import (
 	"deputy.example/deputy/server/internal/policy/policytest"
 )
 
-// FGA stands in for OpenFGA behind the policy package's transport: it answers from a set of tuples,
-// without evaluating a model. The tests of policy run against the real server; here what matters is what
-// the exchange makes of an answer, and of none.
+// FGA replaces OpenFGA behind the transport of the policy package. It answers from a set of tuples
+// and evaluates no model. The tests of policy run against the real server. The tests here are about
+// what the exchange does with an answer, and without one.
 type FGA struct {
 	store policytest.Fake
 
@@ -22,7 +22,7 @@ type FGA struct {
 
 // Allow adds a tuple.
 func (f *FGA) Allow(user, relation, object string) {
-	_ = f.store.Write(context.Background(), policy.Relation{User: user, Relation: relation, Object: object}) // has no way to fail
+	_ = f.store.Write(context.Background(), policy.Relation{User: user, Relation: relation, Object: object}) // cannot fail
 }
 
 // Deny removes a tuple, if it is there.
@@ -30,14 +30,15 @@ func (f *FGA) Deny(user, relation, object string) {
 	_ = f.store.Delete(context.Background(), policy.Relation{User: user, Relation: relation, Object: object})
 }
 
-// Gate makes every request pass through gate first; its error is the transport's. nil opens it.
+// Gate makes each request pass through gate first. Its error becomes the transport's. nil removes
+// the gate.
 func (f *FGA) Gate(gate func(*http.Request) error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.gate = gate
 }
 
-// Asked counts the requests so far.
+// Asked is the number of requests so far.
 func (f *FGA) Asked() int {
 	f.mu.Lock()
 	defer f.mu.Unlock()

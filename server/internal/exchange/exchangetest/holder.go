@@ -17,7 +17,7 @@ import (
 	"deputy.example/deputy/server/internal/token/certtest"
 )
 
-// TokenEndpoint is what proofs are made for that a Call brings: the engine is told so by its door.
+// TokenEndpoint is the address that the proofs of a Call are for.
 const TokenEndpoint = "https://deputy.example/oauth2/token"
 
 // Prover holds a key that it proves by DPoP.
@@ -26,7 +26,7 @@ type Prover struct {
 	key *dpop.Key
 }
 
-// NewProver makes a key.
+// NewProver creates a key.
 func NewProver(t testing.TB) *Prover {
 	t.Helper()
 	p := &Prover{Signer: NewSigner(t, "")}
@@ -42,7 +42,7 @@ func (p *Prover) Binding() delegation.Confirmation {
 	return delegation.Confirmation{JKT: p.key.Thumbprint()}
 }
 
-// Prove makes a proof.
+// Prove returns a proof.
 func (p *Prover) Prove(t testing.TB, r dpop.Request, now time.Time) string {
 	t.Helper()
 	proof, err := p.key.Prove(r, now, nil)
@@ -59,7 +59,7 @@ func (w *World) Proof(t testing.TB, p *Prover) *exchange.Proof {
 	return &exchange.Proof{JWT: p.Prove(t, r, w.clock.Now()), Method: r.Method, URI: r.URI}
 }
 
-// Forge signs a proof of the ordinary header and claims with changes: a nil removes.
+// Forge signs a proof with changes to the usual header and claims. nil removes a member.
 func (p *Prover) Forge(t testing.TB, header, claims map[string]any) string {
 	t.Helper()
 	x, y := p.coordinates()
@@ -80,13 +80,13 @@ func (p *Prover) Forge(t testing.TB, header, claims map[string]any) string {
 	return p.SignRaw(t, string(rawHeader), payload)
 }
 
-// Certified holds a key with a certificate that it signed itself.
+// Certified holds a key and a self-signed certificate.
 type Certified struct {
 	Certificate *x509.Certificate
 	TLS         tls.Certificate
 }
 
-// NewCertified makes a key and a certificate, of a client and of a server on this machine.
+// NewCertified creates a key and a certificate, for a client and for a server on this machine.
 func NewCertified(t testing.TB, name string) *Certified {
 	t.Helper()
 	pair := certtest.SelfSigned(t, certtest.Subject(pkix.Name{CommonName: name}), certtest.DNS("localhost"),

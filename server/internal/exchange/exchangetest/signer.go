@@ -12,14 +12,14 @@ import (
 	"testing"
 )
 
-// Signer is somebody with an ES256 key: an OpenID provider, a workload, a client.
+// Signer is a party with an ES256 key: an OpenID provider, a workload, a client.
 type Signer struct {
 	Issuer string
 	KeyID  string // RFC 7638 thumbprint
 	key    *ecdsa.PrivateKey
 }
 
-// NewSigner makes a key.
+// NewSigner creates a key.
 func NewSigner(t testing.TB, issuer string) *Signer {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -42,8 +42,8 @@ func (s *Signer) JWKS() string {
 // Key is the private key.
 func (s *Signer) Key() *ecdsa.PrivateKey { return s.key }
 
-// Sign makes a JWT of the claims; iss is the signer unless the claims say otherwise. A nil value
-// removes a claim.
+// Sign returns a JWT with the claims. iss is the signer unless the claims have another one. A nil
+// value removes a claim.
 func (s *Signer) Sign(t testing.TB, typ string, claims map[string]any) string {
 	t.Helper()
 	all := map[string]any{"iss": s.Issuer}

@@ -1,6 +1,6 @@
-// Package exchangetest builds small worlds for tests of the exchange and of the doors in front of it:
-// a real engine with a real ledger, real Redis, real keys and signatures, one or more tenants, and a
-// stand-in for OpenFGA that a test can make slow, wrong or dead.
+// Package exchangetest builds small deployments for tests of the exchange and of its endpoints: a
+// real engine with a real ledger, real Redis, real keys and signatures, one or more tenants, and a
+// replacement for OpenFGA that a test can make slow, wrong or unreachable.
 package exchangetest
 
 import (
@@ -34,7 +34,7 @@ import (
 	"deputy.example/deputy/server/internal/token"
 )
 
-// Names that every tenant of a World knows.
+// Names that each tenant of a World knows.
 const (
 	Alice      = delegation.Principal("user:alice")
 	Planner    = delegation.Principal("agent:planner")
@@ -44,36 +44,37 @@ const (
 	Mail       = "https://mail.example"
 )
 
-// Config says what differs from the ordinary world. The zero value is one tenant named default on a
-// fresh SQLite file.
+// Config is how a World differs from the default one. The zero value is one tenant named default on
+// a new SQLite file.
 type Config struct {
 	DSN            string   // of a migrated or empty database
-	RedisURL       string   // default: a fresh real server's
+	RedisURL       string   // default: a new real server's
 	Tenants        []string // default: default
 	Limits         exchange.Limits
-	BoundOnly      bool // every token is bound to a key: bearer tokens are not issued
+	BoundOnly      bool // each token is bound to a key: bearer tokens are not issued
 	RequireNonce   bool // of DPoP proofs
 	CallerRate     guard.Limit
-	Emergency      []delegation.Principal            // responders while OpenFGA does not answer
-	Prompt         bool                              // the deadlines of production, for tests of a dependency that hangs; default: patience
+	Emergency      []delegation.Principal            // responders while OpenFGA does not respond
+	Prompt         bool                              // with the deadlines of production, for tests of hangs; default: patience
 	Deadline       time.Duration                     // of one call, in place of either
 	Agents         []delegation.Principal            // beyond planner, researcher and writer
-	Elsewhere      []delegation.Principal            // that every tenant but the first knows
+	Elsewhere      []delegation.Principal            // that each tenant but the first knows
 	Servers        map[string][]delegation.Principal // by audience
 	Mapping        policy.Mapping
 	ImportAct      *token.Mapping                            // of the OpenID provider
-	Trust          func(tenant string, c *token.TrustConfig) // changes what a tenant accepts; default: nothing
+	Trust          func(tenant string, c *token.TrustConfig) // changes what a tenant accepts
 	CheckpointFile string                                    // of a single tenant; default none
-	Issuers        []token.TrustedIssuer                     // beside the OpenID provider and the issuer of workloads
+	Issuers        []token.TrustedIssuer                     // beside those of people and workloads
 	Registerer     prometheus.Registerer
 	TracerProvider trace.TracerProvider
 }
 
-// patience is the deadline of one call that is no test of deadlines: on a busy machine it only has to be shorter than the
-// limit of the test. Each dependency may take half of it.
+// patience is the deadline of a call in tests that are not about deadlines. On a busy machine it
+// only has to be shorter than the limit of the test. Each dependency may take half of it.
 const patience = 30 * time.Second
 
-// deadline is the deadline of one call, and of the calls of each dependency within it; 0 is that of production.
+// deadline returns the deadline of one call, and of the calls of each dependency within it; 0 is
+// the default of production.
 func (c Config) deadline() (call, dependency time.Duration) {
 	if c.Prompt {
 		return c.Deadline, 0
@@ -81,7 +82,7 @@ func (c Config) deadline() (call, dependency time.Duration) {
 	return cmp.Or(c.Deadline, patience), patience / 2
 }
 
-// World is the whole arrangement.
+// World is one deployment.
 type World struct {
 	Engine  *exchange.Engine
 	Ledger  *ledger.Ledger
@@ -95,7 +96,7 @@ type World struct {
 	ids     atomic.Int64
 }
 
-// Tenant is one tenant and its people.
+// Tenant is one tenant with its issuers, workloads and clients.
 type Tenant struct {
 	Name, Issuer string
 	IDP          *Signer // of root tokens for users
@@ -104,13 +105,13 @@ type Tenant struct {
 	FGA          *FGA
 	Trust        *token.Trust
 	Keys         *token.Keyset
-	Checkpoints  *exchange.Checkpointer // signs once somebody runs Engine.Checkpoints
+	Checkpoints  *exchange.Checkpointer // signs while Engine.Checkpoints runs
 
 	world    *World
 	accepted token.TrustConfig
 }
 
-// Clock is a clock that a test moves; it also passes by itself, as the real one does.
+// Clock is a clock that a test moves. It also advances with real time.
 type Clock struct{ ahead atomic.Int64 }
 
 // Now is the clock's time.
@@ -119,7 +120,7 @@ func (c *Clock) Now() time.Time { return time.Now().Add(time.Duration(c.ahead.Lo
 // Advance moves the clock.
 func (c *Clock) Advance(d time.Duration) { c.ahead.Add(int64(d)) }
 
-// Log keeps what was logged.
+// Log stores what was logged.
 type Log struct {
 	mu   sync.Mutex
 	text bytes.Buffer
@@ -163,7 +164,7 @@ func New(t testing.TB, c Config) *World {
 }
 
 // Peer is a second instance of the same deployment: its own engine and ledger handle, the same
-// database, Redis, keys and people.
+// database, Redis, keys and principals.
 func (w *World) Peer(t testing.TB) *World {
 	t.Helper()
 	peer := &World{config: w.config, clock: w.clock, Log: w.Log, Tenants: w.Tenants}
@@ -182,8 +183,8 @@ func (w *World) Limited(t testing.TB, limits exchange.Limits) *World {
 	return peer
 }
 
-// Elsewhere is a further instance on a machine of its own, with its own clocks. Issuers and callers go on going by the
-// clock of the World.
+// Elsewhere is a further instance on a machine of its own, with its own clocks. Issuers and callers
+// continue to use the clock of the World.
 func (w *World) Elsewhere(t testing.TB, clocks clock.Config) *World {
 	t.Helper()
 	there := &World{config: w.config, clock: w.clock, Log: w.Log, Tenants: make(map[string]*Tenant), times: clock.New(clocks)}
@@ -202,10 +203,10 @@ func (w *World) Elsewhere(t testing.TB, clocks clock.Config) *World {
 	return there
 }
 
-// Compare has an instance with clocks of its own compare them, as it would every second.
+// Compare makes an instance with clocks of its own compare them, as it would every second.
 func (w *World) Compare(ctx context.Context) { w.times.Compare(ctx, w.sources...) }
 
-// Restored is an instance of the same deployment on another database: a backup that was restored.
+// Restored is an instance of the same deployment on another database, such as a restored backup.
 func (w *World) Restored(t testing.TB, dsn string) *World {
 	t.Helper()
 	restored := &World{config: w.config, clock: w.clock, Log: w.Log, Tenants: w.Tenants}
@@ -215,7 +216,7 @@ func (w *World) Restored(t testing.TB, dsn string) *World {
 	return restored
 }
 
-// Clock moves all instances' time.
+// Clock moves the time of all instances.
 func (w *World) Clock() *Clock { return w.clock }
 
 // Tenant is the only or first tenant.
@@ -361,8 +362,8 @@ func newCheckpointer(t testing.TB, issuer, file string) *exchange.Checkpointer {
 	return c
 }
 
-// populate writes the relationships that most tests start from: alice delegates to the planner, each
-// agent to the others, and everybody holds a handful of scopes at two resources.
+// populate writes the relationships that most tests start from: alice delegates to the planner,
+// each agent to the others, and all of them hold a few scopes at two resources.
 func (n *Tenant) populate() {
 	people := []delegation.Principal{Alice}
 	for agent := range n.Clients {
@@ -371,8 +372,8 @@ func (n *Tenant) populate() {
 	n.Admit(people...)
 }
 
-// Admit gives principals what those of every tenant have: scopes and resources, consent to all agents with
-// a key, and alice's consent to them.
+// Admit gives principals what those of each tenant have: scopes and resources, consent to all
+// agents with a key, and alice's consent to them.
 func (n *Tenant) Admit(people ...delegation.Principal) {
 	for _, p := range people {
 		n.FGA.Allow(string(Alice), "delegator", string(p))
@@ -391,11 +392,11 @@ func (n *Tenant) Admit(people ...delegation.Principal) {
 	}
 }
 
-// fresh makes a jti that nobody used.
+// fresh returns an unused jti.
 func (w *World) fresh() string { return "id-" + strconv.FormatInt(w.ids.Add(1), 10) }
 
-// Root is a root token for alice that allows every scope and resource of the world for an hour;
-// claims override or, being nil, remove.
+// Root is a root token for alice that allows each scope and resource of the world for an hour.
+// claims override; a nil value removes a claim.
 func (n *Tenant) Root(t testing.TB, claims map[string]any) string {
 	t.Helper()
 	now := n.world.clock.Now().Unix()
@@ -415,7 +416,7 @@ func (n *Tenant) Assertion(t testing.TB, agent delegation.Principal) string {
 	return n.statement(t, agent, n.Issuer)
 }
 
-// ActorToken names an agent and authenticates nobody.
+// ActorToken names an agent and authenticates no caller.
 func (n *Tenant) ActorToken(t testing.TB, agent delegation.Principal) string {
 	t.Helper()
 	return n.statement(t, agent, delegation.ActorAudience(n.Issuer))
@@ -442,8 +443,8 @@ func (n *Tenant) Credentials(t testing.TB, agent delegation.Principal) exchange.
 	return exchange.Credentials{AssertionType: delegation.ClientAssertionTypeJWTBearer, Assertion: n.Assertion(t, agent)}
 }
 
-// Call is an exchange of parent by caller, for one child that reads the calendar for the given actor.
-// With actor "" or the caller itself nobody is named.
+// Call is an exchange of parent by caller, for one child that reads the calendar for the given
+// actor. With actor "" or the caller itself, the request names no actor.
 func (n *Tenant) Call(t testing.TB, parent string, caller, actor delegation.Principal) exchange.Call {
 	t.Helper()
 	scope := "calendar.read"
@@ -457,7 +458,7 @@ func (n *Tenant) Call(t testing.TB, parent string, caller, actor delegation.Prin
 	}
 }
 
-// One makes a call with one child and flattens its two kinds of failure.
+// One makes a call with one child. It returns either kind of failure as one error.
 func (w *World) One(ctx context.Context, call exchange.Call) (*exchange.Grant, *delegation.Error) {
 	outcomes, err := w.Engine.Exchange(ctx, call)
 	if err != nil {
@@ -466,8 +467,8 @@ func (w *World) One(ctx context.Context, call exchange.Call) (*exchange.Grant, *
 	return outcomes[0].Grant, outcomes[0].Err
 }
 
-// Chain makes a chain: the first agent steps in with a root token for alice, each further one is
-// handed the token before it. It returns the grants, first to last.
+// Chain makes a chain: the first agent steps in with a root token for alice, and each further agent
+// receives the token before it. It returns the grants, first to last.
 func (w *World) Chain(t testing.TB, n *Tenant, agents ...delegation.Principal) []*exchange.Grant {
 	t.Helper()
 	parent := n.Root(t, nil)
@@ -484,10 +485,10 @@ func (w *World) Chain(t testing.TB, n *Tenant, agents ...delegation.Principal) [
 	return grants
 }
 
-// Front is the client that people of a World sign in through.
+// Front is the client ID of the console, through which people of a World sign in.
 const Front = "deputy-console"
 
-// SignIn signs somebody in whom the OpenID provider calls sub.
+// SignIn signs in the person that the OpenID provider calls sub.
 func (w *World) SignIn(t testing.TB, n *Tenant, sub string) *exchange.Person {
 	t.Helper()
 	person, err := w.Engine.SignIn(t.Context(), exchange.SignInCall{
@@ -499,8 +500,8 @@ func (w *World) SignIn(t testing.TB, n *Tenant, sub string) *exchange.Person {
 	return &person
 }
 
-// IDToken answers a sign-in of alice through Front with the nonce "nonce"; claims override or, being
-// nil, remove.
+// IDToken is the response to a sign-in of alice through Front with the nonce "nonce". claims
+// override; a nil value removes a claim.
 func (n *Tenant) IDToken(t testing.TB, claims map[string]any) string {
 	t.Helper()
 	now := n.world.clock.Now().Unix()
