@@ -34,7 +34,7 @@ var (
 		"server/internal/policy", "server/internal/policy/policytest", "server/internal/testservers",
 		"server/internal/token/certtest", "server/internal/token/tokentest", "server/internal/vault", "tools/mutants",
 		"server/internal/ledger", "server/internal/ledger/ledgertest", "server/internal/guard",
-		"server/internal/exchange/exchangetest",
+		"server/internal/exchange", "server/internal/exchange/exchangetest",
 	})
 )
 

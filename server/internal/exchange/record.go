@@ -56,7 +56,7 @@ func (w *walk) record(ctx context.Context) error {
 	return nil
 }
 
-// isReplay says whether the ledger refused a whole call because its caller's credential was used before.
+// isReplay reports whether the ledger refused a whole call because its caller's credential was used before.
 func isReplay(err error) bool {
 	refusal := delegation.AsError(err)
 	return refusal != nil && (refusal.Reason == delegation.AssertionReplayed || refusal.Reason == delegation.ProofReplayed)
