@@ -28,13 +28,13 @@ var (
 		"client/cmd/deputy", "server/cmd/deputyd", "server/embedded/cmd/deputy-embedded", "server/embedded/cmd/deputy-target", "internal/version",
 	}
 	clean = slices.Concat(programs, []string{
-		".", "client/audit", "client/dpop", "client/internal/deputytest", "docs/proof", "fga-models", "loadtest",
+		".", "client", "client/audit", "client/delegation", "client/dpop", "client/internal/deputytest", "docs/proof", "fga-models", "loadtest",
 		"loadtest/sim", "server/embedded", "server/embedded/internal/fgajson", "server/embedded/internal/tuples",
 		"server/fill", "server/internal/gather", "server/internal/guard/guardtest", "server/internal/peers",
 		"server/internal/policy", "server/internal/policy/policytest", "server/internal/testservers",
 		"server/internal/token/certtest", "server/internal/token/tokentest", "server/internal/vault", "tools/mutants",
-		"server/internal/ledger", "server/internal/ledger/ledgertest", "server/internal/guard",
-		"server/internal/exchange", "server/internal/exchange/exchangetest",
+		"server/internal/ledger", "server/internal/ledger/ledgertest", "server/internal/guard", "server/internal/exchange",
+		"server/internal/exchange/exchangetest", "server/internal/clock", "server/internal/token",
 	})
 )
 

@@ -16,39 +16,41 @@ import (
 	"deputy.example/deputy/client/dpop"
 )
 
-// AccessCode says in which way a resource server refuses.
+// AccessCode is the kind of a resource server's refusal.
 type AccessCode string
 
 const (
-	// AccessNoToken: the request carries no token. RFC 6750 §3.1 wants no error code on the wire.
+	// AccessNoToken: the request carries no token. RFC 6750 §3.1 sends no error code on the wire.
 	AccessNoToken AccessCode = ""
 	// AccessInvalidRequest: the request carries its token in a way that is not allowed.
 	AccessInvalidRequest AccessCode = "invalid_request"
-	// AccessInvalidToken: the token is malformed, expired, for somebody else, bound to a key or a
-	// certificate that was not proven, or not signed by the issuer.
+	// AccessInvalidToken: the token is malformed, expired, for another audience, bound to a key or
+	// a certificate that was not proven, or not signed by the issuer.
 	AccessInvalidToken AccessCode = "invalid_token"
-	// AccessInvalidProof: the DPoP proof is missing, breaks a rule or was used before (RFC 9449 §7.1).
+	// AccessInvalidProof: the DPoP proof is missing, breaks a rule or was used before (RFC 9449
+	// §7.1).
 	AccessInvalidProof AccessCode = "invalid_dpop_proof"
-	// AccessUseNonce: the DPoP proof lacks the server's nonce, which is in AccessError.Nonce (RFC 9449 §9).
+	// AccessUseNonce: the DPoP proof lacks the server's nonce (RFC 9449 §9). AccessError.Nonce
+	// holds it.
 	AccessUseNonce AccessCode = "use_dpop_nonce"
-	// AccessInsufficientScope: the token is good and does not allow this.
+	// AccessInsufficientScope: the token is valid and does not allow this request.
 	AccessInsufficientScope AccessCode = "insufficient_scope"
-	// AccessUnavailable: the token cannot be judged now. Not a code of RFC 6750.
+	// AccessUnavailable: the token cannot be verified now. It is not a code of RFC 6750.
 	AccessUnavailable AccessCode = "temporarily_unavailable"
 )
 
-// AccessError is the error of a Verifier: a request was refused (RFC 6750 §3.1).
+// AccessError is the error with which a Verifier refuses a request (RFC 6750 §3.1).
 type AccessError struct {
 	Code        AccessCode
-	Description string            // fit for the wire: never repeats the token
-	Scopes      delegation.Scopes // what is needed; AccessInsufficientScope only
+	Description string            // safe to send: never repeats the token
+	Scopes      delegation.Scopes // the required scopes; AccessInsufficientScope only
 	Nonce       string            // for the next proof; AccessUseNonce only
 
-	scheme string // of the Authorization that was refused, or ""
+	scheme string // of the refused Authorization, or ""
 	cause  error
 }
 
-// Error is what the wire may see.
+// Error returns code and description: only what a wire may carry.
 func (e *AccessError) Error() string {
 	if e.Code == AccessNoToken {
 		return e.Description
@@ -56,7 +58,7 @@ func (e *AccessError) Error() string {
 	return string(e.Code) + ": " + e.Description
 }
 
-// Unwrap gives the cause to the resource server's log. It may quote claims, never a token.
+// Unwrap returns the cause, for the resource server's log. It may quote claims, never a token.
 func (e *AccessError) Unwrap() error { return e.cause }
 
 func denied(code AccessCode, format string, args ...any) *AccessError {
@@ -68,14 +70,14 @@ func (e *AccessError) because(cause error) *AccessError {
 	return e
 }
 
-// as notes with which scheme the request came that was refused.
+// as returns a copy that records the scheme of the refused request.
 func (e *AccessError) as(scheme string) *AccessError {
 	c := *e
 	c.scheme = scheme
 	return &c
 }
 
-// accessError finds the AccessError in err; anything else means that nothing is known.
+// accessError returns the AccessError in err. Any other error becomes AccessUnavailable.
 func accessError(err error) *AccessError {
 	var e *AccessError
 	if errors.As(err, &e) {
@@ -84,7 +86,7 @@ func accessError(err error) *AccessError {
 	return denied(AccessUnavailable, "the token cannot be verified now").because(err)
 }
 
-// HTTPStatus is the status code of RFC 6750 §3.1.
+// HTTPStatus returns the status code of RFC 6750 §3.1.
 func (e *AccessError) HTTPStatus() int {
 	switch e.Code {
 	case AccessInvalidRequest:
@@ -97,8 +99,8 @@ func (e *AccessError) HTTPStatus() int {
 	return http.StatusUnauthorized
 }
 
-// GRPCStatus makes the error a gRPC status. One that asks for a nonce has it in Deputy's ErrorInfo, as
-// Deputy's own answers do.
+// GRPCStatus returns the error as a gRPC status. With AccessUseNonce, the nonce is in Deputy's
+// ErrorInfo, as in the answers of Deputy itself.
 func (e *AccessError) GRPCStatus() *status.Status {
 	code := codes.Unauthenticated
 	switch e.Code {
@@ -123,8 +125,8 @@ func (e *AccessError) GRPCStatus() *status.Status {
 	return st
 }
 
-// write answers an HTTP request with the refusal, RFC 6750 §3 and RFC 9449 §7.1. proofs says whether the
-// server takes tokens that are bound to a key.
+// write answers an HTTP request with the refusal (RFC 6750 §3, RFC 9449 §7.1). proofs is whether
+// the server accepts tokens that are bound to a key.
 func (e *AccessError) write(w http.ResponseWriter, realm string, proofs bool) {
 	h := w.Header()
 	h.Set("Cache-Control", "no-store")
@@ -139,7 +141,8 @@ func (e *AccessError) write(w http.ResponseWriter, realm string, proofs bool) {
 	http.Error(w, e.Error(), e.HTTPStatus())
 }
 
-// challenges offers each scheme that is accepted; what was wrong stands with the one that was used.
+// challenges offers each scheme that is accepted. The error is in the challenge of the scheme that
+// the request used.
 func (e *AccessError) challenges(realm string, proofs bool) []string {
 	bearer := "Bearer realm=" + quoted(realm)
 	if !proofs {
@@ -152,7 +155,7 @@ func (e *AccessError) challenges(realm string, proofs bool) []string {
 	return []string{bearer + e.challenged(), proof}
 }
 
-// challenged is what a challenge says about the request that was refused.
+// challenged returns the error parameters of a challenge for the refused request.
 func (e *AccessError) challenged() string {
 	if e.Code == AccessNoToken {
 		return ""
@@ -164,7 +167,7 @@ func (e *AccessError) challenged() string {
 	return text
 }
 
-// quoted makes a quoted-string of RFC 9110 §5.6.4 that needs no escapes.
+// quoted makes a quoted-string (RFC 9110 §5.6.4) that needs no escapes.
 func quoted(s string) string {
 	return `"` + strings.Map(func(r rune) rune {
 		switch {

@@ -13,12 +13,12 @@ import (
 	deputyv1 "deputy.example/deputy/gen/deputy/v1"
 )
 
-// descendantsPage is how many descendants are asked for at a time.
+// descendantsPage is the page size of Descendants.
 const descendantsPage = 500
 
-// Entry returns the entry with this number, with its Record. Auditors and responders read every entry
-// of their tenant, others those in which they or an agent of theirs stand. What does not exist and what
-// one may not see are the same refusal.
+// Entry returns the entry with this number, with its Record. Auditors and responders read every
+// entry of their tenant. Other callers read the entries that name them or an agent of theirs. An
+// entry that does not exist and one that the caller may not read give the same refusal.
 func (c *Client) Entry(ctx context.Context, seq uint64) (*Entry, error) {
 	return c.entry(ctx, &deputyv1.GetEntryRequest{Entry: seq})
 }
@@ -36,8 +36,8 @@ func (c *Client) entry(ctx context.Context, request *deputyv1.GetEntryRequest) (
 	return readEntry(r.GetEntry())
 }
 
-// ChainRecord is a chain as the ledger recorded it. Unlike a token's claims it says what every ancestor
-// was allowed, and what has become of it.
+// ChainRecord is a chain as the ledger recorded it. Unlike a token's claims it shows what every
+// ancestor was allowed, and its present state.
 type ChainRecord struct {
 	Root    string // digest that identifies the root token
 	Txn     string
@@ -45,8 +45,8 @@ type ChainRecord struct {
 	Grants  []*Entry // oldest first
 }
 
-// Chain returns the grants that lead to one, root to leaf. A caller sees the chains in which it is
-// the subject or an actor; an auditor sees every chain of its tenant.
+// Chain returns the grants from the root to the grant with this jti. A caller reads the chains in
+// which it is the subject or an actor. An auditor reads every chain of its tenant.
 func (c *Client) Chain(ctx context.Context, jti string) (*ChainRecord, error) {
 	r, err := call(ctx, c, c.audit.GetChain, &deputyv1.GetChainRequest{Jti: jti})
 	if err != nil {
@@ -59,14 +59,14 @@ func (c *Client) Chain(ctx context.Context, jti string) (*ChainRecord, error) {
 	return record, nil
 }
 
-// Descendant is the entry of a grant below another one.
+// Descendant is the entry of a grant below another grant.
 type Descendant struct {
 	*Entry
 	Depth int // 1 for a child
 }
 
-// Descendants goes through what was derived from a grant, in the order of the ledger: each after its
-// parent. It reads page after page while the loop goes on; an error ends it.
+// Descendants iterates over the grants derived from a grant, in the order of the ledger: each after
+// its parent. It fetches page after page while the loop runs. An error ends the loop.
 func (c *Client) Descendants(ctx context.Context, jti string) iter.Seq2[Descendant, error] {
 	return pages(func(token string) ([]Descendant, string, error) {
 		r, err := call(ctx, c, c.audit.ListDescendants, &deputyv1.ListDescendantsRequest{Jti: jti, PageSize: descendantsPage, PageToken: token})
@@ -85,11 +85,12 @@ func (c *Client) Descendants(ctx context.Context, jti string) iter.Seq2[Descenda
 	})
 }
 
-// SearchQuery says which entries to find: those that match every field that is set, whole and byte by
-// byte. Who may not read everything must name a Subject or an Actor that it may read.
+// SearchQuery selects the entries that match every field that is set. Values match whole and byte
+// by byte. A caller that may not read every entry must name a Subject or an Actor whose entries it
+// may read.
 type SearchQuery struct {
 	Subject  delegation.Principal
-	Actor    delegation.Principal // any actor of the chain, or the one that was asked for
+	Actor    delegation.Principal // any actor of the chain, or the requested one
 	Caller   delegation.Principal
 	Audience string
 	Scope    string
@@ -101,14 +102,15 @@ type SearchQuery struct {
 	Txn      string    // of the chain
 	Key      string    // thumbprint of the key that the grant is bound to
 	Peer     string    // address of the caller, with its port or without
-	From     time.Time // recorded then or later
-	Until    time.Time // recorded before
-	// PageSize is how many entries are asked for at a time: 1 to 500. Default: 50.
+	From     time.Time // recorded at this time or later
+	Until    time.Time // recorded before this time
+	// PageSize is the number of entries per page: 1 to 500. Default: 50.
 	PageSize int
 }
 
-// Search goes through the entries that match, the newest first. Entries that are recorded meanwhile do
-// not disturb it. It reads page after page while the loop goes on; an error ends it.
+// Search iterates over the entries that match, the newest first. Entries that are recorded
+// meanwhile do not disturb it. It fetches page after page while the loop runs. An error ends the
+// loop.
 func (c *Client) Search(ctx context.Context, query SearchQuery) iter.Seq2[*Entry, error] {
 	return pages(func(token string) ([]*Entry, string, error) {
 		request, err := query.message()
@@ -152,7 +154,7 @@ func wireTime(t time.Time) *timestamppb.Timestamp {
 	return timestamppb.New(t)
 }
 
-// pages goes through the items of one page after the other.
+// pages iterates over the items of one page after the other.
 func pages[T any](page func(token string) (items []T, next string, err error)) iter.Seq2[T, error] {
 	return func(yield func(T, error) bool) {
 		var none T
@@ -178,15 +180,16 @@ func pages[T any](page func(token string) (items []T, next string, err error)) i
 	}
 }
 
-// Reach is what an agent can do at a moment: the live tokens that it holds, and apart from them what it
-// could still obtain.
+// Reach is what an agent can do at one moment: the live tokens that it holds and, separately, what
+// it could still obtain.
 type Reach struct {
 	Time      time.Time
-	Entry     uint64 // number of the newest entry that was taken into account
+	Entry     uint64 // number of the newest entry that is included
 	Suspended bool   // the agent can do nothing until it is resumed
-	// Tokens that live and of which the agent is the current actor, the newest first, at most 1,000.
+	// Tokens are the live tokens whose current actor is the agent, the newest first, at most 1,000.
 	Tokens []*Entry
-	// LiveTokens counts all of them, LiveBelow the live tokens below these that others hold.
+	// LiveTokens counts all of them. LiveBelow counts the live tokens below these that other agents
+	// hold.
 	LiveTokens, LiveBelow int
 	// Truncated: the counts stop at what could be read in time.
 	Truncated bool
@@ -196,17 +199,18 @@ type Reach struct {
 	ObtainableTruncated bool
 }
 
-// Obtainable is what an agent could be handed along one path of consent.
+// Obtainable is the authority that an agent could receive along one path of consent.
 type Obtainable struct {
-	Subject  delegation.Principal // on whose behalf
-	Path     delegation.Chain     // from the subject to the agent; each may hand authority to the next
-	Scope    delegation.Scopes    // that subject and agent both have
-	Audience []string             // the same
+	Subject delegation.Principal // on whose behalf
+	// Path leads from the subject to the agent. Each may hand authority down to the next.
+	Path     delegation.Chain
+	Scope    delegation.Scopes // scopes that subject and agent both have
+	Audience []string          // audiences that subject and agent both have
 }
 
-// Reach says what an agent can do now. depth is how many delegation edges are followed upwards from it,
-// at most 8; 0 stands for the server's default, 3. Auditors and responders may ask about every agent,
-// others about themselves and the agents that they operate.
+// Reach returns what an agent can do now. depth is the number of delegation edges that are followed
+// upwards from it: at most 8; 0 means the server's default, 3. Auditors and responders may query
+// every agent, others themselves and the agents that they operate.
 func (c *Client) Reach(ctx context.Context, agent delegation.Principal, depth int) (*Reach, error) {
 	if depth < 0 || depth > 8 {
 		return nil, delegation.Refuse(delegation.ParameterInvalid, "depth", "want 1 to 8, or 0 for the default, got %d", depth)
@@ -236,16 +240,16 @@ func (c *Client) Reach(ctx context.Context, agent delegation.Principal, depth in
 }
 
 // Checkpoint is the newest signed head of the tenant's log. Only Note proves anything: read it with
-// audit.ParseCheckpoint, and with a verifier key that you had from somewhere else.
+// audit.ParseCheckpoint and a verifier key from another source.
 type Checkpoint struct {
 	Note        string // C2SP signed note
-	Size        uint64 // it covers the entries 1 to Size
+	Size        uint64 // the checkpoint covers the entries 1 to Size
 	Root        tlog.Hash
 	Time        time.Time
-	VerifierKey string // in the form of signed notes; the server's word
+	VerifierKey string // in the form of signed notes; sent by the server, not verified
 }
 
-// Checkpoint returns the newest signed head. Any caller of the tenant may ask.
+// Checkpoint returns the newest signed head. Every caller of the tenant may call it.
 func (c *Client) Checkpoint(ctx context.Context) (*Checkpoint, error) {
 	r, err := call(ctx, c, c.audit.GetCheckpoint, &deputyv1.GetCheckpointRequest{})
 	if err != nil {
@@ -260,25 +264,26 @@ func (c *Client) Checkpoint(ctx context.Context) (*Checkpoint, error) {
 	}, nil
 }
 
-// ProofsRequest says what to prove against the newest checkpoint. At most one of Entry and JTI is set.
+// ProofsRequest selects what to prove against the newest checkpoint. At most one of Entry and JTI
+// is set.
 type ProofsRequest struct {
 	Entry uint64 // prove that the entry with this number is in the log
-	JTI   string // the same of the grant with this jti
+	JTI   string // prove the same for the grant with this jti
 	// OldSize is the size of a checkpoint that the caller kept: prove that the log has only grown
-	// since. 0: don't.
+	// since. 0: no such proof.
 	OldSize uint64
 }
 
-// Proofs hold against the Checkpoint that came with them, and prove nothing until that is verified.
+// Proofs hold against the Checkpoint that they carry, and prove nothing until that is verified.
 type Proofs struct {
 	Checkpoint  string           // C2SP signed note
-	Entry       *Entry           // with its Record; nil where none was asked for
+	Entry       *Entry           // with its Record; nil where none was requested
 	Inclusion   tlog.RecordProof // of the entry's leaf (RFC 6962 section 2.1.1)
 	Consistency tlog.TreeProof   // with OldSize (RFC 6962 section 2.1.2)
 }
 
-// Proofs returns the proofs that an entry is in the log, and that the log has only grown. An entry is
-// proven to whom it would be shown.
+// Proofs returns the proofs that an entry is in the log, and that the log has only grown. The
+// caller must be allowed to read the entry.
 func (c *Client) Proofs(ctx context.Context, request ProofsRequest) (*Proofs, error) {
 	r, err := call(ctx, c, c.audit.GetProofs, &deputyv1.GetProofsRequest{Entry: request.Entry, Jti: request.JTI, OldSize: request.OldSize})
 	if err != nil {

@@ -58,8 +58,8 @@ func TestEntry(t *testing.T) {
 	}
 }
 
-// TestEntryIsReadStrictly: what an Entry cannot hold is refused, what is new is shown as what it is, and
-// a revocation without its target, which was erased, is still a revocation.
+// TestEntryIsReadStrictly: a value that an Entry cannot hold is refused, a new value is shown as it
+// is, and a revocation whose target was erased is still a revocation.
 func TestEntryIsReadStrictly(t *testing.T) {
 	for name, m := range map[string]*deputyv1.Entry{
 		"scope":   {Scope: []string{"two words"}},
@@ -80,7 +80,8 @@ func TestEntryIsReadStrictly(t *testing.T) {
 	}
 }
 
-// lineage makes alice's planner, below it a reader and a writer, and below the reader a helper.
+// lineage grants tokens to alice's planner, below it to a reader and a writer, and below the reader
+// to a helper.
 func lineage(t *testing.T, s *deputytest.Server, c *Client) (planner, reader *Token) {
 	t.Helper()
 	hand := func(parent *Token, actor delegation.Principal) *Token {
@@ -254,11 +255,11 @@ func TestReach(t *testing.T) {
 	}
 }
 
-// reading streams entries into a list, in a bubble where time passes as the test wants.
+// reading streams entries into a list, in a bubble where the test controls the time.
 type reading struct {
 	deputy *deputytest.Server
 	got    []uint64
-	err    error // of the end
+	err    error // how the stream ended
 	slow   time.Duration
 }
 
@@ -311,7 +312,7 @@ func (r *reading) want(t *testing.T, through uint64) {
 	}
 }
 
-// TestEntriesResume: whatever ends a stream that is followed, the next one goes on where it ended, and
+// TestEntriesResume: whatever ends a followed stream, the next one continues where it ended, and
 // every entry comes once and in order.
 func TestEntriesResume(t *testing.T) {
 	read(t, EntriesRequest{Follow: true}, record(5), func(t *testing.T, r *reading) {
@@ -329,7 +330,7 @@ func TestEntriesResume(t *testing.T) {
 		if want := []uint64{0, 45, 46, 47, 48}; !slices.Equal(r.deputy.Streams(), want) {
 			t.Errorf("streams began after %v, want %v", r.deputy.Streams(), want)
 		}
-		// An outage of hours, and a server that accepts streams and says nothing.
+		// An outage of hours, and a server that accepts streams and sends nothing.
 		for range 300 {
 			r.deputy.FailNext(delegation.Unavailable("ledger", nil))
 		}
@@ -346,8 +347,8 @@ func TestEntriesResume(t *testing.T) {
 	})
 }
 
-// TestEntriesSilence: a stream that is idle gives signs of life and is kept; how long the reader takes
-// over an entry is no silence.
+// TestEntriesSilence: an idle stream sends signs of life and is kept. The time that the reader
+// takes for an entry is not silence.
 func TestEntriesSilence(t *testing.T) {
 	read(t, EntriesRequest{Follow: true}, record(1), func(t *testing.T, r *reading) {
 		pass(time.Hour)
@@ -362,8 +363,8 @@ func TestEntriesSilence(t *testing.T) {
 	})
 }
 
-// TestEntriesEnd: without Follow the end is what was there, also after a break; what another try cannot
-// mend, or what fails before anything came, ends with an error.
+// TestEntriesEnd: without Follow the stream ends with the newest entry, also after a break. A
+// failure that a retry would repeat, or before the first message, ends with an error.
 func TestEntriesEnd(t *testing.T) {
 	t.Run("what is there", func(t *testing.T) {
 		broken := func(s *deputytest.Server) {
@@ -420,7 +421,8 @@ func TestEntriesEnd(t *testing.T) {
 	})
 }
 
-// TestEntriesOnlyGrow: an order in which resuming by number would lose or repeat something is refused.
+// TestEntriesOnlyGrow: an order in which resuming by number would lose or repeat an entry is
+// refused.
 func TestEntriesOnlyGrow(t *testing.T) {
 	numbers := func(last uint64, seqs ...uint64) *deputyv1.StreamEntriesResponse {
 		m := &deputyv1.StreamEntriesResponse{Last: last}
@@ -433,8 +435,9 @@ func TestEntriesOnlyGrow(t *testing.T) {
 		messages []*deputyv1.StreamEntriesResponse
 		good     bool
 	}{
-		"in order":       {[]*deputyv1.StreamEntriesResponse{numbers(2, 1, 2), numbers(2), numbers(3, 3)}, true},
-		"after a gap":    {[]*deputyv1.StreamEntriesResponse{numbers(2, 1, 2), numbers(9, 9)}, true}, // verification finds it
+		"in order": {[]*deputyv1.StreamEntriesResponse{numbers(2, 1, 2), numbers(2), numbers(3, 3)}, true},
+		// verification finds it
+		"after a gap":    {[]*deputyv1.StreamEntriesResponse{numbers(2, 1, 2), numbers(9, 9)}, true},
 		"twice":          {[]*deputyv1.StreamEntriesResponse{numbers(2, 1, 2), numbers(2, 2)}, false},
 		"turned around":  {[]*deputyv1.StreamEntriesResponse{numbers(2, 2, 1)}, false},
 		"from zero":      {[]*deputyv1.StreamEntriesResponse{numbers(0, 0)}, false},
@@ -457,7 +460,7 @@ func TestEntriesOnlyGrow(t *testing.T) {
 func TestEntriesDropped(t *testing.T) {
 	var lines []string
 	r := &entryReader{yield: func(*Entry, error) bool { return true }, request: EntriesRequest{Dropped: func(l string) { lines = append(lines, l) }}}
-	for range 2 { // the second stream says it again
+	for range 2 { // the second stream sends it again
 		if err := r.take(&deputyv1.StreamEntriesResponse{Dropped: `{"dropped":{}}`, Last: 256}); err != nil {
 			t.Fatal(err)
 		}
@@ -465,14 +468,14 @@ func TestEntriesDropped(t *testing.T) {
 	if !slices.Equal(lines, []string{`{"dropped":{}}`}) || r.last != 256 {
 		t.Errorf("%q, %d", lines, r.last)
 	}
-	// Of what an export has begun with, nothing may be missing: a hole is no second beginning.
+	// After the beginning of an export no entry may be missing: a gap is not a second beginning.
 	err := r.take(&deputyv1.StreamEntriesResponse{Dropped: `{"dropped":{"more":1}}`, Last: 512})
 	if reason(t, err) != delegation.NotFound || len(lines) != 1 || r.last != 256 {
 		t.Errorf("%v, %q, %d", err, lines, r.last)
 	}
 }
 
-// TestCheckpointAndProofs: what a server gives can be verified with its key, and is read strictly.
+// TestCheckpointAndProofs: proofs of a server are verified with its key, and are read strictly.
 func TestCheckpointAndProofs(t *testing.T) {
 	s := startDeputy(t)
 	c := connect(t, s, plannerAssertion(t, s.Issuer))

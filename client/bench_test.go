@@ -13,8 +13,8 @@ import (
 	"deputy.example/deputy/client/dpop"
 )
 
-// BenchmarkVerify is one request at a resource server that holds the keys and knows the revocations,
-// with a transport that fails: the first time that a token comes, and every other time.
+// BenchmarkVerify is one request at a resource server that has the keys and the revocations, with a
+// transport that fails: for a new token, and for a token that came before.
 func BenchmarkVerify(b *testing.B) {
 	s := startDeputy(b)
 	revocations := make([]delegation.Revocation, 10_000)
@@ -70,8 +70,8 @@ func BenchmarkVerify(b *testing.B) {
 	})
 }
 
-// BenchmarkVerifyPresented is one request with a token that is bound to a key, whose verdict is remembered: a
-// proof is verified each time.
+// BenchmarkVerifyPresented is one request with a token that is bound to a key, whose verdict is
+// remembered: a proof is verified each time.
 func BenchmarkVerifyPresented(b *testing.B) {
 	s := startDeputy(b)
 	key := newProofKey(b)
@@ -90,7 +90,7 @@ func BenchmarkVerifyPresented(b *testing.B) {
 	}
 }
 
-// BenchmarkECDSA is what no verifier of ES256 can do without.
+// BenchmarkECDSA is the one operation that every verifier of ES256 needs.
 func BenchmarkECDSA(b *testing.B) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

@@ -24,58 +24,59 @@ import (
 	deputyv1 "deputy.example/deputy/gen/deputy/v1"
 )
 
-// Transport says how the connection to Deputy is protected.
+// Transport is how the connection to Deputy is protected.
 type Transport int
 
 const (
-	// TLS is the default: TLS 1.2 or later, the server's certificate verified.
+	// TLS is the default: TLS 1.2 or later, with a verified server certificate.
 	TLS Transport = iota
-	// PlaintextLoopback sends without TLS, and only to this machine: a connection that ends at any
-	// other address is refused before a credential is sent over it.
+	// PlaintextLoopback sends without TLS, and only to this machine. A connection to any other
+	// address is refused before a credential is sent over it.
 	PlaintextLoopback
-	// PlaintextTrustedNetwork sends credentials and tokens without TLS to any address. Only for a
-	// network that encrypts and authenticates by itself, such as a service mesh.
+	// PlaintextTrustedNetwork sends credentials and tokens without TLS to any address. It is only
+	// for a network that encrypts and authenticates by itself, such as a service mesh.
 	PlaintextTrustedNetwork
 )
 
-// Config says where Deputy is and who calls.
+// Config holds Deputy's address and the caller's credential.
 type Config struct {
-	// Address of Deputy's gRPC listener in gRPC's target syntax, for instance
-	// "deputy.example:443". Required.
+	// Address of Deputy's gRPC listener in gRPC's target syntax, for instance "deputy.example:443".
+	// Required.
 	Address string
 	// Transport protects the connection. Default: TLS.
 	Transport Transport
 	// TLSConfig holds roots or a client certificate for TLS. Default: the system's roots.
-	// InsecureSkipVerify is refused. A certificate that is replaced while the program runs belongs
-	// behind GetClientCertificate, which is asked for every new connection.
+	// InsecureSkipVerify is refused. Set GetClientCertificate for a certificate that is replaced
+	// while the program runs: it is called for every new connection.
 	TLSConfig *tls.Config
-	// Credential authenticates the caller. Nil is right only where each request carries an actor
+	// Credential authenticates the caller. Nil is correct only where each request carries an actor
 	// token of caller audience.
 	Credential Credential
-	// ProofKey is the caller's DPoP key (RFC 9449): every call carries a new proof of it. It is needed to
-	// exchange a token that is bound to it, or to call with a Credential that is, and what is granted to
-	// the caller itself is bound to it. Default: none, and nothing is proven. See Key.ProofKey.
+	// ProofKey is the caller's DPoP key (RFC 9449): every call carries a new proof of it. It is
+	// required to exchange a token that is bound to it and to call with a Credential that is bound
+	// to it. Tokens that are granted to the caller itself are bound to it. Default: none, and
+	// nothing is proven. See Key.ProofKey.
 	ProofKey *dpop.Key
-	// Timeout bounds one attempt; the context bounds them all. Default: 5 s.
+	// Timeout bounds one attempt. The context bounds all attempts. Default: 5 s.
 	Timeout time.Duration
-	// Attempts is how often a call is tried while Deputy answers "unavailable" or not at all.
-	// Default: 4. Every attempt has the same idempotency key, and a credential and a proof of its own.
-	// A call whose proof lacks Deputy's nonce is made again at once, and that does not count.
+	// Attempts is the number of attempts of a call while Deputy answers "unavailable" or not at
+	// all. Default: 4. Every attempt has the same idempotency key, and its own credential and
+	// proof. A call whose proof lacks Deputy's nonce is repeated at once, and that does not count.
 	Attempts int
 	// DialOptions are applied last, for instance otelgrpc's stats handler.
 	DialOptions []grpc.DialOption
-	// Now is the wall clock that a token's expiry is computed with, and that proofs are dated by. Default:
-	// time.Now. How long a TokenSource uses a token does not depend on it alone.
+	// Now is the wall clock for a token's expiry and for the dates of proofs. Default: time.Now.
+	// How long a TokenSource uses a token does not depend on it alone.
 	Now func() time.Time
-	// Rand gives the bytes of generated idempotency keys and of the jti of proofs. Default:
-	// crypto/rand.Reader.
+	// Rand is the source of random bytes for generated idempotency keys and the jti of proofs.
+	// Default: crypto/rand.Reader.
 	Rand io.Reader
 }
 
-// Client calls Deputy over one gRPC connection, which it opens when it is first needed and again
-// when it was lost. It is safe for concurrent use.
+// Client calls Deputy over one gRPC connection. It opens the connection when it is first needed,
+// and again after a loss. It is safe for concurrent use.
 type Client struct {
-	dial        func() (*grpc.ClientConn, error) // makes one more connection
+	dial        func() (*grpc.ClientConn, error) // makes a further connection
 	conn        *grpc.ClientConn
 	tokens      deputyv1.TokenExchangeServiceClient
 	audit       deputyv1.AuditServiceClient
@@ -86,13 +87,13 @@ type Client struct {
 	rand        io.Reader
 }
 
-// New checks the configuration and makes a Client. It does not connect: a server that is down is
-// an error of the first call, not of New.
+// New checks the configuration and makes a Client. It does not connect: if the server is down, the
+// first call fails, not New.
 func New(cfg Config) (*Client, error) {
 	if cfg.Address == "" {
 		return nil, errors.New("deputy client: Address is missing")
 	}
-	if strings.ContainsAny(cfg.Address, "?#") { // gRPC would drop what follows
+	if strings.ContainsAny(cfg.Address, "?#") { // gRPC would drop the rest
 		return nil, errors.New("deputy client: Address: must have no query and no fragment; write # in a path as %23")
 	}
 	if cfg.Timeout < 0 || cfg.Attempts < 0 {
@@ -127,7 +128,7 @@ func newClient(cfg Config) *Client {
 	return c
 }
 
-// Close ends the connection; calls that are under way fail.
+// Close ends the connection. Running calls fail.
 func (c *Client) Close() error { return c.conn.Close() }
 
 func dialOptions(cfg Config, p *prover) ([]grpc.DialOption, error) {
@@ -136,10 +137,10 @@ func dialOptions(cfg Config, p *prover) ([]grpc.DialOption, error) {
 			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 5 * time.Second},
 			MinConnectTimeout: 3 * time.Second,
 		}),
-		// A peer that stopped acknowledging is noticed within 10 s of what was sent to it. An idle
+		// A peer that stopped acknowledging is detected within 10 s of the last sent data. An idle
 		// connection is left alone: servers that expect no pings close connections that send them.
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
-		// Service configuration from DNS could switch on retries with the same assertion.
+		// Service configuration from DNS could enable retries with the same assertion.
 		grpc.WithDisableServiceConfig(),
 	}
 	perRPC := callCredentials{credential: cfg.Credential, prover: p}
@@ -155,7 +156,7 @@ func dialOptions(cfg Config, p *prover) ([]grpc.DialOption, error) {
 		}
 		options = append(options, grpc.WithTransportCredentials(credentials.NewTLS(tlsConfig)))
 	case PlaintextLoopback:
-		// local refuses in its handshake every peer that is not on this machine, whatever the name
+		// The handshake of local refuses every peer that is not on this machine, whatever the name
 		// in Address resolved to.
 		options = append(options, grpc.WithTransportCredentials(local.NewCredentials()), grpc.WithNoProxy())
 		perRPC.plaintext = true
@@ -177,8 +178,8 @@ func dialOptions(cfg Config, p *prover) ([]grpc.DialOption, error) {
 	return append(options, cfg.DialOptions...), nil
 }
 
-// watchRevocations opens a stream on a connection of its own, so that a connection which swallows
-// everything can be given up without ending anybody's calls. hangUp ends both.
+// watchRevocations opens a stream on a connection of its own. So a connection that drops all data
+// can be closed without an effect on other calls. hangUp ends stream and connection.
 func (c *Client) watchRevocations(ctx context.Context) (stream watchStream, hangUp func(), err error) {
 	conn, err := c.dial()
 	if err != nil {
@@ -191,9 +192,9 @@ func (c *Client) watchRevocations(ctx context.Context) (stream watchStream, hang
 	return stream, func() { conn.Close() }, nil
 }
 
-// call makes one call, again while Deputy is unavailable. Every method that comes here may be
-// repeated: reads by nature, exchanges by their idempotency key, revocations because what was revoked
-// twice is as dead as before.
+// call makes one call, and repeats it while Deputy is unavailable. Every method that is passed to
+// it may be repeated: reads by nature, exchanges by their idempotency key, revocations because a
+// second revocation of the same target changes nothing.
 func call[Request, Response any](ctx context.Context, c *Client,
 	method func(context.Context, *Request, ...grpc.CallOption) (*Response, error), request *Request,
 ) (*Response, error) {
@@ -223,20 +224,20 @@ func callOnce[Request, Response any](ctx context.Context, timeout time.Duration,
 	return method(ctx, request)
 }
 
-// givenUp is what the caller's own context ended. The grant may exist: a repetition with the same
-// idempotency key returns it.
+// givenUp is the error of a call that the caller's own context ended. The grant may exist: a
+// repetition with the same idempotency key returns it.
 func givenUp(ctx context.Context) *delegation.Error {
 	return delegation.Refuse(delegation.DependencyDown, "", "the call was given up before Deputy answered").WithCause(context.Cause(ctx))
 }
 
-// retryDelay doubles from 100 ms to 2 s, is never shorter than what the server asked for, and
-// carries jitter so that clients which failed together do not come back together.
+// retryDelay doubles from 100 ms to 2 s and is never shorter than the delay that the server
+// requested. Its jitter keeps clients that failed together from returning together.
 func retryDelay(attempt int, asked time.Duration) time.Duration {
 	step := min(100*time.Millisecond<<min(attempt-1, 10), 2*time.Second)
 	return max(step/2, asked) + mathrand.N(step/2+1)
 }
 
-// pause waits, and returns false at once where the context would end first.
+// pause waits for d. It returns false at once if the context would end first.
 func pause(ctx context.Context, d time.Duration) bool {
 	if deadline, bounded := ctx.Deadline(); bounded && time.Until(deadline) <= d {
 		return false
@@ -251,7 +252,7 @@ func pause(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// newKey makes an identifier nobody has used: 130 random bits in letters and digits.
+// newKey makes a unique identifier: 130 random bits in letters and digits.
 func newKey(random io.Reader) (string, error) {
 	raw := make([]byte, 17)
 	if _, err := io.ReadFull(random, raw); err != nil {

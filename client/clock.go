@@ -2,13 +2,13 @@ package client
 
 import "time"
 
-// clockSkew is how far two clocks may be apart before one of them counts as wrong: this machine's
-// clock and the issuer's, the holder's of a proof, or the ledger's.
+// clockSkew is the largest difference between two correct clocks: the clock of this machine and the
+// clock of the issuer, of a proof's holder, or of the ledger.
 const clockSkew = 10 * time.Second
 
-// clock reads two clocks. People and NTP can set the wall clock, forward and back. The monotonic
-// clock cannot be set, but it may stop while the machine is suspended. It is always the runtime's
-// own: an injected wall clock does not replace it.
+// clock reads two clocks. Operators and NTP can set the wall clock, forward and back. The monotonic
+// clock cannot be set, but it may stop while the machine is suspended. It is always the clock of
+// the runtime: an injected wall clock does not replace it.
 type clock struct {
 	injected func() time.Time // the wall clock; nil: time.Now
 	began    time.Time        // by time.Now, for its monotonic reading
@@ -17,7 +17,7 @@ type clock struct {
 // clockOf makes a clock with the given wall clock; nil means time.Now.
 func clockOf(wall func() time.Time) clock { return clock{injected: wall, began: time.Now()} }
 
-// wall is the time by the wall clock.
+// wall returns the time of the wall clock.
 func (c clock) wall() time.Time {
 	if c.injected != nil {
 		return c.injected()
@@ -42,15 +42,16 @@ type instant struct {
 
 func (i instant) isZero() bool { return i.wall.IsZero() }
 
-// since is the longer of the two measured durations. It is the age of what must not be used for too
-// long: neither a wall clock that is set back nor a suspended machine makes anything younger.
+// since returns the longer of the two measured durations. It is the age of a value that must not be
+// used for too long: neither a wall clock that is set back nor a suspended machine makes a value
+// younger.
 func (i instant) since(earlier instant) time.Duration {
 	if earlier.isZero() {
-		return i.wall.Sub(earlier.wall) // the longest duration that there is
+		return i.wall.Sub(earlier.wall) // the longest possible duration
 	}
 	return max(i.wall.Sub(earlier.wall), i.ran(earlier))
 }
 
-// ran is the duration by the monotonic clock alone, for timeouts and for what must be kept long
-// enough: no step of the wall clock makes it longer.
+// ran returns the duration by the monotonic clock alone. It is for timeouts and for values that
+// must be kept long enough: no step of the wall clock makes it longer.
 func (i instant) ran(earlier instant) time.Duration { return i.run - earlier.run }

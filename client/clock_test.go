@@ -23,8 +23,8 @@ import (
 	"deputy.example/deputy/client/internal/deputytest"
 )
 
-// wallClock is a wall clock that is off by what the test wants. The monotonic clock is the
-// bubble's.
+// wallClock is a wall clock with an error that the test sets. The monotonic clock is that of the
+// bubble.
 type wallClock struct{ off atomic.Int64 }
 
 func (w *wallClock) now() time.Time { return time.Now().Add(w.offset()).Round(0) }
@@ -33,7 +33,7 @@ func (w *wallClock) set(off time.Duration) { w.off.Store(int64(off)) }
 
 func (w *wallClock) offset() time.Duration { return time.Duration(w.off.Load()) }
 
-// token makes a good token of a chain of its own.
+// tokenFor makes a valid token with a chain of its own.
 func (f *follower) tokenFor(life time.Duration, jti string) string {
 	return f.deputy.Token(ownChain(f.deputy, life, jti))
 }
@@ -46,7 +46,7 @@ func ownChain(s *deputytest.Server, life time.Duration, jti string) delegation.C
 	return c
 }
 
-// boundChain is bound to the holder's key.
+// boundChain returns claims that are bound to the holder's key.
 func boundChain(s *deputytest.Server, life time.Duration, h *holder) delegation.Claims {
 	c := ownChain(s, life, "bound")
 	c.Confirmation = &delegation.Confirmation{JKT: h.jkt}
@@ -59,9 +59,9 @@ func (f *follower) acceptsToken(token string) bool {
 	return err == nil
 }
 
-// TestWallClockForgetsNothing: a clock that is ahead for a while makes the verifier forget no
-// revocation, and keep no token from being accepted, once it is set right. It forgets by the
-// ledger's time all the while.
+// TestWallClockForgetsNothing: while a clock is ahead, the verifier forgets no revocation, and once
+// it is set right every valid token is accepted. The verifier forgets by the ledger's time
+// throughout.
 func TestWallClockForgetsNothing(t *testing.T) {
 	for _, step := range []time.Duration{40 * time.Minute, 48 * time.Hour, -40 * time.Minute, -48 * time.Hour} {
 		t.Run(step.String(), func(t *testing.T) {
@@ -71,7 +71,7 @@ func TestWallClockForgetsNothing(t *testing.T) {
 				f.deputy.RevokeUntil(time.Now().Add(35*time.Minute), kindToken, "revoked", "")
 				pass(time.Second)
 				wall.set(step)
-				pass(25 * time.Minute) // more than two passes
+				pass(25 * time.Minute) // more than two times forgetInterval
 				synctest.Wait()
 				if s := f.Status(); !s.Healthy || s.Offset != step || s.Clock == nil {
 					t.Errorf("while the clock is off: %+v", s)
@@ -104,9 +104,8 @@ func TestWallClockForgetsNothing(t *testing.T) {
 	}
 }
 
-// TestWallClockKeepsNothingFresh: a clock that is set back makes nothing younger that is known, and
-// a machine that was suspended, whose monotonic clock stood still, knows by its wall clock that it
-// is late.
+// TestWallClockKeepsNothingFresh: a clock that is set back makes no knowledge younger. A machine
+// that was suspended, whose monotonic clock stopped, detects by its wall clock that it is late.
 func TestWallClockKeepsNothingFresh(t *testing.T) {
 	for _, step := range []time.Duration{-time.Second, -time.Hour, -48 * time.Hour} {
 		wall := new(wallClock)
@@ -128,8 +127,8 @@ func TestWallClockKeepsNothingFresh(t *testing.T) {
 	})
 }
 
-// TestExpiryByTheLedgersTime: a clock that is behind accepts no token that is over by the ledger's
-// time, beyond the skew.
+// TestExpiryByTheLedgersTime: a clock that is behind accepts no token that has expired by the
+// ledger's time, beyond the skew.
 func TestExpiryByTheLedgersTime(t *testing.T) {
 	wall := new(wallClock)
 	follow(t, VerifierConfig{Now: wall.now}, asItIs, func(t *testing.T, f *follower) {
@@ -140,7 +139,8 @@ func TestExpiryByTheLedgersTime(t *testing.T) {
 		wall.set(-2 * time.Hour)
 		last := time.Duration(-1)
 		for time.Since(issued) < 7*time.Minute {
-			wall.set(-3 * time.Minute) // in force and valid by the wall clock alone, until eight minutes
+			// In force and valid by the wall clock alone, until eight minutes.
+			wall.set(-3 * time.Minute)
 			if f.acceptsToken(token) {
 				last = time.Since(issued)
 			}
@@ -159,8 +159,8 @@ func TestExpiryByTheLedgersTime(t *testing.T) {
 	})
 }
 
-// TestSnapshotWithAHorizon: a snapshot may lack revocations that have ended; tokens that expire by
-// then are refused, whatever the clocks show.
+// TestSnapshotWithAHorizon: a snapshot may lack revocations that have expired. Tokens that expire
+// by its horizon are refused, whatever the clocks show.
 func TestSnapshotWithAHorizon(t *testing.T) {
 	follow(t, VerifierConfig{}, asItIs, func(t *testing.T, f *follower) {
 		within, beyond := f.tokenFor(20*time.Minute, "within"), f.tokenFor(21*time.Minute, "beyond")
@@ -195,8 +195,9 @@ func TestSnapshotWithAHorizon(t *testing.T) {
 	})
 }
 
-// TestFeedThatLiesAboutTime: what a broken server, or one between, makes of ledger_time lets
-// nothing be forgotten that is alive, is reported, and costs nothing once it has ended.
+// TestFeedThatLiesAboutTime: a false ledger_time, from a faulty server or an attacker on the path,
+// makes the verifier forget no live revocation. It is reported, and it has no effect once it has
+// ended.
 func TestFeedThatLiesAboutTime(t *testing.T) {
 	const day = 24 * time.Hour
 	began := func(lie func(now, since time.Time) time.Time) func(time.Time) time.Time {
@@ -215,19 +216,20 @@ func TestFeedThatLiesAboutTime(t *testing.T) {
 		lie     func(now, since time.Time) time.Time
 		wallOff time.Duration // this machine's clock is wrong too
 		warns   bool
-		refuses bool // tokens that are in force, for as long as the lie lasts
+		refuses bool // tokens in force are refused while the lie lasts
 	}{
-		"two days ahead":           {lie: at(2 * day), warns: true},
-		"two hours ahead":          {lie: at(2 * time.Hour), warns: true},
-		"the far future":           {lie: func(time.Time, time.Time) time.Time { return time.Unix(253402300799, 0) }, warns: true},
-		"absent":                   {lie: func(time.Time, time.Time) time.Time { return time.Time{} }, warns: true},
-		"no time that there is":    {lie: func(time.Time, time.Time) time.Time { return time.Unix(math.MaxInt64/4, 0) }, warns: true},
-		"two days behind":          {lie: at(-2 * day), warns: true},
-		"1970":                     {lie: func(time.Time, time.Time) time.Time { return time.Unix(1, 0) }, warns: true},
-		"nine times as fast":       {lie: func(now, since time.Time) time.Time { return now.Add(8 * now.Sub(since)) }, warns: true},
-		"standing still":           {lie: func(_, since time.Time) time.Time { return since }, warns: true},
-		"two days to and fro":      {lie: func(now, _ time.Time) time.Time { return now.Add(time.Duration(now.Unix()%2) * 2 * day) }},
-		"ahead, and so is the PC":  {lie: at(2 * day), wallOff: 2 * day, refuses: true}, // two witnesses are believed
+		"two days ahead":        {lie: at(2 * day), warns: true},
+		"two hours ahead":       {lie: at(2 * time.Hour), warns: true},
+		"the far future":        {lie: func(time.Time, time.Time) time.Time { return time.Unix(253402300799, 0) }, warns: true},
+		"absent":                {lie: func(time.Time, time.Time) time.Time { return time.Time{} }, warns: true},
+		"no time that there is": {lie: func(time.Time, time.Time) time.Time { return time.Unix(math.MaxInt64/4, 0) }, warns: true},
+		"two days behind":       {lie: at(-2 * day), warns: true},
+		"1970":                  {lie: func(time.Time, time.Time) time.Time { return time.Unix(1, 0) }, warns: true},
+		"nine times as fast":    {lie: func(now, since time.Time) time.Time { return now.Add(8 * now.Sub(since)) }, warns: true},
+		"standing still":        {lie: func(_, since time.Time) time.Time { return since }, warns: true},
+		"two days to and fro":   {lie: func(now, _ time.Time) time.Time { return now.Add(time.Duration(now.Unix()%2) * 2 * day) }},
+		// both sources agree
+		"ahead, and so is the PC":  {lie: at(2 * day), wallOff: 2 * day, refuses: true},
 		"ahead, and the PC behind": {lie: at(2 * day), wallOff: -9 * time.Second, warns: true},
 		"within the skew":          {lie: at(9 * time.Second)},
 	} {
@@ -273,8 +275,8 @@ func TestFeedThatLiesAboutTime(t *testing.T) {
 	}
 }
 
-// TestTimeAfterASuspension: the monotonic clock stood still, so the ledger's time is far ahead of it. It is
-// credible if the wall clock, which went on, confirms it.
+// TestTimeAfterASuspension: the monotonic clock stopped, so the ledger's time is far ahead of it.
+// It is credible if the wall clock, which did not stop, confirms it.
 func TestTimeAfterASuspension(t *testing.T) {
 	began := time.Unix(1_800_000_000, 0)
 	at := func(wall, run time.Duration) instant { return instant{wall: began.Add(wall), run: run} }
@@ -300,7 +302,7 @@ func TestTimeAfterASuspension(t *testing.T) {
 	}
 }
 
-// TestFirstTimeIsALie: there is nothing yet to hold it against. Too much is forgotten, all of that
+// TestFirstTimeIsALie: there is no earlier time to compare with. Too much is forgotten, all of that
 // is refused, and when the time goes back the revocations are read again.
 func TestFirstTimeIsALie(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -339,7 +341,7 @@ func TestFirstTimeIsALie(t *testing.T) {
 }
 
 // TestKeysAgeByTheMonotonicClock: a removed key is refused within MaxKeyAge although the clock was
-// set back, and a failed fetch is repeated as soon as ever.
+// set back, and a failed fetch is repeated as soon as usual.
 func TestKeysAgeByTheMonotonicClock(t *testing.T) {
 	s := startDeputy(t)
 	var down atomic.Bool
@@ -389,7 +391,7 @@ func TestKeysAgeByTheMonotonicClock(t *testing.T) {
 }
 
 // TestTokenSourceByBothClocks: whichever clock is wrong, a token is replaced in time, and is not
-// used past its end.
+// used after it expired.
 func TestTokenSourceByBothClocks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var grants atomic.Int64
@@ -430,8 +432,8 @@ func TestTokenSourceByBothClocks(t *testing.T) {
 	})
 }
 
-// TestProofsOfAWrongClock: a proof that was used while the clock was ahead is not good again when
-// its date comes.
+// TestProofsOfAWrongClock: a proof that was used while the clock was ahead is not valid again at
+// its date.
 func TestProofsOfAWrongClock(t *testing.T) {
 	h := newHolder(t)
 	synctest.Test(t, func(t *testing.T) {
@@ -463,7 +465,8 @@ func TestProofsOfAWrongClock(t *testing.T) {
 						t.Fatalf("%v ahead: proof %d is good again %v later", ahead, i, passed)
 					}
 				}
-				if passed%time.Minute == 0 { // others go on, after one more round trip at most
+				// Other holders continue, after at most one more round trip.
+				if passed%time.Minute == 0 {
 					err := present(h.proof("GET", events, token, time.Now(), nil, nil))
 					var refusal *AccessError
 					if errors.As(err, &refusal) && refusal.Code == AccessUseNonce {
@@ -479,8 +482,8 @@ func TestProofsOfAWrongClock(t *testing.T) {
 	})
 }
 
-// TestProofsByTheLedgersTime: a clock that is wrong takes no proof that another verifier, with a
-// right one, would take later, and remembers for long enough those that it takes.
+// TestProofsByTheLedgersTime: with a wrong clock, a verifier accepts no proof that another verifier
+// with a correct clock would accept later, and remembers the accepted proofs for long enough.
 func TestProofsByTheLedgersTime(t *testing.T) {
 	h, wall := newHolder(t), new(wallClock)
 	until := make(chan time.Duration, 1)
@@ -499,7 +502,7 @@ func TestProofsByTheLedgersTime(t *testing.T) {
 			{75 * time.Second, 15 * time.Second, textProofTime}, {0, -69 * time.Second, ""}, {-5 * time.Second, -71 * time.Second, textProofTime},
 		} {
 			wall.set(test.off)
-			pass(2 * time.Second) // what is known is fresh again
+			pass(2 * time.Second) // the knowledge is fresh again
 			proof := h.proof("GET", events, token, time.Now().Add(test.dated), nil, nil)
 			_, err := f.VerifyPresented(t.Context(), Presentation{Token: token, Scheme: "DPoP", Proofs: []string{proof}, Method: "GET", URI: events})
 			if test.text == "" {
@@ -517,8 +520,8 @@ func TestProofsByTheLedgersTime(t *testing.T) {
 	})
 }
 
-// TestProcessBeganByTheLedgersTime: a process that begins with a clock that is behind asks for
-// nonces all the same.
+// TestProcessBeganByTheLedgersTime: a process that begins with a clock that is behind still
+// requires nonces.
 func TestProcessBeganByTheLedgersTime(t *testing.T) {
 	h, wall := newHolder(t), new(wallClock)
 	wall.set(-9 * time.Second)
@@ -527,7 +530,8 @@ func TestProcessBeganByTheLedgersTime(t *testing.T) {
 		token := f.deputy.Token(boundChain(f.deputy, time.Hour, h))
 		pass(2 * time.Second)
 		wall.set(0)
-		proof := h.proof("GET", events, token, time.Now().Add(-time.Minute), nil, nil) // used before this process began
+		// Used before this process began.
+		proof := h.proof("GET", events, token, time.Now().Add(-time.Minute), nil, nil)
 		_, err := f.VerifyPresented(t.Context(), Presentation{Token: token, Scheme: "DPoP", Proofs: []string{proof}, Method: "GET", URI: events})
 		if code, _ := accessCode(t, err); code != AccessUseNonce {
 			t.Errorf("err = %v", err)
@@ -535,7 +539,7 @@ func TestProcessBeganByTheLedgersTime(t *testing.T) {
 	})
 }
 
-// campaign chooses between the rounds of make campaign and those of every other run.
+// campaign chooses between the number of rounds of make campaign and that of every other run.
 func campaign(full, reduced int) int {
 	if os.Getenv("DEPUTY_CAMPAIGN") == "full" {
 		return full
@@ -553,9 +557,10 @@ func campaignSeed(t *testing.T) uint64 {
 }
 
 // TestClockCampaign steps the verifier's clock by a second to two days and lets it drift, at random
-// moments, while tokens are issued and revoked, streams end, the server forgets, and in every other
-// round the feed lies about the time. No token is accepted that was revoked, none that is over by
-// the better of the clocks, and none is refused for longer than a clock is wrong.
+// moments. Meanwhile tokens are issued and revoked, streams end, the server forgets, and in every
+// other round the feed sends a wrong time. No revoked token is accepted, no token that has expired
+// by the better of the clocks is accepted, and no token is refused for longer than a clock is
+// wrong.
 func TestClockCampaign(t *testing.T) {
 	seed := campaignSeed(t)
 	for round := range campaign(24, 2) {
@@ -595,12 +600,12 @@ type clockRound struct {
 	accepted, refused int
 }
 
-// trackedToken is a token, and what is true of it.
+// trackedToken is a token with its true state.
 type trackedToken struct {
 	token   string
 	jti     string
 	ends    time.Time
-	revoked time.Time // zero: it is not
+	revoked time.Time // zero: not revoked
 }
 
 func (r *clockRound) run(d time.Duration) {
@@ -619,7 +624,7 @@ func (r *clockRound) run(d time.Duration) {
 	}
 }
 
-// act does one thing, or nothing.
+// act performs one random action, or none.
 func (r *clockRound) act() {
 	now := time.Now()
 	switch r.random.IntN(16) {
@@ -663,7 +668,7 @@ func (r *clockRound) act() {
 	}
 }
 
-// mend ends what has lasted long enough.
+// mend ends the faults that have lasted long enough.
 func (r *clockRound) mend() {
 	now := time.Now()
 	if r.clockRight.IsZero() && now.After(r.wrongUntil) {
@@ -691,7 +696,8 @@ func (r *clockRound) check() {
 	kept := r.tokens[:0]
 	for _, token := range r.tokens {
 		late := now.Sub(token.ends)
-		if late > time.Minute && r.random.IntN(4) > 0 { // looked at now and then, because signatures cost
+		// Checked now and then, because signatures cost time.
+		if late > time.Minute && r.random.IntN(4) > 0 {
 			kept = append(kept, token)
 			continue
 		}

@@ -13,27 +13,29 @@ import (
 	deputyv1 "deputy.example/deputy/gen/deputy/v1"
 )
 
-// maxEntrySilence is how long a stream of entries may say nothing before it is given up. Deputy gives a
-// sign of life every ten seconds.
+// maxEntrySilence is how long a stream of entries may send nothing before it is given up. Deputy
+// sends a message at least every ten seconds.
 const maxEntrySilence = 25 * time.Second
 
-// EntriesRequest says which entries to stream.
+// EntriesRequest selects the entries to stream.
 type EntriesRequest struct {
-	// After is the number after which to begin; 0 begins with the first entry.
+	// After is the number after which the stream begins. 0: with the first entry.
 	After uint64
-	// Follow goes on with what is recorded from now on, until the context ends. Otherwise it ends with
-	// what is there now.
+	// Follow continues with entries that are recorded later, until the context ends. Otherwise the
+	// stream ends with the newest entry.
 	Follow bool
 	// Records adds to each entry its Record.
 	Records bool
-	// Dropped, where it is not nil, is called once and before the first entry where retention dropped
-	// the beginning of the log, with the line that an export begins with in its place. Needs Records.
+	// Dropped, where it is not nil, is called once before the first entry if retention dropped the
+	// beginning of the log. line is the first line of an export, which replaces the dropped
+	// entries. Needs Records.
 	Dropped func(line string)
 }
 
-// Entries goes through all entries in the order of their numbers, and each comes once. A stream that
-// breaks is opened again where it broke; with Follow, once something came, for as long as it takes. What
-// cannot be mended ends the loop with an error. For auditors and responders.
+// Entries iterates over all entries in the order of their numbers. Each entry comes once. A stream
+// that breaks is opened again where it broke. With Follow, once a message came, it is opened again
+// without a limit. An error that another stream would repeat ends the loop. Entries is for auditors
+// and responders.
 func (c *Client) Entries(ctx context.Context, request EntriesRequest) iter.Seq2[*Entry, error] {
 	return func(yield func(*Entry, error) bool) {
 		r := &entryReader{client: c, request: request, last: request.After, yield: yield}
@@ -43,7 +45,7 @@ func (c *Client) Entries(ctx context.Context, request EntriesRequest) iter.Seq2[
 	}
 }
 
-// errEnough ends a stream because whoever reads the entries wants no more.
+// errEnough ends a stream because the loop over the entries has ended.
 var errEnough = errors.New("no more entries are wanted")
 
 // entryReader reads stream after stream.
@@ -52,8 +54,10 @@ type entryReader struct {
 	request EntriesRequest
 	yield   func(*Entry, error) bool
 	last    uint64 // resume after this number
-	heard   bool   // something came, on this stream or on an earlier one
-	began   bool   // an entry was given out, or the line of dropped ones: nothing may be missing from there on
+	heard   bool   // a message came, on this stream or on an earlier one
+	// began: an entry or the line of dropped entries was delivered, so no later entry may be
+	// missing.
+	began bool
 }
 
 func (r *entryReader) run(ctx context.Context) error {
@@ -79,14 +83,14 @@ func (r *entryReader) run(ctx context.Context) error {
 	}
 }
 
-// mayResume says whether another stream may do better. Deputy ends a stream also because the credential
-// that it was opened with has grown old: the next one has a fresh one.
+// mayResume reports whether another stream may succeed. Deputy also ends a stream because the
+// credential that opened it has expired: the next stream has a new one.
 func (r *entryReader) mayResume(refusal *delegation.Error, opened bool, attempt int) bool {
 	patient := attempt < r.client.attempts || r.request.Follow && r.heard
 	return patient && (refusal.Reason == delegation.DependencyDown || opened && (refusal.Temporary() || refusal.Reason == delegation.ClientUnauthenticated))
 }
 
-// streamRefusal tells Deputy's refusals, and our own, from what happened to the stream.
+// streamRefusal distinguishes refusals, of Deputy or of this package, from faults of the stream.
 func streamRefusal(err error) *delegation.Error {
 	var ours *delegation.Error
 	switch {
@@ -98,7 +102,7 @@ func streamRefusal(err error) *delegation.Error {
 	return delegation.FromStatus(err)
 }
 
-// read follows one stream to its end, and says whether anything came through it.
+// read follows one stream to its end, and reports whether a message came through it.
 func (r *entryReader) read(ctx context.Context) (opened bool, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -122,7 +126,7 @@ func (r *entryReader) read(ctx context.Context) (opened bool, err error) {
 	}
 }
 
-// receiveEntries counts the silence of the server, and not the time that the reader takes.
+// receiveEntries measures the silence of the server, not the time that the reader takes.
 func receiveEntries(stream grpc.ServerStreamingClient[deputyv1.StreamEntriesResponse], silence *time.Timer) (*deputyv1.StreamEntriesResponse, error) {
 	silence.Reset(maxEntrySilence)
 	defer silence.Stop()
@@ -136,8 +140,8 @@ func silenced(ctx context.Context, err error) error {
 	return err
 }
 
-// take hands on what one message holds. Numbers only grow: what came twice or in another order would
-// make resuming by number lose something.
+// take delivers the entries of one message. Numbers must grow: with a repeated or a lower number,
+// resuming by number would lose entries.
 func (r *entryReader) take(message *deputyv1.StreamEntriesResponse) error {
 	line := message.GetDropped()
 	if line != "" && r.began && message.GetLast() > r.last {

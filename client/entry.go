@@ -12,7 +12,7 @@ import (
 	deputyv1 "deputy.example/deputy/gen/deputy/v1"
 )
 
-// EntryKind says what an entry records. A kind that this version of the SDK does not know is its
+// EntryKind is what an entry records. A kind that this version of the SDK does not define is its
 // number on the wire, in digits.
 type EntryKind string
 
@@ -20,14 +20,14 @@ type EntryKind string
 const (
 	KindGrant      EntryKind = "grant"      // a token may be signed
 	KindRefusal    EntryKind = "refusal"    // an authenticated caller was refused
-	KindCheck      EntryKind = "check"      // a question that issued nothing (ValidateOnly)
-	KindVoid       EntryKind = "void"       // takes back a grant whose token was never handed out
+	KindCheck      EntryKind = "check"      // a decision that issued nothing (ValidateOnly)
+	KindVoid       EntryKind = "void"       // revokes a grant whose token was never issued
 	KindRevocation EntryKind = "revocation" // bans or cuts off a target
-	KindAdmin      EntryKind = "admin"      // what an operator did to the ledger itself
+	KindAdmin      EntryKind = "admin"      // an operator's change of the ledger itself
 )
 
-// EntryOutcome is how the request that an entry records ended. One that this version of the SDK does
-// not know is its number on the wire, in digits.
+// EntryOutcome is how the request that an entry records ended. An outcome that this version of the
+// SDK does not define is its number on the wire, in digits.
 type EntryOutcome string
 
 // The outcomes of requests.
@@ -37,28 +37,28 @@ const (
 	OutcomeDone    EntryOutcome = "done" // voids and revocations, which are neither
 )
 
-// GrantState is what had become of a grant by the time of the answer; "" for what is not a grant. One
-// that this version of the SDK does not know is its number on the wire, in digits.
+// GrantState is the state of a grant at the time of the answer, or "" for an entry that is not a
+// grant. A state that this version of the SDK does not define is its number on the wire, in digits.
 type GrantState string
 
 // The states of a grant.
 const (
 	StateLive    GrantState = "live"
 	StateExpired GrantState = "expired"
-	StateRevoked GrantState = "revoked" // something in its chain was, while it lived
+	StateRevoked GrantState = "revoked" // a revocation hit its chain while it lived
 	StateVoided  GrantState = "voided"
 )
 
-// Entry is one entry of a tenant's ledger. Personal fields that were erased are empty, and Erased names
-// them.
+// Entry is one entry of a tenant's ledger. Personal fields that were erased are empty, and Erased
+// names them.
 type Entry struct {
-	Seq     uint64 // the ledger's number
+	Seq     uint64 // number in the ledger
 	Kind    EntryKind
 	Time    time.Time // of the record
 	Outcome EntryOutcome
 	Reason  delegation.Reason // of a refusal
 	State   GrantState        // of a grant
-	// RevokedBy is the number of the revocation that hit a revoked grant, where that is known.
+	// RevokedBy is the number of the revocation that hit a revoked grant, or 0 where it is unknown.
 	RevokedBy uint64
 
 	JTI    string // of a grant
@@ -67,8 +67,8 @@ type Entry struct {
 	Root   string // digest that identifies the root token
 
 	Subject delegation.Principal
-	Actor   delegation.Principal // that was asked for
-	Caller  delegation.Principal // that authenticated
+	Actor   delegation.Principal // the requested actor
+	Caller  delegation.Principal // the principal that authenticated
 	Actors  delegation.Chain     // oldest first
 
 	Scope    delegation.Scopes
@@ -78,20 +78,21 @@ type Entry struct {
 	Key      string    // RFC 7638 thumbprint that the grant is bound to, or ""
 
 	ActorProof string // how the actor was proven
-	Detail     string // for people: what was missing, or why something was revoked
+	Detail     string // text for readers: what was missing, or the reason of a revocation
 	Peer       string // network address of the caller
-	ModelID    string // the OpenFGA model that decided
+	ModelID    string // the OpenFGA model of the decision
 	TraceID    string
 
-	Voids      uint64                 // number of the grant that a void takes back
+	Voids      uint64                 // number of the grant that a void revokes
 	Revocation *delegation.Revocation // of a revocation, otherwise nil; its target may be erased
 
 	Erased []string  // names of personal fields that were erased
 	Leaf   tlog.Hash // in the log's tree (RFC 6962 section 2.1); zero where it was not sent
-	Record string    // the entry as a line of an export (docs/ledger.md), where it was asked for
+	Record string    // the entry as a line of an export (docs/ledger.md), where requested
 }
 
-// word is what the SDK calls a value of one of the API's enums: its name without the enum's.
+// word is the SDK's name for a value of an API enum: the wire name without the prefix, in lower
+// case.
 func word(value fmt.Stringer, prefix string) string {
 	w := strings.ToLower(strings.TrimPrefix(value.String(), prefix))
 	if w == "unspecified" {
@@ -100,7 +101,7 @@ func word(value fmt.Stringer, prefix string) string {
 	return w
 }
 
-// readEntry believes nothing that an Entry cannot hold.
+// readEntry refuses every value that an Entry cannot hold.
 func readEntry(m *deputyv1.Entry) (*Entry, error) {
 	e := &Entry{
 		Seq: m.GetEntry(), Time: moment(m.GetTime()), Reason: delegation.Reason(m.GetReason()),
@@ -126,7 +127,8 @@ func readEntry(m *deputyv1.Entry) (*Entry, error) {
 		}
 	}
 	if m.GetRevocation() != nil {
-		// Not readRevocation: what has ended may have lost its target, and nobody decides by this one.
+		// Not readRevocation: an expired revocation may have lost its target, and no decision uses
+		// this one.
 		r, err := revocationOf(m.GetRevocation())
 		if err != nil {
 			return nil, malformed("entry %d: %v", e.Seq, err)

@@ -50,7 +50,7 @@ func Example() {
 	planner := newPlanner(deputy)
 	defer planner.Close()
 
-	// The planner takes what alice lets it do, and hands the researcher less.
+	// The planner takes the scopes that alice permits, and hands fewer to the researcher.
 	own, err := planner.Exchange(ctx, client.ExchangeRequest{
 		SubjectToken: client.NewSecret(deputy.RootToken("alice")),
 		Child: client.Child{
@@ -74,7 +74,7 @@ func Example() {
 		log.Fatal(err)
 	}
 
-	// The calendar checks what the researcher presents.
+	// The calendar checks the researcher's token.
 	calendar, err := client.NewVerifier(client.VerifierConfig{
 		Issuer: deputy.Issuer, Audience: "https://calendar.example",
 		Client: planner, // in a program, the calendar's own
@@ -200,7 +200,7 @@ func ExampleVerifier_UnaryServerInterceptor() {
 	// Output: 0
 }
 
-// A token that is bound to the agent's key is useless to whoever steals it. In a program the key comes from
+// A token that is bound to the agent's key is useless to a thief. In a program the key comes from
 // LoadKey and ProofKey, and the tool is elsewhere.
 func ExamplePresenter() {
 	deputy := deputytest.Start()
@@ -229,12 +229,13 @@ func ExamplePresenter() {
 	}
 	defer planner.Close()
 
-	// The tool knows by which address it is reached.
+	// The tool is configured with the address by which callers reach it.
 	tool := httptest.NewUnstartedServer(nil)
 	defer tool.Close()
 	address := "http://" + tool.Listener.Addr().String()
 	verifier, err := client.NewVerifier(client.VerifierConfig{
-		Issuer: deputy.Issuer, Audience: "https://calendar.example", Client: planner, // in a program, the calendar's own
+		// In a program, Client is the calendar's own.
+		Issuer: deputy.Issuer, Audience: "https://calendar.example", Client: planner,
 		URLs: []string{address},
 	})
 	if err != nil {
@@ -283,7 +284,7 @@ func ExamplePresenter() {
 	// DPoP invalid_token: the token is bound to a key, and this server takes no proof of it
 }
 
-// A responder looks at what an agent can do, and an auditor at what was asked in its name.
+// A responder checks what an agent can do, and an auditor what was requested in its name.
 func ExampleClient_Reach() {
 	deputy := deputytest.Start()
 	defer deputy.Close()
@@ -315,8 +316,8 @@ func ExampleClient_Reach() {
 	// entry 41 is live
 }
 
-// A program that feeds a SIEM remembers the last number that it handed on, and goes on after it when it
-// is started again.
+// A program that feeds a SIEM stores the last number that it delivered, and continues after it when
+// it is started again.
 func ExampleClient_Entries() {
 	deputy := deputytest.Start()
 	defer deputy.Close()
@@ -325,7 +326,8 @@ func ExampleClient_Entries() {
 	defer c.Close()
 
 	var last uint64
-	for entry, err := range c.Entries(context.Background(), client.EntriesRequest{After: last}) { // and Follow: true
+	// A service sets Follow: true.
+	for entry, err := range c.Entries(context.Background(), client.EntriesRequest{After: last}) {
 		if err != nil {
 			log.Fatal(err)
 		}

@@ -13,39 +13,40 @@ import (
 	deputyv1 "deputy.example/deputy/gen/deputy/v1"
 )
 
-// ExchangeRequest asks for one derived token.
+// ExchangeRequest requests one derived token.
 type ExchangeRequest struct {
-	// SubjectToken is the parent: a root token of a trusted issuer, or a derived token. Required. One
-	// that is bound to a key needs Config.ProofKey to be that key; one that is bound to a certificate,
-	// a connection with it (Config.TLSConfig).
+	// SubjectToken is the parent: a root token of a trusted issuer, or a derived token. Required.
+	// If it is bound to a key, Config.ProofKey must be that key. If it is bound to a certificate,
+	// the connection must be opened with that certificate (Config.TLSConfig).
 	SubjectToken Secret
 	// SubjectTokenType is a token type URN. Default: delegation.TokenTypeAccessToken.
 	SubjectTokenType string
-	// Child is what to derive.
+	// Child describes the token to derive.
 	Child Child
 	// IdempotencyKey makes repetitions return the same grant: same key, caller and content.
-	// Default: a new one for each call, which serves the call's own retries only. With
+	// Default: a new key for each call, which covers only the retries of that call. With
 	// ValidateOnly there is nothing to repeat, and Deputy refuses a key.
 	IdempotencyKey string
 	// ValidateOnly decides and records a check, but issues nothing.
 	ValidateOnly bool
 }
 
-// Child is what one derived token shall be. Absent never means all: no scope asked for is no scope
+// Child describes one derived token. Absent never means all: without requested scopes no scope is
 // granted, and at least one Audience or Resource must be named. A Child that names no actor keeps
-// the parent's (self-narrowing).
+// the parent's actor (self-narrowing).
 type Child struct {
 	// ActorToken names the new actor by a credential of its own, of audience
-	// delegation.ActorAudience(issuer). The child is bound to what it is bound to.
+	// delegation.ActorAudience of the issuer. The child is bound to the key or certificate of that
+	// credential.
 	ActorToken Secret
-	// ActorTokenType is a token type URN. Default: delegation.TokenTypeJWT where there is an ActorToken.
+	// ActorTokenType is a token type URN. Default: delegation.TokenTypeJWT if ActorToken is set.
 	ActorTokenType string
-	// RequestedActor names the new actor without a credential; needs Confirmation.
+	// RequestedActor names the new actor without a credential. Needs Confirmation.
 	RequestedActor delegation.Principal
-	// Confirmation is the SHA-256 thumbprint of a key (RFC 7638) or a certificate (RFC 8705) that is
-	// registered for RequestedActor. The child is bound to it: a verifier refuses the child without
-	// proof. A child of the caller's own is bound to Config.ProofKey, or else to the certificate of the
-	// connection.
+	// Confirmation is the SHA-256 thumbprint of a key (RFC 7638) or a certificate (RFC 8705) that
+	// is registered for RequestedActor. The child is bound to it: a verifier refuses the child
+	// without proof. A child for the caller itself is bound to Config.ProofKey, or else to the
+	// certificate of the connection.
 	Confirmation string
 	// Scopes that the child may use.
 	Scopes delegation.Scopes
@@ -53,36 +54,41 @@ type Child struct {
 	Audience []string
 	// Resource holds services by absolute URI (RFC 8707).
 	Resource []string
-	// Details each narrow one of the parent's authorization_details (RFC 9396).
+	// Details are authorization_details (RFC 9396). Each narrows one of the parent's.
 	Details []delegation.Detail
-	// Lifetime in whole seconds. Default: the tenant's default, cut to what the parent has left.
+	// Lifetime in whole seconds. Default: the tenant's default, at most the rest of the parent's
+	// lifetime.
 	Lifetime time.Duration
-	// MaxDepth is how many further hops the child may make; 0: none. Default: what the parent has left.
+	// MaxDepth is the number of further hops that may follow the child; 0: none. Default: the
+	// parent's remaining depth.
 	MaxDepth *int
-	// Uses is 1 for a child that may be exchanged at most once. Default: the parent's limit, or none.
+	// Uses is 1 for a child that may be exchanged at most once. Default: the parent's limit, or
+	// none.
 	Uses int
 }
 
-// Token is a grant: a derived token and what Deputy said about it. With ValidateOnly it is what
-// would have been granted, and AccessToken is empty.
+// Token is a grant: a derived token with Deputy's response fields. With ValidateOnly it describes
+// the token that would be granted, and AccessToken is empty.
 type Token struct {
 	AccessToken     Secret
 	IssuedTokenType string
-	TokenType       string    // how to present it: "DPoP" with a proof of its key, else "Bearer". See Presenter
-	Expiry          time.Time // counted from before the call, so never later than the token's own
-	Scope           delegation.Scopes
-	Details         []delegation.Detail
-	JTI             string // the grant's id
-	Txn             string // the chain's id
-	Entry           uint64 // number of the ledger entry; with ValidateOnly that of the check
+	// TokenType is "DPoP" if the token is sent with a proof of its key, else "Bearer". See
+	// Presenter.
+	TokenType string
+	Expiry    time.Time // counted from before the call, so never later than the token's exp
+	Scope     delegation.Scopes
+	Details   []delegation.Detail
+	JTI       string // the id of the grant
+	Txn       string // the id of the chain
+	Entry     uint64 // number of the ledger entry; with ValidateOnly, of the check
 
 	asked instant       // before the call
-	life  time.Duration // from then on
+	life  time.Duration // lifetime, counted from asked
 }
 
-// Exchange trades the subject token for one derived token. Refusals are *delegation.Error. While
-// Deputy is unavailable it tries again, under the same idempotency key, so that one call never
-// yields two grants.
+// Exchange exchanges the subject token for one derived token. Refusals are *delegation.Error. While
+// Deputy is unavailable it retries under the same idempotency key, so one call never yields two
+// grants.
 func (c *Client) Exchange(ctx context.Context, request ExchangeRequest) (*Token, error) {
 	child, err := request.Child.message()
 	if err != nil {
@@ -109,8 +115,8 @@ func (c *Client) Exchange(ctx context.Context, request ExchangeRequest) (*Token,
 	return readToken(response, request.Child.Scopes, request.ValidateOnly, asked)
 }
 
-// BatchRequest asks for up to 100 children of one parent. Fields mean what they mean in
-// ExchangeRequest; item i has the idempotency key IdempotencyKey/i.
+// BatchRequest requests up to 100 children of one parent. Its fields have the meaning that they
+// have in ExchangeRequest. Item i has the idempotency key IdempotencyKey/i.
 type BatchRequest struct {
 	SubjectToken     Secret
 	SubjectTokenType string
@@ -119,14 +125,15 @@ type BatchRequest struct {
 	ValidateOnly     bool
 }
 
-// Outcome is what became of one child: a Token or an Err, never both.
+// Outcome is the outcome of one child: a Token or an Err, never both.
 type Outcome struct {
 	Token *Token
 	Err   *delegation.Error
 }
 
-// BatchExchange makes several children of one parent and returns their outcomes in the order of
-// the request. One child's refusal never fails the others; the error is about the whole request.
+// BatchExchange derives several children of one parent and returns their outcomes in the order of
+// the request. The refusal of one child never fails the others. The error is about the whole
+// request.
 func (c *Client) BatchExchange(ctx context.Context, request BatchRequest) ([]Outcome, error) {
 	message := &deputyv1.BatchExchangeRequest{
 		SubjectToken:     request.SubjectToken.Reveal(),
@@ -235,7 +242,7 @@ func tokenType(given, otherwise string) string {
 	return given
 }
 
-// idempotencyKey makes one up where a retry could otherwise grant twice.
+// idempotencyKey generates a key where a retry could otherwise grant twice.
 func (c *Client) idempotencyKey(given string, validateOnly bool) (string, error) {
 	if given != "" || validateOnly {
 		return given, nil
@@ -247,8 +254,8 @@ func (c *Client) idempotencyKey(given string, validateOnly bool) (string, error)
 	return key, nil
 }
 
-// readToken refuses a reply that is not what RFC 8693 §2.2.1 says, or more than was asked for: what
-// a sub-agent is handed must not depend on the reply being right.
+// readToken refuses a response that breaks RFC 8693 §2.2.1, or that grants more scope than was
+// requested: a sub-agent's token must not depend on a correct response.
 func readToken(r *deputyv1.ExchangeResponse, asked delegation.Scopes, validateOnly bool, at instant) (*Token, error) {
 	life := time.Duration(r.GetExpiresIn()) * time.Second
 	token := &Token{
@@ -285,10 +292,11 @@ func malformed(format string, args ...any) *delegation.Error {
 	return delegation.Refuse(delegation.Internal, "", "Deputy's reply was refused: %s", fmt.Sprintf(format, args...))
 }
 
-// Introspection is what Deputy says about a token at this moment, revocations included (RFC 7662).
-// Only Active is set, to false, for a token that is unknown, expired, revoked or of another tenant, and for
-// one in which the caller has no part: it must be the subject, an actor of the chain, a server of an
-// audience (resource_servers of the tenant), or an introspector or auditor.
+// Introspection is Deputy's present answer about a token, revocations included (RFC 7662). For a
+// token that is unknown, expired, revoked or of another tenant, Active is false and nothing else is
+// set. The same holds for a caller without a part in the token: it must be the subject, an actor of
+// the chain, a server of an audience (resource_servers of the tenant), or an introspector or
+// auditor.
 type Introspection struct {
 	Active       bool
 	Issuer       string
@@ -312,12 +320,12 @@ type Introspection struct {
 // Hop is one grant of a chain.
 type Hop struct {
 	JTI   string
-	Entry uint64 // the ledger's number
+	Entry uint64 // number in the ledger
 	Actor delegation.Principal
-	Key   string // thumbprint of the key or certificate that the grant is bound to, or ""
+	Key   string // thumbprint of the bound key or certificate, or ""
 }
 
-// Introspect asks whether a token is active now.
+// Introspect returns whether a token is active now, and its claims if it is.
 func (c *Client) Introspect(ctx context.Context, token Secret) (*Introspection, error) {
 	r, err := call(ctx, c, c.tokens.Introspect, &deputyv1.IntrospectRequest{Token: token.Reveal()})
 	if err != nil {

@@ -70,8 +70,8 @@ func reason(t testing.TB, err error) delegation.Reason {
 	return e.Reason
 }
 
-// TestExchange walks a chain: alice to planner, planner to researcher, the tool verifies, the
-// record shows both grants.
+// TestExchange follows a chain: alice to planner, planner to researcher. The tool verifies the
+// token, and the ledger shows both grants.
 func TestExchange(t *testing.T) {
 	s := startDeputy(t)
 	c := connect(t, s, plannerAssertion(t, s.Issuer))
@@ -244,7 +244,7 @@ func TestValidateOnly(t *testing.T) {
 	}
 }
 
-// stubExchanges is a server without a network, for time that does not pass by itself.
+// stubExchanges is a server without a network, for tests that control the time.
 type stubExchanges struct {
 	deputyv1.TokenExchangeServiceClient
 	exchange func(context.Context, *deputyv1.ExchangeRequest) (*deputyv1.ExchangeResponse, error)
@@ -325,7 +325,7 @@ func granted(scope string) *deputyv1.ExchangeResponse {
 	return &deputyv1.ExchangeResponse{AccessToken: canary, TokenType: "Bearer", ExpiresIn: 60, Scope: scope, Jti: "jti-1", Txn: "txn-1", Entry: 1}
 }
 
-// TestRepliesAreJudged: what a sub-agent is handed does not depend on the reply being right.
+// TestRepliesAreJudged: a sub-agent's token does not depend on a correct response.
 func TestRepliesAreJudged(t *testing.T) {
 	tests := map[string]func(*deputyv1.ExchangeResponse){
 		"more scope than asked": func(r *deputyv1.ExchangeResponse) { r.Scope = "admin calendar.read" },
@@ -354,12 +354,13 @@ func TestRepliesAreJudged(t *testing.T) {
 	}
 }
 
-// farConn is a connection that ends at an address of somebody else's.
+// farConn is a connection that ends at an address of another machine.
 type farConn struct{ net.Conn }
 
 func (farConn) RemoteAddr() net.Addr { return &net.TCPAddr{IP: net.IPv4(203, 0, 113, 1), Port: 9090} }
 
-// TestPlaintextStaysHere: whatever a name resolves to, no credential leaves this machine unencrypted.
+// TestPlaintextStaysHere: whatever a name resolves to, no credential leaves this machine
+// unencrypted.
 func TestPlaintextStaysHere(t *testing.T) {
 	s := startDeputy(t)
 	far := grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {

@@ -19,12 +19,18 @@ import (
 )
 
 const (
-	markInterval   = time.Second
-	minPatience    = 5 * markInterval / 2
-	forgetInterval = 10 * time.Minute // of the ledger's time, between two looks for revocations that have ended
-	maxFeedPause   = 2 * time.Second  // before a stream is opened again
-	maxMissing     = 2 * time.Second  // between an echo and the events that it speaks of
-	reloadInterval = time.Minute      // between two snapshots, where the horizon is ahead of the ledger's time
+	markInterval = time.Second
+	minPatience  = 5 * markInterval / 2
+	// forgetInterval, of the ledger's time, is the interval at which expired revocations are
+	// dropped.
+	forgetInterval = 10 * time.Minute
+	// maxFeedPause bounds the pause that a server may require before a stream is opened again.
+	maxFeedPause = 2 * time.Second
+	// maxMissing is the longest time between an echo and the events that its number covers.
+	maxMissing = 2 * time.Second
+	// reloadInterval is the shortest time between two snapshots while the horizon is ahead of the
+	// ledger's time.
+	reloadInterval = time.Minute
 )
 
 var (
@@ -40,44 +46,47 @@ var (
 
 type watchStream = grpc.BidiStreamingClient[deputyv1.WatchRevocationsRequest, deputyv1.WatchRevocationsResponse]
 
-// knowledge is everything that was revoked as of a moment. The set in it grows in place; the rest is
-// replaced as a whole.
+// knowledge is the set of everything that was revoked as of a moment. The set grows in place. The
+// other fields are replaced as a whole.
 type knowledge struct {
 	set        *delegation.RevocationSet
-	generation uint64    // of the set: another snapshot, another number
-	asOf       instant   // set was complete at this moment; zero: unknown
-	given      time.Time // the snapshot's horizon; the set's own may be later
-	came       instant   // the snapshot, whole
+	generation uint64    // number of the set: each snapshot has a new one
+	asOf       instant   // the set was complete at this moment; zero: unknown
+	given      time.Time // the horizon of the snapshot; the horizon of the set may be later
+	came       instant   // when the complete snapshot was received
 }
 
-// feed keeps the knowledge of one Verifier current over WatchRevocations, and opens the stream again
-// for as long as it lives. Whoever reads it waits for nothing.
+// feed keeps the knowledge of one Verifier current over WatchRevocations, and opens the stream
+// again for as long as it lives. Readers of the knowledge never wait.
 //
-// What is known is as old as the sending time of the newest mark that came back and whose number is
-// applied: not as old as the arrival of anything, because who holds messages up cannot make a mark
-// come back that has not been sent.
+// The age of the knowledge counts from the sending time of the newest mark that came back and whose
+// number is applied. It does not count from the arrival of a message: an attacker that delays
+// messages cannot make a mark come back that was not sent.
 type feed struct {
 	id       string
 	open     func(context.Context) (stream watchStream, hangUp func(), err error)
 	bound    time.Duration
-	patience time.Duration // without a fresh echo for so long, the connection is given up
+	patience time.Duration // the connection is given up after this time without a fresh echo
 	clock    clock
 	began    instant
 	life     context.Context
 	end      context.CancelFunc
 	done     chan struct{} // closed when run has returned
-	ready    chan struct{} // closed when something fresh is known for the first time
+	ready    chan struct{} // closed when the knowledge is fresh for the first time
 
-	known atomic.Pointer[knowledge] // nil before the first snapshot; written by run's goroutine only
-	time  atomic.Pointer[feedTime]  // nil before the first echo with a time; written by run's goroutine only
+	// known is nil before the first snapshot. Only the goroutine of run writes it.
+	known atomic.Pointer[knowledge]
+	// time is nil before the first echo with a time. Only the goroutine of run writes it.
+	time atomic.Pointer[feedTime]
 
 	mu        sync.Mutex
 	applied   uint64    // the set is complete up to this number
-	recovered uint64    // and is of this incarnation of the ledger, in which numbers count
-	appliedAt time.Time // when the newest revocation came; zero: none did
+	recovered uint64    // incarnation of the ledger that the numbers belong to
+	appliedAt time.Time // when the newest revocation came; zero: none came
 	connected bool
-	fault     error         // why the newest stream that ended did; nil since something fresh is known
-	timeFault error         // why the time of the newest echo was refused; nil: it was not
+	// fault is why the newest ended stream ended; nil after the knowledge became fresh.
+	fault     error
+	timeFault error         // why the time of the newest echo was refused; nil: it was accepted
 	advanced  chan struct{} // closed, and replaced, when the knowledge grew or was replaced
 }
 
@@ -95,14 +104,14 @@ func (f *feed) close() {
 	<-f.done
 }
 
-// current returns what is known, and whether it is young enough to judge by.
+// current returns the knowledge, and whether it is young enough to decide by.
 func (f *feed) current() (*knowledge, bool) {
 	k := f.known.Load()
 	return k, k != nil && f.clock.now().since(k.asOf) <= f.bound
 }
 
-// staysFresh is how long what is known can be judged by if nothing comes any more. Where it cannot
-// already, somebody else is asked, and that answer is as good for as long.
+// staysFresh returns how long the knowledge stays fresh without further messages. If it is not
+// fresh now, introspection decides, and its answer is used for the same time.
 func (f *feed) staysFresh() time.Duration {
 	k, fresh := f.current()
 	if !fresh {
@@ -111,7 +120,7 @@ func (f *feed) staysFresh() time.Duration {
 	return f.bound - f.clock.now().since(k.asOf) + 1
 }
 
-// changed returns a channel that is closed when more is known than now.
+// changed returns a channel that is closed when the knowledge grows or is replaced.
 func (f *feed) changed() <-chan struct{} {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -142,8 +151,9 @@ func (f *feed) status() Status {
 	return s
 }
 
-// run opens one stream after the other. One that held for a while is followed by the next at once, and so
-// is one that lacked nothing but a nonce, which the next one has.
+// run opens one stream after the other. After a stream that lasted longer than patience, the next
+// pause is the shortest one. After a stream that lacked only a nonce, which the next stream has,
+// there is no pause.
 func (f *feed) run() {
 	defer close(f.done)
 	var resume uint64
@@ -157,7 +167,7 @@ func (f *feed) run() {
 		}
 		resume = f.position()
 		if errors.Is(err, errGap) || errors.Is(err, errForgot) {
-			resume = 0 // what was missed cannot be told from what was not: from a snapshot then
+			resume = 0 // what was missed is unknown: resume from a snapshot
 		}
 		if lackedNonce = needsNonce(err) && !lackedNonce; lackedNonce {
 			continue
@@ -187,21 +197,22 @@ func (f *feed) up() {
 	f.connected = true
 }
 
-// incarnation is that of the newest snapshot.
+// incarnation returns the incarnation of the newest snapshot.
 func (f *feed) incarnation() uint64 {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.recovered
 }
 
-// begin starts counting again, with a ledger that was recovered: what was applied is of one that was given up.
+// begin restarts the count for a recovered ledger: the applied numbers belong to a ledger that was
+// given up.
 func (f *feed) begin(incarnation uint64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.recovered, f.applied = incarnation, 0
 }
 
-// install replaces everything that was known.
+// install replaces the knowledge.
 func (f *feed) install(set *delegation.RevocationSet, last uint64) {
 	next := &knowledge{set: set, generation: 1, given: set.Horizon(), came: f.clock.now()}
 	if k := f.known.Load(); k != nil {
@@ -211,7 +222,7 @@ func (f *feed) install(set *delegation.RevocationSet, last uint64) {
 	f.advance(last)
 }
 
-// advance notes that the set is complete up to a number, and wakes whoever waits for that.
+// advance records that the set is complete up to a number, and wakes all waiters for changed.
 func (f *feed) advance(applied uint64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -222,7 +233,7 @@ func (f *feed) advance(applied uint64) {
 	f.advanced = make(chan struct{})
 }
 
-// confirm notes that what is known was everything at a moment. An earlier moment changes nothing.
+// confirm records that the knowledge was complete at a moment. An earlier moment changes nothing.
 func (f *feed) confirm(asOf instant) {
 	k := f.known.Load()
 	first := k.asOf.isZero()
@@ -240,7 +251,8 @@ func (f *feed) confirm(asOf instant) {
 	f.fault = nil
 }
 
-// learnTime takes the ledger's time from an echo, if it is credible. sent is when its mark was sent.
+// learnTime accepts the ledger's time from an echo, if it is credible. sent is when the mark was
+// sent.
 func (f *feed) learnTime(message *timestamppb.Timestamp, sent instant) {
 	var next *feedTime
 	err := errNoFeedTime
@@ -255,7 +267,7 @@ func (f *feed) learnTime(message *timestamppb.Timestamp, sent instant) {
 	f.timeFault = err
 }
 
-// forget drops the revocations that ended by the ledger's time in the newest credible echo. The
+// forget drops the revocations that expired by the ledger's time in the newest credible echo. The
 // clocks of this machine have no part in it: between two echoes nothing is forgotten.
 func (f *feed) forget() {
 	k, t := f.known.Load(), f.time.Load()
@@ -267,8 +279,9 @@ func (f *feed) forget() {
 	}
 }
 
-// forgotTooMuch is whether revocations were forgotten, here or by the server, that have not ended by the ledger's newest
-// time, and it is time for another snapshot. Until one has them, tokens that expire up to the set's horizon are refused.
+// forgotTooMuch reports whether another snapshot is due because revocations were forgotten, here or
+// by the server, that have not expired by the ledger's newest time. Until a snapshot has them,
+// tokens that expire up to the set's horizon are refused.
 func (f *feed) forgotTooMuch() bool {
 	k, t := f.known.Load(), f.time.Load()
 	if k == nil || t == nil {
@@ -276,7 +289,7 @@ func (f *feed) forgotTooMuch() bool {
 	}
 	now, horizon := f.clock.now(), k.set.Horizon()
 	if horizon.After(k.given) && horizon.After(t.latest(now)) {
-		return true // here, and the server may still have them
+		return true // forgotten here: the server may still have them
 	}
 	return now.ran(k.came) >= reloadInterval && t.checkHorizon(k, now) != nil
 }
@@ -296,7 +309,8 @@ func (f *feed) watch(resume uint64) error {
 	marking := make(chan struct{})
 	go func() {
 		defer close(marking)
-		if err := w.mark(ctx, resume); err != nil && !errors.Is(err, io.EOF) { // EOF: Recv knows why
+		// io.EOF: Recv returns the reason.
+		if err := w.mark(ctx, resume); err != nil && !errors.Is(err, io.EOF) {
 			cancel(err)
 		}
 	}()
@@ -306,7 +320,7 @@ func (f *feed) watch(resume uint64) error {
 	return err
 }
 
-// cause prefers the reason why we hung up to what that looks like from within.
+// cause prefers the reason why this side ended the stream to the resulting error of the stream.
 func cause(ctx context.Context, err error) error {
 	switch {
 	case ctx.Err() != nil:
@@ -317,24 +331,26 @@ func cause(ctx context.Context, err error) error {
 	return err
 }
 
-// watch is one stream. Its fields belong to the receiving goroutine, unless they say otherwise.
+// watch is one stream. Its fields belong to the receiving goroutine, unless their comments differ.
 type watch struct {
 	feed    *feed
 	stream  watchStream
-	silence *time.Timer // gives the connection up
+	silence *time.Timer // ends the connection
 
-	awaiting bool                      // a snapshot is on its way
-	building *delegation.RevocationSet // a snapshot whose end has not come, or nil
-	highest  uint64                    // in building
-	owed     []sentMark                // came back with a last that is not applied yet: older first, lower first
-	missing  instant                   // since when owed holds something and nothing was applied; zero: it does not
+	awaiting bool                      // a snapshot is expected
+	building *delegation.RevocationSet // an incomplete snapshot, or nil
+	highest  uint64                    // highest number in building
+	// owed are marks that came back with a last that is not applied yet: older first, lower first.
+	owed []sentMark
+	// missing is since when owed is not empty and nothing was applied; zero: owed is empty.
+	missing instant
 
 	mu     sync.Mutex
 	marks  []sentMark // shared with the marking goroutine: not echoed yet, oldest first
 	nonces uint64
 }
 
-// sentMark is a mark that was sent; last is what its echo said.
+// sentMark is a mark that was sent. last is the number in its echo.
 type sentMark struct {
 	nonce   uint64
 	at      instant // before it was sent
@@ -342,7 +358,7 @@ type sentMark struct {
 	last    uint64
 }
 
-// mark says hello, then asks once a second how much there is.
+// mark sends hello, and then once a second a mark whose echo carries the newest number.
 func (w *watch) mark(ctx context.Context, resume uint64) error {
 	hello := &deputyv1.WatchHello{ResumeAfter: resume, Id: w.feed.id, Incarnation: w.feed.incarnation()}
 	if err := w.stream.Send(&deputyv1.WatchRevocationsRequest{Message: &deputyv1.WatchRevocationsRequest_Hello{Hello: hello}}); err != nil {
@@ -376,7 +392,8 @@ func (w *watch) next() sentMark {
 	return m
 }
 
-// echoed finds the mark of an echo, and forgets it and the ones before it: their echoes would say less.
+// echoed finds the mark of an echo. It forgets this mark and all earlier ones, whose echoes would
+// be older.
 func (w *watch) echoed(nonce uint64) (sentMark, bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -389,7 +406,7 @@ func (w *watch) echoed(nonce uint64) (sentMark, bool) {
 	return sentMark{}, false
 }
 
-// unmark forgets all marks: they say how much was applied of a ledger that was given up.
+// unmark forgets all marks: their applied numbers belong to a ledger that was given up.
 func (w *watch) unmark() {
 	w.owed = nil
 	w.mu.Lock()
@@ -420,8 +437,9 @@ func (w *watch) receive() error {
 	}
 }
 
-// snapshot builds a new set beside the one in force, which it replaces when it is complete. Deputy may
-// send one at any time. Its skew is not needed: it is about root tokens, and a verifier sees none.
+// snapshot builds a new set beside the set in force, and replaces that when it is complete. Deputy
+// may send a snapshot at any time. Its skew is not needed: it is for root tokens, which a verifier
+// never checks.
 func (w *watch) snapshot(part *deputyv1.WatchSnapshot) error {
 	if w.building == nil {
 		w.building, w.highest = delegation.NewRevocationSet(0), 0
@@ -452,8 +470,8 @@ func (w *watch) snapshot(part *deputyv1.WatchSnapshot) error {
 		return fmt.Errorf("a snapshot up to %d that holds %d", part.GetLast(), w.highest)
 	case part.GetIncarnation() < w.feed.incarnation(),
 		part.GetIncarnation() == w.feed.incarnation() && part.GetLast() < w.feed.position():
-		// Of an instance that lags, or of a ledger that lost something. Nothing that is revoked here may
-		// come back to life by it, unless an operator has recovered the ledger.
+		// The snapshot is of an instance that lags, or of a ledger that lost entries. A revoked
+		// token must not become valid again by it, unless an operator has recovered the ledger.
 		return errBehind
 	}
 	if part.GetIncarnation() > w.feed.incarnation() {
@@ -474,7 +492,7 @@ func (w *watch) event(message *deputyv1.Revocation) error {
 	case err != nil:
 		return err
 	case r.Seq <= applied:
-		return nil // came twice, or by a snapshot before
+		return nil // a repetition, or part of an earlier snapshot
 	case r.Prev != applied, w.awaiting, w.building != nil:
 		return errGap
 	}
@@ -489,27 +507,27 @@ func (w *watch) event(message *deputyv1.Revocation) error {
 	return nil
 }
 
-// echo takes a mark that came back. It makes what is known fresh once everything is applied that the
-// ledger had at the time.
+// echo handles a mark that came back. The knowledge is fresh once everything is applied that the
+// ledger had when it answered.
 func (w *watch) echo(e *deputyv1.WatchEcho) error {
 	m, ours := w.echoed(e.GetNonce())
 	switch {
 	case !ours:
-		return nil // came twice, was overtaken, or was never sent
+		return nil // a repetition, overtaken, or never sent
 	case e.GetLast() < m.applied:
 		return errBehind
 	}
 	w.feed.learnTime(e.GetLedgerTime(), m.at)
 	m.last = e.GetLast()
 	if n := len(w.owed); n > 0 && w.owed[n-1].last >= m.last {
-		w.owed = w.owed[:n-1] // the newer one says more and asks for no more
+		w.owed = w.owed[:n-1] // the newer mark is newer evidence and needs no higher number
 	}
 	w.owed = append(w.owed, m)
 	w.settle()
 	now := w.feed.clock.now()
 	switch {
 	case w.awaiting || w.building != nil:
-		w.silence.Reset(w.feed.patience) // large snapshots take their time
+		w.silence.Reset(w.feed.patience) // a large snapshot takes time
 	case w.feed.forgotTooMuch():
 		return errForgot
 	case len(w.owed) == 0:
@@ -522,7 +540,7 @@ func (w *watch) echo(e *deputyv1.WatchEcho) error {
 	return nil
 }
 
-// settle finds the newest mark that came back with a number which is applied by now.
+// settle finds the newest returned mark whose number is applied now.
 func (w *watch) settle() {
 	if w.feed.known.Load() == nil {
 		return
@@ -554,7 +572,8 @@ var revocationKinds = map[deputyv1.RevocationKind]delegation.TargetKind{
 	deputyv1.RevocationKind_REVOCATION_KIND_FORK:          delegation.CutFork,
 }
 
-// readRevocation refuses what it does not understand: a revocation that is passed over revokes nothing.
+// readRevocation refuses a revocation that it does not understand: an ignored revocation revokes
+// nothing.
 func readRevocation(m *deputyv1.Revocation) (delegation.Revocation, error) {
 	r, err := revocationOf(m)
 	if err != nil {
@@ -566,7 +585,7 @@ func readRevocation(m *deputyv1.Revocation) (delegation.Revocation, error) {
 	return r, nil
 }
 
-// revocationOf reads the wire form and asks nothing of it but a kind that is known.
+// revocationOf reads the wire form and checks only that the kind is known.
 func revocationOf(m *deputyv1.Revocation) (delegation.Revocation, error) {
 	kind, known := revocationKinds[m.GetTarget().GetKind()]
 	if !known {

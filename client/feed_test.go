@@ -27,7 +27,7 @@ type message = deputyv1.WatchRevocationsResponse
 
 func event(m *message) *deputyv1.Revocation { return m.GetEvent() }
 
-// dropEvents loses events and nothing else.
+// dropEvents loses events and no other messages.
 func dropEvents(m *message) []*message {
 	if event(m) != nil {
 		return nil
@@ -41,9 +41,9 @@ const (
 	recoveryBound  = 5 * time.Second
 )
 
-// TestFeedFaults revokes an ancestor of a token while something is wrong for 40 s. Nothing revoked is
-// accepted beyond the bound. Then all is well again: the verifier knows what was revoked meanwhile,
-// and accepts what was not.
+// TestFeedFaults revokes an ancestor of a token during a fault of 40 s. No revoked token is
+// accepted beyond the bound. After the fault the verifier has every revocation, and accepts every
+// token that was not revoked.
 func TestFeedFaults(t *testing.T) {
 	tests := map[string]struct {
 		fault  func(*follower)
@@ -52,8 +52,9 @@ func TestFeedFaults(t *testing.T) {
 		serves bool          // the verifier stays healthy
 		why    error         // in Status.Err at the end of the fault
 		tune   func(*feed)
-		// leaks gives the feed a bound that does not end, and the token is accepted beyond the bound of the test. Where all
-		// goes well it is nil: then the negative control is a verifier that stops following.
+		// leaks gives the feed a bound without an end, so that the token is accepted beyond the
+		// bound of the test. Where the verifier stays healthy it is nil: then the negative control
+		// is a verifier that stops following.
 		leaks func(*feed)
 	}{
 		"nothing": {
@@ -115,7 +116,7 @@ func TestFeedFaults(t *testing.T) {
 		"reordered": {
 			fault: func(f *follower) {
 				f.deputy.Tamper(reorder())
-				f.deputy.RevokeNow(kindSubject, "user:bob", "") // held back until the next
+				f.deputy.RevokeNow(kindSubject, "user:bob", "") // held back until the next one
 			},
 			heal: func(f *follower) { f.deputy.Tamper(nil) }, bound: connectedBound, serves: true,
 		},
@@ -239,7 +240,7 @@ func TestFeedFaults(t *testing.T) {
 	}
 }
 
-// recovers sees the verifier healthy soon, with everything that was revoked meanwhile.
+// recovers checks that the verifier is healthy soon, with every revocation of the meantime.
 func (f *follower) recovers() {
 	f.t.Helper()
 	pass(recoveryBound)
@@ -304,7 +305,7 @@ func lie(edit func(*deputyv1.WatchEcho)) func(*message) []*message {
 	}
 }
 
-// TestFeedGap: two revocations follow each other, and the first is lost on the way.
+// TestFeedGap: two revocations follow each other, and the first is lost.
 func TestFeedGap(t *testing.T) {
 	follow(t, VerifierConfig{}, asItIs, func(t *testing.T, f *follower) {
 		f.deputy.Tamper(skipOnce())
@@ -320,8 +321,8 @@ func TestFeedGap(t *testing.T) {
 	})
 }
 
-// TestFeedResume: a stream that was cut goes on where it was, and a Deputy that does not remember so
-// far sends everything.
+// TestFeedResume: a stream that was cut continues where it was. A Deputy that no longer has the
+// missing events sends a snapshot.
 func TestFeedResume(t *testing.T) {
 	follow(t, VerifierConfig{}, asItIs, func(t *testing.T, f *follower) {
 		snapshots, events := 0, 0
@@ -360,7 +361,7 @@ func TestFeedResume(t *testing.T) {
 	})
 }
 
-// TestFeedLosesNothing: a ledger that was restored from a backup brings nothing back to life here.
+// TestFeedLosesNothing: a ledger that was restored from a backup makes no revoked token valid here.
 func TestFeedLosesNothing(t *testing.T) {
 	follow(t, VerifierConfig{}, asItIs, func(t *testing.T, f *follower) {
 		f.revoke()
@@ -377,7 +378,7 @@ func TestFeedLosesNothing(t *testing.T) {
 	})
 }
 
-// TestFeedSuspend: a suspended agent's tokens are refused, and resuming it revives none of them.
+// TestFeedSuspend: a suspended agent's tokens are refused, and a resume makes none of them valid.
 func TestFeedSuspend(t *testing.T) {
 	follow(t, VerifierConfig{}, asItIs, func(t *testing.T, f *follower) {
 		for _, kind := range []deputyv1.RevocationKind{kindSuspend, kindResume} {
@@ -445,7 +446,8 @@ func TestFeedSnapshotMalformed(t *testing.T) {
 	}
 }
 
-// TestVerifierIntrospects: only where it is asked for, a verifier that does not know asks.
+// TestVerifierIntrospects: a verifier without fresh knowledge introspects only where it is
+// configured to.
 func TestVerifierIntrospects(t *testing.T) {
 	follow(t, VerifierConfig{IntrospectWhenStale: true}, asItIs, func(t *testing.T, f *follower) {
 		f.deputy.RefuseFeeds(status.Error(codes.Unavailable, "no feeds today"))
@@ -516,8 +518,8 @@ func TestVerifierNotReady(t *testing.T) {
 	})
 }
 
-// TestFeedForgets: streams end every half a minute, with the credential that opened them; what can hit
-// nothing any more is forgotten all the same, and what never expires is not.
+// TestFeedForgets: streams end every half a minute, with the credential that opened them.
+// Revocations that can hit nothing any more are forgotten, and those that never expire are not.
 func TestFeedForgets(t *testing.T) {
 	follow(t, VerifierConfig{}, asItIs, func(t *testing.T, f *follower) {
 		f.revoke()
@@ -535,8 +537,9 @@ func TestFeedForgets(t *testing.T) {
 	})
 }
 
-// TestFeedIncarnations: numbers count within one incarnation of the ledger. A snapshot of a later one replaces what is
-// known, whatever its number; one of a former one, or an older one of the same, replaces nothing.
+// TestFeedIncarnations: numbers count within one incarnation of the ledger. A snapshot of a later
+// one replaces the knowledge, whatever its number. A snapshot of an earlier one, or an older
+// snapshot of the same one, replaces nothing.
 func TestFeedIncarnations(t *testing.T) {
 	f := newFeed("", nil, maxMaxStaleness, clockOf(nil))
 	w := &watch{feed: f, silence: time.NewTimer(time.Hour)}

@@ -9,12 +9,12 @@ import (
 )
 
 const (
-	// forgetMargin is how long a revocation is kept after its end by the ledger's time. It exceeds
-	// clockSkew: a token that ends with a revocation is expired by the ledger's time before the
-	// revocation is forgotten.
+	// forgetMargin is how long a revocation is kept after its expiry by the ledger's time. It
+	// exceeds clockSkew: a token that expires with a revocation is expired by the ledger's time
+	// before the revocation is forgotten.
 	forgetMargin = time.Minute
 	// feedDrift bounds how much faster than the monotonic clock the ledger's time may run: one part
-	// in so many.
+	// in feedDrift.
 	feedDrift = 1000
 )
 
@@ -37,20 +37,20 @@ type feedTime struct {
 	ceilingFrom instant
 }
 
-// earliest is the lower bound of the ledger's time at the instant: the echo took no time.
+// earliest returns the lower bound of the ledger's time at the instant: the echo took no time.
 func (t *feedTime) earliest(at instant) time.Time { return t.ledger.Add(at.ran(t.received)) }
 
-// latest is the upper bound of the ledger's time at the instant: the mark took no time.
+// latest returns the upper bound of the ledger's time at the instant: the mark took no time.
 func (t *feedTime) latest(at instant) time.Time { return t.ledger.Add(at.ran(t.sent)) }
 
-// highest is the ceiling at the instant.
+// highest returns the ceiling at the instant.
 func (t *feedTime) highest(at instant) time.Time {
 	ran := at.ran(t.ceilingFrom)
 	return t.ceiling.Add(ran + ran/feedDrift)
 }
 
-// offset is how far the wall clock is ahead of the ledger's time, at least; negative: behind. It is
-// zero where the two can be equal.
+// offset returns the lower bound of how far the wall clock is ahead of the ledger's time; negative:
+// behind. It is zero where the two can be equal.
 func (t *feedTime) offset(at instant) time.Duration {
 	if ahead := at.wall.Sub(t.latest(at)); ahead > 0 {
 		return ahead
@@ -58,7 +58,7 @@ func (t *feedTime) offset(at instant) time.Duration {
 	return min(at.wall.Sub(t.earliest(at)), 0)
 }
 
-// checkOffset is an error if the wall clock is off by more than clockSkew.
+// checkOffset returns an error if the wall clock is off by more than clockSkew.
 func (t *feedTime) checkOffset(at instant) error {
 	offset := t.offset(at)
 	if offset.Abs() <= clockSkew {
@@ -72,7 +72,7 @@ func (t *feedTime) checkOffset(at instant) error {
 		clockSkew, offset.Abs().Round(time.Second), direction)
 }
 
-// checkHorizon is an error if the set may lack revocations that have not ended.
+// checkHorizon returns an error if the set may lack revocations that have not expired.
 func (t *feedTime) checkHorizon(k *knowledge, at instant) error {
 	if k != nil && k.set.Horizon().After(t.latest(at).Add(clockSkew)) {
 		return errHorizon
@@ -80,14 +80,14 @@ func (t *feedTime) checkHorizon(k *knowledge, at instant) error {
 	return nil
 }
 
-// past is whether a token with the given expiry is over: the ledger's time is beyond it by
+// past reports whether a token with the given expiry has expired: the ledger's time is beyond it by
 // clockSkew or more, at the lower bound.
 func (t *feedTime) past(expires time.Time, at instant) bool {
 	return t != nil && !t.earliest(at).Before(expires.Add(clockSkew))
 }
 
-// disputes is whether a proof with the given iat cannot be fresh by the ledger's time
-// (RFC 9449 §11.1).
+// disputes reports whether a proof with the given iat cannot be fresh by the ledger's time (RFC
+// 9449 §11.1).
 func (t *feedTime) disputes(issued time.Time, at instant) bool {
 	return t != nil && (!issued.Add(dpop.MaxAge+proofSkew).After(t.earliest(at)) || issued.After(t.latest(at).Add(proofSkew)))
 }

@@ -5,8 +5,8 @@ import (
 	"sync"
 )
 
-// flight lets everybody who needs the same result at the same time wait for one execution. The zero
-// value is ready.
+// flight lets all callers that need the same result at the same time wait for one execution. The
+// zero value is ready.
 type flight[T any] struct {
 	mu      sync.Mutex
 	current *landing[T]
@@ -19,8 +19,8 @@ type landing[T any] struct {
 	err   error
 }
 
-// start begins an execution, or joins the one that is under way. It runs with the values of ctx but
-// not its end: whoever gives up must not fail the others. run must end by itself.
+// start begins an execution, or joins the running one. It runs with the values of ctx but not its
+// end: a caller that gives up must not fail the others. run must end by itself.
 func (f *flight[T]) start(ctx context.Context, run func(context.Context) (T, error)) *landing[T] {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -39,12 +39,12 @@ func (f *flight[T]) start(ctx context.Context, run func(context.Context) (T, err
 	return l
 }
 
-// do starts or joins an execution and waits for it, but not longer than ctx.
+// do starts or joins an execution and waits for it, at most until ctx ends.
 func (f *flight[T]) do(ctx context.Context, run func(context.Context) (T, error)) (T, error) {
 	return f.start(ctx, run).wait(ctx)
 }
 
-// wait returns what comes of the execution, but not later than ctx ends.
+// wait returns the outcome of the execution, or an error when ctx ends.
 func (l *landing[T]) wait(ctx context.Context) (T, error) {
 	select {
 	case <-l.done:
@@ -55,14 +55,14 @@ func (l *landing[T]) wait(ctx context.Context) (T, error) {
 	}
 }
 
-// underWay is the execution that is running, or nil.
+// underWay returns the running execution, or nil.
 func (f *flight[T]) underWay() *landing[T] {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.current
 }
 
-// wait returns when nothing is running, or what was running has ended.
+// wait returns when the running execution, if there is one, has ended.
 func (f *flight[T]) wait() {
 	if l := f.underWay(); l != nil {
 		<-l.done

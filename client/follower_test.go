@@ -17,14 +17,14 @@ import (
 	deputyv1 "deputy.example/deputy/gen/deputy/v1"
 )
 
-// network dials a server in memory and can swallow what is sent either way, as a firewall does that
-// forgot a connection.
+// network dials a server in memory and can drop the data of both directions, as a firewall does
+// that has forgotten a connection.
 type network struct {
 	server *deputytest.Server
 
 	mu    sync.Mutex
 	conns []*swallowingConn
-	dead  bool // new connections swallow too
+	dead  bool // new connections drop data too
 }
 
 func (n *network) dial(ctx context.Context, address string) (net.Conn, error) {
@@ -39,7 +39,7 @@ func (n *network) dial(ctx context.Context, address string) (net.Conn, error) {
 	return c, nil
 }
 
-// swallow makes the connections so far swallow everything, and those to come if newOnes.
+// swallow makes all present connections drop everything, and with newOnes all later ones too.
 func (n *network) swallow(newOnes bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -93,14 +93,14 @@ type follower struct {
 	token   string
 }
 
-// follow runs a test in a bubble where time passes as the test wants. tune sees the feed before it
+// follow runs a test in a bubble where the test controls the time. tune changes the feed before it
 // begins.
 func follow(t *testing.T, cfg VerifierConfig, tune func(*feed), test func(*testing.T, *follower)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		s := deputytest.StartInMemory()
 		defer s.Close()
-		s.RevokeNow(kindSubject, "user:dave", "") // so that there is a number to resume after
+		s.RevokeNow(kindSubject, "user:dave", "") // so there is a number to resume after
 		n := &network{server: s}
 		c := inMemoryClient(t, s, n)
 		defer c.Close()
@@ -158,8 +158,8 @@ func (f *follower) accepts() bool {
 	return err == nil
 }
 
-// lets passes time and returns how far into it a token was last accepted and the verifier last said
-// that it is healthy; -1: never.
+// lets lets the time pass. It returns how far into it a token was last accepted and the verifier
+// last reported that it is healthy; -1: never.
 func (f *follower) lets(d time.Duration) (accepted, healthy time.Duration) {
 	const step = 50 * time.Millisecond
 	accepted, healthy = -1, -1

@@ -12,8 +12,8 @@ import (
 	"deputy.example/deputy/client/internal/deputytest"
 )
 
-// FuzzVerify switches the signature check off, so that inputs get as far as forgeries never do, and
-// looks for what form and claims alone let through.
+// FuzzVerify switches the signature check off, so that inputs get further than forgeries can, and
+// checks what form and claims alone admit.
 func FuzzVerify(f *testing.F) {
 	now := time.Unix(1_800_000_000, 0)
 	v := &Verifier{
@@ -55,8 +55,8 @@ func FuzzVerify(f *testing.F) {
 	})
 }
 
-// FuzzNonce: what a server gives as a nonce and is kept comes back in a proof as it is, and a Verifier takes
-// none that it did not give.
+// FuzzNonce: a nonce of a server that is kept comes back unchanged in a proof, and a Verifier
+// accepts no nonce that it did not issue.
 func FuzzNonce(f *testing.F) {
 	now := time.Unix(1_800_000_000, 0)
 	p, own := prover{now: func() time.Time { return now }, rand: strings.NewReader("")}, newNonces()

@@ -9,21 +9,21 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// headerNonce is where a server gives nonces (RFC 9449 §8.1, §9).
+// headerNonce is the header that carries a server's nonces (RFC 9449 §8.1, §9).
 const headerNonce = "DPoP-Nonce"
 
-// Handler lets through to next what carries a token that v accepts and that allows every one of
-// the scopes; next finds it with FromContext. Everything else is answered as RFC 6750 §3 and RFC 9449 §7.1
-// say, or with 503 while the issuer's keys cannot be had.
+// Handler admits to next each request with a token that v accepts and that allows every one of the
+// scopes. next reads it with FromContext. Every other request is answered as RFC 6750 §3 and RFC
+// 9449 §7.1 require, or with 503 while the issuer's keys are not available.
 //
-// A token that is bound to a key comes with scheme DPoP and a proof for the address that
-// VerifierConfig.URLs says; one that is bound to a certificate comes with scheme Bearer over a TLS
-// connection that was opened with it and ends in this very server.
+// A token that is bound to a key comes with scheme DPoP and a proof for the address in
+// VerifierConfig.URLs. A token that is bound to a certificate comes with scheme Bearer over a TLS
+// connection that was opened with that certificate and that ends in this server.
 //
-// The token must be in one Authorization header. A token in the query is refused even beside a good
-// one: addresses end up in logs.
+// The token must be in the only Authorization header. A request with a token in the query is
+// refused even with a valid header: addresses are written to logs.
 func (v *Verifier) Handler(next http.Handler, scopes ...string) http.Handler {
-	// Malformed scopes stay in the set and are in no token: refused.
+	// Malformed scopes stay in the set. No token holds them, so the request is refused.
 	required := delegation.Scopes(scopes)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		d, err := v.admitRequest(r, required)
@@ -62,7 +62,7 @@ func (v *Verifier) admitRequest(r *http.Request, required delegation.Scopes) (*D
 	return d, nil
 }
 
-// sentPath is the path that was sent, where a handler before this one may have cut it.
+// sentPath returns the path as it was sent: a handler before this one may have shortened it.
 func sentPath(r *http.Request) string {
 	if sent, err := url.ParseRequestURI(r.RequestURI); err == nil {
 		return sent.EscapedPath()
@@ -70,8 +70,9 @@ func sentPath(r *http.Request) string {
 	return r.URL.EscapedPath()
 }
 
-// presentation reads the only Authorization header there may be (RFC 6750 §2.1, RFC 9449 §7.1). The scheme's
-// case does not matter (RFC 9110 §11.1); what follows the one space is for delegation.Parse to judge.
+// presentation reads the only permitted Authorization header (RFC 6750 §2.1, RFC 9449 §7.1). The
+// case of the scheme does not matter (RFC 9110 §11.1). delegation.Parse judges the text after the
+// one space.
 func presentation(headers []string) (Presentation, error) {
 	switch len(headers) {
 	case 0:

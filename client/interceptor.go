@@ -17,8 +17,8 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// Methods says what the calls to a gRPC server need. A method that is in neither field is refused:
-// one that is added later is not open by accident.
+// Methods maps the methods of a gRPC server to what a call needs. A method that is in neither field
+// is refused, so a method that is added later is not open by accident.
 type Methods struct {
 	// Scopes maps full method names ("/calendar.v1.Calendar/List") to the scopes that a token must
 	// allow. An empty set means that any token for this audience is enough.
@@ -27,9 +27,10 @@ type Methods struct {
 	Public []string
 }
 
-// UnaryServerInterceptor admits unary calls as Handler admits HTTP requests, with the token in
-// "authorization" metadata and the proof of its key in "dpop" metadata, made for POST and dpop.CallURI. A
-// nonce for the next proof is in "dpop-nonce" metadata, and in the ErrorInfo of a call that lacked it.
+// UnaryServerInterceptor admits unary calls as Handler admits HTTP requests. The token is in
+// "authorization" metadata and the proof of its key in "dpop" metadata, made for POST and
+// dpop.CallURI. A nonce for the next proof is in "dpop-nonce" metadata, and in the ErrorInfo of a
+// call that lacked it.
 func (v *Verifier) UnaryServerInterceptor(methods Methods) grpc.UnaryServerInterceptor {
 	return func(ctx context.Context, request any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
 		ctx, err := v.admitCall(ctx, info.FullMethod, methods)
@@ -40,11 +41,11 @@ func (v *Verifier) UnaryServerInterceptor(methods Methods) grpc.UnaryServerInter
 	}
 }
 
-// StreamServerInterceptor admits streams, and ends those whose token is not good any more: at once
-// when it is revoked or expires, within seconds when its key was removed, and when revocations are not
-// known here any more. The stream's context ends with the *AccessError as its cause, what the handler
-// sends and receives fails, and the caller gets PERMISSION_DENIED, or UNAVAILABLE where nothing is known.
-// A proof is needed once, when the stream is opened.
+// StreamServerInterceptor admits streams, and ends a stream whose token is no longer valid: at once
+// when the token is revoked or expires, within seconds when its key was removed, and when
+// revocations are no longer known here. The stream's context ends with the *AccessError as its
+// cause, the handler's sends and receives fail, and the caller gets PERMISSION_DENIED, or
+// UNAVAILABLE where revocations are not known. A proof is needed once, when the stream is opened.
 func (v *Verifier) StreamServerInterceptor(methods Methods) grpc.StreamServerInterceptor {
 	return func(server any, stream grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
 		ctx, by, err := v.admitStream(stream.Context(), info.FullMethod, methods)
@@ -71,17 +72,17 @@ func (v *Verifier) StreamServerInterceptor(methods Methods) grpc.StreamServerInt
 	}
 }
 
-// recheckInterval bounds the time between two looks at a stream's token: nothing wakes us when a key
-// is removed.
+// recheckInterval is the longest time between two checks of a stream's token: the removal of a key
+// gives no signal.
 const recheckInterval = 10 * time.Second
 
-// oversee ends a stream's context when its token stops being good.
+// oversee ends a stream's context when its token is no longer valid.
 func (v *Verifier) oversee(ctx context.Context, end context.CancelCauseFunc, a *admitted) {
 	for {
 		var changed <-chan struct{}
 		staysFresh := recheckInterval
 		if v.feed != nil {
-			changed = v.feed.changed() // before judging: what comes meanwhile must wake us
+			changed = v.feed.changed() // before judge, so a change during judge closes it
 			staysFresh = v.feed.staysFresh()
 		}
 		if err := v.judge(ctx, a.token, a.verdict); err != nil {
@@ -100,7 +101,8 @@ func (v *Verifier) oversee(ctx context.Context, end context.CancelCauseFunc, a *
 	}
 }
 
-// admittedStream fails with its context, even where the stream below would wait for the peer.
+// admittedStream fails when its context ends, even where the underlying stream would wait for the
+// peer.
 type admittedStream struct {
 	grpc.ServerStream
 	ctx context.Context
@@ -116,8 +118,8 @@ func (s admittedStream) SendMsg(m any) error {
 	return s.unlessEnded(func() error { return s.ServerStream.SendMsg(m) })
 }
 
-// unlessEnded runs an operation that only the peer, or the handler's return, can end. The handler must
-// not use the message after an error, as with any gRPC stream.
+// unlessEnded runs an operation that only the peer, or the handler's return, can end. The handler
+// must not use the message after an error, as with any gRPC stream.
 func (s admittedStream) unlessEnded(operation func() error) error {
 	if err := s.ended(); err != nil {
 		return err
@@ -132,10 +134,10 @@ func (s admittedStream) unlessEnded(operation func() error) error {
 	if err := s.ended(); err != nil {
 		return err
 	}
-	return <-done // the peer is gone: the operation knows
+	return <-done // the peer is gone: the operation returns the reason
 }
 
-// ended returns the status of a stream whose token stopped being good, or nil.
+// ended returns the status of a stream whose token is no longer valid, or nil.
 func (s admittedStream) ended() error {
 	var access *AccessError
 	if s.ctx.Err() == nil || !errors.As(context.Cause(s.ctx), &access) {
@@ -147,7 +149,7 @@ func (s admittedStream) ended() error {
 	return access
 }
 
-// admitted is what a call was let in by.
+// admitted is the token by which a call was admitted, with its verdict.
 type admitted struct {
 	token   string
 	verdict *verdict
@@ -158,7 +160,7 @@ func (v *Verifier) admitCall(ctx context.Context, method string, methods Methods
 	return ctx, err
 }
 
-// admitStream returns nothing admitted for a method that needs no token.
+// admitStream returns no admitted for a method that needs no token.
 func (v *Verifier) admitStream(ctx context.Context, method string, methods Methods) (context.Context, *admitted, error) {
 	if slices.Contains(methods.Public, method) {
 		return ctx, nil, nil
@@ -186,7 +188,7 @@ func (v *Verifier) admitStream(ctx context.Context, method string, methods Metho
 	return context.WithValue(ctx, contextKey{}, &d.Delegation), &admitted{p.Token, d}, nil
 }
 
-// completeCall adds what shows that the caller holds a key.
+// completeCall adds the evidence that the caller holds a key or a certificate.
 func (v *Verifier) completeCall(ctx context.Context, method string, p *Presentation) {
 	if caller, known := peer.FromContext(ctx); known {
 		if info, ok := caller.AuthInfo.(credentials.TLSInfo); ok && len(info.State.PeerCertificates) > 0 {
@@ -202,8 +204,8 @@ func (v *Verifier) completeCall(ctx context.Context, method string, p *Presentat
 	}
 }
 
-// giveNonce puts a nonce where callers without the SDK look for it too: beside an error, which is in the
-// trailer, or before an answer. Outside a real call it cannot.
+// giveNonce sends a nonce where callers without the SDK find it too: in the trailer, with an error,
+// or in the header, before an answer. It has no effect outside a real call.
 func giveNonce(ctx context.Context, nonce string, set func(context.Context, metadata.MD) error) {
 	if nonce != "" {
 		_ = set(ctx, metadata.Pairs(metadataNonce, nonce))

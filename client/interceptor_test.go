@@ -63,7 +63,7 @@ func TestInterceptors(t *testing.T) {
 	}
 }
 
-// TestStreamEndsOnTheWire: what TestStreamEnds sees inside is what a caller gets.
+// TestStreamEndsOnTheWire: the caller gets the ends of streams that TestStreamEnds checks inside.
 func TestStreamEndsOnTheWire(t *testing.T) {
 	s := startDeputy(t)
 	v := knowing(t, s, time.Now)
@@ -88,7 +88,7 @@ func scoped(scopes ...string) Methods {
 	return Methods{Scopes: map[string]delegation.Scopes{healthCheck: scopes, healthWatch: scopes}}
 }
 
-// startTool serves behind the interceptors and looks there for the delegation.
+// startTool serves behind the interceptors and checks the delegation there.
 func startTool(t *testing.T, v *Verifier, methods Methods) healthpb.HealthClient {
 	t.Helper()
 	public := len(methods.Public) > 0

@@ -1,7 +1,8 @@
 package client
 
-// The one file that knows jwx, so that it can be replaced in a day. What jwx parses here are keys
-// from configured places; tokens pass delegation.Parse instead, and signature.go verifies them.
+// This is the only file that uses jwx, so that jwx can be replaced in a day. jwx parses only keys
+// from configured places here. Tokens pass delegation.Parse instead, and signature.go verifies
+// them.
 
 import (
 	"crypto"
@@ -16,14 +17,14 @@ import (
 	"github.com/lestrrat-go/jwx/v2/jws"
 )
 
-// maxKeys bounds one JWK Set.
+// maxKeys is the maximum number of keys in one JWK Set.
 const maxKeys = 100
 
-// parseKeys reads a JWK Set (RFC 7517 §5) by the rule that Deputy's own server has for the sets of
-// its issuers: strict JSON, and no member twice at any level. A key that cannot verify here
+// parseKeys reads a JWK Set (RFC 7517 §5) by the rule of Deputy's own server for the sets of its
+// issuers: strict JSON without duplicate members at any level. A key that cannot verify here
 // (another key type, no kid, no alg, an alg that its type does not have, a private or symmetric
-// key, another use) is passed over: a token that names it is refused. Two usable keys with one kid
-// are an error.
+// key, another use) is ignored: a token that names it is refused. Two usable keys with one kid are
+// an error.
 func parseKeys(document []byte) (map[string]*verificationKey, error) {
 	var set struct {
 		Keys []jsontext.Value `json:"keys"`
@@ -105,7 +106,7 @@ func thumbprint(public crypto.PublicKey) (string, error) {
 	return base64.RawURLEncoding.EncodeToString(sum), err
 }
 
-// sign makes a JWS signature (RFC 7515 §5.1) with a key held here or elsewhere.
+// sign makes a JWS signature (RFC 7515 §5.1). The signer may be local or remote, as in a KMS.
 func sign(algorithm string, signer crypto.Signer, signingInput string) ([]byte, error) {
 	s, err := jws.NewSigner(jwa.SignatureAlgorithm(algorithm))
 	if err != nil {

@@ -14,9 +14,9 @@ import (
 )
 
 const (
-	keysRefreshAfter = 30 * time.Second // then the set is fetched again, while the old one serves
-	strangerPause    = 30 * time.Second // rations fetches for unknown kids
-	failurePause     = time.Second      // between a failed fetch and the next
+	keysRefreshAfter = 30 * time.Second // then the set is fetched again; the old set stays in use
+	strangerPause    = 30 * time.Second // shortest time between two fetches for unknown kids
+	failurePause     = time.Second      // shortest time between a failed fetch and the next
 	fetchTimeout     = 3 * time.Second
 	maxKeySetBytes   = 256 << 10
 )
@@ -26,30 +26,30 @@ var (
 	errNoKeys     = errors.New("the issuer's keys cannot be had")
 )
 
-// keySet is what one fetch brought. It is never changed.
+// keySet is the result of one fetch. It is never changed.
 type keySet struct {
 	keys map[string]*verificationKey
 	asOf instant // when the fetch began
 }
 
-// keySource holds one issuer's keys. It fetches when it is asked and at no other time; keys older than
-// maxAge are not used, whatever the reason that no newer ones came. Keys that are young need no lock.
+// keySource holds one issuer's keys. It fetches only when a key is requested. Keys older than
+// maxAge are not used, whatever the reason that no newer keys came. Young keys need no lock.
 type keySource struct {
 	address string
 	client  *http.Client
 	maxAge  time.Duration
-	pause   time.Duration // between fetches that a kid nobody knows may cause
+	pause   time.Duration // shortest time between fetches for unpublished kids
 	clock   clock
 	fixed   bool // keys were given, nothing is fetched
 
-	held     atomic.Pointer[keySet] // nil before the first
+	held     atomic.Pointer[keySet] // nil before the first fetch
 	fetching flight[map[string]*verificationKey]
-	life     context.Context // ends with close, and every fetch with it
+	life     context.Context // ends with close, and ends every fetch
 	close    context.CancelFunc
 
 	mu        sync.Mutex
 	triedAt   instant // when the newest fetch began
-	strangers instant // when a fetch was last caused by an unknown kid
+	strangers instant // when an unknown kid last caused a fetch
 }
 
 func newKeySource(address string, transport http.RoundTripper, maxAge time.Duration, c clock) (*keySource, error) {
@@ -61,7 +61,7 @@ func newKeySource(address string, transport http.RoundTripper, maxAge time.Durat
 		client: &http.Client{
 			Transport: transport,
 			Timeout:   fetchTimeout,
-			// A redirect would let whoever answers here choose where keys come from.
+			// A redirect would let the responding server choose where keys come from.
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
 	}
@@ -69,21 +69,21 @@ func newKeySource(address string, transport http.RoundTripper, maxAge time.Durat
 	return s, nil
 }
 
-// end stops what is being fetched and waits for it.
+// end stops the running fetch and waits for it.
 func (s *keySource) end() {
 	s.close()
 	s.fetching.wait()
 }
 
-// fixedKeys never changes.
+// fixedKeys returns a source that never changes.
 func fixedKeys(keys map[string]*verificationKey) *keySource {
 	s := &keySource{fixed: true, close: func() {}}
 	s.held.Store(&keySet{keys: keys})
 	return s
 }
 
-// checkKeysAddress wants https, or http to this machine: keys that anybody on the way could replace
-// verify nothing.
+// checkKeysAddress requires https, or http to this machine: keys that an attacker on the network
+// path can replace verify nothing.
 func checkKeysAddress(address string) error {
 	u, err := url.Parse(address)
 	switch {
@@ -100,7 +100,7 @@ func isLoopbackHost(host string) bool {
 	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
-// key returns the key with the given kid as of at most maxAge ago.
+// key returns the key with the given kid from a set that is at most maxAge old.
 func (s *keySource) key(ctx context.Context, kid string) (*verificationKey, error) {
 	if kid == "" {
 		return nil, errUnknownKey
@@ -117,7 +117,7 @@ func (s *keySource) key(ctx context.Context, kid string) (*verificationKey, erro
 			return nil, err
 		}
 	} else {
-		keys = s.held.Load().keys // what was asked for a moment ago may be here
+		keys = s.held.Load().keys // a recent fetch may have brought it
 	}
 	if key, known := keys[kid]; known {
 		return key, nil
@@ -153,8 +153,8 @@ func (s *keySource) current(ctx context.Context) (map[string]*verificationKey, e
 	return s.fetching.do(ctx, s.fetch)
 }
 
-// askForStranger is the fetch that may bring a kid that is not here: a new one, the one under way, or nil.
-// It rations fetches that anybody with a made-up token could cause.
+// askForStranger returns the fetch that may bring an unknown kid: a new one, the running one, or
+// nil. It limits the fetches that unauthenticated callers with invented tokens can cause.
 func (s *keySource) askForStranger(ctx context.Context) *landing[map[string]*verificationKey] {
 	if s.fixed {
 		return nil
@@ -186,8 +186,8 @@ func (s *keySource) fetch(ctx context.Context) (map[string]*verificationKey, err
 	return keys, nil
 }
 
-// keepSame puts keys that were held before in the place of their equals, so that a verdict can tell by
-// the pointer whether the key that it rests on is still published. Only one fetch runs at a time.
+// keepSame replaces keys by equal keys that were held before, so that a verdict can compare
+// pointers to check that its key is still published. Only one fetch runs at a time.
 func (s *keySource) keepSame(keys map[string]*verificationKey) {
 	held := s.held.Load()
 	if held == nil {

@@ -20,8 +20,8 @@ import (
 	"deputy.example/deputy/client/internal/deputytest"
 )
 
-// overPipe is Go's own HTTP client with the other end of each connection in the hands of answer, which
-// may say what it likes. Time is that of the synctest bubble.
+// overPipe is Go's own HTTP client with answer at the other end of each connection. answer may send
+// anything. The time is that of the synctest bubble.
 func overPipe(answer func(io.Writer) error) http.RoundTripper {
 	return &http.Transport{
 		DisableKeepAlives: true,
@@ -30,7 +30,7 @@ func overPipe(answer func(io.Writer) error) http.RoundTripper {
 			go func() {
 				defer there.Close()
 				if _, err := http.ReadRequest(bufio.NewReader(there)); err == nil {
-					_ = answer(there) // it ends when nobody reads any more
+					_ = answer(there) // it ends when the reader is gone
 				}
 			}()
 			return here, nil
@@ -49,7 +49,7 @@ func bubbleVerifier(t *testing.T, s *deputytest.Server, transport http.RoundTrip
 	return v
 }
 
-// Whatever comes from where the keys should come from costs three seconds at most, and lets nobody in.
+// Whatever the server of the keys sends costs three seconds at most, and admits no token.
 func TestHostileKeys(t *testing.T) {
 	s := startDeputy(t)
 	set := string(s.JWKS())
@@ -71,7 +71,7 @@ func TestHostileKeys(t *testing.T) {
 		}
 		return err
 	}
-	// drip says it byte by byte, in the time of the test's bubble.
+	// drip sends the text byte by byte, in the time of the test's bubble.
 	drip := func(w io.Writer, text string, every time.Duration) error {
 		for n := range len(text) {
 			time.Sleep(every)
@@ -119,7 +119,7 @@ func TestHostileKeys(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				v := bubbleVerifier(t, s, overPipe(row.answer))
-				defer time.Sleep(time.Hour) // until the other end has noticed
+				defer time.Sleep(time.Hour) // until the other end has detected it
 				began := time.Now()
 				_, err := v.Verify(t.Context(), s.Token(s.Claims(began)))
 				if took := time.Since(began); took != row.takes {
@@ -142,7 +142,8 @@ func TestHostileKeys(t *testing.T) {
 	}
 }
 
-// Many strangers at once share one fetch, leave nothing behind, and a real one among them is found.
+// Many tokens with unknown kids share one fetch and leave nothing behind, and a valid one among
+// them is accepted.
 func TestManyStrangersShareOneFetch(t *testing.T) {
 	s, next := startDeputy(t), startDeputy(t)
 	synctest.Test(t, func(t *testing.T) {
@@ -187,7 +188,8 @@ func TestManyStrangersShareOneFetch(t *testing.T) {
 		if fetches.Load() != 2 || refused.Load() != 9_000 || found.Load() != 1_000 {
 			t.Errorf("%d fetches, %d refused, %d of a new key found", fetches.Load(), refused.Load(), found.Load())
 		}
-		if after := runtime.NumGoroutine(); after > before+10 { // the process has some that come and go
+		// The number of goroutines of the process varies by a few.
+		if after := runtime.NumGoroutine(); after > before+10 {
 			t.Errorf("%d goroutines are left behind", after-before)
 		}
 		if held := len(v.keys.held.Load().keys); held != 2 {

@@ -20,7 +20,7 @@ import (
 	"deputy.example/deputy/client/internal/deputytest"
 )
 
-// testClock is a clock that stands still until it is moved.
+// testClock is a clock that moves only when the test moves it.
 type testClock struct {
 	mu sync.Mutex
 	at time.Time
@@ -40,7 +40,7 @@ func (c *testClock) advance(d time.Duration) {
 	c.at = c.at.Add(d)
 }
 
-// keyServer answers with what the test sets, and counts.
+// keyServer answers as the test sets, and counts requests.
 type keyServer struct {
 	*httptest.Server
 	fetches atomic.Int64
@@ -75,7 +75,7 @@ func fetchingVerifier(t *testing.T, s *deputytest.Server, address string, clock 
 	return v
 }
 
-// settle waits for a fetch that nobody waits for.
+// settle waits for a fetch in the background.
 func settle(t *testing.T, v *Verifier) {
 	t.Helper()
 	v.keys.fetching.mu.Lock()
@@ -105,7 +105,7 @@ func TestKeysFetchedOnceForMany(t *testing.T) {
 	}
 }
 
-// TestKeysUnknownKidStorm: made-up kids cause one fetch in 30 s and leave known ones alone.
+// TestKeysUnknownKidStorm: invented kids cause one fetch in 30 s and do not affect known kids.
 func TestKeysUnknownKidStorm(t *testing.T) {
 	s, clock := startDeputy(t), newClock()
 	k := startKeys(t, serve(s.JWKS()))
@@ -141,7 +141,7 @@ func TestKeysUnknownKidStorm(t *testing.T) {
 	}
 }
 
-// TestKeysRotate: a new key is found at once, a removed one is refused within 60 s whether the
+// TestKeysRotate: a new key is found at once. A removed one is refused within 60 s, whether the
 // issuer answers or not.
 func TestKeysRotate(t *testing.T) {
 	s, next, clock := startDeputy(t), startDeputy(t), newClock()
@@ -237,7 +237,7 @@ func TestKeysSourceFaults(t *testing.T) {
 	})
 }
 
-// TestParseKeys: what cannot be used with one algorithm is not used at all.
+// TestParseKeys: a key that does not fit exactly one algorithm is not used at all.
 func TestParseKeys(t *testing.T) {
 	b64 := base64.RawURLEncoding.EncodeToString
 	p256, _ := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

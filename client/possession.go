@@ -19,37 +19,38 @@ import (
 	"deputy.example/deputy/client/dpop"
 )
 
-// Presentation is a token as a request brought it, with what shows whose it is.
+// Presentation is a token as a request carried it, with the evidence that the sender holds it.
 type Presentation struct {
 	Token string
-	// Scheme of the Authorization that held the token: Bearer or DPoP, in any case of letters.
+	// Scheme of the Authorization that held the token: Bearer or DPoP, in any case.
 	Scheme string
 	// Proofs are all values of the DPoP header. A token that is bound to a key needs exactly one.
 	Proofs []string
 	// Method of the request; POST for gRPC.
 	Method string
-	// URI that the request was sent to, as its sender knows it; dpop.CallURI for gRPC. Without it no
-	// proof is good. Never take its host from the request unless it is one of the server's own names:
-	// a proof that was made for another server must not be good here.
+	// URI that the request was sent to, as its sender wrote it; dpop.CallURI for gRPC. Without it
+	// every proof is refused. Never take its host from the request unless it is one of the server's
+	// own names: a proof for another server must not be valid here.
 	URI string
-	// Certificate that the sender presented in the handshake of this very connection, as
+	// Certificate that the sender presented in the handshake of this connection, as
 	// tls.ConnectionState has it. Nil: none. Never take it from a header.
 	Certificate *x509.Certificate
 }
 
-// proofSkew is how far a holder's clock may be off, both ways.
+// proofSkew is the largest error of a holder's clock, ahead or behind.
 const proofSkew = clockSkew
 
 // A showing is a presentation of an authentic token.
 type showing struct {
 	Presentation
-	bound delegation.Confirmation // what the token is bound to; zero: nothing
-	proof dpop.Proof              // of the rules that follow it only
+	bound delegation.Confirmation // key or certificate that the token is bound to; zero: none
+	proof dpop.Proof              // set for proofRules and after them
 }
 
 func (s *showing) comes(scheme string) bool { return strings.EqualFold(s.Scheme, scheme) }
 
-// possessionRule is one way not to be the holder of a token. They are tables as the other rules are.
+// possessionRule is one way in which the sender fails to prove that it holds the token. The rules
+// are tables, as the other rules are.
 type possessionRule struct {
 	code   AccessCode
 	text   string
@@ -70,7 +71,7 @@ const (
 	textProofsBroken = "whether the DPoP proof was used before cannot be told"
 )
 
-// bindingRules hold before a proof is looked at (RFC 9449 §7.1, RFC 8705 §3).
+// bindingRules apply before a proof is verified (RFC 9449 §7.1, RFC 8705 §3).
 func bindingRules() []possessionRule {
 	return []possessionRule{
 		{AccessInvalidToken, textNoAddress, func(_ *Verifier, s *showing) bool {
@@ -91,7 +92,7 @@ func bindingRules() []possessionRule {
 	}
 }
 
-// proofRules hold for a proof that is good by itself.
+// proofRules apply to a proof that is valid by itself.
 func proofRules() []possessionRule {
 	return []possessionRule{
 		{AccessInvalidToken, textOtherKey, func(_ *Verifier, s *showing) bool {
@@ -106,7 +107,7 @@ func proofRules() []possessionRule {
 	}
 }
 
-// certificateThumbprint is x5t#S256 (RFC 8705 §3.1).
+// certificateThumbprint returns x5t#S256 (RFC 8705 §3.1), or "" without a certificate.
 func certificateThumbprint(c *x509.Certificate) string {
 	if c == nil {
 		return ""
@@ -115,8 +116,8 @@ func certificateThumbprint(c *x509.Certificate) string {
 	return base64.RawURLEncoding.EncodeToString(sum[:])
 }
 
-// held refuses a token from whoever does not show that it is theirs. Nothing of it is ever remembered: a
-// bound token comes with a new proof each time.
+// held refuses a token unless its sender proves possession. The result is never remembered: a bound
+// token comes with a new proof each time.
 func (v *Verifier) held(ctx context.Context, p Presentation, d *verdict) error {
 	if d.claims.Confirmation == nil && strings.EqualFold(p.Scheme, schemeBearer) {
 		return nil
@@ -164,9 +165,10 @@ func (v *Verifier) nonceNeeded() *AccessError {
 	return e
 }
 
-// wantsNonce is whether the proof must show that it was made since this process began. Without a
-// memory that outlives the process, proofs of earlier processes may have been used: they are dated
-// up to proofSkew after its begin. That is the later one by this machine's clock and by the feed.
+// wantsNonce reports whether the proof must show that it was made since this process began. Without
+// a memory that outlives the process, proofs of earlier processes may have been used: they are
+// dated up to proofSkew after its begin. The begin is the later time of this machine's clock and
+// the feed.
 func (v *Verifier) wantsNonce(p dpop.Proof) bool {
 	if v.requireNonce || v.seenProof != nil {
 		return v.requireNonce
@@ -178,8 +180,8 @@ func (v *Verifier) wantsNonce(p dpop.Proof) bool {
 	return !p.IssuedAt.After(began.Add(proofSkew))
 }
 
-// spend notes that the proof was used, and refuses it if it was before. It comes last: only who holds a
-// good token and its key can make this server remember anything.
+// spend records the use of the proof, and refuses a proof that was used before. It comes last: only
+// the holder of a valid token and its key can make this server remember anything.
 func (v *Verifier) spend(ctx context.Context, p dpop.Proof, token string, d *verdict) error {
 	id := sha256.Sum256([]byte(p.Thumbprint + "." + p.ID))
 	now := v.clock.now()
@@ -195,10 +197,10 @@ func (v *Verifier) spend(ctx context.Context, p dpop.Proof, token string, d *ver
 	case !fresh:
 		return denied(AccessInvalidProof, textProofReplay)
 	}
-	return v.standing(ctx, token, d) // much may have been revoked while the answer was on its way
+	return v.standing(ctx, token, d) // a revocation may have come during the call
 }
 
-// remember is spend with this process's own memory.
+// remember is spend with the memory of this process.
 func (v *Verifier) remember(id [sha256.Size]byte, p dpop.Proof, now instant) error {
 	switch err := v.memory.spend(id, p.IssuedAt, v.nonces.gave(p.Nonce, now), now); {
 	case errors.Is(err, errForgotten):
@@ -211,15 +213,15 @@ func (v *Verifier) remember(id [sha256.Size]byte, p dpop.Proof, now instant) err
 
 const (
 	seenProofTimeout = 2 * time.Second
-	// maxProofs bounds what is remembered: two generations of eighty seconds, some 50 MB when full.
+	// maxProofs bounds the memory: two generations of eighty seconds, some 50 MB when full.
 	maxProofs = 1 << 19
-	// proofLife is how long after its use a proof could be used again: it may have been dated ahead.
+	// proofLife is how long after its use a proof could be valid again: it may be dated ahead.
 	proofLife = dpop.MaxAge + 2*proofSkew
 	// sharedProofLife is proofLife where another process with another clock may get the proof.
 	sharedProofLife = proofLife + 2*clockSkew
 )
 
-// errForgotten is about a proof that may have been used and forgotten. Only a nonce shows the
+// errForgotten means that a proof may have been used and forgotten. Only a nonce proves the
 // opposite.
 var errForgotten = errors.New("the proof may have been forgotten")
 
@@ -233,17 +235,17 @@ type proofMemory struct {
 
 	mu         sync.Mutex
 	young, old proofs
-	forgotten  time.Time // the latest iat of a forgotten proof
+	forgotten  time.Time // latest iat of a forgotten proof
 }
 
-// proofs are those used since a moment.
+// proofs are the proofs that were used since a moment.
 type proofs struct {
 	ids    map[[sha256.Size]byte]struct{}
 	since  instant
-	latest time.Time // iat
+	latest time.Time // latest iat
 }
 
-// spend notes the use of a proof. nonced is whether it holds a nonce of this process in force.
+// spend records the use of a proof. nonced is whether it holds a current nonce of this process.
 func (m *proofMemory) spend(id [sha256.Size]byte, issued time.Time, nonced bool, now instant) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -253,7 +255,8 @@ func (m *proofMemory) spend(id [sha256.Size]byte, issued time.Time, nonced bool,
 		}
 		m.old, m.young = m.young, proofs{ids: make(map[[sha256.Size]byte]struct{}), since: now}
 	}
-	nonced = nonced && now.ran(m.young.since) >= 0 // judged before the last change of generations: not any more
+	// It was judged before the last change of generations: then it no longer counts.
+	nonced = nonced && now.ran(m.young.since) >= 0
 	_, young := m.young.ids[id]
 	_, old := m.old.ids[id]
 	switch {
@@ -271,12 +274,12 @@ func (m *proofMemory) spend(id [sha256.Size]byte, issued time.Time, nonced bool,
 	return nil
 }
 
-// noncePeriod is how long one nonce is given out; it is accepted for as long again. Both together do
-// not exceed proofLife, so that a used proof with an accepted nonce is never forgotten.
+// noncePeriod is how long one nonce is issued. It is accepted for one more period. Both periods
+// together do not exceed proofLife, so a used proof with an accepted nonce is never forgotten.
 const noncePeriod = proofLife / 2
 
 // nonces makes and checks the nonces of one process: the number of a period, sealed with a key that
-// ends with the process. Periods follow the monotonic clock, so that no nonce comes back.
+// ends with the process. Periods follow the monotonic clock, so no nonce repeats.
 type nonces struct{ key [sha256.Size]byte }
 
 func newNonces() *nonces {
@@ -299,10 +302,10 @@ func (n *nonces) gave(nonce string, now instant) bool {
 	return equal(period) || equal(period-1)
 }
 
-// publicURL is one of the addresses by which a server is reached.
+// publicURL is one of the addresses by which callers reach a server.
 type publicURL struct {
-	host      string // as requests name it: lower case, without the scheme's own port
-	authority string // as it was given
+	host      string // as requests name it: lower case, without the default port of the scheme
+	authority string // as configured
 	base      string // scheme, host and path, without a slash at the end
 }
 
@@ -320,7 +323,7 @@ func parsePublicURL(text string) (publicURL, error) {
 	}, nil
 }
 
-// canonicalHost is how two names of one host and port compare.
+// canonicalHost returns the form in which two names of one host and port are equal.
 func canonicalHost(scheme, host string) string {
 	port := map[string]string{"https": ":443", "http": ":80"}[scheme]
 	return strings.TrimSuffix(strings.ToLower(host), port)
@@ -331,8 +334,8 @@ func isLoopback(host string) bool {
 	return host == "localhost" || err == nil && address.Unmap().IsLoopback()
 }
 
-// urlFor is the address by which a request came that names the host. A server with one address has no
-// other, whatever the request and the proxies before it say.
+// urlFor returns the address of a request that names the host. A server with one address always
+// uses that, whatever the request and the proxies before it contain.
 func (v *Verifier) urlFor(host string) (_ publicURL, ours bool) {
 	if len(v.urls) == 1 {
 		return v.urls[0], true
@@ -346,7 +349,7 @@ func (v *Verifier) urlFor(host string) (_ publicURL, ours bool) {
 	return publicURL{}, false
 }
 
-// httpURI is the address of an HTTP request as its sender knows it, or "".
+// httpURI returns the address of an HTTP request as its sender wrote it, or "".
 func (v *Verifier) httpURI(host, path string) string {
 	u, ours := v.urlFor(host)
 	if !ours || path != "" && path[0] != '/' {
@@ -355,7 +358,7 @@ func (v *Verifier) httpURI(host, path string) string {
 	return u.base + path
 }
 
-// callURI is the address of a gRPC call as its sender knows it, or "".
+// callURI returns the address of a gRPC call as its sender wrote it, or "".
 func (v *Verifier) callURI(authority, method string) string {
 	u, ours := v.urlFor(authority)
 	if !ours {

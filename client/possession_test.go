@@ -35,7 +35,7 @@ import (
 
 const events = calendar + "/events"
 
-// holder has a key, and makes any proof with it, good or bad.
+// holder has a key, and makes any proof with it, valid or not.
 type holder struct {
 	*deputytest.Server // its key signs the proofs
 	jwk                map[string]any
@@ -61,7 +61,7 @@ func newHolder(t testing.TB) *holder {
 
 var proofIDs atomic.Int64
 
-// proof makes a proof; a nil value leaves a member out.
+// proof makes a proof. A nil value omits a member.
 func (h *holder) proof(method, uri, token string, now time.Time, header, claims map[string]any) string {
 	ath := sha256.Sum256([]byte(token))
 	hd := map[string]any{"typ": "dpop+jwt", "alg": "ES256", "jwk": h.jwk}
@@ -78,14 +78,14 @@ func (h *holder) proof(method, uri, token string, now time.Time, header, claims 
 	return h.Sign(hd, cl)
 }
 
-// boundTo is a token for the calendar that is bound to a key or a certificate.
+// boundTo returns a token for the calendar that is bound to a key or a certificate.
 func boundTo(s *deputytest.Server, now time.Time, c delegation.Confirmation) string {
 	claims := s.Claims(now)
 	claims.Confirmation, claims.Delegation.Hops[1].Key = &c, c.Key()
 	return s.Token(claims)
 }
 
-// provingVerifier began long enough ago to take proofs without a nonce.
+// provingVerifier returns a verifier that began long enough ago to accept proofs without a nonce.
 func provingVerifier(t testing.TB, s *deputytest.Server, edit func(*VerifierConfig)) *Verifier {
 	t.Helper()
 	cfg := VerifierConfig{Issuer: s.Issuer, Audience: calendar, JWKS: s.JWKS(), IgnoreRevocations: true, URLs: []string{calendar}}
@@ -100,8 +100,8 @@ func provingVerifier(t testing.TB, s *deputytest.Server, edit func(*VerifierConf
 
 func asIs(*VerifierConfig) {}
 
-// TestPossessionRules breaks each rule of the two tables, and sees that the presentation would be accepted
-// were that one rule not there.
+// TestPossessionRules breaks each rule of the two tables, and checks that the presentation would be
+// accepted without that one rule.
 func TestPossessionRules(t *testing.T) {
 	s, h, other := startDeputy(t), newHolder(t), newHolder(t)
 	now := time.Now()
@@ -165,7 +165,7 @@ func TestPossessionRules(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	// What no rule of the two tables stands alone against.
+	// Cases that more than one rule of the two tables refuses.
 	for name, test := range map[string]struct {
 		p    Presentation
 		text string
@@ -217,8 +217,8 @@ func (v *Verifier) spendNothing() {
 	v.ignoreRevocations = true
 }
 
-// TestNothingBoundWithoutItsProof is a property: whatever is presented, a bound token is accepted only with
-// the one thing that shows its holder, and then once.
+// TestNothingBoundWithoutItsProof is a property: whatever is presented, a bound token is accepted
+// only with the one proof of its holder, and then once.
 func TestNothingBoundWithoutItsProof(t *testing.T) {
 	s, h, other := startDeputy(t), newHolder(t), newHolder(t)
 	now := time.Now()
@@ -285,7 +285,7 @@ func TestNothingBoundWithoutItsProof(t *testing.T) {
 	}
 }
 
-// TestReplay: of many who send the same proof at once, one is let in.
+// TestReplay: of many concurrent requests with the same proof, one is admitted.
 func TestReplay(t *testing.T) {
 	s, h := startDeputy(t), newHolder(t)
 	v := provingVerifier(t, s, asIs)
@@ -311,8 +311,8 @@ func TestReplay(t *testing.T) {
 	}
 }
 
-// TestReplayAfterRestart: the memory is gone, and what it held is refused all the same, however far ahead it was
-// dated. A nonce of the new process is what lets a holder in at once.
+// TestReplayAfterRestart: the memory is gone, and the proofs in it are refused all the same,
+// however far ahead they were dated. A nonce of the new process admits a holder at once.
 func TestReplayAfterRestart(t *testing.T) {
 	s, h, clock := startDeputy(t), newHolder(t), newClock()
 	token := boundTo(s, clock.now(), delegation.Confirmation{JKT: h.jkt})
@@ -374,13 +374,13 @@ func TestReplayAfterRestart(t *testing.T) {
 	}
 }
 
-// TestProofMemory: nothing is forgotten while it could be used again, and what is full refuses.
+// TestProofMemory: no proof is forgotten while it could be used again, and a full memory refuses.
 func TestProofMemory(t *testing.T) {
 	at := time.Unix(1_800_000_000, 0)
 	id := func(i int) [sha256.Size]byte { return sha256.Sum256(fmt.Append(nil, i)) }
 	after := func(d time.Duration) instant { return instant{wall: at.Add(d), run: d} }
 	m := &proofMemory{most: 1 << 20}
-	for i := range 300 { // one a second, dated ahead as far as may be
+	for i := range 300 { // one a second, dated ahead as far as permitted
 		now := after(time.Duration(i) * time.Second)
 		if err := m.spend(id(i), now.wall.Add(proofSkew), false, now); err != nil {
 			t.Fatal(err)
@@ -398,14 +398,14 @@ func TestProofMemory(t *testing.T) {
 	if n := len(m.young.ids) + len(m.old.ids); n > 4*int(proofLife/time.Second) {
 		t.Errorf("%d are remembered", n)
 	}
-	// What was forgotten is not good again without a nonce, whatever the wall clock shows.
+	// A forgotten proof is not valid again without a nonce, whatever the wall clock shows.
 	now := after(300 * time.Second)
 	now.wall = at.Add(5 * time.Second)
 	if err := m.spend(id(0), at.Add(proofSkew), false, now); !errors.Is(err, errForgotten) {
 		t.Errorf("a clock that was set back brings a proof back: %v", err)
 	}
 
-	// A nonce that was judged just before the memory forgot the proof counts no more.
+	// A nonce that was judged just before the memory forgot the proof no longer counts.
 	if err := m.spend(id(0), at.Add(proofSkew), true, after(m.young.since.run-time.Nanosecond)); !errors.Is(err, errForgotten) {
 		t.Errorf("a late request with a nonce: %v", err)
 	}
@@ -463,7 +463,7 @@ func TestNoncesOfAProcess(t *testing.T) {
 	}
 }
 
-// TestSeenProof: several instances share what they have seen; what cannot be told is refused.
+// TestSeenProof: several instances share the used proofs. If the store fails, the proof is refused.
 func TestSeenProof(t *testing.T) {
 	s, h := startDeputy(t), newHolder(t)
 	var mu sync.Mutex
@@ -504,7 +504,7 @@ func TestSeenProof(t *testing.T) {
 	if code, _ := accessCode(t, present(broken, h.proof("GET", events, token, time.Now(), nil, nil))); code != AccessUnavailable {
 		t.Errorf("a store that is away: %s", code)
 	}
-	// What is revoked while the store is asked is refused.
+	// A token that is revoked during the call of the store is refused.
 	slow := knowing(t, s, time.Now)
 	slow.urls, slow.seenProof = broken.urls, func(context.Context, string, time.Time) (bool, error) {
 		slow.feed.known.Load().set.Apply(ban(100, "jti-1"))
@@ -515,8 +515,8 @@ func TestSeenProof(t *testing.T) {
 	}
 }
 
-// attack is one request to a tool that takes bound tokens. The twelve checks of RFC 9449 §4.3, and its
-// other rules for resource servers, each have one that breaks them.
+// attack is one request to a tool that accepts bound tokens. For each of the twelve checks of RFC
+// 9449 §4.3, and for its other rules for resource servers, there is an attack that breaks it.
 type attack struct {
 	scheme string
 	proofs func(p proofFor) []string
@@ -528,7 +528,7 @@ type proofFor struct {
 	h, other    *holder
 	method, uri string
 	token       string
-	nonce       string // that the tool gave
+	nonce       string // that the tool issued
 }
 
 func (p proofFor) with(header, claims map[string]any) []string {
@@ -580,7 +580,7 @@ func attacks() map[string]attack {
 	}
 }
 
-// withNonces are what breaks check 10 at a tool that wants nonces.
+// withNonces returns the attacks on check 10 at a tool that requires nonces.
 func withNonces() map[string]attack {
 	return map[string]attack{
 		"10 its nonce":         attacks()["0 with a nonce that it gave"],
@@ -660,7 +660,8 @@ func httpTool(t *testing.T, s *deputytest.Server, edit func(*VerifierConfig)) (*
 	}
 }
 
-// challengedWith finds the error in the challenge of the scheme that was used, and only there.
+// challengedWith returns the error in the challenge of the scheme that was used. The other
+// challenge must have none.
 func challengedWith(t *testing.T, response *http.Response, authorization string) AccessCode {
 	t.Helper()
 	var code AccessCode
@@ -696,7 +697,7 @@ func grpcTool(t *testing.T, s *deputytest.Server, edit func(*VerifierConfig)) (*
 		var header, trailer metadata.MD
 		_, err := tool.Check(ctx, &healthpb.HealthCheckRequest{}, grpc.Header(&header), grpc.Trailer(&trailer))
 		given, other := header, trailer
-		if err != nil { // not every client sees what comes before an error
+		if err != nil { // not every client reads the header of an error
 			given, other = trailer, header
 		}
 		nonce := strings.Join(given.Get("dpop-nonce"), ",")
@@ -717,8 +718,8 @@ func grpcTool(t *testing.T, s *deputytest.Server, edit func(*VerifierConfig)) (*
 	}
 }
 
-// TestCalledByAnotherName: a server that was sent a proof for its own name cannot use it at a tool by calling the
-// tool that.
+// TestCalledByAnotherName: a server that received a proof for its own name cannot use it at a tool,
+// even if it calls the tool by that name.
 func TestCalledByAnotherName(t *testing.T) {
 	s, h := startDeputy(t), newHolder(t)
 	token := boundTo(s, time.Now(), delegation.Confirmation{JKT: h.jkt})
@@ -764,7 +765,8 @@ func serveTool(t *testing.T, v *Verifier, listener net.Listener, server credenti
 	return healthpb.NewHealthClient(conn)
 }
 
-// TestStreamIsAdmittedByOneProof: the proof opens the stream, which then lasts; it opens no second one.
+// TestStreamIsAdmittedByOneProof: the proof opens one stream, which then lasts. It opens no second
+// one.
 func TestStreamIsAdmittedByOneProof(t *testing.T) {
 	s, h := startDeputy(t), newHolder(t)
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -798,7 +800,8 @@ func TestStreamIsAdmittedByOneProof(t *testing.T) {
 	if status.Code(err) != codes.Unauthenticated {
 		t.Errorf("a second stream with the same proof: %v", err)
 	}
-	clock.advance(2 * time.Minute) // the proof is old now, and the stream goes on: only a revocation ends it
+	// The proof is old now, and the stream continues: only a revocation ends it.
+	clock.advance(2 * time.Minute)
 	v.feed.confirm(v.clock.now())
 	v.feed.known.Load().set.Apply(ban(100, "jti-1"))
 	v.feed.advance(100)
@@ -807,8 +810,8 @@ func TestStreamIsAdmittedByOneProof(t *testing.T) {
 	}
 }
 
-// TestCertificateBinding is RFC 8705 §3 over both doors: the connection that the tool itself ends must have been
-// opened with the certificate.
+// TestCertificateBinding is RFC 8705 §3 over HTTP and gRPC: the connection that the tool itself
+// ends must have been opened with the certificate.
 func TestCertificateBinding(t *testing.T) {
 	s := startDeputy(t)
 	server, own, stranger := newCertificate(t, "tool"), newCertificate(t, "own"), newCertificate(t, "stranger")
@@ -829,7 +832,8 @@ func TestCertificateBinding(t *testing.T) {
 			t.Fatal(err)
 		}
 		r.Header.Set("Authorization", scheme+" "+token)
-		r.Header.Set("X-Client-Cert", base64.StdEncoding.EncodeToString(own.Leaf.Raw)) // nobody believes headers
+		// A header proves nothing.
+		r.Header.Set("X-Client-Cert", base64.StdEncoding.EncodeToString(own.Leaf.Raw))
 		response, err := transport.RoundTrip(r)
 		if err != nil {
 			t.Fatal(err)
@@ -867,7 +871,7 @@ func TestCertificateBinding(t *testing.T) {
 	}
 }
 
-// TestAddresses: where the tool says it is reached decides, never what a request says.
+// TestAddresses: the configured address of the tool decides, never what a request contains.
 func TestAddresses(t *testing.T) {
 	s, h := startDeputy(t), newHolder(t)
 	token := boundTo(s, time.Now(), delegation.Confirmation{JKT: h.jkt})
@@ -898,7 +902,8 @@ func TestAddresses(t *testing.T) {
 		r.Header.Set("Authorization", "DPoP "+token)
 		r.Header.Set("DPoP", h.proof("GET", test.htu, token, time.Now(), nil, nil))
 		handler := v.Handler(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) }))
-		r.URL.Path, r.URL.RawPath = "/", "" // as a handler that stands before this one may leave it
+		// An earlier handler may leave the path like this.
+		r.URL.Path, r.URL.RawPath = "/", ""
 		handler.ServeHTTP(w, r)
 		if (w.Code == http.StatusNoContent) != test.good {
 			t.Errorf("%s: %d %s", name, w.Code, w.Body)
@@ -914,7 +919,7 @@ func TestAddresses(t *testing.T) {
 	}
 }
 
-// TestChallengesOfAScope: what was refused stands with the scheme that was used.
+// TestChallengesOfAScope: the refusal is in the challenge of the scheme that was used.
 func TestChallengesOfAScope(t *testing.T) {
 	s, h := startDeputy(t), newHolder(t)
 	v := provingVerifier(t, s, asIs)
@@ -932,7 +937,7 @@ func TestChallengesOfAScope(t *testing.T) {
 	}
 }
 
-// TestPossessionErrorsHoldNothing looks for proofs, tokens and nonces in what refusals say.
+// TestPossessionErrorsHoldNothing looks for proofs, tokens and nonces in the texts of refusals.
 func TestPossessionErrorsHoldNothing(t *testing.T) {
 	s, h, other := startDeputy(t), newHolder(t), newHolder(t)
 	token := boundTo(s, time.Now(), delegation.Confirmation{JKT: h.jkt})

@@ -19,30 +19,31 @@ import (
 	"deputy.example/deputy/client/dpop"
 )
 
-// PresenterConfig says what goes to which tool.
+// PresenterConfig configures which token is sent to which tool.
 type PresenterConfig struct {
-	// Origin of the tool: "https://calendar.example", with a port where it is not the scheme's own. The
-	// token goes nowhere else, whatever is asked for and wherever the tool redirects to. Plain http is
-	// for this machine only. Required.
+	// Origin of the tool: "https://calendar.example", with a port where it is not the default of
+	// the scheme. The token is sent to no other origin, whatever the request or a redirect names.
+	// Plain http is for this machine only. Required.
 	Origin string
-	// Token gives the token, and is asked for every request: TokenSource.Token, for instance. Required.
+	// Token returns the token, and is called for every request: TokenSource.Token, for instance.
+	// Required.
 	Token func(context.Context) (*Token, error)
-	// ProofKey is the key that the token is bound to. Default: none, and a token that is bound to a key
-	// is not sent.
+	// ProofKey is the key that the token is bound to. Default: none, and a token that is bound to a
+	// key is not sent.
 	ProofKey *dpop.Key
-	// Transport carries HTTP requests; for a token that is bound to a certificate it presents that
-	// certificate. Default: http.DefaultTransport.
+	// Transport carries HTTP requests. For a token that is bound to a certificate, it must present
+	// that certificate. Default: http.DefaultTransport.
 	Transport http.RoundTripper
-	// Now is the clock that proofs are dated by. Default: time.Now.
+	// Now is the clock for the dates of proofs. Default: time.Now.
 	Now func() time.Time
-	// Rand gives the bytes of each proof's jti. Default: crypto/rand.Reader.
+	// Rand is the source of random bytes for the jti of each proof. Default: crypto/rand.Reader.
 	Rand io.Reader
 }
 
 // Presenter presents a token to one tool, over HTTP as an http.RoundTripper and over gRPC by its
-// DialOptions: as Bearer, or, if the token is bound to a key, with scheme DPoP and a new proof for each
-// request. A request that lacked nothing but the tool's nonce is made again at once, and once (RFC 9449
-// §9). It is safe for concurrent use.
+// DialOptions. It sends the token as Bearer or, if the token is bound to a key, with scheme DPoP
+// and a new proof for each request. A request that lacked only the tool's nonce is repeated at
+// once, and once (RFC 9449 §9). It is safe for concurrent use.
 type Presenter struct {
 	origin    *url.URL
 	token     func(context.Context) (*Token, error)
@@ -80,7 +81,7 @@ func NewPresenter(cfg PresenterConfig) (*Presenter, error) {
 	return p, nil
 }
 
-// present gets the token, and says how to send it.
+// present gets the token and the scheme to send it with.
 func (p *Presenter) present(ctx context.Context) (scheme, token string, err error) {
 	t, err := p.token(ctx)
 	switch {
@@ -99,10 +100,10 @@ func (p *Presenter) present(ctx context.Context) (scheme, token string, err erro
 	return scheme, token, nil
 }
 
-// RoundTrip implements http.RoundTripper. A request to another origin is not sent, so a redirect to one
-// ends with an error. The request must have no Authorization and no DPoP header of its own. One with a
-// body is made again for a nonce only if it has GetBody, as the requests of http.NewRequest do for bodies
-// in memory.
+// RoundTrip implements http.RoundTripper. A request to another origin is not sent, so a redirect to
+// one ends with an error. The request must have no Authorization and no DPoP header of its own. A
+// request with a body is repeated for a nonce only if it has GetBody, as the requests of
+// http.NewRequest do for bodies in memory.
 func (p *Presenter) RoundTrip(r *http.Request) (*http.Response, error) {
 	if err := p.check(r); err != nil {
 		closeBody(r)
@@ -125,7 +126,7 @@ func (p *Presenter) RoundTrip(r *http.Request) (*http.Response, error) {
 			return response, nil
 		}
 	}
-	const most = 64 << 10 // a refusal is short, and a connection worth that much
+	const most = 64 << 10 // a refusal is short: reading it keeps the connection in use
 	_, _ = io.CopyN(io.Discard, response.Body, most)
 	response.Body.Close()
 	if response, scheme, err = p.send(again); err == nil {
@@ -155,7 +156,7 @@ func closeBody(r *http.Request) {
 // send makes one attempt. It closes the body, as every RoundTripper does.
 func (p *Presenter) send(r *http.Request) (_ *http.Response, scheme string, err error) {
 	ctx := r.Context()
-	r = r.Clone(ctx) // RoundTrip may not change it
+	r = r.Clone(ctx) // RoundTrip must not change the request
 	scheme, token, err := p.present(ctx)
 	if err == nil && scheme == schemeDPoP {
 		var proof string
@@ -173,7 +174,7 @@ func (p *Presenter) send(r *http.Request) (_ *http.Response, scheme string, err 
 	return response, scheme, err
 }
 
-// learn takes the nonce that came with a response, and returns it where the response asks for it.
+// learn keeps the nonce of a response, and returns it if the response requires it.
 func (p *Presenter) learn(response *http.Response, scheme string) (nonce string) {
 	given := response.Header.Values(headerNonce)
 	if scheme != schemeDPoP || len(given) != 1 || !p.prover.remember(given[0]) || response.StatusCode != http.StatusUnauthorized {
@@ -187,11 +188,11 @@ func (p *Presenter) learn(response *http.Response, scheme string) (nonce string)
 }
 
 // DialOptions make a gRPC connection to the tool present the token with each call. The connection's
-// authority must be that of Origin, and its transport must be TLS, or end on this machine with the
+// authority must be that of Origin. Its transport must be TLS, or end on this machine with the
 // credentials of google.golang.org/grpc/credentials/local.
 //
-// Calls and streams of one request are made again for a nonce. A stream that the caller sends on ends with
-// delegation.ProofNonceNeeded instead, and the next one has the nonce.
+// Calls and streams of one request are repeated for a nonce. A stream on which the caller sends too
+// ends with delegation.ProofNonceNeeded instead, and the next one has the nonce.
 func (p *Presenter) DialOptions() []grpc.DialOption {
 	return append(p.prover.interceptors(), grpc.WithPerRPCCredentials(toolCredentials{p}))
 }
@@ -199,8 +200,8 @@ func (p *Presenter) DialOptions() []grpc.DialOption {
 // toolCredentials present a token with each call.
 type toolCredentials struct{ *Presenter }
 
-// RequireTransportSecurity implements credentials.PerRPCCredentials: GetRequestMetadata judges better, by
-// the connection.
+// RequireTransportSecurity implements credentials.PerRPCCredentials. GetRequestMetadata decides
+// instead, by the connection.
 func (toolCredentials) RequireTransportSecurity() bool { return false }
 
 // GetRequestMetadata implements credentials.PerRPCCredentials.
@@ -237,7 +238,8 @@ func (c toolCredentials) GetRequestMetadata(ctx context.Context, service ...stri
 	return md, nil
 }
 
-// private says whether nobody on the way can read what a connection carries. What does not say so is not.
+// private reports whether a connection protects its content from readers on the network path. A
+// connection that does not report its security level is not private.
 func private(info credentials.AuthInfo) bool {
 	if info == nil {
 		return false

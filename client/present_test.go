@@ -43,7 +43,7 @@ func newPresenter(t testing.TB, origin, token string, key *dpop.Key) *Presenter 
 	return p
 }
 
-// webTool is a tool over HTTP that echoes what it was sent, and counts what comes.
+// webTool is a tool over HTTP that returns what it received, and counts requests.
 func webTool(t *testing.T, s *deputytest.Server, edit func(*VerifierConfig)) (v *Verifier, address string, requests *atomic.Int32) {
 	t.Helper()
 	server := httptest.NewUnstartedServer(nil)
@@ -80,7 +80,7 @@ func request(t testing.TB, method, address string, body io.Reader) *http.Request
 	return r
 }
 
-// TestPresenter: each token goes out as it must, and what does not hold the key gets nowhere.
+// TestPresenter: each token is sent with its scheme, and a presenter without the key sends nothing.
 func TestPresenter(t *testing.T) {
 	s := startDeputy(t)
 	key := newProofKey(t)
@@ -145,8 +145,8 @@ func TestPresenter(t *testing.T) {
 	}
 }
 
-// TestPresenterNonce is RFC 9449 §9: a request is made again with the nonce, once, if its body can be sent again;
-// later requests have it.
+// TestPresenterNonce is RFC 9449 §9: a request is repeated once with the nonce, if its body can be
+// sent again. Later requests have it.
 func TestPresenterNonce(t *testing.T) {
 	s := startDeputy(t)
 	key := newProofKey(t)
@@ -168,7 +168,7 @@ func TestPresenterNonce(t *testing.T) {
 			t.Errorf("request %d: %d %s after %d tries, %v", i, code, body, requests.Load()-before, err)
 		}
 	}
-	// A body that is gone when it is sent is not sent again. The next request has the nonce.
+	// A body that is gone after it was sent is not sent again. The next request has the nonce.
 	v.nonces = newNonces()
 	for i, want := range []int{401, 200} {
 		code, _, err := do(t, p, request(t, "POST", address, io.NopCloser(strings.NewReader("once"))))
@@ -176,7 +176,8 @@ func TestPresenterNonce(t *testing.T) {
 			t.Errorf("a body of one use, request %d: %d, %v", i, code, err)
 		}
 	}
-	// The nonce that each answer brings replaces the one before it, so that time does not cost a round trip.
+	// The nonce in each answer replaces the one before it, so that the passing of time costs no
+	// round trip.
 	for range 5 {
 		clock.advance(20 * time.Second)
 		before := requests.Load()
@@ -186,7 +187,8 @@ func TestPresenterNonce(t *testing.T) {
 	}
 }
 
-// TestPresenterIsNotAskedForever: a tool that is never content, and one that asks for what is no nonce.
+// TestPresenterIsNotAskedForever: a tool that always requires a new nonce, and one that sends an
+// invalid nonce.
 func TestPresenterIsNotAskedForever(t *testing.T) {
 	key := newProofKey(t)
 	s := startDeputy(t)
@@ -219,7 +221,7 @@ func TestPresenterIsNotAskedForever(t *testing.T) {
 	}
 }
 
-// addHeaders is what people write instead of a Presenter.
+// addHeaders is the usual alternative to a Presenter.
 type addHeaders struct{ authorization string }
 
 func (a addHeaders) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -228,7 +230,7 @@ func (a addHeaders) RoundTrip(r *http.Request) (*http.Response, error) {
 	return http.DefaultTransport.RoundTrip(r)
 }
 
-// TestRedirects: a tool that sends a request elsewhere does not get the token there.
+// TestRedirects: a tool that redirects a request elsewhere does not make the token go there.
 func TestRedirects(t *testing.T) {
 	s := startDeputy(t)
 	key := newProofKey(t)
@@ -295,8 +297,8 @@ func TestNewPresenterRefuses(t *testing.T) {
 	}
 }
 
-// TestPresenterOverGRPC: unary calls and streams of one request, with and without nonces, over TLS and locally, and
-// never in the clear or to another authority.
+// TestPresenterOverGRPC: unary calls and streams of one request, with and without nonces, over TLS
+// and locally, and never in plaintext or to another authority.
 func TestPresenterOverGRPC(t *testing.T) {
 	s := startDeputy(t)
 	key := newProofKey(t)
@@ -361,7 +363,8 @@ func TestPresenterOverGRPC(t *testing.T) {
 	}
 }
 
-// TestStreamOfMany: a stream that the caller sends on too ends for want of a nonce, and the next one has it.
+// TestStreamOfMany: a stream on which the caller sends too ends for lack of a nonce, and the next
+// one has it.
 func TestStreamOfMany(t *testing.T) {
 	s := startDeputy(t)
 	key := newProofKey(t)

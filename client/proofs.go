@@ -33,20 +33,20 @@ const (
 	metadataNonce         = "dpop-nonce"
 )
 
-// maxNonceBytes bounds what a server can make us repeat.
+// maxNonceBytes is the longest nonce that this side repeats to a server.
 const maxNonceBytes = 256
 
-// prover makes a new DPoP proof for every request to one server, with the newest nonce that it gave.
+// prover makes a new DPoP proof for every request to one server, with the server's newest nonce.
 type prover struct {
-	key  *dpop.Key // nil: there is nothing to prove with
+	key  *dpop.Key // nil: there is no key to prove
 	now  func() time.Time
 	rand io.Reader
 
-	nonce atomic.Pointer[string] // nil before the first
+	nonce atomic.Pointer[string] // nil before the first nonce
 }
 
-// scheme says how the token has to be presented: by its own word, so that one that is bound to a key never
-// goes out as Bearer. What is not a JWT binds to nothing.
+// scheme returns the scheme for a token. The token's own cnf claim decides, so a token that is
+// bound to a key is never sent as Bearer. A credential that is not a JWT binds to nothing.
 func (p *prover) scheme(token string) (string, error) {
 	u, err := delegation.Parse(token)
 	if err != nil {
@@ -61,7 +61,7 @@ func (p *prover) scheme(token string) (string, error) {
 	case err != nil:
 		return "", err
 	case c.JKT == "":
-		return schemeBearer, nil // a certificate is proven by the connection
+		return schemeBearer, nil // the connection proves a certificate
 	case p.key == nil:
 		return "", errors.New("it is bound to a key, and there is no ProofKey")
 	case c.JKT != p.key.Thumbprint():
@@ -81,7 +81,8 @@ func (p *prover) prove(ctx context.Context, method, uri, scheme, token string) (
 
 type nonceKey struct{}
 
-// nonceFor prefers the nonce that this very request was asked for: another tenant's may have come since.
+// nonceFor prefers the nonce that the server required for this request: one of another tenant may
+// have come since.
 func (p *prover) nonceFor(ctx context.Context) string {
 	if nonce, asked := ctx.Value(nonceKey{}).(string); asked {
 		return nonce
@@ -92,7 +93,7 @@ func (p *prover) nonceFor(ctx context.Context) string {
 	return ""
 }
 
-// remember keeps a nonce for the requests to come, and says whether it is one (RFC 9449 §8.1).
+// remember keeps a nonce for later requests, and reports whether it is valid (RFC 9449 §8.1).
 func (p *prover) remember(nonce string) bool {
 	foreign := func(r rune) bool { return r < 0x21 || r > 0x7e || r == '"' || r == '\\' }
 	if nonce == "" || len(nonce) > maxNonceBytes || strings.ContainsFunc(nonce, foreign) {
@@ -102,7 +103,8 @@ func (p *prover) remember(nonce string) bool {
 	return true
 }
 
-// learn takes the nonce from the outcome of a call. It returns it only where the same call would do with it.
+// learn keeps the nonce in the outcome of a call. It returns the nonce only if a repetition of the
+// call with it can succeed.
 func (p *prover) learn(err error, given ...metadata.MD) (nonce string) {
 	for _, md := range given {
 		if values := md.Get(metadataNonce); len(values) == 1 {
@@ -125,8 +127,8 @@ func needsNonce(err error) bool {
 	return err != nil && delegation.FromStatus(err).Reason == delegation.ProofNonceNeeded
 }
 
-// interceptors try a call again at once, and once, when nothing but a nonce was missing. Whatever the call
-// is authenticated with is made anew.
+// interceptors repeat a call at once, and once, if it lacked only a nonce. Its credential and its
+// proof are made again.
 func (p *prover) interceptors() []grpc.DialOption {
 	return []grpc.DialOption{grpc.WithChainUnaryInterceptor(p.unary), grpc.WithChainStreamInterceptor(p.stream)}
 }
@@ -144,8 +146,8 @@ func (p *prover) unary(ctx context.Context, method string, request, reply any, c
 	return err
 }
 
-// stream opens a stream of one request again. One that the caller sends on too cannot be: it ends with
-// proof_nonce_needed, and the next one has the nonce.
+// stream repeats a stream of one request. It cannot repeat a stream on which the caller sends too:
+// that ends with proof_nonce_needed, and the next one has the nonce.
 func (p *prover) stream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string, open grpc.Streamer, options ...grpc.CallOption) (grpc.ClientStream, error) {
 	first, err := open(ctx, desc, cc, method, options...)
 	if err != nil {
@@ -165,9 +167,10 @@ func (p *prover) stream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.Cli
 type provenStream struct {
 	prover  *prover
 	current atomic.Pointer[grpc.ClientStream]
-	again   func(nonce string) (grpc.ClientStream, error) // nil: it is as it is
-	request any                                           // the only one, where there is again
-	heard   bool                                          // RecvMsg has returned before; belongs to whoever receives
+	again   func(nonce string) (grpc.ClientStream, error) // nil: the stream cannot be repeated
+	request any                                           // the only request, where again is set
+	// heard: RecvMsg has returned before. It belongs to the receiving goroutine.
+	heard bool
 }
 
 func (s *provenStream) stream() grpc.ClientStream { return *s.current.Load() }
@@ -205,7 +208,8 @@ func (s *provenStream) RecvMsg(m any) error {
 		return err
 	}
 	s.current.Store(&second)
-	if err := second.SendMsg(s.request); err != nil && !errors.Is(err, io.EOF) { // EOF: RecvMsg knows why
+	// io.EOF: RecvMsg returns the reason.
+	if err := second.SendMsg(s.request); err != nil && !errors.Is(err, io.EOF) {
 		return err
 	}
 	if err := second.CloseSend(); err != nil {
@@ -214,17 +218,17 @@ func (s *provenStream) RecvMsg(m any) error {
 	return second.RecvMsg(m)
 }
 
-// callCredentials authenticate each call with what a Credential gives, and prove a key for it.
+// callCredentials authenticate each call with a Credential, and prove a key for it.
 type callCredentials struct {
-	credential Credential // nil: the call carries none
+	credential Credential // nil: the call carries no credential
 	prover     *prover
-	plaintext  bool // one of the two transports that Config names as exceptions
+	plaintext  bool // one of the two plaintext transports of Config
 }
 
 func (c callCredentials) RequireTransportSecurity() bool { return !c.plaintext }
 
-// GetRequestMetadata implements credentials.PerRPCCredentials. gRPC asks it again for every attempt, also
-// for those that it makes by itself.
+// GetRequestMetadata implements credentials.PerRPCCredentials. gRPC calls it for every attempt,
+// also for its own retries.
 func (c callCredentials) GetRequestMetadata(ctx context.Context, service ...string) (map[string]string, error) {
 	md := make(map[string]string, 2)
 	scheme, token := "", ""
@@ -251,8 +255,8 @@ func (c callCredentials) GetRequestMetadata(ctx context.Context, service ...stri
 	return md, nil
 }
 
-// callURI is the htu of the call that per-RPC credentials are asked for. gRPC says the authority that the
-// call goes out with, without the default port, as the host of the service's address.
+// callURI returns the htu of the call for which gRPC requests credentials. gRPC passes the call's
+// authority, without the default port, as the host of the service's address.
 func callURI(ctx context.Context, service []string) (string, error) {
 	info, known := credentials.RequestInfoFromContext(ctx)
 	if !known || len(service) != 1 {

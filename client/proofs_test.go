@@ -39,7 +39,7 @@ func newProofKey(t testing.TB) *dpop.Key {
 	return key
 }
 
-// connectWith connects to a server with a configuration of the test's own.
+// connectWith connects to a server with a configuration that the test edits.
 func connectWith(t testing.TB, s *deputytest.Server, edit func(*Config)) *Client {
 	t.Helper()
 	cfg := Config{Address: s.Address, Transport: PlaintextLoopback, Credential: plannerAssertion(t, s.Issuer), Attempts: 1}
@@ -52,8 +52,8 @@ func connectWith(t testing.TB, s *deputytest.Server, edit func(*Config)) *Client
 	return c
 }
 
-// TestCallsCarryProofs: every call of every kind, each attempt included, has a proof of its own, which the
-// server finds good for that very method.
+// TestCallsCarryProofs: every call of every kind, each attempt included, has its own proof, which
+// the server accepts for exactly that method.
 func TestCallsCarryProofs(t *testing.T) {
 	s := startDeputy(t)
 	key := newProofKey(t)
@@ -111,8 +111,8 @@ func TestCallsCarryProofs(t *testing.T) {
 	}
 }
 
-// TestProofsNameTheAuthority: a proof is for the name that the call goes out with, however it came about. The
-// server compares it with the :authority that it sees.
+// TestProofsNameTheAuthority: a proof is for the authority that the call is sent with, whatever its
+// origin. The server compares it with the :authority that it receives.
 func TestProofsNameTheAuthority(t *testing.T) {
 	s := startDeputy(t)
 	for name, edit := range map[string]func(*Config){
@@ -144,8 +144,8 @@ func TestProofsNameTheAuthority(t *testing.T) {
 	}
 }
 
-// TestNonces: a call that lacked only the nonce is made again at once, with everything anew, and does not
-// count as one of the attempts; later calls have the nonce.
+// TestNonces: a call that lacked only the nonce is repeated at once, with a new credential and a
+// new proof, and does not count as one of the attempts. Later calls have the nonce.
 func TestNonces(t *testing.T) {
 	s := startDeputy(t)
 	c := connectWith(t, s, func(cfg *Config) { cfg.ProofKey = newProofKey(t) })
@@ -190,7 +190,7 @@ func TestNonces(t *testing.T) {
 		t.Errorf("%+v", proofs[len(proofs)-1])
 	}
 
-	// A server that is never content is not asked for ever.
+	// A server that always requires a new nonce is not called without end.
 	before := len(s.Bearers())
 	never := delegation.Refuse(delegation.ProofNonceNeeded, "dpop", "another").WithMetadata(delegation.MetadataNonce, "x")
 	s.FailNext(never, never) // a third attempt would succeed
@@ -207,7 +207,8 @@ func TestNonces(t *testing.T) {
 	}
 }
 
-// TestFeedIsNotAskedForever: a feed that is never content with its nonce is opened again with pauses.
+// TestFeedIsNotAskedForever: a feed whose server always requires a new nonce is opened again with
+// pauses.
 func TestFeedIsNotAskedForever(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		never := delegation.Refuse(delegation.ProofNonceNeeded, "dpop", "another")
@@ -228,7 +229,7 @@ func TestFeedIsNotAskedForever(t *testing.T) {
 	})
 }
 
-// workload is a workload's own token, bound to a key.
+// workload is a workload's own token that is bound to a key.
 func workload(s *deputytest.Server, jkt string) Credential {
 	token := s.Sign(map[string]any{"alg": "ES256", "typ": "JWT", "kid": deputytest.KeyID}, map[string]any{
 		"iss": "https://idp.example", "sub": "planner", "aud": s.Issuer, "exp": time.Now().Unix() + 30, "jti": "w-" + jkt, "cnf": map[string]string{"jkt": jkt},
@@ -236,13 +237,13 @@ func workload(s *deputytest.Server, jkt string) Credential {
 	return func(context.Context) (string, error) { return token, nil }
 }
 
-// TestBoundCredential: a credential that is bound to the key goes out with scheme DPoP and its hash in the
-// proof; one that is bound to another key does not go out at all.
+// TestBoundCredential: a credential that is bound to the key is sent with scheme DPoP and its hash
+// in the proof. A credential that is bound to another key is not sent at all.
 func TestBoundCredential(t *testing.T) {
 	s := startDeputy(t)
 	key := newProofKey(t)
 	c := connectWith(t, s, func(cfg *Config) { cfg.ProofKey, cfg.Credential = key, workload(s, key.Thumbprint()) })
-	for range 2 { // it is no assertion, and good until it expires
+	for range 2 { // it is not an assertion, and is valid until it expires
 		if _, err := c.Exchange(t.Context(), toCalendar(s.RootToken("alice"))); err != nil {
 			t.Fatal(err)
 		}
@@ -263,7 +264,8 @@ func TestBoundCredential(t *testing.T) {
 	}
 }
 
-// TestBoundExchange: what is granted to the holder of the key is bound to it, and nobody else can exchange it.
+// TestBoundExchange: a token that is granted to the holder of the key is bound to it, and no other
+// caller can exchange it.
 func TestBoundExchange(t *testing.T) {
 	s := startDeputy(t)
 	key := newProofKey(t)
@@ -283,7 +285,7 @@ func TestBoundExchange(t *testing.T) {
 	}
 }
 
-// newCertificate is self-signed, for 127.0.0.1.
+// newCertificate returns a self-signed certificate for 127.0.0.1.
 func newCertificate(t testing.TB, name string) tls.Certificate {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -307,15 +309,15 @@ func newCertificate(t testing.TB, name string) tls.Certificate {
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
 }
 
-// trusting accepts the server's certificate and no other.
+// trusting accepts only the server's certificate.
 func trusting(server tls.Certificate, own ...tls.Certificate) *tls.Config {
 	roots := x509.NewCertPool()
 	roots.AddCert(server.Leaf)
 	return &tls.Config{RootCAs: roots, Certificates: own, MinVersion: tls.VersionTLS13}
 }
 
-// TestMutualTLS: a client certificate in TLSConfig binds what is granted, and one that is replaced behind
-// GetClientCertificate is used by the next connection.
+// TestMutualTLS: a client certificate in TLSConfig binds the granted tokens. If
+// GetClientCertificate returns another certificate, the next connection uses it.
 func TestMutualTLS(t *testing.T) {
 	server := newCertificate(t, "deputy")
 	s := deputytest.Start(grpc.Creds(credentials.NewTLS(&tls.Config{Certificates: []tls.Certificate{server}, ClientAuth: tls.RequestClientCert, MinVersion: tls.VersionTLS13})))
@@ -358,7 +360,7 @@ func TestMutualTLS(t *testing.T) {
 	}
 }
 
-// TestProofsNeedACall: a proof is for one call, or there is none; and without one the call is not made.
+// TestProofsNeedACall: a proof is for exactly one call. Without a proof the call is not made.
 func TestProofsNeedACall(t *testing.T) {
 	c := callCredentials{prover: &prover{key: newProofKey(t), now: time.Now, rand: rand.Reader}}
 	if md, err := c.GetRequestMetadata(t.Context(), "https://h.example/s"); err == nil {

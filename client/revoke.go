@@ -12,16 +12,16 @@ import (
 	deputyv1 "deputy.example/deputy/gen/deputy/v1"
 )
 
-// Target is what a revocation is aimed at. Bans (token, grant, chain, root token, key) hit whatever
-// names them, now and later; cut-offs (agent, subject, everything) hit what was granted before them,
-// so that a fresh start works.
+// Target is what a revocation is aimed at. Bans (token, grant, chain, root token, key) hit
+// everything that names them, now and later. Cut-offs (agent, subject, everything) hit what was
+// granted before them, so that a new grant works.
 type Target struct {
 	token, rootToken Secret
 	target           delegation.Target
 }
 
-// RevokeToken bans a derived token and all below it. One that has expired may be named too: what
-// descends from it is as old at most.
+// RevokeToken bans a derived token and all tokens below it. The token may have expired: its
+// descendants expire no later.
 func RevokeToken(token Secret) Target { return Target{token: token} }
 
 // RevokeRootToken bans everything that descends from a token of a trusted issuer.
@@ -33,10 +33,12 @@ func RevokeGrant(jti string) Target { return target(delegation.BanToken, jti) }
 // RevokeChain bans every token of a chain, by its txn.
 func RevokeChain(txn string) Target { return target(delegation.BanChain, txn) }
 
-// RevokeRoot bans everything that descends from a root token, by its digest (the claim delegation.root).
+// RevokeRoot bans everything that descends from a root token, by its digest (the claim
+// delegation.root).
 func RevokeRoot(digest string) Target { return target(delegation.BanRoot, digest) }
 
-// RevokeKey bans a key for good, by its RFC 7638 thumbprint: whatever is bound to it, or below what is.
+// RevokeKey bans a key permanently, by its RFC 7638 thumbprint: all tokens that are bound to it,
+// and all tokens below them.
 func RevokeKey(thumbprint string) Target { return target(delegation.BanKey, thumbprint) }
 
 // RevokeAgent cuts off what was granted to an agent, or for it.
@@ -61,34 +63,35 @@ func target(kind delegation.TargetKind, id string) Target {
 	return Target{target: delegation.Target{Kind: kind, ID: id}}
 }
 
-// RevokeRequest says what to revoke and why.
+// RevokeRequest names what to revoke and the reason.
 type RevokeRequest struct {
-	// Target comes from one of the functions RevokeToken, RevokeAgent, … Required.
+	// Target is the result of a function such as RevokeToken or RevokeAgent. Required.
 	Target Target
 	// Reason is recorded in the ledger.
 	Reason string
-	// DryRun revokes nothing and says what would die.
+	// DryRun revokes nothing and returns what would be revoked.
 	DryRun bool
 }
 
-// Revoked is what a revocation did, or in a dry run would do.
+// Revoked is the effect of a revocation, or in a dry run the effect that it would have.
 type Revoked struct {
-	// Revocation as the ledger numbered it; nil in a dry run, and where there was nothing to revoke.
+	// Revocation as the ledger numbered it; nil in a dry run, and where there was nothing to
+	// revoke.
 	Revocation *delegation.Revocation
-	// Tokens that were alive, and the Chains that they belong to.
+	// Tokens counts the tokens that were alive, Chains the chains that they belong to.
 	Tokens, Chains int
-	// Counted says that Deputy had the time to count them. Otherwise both are 0, whatever died.
+	// Counted: Deputy had the time to count them. Otherwise both are 0, whatever was revoked.
 	Counted bool
-	// Grants of these tokens, oldest first, at most 1,000: in a dry run only.
+	// Grants of these tokens, oldest first, at most 1,000. Set in a dry run only.
 	Grants []AffectedGrant
 }
 
-// AffectedGrant is the grant of one token that dies.
+// AffectedGrant is the grant of one token that is revoked.
 type AffectedGrant struct {
 	JTI      string
 	Parent   string // jti, or "" for a grant of a root token
 	Txn      string
-	Entry    uint64 // the ledger's number
+	Entry    uint64 // number in the ledger
 	Subject  delegation.Principal
 	Actor    delegation.Principal
 	Scope    delegation.Scopes
@@ -96,10 +99,10 @@ type AffectedGrant struct {
 	Expiry   time.Time
 }
 
-// Revoke takes authority back. When it returns, the revocation is durable: no server accepts what it
-// hits, verifiers that are connected refuse it within a second, and those that are cut off refuse
-// everything within ten. The holder of a token may revoke it, a subject what was delegated for it, an
-// agent's operator that agent, and a responder everything.
+// Revoke revokes authority. When it returns, the revocation is durable: no server accepts what it
+// hits, connected verifiers refuse it within a second, and disconnected verifiers refuse everything
+// within ten. The holder of a token may revoke it, a subject what was delegated for it, an agent's
+// operator that agent, and a responder everything.
 func (c *Client) Revoke(ctx context.Context, request RevokeRequest) (*Revoked, error) {
 	t := request.Target
 	message := &deputyv1.RevokeRequest{
@@ -121,17 +124,17 @@ func (c *Client) Revoke(ctx context.Context, request RevokeRequest) (*Revoked, e
 	return readRevoked(response, request.DryRun)
 }
 
-// SuspendRequest says which agent to suspend and why.
+// SuspendRequest names the agent to suspend and the reason.
 type SuspendRequest struct {
 	Agent delegation.Principal
 	// Reason is recorded in the ledger.
 	Reason string
-	// DryRun suspends nothing and says what would die.
+	// DryRun suspends nothing and returns what would be revoked.
 	DryRun bool
 }
 
-// Suspend refuses every token in whose chain the agent stands, those to come included, until Resume.
-// It holds and is allowed as Revoke.
+// Suspend refuses every token whose chain holds the agent, later tokens included, until Resume. It
+// is durable and permitted as Revoke.
 func (c *Client) Suspend(ctx context.Context, request SuspendRequest) (*Revoked, error) {
 	response, err := call(ctx, c, c.revocations.Suspend, &deputyv1.SuspendRequest{
 		Agent: string(request.Agent), Reason: request.Reason, DryRun: request.DryRun,
@@ -142,8 +145,8 @@ func (c *Client) Suspend(ctx context.Context, request SuspendRequest) (*Revoked,
 	return readRevoked(response, request.DryRun)
 }
 
-// Resume lets an agent be granted tokens again. None that is older than its suspension comes back to
-// life. The reason is recorded in the ledger.
+// Resume lets an agent be granted tokens again. No token that is older than its suspension becomes
+// valid again. The reason is recorded in the ledger.
 func (c *Client) Resume(ctx context.Context, agent delegation.Principal, reason string) (*delegation.Revocation, error) {
 	response, err := call(ctx, c, c.revocations.Resume, &deputyv1.ResumeRequest{Agent: string(agent), Reason: reason})
 	if err != nil {
@@ -156,16 +159,16 @@ func (c *Client) Resume(ctx context.Context, agent delegation.Principal, reason 
 	return &r, nil
 }
 
-// Receipt says how far a verifier has come.
+// Receipt is how far a verifier has applied revocations.
 type Receipt struct {
-	ID       string               // of the verifier's connection
-	Verifier delegation.Principal // as whom it follows
-	Applied  uint64               // the number of the newest revocation that it had applied
-	SeenAt   time.Time            // when it said so; a connected verifier does every second
+	ID       string               // id of the verifier's connection
+	Verifier delegation.Principal // the principal as which it follows
+	Applied  uint64               // number of the newest revocation that it had applied
+	SeenAt   time.Time            // when it reported that: every second while connected
 }
 
 // Receipts returns the last mark of each verifier that follows the tenant's revocations. Responders
-// may ask with entry 0, others with the number of a revocation of their own. If Deputy knows only the
+// may pass entry 0, others the number of a revocation of their own. If Deputy has only the
 // verifiers of one instance, because Redis does not answer, they are returned together with
 // [ErrPartialReceipts].
 func (c *Client) Receipts(ctx context.Context, entry uint64) ([]Receipt, error) {
@@ -185,8 +188,8 @@ func (c *Client) Receipts(ctx context.Context, entry uint64) ([]Receipt, error) 
 	return receipts, nil
 }
 
-// ErrPartialReceipts is returned by [Client.Receipts] with the verifiers of one instance. There may be
-// others, of which nothing is known.
+// ErrPartialReceipts is returned by [Client.Receipts] with the verifiers of one instance. There may
+// be others, which are unknown.
 var ErrPartialReceipts = errors.New("deputy: Redis does not answer: only the verifiers of one instance are known")
 
 func wireKind(kind delegation.TargetKind) deputyv1.RevocationKind {
@@ -198,7 +201,7 @@ func wireKind(kind delegation.TargetKind) deputyv1.RevocationKind {
 	return deputyv1.RevocationKind_REVOCATION_KIND_UNSPECIFIED
 }
 
-// revokedWire is what the responses of Revoke and Suspend have in common.
+// revokedWire is the common part of the responses of Revoke and Suspend.
 type revokedWire interface {
 	GetRevocation() *deputyv1.Revocation
 	GetTokens() uint32

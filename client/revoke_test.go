@@ -9,7 +9,7 @@ import (
 	deputyv1 "deputy.example/deputy/gen/deputy/v1"
 )
 
-// revokeTargets has a row for each way to aim, and what it is on the wire.
+// revokeTargets has a row for each way to aim a revocation, with its wire form.
 var revokeTargets = map[string]struct {
 	target Target
 	want   *deputyv1.RevocationTarget
@@ -42,7 +42,7 @@ func TestRevoke(t *testing.T) {
 				t.Fatal(err)
 			}
 			hits := 1
-			if name == "key" || name == "grant" { // of others
+			if name == "key" || name == "grant" { // of other chains
 				hits = 0
 			}
 			if dry.Revocation != nil || !dry.Counted || dry.Tokens != hits || dry.Chains != hits || len(dry.Grants) != hits || s.LastRevocation() != 0 {
@@ -136,7 +136,7 @@ func TestSuspendAndResume(t *testing.T) {
 	}
 }
 
-// TestRevokeTriesAgain: a revocation that may or may not have been recorded is asked for again.
+// TestRevokeTriesAgain: a revocation that may or may not have been recorded is requested again.
 func TestRevokeTriesAgain(t *testing.T) {
 	s := startDeputy(t)
 	c := connect(t, s, plannerAssertion(t, s.Issuer))

@@ -13,8 +13,8 @@ const redacted = "[redacted]"
 // Secrets cannot be compared with ==: a token's identity is its issuer and jti, never its bytes.
 type Secret struct {
 	_ [0]func() // not comparable
-	// Behind a pointer, because fmt walks into values in unexported fields without asking their
-	// methods, but prints a pointer that it meets there as an address.
+	// A pointer, because fmt reads values in unexported fields without a call of their methods, but
+	// prints a pointer in them as an address.
 	value *string
 }
 
@@ -26,7 +26,7 @@ func NewSecret(token string) Secret {
 	return Secret{value: &token}
 }
 
-// Reveal returns the token. Call it where the token is sent, and nowhere else.
+// Reveal returns the token. Call it only where the token is sent.
 func (s Secret) Reveal() string {
 	if s.value == nil {
 		return ""
@@ -34,7 +34,7 @@ func (s Secret) Reveal() string {
 	return *s.value
 }
 
-// IsZero says whether there is no token.
+// IsZero reports whether there is no token.
 func (s Secret) IsZero() bool { return s.value == nil }
 
 // Format implements fmt.Formatter for every verb.
@@ -44,7 +44,7 @@ func (s Secret) Format(f fmt.State, _ rune) {
 	}
 }
 
-// MarshalText serves slog, encoding/json and whatever else encodes text.
+// MarshalText serves slog, encoding/json and every other encoder of text.
 func (s Secret) MarshalText() ([]byte, error) {
 	if s.IsZero() {
 		return nil, nil

@@ -11,12 +11,12 @@ import (
 
 const canary = "eyJjYW5hcnkiOiJjYW5hcnkifQ"
 
-// TestSecretsDoNotPrint prints everything that holds a token in every way that a program prints.
+// TestSecretsDoNotPrint prints every value that holds a token in every way that a program prints.
 func TestSecretsDoNotPrint(t *testing.T) {
 	token := Token{AccessToken: NewSecret(canary), JTI: "jti-1"}
 	request := ExchangeRequest{SubjectToken: NewSecret(canary), Child: Child{ActorToken: NewSecret(canary)}}
 	type inside struct {
-		token   Token // unexported: fmt cannot ask its methods
+		token   Token // unexported: fmt cannot call its methods
 		request ExchangeRequest
 	}
 	values := map[string]any{
@@ -40,7 +40,7 @@ func TestSecretsDoNotPrint(t *testing.T) {
 	}
 }
 
-// remembering is a verifier that has accepted the canary.
+// remembering returns a verifier that has accepted the canary.
 func remembering(t *testing.T) *Verifier {
 	v := fixedVerifier(t, startDeputy(t))
 	v.verdicts.put(canary, &verdict{})

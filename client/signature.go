@@ -20,24 +20,26 @@ const (
 
 const (
 	minRSABits = 2048
-	maxRSABits = 8192 // a verification of more costs more than a stranger may ask for
+	// A longer key makes one verification too expensive for unauthenticated callers.
+	maxRSABits = 8192
 )
 
-// verificationKey is a public key, ready for the one algorithm that it verifies. It is never changed:
-// what a key once verified stays verified for as long as its issuer publishes this very key.
+// verificationKey is a public key, ready for the one algorithm that it verifies. It is never
+// changed: a signature that a key verified stays verified for as long as its issuer publishes this
+// key.
 type verificationKey struct {
 	algorithm string
 	public    crypto.PublicKey
 	verifies  func(signingInput string, signature []byte) bool
 }
 
-// same says whether two keys verify the same signatures.
+// same reports whether two keys verify the same signatures.
 func (k *verificationKey) same(other *verificationKey) bool {
 	public, ok := k.public.(interface{ Equal(crypto.PublicKey) bool })
 	return ok && k.algorithm == other.algorithm && public.Equal(other.public)
 }
 
-// prepareKey checks the material once, so that verifying need not.
+// prepareKey checks the key once, so that verification need not.
 func prepareKey(public crypto.PublicKey) (*verificationKey, error) {
 	algorithm, err := algorithmOf(public)
 	if err != nil {
@@ -71,11 +73,11 @@ func verifyES256(public *ecdsa.PublicKey, input string, signature []byte) bool {
 	return ecdsa.Verify(public, digest[:], r, s)
 }
 
-// algorithmOf is the one algorithm that each kind of key is used with.
+// algorithmOf returns the one algorithm for each kind of key.
 func algorithmOf(public crypto.PublicKey) (string, error) {
 	switch key := public.(type) {
 	case *ecdsa.PublicKey:
-		// Any two numbers parse as a point; ECDH checks that they are one.
+		// Any two numbers parse as a point. ECDH checks that they are on the curve.
 		if _, err := key.ECDH(); err == nil && key.Curve == elliptic.P256() {
 			return algorithmES256, nil
 		}

@@ -21,9 +21,9 @@ import (
 	"deputy.example/deputy/client/dpop"
 )
 
-// Credential returns the JWT that authenticates the caller. It is asked anew for every attempt of
-// every call and may be asked concurrently. It can be used as gRPC per-RPC credentials by itself,
-// and then demands TLS and sends whatever it is as a Bearer token.
+// Credential returns the JWT that authenticates the caller. It is called for every attempt of every
+// call and may be called concurrently. It can be used as gRPC per-RPC credentials by itself: then
+// it requires TLS and sends every credential as a Bearer token.
 type Credential func(context.Context) (string, error)
 
 var _ credentials.PerRPCCredentials = Credential(nil)
@@ -51,15 +51,15 @@ func (c Credential) token(ctx context.Context) (string, error) {
 // RequireTransportSecurity implements credentials.PerRPCCredentials.
 func (Credential) RequireTransportSecurity() bool { return true }
 
-// Key is a private signing key, held here or, as a crypto.Signer, in a KMS or an HSM.
+// Key is a private signing key, held locally or, as a crypto.Signer, in a KMS or an HSM.
 type Key struct {
 	signer    crypto.Signer
 	algorithm string
 	id        string
 }
 
-// NewKey wraps a P-256, Ed25519 or RSA key (2048 bits or more), to be used with ES256, EdDSA or
-// RS256. id is the kid that the key is registered under; "" means its thumbprint.
+// NewKey wraps a P-256, Ed25519 or RSA key (2048 bits or more) for ES256, EdDSA or RS256. id is the
+// kid that the key is registered under; "" means its thumbprint.
 func NewKey(signer crypto.Signer, id string) (*Key, error) {
 	if signer == nil {
 		return nil, errors.New("deputy client: the key is missing")
@@ -92,10 +92,10 @@ func LoadKey(path string) (*Key, error) {
 	return key, nil
 }
 
-// ID is the key's kid.
+// ID returns the kid of the key.
 func (k *Key) ID() string { return k.id }
 
-// Thumbprint is the RFC 7638 SHA-256 thumbprint, as Child.Confirmation takes it.
+// Thumbprint returns the RFC 7638 SHA-256 thumbprint, in the form of Child.Confirmation.
 func (k *Key) Thumbprint() string {
 	sum, err := thumbprint(k.signer.Public())
 	if err != nil {
@@ -104,8 +104,9 @@ func (k *Key) Thumbprint() string {
 	return sum
 }
 
-// ProofKey is the same key as one that makes DPoP proofs, for Config.ProofKey and PresenterConfig.ProofKey.
-// The thumbprint stays the same. RSA keys of more than 4096 bits make no proofs.
+// ProofKey returns the same key as one that makes DPoP proofs, for Config.ProofKey and
+// PresenterConfig.ProofKey. The thumbprint stays the same. RSA keys of more than 4096 bits make no
+// proofs.
 func (k *Key) ProofKey() (*dpop.Key, error) {
 	key, err := dpop.NewKey(k.signer)
 	if err != nil {
@@ -119,23 +120,23 @@ func (k *Key) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "key %s", k.id) }
 
 // AssertionConfig describes private_key_jwt assertions (RFC 7523 §3).
 type AssertionConfig struct {
-	// Issuer of the Deputy tenant: the assertion's audience, exactly. Required.
+	// Issuer of the Deputy tenant: the exact audience of the assertion. Required.
 	Issuer string
-	// ClientID names the caller: the assertion's issuer and subject. Required.
+	// ClientID names the caller: issuer and subject of the assertion. Required.
 	ClientID string
-	// Key signs. Required.
+	// Key signs the assertion. Required.
 	Key *Key
 	// Lifetime of one assertion: at most 60 s. Default: 30 s.
 	Lifetime time.Duration
 	// Now is the clock. Default: time.Now.
 	Now func() time.Time
-	// Rand gives the bytes of each jti. Default: crypto/rand.Reader.
+	// Rand is the source of random bytes for each jti. Default: crypto/rand.Reader.
 	Rand io.Reader
 }
 
 const maxAssertionLifetime = time.Minute
 
-// NewAssertion makes a Credential that signs a new assertion, with a jti of its own, each time.
+// NewAssertion makes a Credential that signs a new assertion, with its own jti, for each call.
 func NewAssertion(cfg AssertionConfig) (Credential, error) {
 	switch {
 	case cfg.Issuer == "":
@@ -197,8 +198,8 @@ func (k *Key) signJWT(claims any) (string, error) {
 }
 
 // WorkloadFile makes a Credential from a file that holds a workload JWT of caller audience, such as
-// a projected Kubernetes service account token. The file is read each time: whoever rotates it
-// needs to tell nobody. What is not a token in form is refused before it is sent anywhere.
+// a projected Kubernetes service account token. The file is read each time, so a rotation needs no
+// signal. A text without the form of a token is refused before it is sent.
 func WorkloadFile(path string) Credential {
 	return func(context.Context) (string, error) {
 		content, err := readBounded(path)
@@ -213,8 +214,8 @@ func WorkloadFile(path string) Credential {
 	}
 }
 
-// readBounded reads a small file: keys and tokens are no longer than a token may be, plus white
-// space and PEM armour.
+// readBounded reads a small file: keys and tokens are at most as long as a token may be, plus white
+// space and PEM armor.
 func readBounded(path string) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -232,29 +233,29 @@ func readBounded(path string) ([]byte, error) {
 	return content, nil
 }
 
-// TokenSource keeps one derived token in memory and replaces it shortly before it expires. However
-// many goroutines ask at once, one exchange is made. It is safe for concurrent use.
+// TokenSource keeps one derived token in memory and replaces it shortly before it expires.
+// Concurrent callers share one exchange. It is safe for concurrent use.
 type TokenSource struct {
 	client  *Client
 	request func(context.Context) (ExchangeRequest, error)
 
 	mu      sync.Mutex
 	token   *Token        // the newest grant, or nil
-	renewAt time.Duration // of the token's life: from then on it is replaced
+	renewAt time.Duration // age of the token at which it is replaced
 	renewal flight[*Token]
 }
 
-// TokenSource makes a source of tokens for one purpose. request is asked before each exchange,
-// because the subject token has to be renewed too. Its context does not end with a caller's, so it
-// must return by itself; and it should leave IdempotencyKey empty.
+// TokenSource makes a source of tokens for one purpose. request is called before each exchange,
+// because the subject token has to be renewed too. Its context does not end with the context of a
+// caller, so it must return by itself. It should leave IdempotencyKey empty.
 func (c *Client) TokenSource(request func(context.Context) (ExchangeRequest, error)) *TokenSource {
 	return &TokenSource{client: c, request: request}
 }
 
-// Token returns a token that has not expired. Within its last fifth of life, or its last minute, a
-// token is replaced; where that fails for another reason than a refusal, the old one serves until
-// it expires, by the wall clock or by the monotonic one, whichever is first. A refusal ends the old
-// one's use at once: it may have been revoked.
+// Token returns a token that has not expired. Within the last fifth of its life, or its last
+// minute, a token is replaced. If the replacement fails for another reason than a refusal, the old
+// token is returned until it expires, by the wall clock or by the monotonic clock, whichever is
+// first. A refusal ends the use of the old token at once: it may have been revoked.
 func (s *TokenSource) Token(ctx context.Context) (*Token, error) {
 	token, fresh := s.held()
 	if fresh {
@@ -283,7 +284,7 @@ func (s *TokenSource) held() (token *Token, fresh bool) {
 }
 
 func (s *TokenSource) renew(ctx context.Context) (*Token, error) {
-	// Whoever looked just before an earlier renewal landed finds its token here.
+	// A caller that looked just before an earlier renewal ended finds its token here.
 	if token, fresh := s.held(); fresh {
 		return token, nil
 	}
@@ -305,13 +306,13 @@ func (s *TokenSource) renew(ctx context.Context) (*Token, error) {
 	return token, nil
 }
 
-// refused tells Deputy's no from everything that merely went wrong.
+// refused distinguishes Deputy's refusals from all other failures.
 func refused(err error) bool {
 	var e *delegation.Error
 	return errors.As(err, &e) && !e.Temporary() && e.Reason != delegation.Internal
 }
 
-// forget drops a token that was refused a successor, unless another one took its place meanwhile.
+// forget drops a token whose renewal was refused, unless another token replaced it meanwhile.
 func (s *TokenSource) forget(token *Token) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -320,9 +321,9 @@ func (s *TokenSource) forget(token *Token) {
 	}
 }
 
-// renewalMargin is how long before its end a token is replaced: a fifth of what is left of it, at
-// most a minute, and up to half as much again, so that a fleet that started together does not renew
-// together.
+// renewalMargin is how long before its expiry a token is replaced: a fifth of its remaining life,
+// at most a minute, and up to half as much again. The random part keeps a fleet that started
+// together from renewing together.
 func renewalMargin(left time.Duration) time.Duration {
 	margin := min(left/5, time.Minute)
 	return margin + mathrand.N(margin/2+1)

@@ -64,7 +64,8 @@ func TestAssertion(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if aud, _ := u.StringClaim("aud"); aud != acme { // a list of one is not what Deputy takes
+			// Deputy does not accept a list of one.
+			if aud, _ := u.StringClaim("aud"); aud != acme {
 				t.Errorf("aud = %q, want a single string", aud)
 			}
 			now := clock.now().Unix()
@@ -186,7 +187,8 @@ func TestLoadKey(t *testing.T) {
 	}
 }
 
-// TestWorkloadFile: a rotated file is used by the next call, and what is no token is not sent.
+// TestWorkloadFile: a rotated file is used by the next call, and a text that is not a token is not
+// sent.
 func TestWorkloadFile(t *testing.T) {
 	s := startDeputy(t)
 	path := filepath.Join(t.TempDir(), "token")
@@ -215,7 +217,7 @@ func TestWorkloadFile(t *testing.T) {
 	}
 }
 
-// countingServer grants tokens of a minute, and counts.
+// countingServer grants tokens that live for a minute, and counts.
 func countingServer(grants *atomic.Int64, fail *atomic.Pointer[delegation.Error]) *Client {
 	return stubClient(func(ctx context.Context, _ *deputyv1.ExchangeRequest) (*deputyv1.ExchangeResponse, error) {
 		time.Sleep(10 * time.Millisecond) // the network; time in a bubble costs nothing

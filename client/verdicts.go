@@ -8,8 +8,8 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// A verdict is what was found out about an authentic token once and does not change: what it says and
-// which key signed it. Everything that can change is held against it each time it is used.
+// A verdict is the part of the check of an authentic token that does not change: its claims and the
+// key that signed it. Everything that can change is checked each time the verdict is used.
 type verdict struct {
 	Delegation
 	keyID string
@@ -18,16 +18,16 @@ type verdict struct {
 	cleared atomic.Pointer[clearance]
 }
 
-// clearance remembers in which state of which set nothing in the chain was revoked.
+// clearance records the state of a set in which nothing in the chain was revoked.
 type clearance struct {
 	generation uint64 // of the set: knowledge.generation
-	version    uint64 // of what is in it: RevocationSet.Version
+	version    uint64 // of its content: RevocationSet.Version
 }
 
-// standsIn says whether no hop of the token's chain is revoked. As long as the set did not change, its
-// earlier answer holds.
+// standsIn reports whether no hop of the token's chain is revoked. While the set does not change,
+// its earlier answer holds.
 func (d *verdict) standsIn(k *knowledge) bool {
-	version := k.set.Version() // before Hit: what changes meanwhile must not be covered
+	version := k.set.Version() // before Hit: a later change must not be covered
 	if c := d.cleared.Load(); c != nil && c.generation == k.generation && c.version == version {
 		return true
 	}
@@ -38,14 +38,14 @@ func (d *verdict) standsIn(k *knowledge) bool {
 	return true
 }
 
-// maxVerdictBytes bounds the tokens in one of the two generations of verdicts: some four thousand of a
-// kilobyte each. Claims take a few times as much.
+// maxVerdictBytes bounds the tokens in one of the two generations of verdicts: about four thousand
+// of one kilobyte each. Their claims take several times as much.
 const maxVerdictBytes = 4 << 20
 
-// verdicts remembers the verdicts on tokens that were accepted, by the token's exact bytes. It holds two
-// generations: the young one takes what is new or used, and when it is full becomes the old one, whose
-// place it takes. So a token that is in use stays, and strangers cannot fill it, because what was not
-// signed by the issuer is not in it. The zero value is ready.
+// verdicts remembers the verdicts on accepted tokens, by the token's exact bytes. It holds two
+// generations: the young one receives new and used verdicts. When it is full, it becomes the old
+// one, and the old one is dropped. So a token in use stays. Unauthenticated callers cannot fill the
+// memory, because it holds only tokens that the issuer signed. The zero value is ready.
 type verdicts struct {
 	mu         sync.RWMutex
 	young, old map[string]*verdict
@@ -70,7 +70,7 @@ func (c *verdicts) put(token string, d *verdict) {
 	if len(token) > delegation.MaxTokenBytes {
 		return
 	}
-	token = strings.Clone(token) // it may be a part of something larger
+	token = strings.Clone(token) // the token may be part of a larger string
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.young == nil || c.bytes+len(token) > maxVerdictBytes {

@@ -22,7 +22,7 @@ import (
 	"deputy.example/deputy/client/internal/deputytest"
 )
 
-// knowing is a verifier with a feed that stands still: what is known was set by the test.
+// knowing is a verifier whose feed does not run: the test sets the revocations.
 func knowing(t testing.TB, s *deputytest.Server, now func() time.Time, revocations ...delegation.Revocation) *Verifier {
 	t.Helper()
 	v := fixedVerifier(t, s)
@@ -40,13 +40,13 @@ func ban(seq uint64, jti string) delegation.Revocation {
 	return delegation.Revocation{Seq: seq, Prev: seq - 1, Target: delegation.Target{Kind: delegation.BanToken, ID: jti}}
 }
 
-// TestVerdictDies remembers a verdict and then changes one thing that it must not outlive.
+// TestVerdictDies remembers a verdict and then changes one condition that it must not outlive.
 func TestVerdictDies(t *testing.T) {
 	s := startDeputy(t)
 	for name, test := range map[string]struct {
 		change func(*Verifier, *testClock)
 		text   string
-		undo   func(*Verifier, *verdict) // without the protection the verdict lives on
+		undo   func(*Verifier, *verdict) // without the protection the verdict stays in use
 	}{
 		"its token was revoked": {
 			func(v *Verifier, _ *testClock) { v.feed.known.Load().set.Apply(ban(100, "jti-2")) }, "the token was revoked",
@@ -125,8 +125,8 @@ func TestVerdictDies(t *testing.T) {
 	}
 }
 
-// TestVerdictOutlivesRefetch: a key that was fetched again and is the same key does not end a verdict;
-// one that is gone from the next set does, within 60 s.
+// TestVerdictOutlivesRefetch: a key that was fetched again unchanged does not end a verdict. A key
+// that is missing in the next set ends it within 60 s.
 func TestVerdictOutlivesRefetch(t *testing.T) {
 	s, clock := startDeputy(t), newClock()
 	k := startKeys(t, serve(s.JWKS()))
@@ -156,7 +156,7 @@ func TestVerdictOutlivesRefetch(t *testing.T) {
 	}
 }
 
-// TestVerdictsAreBounded: tokens that come once do not push out those in use, nor fill the memory.
+// TestVerdictsAreBounded: tokens that come once neither displace those in use nor fill the memory.
 func TestVerdictsAreBounded(t *testing.T) {
 	var c verdicts
 	used := &verdict{}
@@ -188,7 +188,7 @@ func TestVerdictsAreBounded(t *testing.T) {
 	}
 }
 
-// TestVerdictIsNotShared: what one request does to what it was given does not reach the next one.
+// TestVerdictIsNotShared: a request's changes to its delegation do not reach the next request.
 func TestVerdictIsNotShared(t *testing.T) {
 	s := startDeputy(t)
 	v := fixedVerifier(t, s)
@@ -212,8 +212,8 @@ func TestVerdictIsNotShared(t *testing.T) {
 	}
 }
 
-// TestVerdictsUnderLoad revokes one token after the other while all are verified: once a revocation is
-// applied, no later Verify accepts.
+// TestVerdictsUnderLoad revokes one token after the other while all are verified: once a revocation
+// is applied, no later Verify accepts its token.
 func TestVerdictsUnderLoad(t *testing.T) {
 	s := startDeputy(t)
 	v := knowing(t, s, time.Now)
@@ -264,7 +264,7 @@ func TestVerdictsUnderLoad(t *testing.T) {
 	wg.Wait()
 }
 
-// TestVerifyNeedsNoNetwork: with keys and revocations in memory a transport that fails is not noticed.
+// TestVerifyNeedsNoNetwork: with keys and revocations in memory, a failing transport has no effect.
 func TestVerifyNeedsNoNetwork(t *testing.T) {
 	s, clock := startDeputy(t), newClock()
 	v := fetchingVerifier(t, s, startKeys(t, serve(s.JWKS())).URL, clock)
@@ -284,7 +284,7 @@ func TestVerifyNeedsNoNetwork(t *testing.T) {
 	}
 }
 
-// noNetwork fails whoever uses it.
+// noNetwork fails the test if it is used.
 type noNetwork struct{ t testing.TB }
 
 func (n noNetwork) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -305,8 +305,8 @@ func TestVerifyCachedDoesNotAllocate(t *testing.T) {
 	}
 }
 
-// TestStreamEnds: a long stream ends when its token stops being good, with a status and a cause that
-// say so, and no other stream does.
+// TestStreamEnds: a long stream ends when its token is no longer valid, with a status and a cause
+// that name the reason, and no other stream ends.
 func TestStreamEnds(t *testing.T) {
 	for name, test := range map[string]struct {
 		change func(*follower)

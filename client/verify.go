@@ -14,69 +14,70 @@ import (
 	"deputy.example/deputy/client/dpop"
 )
 
-// VerifierConfig says whose tokens a resource server accepts, and as whom.
+// VerifierConfig names the issuer and the audience of the tokens that a resource server accepts.
 type VerifierConfig struct {
 	// Issuer of the Deputy tenant: tokens of any other "iss" are refused. Required.
 	Issuer string
-	// Audience is the name by which this resource server is known to Deputy. A token is accepted
-	// only if its "aud" holds it, byte for byte. Required.
+	// Audience is the name of this resource server at Deputy. A token is accepted only if its "aud"
+	// holds it, byte for byte. Required.
 	Audience string
 
-	// Client says where Deputy is and as whom to follow its revocations: over a connection of the
-	// Verifier's own, made with the Client's configuration. Closing the Client does not end it.
-	// Required, unless IgnoreRevocations is set.
+	// Client gives the address of Deputy and the principal that follows its revocations, over a
+	// connection of the Verifier's own with the Client's configuration. Closing the Client does not
+	// end it. Required, unless IgnoreRevocations is set.
 	Client *Client
-	// MaxStaleness is how old what is known of revocations may be: 3 s to 10 s. Beyond it every token
-	// is refused with AccessUnavailable. So it is also how long a revoked token is accepted at most
-	// by a Verifier that was cut off. Default: 10 s.
+	// MaxStaleness is the maximum age of the known revocations: 3 s to 10 s. Beyond it every token
+	// is refused with AccessUnavailable. So it is also the longest time that a disconnected
+	// Verifier accepts a revoked token. Default: 10 s.
 	MaxStaleness time.Duration
-	// IntrospectWhenStale asks Deputy about each token (Client.Introspect, up to 2 s) while what is
-	// known here is too old, instead of refusing. The Client's principal must be under
+	// IntrospectWhenStale queries Deputy for each token (Client.Introspect, up to 2 s) while the
+	// known revocations are too old, instead of a refusal. The Client's principal must be under
 	// resource_servers for Audience in the tenant's configuration, or an introspector: otherwise
 	// Deputy answers that every token is inactive, and the Verifier refuses it. Default: refuse.
 	IntrospectWhenStale bool
-	// IgnoreRevocations accepts a token until it expires, even though it, an ancestor, its agent or
-	// its subject was revoked. For tools that look at tokens, and for servers that ask
-	// Client.Introspect about each one. Without a feed the wall clock alone decides about expiry. It
-	// excludes the three fields above.
+	// IgnoreRevocations accepts a token until it expires, even if the token, an ancestor, its agent
+	// or its subject was revoked. It is for tools that show tokens, and for servers that call
+	// Client.Introspect for each token. Without a feed the wall clock alone decides about expiry.
+	// It excludes the three fields above.
 	IgnoreRevocations bool
 
 	// URLs are the addresses by which callers reach this resource server, for instance
-	// "https://calendar.example": a token that is bound to a key is accepted only with a DPoP proof for
-	// the request's path below one of them (RFC 9449 §4.3). Where there are several, the host that the
-	// request names says which. A path stands before the path that arrives here. gRPC callers reach it
-	// by the same hosts. https, or http to this machine. Default: none, and every token that is bound
-	// to a key is refused.
+	// "https://calendar.example". A token that is bound to a key is accepted only with a DPoP proof
+	// for the request's path below one of them (RFC 9449 §4.3). Where there are several, the host
+	// in the request selects one. The path of a URL precedes the path of the request that arrives
+	// here. gRPC callers use the same hosts. https, or http to this machine. Default: none, and
+	// every token that is bound to a key is refused.
 	URLs []string
-	// SeenProof notes that the proof with this id was used, and returns whether that was the first
-	// time. It must be remembered until the given time, by the clock of Now. It has up to 2 s, and an
-	// error refuses the request with AccessUnavailable. Set it, over a store that all instances of a
-	// service share (SET NX in Redis), where there are several: otherwise one proof is good once at
-	// each of them. Default: a memory of this Verifier's own for half a million proofs, which refuses
-	// more when it is full, and which asks for a nonce where a proof may have been used and forgotten.
+	// SeenProof records the use of the proof with this id, and returns whether it is the first use.
+	// The use must be remembered until the given time, by the clock of Now. The call has up to 2 s,
+	// and an error refuses the request with AccessUnavailable. Where a service has several
+	// instances, set it to a store that all of them share (SET NX in Redis): otherwise one proof is
+	// accepted once by each instance. Default: a memory of this Verifier for half a million proofs.
+	// It refuses further proofs when it is full, and requires a nonce where a proof may have been
+	// used and forgotten.
 	SeenProof func(ctx context.Context, id string, until time.Time) (fresh bool, err error)
-	// RequireProofNonce takes only proofs with a nonce that this Verifier gave in the last 40 to 80
-	// seconds (RFC 9449 §9), so that none is made in advance. It costs a holder one more round trip
-	// after each pause of that length, and a caller must reach the same instance again to use its
-	// nonce. Default: no nonce.
+	// RequireProofNonce accepts only proofs with a nonce that this Verifier issued in the last 40
+	// to 80 seconds (RFC 9449 §9), so that no proof is made in advance. It costs a holder one more
+	// round trip after each pause of that length, and a caller must reach the same instance again
+	// to use its nonce. Default: no nonce.
 	RequireProofNonce bool
 
 	// JWKSURL is where the issuer publishes its keys. Default: Issuer + "/oauth2/jwks".
 	JWKSURL string
-	// JWKS is a fixed key set to use instead of fetching one. A key that is removed at the issuer
-	// stays in force here until the program is restarted with another set.
+	// JWKS is a fixed key set that replaces the fetched one. A key that the issuer removes stays in
+	// force here until the program is restarted with another set.
 	JWKS []byte
-	// MaxKeyAge is how old a fetched key set may be: 55 s to 1 h. Default: 55 s, which is also how
-	// long a key lives on that was removed: with the seconds that the issuer's instances take to hear of
-	// it, a retired key is refused everywhere within a minute. A longer age keeps this resource server working while
-	// the issuer is down, and a stolen, removed key alive for whoever keeps this resource server
-	// from reaching the issuer.
+	// MaxKeyAge is the maximum age of a fetched key set: 55 s to 1 h. Default: 55 s. A removed key
+	// stays in force here for at most that time. With the seconds that the issuer's instances take
+	// to learn of a retired key, it is refused everywhere within a minute. A longer age keeps this
+	// resource server working while the issuer is down. It also keeps a stolen, removed key in
+	// force for an attacker that blocks this resource server's access to the issuer.
 	MaxKeyAge time.Duration
 	// HTTPTransport fetches keys. Default: http.DefaultTransport.
 	HTTPTransport http.RoundTripper
 	// Now is the wall clock, for the expiry of tokens and the dates of proofs. Default: time.Now.
 	// Ages, timeouts and memory follow the monotonic clock of the runtime and the ledger's time, so
-	// that no step of the wall clock makes a revoked token or a used proof good.
+	// that no step of the wall clock makes a revoked token or a used proof valid.
 	Now func() time.Time
 }
 
@@ -89,19 +90,20 @@ const (
 )
 
 // Verifier checks derived tokens for a resource server without a network call per request. The
-// issuer's keys are fetched when they are first needed and every 30 s of use. Revocations come over a
-// stream of its own: a token is refused within a second after Deputy acknowledged a revocation of
-// anything in its chain, and a Verifier that does not hear from Deputy for MaxStaleness refuses
-// everything until it does. It is safe for concurrent use; Close it when it is no longer needed.
+// issuer's keys are fetched when they are first needed and every 30 s of use. Revocations come over
+// a stream of its own: a token is refused within a second after Deputy acknowledged a revocation in
+// its chain. A Verifier without messages from Deputy for MaxStaleness refuses everything until they
+// come again. It is safe for concurrent use. Close it when it is no longer needed.
 type Verifier struct {
 	issuer   string
 	audience string
 	keys     *keySource
 	clock    clock
-	verdicts *verdicts // behind a pointer, as Secret's value is
+	verdicts *verdicts // a pointer, for the same reason as the value of Secret
 	closed   atomic.Bool
 
-	// Either feed is there, or ignoreRevocations is set; introspect is nil where a stale feed means no.
+	// Exactly one of feed and ignoreRevocations is set. introspect is nil where a stale feed
+	// refuses.
 	feed              *feed
 	ignoreRevocations bool
 	introspect        func(context.Context, Secret) (*Introspection, error)
@@ -109,20 +111,20 @@ type Verifier struct {
 	envelope  []rule[*delegation.Unverified]
 	admission []rule[*delegation.Claims]
 
-	// What shows that a token is its sender's; see held.
+	// Fields for the proof of possession; see held.
 	urls         []publicURL
 	binding      []possessionRule
 	proven       []possessionRule
 	verifyProof  func(string, dpop.Expectation) (dpop.Proof, error)
 	requireNonce bool
 	nonces       *nonces
-	seenProof    func(context.Context, string, time.Time) (bool, error) // nil: memory
+	seenProof    func(context.Context, string, time.Time) (bool, error) // nil: memory is used
 	memory       *proofMemory
 	began        instant
 }
 
-// NewVerifier checks the configuration and begins to follow revocations. It waits for nothing: until
-// the first snapshot is here, tokens are refused with AccessUnavailable. See Ready.
+// NewVerifier checks the configuration and begins to follow revocations. It does not wait: until
+// the first snapshot is complete, tokens are refused with AccessUnavailable. See Ready.
 func NewVerifier(cfg VerifierConfig) (*Verifier, error) {
 	v, err := newVerifier(cfg)
 	if err != nil {
@@ -134,7 +136,7 @@ func NewVerifier(cfg VerifierConfig) (*Verifier, error) {
 	return v, nil
 }
 
-// newVerifier makes a Verifier that does not follow anything yet.
+// newVerifier makes a Verifier that does not follow revocations yet.
 func newVerifier(cfg VerifierConfig) (*Verifier, error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
@@ -223,14 +225,14 @@ func (v *Verifier) Close() error {
 	return nil
 }
 
-// Format implements fmt.Formatter: a Verifier prints as whose tokens it accepts and for whom, and not
-// as the tokens that it remembers.
+// Format implements fmt.Formatter: a Verifier prints its issuer and its audience, and not the
+// tokens that it remembers.
 func (v *Verifier) Format(f fmt.State, _ rune) {
 	fmt.Fprintf(f, "verifier of %s for %s", v.issuer, v.audience)
 }
 
-// Ready waits until revocations are known for the first time, so that a server need not take requests
-// that it could only refuse. Its error says what is in the way. Later troubles are in Status.
+// Ready waits until revocations are known for the first time, so that a server need not accept
+// requests that it could only refuse. Its error gives the reason. Status shows later faults.
 func (v *Verifier) Ready(ctx context.Context) error {
 	if v.ignoreRevocations {
 		return nil
@@ -244,38 +246,40 @@ func (v *Verifier) Ready(ctx context.Context) error {
 	}
 	why := v.Status().Err
 	if why == nil {
-		return nil // just in time
+		return nil // ready at the last moment
 	}
 	return fmt.Errorf("deputy verifier: %w: %w", context.Cause(ctx), why)
 }
 
-// Status is what a Verifier knows of revocations.
+// Status is the state of a Verifier's revocations.
 type Status struct {
-	// Healthy: what is known is not older than MaxStaleness, so tokens are judged by it. With
-	// IgnoreRevocations it is always set, and everything else is zero.
+	// Healthy: the known revocations are not older than MaxStaleness, so tokens are judged by them.
+	// With IgnoreRevocations it is always set, and every other field is zero.
 	Healthy bool
 	// Connected: the stream is up.
 	Connected bool
-	// Last is the number of the newest revocation that is applied here, At when it was applied; both
-	// are zero where none ever was.
+	// Last is the number of the newest applied revocation, and At the time when it was applied.
+	// Both are zero where none was applied.
 	Last uint64
 	At   time.Time
-	// Staleness is how long ago it was that what is known here was everything that there was; before
-	// the first snapshot, how long ago the Verifier was made.
+	// Staleness is how long ago the known revocations were complete. Before the first snapshot it
+	// is how long ago the Verifier was made.
 	Staleness time.Duration
-	// Err says why it is not Healthy, or not Connected; else nil. It wraps a *delegation.Error where
-	// Deputy refused.
+	// Err is the reason why it is not Healthy or not Connected, else nil. It wraps a
+	// *delegation.Error where Deputy refused.
 	Err error
-	// Offset is how far the wall clock (VerifierConfig.Now) is ahead of the ledger's time on the feed;
-	// negative: behind. It is zero within the travel time of a message, and before the first echo.
+	// Offset is how far the wall clock (VerifierConfig.Now) is ahead of the ledger's time on the
+	// feed; negative: behind. It is zero within the travel time of a message, and before the first
+	// echo.
 	Offset time.Duration
 	// Clock is a warning, else nil: Offset is beyond 10 s, the newest ledger time of the feed was
-	// absent or not credible, or the server may have forgotten revocations that are in force. With a clock that is ahead, tokens are refused too early; with one that
-	// is behind, new tokens are refused as not valid yet. No revoked token is accepted in either case.
+	// absent or not credible, or the server may have forgotten revocations that are in force. With
+	// a clock that is ahead, tokens are refused too early. With a clock that is behind, new tokens
+	// are refused as not valid yet. No revoked token is accepted in either case.
 	Clock error
 }
 
-// Status says what is known at this moment.
+// Status returns the present state of the revocations.
 func (v *Verifier) Status() Status {
 	switch {
 	case v.closed.Load():
@@ -286,7 +290,7 @@ func (v *Verifier) Status() Status {
 	return v.feed.status()
 }
 
-// ledgerTime is the newest credible time of the feed, or nil.
+// ledgerTime returns the newest credible time of the feed, or nil.
 func (v *Verifier) ledgerTime() *feedTime {
 	if v.feed == nil {
 		return nil
@@ -294,26 +298,26 @@ func (v *Verifier) ledgerTime() *feedTime {
 	return v.feed.time.Load()
 }
 
-// Delegation is what a verified token says: who acts for whom, and what may be done. It is shared by
-// all requests that carry the same token, so nothing in it can be changed.
+// Delegation is the content of a verified token: the subject, the actors and what is allowed. All
+// requests with the same token share it, so it cannot be changed.
 type Delegation struct {
 	claims delegation.Claims
 }
 
-// Subject is on whose behalf the request is made.
+// Subject returns the principal on whose behalf the request is made.
 func (d *Delegation) Subject() delegation.Principal { return d.claims.Subject }
 
-// Actor is who makes the request.
+// Actor returns the principal that makes the request.
 func (d *Delegation) Actor() delegation.Principal { return d.claims.Act.Current() }
 
-// Chain holds all actors, oldest first. Only the last one, the Actor, acts by its own authority
+// Chain returns all actors, oldest first. Only the last one, the Actor, acts by its own authority
 // (RFC 8693 §4.1): decide nothing by the others.
 func (d *Delegation) Chain() delegation.Chain { return slices.Clone(d.claims.Act) }
 
-// Scopes are all that the token allows.
+// Scopes returns all scopes that the token allows.
 func (d *Delegation) Scopes() delegation.Scopes { return slices.Clone(d.claims.Scope) }
 
-// HasScope says whether the token allows every one of the given scopes.
+// HasScope reports whether the token allows every one of the given scopes.
 func (d *Delegation) HasScope(scopes ...string) bool {
 	for _, scope := range scopes {
 		if !d.claims.Scope.Contains(scope) {
@@ -323,10 +327,10 @@ func (d *Delegation) HasScope(scopes ...string) bool {
 	return true
 }
 
-// Expiry is when the token ends.
+// Expiry returns when the token expires.
 func (d *Delegation) Expiry() time.Time { return time.Unix(d.claims.ExpiresAt, 0) }
 
-// Claims returns a copy of everything that the token says.
+// Claims returns a copy of all claims of the token.
 func (d *Delegation) Claims() delegation.Claims {
 	c := d.claims
 	c.Audience, c.Scope, c.Act = slices.Clone(c.Audience), slices.Clone(c.Scope), slices.Clone(c.Act)
@@ -343,21 +347,21 @@ func (d *Delegation) Claims() delegation.Claims {
 	return c
 }
 
-// Verify accepts a derived token that the issuer signed, for this audience, that is in force now, in
-// whose chain nothing was revoked, and that is bound to nothing. Everything else is an *AccessError.
+// Verify accepts a derived token of the issuer that is for this audience, in force now, bound to
+// nothing, and without a revocation in its chain. Everything else is refused with an *AccessError.
 //
-// It answers from memory. It waits for the network only where the issuer's keys were never fetched or
-// are too old, and where IntrospectWhenStale says so.
+// It answers from memory. It waits for the network only where the issuer's keys were never fetched
+// or are too old, and where IntrospectWhenStale applies.
 func (v *Verifier) Verify(ctx context.Context, token string) (*Delegation, error) {
 	return v.VerifyPresented(ctx, Presentation{Token: token, Scheme: schemeBearer})
 }
 
-// VerifyPresented accepts what Verify does, and a token that is bound to a key or a certificate where the
-// presentation shows that its sender holds it: with scheme DPoP and one good proof that was not used
-// before (RFC 9449), or over a connection that was opened with the certificate (RFC 8705). Handler and the
-// interceptors do it; it is for servers that are reached in another way.
+// VerifyPresented accepts what Verify accepts, and a token that is bound to a key or a certificate
+// if the presentation proves possession: with scheme DPoP and one valid proof that was not used
+// before (RFC 9449), or over a connection that was opened with the certificate (RFC 8705). Handler
+// and the interceptors call it. Call it in servers that are reached in another way.
 //
-// It waits for SeenProof too, where there is one.
+// It also waits for SeenProof, where that is set.
 func (v *Verifier) VerifyPresented(ctx context.Context, p Presentation) (*Delegation, error) {
 	d, err := v.presented(ctx, p)
 	if err != nil {
@@ -366,7 +370,7 @@ func (v *Verifier) VerifyPresented(ctx context.Context, p Presentation) (*Delega
 	return &d.Delegation, nil
 }
 
-// presented judges a token and the one who sent it. The error is an *AccessError.
+// presented judges a token and its sender. The error is an *AccessError.
 func (v *Verifier) presented(ctx context.Context, p Presentation) (*verdict, error) {
 	d, err := v.verdict(ctx, p.Token)
 	if err == nil {
@@ -378,7 +382,7 @@ func (v *Verifier) presented(ctx context.Context, p Presentation) (*verdict, err
 	return d, nil
 }
 
-// verdict finds or reaches the verdict on a token, and holds it against this moment.
+// verdict finds or makes the verdict on a token, and judges it at this moment.
 func (v *Verifier) verdict(ctx context.Context, token string) (*verdict, error) {
 	d := v.verdicts.get(token)
 	if d == nil {
@@ -402,9 +406,9 @@ func (v *Verifier) verdict(ctx context.Context, token string) (*verdict, error) 
 	return d, nil
 }
 
-// judge decides whether an authentic token is good at this moment. Nothing that can change between two
-// requests is answered from an earlier one: its key, the time, and last, because what comes before it
-// may wait for the network, what was revoked.
+// judge decides whether an authentic token is valid at this moment. Nothing that can change between
+// two requests is answered from an earlier one: its key, the time, and its revocation. Revocation
+// comes last, because the earlier steps may wait for the network.
 func (v *Verifier) judge(ctx context.Context, token string, d *verdict) error {
 	key, err := v.key(ctx, d.keyID)
 	if err != nil {
@@ -419,7 +423,7 @@ func (v *Verifier) judge(ctx context.Context, token string, d *verdict) error {
 	return v.standing(ctx, token, d)
 }
 
-// standing refuses what was revoked, and everything when that is not known.
+// standing refuses a revoked token, and every token while revocations are not known.
 func (v *Verifier) standing(ctx context.Context, token string, d *verdict) error {
 	switch {
 	case v.closed.Load():
@@ -431,7 +435,8 @@ func (v *Verifier) standing(ctx context.Context, token string, d *verdict) error
 	switch {
 	case fresh && !d.standsIn(known):
 		return denied(AccessInvalidToken, "the token was revoked")
-	case fresh && known.set.Forgotten(d.Expiry()): // asked last: the horizon is raised before anything is forgotten
+	// Forgotten comes last: the horizon is raised before anything is forgotten.
+	case fresh && known.set.Forgotten(d.Expiry()):
 		return denied(AccessInvalidToken, "the token expires by the horizon of the known revocations")
 	case fresh:
 		return nil
@@ -450,17 +455,18 @@ func (v *Verifier) standing(ctx context.Context, token string, d *verdict) error
 	return nil
 }
 
-// Inspection is what an authentic token says, whether or not it may still be used.
+// Inspection is the content of an authentic token, whether or not it may still be used.
 type Inspection struct {
 	Header delegation.Header
 	Claims delegation.Claims
-	// Refusal is why the token would be refused whoever presented it; nil if its holder may use it. What
-	// a holder must prove is in Claims.Confirmation.
+	// Refusal is why the token would be refused for every sender; nil if its holder may use it.
+	// Claims.Confirmation holds what the holder must prove.
 	Refusal error
 }
 
-// Inspect is for people and tools that look at tokens: the signature must be right, but the token
-// may have expired, be for another audience or be bound to somebody's key. Never let anybody in by it.
+// Inspect is for tools that show tokens: the signature must be correct, but the token may have
+// expired, be for another audience or be bound to a key that was not proven. Never admit a request
+// by it.
 func (v *Verifier) Inspect(ctx context.Context, token string) (*Inspection, error) {
 	claims, header, key, err := v.authenticate(ctx, token)
 	if err != nil {
@@ -470,8 +476,8 @@ func (v *Verifier) Inspect(ctx context.Context, token string) (*Inspection, erro
 	return &Inspection{Header: header, Claims: *claims, Refusal: v.judge(ctx, token, d)}, nil
 }
 
-// authenticate establishes who made the token and that it is one of Deputy's. Claims are read only
-// after the signature is right.
+// authenticate verifies that the issuer signed the token and that it is a derived token. Claims are
+// read only after the signature is verified.
 func (v *Verifier) authenticate(ctx context.Context, token string) (*delegation.Claims, delegation.Header, *verificationKey, error) {
 	refuse := func(err error) (*delegation.Claims, delegation.Header, *verificationKey, error) {
 		return nil, delegation.Header{}, nil, err
@@ -501,7 +507,7 @@ func (v *Verifier) authenticate(ctx context.Context, token string) (*delegation.
 	return &claims, u.Header, key, nil
 }
 
-// key finds one of the issuer's keys.
+// key returns one of the issuer's keys.
 func (v *Verifier) key(ctx context.Context, kid string) (*verificationKey, error) {
 	key, err := v.keys.key(ctx, kid)
 	switch {
@@ -513,7 +519,7 @@ func (v *Verifier) key(ctx context.Context, kid string) (*verificationKey, error
 	return key, nil
 }
 
-// admit decides whether authentic claims are good here and now.
+// admit decides whether authentic claims are valid here and now.
 func (v *Verifier) admit(c *delegation.Claims) error {
 	for _, rule := range v.admission {
 		if rule.broken(v, c) {
@@ -523,14 +529,14 @@ func (v *Verifier) admit(c *delegation.Claims) error {
 	return nil
 }
 
-// rule is one thing that a token must not do. Rules are a table so that tests can take away each
-// one and see that nothing else would have held.
+// rule is one condition that a token must not meet. Rules are a table so that tests can remove each
+// one and show that no other rule would have refused.
 type rule[T any] struct {
 	text   string
 	broken func(*Verifier, T) bool
 }
 
-// envelopeRules hold before any key is fetched.
+// envelopeRules apply before any key is fetched.
 func envelopeRules() []rule[*delegation.Unverified] {
 	return []rule[*delegation.Unverified]{
 		{"the token is not an access token: its typ is not at+jwt", func(_ *Verifier, u *delegation.Unverified) bool {
@@ -543,8 +549,9 @@ func envelopeRules() []rule[*delegation.Unverified] {
 	}
 }
 
-// admissionRules hold for authentic claims, each time that a token is presented, and as long as a stream
-// lasts that was opened with it. What its sender must show once is in bindingRules and proofRules.
+// admissionRules apply to authentic claims, each time a token is presented and for as long as a
+// stream lasts that was opened with it. bindingRules and proofRules hold what its sender must prove
+// once.
 func admissionRules() []rule[*delegation.Claims] {
 	return []rule[*delegation.Claims]{
 		{"the token is for another audience", func(v *Verifier, c *delegation.Claims) bool {
@@ -574,8 +581,8 @@ func (d *Delegation) require(scopes delegation.Scopes) error {
 
 type contextKey struct{}
 
-// FromContext returns the delegation that a request was let in by: the Handler and the interceptors
-// put it there.
+// FromContext returns the delegation by which a request was admitted. The Handler and the
+// interceptors put it there.
 func FromContext(ctx context.Context) (*Delegation, bool) {
 	d, ok := ctx.Value(contextKey{}).(*Delegation)
 	return d, ok

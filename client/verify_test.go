@@ -26,7 +26,7 @@ func startDeputy(t testing.TB) *deputytest.Server {
 	return s
 }
 
-// fixedVerifier holds the server's keys, so that a test is about tokens and nothing else.
+// fixedVerifier has the server's keys, so that a test is only about tokens.
 func fixedVerifier(t testing.TB, s *deputytest.Server) *Verifier {
 	t.Helper()
 	v, err := NewVerifier(VerifierConfig{Issuer: s.Issuer, Audience: calendar, JWKS: s.JWKS(), IgnoreRevocations: true})
@@ -58,8 +58,8 @@ func TestVerifyAccepts(t *testing.T) {
 	}
 }
 
-// TestVerifyRules breaks each rule of the two tables, and sees that the token would be accepted
-// were that one rule not there.
+// TestVerifyRules breaks each rule of the two tables, and checks that the token would be accepted
+// without that one rule.
 func TestVerifyRules(t *testing.T) {
 	s := startDeputy(t)
 	now := time.Now()
@@ -107,11 +107,11 @@ func without[T any](rules []rule[T], text string) []rule[T] {
 	return slices.DeleteFunc(slices.Clone(rules), func(r rule[T]) bool { return r.text == text })
 }
 
-// yes is a signature check that has been switched off.
+// yes is a signature check that accepts everything.
 func yes(string, []byte) bool { return true }
 
-// TestVerifySignatures presents tokens whose key or signature is not the issuer's, and sees that a
-// verifier that checks no signatures would accept those whose form is right.
+// TestVerifySignatures presents tokens whose key or signature is not the issuer's, and checks that
+// a verifier without signature checks would accept those of valid form.
 func TestVerifySignatures(t *testing.T) {
 	s, stranger := startDeputy(t), startDeputy(t)
 	good := s.Token(s.Claims(time.Now()))
@@ -125,7 +125,8 @@ func TestVerifySignatures(t *testing.T) {
 
 	tests := map[string]struct {
 		token, text string
-		algorithm   string // with which a verifier without signature checks would accept; "": by no means
+		// A verifier without signature checks would accept with it; "": never.
+		algorithm string
 	}{
 		"signed by a stranger under the known kid": {stranger.Token(s.Claims(time.Now())), "the token's signature is wrong", "ES256"},
 		"one bit of the signature":                 {head + "." + body + "." + encode(flipped), "the token's signature is wrong", "ES256"},
@@ -182,7 +183,7 @@ func split(t testing.TB, token string) (head, body string, signature []byte) {
 	return parts[0], parts[1], signature
 }
 
-// der re-encodes an ECDSA signature the way X.509 has it: SEQUENCE of two INTEGERs.
+// der encodes an ECDSA signature in the form of X.509: SEQUENCE of two INTEGERs.
 func der(signature []byte) []byte {
 	integer := func(b []byte) []byte {
 		b = append([]byte{0}, b...)
@@ -192,7 +193,7 @@ func der(signature []byte) []byte {
 	return append([]byte{0x30, byte(len(both))}, both...)
 }
 
-// TestVerifyForms presents what is not a token in the one form that there is.
+// TestVerifyForms presents texts that do not have the one form of a token.
 func TestVerifyForms(t *testing.T) {
 	s := startDeputy(t)
 	v := fixedVerifier(t, s)
@@ -236,8 +237,8 @@ func TestVerifyForms(t *testing.T) {
 	}
 }
 
-// TestVerifyMalleable shows which other strings are the same token. Base64 leaves none; ECDSA leaves
-// the signature (r, n-s), which is why a token's identity is its issuer and jti, never its bytes.
+// TestVerifyMalleable shows which other strings are the same token. Base64 permits none. ECDSA
+// permits the signature (r, n-s), so a token's identity is its issuer and jti, never its bytes.
 func TestVerifyMalleable(t *testing.T) {
 	s := startDeputy(t)
 	v := fixedVerifier(t, s)

@@ -24,10 +24,10 @@ type wycheproofGroup struct {
 	} `json:"tests"`
 }
 
-// TestWycheproof presents Project Wycheproof's JWS vectors in two ways: as they are to Verify, and
-// re-shaped, because as they are none is a token (their payloads are not claims). Re-shaped they
-// pass everything that looks at header, key and signature and nothing that looks at claims: the
-// invalid ones are refused, and the valid ones, as the negative control, are not.
+// TestWycheproof presents Project Wycheproof's JWS vectors in two ways: unchanged to Verify, and
+// re-shaped, because none is a token (their payloads are not claims). Re-shaped, they pass every
+// check of header, key and signature and no check of claims: the invalid ones are refused, and the
+// valid ones, as the negative control, are accepted.
 func TestWycheproof(t *testing.T) {
 	document, err := os.ReadFile("delegation/testdata/wycheproof/json_web_signature_test.json")
 	if err != nil {
@@ -66,7 +66,8 @@ func TestWycheproof(t *testing.T) {
 	}
 }
 
-// vectorKeys are the keys that the SDK would take from a group's key: none, if it is not one of ours.
+// vectorKeys returns the keys that the SDK would read from a group's key: none, if it does not
+// support the key.
 func vectorKeys(t *testing.T, group wycheproofGroup) (map[string]*verificationKey, string) {
 	t.Helper()
 	raw := group.Public

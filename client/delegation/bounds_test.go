@@ -8,8 +8,9 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// TestGateBoundsNames: what is kept of a token long after it, and what is walked through for each, has a bound of its
-// own below that of the token. At the bound it is taken, one beyond it is refused by name.
+// TestGateBoundsNames: names that are kept long after a token, and lists that are walked for each
+// token, have bounds of their own below the bound of the token. A name at its bound is accepted. A
+// name one above its bound is refused, and the error names it.
 func TestGateBoundsNames(t *testing.T) {
 	audiences := func(n int) string { return `"a"` + strings.Repeat(`,"a"`, n-1) }
 	for name, token := range map[string]func(over int) string{

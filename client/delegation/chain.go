@@ -11,10 +11,10 @@ import (
 // MaxChainDepth is the ceiling of every configured depth limit: no chain has more hops.
 const MaxChainDepth = 32
 
-// Chain holds the actors of a token, oldest first, so that an actor's index never changes when the
-// chain grows. Its JSON form is the nested "act" claim of RFC 8693 §4.1, where the outermost object
-// is the current actor and the innermost one, index 0 here, the first. RFC 8693 gives the nested
-// actors no authority of their own; Deputy uses them for refusals, revocation and records only.
+// Chain holds the actors of a token, oldest first, so an actor's index never changes when the chain
+// grows. Its JSON form is the nested "act" claim of RFC 8693 §4.1: the outermost object is the
+// current actor, and the innermost one is the first actor, index 0 here. RFC 8693 gives the nested
+// actors no authority of their own. Deputy uses them for refusals, revocation and records only.
 type Chain []Principal
 
 // Current is the actor that acts now, or "" for an empty chain.
@@ -25,10 +25,10 @@ func (c Chain) Current() Principal {
 	return c[len(c)-1]
 }
 
-// Extend returns a chain of its own memory with next as the current actor.
+// Extend returns a new chain with next as the current actor. It shares no memory with c.
 func (c Chain) Extend(next Principal) Chain { return append(slices.Clone(c), next) }
 
-// Contains says whether p is an actor anywhere in the chain.
+// Contains reports whether p is an actor anywhere in the chain.
 func (c Chain) Contains(p Principal) bool { return slices.Contains(c, p) }
 
 type actObject struct {
@@ -36,7 +36,8 @@ type actObject struct {
 	Act *actObject `json:"act,omitempty"`
 }
 
-// MarshalJSON writes the nested form. An empty chain has none: leave the claim out.
+// MarshalJSON writes the nested form. An empty chain has no JSON form and is an error: the caller
+// leaves the claim out.
 func (c Chain) MarshalJSON() ([]byte, error) {
 	if len(c) == 0 {
 		return nil, errNoActor
@@ -48,8 +49,8 @@ func (c Chain) MarshalJSON() ([]byte, error) {
 	return json.Marshal(act)
 }
 
-// UnmarshalJSON reads the nested form strictly: objects with exactly "sub" and perhaps "act", each
-// sub a canonical principal, no more than MaxChainDepth of them.
+// UnmarshalJSON reads the nested form strictly. Each object holds exactly "sub" and optionally
+// "act", each sub is a canonical principal, and there are at most MaxChainDepth objects.
 func (c *Chain) UnmarshalJSON(data []byte) error {
 	act, err := new(reader).object(data)
 	if err != nil {
@@ -83,13 +84,13 @@ func readChain(act value) (Chain, error) {
 	return newestFirst, nil
 }
 
-// Hop is one grant of a chain as a token carries it: enough for a verifier to see by itself that an
-// ancestor was revoked, whichever way the revocation was aimed.
+// Hop is one grant of a chain as a token carries it. Its fields let a verifier determine by itself
+// that an ancestor was revoked, whatever kind of target the revocation has.
 type Hop struct {
 	ID    string // jti of the grant
 	Seq   uint64 // the ledger's sequence number of the grant
-	Actor int    // index in the Chain of the actor that the grant was made to
-	Key   string // thumbprint of the key or certificate that the grant is bound to (Confirmation.Key), or ""
+	Actor int    // index in the Chain of the actor that received the grant
+	Key   string // thumbprint of the bound key or certificate (Confirmation.Key), or ""
 }
 
 // MarshalJSON writes ["jti",seq,actor,"key"].

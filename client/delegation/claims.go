@@ -7,36 +7,37 @@ import (
 	"strconv"
 )
 
-// Claims are the claims of a derived token (RFC 9068, RFC 8693 §4). Times are whole seconds since 1970.
+// Claims are the claims of a derived token (RFC 9068, RFC 8693 §4). Times are whole seconds since
+// 1970.
 type Claims struct {
 	Issuer       string
-	Subject      Principal // on whose behalf all happens
+	Subject      Principal // the principal on whose behalf the chain acts
 	ClientID     Principal // the current actor (RFC 8693 §4.3)
 	Audience     []string  // never empty
 	Scope        Scopes    // empty means none
 	IssuedAt     int64
 	NotBefore    int64
 	ExpiresAt    int64
-	ID           string // jti; with Issuer it is the token's identity, its bytes are not
-	Txn          string // the chain's id: new for every exchange of a root token
+	ID           string // jti; Issuer and ID together identify the token, its bytes do not
+	Txn          string // the chain's id: new for each exchange of a root token
 	Act          Chain
 	Delegation   Delegation
-	Confirmation *Confirmation // the key that a holder must prove (RFC 7800), or nil for a bearer token
+	Confirmation *Confirmation // the key that the holder must prove (RFC 7800); nil: bearer token
 	MayAct       *MayAct       // who may become the actor without the holder's help (RFC 8693 §4.4)
 	Details      []Detail      // authorization_details (RFC 9396 §9.1)
-	Status       *Status       // where to ask for the token's status; nil in tokens that name no list
+	Status       *Status       // the token's place in a status list; nil: no list is named
 }
 
-// Delegation is Deputy's own claim: where the token stands in its chain.
+// Delegation is Deputy's own claim: the token's position in its chain.
 type Delegation struct {
 	Root      string // digest that identifies the root token
-	Hops      []Hop  // oldest first, the token's own last
+	Hops      []Hop  // oldest first; the last is the token's own
 	DepthLeft int    // how many more hops may follow
-	Uses      int    // 1: may be exchanged at most once; 0: not limited
+	Uses      int    // 1: may be exchanged at most once; 0: no limit
 }
 
-// Confirmation is the cnf claim: what a holder must prove to hold (RFC 7800). Exactly one field is set,
-// but for the zero value, which binds to nothing.
+// Confirmation is the cnf claim: the key that the holder of the token must prove (RFC 7800).
+// Exactly one field is set. The zero value has none and binds to nothing.
 type Confirmation struct {
 	// JKT is the RFC 7638 SHA-256 thumbprint of a key that is proven by DPoP (RFC 9449 §6.1).
 	JKT string `json:"jkt,omitzero"`
@@ -44,8 +45,9 @@ type Confirmation struct {
 	X5T string `json:"x5t#S256,omitzero"`
 }
 
-// Key is the thumbprint, of whichever kind; "" where it binds to nothing. Hops, bans and ledger entries
-// name keys by it: nobody can make a key and a certificate of one thumbprint.
+// Key is the thumbprint of either kind, or "" where the confirmation binds to nothing. Hops, bans
+// and ledger entries name keys by it. A key and a certificate with the same thumbprint are
+// infeasible to make.
 func (c Confirmation) Key() string { return c.JKT + c.X5T }
 
 // MayAct is the may_act claim.
@@ -53,17 +55,18 @@ type MayAct struct {
 	Sub Principal `json:"sub"`
 }
 
-// Status is the status claim: the place in a Token Status List that says whether the token was revoked,
-// for resource servers that do not follow revocations themselves (draft-ietf-oauth-status-list §6.2).
+// Status is the status claim: the place in a Token Status List that shows whether the token was
+// revoked. It is for resource servers that do not follow revocations themselves
+// (draft-ietf-oauth-status-list §6.2).
 type Status struct {
 	Index uint64 // from 0
-	URI   string // of the list, which is also the list's sub
+	URI   string // of the list; it is also the sub of the list
 }
 
 // Claims reads the claims of a token that Deputy signed. Every member that narrows must be known:
-// an unknown member of delegation, cnf, may_act or status is an error, because ignoring a restriction
-// widens the token. Unknown members at the top level carry no restriction and are ignored
-// (RFC 7519 §4). The result satisfies Check.
+// an unknown member of delegation, cnf, may_act or status is an error, because an ignored
+// restriction widens the token. Unknown members at the top level carry no restriction and are
+// ignored (RFC 7519 §4). The result satisfies Check.
 func (u *Unverified) Claims() (Claims, error) {
 	if !u.exact || u.Header.Type == "" || u.Header.KeyID == "" {
 		return Claims{}, errors.New("token header: must hold exactly alg, typ and kid")
@@ -136,7 +139,7 @@ func (u *Unverified) readClaims() (Claims, error) {
 	return c, c.Check()
 }
 
-// readDelegation takes uses for unlimited only where it is absent, never where it is null.
+// readDelegation treats uses as unlimited only where it is absent, never where it is null.
 func readDelegation(v value) (d Delegation, err error) {
 	if d.Root, err = stringMember(v, "root"); err != nil {
 		return Delegation{}, err
@@ -172,8 +175,8 @@ func readDelegation(v value) (d Delegation, err error) {
 	return d, nil
 }
 
-// readConfirmation refuses every confirmation method but the two: a proof that is not understood cannot
-// be asked for, and a token must not lose its binding that way.
+// readConfirmation refuses every confirmation method except jkt and x5t#S256. The proof of an
+// unknown method cannot be required, and a token must not lose its binding that way.
 func readConfirmation(v value) (*Confirmation, error) {
 	var c Confirmation
 	c.JKT, _ = v.member("jkt").str()
@@ -184,8 +187,8 @@ func readConfirmation(v value) (*Confirmation, error) {
 	return &c, nil
 }
 
-// ReadConfirmation reads a cnf claim of anybody's token as strictly as one of Deputy's, and wants the
-// thumbprint to be one of SHA-256.
+// ReadConfirmation reads the cnf claim of a token of any issuer as strictly as one of Deputy's. The
+// thumbprint must be one of SHA-256.
 func ReadConfirmation(claim []byte) (*Confirmation, error) {
 	v, err := new(reader).object(claim)
 	if err != nil {
@@ -212,7 +215,8 @@ func readMayAct(v value) (*MayAct, error) {
 	return &MayAct{Sub: sub}, nil
 }
 
-// readStatus refuses every mechanism but status_list: who does not know one cannot ask it.
+// readStatus refuses every mechanism except status_list: a verifier cannot query an unknown
+// mechanism.
 func readStatus(v value) (*Status, error) {
 	list := v.member("status_list")
 	idx, uri := list.member("idx"), list.member("uri")
@@ -233,8 +237,8 @@ func readStatus(v value) (*Status, error) {
 
 var errStatus = errors.New("status holds something other than one status_list with idx and uri")
 
-// Check says whether the claims agree with themselves. Deputy checks before it signs and after it
-// parses, so no claims that fail here are ever in force.
+// Check returns an error unless the claims are consistent with each other. Deputy checks before it
+// signs and after it parses, so no claims that fail here are ever in force.
 func (c Claims) Check() error {
 	hops := c.Delegation.Hops
 	switch {
@@ -255,7 +259,7 @@ func (c Claims) Check() error {
 	case c.Status != nil && c.Status.URI == "":
 		return errors.New("status must name its list")
 	}
-	// The first hop's actor is the first of the chain, unless the root token brought actors along.
+	// The first hop's actor is the first of the chain, unless the root token already had actors.
 	actor, seq := max(hops[0].Actor, 0), uint64(0)
 	for _, hop := range hops {
 		grows := hop.Actor - actor
@@ -280,7 +284,7 @@ func (c Claims) Check() error {
 	return nil
 }
 
-// Lineage is what revocations are matched against.
+// Lineage is the part of the claims that revocations are matched against.
 func (c Claims) Lineage() Lineage {
 	return Lineage{Root: c.Delegation.Root, Txn: c.Txn, Subject: c.Subject, Actors: c.Act, Hops: c.Delegation.Hops}
 }

@@ -11,21 +11,22 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// maxDetails bounds the elements of one authorization_details array.
+// maxDetails is the maximum number of elements in one authorization_details array.
 const maxDetails = 32
 
 // Detail is one element of authorization_details (RFC 9396 §2) in canonical JSON (RFC 8785), so
-// that equal details are equal strings.
+// equal details are equal strings.
 type Detail struct {
 	canonical string
-	members   map[string]value    // canonical too
+	members   map[string]value    // canonical as well
 	lists     map[string][]string // the list fields, sorted
 }
 
-// ParseDetails reads an authorization_details array strictly: objects with a type, and the common
-// fields of RFC 9396 §2.2 in their common form.
+// ParseDetails reads an authorization_details array strictly: each element is an object with a
+// type, and the common fields of RFC 9396 §2.2 have their common form.
 func ParseDetails(data []byte) ([]Detail, error) {
-	v, err := new(reader).value(data, maxJSONDepth-1) // as in a token, where they are within the claims
+	// one level less, because a token holds the details inside the claims
+	v, err := new(reader).value(data, maxJSONDepth-1)
 	if err != nil {
 		return nil, errors.New("authorization_details is not one strict JSON array")
 	}
@@ -68,8 +69,8 @@ func readDetail(v value) (Detail, error) {
 		slices.Sort(list)
 		lists[name] = list
 	}
-	// RFC 8785 would round such numbers: the element would say something else than it did, another
-	// account for instance.
+	// RFC 8785 would round such numbers. The element would then have another meaning, such as
+	// another account.
 	if slices.ContainsFunc(v, func(n node) bool { return isNumber(n.text) && !isExact(n.text) }) {
 		return Detail{}, errors.New("a number has more digits than readers agree on: write it as a string")
 	}
@@ -77,7 +78,7 @@ func readDetail(v value) (Detail, error) {
 	if err := canonical.Canonicalize(); err != nil {
 		return Detail{}, errors.New("malformed JSON")
 	}
-	if len(canonical) > MaxTokenBytes { // short numbers such as 1e20 grow
+	if len(canonical) > MaxTokenBytes { // short numbers such as 1e20 become longer
 		return Detail{}, fmt.Errorf("it is longer than %d bytes", MaxTokenBytes)
 	}
 	again, err := new(reader).object(canonical)
@@ -93,13 +94,13 @@ func readDetail(v value) (Detail, error) {
 
 func isNumber(text string) bool { return text[0] == '-' || '0' <= text[0] && text[0] <= '9' }
 
-// isExact says whether every reader takes the number for the same double. Fifteen significant digits
-// always are, and so are integers up to 2^53.
+// isExact reports whether every reader takes the number for the same double. Numbers of up to
+// fifteen significant digits and integers up to 2^53 are exact.
 func isExact(number string) bool {
 	f, err := strconv.ParseFloat(number, 64)
 	mantissa, _, _ := strings.Cut(strings.ToLower(number), "e")
 	digits := strings.Trim(strings.NewReplacer("-", "", ".", "").Replace(mantissa), "0")
-	const smallest = 0x1p-1022 // below it doubles lose digits
+	const smallest = 0x1p-1022 // doubles below it lose digits
 	switch {
 	case err != nil || digits != "" && math.Abs(f) < smallest:
 		return false
@@ -110,7 +111,8 @@ func isExact(number string) bool {
 	return err == nil && -1<<53 <= n && n <= 1<<53
 }
 
-// isListField names the common fields of RFC 9396 §2.2 that list alternatives: fewer is narrower.
+// isListField reports whether a field is one of the common fields of RFC 9396 §2.2 that list
+// alternatives: fewer is narrower.
 func isListField(name string) bool {
 	return name == "locations" || name == "actions" || name == "datatypes" || name == "privileges"
 }
@@ -118,13 +120,14 @@ func isListField(name string) bool {
 // Type is the element's type, never "".
 func (d Detail) Type() string { s, _ := d.Text("type"); return s }
 
-// Text is a string field such as identifier, and whether it is there and a string.
+// Text returns a string field such as identifier, and whether it is present and a string.
 func (d Detail) Text(field string) (string, bool) { return d.members[field].str() }
 
-// List is a list field such as actions, sorted; nil if it is absent. Callers must not change it.
+// List returns a list field such as actions, sorted, or nil if it is absent. Callers must not
+// change it.
 func (d Detail) List(field string) []string { return d.lists[field] }
 
-// Fields are the names of the element's members, sorted.
+// Fields returns the names of the element's members, sorted.
 func (d Detail) Fields() []string {
 	names := make([]string, 0, len(d.members))
 	for name := range d.members {
@@ -134,9 +137,10 @@ func (d Detail) Fields() []string {
 	return names
 }
 
-// Narrows says whether d allows nothing that wide does not: the same members, each list field a
-// subset, every other member equal. A member that only one of them has is never a narrowing: what
-// its absence means is known to the resource alone, and absent must not come to mean all.
+// Narrows reports whether d allows nothing that wide does not allow. Both must have the same
+// members, each list field must be a subset, and every other member must be equal. A member that
+// only one of them has is never a narrowing: only the resource knows what its absence means, and
+// absent must not come to mean all.
 func (d Detail) Narrows(wide Detail) bool {
 	if len(d.members) != len(wide.members) {
 		return false
@@ -157,7 +161,7 @@ func (d Detail) Narrows(wide Detail) bool {
 	return true
 }
 
-// isSubset compares sorted lists, which may be as long as a caller likes: both are walked once.
+// isSubset compares sorted lists. Callers choose their length, so it walks each list once.
 func isSubset(list, of []string) bool {
 	for _, s := range list {
 		for len(of) > 0 && of[0] < s {
@@ -170,13 +174,13 @@ func isSubset(list, of []string) bool {
 	return true
 }
 
-// NarrowsAny says whether d narrows at least one of the given details.
+// NarrowsAny reports whether d narrows at least one of the given details.
 func (d Detail) NarrowsAny(wide []Detail) bool { return slices.ContainsFunc(wide, d.Narrows) }
 
-// String is the canonical JSON.
+// String returns the canonical JSON.
 func (d Detail) String() string { return d.canonical }
 
-// MarshalJSON writes the canonical JSON. The zero Detail has none.
+// MarshalJSON writes the canonical JSON. The zero Detail has none and is an error.
 func (d Detail) MarshalJSON() ([]byte, error) {
 	if d.canonical == "" {
 		return nil, errNoDetail

@@ -8,8 +8,8 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// MarshalJSON writes the canonical form that the ledger digests and the token carries: names and order are
-// fixed, so the encoding of equal claims is equal bytes.
+// MarshalJSON writes the canonical form that the ledger digests and the token carries. Names and
+// order are fixed, so equal claims have equal bytes.
 func (c Claims) MarshalJSON() ([]byte, error) {
 	if len(c.Act) == 0 {
 		return nil, errNoActor
@@ -67,7 +67,7 @@ func (c Claims) MarshalJSON() ([]byte, error) {
 
 var errNoActor = errors.New("delegation: an empty actor chain has no JSON form")
 
-// encoder appends to a JSON text. Its first error stays.
+// encoder appends to a JSON text. It keeps its first error.
 type encoder struct {
 	json []byte
 	err  error
@@ -79,7 +79,7 @@ func (e *encoder) number(n int64) *encoder { e.json = strconv.AppendInt(e.json, 
 
 func (e *encoder) count(n uint64) *encoder { e.json = strconv.AppendUint(e.json, n, 10); return e }
 
-// next separates elements.
+// next writes the comma between elements.
 func (e *encoder) next(i int) *encoder {
 	if i > 0 {
 		e.raw(`,`)
@@ -87,7 +87,7 @@ func (e *encoder) next(i int) *encoder {
 	return e
 }
 
-// text writes a string. What is no UTF-8 has no JSON form.
+// text writes a string. A string that is not UTF-8 has no JSON form.
 func (e *encoder) text(s string) *encoder {
 	for i := range len(s) {
 		if s[i] < ' ' || s[i] == '"' || s[i] == '\\' || s[i] >= 0x7f {

@@ -11,7 +11,7 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// claimsWire is the form of claims in JSON as a Go type says it.
+// claimsWire is the JSON form of claims as a Go type.
 type claimsWire struct {
 	Iss        string                   `json:"iss"`
 	Sub        delegation.Principal     `json:"sub"`
@@ -47,7 +47,7 @@ type delegationWire struct {
 	Uses      int              `json:"uses,omitzero"`
 }
 
-// encoded are claims as a general encoder writes them.
+// encoded returns claims as a general encoder writes them.
 func encoded(c delegation.Claims) ([]byte, error) {
 	act, err := c.Act.MarshalJSON()
 	if err != nil {
@@ -90,7 +90,7 @@ func TestClaimsAreEncodedByteForByte(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		c := claims().Draw(t, "claims")
 		same(t, c)
-		// Whatever else is ever put into them.
+		// Fields with arbitrary text.
 		c.Issuer, c.ID, c.Txn, c.Delegation.Root = odd.Draw(t, "iss"), odd.Draw(t, "jti"), odd.Draw(t, "txn"), odd.Draw(t, "root")
 		c.Audience = rapid.SliceOfN(odd, 0, 3).Draw(t, "aud")
 		c.IssuedAt, c.Delegation.DepthLeft, c.Delegation.Uses = rapid.Int64().Draw(t, "iat"), rapid.Int().Draw(t, "depth"), rapid.Int().Draw(t, "uses")

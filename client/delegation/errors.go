@@ -16,35 +16,37 @@ import (
 // ErrorDomain is the domain of google.rpc.ErrorInfo in every gRPC error that Deputy returns.
 const ErrorDomain = "deputy"
 
-// MetadataNonce is the metadata of a ProofNonceNeeded that holds the nonce for the next DPoP proof.
+// MetadataNonce is the metadata key of a ProofNonceNeeded that holds the nonce for the next DPoP
+// proof.
 const MetadataNonce = "dpop_nonce"
 
-// Error is the one error of Deputy's API. The wires carry reason, field, description and metadata;
-// the cause stays with the server, for its log and its ledger.
+// Error is the one error of Deputy's API. Both wires carry reason, field, description and metadata.
+// The cause stays on the server, for its log and its ledger.
 type Error struct {
 	Reason      Reason
-	Field       string            // the parameter or configuration field at fault, or ""
+	Field       string            // the parameter or configuration field with the fault, or ""
 	Description string            // which rule was broken and what to do; never holds a credential
 	Metadata    map[string]string // facts for programs, such as the missing relation
-	RetryAfter  time.Duration     // how long to wait before another try; 0: not said
+	RetryAfter  time.Duration     // how long to wait before the next attempt; 0: not known
 
 	cause error
 }
 
-// Refuse makes an Error. The description is safe to send: pass nothing secret into it.
+// Refuse makes an Error. The description is sent to the caller and must hold no secret.
 func Refuse(reason Reason, field, format string, args ...any) *Error {
 	return &Error{Reason: reason, Field: field, Description: asciiText(fmt.Sprintf(format, args...))}
 }
 
-// Unavailable says that a dependency did not give a usable answer. The cause never reaches a wire.
+// Unavailable reports that a dependency did not return a usable answer. The cause never reaches a
+// wire.
 func Unavailable(dependency string, cause error) *Error {
 	e := Refuse(DependencyDown, "", "%s is not available: try again", dependency)
 	e.RetryAfter = time.Second
 	return e.WithCause(cause)
 }
 
-// AsError finds the *Error in a chain of errors; anything else becomes an internal error that keeps
-// its cause to itself. It returns nil for nil.
+// AsError returns the *Error in a chain of errors. Any other error becomes an Internal error with
+// err as its cause, which no wire carries. It returns nil for nil.
 func AsError(err error) *Error {
 	var e *Error
 	switch {
@@ -56,14 +58,14 @@ func AsError(err error) *Error {
 	return Refuse(Internal, "", "internal error").WithCause(err)
 }
 
-// WithCause returns a copy that remembers err.
+// WithCause returns a copy with err as its cause.
 func (e *Error) WithCause(err error) *Error {
 	c := *e
 	c.cause = err
 	return &c
 }
 
-// WithMetadata returns a copy with one more fact.
+// WithMetadata returns a copy with one more metadata entry.
 func (e *Error) WithMetadata(key, value string) *Error {
 	c := *e
 	c.Metadata = maps.Clone(e.Metadata)
@@ -74,7 +76,7 @@ func (e *Error) WithMetadata(key, value string) *Error {
 	return &c
 }
 
-// Error is what the wire may see.
+// Error returns reason, field and description: only what a wire may carry.
 func (e *Error) Error() string {
 	if e.Field == "" {
 		return fmt.Sprintf("%s: %s", e.Reason, e.Description)
@@ -82,19 +84,20 @@ func (e *Error) Error() string {
 	return fmt.Sprintf("%s: %s: %s", e.Reason, e.Field, e.Description)
 }
 
-// Unwrap gives the cause to the server's log.
+// Unwrap returns the cause, for the server's log.
 func (e *Error) Unwrap() error { return e.cause }
 
-// Temporary says whether the same request may succeed later.
+// Temporary reports whether the same request may succeed later.
 func (e *Error) Temporary() bool { return e.Reason == DependencyDown || e.Reason == RateLimited }
 
-// Keys under which ErrorInfo carries what is not metadata of the caller's.
+// Keys of ErrorInfo's metadata that are not metadata of the caller.
 const (
 	metaField = "field"
 	metaOAuth = "error"
 )
 
-// GRPCStatus is the gRPC form: code, description, ErrorInfo and, where known, RetryInfo.
+// GRPCStatus returns the gRPC form: code, description, ErrorInfo and, where RetryAfter is set,
+// RetryInfo.
 func (e *Error) GRPCStatus() *status.Status {
 	wire := e.Reason.Wire()
 	info := &errdetails.ErrorInfo{Reason: string(e.Reason), Domain: ErrorDomain, Metadata: map[string]string{metaOAuth: wire.OAuth}}
@@ -114,8 +117,8 @@ func (e *Error) GRPCStatus() *status.Status {
 	return st
 }
 
-// withoutInfo says what a gRPC code means that came without Deputy's ErrorInfo, from a proxy or from
-// gRPC itself. What is not here is Internal.
+// withoutInfo gives the reason for a gRPC code without Deputy's ErrorInfo, from a proxy or from
+// gRPC itself. A code that is not listed is Internal.
 var withoutInfo = map[codes.Code]Reason{
 	codes.Unavailable:       DependencyDown,
 	codes.DeadlineExceeded:  DependencyDown,
@@ -129,7 +132,7 @@ var withoutInfo = map[codes.Code]Reason{
 }
 
 // FromStatus rebuilds the Error that a Deputy server sent. An error without Deputy's ErrorInfo, or
-// with a reason that this version does not know, gets the reason that its gRPC code comes closest to.
+// with a reason that this version does not have, gets the reason that is closest to its gRPC code.
 func FromStatus(err error) *Error {
 	if err == nil {
 		return nil
@@ -159,8 +162,8 @@ func FromStatus(err error) *Error {
 	return e
 }
 
-// asciiText keeps a description within what RFC 6749 §5.2 allows for error_description, so that it
-// is inert in headers, logs and terminals too. Section signs are spelled out.
+// asciiText limits a description to the characters that RFC 6749 §5.2 allows for error_description,
+// so it is inert in headers, logs and terminals too. It writes section signs as a word.
 func asciiText(s string) string {
 	return strings.Map(func(r rune) rune {
 		switch {

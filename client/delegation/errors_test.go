@@ -20,7 +20,7 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// reasons are all constants of type Reason in the source.
+// reasons returns all constants of type Reason in the source.
 func reasons(t *testing.T) []delegation.Reason {
 	t.Helper()
 	file, err := parser.ParseFile(token.NewFileSet(), "reasons.go", nil, 0)
@@ -56,7 +56,8 @@ func TestEveryReasonIsRegisteredAndDocumented(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	oauth := []string{ // RFC 6749 §5.2, RFC 8707 §2, RFC 9396 §5, RFC 9449 §5 and §8, and what §4.1.2.1 has for the rest
+	// RFC 6749 §5.2, RFC 8707 §2, RFC 9396 §5, RFC 9449 §5 and §8; RFC 6749 §4.1.2.1 for the rest
+	oauth := []string{
 		"invalid_request", "invalid_client", "unsupported_grant_type", "invalid_scope", "invalid_target",
 		"invalid_authorization_details", "invalid_dpop_proof", "use_dpop_nonce", "access_denied", "temporarily_unavailable", "server_error",
 	}
@@ -83,8 +84,8 @@ func TestEveryReasonIsRegisteredAndDocumented(t *testing.T) {
 	}
 }
 
-// RFC 8693 §2.2.2: a subject or actor token that is no good is invalid_request, and nothing of ours
-// is ever invalid_grant.
+// RFC 8693 §2.2.2: an invalid subject or actor token is invalid_request. Deputy never returns
+// invalid_grant.
 func TestTokenFaultsAreInvalidRequest(t *testing.T) {
 	for _, r := range reasons(t) {
 		if r.Wire().OAuth == "invalid_grant" {

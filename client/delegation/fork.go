@@ -6,11 +6,11 @@ import (
 	"time"
 )
 
-// ForkMargin is how long after a CutFork was recorded its tenant issues nothing, in seconds: the clocks of instances
-// that issued tokens before may differ by less.
+// ForkMargin is how long, in seconds, a tenant issues nothing after its CutFork was recorded. The
+// clocks of instances that issued tokens before may differ by less.
 const ForkMargin = 5
 
-// forkedAt is the number that a CutFork aims at.
+// forkedAt returns the entry number that a CutFork aims at.
 func (t Target) forkedAt() (after uint64, fork bool) {
 	if t.Kind != CutFork {
 		return 0, false
@@ -19,8 +19,9 @@ func (t Target) forkedAt() (after uint64, fork bool) {
 	return after, err == nil && strconv.FormatUint(after, 10) == t.ID
 }
 
-// lost finds a hop of a ledger that was given up. Numbers are given again after a recovery, so the number alone does not
-// tell: what is above and older than the recovery is lost. A jti that does not say when it was made counts as old.
+// lost finds a hop of a ledger that was given up. A recovery assigns numbers again, so the number
+// alone does not decide: a hop is lost if its number is above the fork and it is older than the
+// recovery. A jti without a readable time counts as old.
 func (s *RevocationSet) lost(l Lineage) (Revocation, bool) {
 	for after, m := range s.forks {
 		for _, hop := range l.Hops {
@@ -32,8 +33,8 @@ func (s *RevocationSet) lost(l Lineage) (Revocation, bool) {
 	return Revocation{}, false
 }
 
-// madeAt reads the time from a jti of Deputy's, which is a ULID: 48 bits of milliseconds in ten digits of Crockford's
-// base 32, and then chance.
+// madeAt reads the time from a jti of Deputy's. The jti is a ULID: 48 bits of milliseconds in ten
+// digits of Crockford's base 32, then random bits.
 func madeAt(jti string) (time.Time, bool) {
 	if len(jti) != 26 || jti[0] > '7' {
 		return time.Time{}, false

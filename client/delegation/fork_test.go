@@ -9,7 +9,8 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// TestCutForkHitsWhatWasLost: numbers come again after a recovery, so the number and the age of a hop decide together.
+// TestCutForkHitsWhatWasLost: a recovery assigns numbers again, so number and age of a hop decide
+// together.
 func TestCutForkHitsWhatWasLost(t *testing.T) {
 	recovered := time.Unix(1_800_000_000, 0)
 	jti := func(at time.Time) string {

@@ -11,8 +11,8 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// FuzzParse: what the gate lets through has one spelling, a bounded size and no key of its own
-// choice, as judged by the standard library and not by the gate's own reader.
+// FuzzParse: a token that the gate accepts has one spelling, a bounded size and no key of its own
+// choice. The standard library judges this, not the gate's own reader.
 func FuzzParse(f *testing.F) {
 	f.Add(compact(goodHeader, `{"iss":"x","exp":1}`))
 	f.Add(compact(`{"alg":"none"}`, `{}`))
@@ -59,7 +59,7 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
-// duplicate finds a member name that one object holds twice.
+// duplicate finds a member name that occurs twice in one object.
 func duplicate(d *json.Decoder) string {
 	type level struct {
 		names map[string]bool // nil in an array
@@ -201,7 +201,8 @@ func FuzzDetails(f *testing.F) {
 	})
 }
 
-// FuzzParseProof looks for what is a proof and a token at once, and for a header that says more than it may.
+// FuzzParseProof looks for a text that is both a proof and a token, and for a header with members
+// that the gate does not permit.
 func FuzzParseProof(f *testing.F) {
 	jws := func(header, payload string) string {
 		return base64.RawURLEncoding.EncodeToString([]byte(header)) + "." + base64.RawURLEncoding.EncodeToString([]byte(payload)) + ".AA"
@@ -231,7 +232,8 @@ func FuzzParseProof(f *testing.F) {
 	})
 }
 
-// FuzzConfirmation wants one confirmation of one kind, whose thumbprint has one spelling.
+// FuzzConfirmation: a confirmation that is accepted is one of one kind, and its thumbprint has one
+// spelling.
 func FuzzConfirmation(f *testing.F) {
 	thumbprint := strings.Repeat("A", 43)
 	for _, seed := range []string{

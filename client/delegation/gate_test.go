@@ -69,7 +69,8 @@ func TestGateReadsHeadersStrictly(t *testing.T) {
 		{`{"alg":"ES256","typ":"text/at+jwt"}`, delegation.Header{Algorithm: "ES256", Type: "text/at+jwt"}},
 		{`{"alg":"ES256","typ":"application/application/at+jwt"}`, delegation.Header{Algorithm: "ES256", Type: "application/at+jwt"}},
 		{`{"alg":"ES256","x-unknown":1}`, delegation.Header{Algorithm: "ES256"}},
-		{`{"typ":"JWT","alg":"RS256","x5t":"eBZ_cn3sXYAd0ch4THBKHIgOwOE","kid":"k"}`, delegation.Header{Algorithm: "RS256", Type: "jwt", KeyID: "k"}}, // GitHub Actions
+		// GitHub Actions
+		{`{"typ":"JWT","alg":"RS256","x5t":"eBZ_cn3sXYAd0ch4THBKHIgOwOE","kid":"k"}`, delegation.Header{Algorithm: "RS256", Type: "jwt", KeyID: "k"}},
 		{`{}`, delegation.Header{}}, {`{"alg":null}`, delegation.Header{}}, {`{"alg":1}`, delegation.Header{}}, {`{"Alg":"ES256"}`, delegation.Header{}},
 		{`{"alg":"ES256","alg":"ES256"}`, delegation.Header{}}, {`{"alg":"ES256","\u0061lg":"none"}`, delegation.Header{}},
 		{`{"alg":"ES256","typ":""}`, delegation.Header{}}, {`{"alg":"ES256","typ":null}`, delegation.Header{}}, {`{"alg":"ES256","kid":""}`, delegation.Header{}},
@@ -167,7 +168,7 @@ func TestRegisteredClaimsHaveTheirTypes(t *testing.T) {
 	}
 }
 
-// Each row spoils good claims in one place.
+// Each row breaks valid claims in one place.
 func TestClaimsOfADerivedTokenAreReadStrictly(t *testing.T) {
 	const good = `{"iss":"i","sub":"user:alice","client_id":"agent:b","aud":["x"],"scope":"a b","iat":1,"nbf":1,"exp":2,"jti":"j1","txn":"t",` +
 		`"act":{"sub":"agent:b","act":{"sub":"agent:a"}},"delegation":{"root":"r","hops":[["j0",1,0,""],["j1",2,1,"key"]],"depth_left":2},"cnf":{"jkt":"key"}}`

@@ -11,7 +11,7 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// The generators draw what can be in force: canonical principals, claims that agree with themselves.
+// The generators draw values that can be in force: canonical principals and consistent claims.
 
 func principals() *rapid.Generator[delegation.Principal] {
 	return rapid.Custom(func(t *rapid.T) delegation.Principal {
@@ -32,7 +32,7 @@ func chains(longest int) *rapid.Generator[delegation.Chain] {
 
 func scopeTokens() *rapid.Generator[string] { return rapid.StringMatching(`[!#-\[\]-~]{1,6}`) }
 
-// scopes draws from few tokens, so that sets overlap.
+// scopes draws from few tokens, so sets overlap.
 func scopes() *rapid.Generator[delegation.Scopes] {
 	return rapid.Custom(func(t *rapid.T) delegation.Scopes {
 		s, err := delegation.NewScopes(rapid.SliceOfN(rapid.SampledFrom([]string{"a", "b", "c", "ab", "A", "a:b"}), 0, 8).Draw(t, "tokens")...)
@@ -61,7 +61,7 @@ func details(least, most int) *rapid.Generator[[]delegation.Detail] {
 	})
 }
 
-// detailText draws one authorization detail from few values, so that narrowing happens.
+// detailText draws one authorization detail from few values, so some details narrow others.
 func detailText() *rapid.Generator[string] {
 	return rapid.Custom(func(t *rapid.T) string {
 		members := []string{fmt.Sprintf(`"type":%q`, rapid.SampledFrom([]string{"payment", "document"}).Draw(t, "type"))}
@@ -124,7 +124,7 @@ func claims() *rapid.Generator[delegation.Claims] {
 	})
 }
 
-// compact puts a payload into a token whose form is right. Nobody signed it.
+// compact puts a payload into a token of valid form. It has no valid signature.
 func compact(header, payload string) string {
 	encode := base64.RawURLEncoding.EncodeToString
 	return encode([]byte(header)) + "." + encode([]byte(payload)) + ".AAAA"

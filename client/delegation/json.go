@@ -15,29 +15,29 @@ import (
 // maxJSONDepth leaves room for the deepest actor chain inside a claims object.
 const maxJSONDepth = MaxChainDepth + 8
 
-// value is a JSON value that was read strictly: its own node, then all nodes within it in the order in
-// which they begin. The absent value is empty. Everything that is asked of a value is answered from
-// the one pass that made it.
+// value is a JSON value that was read strictly: its own node, then all nodes within it in the order
+// in which they begin. The absent value is empty. All methods answer from the one pass that made
+// the value.
 type value []node
 
 type node struct {
 	name  string // of a member of an object
-	text  string // as it was written
-	nodes int    // how many the value has
+	text  string // the JSON text as it was written
+	nodes int    // number of nodes of the value, its own included
 }
 
-// reader makes values of JSON texts. It may be used for one after the other, which spares memory.
+// reader makes values of JSON texts. It may be used for one text after another, which saves memory.
 type reader struct {
 	dec   jsontext.Decoder
-	text  string // all of it
+	text  string // the whole text
 	nodes []node
 }
 
-// value reads one JSON value in a single strict pass: valid UTF-8, no duplicate member at any level,
-// nested at most so deep, nothing behind it. Member names keep their exact case. What is read shares
-// memory with a copy of the data.
+// value reads one JSON value in a single strict pass: valid UTF-8, no duplicate member at any
+// level, at most depth levels, no data behind it. Member names keep their exact case. The value
+// shares memory with a copy of the data.
 func (r *reader) value(data []byte, depth int) (value, error) {
-	const usual = 12 // bytes to a node of a token
+	const usual = 12 // bytes per node of a typical token
 	r.dec.Reset(bytes.NewBuffer(data))
 	r.text, r.nodes = string(data), make([]node, 0, 1+len(data)/usual)
 	if err := r.read("", depth); err != nil {
@@ -57,7 +57,7 @@ func (r *reader) object(data []byte) (value, error) {
 	return v, err
 }
 
-// read appends the next value. It goes no deeper than it is told to, whatever the data wants.
+// read appends the next value. It descends at most depth levels, whatever the data holds.
 func (r *reader) read(name string, depth int) error {
 	at := len(r.nodes)
 	r.nodes = append(r.nodes, node{name: name})
@@ -77,7 +77,7 @@ func (r *reader) read(name string, depth int) error {
 	for next := r.dec.PeekKind(); next != '}' && next != ']'; next = r.dec.PeekKind() {
 		member := ""
 		if open == '{' {
-			if next != '"' { // nor may the decoder look for a name in the depths
+			if next != '"' { // the decoder must not look for a name in the depths either
 				return errors.New("malformed JSON")
 			}
 			quoted, err := r.scalar()
@@ -97,7 +97,7 @@ func (r *reader) read(name string, depth int) error {
 	return nil
 }
 
-// scalar reads a value without any within it, or a member's name.
+// scalar reads a value that holds no other value, or a member's name.
 func (r *reader) scalar() (string, error) {
 	raw, err := r.dec.ReadValue()
 	if err != nil {
@@ -107,7 +107,7 @@ func (r *reader) scalar() (string, error) {
 	return r.text[end-int64(len(raw)) : end], nil
 }
 
-// jsonFault says what rule was broken without repeating the data: it may hold a secret.
+// jsonFault names the broken rule without repeating the data, which may hold a secret.
 func jsonFault(err error) error {
 	if errors.Is(err, jsontext.ErrDuplicateName) {
 		return errors.New("JSON object has a duplicate member")
@@ -115,7 +115,7 @@ func jsonFault(err error) error {
 	return errors.New("malformed JSON")
 }
 
-// unquoted is what a string says that the decoder has accepted.
+// unquoted is the content of a string that the decoder has accepted.
 func unquoted(text string) string {
 	if !strings.Contains(text, `\`) {
 		return text[1 : len(text)-1]
@@ -124,7 +124,8 @@ func unquoted(text string) string {
 	return string(s)
 }
 
-// kind is the first byte of what was written, which tells the kinds apart; 0 where the value is absent.
+// kind is the first byte of the JSON text, which distinguishes the kinds, or 0 where the value is
+// absent.
 func (v value) kind() byte {
 	if len(v) == 0 {
 		return 0
@@ -134,7 +135,7 @@ func (v value) kind() byte {
 
 func (v value) raw() string { return v[0].text }
 
-// within are the members of an object or the elements of an array.
+// within iterates over the members of an object or the elements of an array.
 func (v value) within() iter.Seq[value] {
 	return func(yield func(value) bool) {
 		for i := 1; i < len(v); i += v[i].nodes {
@@ -153,7 +154,7 @@ func (v value) count() int {
 	return n
 }
 
-// member finds a member by its exact name. What is no object has none.
+// member finds a member by its exact name. A value that is not an object has none.
 func (v value) member(name string) value {
 	if v.kind() == '{' {
 		for m := range v.within() {
@@ -196,7 +197,7 @@ func stringMember(v value, name string) (string, error) {
 	return s, nil
 }
 
-// filledMember reads a string that may be absent, but not empty.
+// filledMember reads a string that may be absent but not empty.
 func filledMember(v value, name string) (string, error) {
 	m := v.member(name)
 	s, isText := m.str()
@@ -222,7 +223,7 @@ func stringsMember(v value, name string) ([]string, error) {
 }
 
 // secondsMember reads a NumericDate as this project accepts it: a whole, positive number of seconds
-// that a float64 can hold exactly, without fraction or exponent. It may be absent: then it is 0.
+// that a float64 holds exactly, without fraction or exponent. An absent member is 0.
 func secondsMember(v value, name string) (int64, error) {
 	m := v.member(name)
 	if m == nil {

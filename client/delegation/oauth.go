@@ -15,12 +15,12 @@ const (
 
 	// HeaderTypeAccessToken is the "typ" of every token that Deputy signs.
 	HeaderTypeAccessToken = "at+jwt"
-	// HeaderTypeStatusList is the "typ" of a status list, which the same keys sign and which is no token
-	// (draft-ietf-oauth-status-list §5.1).
+	// HeaderTypeStatusList is the "typ" of a status list. The same keys sign it, and it is not a
+	// token (draft-ietf-oauth-status-list §5.1).
 	HeaderTypeStatusList = "statuslist+jwt"
 )
 
-// ActorAudience is the audience of a credential that only names a new actor. It authenticates
-// nobody: a parent that was handed its sub-agent's credential must not become the sub-agent.
-// The audience that authenticates a caller is the tenant's issuer itself.
+// ActorAudience is the audience of a credential that only names a new actor. It authenticates no
+// caller: a parent that received its sub-agent's credential must not become the sub-agent. The
+// audience that authenticates a caller is the tenant's issuer itself.
 func ActorAudience(issuer string) string { return issuer + "/actor" }

@@ -6,22 +6,22 @@ import (
 	"strings"
 )
 
-// maxPrincipalBytes keeps a principal within what OpenFGA accepts for an object name.
+// maxPrincipalBytes is the longest object name that OpenFGA accepts.
 const maxPrincipalBytes = 256
 
 // Principal is a typed name such as "user:alice" or "agent:planner". It is identical to the
-// principal's OpenFGA object name. A Principal in hand has the canonical form: its id is
+// principal's OpenFGA object name. A parsed Principal has the canonical form: its id is
 // percent-encoded exactly where EncodeID encodes, so equal principals are equal strings.
 type Principal string
 
-// NewPrincipal names the principal of the given type whose identifier, as its issuer wrote it, is
-// rawID. Two different pairs never give the same Principal.
+// NewPrincipal returns the principal of the given type. rawID is its identifier as its issuer wrote
+// it. Two different pairs never give the same Principal.
 func NewPrincipal(typ, rawID string) (Principal, error) {
 	return ParsePrincipal(typ + ":" + EncodeID(rawID))
 }
 
-// ParsePrincipal accepts a principal in canonical form and nothing else; it never repairs. Its errors
-// name the rule and never repeat s: they are answered, logged and recorded.
+// ParsePrincipal accepts only a principal in canonical form and never repairs one. Its errors name
+// the rule and never repeat s: they are sent, logged and recorded.
 func ParsePrincipal(s string) (Principal, error) {
 	typ, id, found := strings.Cut(s, ":")
 	switch {
@@ -45,9 +45,9 @@ func (p Principal) ID() string { _, id, _ := strings.Cut(string(p), ":"); return
 
 const upperHex = "0123456789ABCDEF"
 
-// EncodeID makes any string fit to be the id of an OpenFGA object. Letters, digits and -._~/@+=
-// stay as they are, every other byte becomes %XX in upper case. The mapping is injective, and the
-// result never holds a separator of OpenFGA (':', '#', '*', white space) or of Deputy ('|').
+// EncodeID makes any string a valid id of an OpenFGA object. Letters, digits and -._~/@+= stay as
+// they are, every other byte becomes %XX in upper case. The mapping is injective, and the result
+// never holds a separator of OpenFGA (':', '#', '*', white space) or of Deputy ('|').
 func EncodeID(raw string) string {
 	clean := true
 	for i := range len(raw) {
@@ -69,7 +69,7 @@ func EncodeID(raw string) string {
 	return b.String()
 }
 
-// DecodeID undoes EncodeID, for display only.
+// DecodeID reverses EncodeID, for display only.
 func DecodeID(id string) string {
 	var b strings.Builder
 	for i := 0; i < len(id); i++ {

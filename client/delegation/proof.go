@@ -9,10 +9,11 @@ import (
 // HeaderTypeProof is the "typ" of a DPoP proof (RFC 9449 §4.2).
 const HeaderTypeProof = "dpop+jwt"
 
-// ParseProof is the gate of Parse for a DPoP proof, the one kind of JWS that brings its own key: its
-// header holds exactly typ, alg and jwk. The members of the jwk come back by name; those that are not
-// strings are there with the value "". Nothing is believed of it yet, and it is no token: Parse refuses
-// it, as this refuses every token. Errors never repeat the proof.
+// ParseProof is the gate, as Parse is for tokens, of a DPoP proof: the one kind of JWS that carries
+// its own key. Its header holds exactly typ, alg and jwk. It returns the members of the jwk by
+// name; a member that is not a string has the value "". Nothing in the proof is verified yet, and
+// it is not a token: Parse refuses every proof, and ParseProof refuses every token. Errors never
+// repeat the proof.
 func ParseProof(proof string) (u *Unverified, jwk map[string]string, err error) {
 	if len(proof) > MaxTokenBytes {
 		return nil, nil, fmt.Errorf("proof is longer than %d bytes", MaxTokenBytes)

@@ -6,62 +6,74 @@ import (
 	"google.golang.org/grpc/codes"
 )
 
-// Reason says why something was refused. The set is closed: each reason has one meaning, one OAuth
+// Reason is why a request was refused. The set is closed: each reason has one meaning, one OAuth
 // error code, one gRPC code and one HTTP status. Ledger entries and metrics carry reasons too.
 type Reason string
 
-// What is wrong with the request's form.
+// Reasons for a fault in the form of the request.
 const (
-	ParameterMissing     Reason = "parameter_missing"
-	ParameterInvalid     Reason = "parameter_invalid"
-	ScopeMalformed       Reason = "scope_malformed"
-	TargetMalformed      Reason = "target_malformed"
-	DetailsMalformed     Reason = "details_malformed"
-	ParameterRepeated    Reason = "parameter_repeated"    // a single-valued parameter came twice (RFC 6749 §3.2)
-	ParameterUnsupported Reason = "parameter_unsupported" // known, but not honoured here
+	ParameterMissing Reason = "parameter_missing"
+	ParameterInvalid Reason = "parameter_invalid"
+	ScopeMalformed   Reason = "scope_malformed"
+	TargetMalformed  Reason = "target_malformed"
+	DetailsMalformed Reason = "details_malformed"
+	// ParameterRepeated: a single-valued parameter occurs twice (RFC 6749 §3.2).
+	ParameterRepeated    Reason = "parameter_repeated"
+	ParameterUnsupported Reason = "parameter_unsupported" // known, but not supported here
 	ParameterConflict    Reason = "parameter_conflict"    // two parameters that exclude each other
 	GrantUnsupported     Reason = "grant_unsupported"
 	MethodNotAllowed     Reason = "method_not_allowed"
 	MediaTypeUnsupported Reason = "media_type_unsupported"
 	RequestTooLarge      Reason = "request_too_large"
 	IdempotencyConflict  Reason = "idempotency_conflict" // the key was used for other input
-	GrantGone            Reason = "grant_gone"           // the key's grant was voided, expired or erased
+	// GrantGone: the grant of the key was voided, expired or erased.
+	GrantGone Reason = "grant_gone"
 )
 
-// Who asks.
+// Reasons for a fault in the caller's identity or rights.
 const (
-	ClientUnauthenticated Reason = "client_unauthenticated" // no credential, or one that fails for any reason
+	// ClientUnauthenticated: no credential, or one that fails for any reason.
+	ClientUnauthenticated Reason = "client_unauthenticated"
 	AssertionReplayed     Reason = "assertion_replayed"
-	CallerNotActor        Reason = "caller_not_actor" // the subject token is not the caller's to hand on
-	AccessDenied          Reason = "access_denied"    // Deputy's own access control
-	NotFound              Reason = "not_found"        // nothing there, or nothing that this caller may see
+	// CallerNotActor: the caller may not hand down the subject token.
+	CallerNotActor Reason = "caller_not_actor"
+	AccessDenied   Reason = "access_denied" // refused by Deputy's own access control
+	// NotFound: it does not exist, or this caller may not see it.
+	NotFound Reason = "not_found"
 )
 
-// What was presented.
+// Reasons for a fault in a token or a proof.
 const (
 	SubjectTokenInvalid  Reason = "subject_token_invalid"
 	ActorTokenInvalid    Reason = "actor_token_invalid"
 	TokenTypeUnsupported Reason = "token_type_unsupported"
-	ProofRequired        Reason = "proof_required"     // the token is bound to a key or a certificate that was not proven
-	ProofInvalid         Reason = "proof_invalid"      // a DPoP proof breaks a rule of RFC 9449 §4.3
-	ProofReplayed        Reason = "proof_replayed"     // a DPoP proof was used before (RFC 9449 §11.1)
-	ProofNonceNeeded     Reason = "proof_nonce_needed" // the DPoP proof lacks the server's nonce (RFC 9449 §8)
-	BearerNotIssued      Reason = "bearer_not_issued"  // the token would be bound to no key, which this tenant does not allow
-	TokenRevoked         Reason = "token_revoked"
-	TokenSpent           Reason = "token_spent" // a token with uses 1 was exchanged already
-	ForeignActorChain    Reason = "foreign_actor_chain"
-	RootTooLong          Reason = "root_lifetime_too_long"
-	ActorUnconfirmed     Reason = "actor_unconfirmed" // actor_confirmation is not a registered key of that actor
-	ActorInChain         Reason = "actor_in_chain"
-	ActorNotAllowed      Reason = "actor_not_allowed" // may_act does not name the actor
+	// ProofRequired: the token is bound to a key or a certificate that was not proven.
+	ProofRequired Reason = "proof_required"
+	// ProofInvalid: a DPoP proof breaks a rule of RFC 9449 §4.3.
+	ProofInvalid Reason = "proof_invalid"
+	// ProofReplayed: a DPoP proof was used before (RFC 9449 §11.1).
+	ProofReplayed Reason = "proof_replayed"
+	// ProofNonceNeeded: the DPoP proof lacks the server's nonce (RFC 9449 §8).
+	ProofNonceNeeded Reason = "proof_nonce_needed"
+	// BearerNotIssued: the token would be bound to no key, which this tenant does not allow.
+	BearerNotIssued   Reason = "bearer_not_issued"
+	TokenRevoked      Reason = "token_revoked"
+	TokenSpent        Reason = "token_spent" // a token with uses 1 was already exchanged
+	ForeignActorChain Reason = "foreign_actor_chain"
+	RootTooLong       Reason = "root_lifetime_too_long"
+	// ActorUnconfirmed: actor_confirmation is not a registered key of that actor.
+	ActorUnconfirmed Reason = "actor_unconfirmed"
+	ActorInChain     Reason = "actor_in_chain"
+	ActorNotAllowed  Reason = "actor_not_allowed" // may_act does not name the actor
 )
 
-// What is wider than the parent.
+// Reasons for a request that is wider than the parent.
 const (
 	ScopeExceedsParent    Reason = "scope_exceeds_parent"
 	AudienceExceedsParent Reason = "audience_exceeds_parent"
 	AudienceMissing       Reason = "audience_missing"
-	AudienceNotSingle     Reason = "audience_not_single" // several audiences need scopes mapped to each
+	// AudienceNotSingle: several audiences need scopes mapped to each.
+	AudienceNotSingle     Reason = "audience_not_single"
 	DetailsExceedParent   Reason = "details_exceed_parent"
 	DetailsUnknownType    Reason = "details_unknown_type"
 	LifetimeExceedsParent Reason = "lifetime_exceeds_parent"
@@ -69,7 +81,7 @@ const (
 	DepthExceedsParent    Reason = "depth_exceeds_parent"
 )
 
-// What OpenFGA said no to.
+// Reasons for what OpenFGA does not permit.
 const (
 	EdgeNotPermitted     Reason = "delegation_not_permitted"
 	ScopeNotPermitted    Reason = "scope_not_permitted"
@@ -78,15 +90,15 @@ const (
 	TooManyChecks        Reason = "too_many_checks"
 )
 
-// What was in the way.
+// Reasons that lie outside the request.
 const (
 	RateLimited    Reason = "rate_limited"
 	DependencyDown Reason = "unavailable"    // a dependency did not answer: try again
-	LedgerDamaged  Reason = "ledger_damaged" // the ledger lacks, or has changed, what it recorded
+	LedgerDamaged  Reason = "ledger_damaged" // the ledger lacks or has changed what it recorded
 	Internal       Reason = "internal"
 )
 
-// Wire is a reason's place on both wires.
+// Wire is the form of a reason on both wires.
 type Wire struct {
 	OAuth string     // error code of RFC 6749 §5.2, 8693 §2.2.2, 8707 §2, 9396 §5, 9449 §5 and §8
 	GRPC  codes.Code // status code
@@ -103,8 +115,8 @@ var (
 	badClient  = Wire{"invalid_client", codes.Unauthenticated, http.StatusUnauthorized}
 )
 
-// wires is the registry. A bad subject or actor token is invalid_request, never invalid_grant:
-// RFC 8693 §2.2.2 says MUST.
+// wires is the registry. An invalid subject or actor token is invalid_request, never invalid_grant:
+// RFC 8693 §2.2.2 requires it (MUST).
 var wires = map[Reason]Wire{
 	ParameterMissing:     badRequest,
 	ParameterInvalid:     badRequest,
@@ -165,7 +177,8 @@ var wires = map[Reason]Wire{
 	Internal:       {"server_error", codes.Internal, http.StatusInternalServerError},
 }
 
-// Wire is the reason's place on both wires; a reason that is not registered is an internal error.
+// Wire returns the form of the reason on both wires. A reason that is not registered has the form
+// of Internal.
 func (r Reason) Wire() Wire {
 	if w, known := wires[r]; known {
 		return w
@@ -173,5 +186,5 @@ func (r Reason) Wire() Wire {
 	return wires[Internal]
 }
 
-// Known says whether the reason is registered.
+// Known reports whether the reason is registered.
 func (r Reason) Known() bool { _, known := wires[r]; return known }

@@ -15,8 +15,8 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// reference reads claims with the standard library alone, in the two steps that the package takes as one:
-// is the text strict, and what does it say. Each rule of strictness can be left out.
+// reference reads claims with the standard library alone, in two steps that the package takes as
+// one: whether the text is strict, and what it contains. Each rule of strictness can be left out.
 type reference struct{ duplicates, depth, utf8, surrogates, integers, unknown bool }
 
 func (ref reference) claims(payload []byte) (c delegation.Claims, ok bool) {
@@ -73,7 +73,7 @@ func (ref reference) claims(payload []byte) (c delegation.Claims, ok bool) {
 	return c, !r.bad && c.Check() == nil
 }
 
-// strict is all that json.Unmarshal overlooks.
+// strict checks the rules that json.Unmarshal does not check.
 func (ref reference) strict(text []byte) bool {
 	return json.Valid(text) && (ref.utf8 || utf8.Valid(text)) && (ref.surrogates || !loneSurrogate.Match(pairs.ReplaceAll(text, nil))) &&
 		ref.walk(json.NewDecoder(bytes.NewReader(text)), 40)
@@ -85,7 +85,8 @@ var (
 	integer       = regexp.MustCompile(`^-?[0-9]+$`)
 )
 
-// walk reads one value and says whether its objects have no member twice and it is not nested too deep.
+// walk reads one value. It reports whether no object holds a member twice and the nesting is not
+// too deep.
 func (ref reference) walk(d *json.Decoder, depth int) bool {
 	token, err := d.Token()
 	open, nested := token.(json.Delim)
@@ -112,7 +113,7 @@ func (ref reference) walk(d *json.Decoder, depth int) bool {
 	return err == nil
 }
 
-// reading remembers whether anything was not as it must be.
+// reading records whether a value broke a rule.
 type reading struct {
 	reference
 	bad bool
@@ -153,7 +154,7 @@ func (r *reading) seconds(m map[string]any, name string) int64 {
 	return n
 }
 
-// object is a value with no members but these.
+// object returns a value that has only these members.
 func (r *reading) object(v any, names ...string) map[string]any {
 	m, isObject := v.(map[string]any)
 	r.bad = r.bad || !isObject
@@ -185,7 +186,7 @@ func (r *reading) delegation(v any) delegation.Delegation {
 		if r.bad = r.bad || !isList || len(parts) != 4; r.bad {
 			break
 		}
-		number, _ := parts[1].(json.Number) // may be more than whole can say
+		number, _ := parts[1].(json.Number) // may exceed what whole can hold
 		seq, err := strconv.ParseUint(number.String(), 10, 64)
 		r.bad = r.bad || err != nil
 		d.Hops = append(d.Hops, delegation.Hop{ID: r.element(parts, 0), Seq: seq, Actor: int(r.whole(parts[2])), Key: r.element(parts, 3)})
@@ -193,7 +194,7 @@ func (r *reading) delegation(v any) delegation.Delegation {
 	return d
 }
 
-// agree holds the reader of claims against the reference, and says whether both accept.
+// agree compares the reader of claims with the reference, and reports whether both accept.
 func agree(t interface {
 	Helper()
 	Fatalf(string, ...any)
@@ -215,20 +216,20 @@ func agree(t interface {
 	return true
 }
 
-// referenceClaims hold everything that claims can.
+// referenceClaims hold every member that claims can have.
 const referenceClaims = `{"iss":"i","sub":"user:alice","client_id":"agent:b","aud":["x","y"],"scope":"a b","authorization_details":[{"type":"t","actions":["r"],"n":1}],` +
 	`"iat":1,"nbf":1,"exp":2,"jti":"j1","txn":"t","act":{"sub":"agent:b","act":{"sub":"agent:a"}},` +
 	`"delegation":{"root":"r","hops":[["j0",1,0,""],["j1",2,1,"key"]],"depth_left":2,"uses":1},"cnf":{"jkt":"key"},"may_act":{"sub":"agent:c"},"status":{"status_list":{"idx":7,"uri":"u"}},"later":[{}]}`
 
-// damage lists what makes claims of claims that something is wrong with, and sometimes nothing is.
+// damage lists texts that change valid claims. Most results are invalid, some stay valid.
 var damage = []string{
 	``, ` `, `null`, `true`, `-0`, `0`, `1`, `2`, `1.0`, `2e0`, `9007199254740993`, `18446744073709551615`, `18446744073709551616`, `""`, `"x"`, `"\u0061"`, `"\ud83d\ude00"`, `"\ud800"`, `"\udc00\ud800"`,
 	`"\\ud800"`, "\"\xff\"", "\"\x01\"", `[]`, `["x"]`, `{}`, `{"sub":"agent:a"}`, `"exp":2,`, `"exp":3,`, `"Exp":3,`, `"\u0065xp":3,`, `"":0,"":0,`, `"uses":0,`, `"sub":"agent:a",`,
 	`"x":1,`, `,`, `]`, `}`, `{`, `[`, "\ufeff", `{"a":[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]}`,
 }
 
-// TestClaimsAgreeWithTheReference damages good claims at the ends of their JSON tokens, where damage
-// means something.
+// TestClaimsAgreeWithTheReference damages valid claims at the ends of their JSON tokens, where a
+// change has an effect.
 func TestClaimsAgreeWithTheReference(t *testing.T) {
 	token := regexp.MustCompile(`"[a-z_]+":|"[^"]*"|[0-9]+|[][{},]`)
 	accepted, refused := 0, 0
@@ -259,7 +260,7 @@ func TestClaimsAgreeWithTheReference(t *testing.T) {
 	}
 }
 
-// TestReferenceIsStrict is the control: where one rule is left out of the reference, the two disagree.
+// TestReferenceIsStrict is the control: if one rule is left out of the reference, the two disagree.
 func TestReferenceIsStrict(t *testing.T) {
 	if !agree(t, []byte(referenceClaims)) {
 		t.Fatal("good claims are refused")

@@ -10,25 +10,26 @@ import (
 	"time"
 )
 
-// TargetKind says how a revocation is aimed.
+// TargetKind is the kind of a revocation's target.
 type TargetKind string
 
-// Bans hit whatever names their target, now and later. Cut-offs hit what is older than they are:
-// every hop with a smaller sequence number.
+// Bans hit every lineage that names their target, now and later. Cut-offs hit what is older than
+// they are: every hop with a smaller sequence number.
 const (
-	BanToken   TargetKind = "token"   // a jti and all below it
+	BanToken   TargetKind = "token"   // a jti and all tokens below it
 	BanChain   TargetKind = "chain"   // a txn
 	BanRoot    TargetKind = "root"    // the digest of a root token
 	BanKey     TargetKind = "key"     // a key thumbprint; never expires by itself
-	BanSuspend TargetKind = "suspend" // an agent, wherever it stands; lifted by Resume only
+	BanSuspend TargetKind = "suspend" // an agent anywhere in the chain; lifted by Resume only
 
 	CutSubject      TargetKind = "subject"       // what was granted for a subject
 	CutAgent        TargetKind = "agent"         // what was granted to an agent, or for it
 	CutAgentSubject TargetKind = "agent_subject" // what was granted to an agent for one subject
 	CutTenant       TargetKind = "tenant"        // everything
 
-	// CutFork hits what a ledger that was given up granted: every hop whose number is above its ID, the decimal number of
-	// an entry, and whose jti is older than the recovery that recorded it. Only a recovery makes one.
+	// CutFork hits what a ledger that was given up granted: every hop whose number is above its ID,
+	// the decimal number of an entry, and whose jti is older than the recovery that recorded it.
+	// Only a recovery makes one.
 	CutFork TargetKind = "fork"
 
 	// Resume lifts an agent's suspension and leaves a CutAgent at the suspension's number, so that
@@ -36,15 +37,15 @@ const (
 	Resume TargetKind = "resume"
 )
 
-// Target is what a revocation is aimed at: ID is a jti, txn, root digest, thumbprint or principal as
-// the kind demands ("" for a tenant), Subject is set for CutAgentSubject only.
+// Target is what a revocation is aimed at. ID is a jti, txn, root digest, thumbprint or principal
+// as the kind demands, or "" for a tenant. Subject is set for CutAgentSubject only.
 type Target struct {
 	Kind    TargetKind
 	ID      string
 	Subject Principal
 }
 
-// Check says whether the target has the form that its kind demands.
+// Check returns an error unless the target has the form that its kind demands.
 func (t Target) Check() error {
 	if (t.Subject != "") != (t.Kind == CutAgentSubject) {
 		return Refuse(ParameterInvalid, "target.subject", "goes with an agent and its subject, and with nothing else")
@@ -85,51 +86,53 @@ type Revocation struct {
 	Prev   uint64 // the number of the tenant's revocation before it; 0 for the first
 	Target Target
 	At     time.Time // when it was recorded
-	Until  time.Time // when nothing it could hit is alive any more; zero: never
+	Until  time.Time // when every token that it could hit has expired; zero: never
 }
 
-// Lineage is everything about a token, or about a grant that is about to be made, that a revocation
-// can name. Root tokens have no hops; theirs is the one place where a clock counts.
+// Lineage is every name in a token, or in a grant that is about to be made, that a revocation can
+// aim at. A root token has no hops: it is the one case where a clock counts.
 type Lineage struct {
 	Root         string
-	RootIssuedAt time.Time // of a root token that is being exchanged; zero: it did not say
-	RootActors   Chain     // that such a root token brought along
+	RootIssuedAt time.Time // of a root token that is being exchanged; zero: it has no iat
+	RootActors   Chain     // actors that such a root token already had
 	Txn          string
 	Subject      Principal
-	Actors       Chain // including the actor of a grant that is about to be made
-	Hops         []Hop // numbered hops only: a grant that is about to be made has none of its own yet
+	Actors       Chain // includes the actor of a grant that is about to be made
+	Hops         []Hop // numbered hops only: a grant that is about to be made has none yet
 	Caller       Principal
-	Keys         []string // thumbprints beside those of the hops
+	Keys         []string // thumbprints in addition to those of the hops
 }
 
-// RevocationSet is the live revocations of one tenant. Exchange, introspection and verifiers all ask
-// the same Hit. It is safe for concurrent use; make it with NewRevocationSet.
+// RevocationSet is the live revocations of one tenant. Exchange, introspection and verifiers all
+// call the same Hit. It is safe for concurrent use; make it with NewRevocationSet.
 //
-// It keeps 128 bits of each target, hashed with seeds of its own: a million live revocations fit into
-// 100 MB. Two targets that collide, which nobody can bring about, would refuse too much, not too little.
+// It keeps 128 bits of each target, hashed with seeds of its own: a million live revocations take
+// at most 100 MB. Two targets that collide, which no caller can cause, would refuse too much, not
+// too little.
 type RevocationSet struct {
 	skew    time.Duration
 	seeds   [2]maphash.Seed
-	version atomic.Uint64 // grows with every change that can turn a no into a yes or back
+	version atomic.Uint64 // grows with every change that can change an answer of Hit
 
-	mu        sync.RWMutex
-	last      uint64
-	by        map[targetHash]mark // for each target the latest revocation
-	forks     map[uint64]mark     // CutFork by the number of its target
-	forgotten int64               // seconds since 1970: what ended by then may be missing
+	mu    sync.RWMutex
+	last  uint64
+	by    map[targetHash]mark // for each target the latest revocation
+	forks map[uint64]mark     // CutFork by the number of its target
+	// forgotten, in seconds since 1970: revocations that expired by then may be missing.
+	forgotten int64
 }
 
 type targetHash [2]uint64
 
-// mark is what Hit needs of a revocation; times in seconds since 1970.
+// mark is the part of a revocation that Hit needs. Times are in seconds since 1970.
 type mark struct {
 	seq   uint64
 	at    int64
 	until int64 // 0: never
 }
 
-// NewRevocationSet makes an empty set. skew is how far a root token's issuer's clock may be ahead:
-// a cut-off also refuses a root that says it was issued up to skew after it.
+// NewRevocationSet makes an empty set. skew is how far the clock of a root token's issuer may be
+// ahead: a cut-off also refuses a root token whose iat is up to skew after it.
 func NewRevocationSet(skew time.Duration) *RevocationSet {
 	return &RevocationSet{
 		skew: skew, seeds: [2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()},
@@ -138,7 +141,7 @@ func NewRevocationSet(skew time.Duration) *RevocationSet {
 }
 
 func (s *RevocationSet) hash(t Target) targetHash {
-	// The id's length keeps its border apart; kinds are a closed set.
+	// The length of the id separates it from the subject. Kinds are a closed set.
 	var room [160]byte
 	name := append(room[:0], t.Kind...)
 	name = binary.BigEndian.AppendUint32(name, uint32(len(t.ID)))
@@ -146,7 +149,7 @@ func (s *RevocationSet) hash(t Target) targetHash {
 	return targetHash{maphash.Bytes(s.seeds[0], name), maphash.Bytes(s.seeds[1], name)}
 }
 
-// Apply adds revocations in the order of their numbers; those already applied are passed over.
+// Apply adds revocations in the order of their numbers. It skips those that were already applied.
 func (s *RevocationSet) Apply(revocations ...Revocation) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -187,8 +190,8 @@ func markOf(r Revocation) mark {
 	return m
 }
 
-// put keeps the higher number and the longer life: a later, shorter-lived revocation of the same
-// target must not end an earlier, longer one.
+// put keeps the higher number and the longer life. A later, shorter revocation of the same target
+// must not end an earlier, longer one.
 func (s *RevocationSet) put(t Target, m mark) {
 	h := s.hash(t)
 	if old, there := s.by[h]; there {
@@ -202,15 +205,15 @@ func (s *RevocationSet) put(t Target, m mark) {
 	s.by[h] = m
 }
 
-// Last is the number of the newest revocation applied.
+// Last is the number of the newest applied revocation.
 func (s *RevocationSet) Last() uint64 {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	return s.last
 }
 
-// Version changes whenever an answer of Hit may have changed. An answer that was remembered together
-// with the version from before it was asked for holds while the version is the same.
+// Version changes whenever an answer of Hit may have changed. A caller that reads Version, then
+// calls Hit and keeps the answer, may use the answer while the version is the same.
 func (s *RevocationSet) Version() uint64 { return s.version.Load() }
 
 // Len counts the live targets.
@@ -220,8 +223,8 @@ func (s *RevocationSet) Len() int {
 	return len(s.by)
 }
 
-// Expire forgets the revocations that end at or before the given time, and raises Horizon to it. It never holds up Hit
-// for long: what to forget is found beside the readers, and forgotten a little at a time.
+// Expire forgets the revocations that expire at or before the given time, and raises Horizon to it.
+// It never delays Hit for long: it finds them under the read lock, and deletes them in chunks.
 func (s *RevocationSet) Expire(through time.Time) {
 	s.Forget(through)
 	var over []targetHash
@@ -235,7 +238,8 @@ func (s *RevocationSet) Expire(through time.Time) {
 	for chunk := range slices.Chunk(over, 1024) {
 		s.mu.Lock()
 		for _, h := range chunk {
-			if m, there := s.by[h]; there && m.over(through) { // it may have got a longer life meanwhile
+			// The mark may have got a longer life meanwhile.
+			if m, there := s.by[h]; there && m.over(through) {
 				delete(s.by, h)
 			}
 		}
@@ -243,15 +247,16 @@ func (s *RevocationSet) Expire(through time.Time) {
 	}
 }
 
-// Forget raises Horizon to the given time, and never lowers it: the set was made from a source in which revocations
-// that ended by then may be missing.
+// Forget raises Horizon to the given time and never lowers it. It is for a set that was made from a
+// source in which revocations that expired by then may be missing.
 func (s *RevocationSet) Forget(through time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.forgotten = max(s.forgotten, through.Unix())
 }
 
-// Horizon is the time up to which revocations that have ended may be missing from the set; zero: none is missing.
+// Horizon is the time up to which expired revocations may be missing from the set; zero: none is
+// missing.
 func (s *RevocationSet) Horizon() time.Time {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
@@ -261,9 +266,10 @@ func (s *RevocationSet) Horizon() time.Time {
 	return time.Unix(s.forgotten, 0)
 }
 
-// Forgotten tells whether the set can no longer answer for a token that expires at the given time: a revocation that
-// hits it may have ended with it and be missing. Such a token is refused, whatever a clock shows. A time that is
-// absent is before every horizon. Ask this after Hit, of the same set: Expire raises the horizon before it forgets.
+// Forgotten reports whether the set can no longer answer for a token that expires at the given
+// time: a revocation that hits it may have expired with it and be missing. Such a token is refused,
+// whatever a clock shows. A zero time is before every horizon. Call it after Hit, on the same set:
+// Expire raises the horizon before it forgets.
 func (s *RevocationSet) Forgotten(expires time.Time) bool {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
@@ -272,9 +278,9 @@ func (s *RevocationSet) Forgotten(expires time.Time) bool {
 
 func (m mark) over(now time.Time) bool { return m.until != 0 && now.Unix() >= m.until }
 
-// Hit returns the target and number of a revocation that kills the lineage, if there is one. Every
-// name in the lineage is asked for: no shorter path exists, and a lineage without a root digest is
-// dead by itself.
+// Hit returns the target and number of a revocation that hits the lineage, if there is one. It
+// looks up every name in the lineage: there is no shorter path, and a lineage without a root digest
+// is always hit.
 func (s *RevocationSet) Hit(l Lineage) (Revocation, bool) {
 	if l.Root == "" {
 		return Revocation{}, true
@@ -293,8 +299,8 @@ func (s *RevocationSet) Hit(l Lineage) (Revocation, bool) {
 	return s.cutOff(l)
 }
 
-// HitCaller returns a revocation that keeps a caller from authenticating: it is suspended, or the key
-// that it authenticated with ("" if there was none) is banned.
+// HitCaller returns a revocation that keeps a caller from authenticating: the caller is suspended,
+// or a key that authenticated it is banned. Keys that are "" are ignored.
 func (s *RevocationSet) HitCaller(caller Principal, keys ...string) (Revocation, bool) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
@@ -309,8 +315,8 @@ func (s *RevocationSet) HitCaller(caller Principal, keys ...string) (Revocation,
 	return Revocation{}, false
 }
 
-// find returns the revocation of a target that is hit by it as soon as it is there (numberless), or
-// that is older than it.
+// find returns the revocation of a target if there is one and dead reports true for its mark: for
+// bans always, for cut-offs if the compared hop or root token is older.
 func (s *RevocationSet) find(t Target, dead func(mark) bool) (Revocation, bool) {
 	m, there := s.by[s.hash(t)]
 	if !there || !dead(m) {
@@ -357,9 +363,9 @@ func (s *RevocationSet) banned(l Lineage) (Revocation, bool) {
 	return Revocation{}, false
 }
 
-// cutOff compares numbers. What names the subject, the tenant or an actor that came with the root token
-// is compared at the first hop, what names another actor at each of that actor's hops. A root token has
-// no number: its time is compared.
+// cutOff compares numbers. A cut-off of the subject, the tenant or an actor of the root token is
+// compared at the first hop. A cut-off of another actor is compared at each of that actor's hops. A
+// root token has no number: its time is compared.
 func (s *RevocationSet) cutOff(l Lineage) (Revocation, bool) {
 	origin := func(m mark) bool {
 		if len(l.Hops) > 0 {

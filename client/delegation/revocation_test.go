@@ -14,7 +14,8 @@ import (
 
 var epoch = time.Unix(1_795_305_600, 0)
 
-// aLineage is that of a token after four hops of three actors; the second narrowed for itself.
+// aLineage is the lineage of a token after four hops of three actors. The second actor narrowed for
+// itself.
 func aLineage() delegation.Lineage {
 	return delegation.Lineage{
 		Root: "root", Txn: "txn", Subject: "user:alice", Caller: "service:caller", Keys: []string{"key-extra"},
@@ -83,7 +84,7 @@ func TestWhatRevocationsHit(t *testing.T) {
 		delegation.CutSubject, delegation.CutAgent, delegation.CutAgentSubject, delegation.Resume,
 	} {
 		add("another "+string(kind), false, revoke(1000, kind, "other"))
-		// No kind takes another kind's name for its own.
+		// No kind accepts the name of another kind.
 		for name, its := range map[string]delegation.TargetKind{"jti-1": delegation.BanToken, "txn": delegation.BanChain, "root": delegation.BanRoot, "key-1": delegation.BanKey} {
 			if kind != its {
 				add(fmt.Sprintf("%s named %s", kind, name), false, revoke(1000, kind, name))
@@ -120,7 +121,7 @@ func TestLineageThatCannotBeJudgedIsDead(t *testing.T) {
 	}
 }
 
-// A root token has no number, so its time counts, with the skew in favour of refusing.
+// A root token has no number, so its time counts. The skew favors refusal.
 func TestCutOffsOfRootTokens(t *testing.T) {
 	at := revoke(100, delegation.CutSubject, "user:alice").At
 	for _, row := range []struct {
@@ -168,7 +169,7 @@ func TestResumeRevivesNothingOlder(t *testing.T) {
 	if _, hit := s.Hit(grant(25)); hit {
 		t.Error("a resume without a suspension cuts off")
 	}
-	// An earlier, stronger cut-off is not weakened by a resume.
+	// A resume does not weaken an earlier, stronger cut-off.
 	s = applied(revoke(10, delegation.BanSuspend, "agent:a"), revoke(20, delegation.CutAgent, "agent:a"), revoke(30, delegation.Resume, "agent:a"))
 	if _, hit := s.Hit(grant(15)); !hit {
 		t.Error("resume brought the cut-off down to the suspension's number")
@@ -227,7 +228,8 @@ func TestRevocationsExpireNotTooEarly(t *testing.T) {
 	}
 }
 
-// What a set has forgotten can hit only tokens that Forgotten names, whatever the order of ends, expiries and times.
+// Revocations that a set has forgotten can hit only tokens that Forgotten reports, for every order
+// of expiries, calls of Expire and times.
 func TestForgottenCoversWhatIsMissing(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		at := func(label string) time.Time {
@@ -242,7 +244,7 @@ func TestForgottenCoversWhatIsMissing(t *testing.T) {
 		}
 		expires := at("expires")
 		if expires.After(ends) {
-			expires = ends // a revocation lives at least as long as what it hits
+			expires = ends // a revocation lives at least as long as the tokens that it hits
 		}
 		_, hit := s.Hit(aLineage())
 		if !hit && !s.Forgotten(expires) {
@@ -260,7 +262,8 @@ func TestForgottenCoversWhatIsMissing(t *testing.T) {
 	}
 }
 
-// history is the specification in its plainest form: every revocation ever made, asked one by one.
+// history is the specification in its simplest form: every revocation ever made, checked one by
+// one.
 type history []delegation.Revocation
 
 func (h history) hits(l delegation.Lineage, skew time.Duration) bool {

@@ -7,15 +7,15 @@ import (
 	"strings"
 )
 
-// maxScopes bounds what one request or token may name.
+// maxScopes is the maximum number of scopes in one request or token.
 const maxScopes = 128
 
-// Scopes is a set of OAuth scope tokens (RFC 6749 §3.3), sorted, each once, compared byte by byte:
-// no case folding, prefix or wildcard has a meaning. The zero value is the empty set: no scope.
+// Scopes is a set of OAuth scope tokens (RFC 6749 §3.3): sorted, each once, compared byte by byte
+// without case folding, prefixes or wildcards. The zero value is the empty set: no scope.
 type Scopes []string
 
-// ParseScopes reads the wire form: scope tokens of RFC 6749's alphabet with single spaces between
-// them. The empty string is malformed; leave an absent scope out instead.
+// ParseScopes reads the wire form: scope tokens of RFC 6749's alphabet, separated by single spaces.
+// The empty string is malformed: the caller leaves an absent scope out.
 func ParseScopes(s string) (Scopes, error) {
 	if s == "" {
 		return nil, errors.New("scope is empty: leave it out to ask for none")
@@ -41,7 +41,7 @@ func NewScopes(tokens ...string) (Scopes, error) {
 // String is the wire form; the empty set is "".
 func (s Scopes) String() string { return strings.Join(s, " ") }
 
-// Contains says whether the token is in the set.
+// Contains reports whether the token is in the set.
 func (s Scopes) Contains(token string) bool {
 	_, found := slices.BinarySearch(s, token)
 	return found
@@ -58,7 +58,7 @@ func (s Scopes) Without(other Scopes) Scopes {
 	return rest
 }
 
-// SubsetOf says whether other holds every token of s.
+// SubsetOf reports whether other holds every token of s.
 func (s Scopes) SubsetOf(other Scopes) bool { return len(s.Without(other)) == 0 }
 
 func isScopeToken(s string) bool {

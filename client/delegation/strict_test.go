@@ -20,7 +20,8 @@ func ours(header, claims string) string {
 	return e([]byte(header)) + "." + e([]byte(claims)) + "." + e([]byte("signature"))
 }
 
-// A token of ours has the header that we write, and says everything that narrows it.
+// A token of Deputy's has exactly the header that Deputy writes, and holds every claim that narrows
+// it.
 func TestOwnClaimsAreExact(t *testing.T) {
 	const header = `{"alg":"ES256","typ":"at+jwt","kid":"k"}`
 	for _, c := range []struct {
@@ -59,7 +60,8 @@ func TestHoldsToken(t *testing.T) {
 	}
 }
 
-// What a proxy or gRPC itself says keeps its meaning; what a newer server says stays a refusal.
+// The codes of a proxy or of gRPC itself keep their meaning. A reason of a newer server stays a
+// refusal.
 func TestErrorsOfOthersKeepTheirMeaning(t *testing.T) {
 	for code, want := range map[codes.Code]delegation.Reason{
 		codes.Unavailable: delegation.DependencyDown, codes.Unauthenticated: delegation.ClientUnauthenticated,

@@ -9,23 +9,24 @@ import (
 	"strings"
 )
 
-// MaxTokenBytes bounds a token before anything of it is decoded.
+// MaxTokenBytes is the maximum length of a token, checked before any part of it is decoded.
 const MaxTokenBytes = 8 << 10
 
-// maxIDBytes bounds what tokens and keys are called: such names are kept, and compared, long after the token.
+// maxIDBytes bounds the names of tokens and keys: they are kept and compared long after the token.
 const maxIDBytes = 256
 
 const maxAudiences = 64
 
-// Header holds the JOSE header parameters that Deputy honours.
+// Header holds the JOSE header parameters that Deputy uses.
 type Header struct {
 	Algorithm string
-	Type      string // lower-cased, without an "application/" prefix (RFC 7515 §4.1.9); "" if absent
-	KeyID     string // "" if absent
+	// Type is in lower case, without an "application/" prefix (RFC 7515 §4.1.9); "" if absent.
+	Type  string
+	KeyID string // "" if absent
 }
 
-// Unverified is a token whose form is right and whose signature nobody has checked. Use it to
-// choose the key, never to decide anything.
+// Unverified is a token of valid form whose signature is not verified. Use it to choose the key,
+// never to decide anything.
 type Unverified struct {
 	Header       Header
 	SigningInput string // what the signature covers: the first two parts and the dot between them
@@ -33,17 +34,18 @@ type Unverified struct {
 	Payload      []byte // the claims, one strict JSON object
 
 	claims value // the payload
-	exact  bool  // the header holds nothing beside alg, typ and kid
+	exact  bool  // the header holds only alg, typ and kid
 }
 
 // forbiddenHeaders would let a token choose its own key, change how it is read, or demand an
-// extension that nobody here implements (RFC 7515 §4.1, RFC 8725 §3). Others are ignored, such as x5t,
-// which GitHub sends: it names a certificate, and the key is found without it.
+// extension that is not implemented here (RFC 7515 §4.1, RFC 8725 §3). Other parameters are
+// ignored, such as x5t, which GitHub sends: it names a certificate, and the key is found without
+// it.
 var forbiddenHeaders = []string{"jku", "jwk", "x5u", "x5c", "crit", "b64", "zip", "enc", "epk", "cty"}
 
 // Parse is the strict gate that every token passes first, on the server and in the SDK: JWS compact
 // serialization only, at most MaxTokenBytes, strict unpadded base64url, a header without key
-// material or critical extensions, one JSON object without duplicate members as payload. Errors
+// material or critical extensions, and one JSON object without duplicate members as payload. Errors
 // name the broken rule and never repeat the token.
 func Parse(token string) (*Unverified, error) {
 	if len(token) > MaxTokenBytes {
@@ -63,7 +65,7 @@ func Parse(token string) (*Unverified, error) {
 	return parseRest(&r, header, exact, signingInput, body, token[dot+1:])
 }
 
-// parseRest reads what stands behind the header.
+// parseRest reads the parts that follow the header.
 func parseRest(r *reader, header Header, exact bool, signingInput, body, sealed string) (*Unverified, error) {
 	payload, err := decodeSegment("payload", body)
 	if err != nil {
@@ -113,8 +115,8 @@ func parseHeader(r *reader, segment string) (h Header, exact bool, err error) {
 
 var strictBase64 = base64.RawURLEncoding.Strict()
 
-// decodeSegment accepts the one encoding that RFC 7515 §2 defines. The alphabet is checked first
-// because Go's decoder skips line breaks even when it is strict.
+// decodeSegment accepts the one encoding that RFC 7515 §2 defines. It checks for line breaks first,
+// because Go's decoder skips them even when it is strict.
 func decodeSegment(name, segment string) ([]byte, error) {
 	if segment == "" {
 		return nil, fmt.Errorf("token %s is empty", name)
@@ -129,8 +131,8 @@ func decodeSegment(name, segment string) ([]byte, error) {
 	return raw, nil
 }
 
-// HoldsToken says whether the text holds something with the form of a JWS in compact serialization,
-// whoever made it. A credential that was put into the wrong field must be refused before that field
+// HoldsToken reports whether the text holds something with the form of a JWS in compact
+// serialization, from any issuer. A credential in the wrong field must be refused before that field
 // is recorded or repeated.
 func HoldsToken(text string) bool {
 	for {
@@ -154,7 +156,7 @@ const (
 	base64URL      = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 )
 
-// Registered holds the registered claims of RFC 7519 §4.1. Absent strings are "", absent times 0;
+// Registered holds the registered claims of RFC 7519 §4.1. Absent strings are "", absent times 0.
 // exp is never absent.
 type Registered struct {
 	Issuer    string
@@ -166,12 +168,12 @@ type Registered struct {
 	ID        string
 }
 
-// Registered reads the registered claims by exact case: iss and exp must be there, and each claim
-// that is there must have its type.
+// Registered reads the registered claims by exact case. iss and exp must be present, and each
+// present claim must have its type.
 func (u *Unverified) Registered() (Registered, error) { return u.registered(stringMember) }
 
-// RegisteredSVID is Registered for a SPIFFE JWT-SVID, which need not have iss: the trust domain in its
-// sub says whose keys verify it (JWT-SVID §3 and §4).
+// RegisteredSVID is Registered for a SPIFFE JWT-SVID, where iss is optional: the trust domain in
+// its sub determines whose keys verify it (JWT-SVID §3 and §4).
 func (u *Unverified) RegisteredSVID() (Registered, error) { return u.registered(filledMember) }
 
 func (u *Unverified) registered(issuer func(value, string) (string, error)) (Registered, error) {
@@ -204,7 +206,7 @@ func (u *Unverified) registered(issuer func(value, string) (string, error)) (Reg
 	return r, nil
 }
 
-// Claim returns the raw JSON value of one claim, by exact case, and whether it is there.
+// Claim returns the raw JSON value of one claim, by exact case, and whether it is present.
 func (u *Unverified) Claim(name string) ([]byte, bool) {
 	m := u.claims.member(name)
 	if m == nil {
@@ -216,8 +218,8 @@ func (u *Unverified) Claim(name string) ([]byte, bool) {
 // StringClaim returns one claim that must be a string.
 func (u *Unverified) StringClaim(name string) (string, error) { return stringMember(u.claims, name) }
 
-// StringAt returns the string that these members lead to, each by exact name, from the claims inwards.
-// All but the last must be objects: a place in a list is nobody's name.
+// StringAt returns the string at a path of member names, each matched exactly, from the claims
+// inwards. All members but the last must be objects: a position in a list cannot name a principal.
 func (u *Unverified) StringAt(path ...string) (string, error) {
 	v := u.claims
 	for _, name := range path {

@@ -49,7 +49,8 @@ func TestParsePrincipalTakesTheCanonicalFormOnly(t *testing.T) {
 		if err != nil || made != p {
 			t.Fatalf("%q is made again as %q, %v", p, made, err)
 		}
-		// One byte changed anywhere is another principal or none, never the same in disguise.
+		// A change of one byte gives another principal or none, never the same principal in another
+		// spelling.
 		at := rapid.IntRange(0, len(p)-1).Draw(t, "at")
 		changed := string(p[:at]) + string(rune(rapid.ByteRange(0, 127).Draw(t, "byte"))) + string(p[at+1:])
 		if other, err := delegation.ParsePrincipal(changed); err == nil && (other == p) != (changed == string(p)) {

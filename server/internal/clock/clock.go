@@ -1,13 +1,14 @@
-// Package clock decides what time it is from evidence. No clock is an authority: the wall clock of this machine can be
-// stepped, and so can that of the database or of Redis.
+// Package clock decides from evidence what time it is. No clock is an authority: the wall clock of
+// this machine can be stepped, and so can the clock of the database or of Redis.
 //
-// The evidence is the wall clock, the clock that runs since the machine was started and is never stepped (Elapsed), and
-// the clocks of other machines that were asked. An estimate that evidence has confirmed goes on with Elapsed, and has a
-// vote of its own: so one clock that steps is outvoted, and two that step together are believed only once they have held
-// still for Hold. An instance whose wall clock is further than Bound from the estimate, or whose evidence is divided, is
-// not Trusted: it issues and forgets nothing until that ends.
+// The evidence is the wall clock, the clock that runs since the machine was started and is never
+// stepped (Elapsed), and the clocks of other machines that answered. An estimate that evidence has
+// confirmed advances with Elapsed and has a vote of its own. So one clock that steps is outvoted,
+// and two that step together are accepted only once they have held still for Hold. An instance
+// whose wall clock is further than Bound from the estimate, or whose evidence is divided, is not
+// Trusted: it issues and forgets nothing until that ends.
 //
-// It must not know what is done with the time.
+// The package must not depend on what the time is used for.
 package clock
 
 import (
@@ -25,35 +26,37 @@ import (
 )
 
 const (
-	// DefaultBound is Config.Bound where nothing is configured.
+	// DefaultBound is the default of Config.Bound.
 	DefaultBound = 2 * time.Second
-	// Hold is for how long clocks that contradict the estimate must hold still before they replace it.
+	// Hold is how long clocks that contradict the estimate must hold still before they replace it.
 	Hold = time.Minute
-	// Settle is for how long nothing is forgotten after that, or after the first comparison.
+	// Settle is how long nothing is forgotten after the estimate was replaced or first made.
 	Settle = 15 * time.Minute
 
-	fresh = 10 * time.Second // how old the answer of another machine's clock may be
-	every = time.Second      // how often Run asks
-	slew  = 100              // how fast the estimate follows the clocks that agree with it, in parts per million
-	still = 50               // what holds still moves by less than this part of Bound
-	wall  = "wall"           // name of this machine's clock among the sources
+	fresh = 10 * time.Second // maximum age of the answer of another machine's clock
+	every = time.Second      // interval at which Run compares, and limit for one answer
+	// slew is how fast the estimate follows the clocks that agree with it, in parts per million.
+	slew  = 100
+	still = 50     // a clock that moves by less than this part of Bound holds still
+	wall  = "wall" // name of this machine's clock among the sources
 )
 
-// Config is what a Clock works with. The zero value is production.
+// Config configures a Clock. The zero value is the configuration of production.
 type Config struct {
-	Now     func() time.Time     // the wall clock; nil: time.Now
-	Elapsed func() time.Duration // grows with real time, asleep or awake, and is never stepped; nil: CLOCK_BOOTTIME
-	// Remote is what an answer of a source is taken for. nil: the answer itself.
+	Now func() time.Time // the wall clock; nil: time.Now
+	// Elapsed grows with real time, asleep or awake, and is never stepped; nil: CLOCK_BOOTTIME.
+	Elapsed func() time.Duration
+	// Remote maps the answer of a source to the time that is used for it. nil: the answer itself.
 	Remote func(source string, answer time.Time) time.Time
-	// Bound is how far clocks may be apart, and how far ledger time can jump. It must not be longer than any tenant's
-	// skew. Default DefaultBound.
+	// Bound is how far clocks may be apart, and how far ledger time can jump. It must not be longer
+	// than any tenant's skew. Default DefaultBound.
 	Bound time.Duration
 
 	Logger     *slog.Logger          // nil: discards
 	Registerer prometheus.Registerer // nil: no metrics
 }
 
-// Clock is the judgement of one instance. It is safe for concurrent use.
+// Clock judges the time for one instance. It is safe for concurrent use.
 type Clock struct {
 	config  Config
 	sole    bool
@@ -62,18 +65,19 @@ type Clock struct {
 
 	mu        sync.Mutex // guards what follows
 	answers   map[string]answer
-	candidate span          // what contradicts the estimate, while it holds still
-	since     time.Duration // when it began to, by Elapsed
+	candidate span          // contradicts the estimate, while it holds still
+	since     time.Duration // when candidate began to hold still, by Elapsed
 	contested bool          // candidate is set
 }
 
-// span is where a clock stands against Elapsed: the time, in nanoseconds since 1970, that it would have shown when Elapsed
-// was zero. The answer arrived at some moment between two readings, which gives its ends.
+// span is the offset of a clock against Elapsed: the time, in nanoseconds since 1970, that the
+// clock would have shown when Elapsed was zero. The answer was made between two readings of
+// Elapsed, which give the two ends.
 type span struct{ lo, hi int64 }
 
 func (s span) middle() int64 { return s.lo + (s.hi-s.lo)/2 }
 
-// apart is how far the span is from a point; 0 within.
+// apart is the distance of the span from a point; 0 within the span.
 func (s span) apart(point int64) time.Duration {
 	return time.Duration(max(s.lo-point, point-s.hi, 0))
 }
@@ -83,14 +87,14 @@ type answer struct {
 	at time.Duration
 }
 
-// verdict is what is believed until there is new evidence.
+// verdict holds until there is new evidence.
 type verdict struct {
 	known   bool
-	alone   bool          // nothing but the wall clock has ever confirmed the estimate
+	alone   bool          // only the wall clock has ever confirmed the estimate
 	offset  int64         // of the estimate, as in span
-	weighed time.Duration // when that was
+	weighed time.Duration // when the verdict was made, by Elapsed
 	proven  time.Duration // nothing is forgotten before, because the estimate is the first
-	settled time.Duration // nor before this, because it replaced another one
+	settled time.Duration // nothing is forgotten before, because the estimate replaced another
 	problem error         // nil: trusted, while the wall clock stays within Bound
 }
 
@@ -98,7 +102,7 @@ func (v *verdict) estimate(elapsed time.Duration) time.Time {
 	return time.Unix(0, v.offset+int64(elapsed)).UTC()
 }
 
-// New makes a Clock that has compared nothing yet.
+// New makes a Clock that has not compared yet.
 func New(c Config) *Clock {
 	if c.Now == nil {
 		c.Now = time.Now
@@ -126,22 +130,22 @@ func New(c Config) *Clock {
 
 var errUncompared = errors.New("the clocks have not been compared yet")
 
-// Only is a Clock whose one piece of evidence is now, which it always trusts: for tools that record what happened at
-// another time, and never for an instance that serves.
+// Only returns a Clock whose only evidence is now, which it always trusts. It is for tools that
+// record what happened at another time, and never for an instance that serves.
 func Only(now func() time.Time) *Clock {
 	k := New(Config{Now: now, Elapsed: func() time.Duration { return 0 }})
 	k.sole = true
 	return k
 }
 
-// Bound is Config.Bound, or its default.
+// Bound returns Config.Bound, or its default.
 func (c *Clock) Bound() time.Duration { return c.config.Bound }
 
-// Elapsed is Config.Elapsed, for what is given to Judge.
+// Elapsed returns Config.Elapsed, for the argument before of Judge.
 func (c *Clock) Elapsed() time.Duration { return c.config.Elapsed() }
 
-// Now is the wall clock's time while that is within Bound of the estimate, and the estimate otherwise. It notices a step
-// at once.
+// Now returns the time of the wall clock while that is within Bound of the estimate, and the
+// estimate otherwise. It notices a step at once.
 func (c *Clock) Now() time.Time {
 	shown := c.config.Now()
 	v := c.verdict.Load()
@@ -154,13 +158,14 @@ func (c *Clock) Now() time.Time {
 	return shown
 }
 
-// distance compares what the two show: Sub would compare how long ago they were read.
+// distance compares the two wall clock times. Sub would use the monotonic readings and compare how
+// long ago they were read.
 func distance(a, b time.Time) time.Duration {
 	return time.Duration(max(a.UnixNano()-b.UnixNano(), b.UnixNano()-a.UnixNano()))
 }
 
-// Trusted is nil while this instance may issue: the evidence agrees, and the wall clock with it. Otherwise it tells why
-// not.
+// Trusted returns nil while this instance may issue: the evidence agrees, and so does the wall
+// clock. Otherwise the error gives the reason.
 func (c *Clock) Trusted() error {
 	v := c.verdict.Load()
 	if c.sole || v.problem == nil && distance(c.config.Now(), v.estimate(c.config.Elapsed())) <= c.config.Bound {
@@ -171,14 +176,15 @@ func (c *Clock) Trusted() error {
 	return c.weigh().problem
 }
 
-// Settled tells whether what has ended may be forgotten: the clock is Steady, and the first comparison is Settle ago. An
-// instance that starts during a step has no evidence against the step.
+// Settled reports whether expired state may be forgotten: the clock is Steady, and the first
+// comparison is at least Settle ago. An instance that starts during a step has no evidence against
+// the step.
 func (c *Clock) Settled() bool {
 	return c.Steady() && (c.sole || c.config.Elapsed() >= c.verdict.Load().proven)
 }
 
-// Steady tells whether what is due by the time may be done: the clock is Trusted, and the estimate was not replaced
-// within Settle.
+// Steady reports whether work that is due by the time may be done: the clock is Trusted, and the
+// estimate was not replaced within Settle.
 func (c *Clock) Steady() bool {
 	if c.Trusted() != nil {
 		return false
@@ -186,11 +192,12 @@ func (c *Clock) Steady() bool {
 	return c.sole || c.config.Elapsed() >= c.verdict.Load().settled
 }
 
-// Judge returns the time to record, now that a source has answered; before is Elapsed when it was asked. A zero answer is
-// none: the source has no clock of its own. It returns the answer while that is within Bound of the estimate, and the
-// estimate otherwise: so what is recorded cannot jump, whichever clock does. The error is that of Trusted; the time is
-// the best there is all the same: where the evidence is divided from the start, the earliest clock that is not behind
-// what was recorded last.
+// Judge returns the time to record after a source has answered. before is Elapsed when the source
+// was asked. A zero answer is no answer: the source has no clock of its own. Judge returns the
+// answer while that is within Bound of the estimate, and the estimate otherwise. So the recorded
+// time cannot jump, whichever clock does. The error is that of Trusted. The time is the best
+// available even with an error: where the evidence is divided from the start, it is the earliest
+// clock that is not behind the last recorded time.
 func (c *Clock) Judge(source string, shown time.Time, before time.Duration, last time.Time) (time.Time, error) {
 	if c.sole {
 		return c.config.Now(), nil
@@ -212,8 +219,8 @@ func (c *Clock) Judge(source string, shown time.Time, before time.Duration, last
 	return shown, v.problem
 }
 
-// observe notes an answer, and returns where its clock stands. A more exact answer is kept while it is young, unless the
-// clock was stepped since.
+// observe records an answer and returns the offset of its clock. A more exact answer is kept while
+// it is young, unless the clock was stepped since.
 func (c *Clock) observe(source string, shown time.Time, before time.Duration) span {
 	now := c.config.Elapsed()
 	a := answer{span{shown.UnixNano() - int64(now), shown.UnixNano() - int64(before)}, now}
@@ -231,7 +238,7 @@ func (c *Clock) look() span {
 	return span{shown - int64(c.config.Elapsed()), shown - int64(before)}
 }
 
-// votes are the evidence of now, that of the wall clock first. c.mu is held.
+// votes returns the current evidence, the wall clock first. c.mu is held.
 func (c *Clock) votes() (votes []span, now time.Duration) {
 	votes = append(votes, c.look())
 	now = c.config.Elapsed()
@@ -243,7 +250,8 @@ func (c *Clock) votes() (votes []span, now time.Duration) {
 	return votes, now
 }
 
-// earliest is the earliest clock that is not behind what was recorded last, or that. c.mu is held.
+// earliest returns the earliest clock that is not more than Bound behind the last recorded time, or
+// the last recorded time. c.mu is held.
 func (c *Clock) earliest(last time.Time, now time.Duration) time.Time {
 	votes, _ := c.votes()
 	best := last
@@ -261,7 +269,7 @@ func (c *Clock) weigh() *verdict {
 	votes, now := c.votes()
 	mine := votes[0]
 	old := *c.verdict.Load()
-	if old.alone && len(votes) > 1 { // the wall clock has no two votes
+	if old.alone && len(votes) > 1 { // the wall clock must not vote twice
 		old.known, old.alone = false, false
 	}
 	next := old
@@ -281,7 +289,7 @@ func (c *Clock) weigh() *verdict {
 	return &next
 }
 
-// contest decides where the estimate has no majority, or where there is none yet.
+// contest decides where the estimate has no majority, or where there is no estimate yet.
 func (c *Clock) contest(votes []span, now time.Duration, v *verdict) {
 	var group []span
 	for _, s := range votes {
@@ -328,7 +336,7 @@ func median(group []span) int64 {
 	return middles[len(middles)/2]
 }
 
-// width is that of the widest span: a clock that holds still seems to move by half of it.
+// width is the width of the widest span: a clock that holds still seems to move by half of it.
 func width(group []span) (most time.Duration) {
 	for _, s := range group {
 		most = max(most, time.Duration(s.hi-s.lo))
@@ -336,13 +344,14 @@ func width(group []span) (most time.Duration) {
 	return most
 }
 
-// follow moves the estimate towards its evidence, no faster than clocks that are not stepped drift apart.
+// follow moves the estimate towards its evidence, at most as fast as clocks that are not stepped
+// drift apart.
 func follow(from, to int64, passed time.Duration) int64 {
 	most := int64(max(passed, 0)) / 1000 * slew / 1000
 	return from + min(max(to-from, -most), most)
 }
 
-// wrong is what is wrong with the wall clock.
+// wrong returns an error if the wall clock is further than Bound from the offset.
 func (c *Clock) wrong(mine span, offset int64) error {
 	if mine.apart(offset) <= c.config.Bound {
 		return nil
@@ -364,11 +373,12 @@ func (c *Clock) tell(before, after error) {
 
 // Source is a clock of another machine.
 type Source struct {
-	Name string // of one word, for metrics
+	Name string // one word, for metrics
 	Ask  func(context.Context) (time.Time, error)
 }
 
-// Compare asks every source once, each for at most a second. One that does not answer has no vote.
+// Compare asks every source once, each for at most a second. A source that does not answer has no
+// vote.
 func (c *Clock) Compare(ctx context.Context, sources ...Source) {
 	for _, s := range sources {
 		before := c.config.Elapsed()
@@ -395,7 +405,7 @@ func (c *Clock) Compare(ctx context.Context, sources ...Source) {
 	}
 }
 
-// Run compares every second until ctx ends, and returns nil then.
+// Run compares every second until ctx ends, and then returns nil.
 func (c *Clock) Run(ctx context.Context, sources ...Source) error {
 	tick := time.NewTicker(every)
 	defer tick.Stop()

@@ -14,10 +14,11 @@ import (
 
 var origin = time.Date(2026, 11, 29, 12, 0, 0, 0, time.UTC)
 
-// machine is a machine whose clocks a test steps. truth is what time it is, by which real time passes.
+// machine is a machine whose clocks a test steps. truth is the true time, by which real time
+// passes.
 type machine struct {
 	truth   time.Duration
-	wall    time.Duration // how far ahead it is
+	wall    time.Duration // how far the wall clock is ahead
 	remotes map[string]time.Duration
 	*Clock
 }
@@ -72,7 +73,7 @@ func (m *machine) trusts(t *testing.T, want bool) {
 	}
 }
 
-// right fails unless Now is within the bound of what time it is.
+// right fails the test unless Now is within the bound of the true time.
 func (m *machine) right(t *testing.T) {
 	t.Helper()
 	if off := distance(m.Now(), m.now()); off > DefaultBound {
@@ -138,8 +139,8 @@ func TestAWrongRemoteClockIsOutvoted(t *testing.T) {
 	}
 }
 
-// TestHold has all clocks of one machine step together: they are believed once they have held still, and nothing is
-// forgotten for longer.
+// TestHold steps all clocks of one machine together: they are accepted once they have held still,
+// and for longer nothing is forgotten.
 func TestHold(t *testing.T) {
 	for name, remotes := range map[string][]string{"alone": nil, "with others": {"postgresql", "redis"}} {
 		t.Run(name, func(t *testing.T) {
@@ -167,7 +168,8 @@ func TestHold(t *testing.T) {
 	}
 }
 
-// TestAStartIsNoEvidence starts an instance: it may issue at once, and forgets nothing until its clock has held still.
+// TestAStartIsNoEvidence starts an instance: it may issue at once, and forgets nothing until its
+// clock has held still.
 func TestAStartIsNoEvidence(t *testing.T) {
 	for _, remotes := range [][]string{nil, {"postgresql", "redis"}} {
 		m := newMachine(remotes...)
@@ -184,14 +186,16 @@ func TestAStartIsNoEvidence(t *testing.T) {
 	}
 }
 
-// TestHoldIsMeasuredAcrossJitter has the readings of a clock that was stepped come late by up to a tenth of the bound.
+// TestHoldIsMeasuredAcrossJitter delays the readings of a stepped clock by up to a tenth of the
+// bound.
 func TestHoldIsMeasuredAcrossJitter(t *testing.T) {
 	var truth, late time.Duration
 	ahead := time.Duration(0)
 	reads := 0
 	c := New(Config{
 		Now: func() time.Time { return origin.Add(truth + ahead) },
-		Elapsed: func() time.Duration { // the second of two readings, around one of the wall clock, comes late
+		// The second of two readings, around one of the wall clock, is late.
+		Elapsed: func() time.Duration {
 			if reads++; reads%2 == 0 {
 				truth += late
 			}
@@ -252,7 +256,7 @@ func TestDividedFromTheStart(t *testing.T) {
 	}
 }
 
-// TestASlowAnswerIsNoEvidenceOfAStep has an answer take long: it may have been given at any moment between.
+// TestASlowAnswerIsNoEvidenceOfAStep delays an answer: its time may be from any moment in between.
 func TestASlowAnswerIsNoEvidenceOfAStep(t *testing.T) {
 	m := newMachine("postgresql")
 	m.compare()

@@ -7,15 +7,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A reading of CLOCK_BOOTTIME is a system call. Between two readings the monotonic clock of Go goes
-// on from the newest one, unless the machine may have slept.
+// A reading of CLOCK_BOOTTIME is a system call. Between two readings Go's monotonic clock continues
+// from the newest reading, unless the machine may have slept.
 const (
 	rereadAfter = 100 * time.Millisecond // of the monotonic clock
-	sleptIf     = time.Millisecond       // the wall clock moved by that much more or less than the monotonic clock
-	exact       = 100 * time.Microsecond // a reading that took longer is not continued
+	// sleptIf: the wall clock moved by that much more or less than the monotonic clock.
+	sleptIf = time.Millisecond
+	exact   = 100 * time.Microsecond // a reading that took longer is not continued
 )
 
-// reading is one of CLOCK_BOOTTIME, and when it was made.
+// reading is a reading of CLOCK_BOOTTIME and the time at which it was made.
 type reading struct {
 	at   time.Time // by the wall clock and by the monotonic clock
 	boot time.Duration
@@ -23,8 +24,8 @@ type reading struct {
 
 var newest atomic.Pointer[reading]
 
-// elapsed counts the time that a machine sleeps, which Go's monotonic clock does not. A sleep that
-// the wall clock does not show is counted rereadAfter later.
+// elapsed includes the time that a machine sleeps, which Go's monotonic clock does not. A sleep
+// that the wall clock does not show is included at most rereadAfter later.
 func elapsed() time.Duration {
 	now := time.Now()
 	if r := newest.Load(); r != nil {

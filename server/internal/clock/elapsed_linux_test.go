@@ -7,8 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestReadingContinues covers when the monotonic clock goes on from a reading: never across a sleep, which only the wall
-// clock shows, and never for long.
+// TestReadingContinues checks when the monotonic clock continues from a reading: never across a
+// sleep, which only the wall clock shows, and never for long.
 func TestReadingContinues(t *testing.T) {
 	at := time.Now()
 	for name, c := range map[string]struct {
@@ -31,7 +31,7 @@ func TestReadingContinues(t *testing.T) {
 	}
 }
 
-// TestElapsedFollowsTheBootClock compares readings that were continued with those of the system.
+// TestElapsedFollowsTheBootClock compares continued readings with those of the system.
 func TestElapsedFollowsTheBootClock(t *testing.T) {
 	for range 1000 {
 		before := bootTime(t)

@@ -8,32 +8,34 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// The ways in which a principal is proven, as ledger entries record them.
+// Methods by which a principal is proven, as ledger entries record them.
 const (
-	MethodPrivateKeyJWT = "private_key_jwt" // an assertion that the client signed for this request (RFC 7523)
-	MethodWorkloadJWT   = "workload_jwt"    // a trusted issuer's token about a workload
-	MethodActorJWT      = "actor_jwt"       // a client's own statement that only names it
+	// MethodPrivateKeyJWT: an assertion that the client signed for this request (RFC 7523).
+	MethodPrivateKeyJWT = "private_key_jwt"
+	MethodWorkloadJWT   = "workload_jwt" // a token of a trusted issuer about a workload
+	MethodActorJWT      = "actor_jwt"    // a client's own statement that only names it
 )
 
-// maxActorLifetime bounds how long a client's own actor credential may still live.
+// maxActorLifetime is the longest remaining lifetime of a client's own actor credential.
 const maxActorLifetime = time.Hour
 
-// Actor is a verified actor token. None of them is single-use.
+// Actor is a verified actor token. No actor token is single-use.
 type Actor struct {
 	Principal delegation.Principal
-	// Authenticates: the token was addressed to the tenant's issuer, so whoever presents it is the
-	// principal. Otherwise it was addressed to the actor audience and only names the principal: it says
-	// nothing about who presents it.
+	// Authenticates: the token's audience is the tenant's issuer, so its presenter is the
+	// principal. Otherwise its audience is the actor audience, and it only names the principal: it
+	// proves nothing about its presenter.
 	Authenticates bool
-	// Confirmation is what the actor's tokens shall be bound to (cnf), or nil. A token that authenticates
-	// is bound to it itself: it authenticates only whoever proves that.
+	// Confirmation is the cnf that the actor's tokens are bound to, or nil. A token that
+	// authenticates is bound to it itself: it authenticates only a presenter that proves
+	// possession.
 	Confirmation *delegation.Confirmation
-	Signer       string // thumbprint of the client's key that signed; "" for a workload
+	Signer       string // thumbprint of the client's signing key; "" for a workload
 	Method       string // MethodWorkloadJWT, MethodJWTSVID or MethodActorJWT
 }
 
 // Actor verifies an actor token that was presented with the given token type URN. Errors are
-// ActorTokenInvalid with the broken rule, or TokenTypeUnsupported or DependencyDown.
+// ActorTokenInvalid with the broken rule, TokenTypeUnsupported or DependencyDown.
 func (t *Trust) Actor(ctx context.Context, raw, tokenType string) (Actor, error) {
 	if err := checkTokenType(actorSlot, tokenType); err != nil {
 		return Actor{}, err
@@ -66,16 +68,16 @@ func (t *Trust) actor(ctx context.Context, p presented, tokenType string) (Actor
 	return Actor{}, err
 }
 
-// errNobody is the one answer to an actor token of nobody who is known here: by its issuer, by its key or by
-// its signature.
+// errNobody is the one answer to an actor token of an unknown signer, whether its issuer, its key
+// or its signature is at fault.
 const errNobody = broken("it names nobody who may act here")
 
-// NamesNobody refuses an actor token as one that nobody who is known here has signed.
+// NamesNobody returns the refusal of an actor token that no known signer has signed.
 func NamesNobody() *delegation.Error { return delegation.AsError(actorSlot.refuse(errNobody)) }
 
-// namedBy checks the signature before anything else about an actor token, so that the other rules are
-// named to nobody but who has shown a token of somebody known. Without keys, which nobody has who is not
-// known, it costs as much as with them.
+// namedBy checks the signature before anything else in an actor token, so that only a presenter
+// with a token of a known signer learns which other rule is broken. keys is nil for an unknown
+// signer; then the check costs as much as with keys.
 func (t *Trust) namedBy(ctx context.Context, keys *source, p presented) (signer string, err error) {
 	with, known := t.decoys[p.Header.Algorithm]
 	if !known {
@@ -86,7 +88,8 @@ func (t *Trust) namedBy(ctx context.Context, keys *source, p presented) (signer 
 		var key *publicKey
 		if key, err = keys.key(ctx, p.Header.KeyID); err == nil {
 			if key.algorithm.String() != p.Header.Algorithm {
-				_ = t.verify(with, p.Unverified) // a key of another algorithm refuses without any work
+				// A key of another algorithm would refuse without any work.
+				_ = t.verify(with, p.Unverified)
 			}
 			with = key
 		}
@@ -101,7 +104,7 @@ func (t *Trust) namedBy(ctx context.Context, keys *source, p presented) (signer 
 	return with.thumbprint, nil
 }
 
-// workload takes a trusted issuer's token about one of its workloads.
+// workload verifies a trusted issuer's token about one of its workloads.
 func (t *Trust) workload(ctx context.Context, i *issuer, p presented, tokenType string) (Actor, error) {
 	if _, err := t.namedBy(ctx, i.keys, p); err != nil {
 		return Actor{}, err
@@ -120,7 +123,8 @@ func (t *Trust) workload(ctx context.Context, i *issuer, p presented, tokenType 
 	return a, err
 }
 
-// workloadOf says what a verified token about a workload may do here: authenticate it, or only name it.
+// workloadOf returns what a verified token about a workload may do here: authenticate it, or only
+// name it.
 func (t *Trust) workloadOf(p presented) (Actor, error) {
 	a := Actor{Method: MethodWorkloadJWT}
 	switch {
@@ -139,8 +143,8 @@ func (t *Trust) workloadOf(p presented) (Actor, error) {
 	return a, nil
 }
 
-// workloadTypesFor allows, beside what a subject token may have, the untyped JWTs that workloads
-// usually get: nothing but an audience of this tenant's makes them acceptable.
+// workloadTypesFor permits, in addition to the types of subject tokens, the untyped JWTs that
+// workloads usually get: only an audience of this tenant makes them acceptable.
 func (i *issuer) workloadTypesFor(tokenType string) typRule {
 	if tokenType == delegation.TokenTypeJWT {
 		return typRule{typAbsent, typJWT, typJOSE, delegation.HeaderTypeAccessToken}
@@ -148,8 +152,8 @@ func (i *issuer) workloadTypesFor(tokenType string) typRule {
 	return i.typesFor(tokenType)
 }
 
-// selfNamed takes what a registered client signed to be named by. It never authenticates: for that a
-// client presents a client assertion, which is single-use.
+// selfNamed verifies a token by which a registered client names itself. It never authenticates: for
+// that a client presents a client assertion, which is single-use.
 func (t *Trust) selfNamed(ctx context.Context, c *client, p presented, tokenType string) (Actor, error) {
 	signer, err := t.namedBy(ctx, c.keys, p)
 	if err != nil {
@@ -178,13 +182,13 @@ func (t *Trust) selfNamed(ctx context.Context, c *client, p presented, tokenType
 
 const errActorAudience = broken("its aud is not exactly one of those that this tenant gives to actors")
 
-// addressed says whether the token is meant for this audience and no other.
+// addressed reports whether the token is meant for this audience and no other.
 func (t *Trust) addressed(p presented, audience string) bool {
 	return len(p.claims.Audience) == 1 && t.intended(p.claims.Audience, []string{audience})
 }
 
-// confirmation is the token's cnf, or nil without one. Any way of binding but the two that Deputy knows
-// is refused, because a binding that is not understood must not get lost.
+// confirmation returns the token's cnf, or nil without one. Any confirmation method except the two
+// that Deputy supports is refused, because an unknown binding must not get lost.
 func confirmation(p presented) (*delegation.Confirmation, error) {
 	raw, present := p.Claim("cnf")
 	if !present {

@@ -95,7 +95,7 @@ func TestWorkloadTokenRules(t *testing.T) {
 	}
 }
 
-// wantBinding compares what a token is bound to, and takes it away.
+// wantBinding compares what a token is bound to, and removes it.
 func wantBinding(t *testing.T, got **delegation.Confirmation, want delegation.Confirmation) {
 	t.Helper()
 	bound := delegation.Confirmation{}
@@ -170,7 +170,7 @@ func TestDerivedTokenNamesNoActor(t *testing.T) {
 	}
 }
 
-// A credential that only names must authenticate through no door.
+// A credential that only names an actor must authenticate through no endpoint.
 func TestActorAudienceAuthenticatesNobody(t *testing.T) {
 	w := newWorld(t)
 	naming := object{"aud": delegation.ActorAudience(tenantIssuer)}

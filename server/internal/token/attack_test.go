@@ -24,7 +24,7 @@ func (n noNetwork) RoundTrip(r *http.Request) (*http.Response, error) {
 	return nil, errors.New("no network")
 }
 
-// doors are all ways in, under one signature.
+// All entry points of a token, under one signature.
 func (w *world) doors(t *testing.T) map[string]func(string) error {
 	ctx := t.Context()
 	return map[string]func(string) error{
@@ -45,7 +45,7 @@ func (w *world) doors(t *testing.T) map[string]func(string) error {
 	}
 }
 
-// valid are tokens that some door accepts.
+// valid returns tokens that some entry point accepts.
 func (w *world) valid(t *testing.T) map[string]string {
 	return map[string]string{
 		"derived":   w.own(t, nil),
@@ -56,7 +56,7 @@ func (w *world) valid(t *testing.T) map[string]string {
 	}
 }
 
-// accepted lists the doors that let a token in.
+// accepted lists the entry points that accept a token.
 func (w *world) accepted(t *testing.T, raw string) []string {
 	t.Helper()
 	var doors []string
@@ -70,7 +70,7 @@ func (w *world) accepted(t *testing.T, raw string) []string {
 	return doors
 }
 
-// malleable are other spellings of one token: same content, same signature.
+// malleable returns other spellings of one token: same content, same signature.
 func malleable(t *testing.T, token string) map[string]string {
 	t.Helper()
 	parts := strings.Split(token, ".")
@@ -115,7 +115,7 @@ func malleable(t *testing.T, token string) map[string]string {
 	return variants
 }
 
-// spareBits returns another spelling of the same bytes, if the length leaves bits to spare.
+// spareBits returns another spelling of the same bytes, if the length leaves unused bits.
 func spareBits(segment string) (string, bool) {
 	const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 	if len(segment)%4 == 0 {
@@ -138,7 +138,7 @@ func TestOtherSpellingsOfATokenAreRefused(t *testing.T) {
 		}
 	}
 
-	// The control: behind a gate that forgives encodings, the variants are good tokens.
+	// The control: behind a gate that accepts lax encodings, the variants are valid tokens.
 	w.parse = laxParse
 	forgiven := 0
 	for name, variant := range malleable(t, w.own(t, nil)) {
@@ -153,8 +153,7 @@ func TestOtherSpellingsOfATokenAreRefused(t *testing.T) {
 	}
 }
 
-// laxParse reads a token as generous libraries do: white space and padding are dropped, spare bits
-// ignored.
+// laxParse reads a token as lenient libraries do: it ignores white space, padding and unused bits.
 func laxParse(token string) (*delegation.Unverified, error) {
 	parts := strings.Split(strings.NewReplacer("=", "", " ", "", "\t", "", "\r", "", "\n", "", "+", "-", "/", "_").Replace(token), ".")
 	for n, part := range parts {
@@ -165,8 +164,8 @@ func laxParse(token string) (*delegation.Unverified, error) {
 	return delegation.Parse(strings.Join(parts, "."))
 }
 
-// ECDSA has two signatures for every one. Both verify, so no identity may depend on the bytes of a
-// signature: not a root's digest, and not the single use of an assertion.
+// ECDSA has a second valid signature for every signature. Both verify, so no identity may depend on
+// the bytes of a signature: not a root token's digest, and not the single use of an assertion.
 func TestSecondSignatureIsTheSameToken(t *testing.T) {
 	w := newWorld(t)
 	for name, claims := range map[string]object{"with jti": w.rootClaims(), "without jti": w.rootClaims().with(object{"jti": nil})} {
@@ -254,7 +253,8 @@ func TestForgedTokensAreRefused(t *testing.T) {
 		for _, length := range []int{1, 63, 64, 65, 128, 256} {
 			forged[kind+": signature of zeros"+strings.Repeat(" ", length)] = unsigned(nil) + "." + segment(make([]byte, length))
 		}
-		// What points to, or brings, a key of the token's own choice is refused whoever signed it.
+		// A header that points to a key of the token's own choice, or holds one, is refused for
+		// every signer.
 		for name, value := range map[string]any{
 			"jku": "https://attacker.example/jwks", "x5u": "https://attacker.example/cert", "jwk": attacker.jwk(t, nil),
 			"x5c": []string{base64.StdEncoding.EncodeToString(spki)}, "crit": []string{"exp"}, "b64": false, "zip": "DEF",
@@ -287,7 +287,8 @@ func TestForgedTokensAreRefused(t *testing.T) {
 		}
 	}
 
-	// The control: without the signature check the same forgeries are let in, so nothing else stops them.
+	// The control: without the signature check the same forgeries are accepted, so no other check
+	// refuses them.
 	w.verify = func(*publicKey, *delegation.Unverified) error { return nil }
 	for kind := range w.valid(t) {
 		if doors := w.accepted(t, forged[kind+": signed by another key"]); doors == nil {
@@ -296,7 +297,7 @@ func TestForgedTokensAreRefused(t *testing.T) {
 	}
 }
 
-// Signatures at the edge of ECDSA's ranges.
+// Signatures at the limits of ECDSA's ranges.
 func TestDegenerateSignaturesAreRefused(t *testing.T) {
 	w := newWorld(t)
 	n := w.idp.private.(*ecdsa.PrivateKey).Curve.Params().N
@@ -316,7 +317,7 @@ func TestDegenerateSignaturesAreRefused(t *testing.T) {
 	}
 }
 
-// Each protection is what stands between the token and the door: with it switched off, the door opens.
+// Each protection alone refuses its token: with it switched off, the token is accepted.
 func TestControlsOfTypAndAudience(t *testing.T) {
 	w := newWorld(t)
 	ctx := t.Context()
@@ -350,7 +351,8 @@ func TestControlsOfTypAndAudience(t *testing.T) {
 	}
 }
 
-// A status list is signed by the key that signs tokens, and opens no door, whatever it says.
+// A status list is signed by the key that signs tokens. It is never accepted as a token, whatever
+// it holds.
 func TestStatusListIsNoToken(t *testing.T) {
 	w := newWorld(t)
 	w.own(t, nil)
@@ -381,7 +383,7 @@ func TestStatusListIsNoToken(t *testing.T) {
 	}
 }
 
-// What is large or deep is refused before anything is spent on it.
+// A large or deep token is refused before any work is spent on it.
 func TestHostileSizesCostLittle(t *testing.T) {
 	w := newWorld(t)
 	head := segment([]byte(`{"alg":"ES256","kid":"idp-1","typ":"at+jwt"}`))

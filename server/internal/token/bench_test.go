@@ -74,7 +74,7 @@ func BenchmarkMint(b *testing.B) {
 	}
 }
 
-// BenchmarkBareVerify is what cannot be saved: the arithmetic of one ES256 signature.
+// BenchmarkBareVerify is the cost that cannot be saved: the arithmetic of one ES256 signature.
 func BenchmarkBareVerify(b *testing.B) {
 	w := newWorld(b)
 	u, err := delegation.Parse(w.own(b, nil))

@@ -8,35 +8,39 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// maxAssertionAge is the longest that a client assertion may have existed, or have left to live, by
-// a clock that is right to within the skew.
+// maxAssertionAge is the longest time since the issue of a client assertion, and the longest time
+// to its expiry, by a clock that is correct to within the skew.
 const maxAssertionAge = 5 * time.Minute
 
 // Caller is the principal that authenticated a request.
 type Caller struct {
 	Principal delegation.Principal
-	Key       string // thumbprint of the client's key that signed, or of the certificate; "" for a workload's JWT
-	Method    string // how it was proven, one of the Method constants
-	Use       *Use   // must be new, or the assertion is a replay; nil: reusable until it expires
-	// Confirmation is what the credential is bound to, or nil. It authenticates only whoever proves that.
+	// Key is the thumbprint of the client's signing key, or of the certificate; "" for a workload's
+	// JWT.
+	Key    string
+	Method string // the method of the proof: one of the Method constants
+	Use    *Use   // must be new, or the assertion is a replay; nil: reusable until it expires
+	// Confirmation is what the credential is bound to, or nil. A bound credential authenticates
+	// only a presenter that proves possession.
 	Confirmation *delegation.Confirmation
 }
 
-// Use identifies an assertion that may serve once.
+// Use identifies an assertion that is single-use.
 type Use struct {
 	Issuer string    // the client
 	Key    string    // thumbprint of the key that signed
 	ID     string    // jti
-	Made   time.Time // iat; without it, the earliest time at which the assertion was acceptable
+	Made   time.Time // iat, or without it the earliest time at which the assertion was acceptable
 	Until  time.Time // when the assertion expires, and its use may be forgotten
 }
 
-// Caller authenticates a client by its assertion (private_key_jwt, RFC 7523 §3): iss and sub are the
-// client, aud is the tenant's issuer as a string and not as a list (RFC 7523bis §4), jti is there, and
-// exp is at most five minutes ahead. It notes no use: the code that records the request does that.
+// Caller authenticates a client by its assertion (private_key_jwt, RFC 7523 §3): iss and sub are
+// the client, aud is the tenant's issuer as a string and not as a list (RFC 7523bis §4), jti is
+// present, and exp is at most five minutes ahead. It records no use: the code that records the
+// request does that.
 //
-// Whatever is wrong, the answer is one and the same ClientUnauthenticated; what it was is the error's
-// cause. A client that is not registered costs as much work as one that is.
+// Every fault gives the same ClientUnauthenticated. The cause of the error holds the broken rule. A
+// client that is not registered costs as much work as one that is.
 func (t *Trust) Caller(ctx context.Context, assertion string) (Caller, error) {
 	p, err := t.read(assertion)
 	if err != nil {
@@ -45,9 +49,9 @@ func (t *Trust) Caller(ctx context.Context, assertion string) (Caller, error) {
 	return t.client(ctx, p)
 }
 
-// Bearer authenticates by what came as "authorization: Bearer" metadata: a client assertion, exactly
-// as Caller takes it, or a workload's JWT of caller audience. Errors are Caller's, or DependencyDown
-// where a workload issuer's keys cannot be had.
+// Bearer authenticates by the credential in "authorization: Bearer" metadata: a client assertion,
+// exactly as Caller accepts it, or a workload's JWT of caller audience. Errors are those of Caller,
+// or DependencyDown where the keys of a workload issuer are not available.
 func (t *Trust) Bearer(ctx context.Context, credential string) (Caller, error) {
 	p, err := t.read(credential)
 	if err != nil {
@@ -97,8 +101,8 @@ func unauthenticated(cause error) error {
 		"the caller could not be authenticated: send a private_key_jwt assertion, a workload JWT whose audience is the tenant's issuer, or a client certificate that the tenant knows").WithCause(cause)
 }
 
-// callerKey returns the client and its key. Where there is none, it returns an error and a decoy to
-// verify with, chosen by what the assertion says of its algorithm and not by who is registered.
+// callerKey returns the client and its key. If there is none, it returns an error and a decoy for
+// the verification. The alg of the assertion selects the decoy, not the set of registered clients.
 func (t *Trust) callerKey(ctx context.Context, p presented) (*client, *publicKey, error) {
 	decoy, known := t.decoys[p.Header.Algorithm]
 	if !known {
@@ -118,7 +122,8 @@ func (t *Trust) callerKey(ctx context.Context, p presented) (*client, *publicKey
 	return c, key, nil
 }
 
-// made is when the assertion was issued or, where it does not say, the earliest time at which it was acceptable.
+// made returns when the assertion was issued or, without iat, the earliest time at which it was
+// acceptable.
 func (t *Trust) made(p presented) time.Time {
 	if p.claims.IssuedAt != 0 {
 		return time.Unix(p.claims.IssuedAt, 0)
@@ -149,8 +154,8 @@ func (t *Trust) authenticates(p presented) error {
 	return nil
 }
 
-// single says whether aud is a string. A list of one is another text with the same meaning, and an assertion
-// has one form.
+// single reports whether aud is a string. A list of one value is another text with the same
+// meaning, and an assertion has one form.
 func single(p presented) bool {
 	_, err := p.StringClaim("aud")
 	return err == nil

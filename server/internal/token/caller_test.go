@@ -89,7 +89,7 @@ func TestClientAssertionRules(t *testing.T) {
 	}
 }
 
-// wantUnauthenticated wants the one answer, and the cause beside it.
+// wantUnauthenticated requires the one answer, with the cause.
 func wantUnauthenticated(tb testing.TB, err error, cause string) {
 	tb.Helper()
 	want := unauthenticated(nil)
@@ -121,8 +121,8 @@ func TestWorkloadAsBearer(t *testing.T) {
 	wantUnauthenticated(t, err, "compact serialization")
 }
 
-// An assertion costs one verification of a signature whoever it says it is from, so the time that
-// the answer takes does not tell which clients exist.
+// An assertion costs one verification of a signature, whatever client it names, so the time of the
+// answer does not show which clients exist.
 func TestUnknownClientsCostTheSameWork(t *testing.T) {
 	for _, alg := range []string{"ES256", "ES384", "EdDSA", "RS256"} {
 		w := newWorld(t, func(c *TrustConfig) {
@@ -171,8 +171,9 @@ func TestRegisteredKeys(t *testing.T) {
 	}
 }
 
-// An actor token costs one verification too, and gets one answer: whether nobody knows its issuer, the issuer has no
-// such key, its algorithm is another, or the signature is wrong, and whatever else is wrong with it.
+// An actor token also costs one verification and gets one answer, whether its issuer is unknown,
+// the issuer has no such key, its algorithm is another, or the signature is wrong, and whatever
+// else is wrong.
 func TestUnknownActorsCostTheSameWork(t *testing.T) {
 	for _, alg := range []string{"ES256", "ES384", "EdDSA", "RS256"} {
 		w := newWorld(t, func(c *TrustConfig) {

@@ -10,7 +10,8 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// canary marks what a token says. It has the form of a principal's id, a scope token and a kid.
+// canary marks the content of a token. It has the form of a principal's id, a scope token and a
+// kid.
 const canary = "canary-8d1f"
 
 // Whatever is presented and however it is refused: neither the answer, nor its cause, nor the log
@@ -23,7 +24,7 @@ func TestErrorsAndLogsHoldNoPartOfAToken(t *testing.T) {
 	}))
 	presented := map[string]string{}
 
-	// Every claim, wrong in many ways, in tokens that are signed rightly.
+	// Every claim, wrong in many ways, in tokens with a valid signature.
 	values := map[string]any{
 		"text": canary, "bad scope": canary + " \"", "long": canary + strings.Repeat("x", 300), "list": []any{canary, 1},
 		"object": object{canary: canary}, "number": 7.5, "null": explicitNull{}, "deep": object{"sub": object{"sub": canary}},
@@ -79,7 +80,7 @@ func TestErrorsAndLogsHoldNoPartOfAToken(t *testing.T) {
 		t.Errorf("only %d refusals were looked at", refused)
 	}
 
-	// The control: the search does find what such an error would hold.
+	// The control: the search does find the content that such an error would hold.
 	token := w.idp.sign(t, "at+jwt", w.rootClaims())
 	for _, leaky := range []string{"principal " + canary, token[10:30], "…" + token[len(token)-16:]} {
 		if partOf(leaky, token) == "" {
@@ -102,7 +103,7 @@ func partOf(text, token string) string {
 	return ""
 }
 
-// ownMembers are the claims of a derived token, open to be spoiled.
+// ownMembers are the claims of a derived token, for tests that change them.
 func (w *world) ownMembers(t *testing.T) object {
 	t.Helper()
 	c := w.ownClaim

@@ -20,25 +20,28 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// ClientTLS says which certificate authenticates a client (RFC 8705 §2): exactly one of its fields is
-// set. A name must stand in a certificate that one of the tenant's client_ca_file issued for client
-// authentication, and is compared byte by byte.
+// ClientTLS identifies the certificate that authenticates a client (RFC 8705 §2): exactly one of
+// its fields is set. A name must be in a certificate that an authority of the tenant's
+// client_ca_file issued for client authentication, and is compared byte by byte.
 type ClientTLS struct {
-	// SubjectDN is the whole distinguished name in the form of RFC 4514, last part first, without spaces
-	// after the commas: CN=ci,OU=Builds,O=Acme. As "openssl x509 -noout -subject -nameopt RFC2253,-esc_msb"
-	// prints it; attributes beyond CN, L, ST, O, OU, C, STREET, DC and UID stand there by number.
+	// SubjectDN is the whole distinguished name in the form of RFC 4514, last part first, without
+	// spaces after the commas: CN=ci,OU=Builds,O=Acme. Attributes other than CN, L, ST, O, OU, C,
+	// STREET, DC and UID are written by number. The name is the output of
+	//
+	// 	openssl x509 -noout -subject -nameopt RFC2253,-esc_msb
 	SubjectDN string `yaml:"subject_dn"`
 	SANDNS    string `yaml:"san_dns"`   // a DNS name, in lower case, without wildcard
 	SANURI    string `yaml:"san_uri"`   // a URI. SPIFFE IDs have a section of their own.
 	SANIP     string `yaml:"san_ip"`    // an IP address
 	SANEmail  string `yaml:"san_email"` // an e-mail address
-	// CertificatesFile holds the client's own certificates, self-signed or not, as PEM or as a JWK Set
-	// with x5c (the first of each). Read again every 45 s. Danger: none leads anywhere, so nothing but
-	// their removal from this file ends them before they expire.
+	// CertificatesFile holds the client's own certificates, self-signed or not, as PEM or as a JWK
+	// Set with x5c (the first of each). It is read again every 45 s. Danger: no authority vouches
+	// for them, so only their removal from this file ends them before they expire.
 	CertificatesFile string `yaml:"certificates_file"`
 }
 
-// Method is how such a certificate authenticates: MethodTLSClientAuth or MethodSelfSignedTLS.
+// Method returns the authentication method of the certificate: MethodTLSClientAuth or
+// MethodSelfSignedTLS.
 func (c *ClientTLS) Method() string {
 	if c.CertificatesFile != "" {
 		return MethodSelfSignedTLS
@@ -46,13 +49,13 @@ func (c *ClientTLS) Method() string {
 	return MethodTLSClientAuth
 }
 
-// clientTLS is a ClientTLS that was checked.
+// clientTLS is a checked ClientTLS.
 type clientTLS struct {
-	name         string  // one of names, or ""
-	certificates *source // where name is ""
+	name         string  // one of the certificate's names, or ""
+	certificates *source // set where name is ""
 }
 
-// subjectDN is what distinguishedName can yield.
+// subjectDN matches every result of distinguishedName.
 var subjectDN = func() *regexp.Regexp {
 	const value = `(?:[^\x00-\x1f"+,;<>\\]|\\["+,;<>\\ #])+`
 	const attribute = `(?:(?:CN|L|ST|O|OU|C|STREET|DC|UID)=` + value + `|[0-9]+(?:\.[0-9]+)+=#[0-9a-f]+)`
@@ -61,7 +64,7 @@ var subjectDN = func() *regexp.Regexp {
 
 var hostName = regexp.MustCompile(`^[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*$`)
 
-// clientTLS checks which certificate a client has, and reads those that are registered.
+// clientTLS checks which certificate a client has, and reads the registered ones.
 func (b *builder) clientTLS(path, id string, c *ClientTLS) (*clientTLS, error) {
 	if c == nil {
 		return nil, nil
@@ -116,7 +119,7 @@ func (b *builder) clientTLS(path, id string, c *ClientTLS) (*clientTLS, error) {
 	return &clientTLS{name: nameEmail + c.SANEmail}, nil
 }
 
-// clientAuthorities reads whose certificates count for the names of clients.
+// clientAuthorities reads the authorities whose certificates count for the names of clients.
 func (b *builder) clientAuthorities() (*source, error) {
 	if b.ClientCAFile == "" {
 		return nil, nil
@@ -126,12 +129,12 @@ func (b *builder) clientAuthorities() (*source, error) {
 	return s, s.loadNow("client_ca_file", s.load)
 }
 
-// newSource makes a source of something else than keys that configured algorithms may use.
+// newSource makes a source whose documents parse reads. The caller sets load.
 func (b *builder) newSource(name string, parse func([]byte) (*keyring, []string, error)) *source {
 	return &source{name: name, parse: parse, timing: defaultTiming, now: b.Now, logger: b.Logger}
 }
 
-// overlaps says whether two clients would be known by one certificate.
+// overlaps reports whether one certificate would identify two clients.
 func (c *clientTLS) overlaps(other *clientTLS) bool {
 	switch {
 	case c == nil || other == nil:
@@ -149,12 +152,12 @@ func (c *clientTLS) overlaps(other *clientTLS) bool {
 	return false
 }
 
-// registers says whether this very certificate is one of the client's.
+// registers reports whether exactly this certificate is registered for the client.
 func (c *clientTLS) registers(thumbprint string) bool {
 	return c != nil && c.certificates.certifies(thumbprint)
 }
 
-// certifies says whether the certificate with this thumbprint is in hand and may still be used.
+// certifies reports whether the certificate with this thumbprint is loaded and may still be used.
 func (s *source) certifies(thumbprint string) bool {
 	if s == nil {
 		return false
@@ -163,8 +166,8 @@ func (s *source) certifies(thumbprint string) bool {
 	return s.believable(held) && held.certificates[thumbprint] != nil
 }
 
-// holding returns what is in hand, after loading it again where it is not fresh. It loads and waits no
-// more than key does.
+// holding returns the loaded certificates, after another load where they are not fresh. It loads
+// and waits no more than key does.
 func (s *source) holding(ctx context.Context) (*snapshot, error) {
 	now := s.now()
 	held := s.current.Load()
@@ -178,7 +181,7 @@ func (s *source) holding(ctx context.Context) (*snapshot, error) {
 	return held, nil
 }
 
-// all are the certificates of a keyring, in no order.
+// all returns the certificates of a keyring, in no order.
 func (r *keyring) all() []*x509.Certificate {
 	var all []*x509.Certificate
 	for _, c := range r.certificates {
@@ -195,7 +198,7 @@ func newCertificates(certificates []*x509.Certificate) *keyring {
 	return ring
 }
 
-// parseAuthorities reads a PEM bundle. A file without any certificate is one that trusts nobody.
+// parseAuthorities reads a PEM bundle. A file without certificates trusts no authority.
 func parseAuthorities(data []byte) (*keyring, []string, error) {
 	certificates, err := parsePEM(data)
 	if err != nil {
@@ -246,11 +249,11 @@ func parseRegistered(data []byte) (*keyring, []string, error) {
 	return newCertificates(slices.DeleteFunc(certificates, func(c *x509.Certificate) bool { return c == nil })), ignored, nil
 }
 
-// parsePEM reads certificates and accepts nothing else beside comments: what was cut off in the middle
-// must not pass for a shorter list.
+// parsePEM reads certificates and accepts only comments beside them: a truncated file must not pass
+// for a shorter list.
 func parsePEM(data []byte) ([]*x509.Certificate, error) {
 	var certificates []*x509.Certificate
-	begun := bytes.Count(data, []byte("-----BEGIN ")) // pem.Decode passes over what is broken
+	begun := bytes.Count(data, []byte("-----BEGIN ")) // pem.Decode skips a broken block
 	for {
 		block, rest := pem.Decode(data)
 		if block == nil {
@@ -270,7 +273,7 @@ func parsePEM(data []byte) ([]*x509.Certificate, error) {
 	}
 }
 
-// parseX5C takes the first certificate of each key, which must be that key's own (RFC 7517 §4.7).
+// parseX5C reads the first certificate of each key, which must certify that key (RFC 7517 §4.7).
 func parseX5C(data []byte) ([]*x509.Certificate, error) {
 	var set struct {
 		Keys []jsontext.Value `json:"keys"`

@@ -13,8 +13,8 @@ import (
 	"deputy.example/deputy/server/internal/token/certtest"
 )
 
-// FuzzCertificateNames reads names from bytes as a stranger's certificate holds them: what is read is of a kind
-// that can be registered, in the one form in which it can be.
+// FuzzCertificateNames reads names from the bytes of an unknown certificate: each result is of a
+// kind that can be registered, in the one form in which it can be registered.
 func FuzzCertificateNames(f *testing.F) {
 	names, err := asn1.Marshal([]asn1.RawValue{
 		{Class: asn1.ClassContextSpecific, Tag: 1, Bytes: []byte("ci@acme.example")}, {Class: asn1.ClassContextSpecific, Tag: 2, Bytes: []byte("ci.acme.example")},
@@ -58,8 +58,8 @@ func FuzzCertificateNames(f *testing.F) {
 	})
 }
 
-// FuzzCertificates reads files of authorities, of registered certificates and of trust domains: nothing
-// that is left of one is too weak, and nobody's authority is none.
+// FuzzCertificates reads files of authorities, of registered certificates and of trust domains: no
+// accepted certificate is too weak, and every accepted authority is a CA certificate.
 func FuzzCertificates(f *testing.F) {
 	ca, own := certtest.NewCA(f, "prod"), certtest.SelfSigned(f)
 	key := newTestKey(f, "ES256", "p1")

@@ -17,46 +17,51 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// The ways in which a certificate authenticates a caller. In each the TLS handshake has proven that the
-// caller has the certificate's key; the certificate itself is verified here.
+// Methods by which a certificate authenticates a caller. In each the TLS handshake has proven that
+// the caller has the certificate's key. This package verifies the certificate itself.
 const (
-	MethodTLSClientAuth  = "tls_client_auth"             // issued by one of the tenant's authorities (RFC 8705 §2.1)
-	MethodSelfSignedTLS  = "self_signed_tls_client_auth" // registered itself (RFC 8705 §2.2)
-	MethodX509SVID       = "x509_svid"                   // of a workload in one of the tenant's trust domains (SPIFFE X509-SVID)
-	maxCertificates      = 8                             // of one chain, the leaf counted
-	maxCertificateBytes  = 64 << 10                      // of one chain, in DER
+	// MethodTLSClientAuth: issued by one of the tenant's authorities (RFC 8705 §2.1).
+	MethodTLSClientAuth = "tls_client_auth"
+	// MethodSelfSignedTLS: the certificate itself is registered (RFC 8705 §2.2).
+	MethodSelfSignedTLS = "self_signed_tls_client_auth"
+	// MethodX509SVID: of a workload in one of the tenant's trust domains (SPIFFE X509-SVID).
+	MethodX509SVID       = "x509_svid"
+	maxCertificates      = 8        // in one chain, the leaf included
+	maxCertificateBytes  = 64 << 10 // in one chain, in DER
 	maxRegisteredPerFile = 64
 )
 
-// CertificateThumbprint is x5t#S256 of RFC 8705 §3.1: SHA-256 of the certificate in DER, as unpadded
-// base64url.
+// CertificateThumbprint is x5t#S256 of RFC 8705 §3.1: SHA-256 of the certificate in DER, as
+// unpadded base64url.
 func CertificateThumbprint(c *x509.Certificate) string {
 	sum := sha256.Sum256(c.Raw)
 	return base64.RawURLEncoding.EncodeToString(sum[:])
 }
 
-// A claim is whom a certificate would authenticate, by what it says itself. Nothing is verified yet.
+// A claim is a principal that a certificate would authenticate by its own content. Nothing is
+// verified yet.
 type claim struct {
 	principal delegation.Principal
 	method    string
 	verify    func(context.Context, []*x509.Certificate) error
 }
 
-// Knows says whether some rule here is about the certificate at the head of the chain. It looks up and
-// verifies nothing, so that certificates of strangers cost little. A certificate that nobody knows
-// authenticates nobody, and is no reason to refuse whatever else does.
+// Knows reports whether a rule of this tenant applies to the certificate at the head of the chain.
+// It looks up names and thumbprints and verifies nothing, so unknown certificates cost little. A
+// certificate without a rule authenticates no caller, and is no reason to refuse another
+// credential.
 func (t *Trust) Knows(chain []*x509.Certificate) bool {
 	claims, err := t.claims(chain)
 	return err == nil && len(claims) > 0
 }
 
-// Certificate authenticates a caller by the certificates that it presented in the TLS handshake, leaf
-// first: by a name in a certificate of the tenant's authorities, by a registered certificate, or as
-// SPIFFE workload. clientID is client_id (RFC 8705 §2.1), or "" where none was sent: then the
-// certificate must speak for one principal only. Caller.Key is the certificate's thumbprint.
+// Certificate authenticates a caller by the certificates of its TLS handshake, leaf first: by a
+// name in a certificate of the tenant's authorities, by a registered certificate, or as a SPIFFE
+// workload. clientID is client_id (RFC 8705 §2.1), or "" where none was sent: then the certificate
+// must identify exactly one principal. Caller.Key is the certificate's thumbprint.
 //
-// Whatever is wrong, the answer is one and the same ClientUnauthenticated; what it was is the error's
-// cause. Where what the certificate is verified with cannot be had, it is DependencyDown.
+// Every fault gives the same ClientUnauthenticated. The cause of the error holds the broken rule.
+// If the authorities or registered certificates are not available, the error is DependencyDown.
 func (t *Trust) Certificate(ctx context.Context, chain []*x509.Certificate, clientID string) (Caller, error) {
 	caller, err := t.byCertificate(ctx, chain, clientID)
 	if down, typed := errors.AsType[*delegation.Error](err); typed && down.Reason == delegation.DependencyDown {
@@ -89,7 +94,7 @@ func (t *Trust) byCertificate(ctx context.Context, chain []*x509.Certificate, cl
 	return Caller{Principal: claims[0].principal, Key: CertificateThumbprint(chain[0]), Method: claims[0].method}, nil
 }
 
-// claims looks the certificate up in everything that could know it.
+// claims looks the certificate up in all clients and trust domains.
 func (t *Trust) claims(chain []*x509.Certificate) ([]claim, error) {
 	if err := t.checkChain(chain); err != nil {
 		return nil, err
@@ -119,7 +124,7 @@ func (t *Trust) claims(chain []*x509.Certificate) ([]claim, error) {
 	return claims, nil
 }
 
-// checkChain bounds what a stranger can make us work on, before anything is done with it.
+// checkChain bounds the work that an unauthenticated caller can cause, before any other check.
 func checkChain(chain []*x509.Certificate) error {
 	if len(chain) == 0 || len(chain) > maxCertificates {
 		return broken(fmt.Sprintf("want 1 to %d certificates", maxCertificates))
@@ -134,8 +139,8 @@ func checkChain(chain []*x509.Certificate) error {
 	return nil
 }
 
-// issuedByAuthority is RFC 8705 §2.1: a chain to one of the tenant's own authorities, and to no other,
-// that was issued for client authentication and is valid now. The name has been compared already.
+// issuedByAuthority is RFC 8705 §2.1: a chain to one of the tenant's own authorities, and to no
+// other, that was issued for client authentication and is valid now. The name was compared before.
 func (t *Trust) issuedByAuthority(ctx context.Context, chain []*x509.Certificate) error {
 	held, err := t.authorities.holding(ctx)
 	if err != nil {
@@ -150,18 +155,19 @@ func (t *Trust) issuedByAuthority(ctx context.Context, chain []*x509.Certificate
 	})
 }
 
-// clientLeaf is what crypto/x509 does not ask of a client's certificate.
+// clientLeaf checks the rules for a client's certificate that crypto/x509 does not check.
 func clientLeaf(c *x509.Certificate) error {
 	switch {
 	case c.IsCA:
 		return broken("the certificate is an authority's")
-	case !slices.Contains(c.ExtKeyUsage, x509.ExtKeyUsageClientAuth): // absent is not "any" here
+	// Absent does not mean "any" here.
+	case !slices.Contains(c.ExtKeyUsage, x509.ExtKeyUsageClientAuth):
 		return broken("the certificate does not say that it is for client authentication")
 	}
 	return signs(c)
 }
 
-// verifyChain hides Go's own words, which repeat names of the certificate.
+// verifyChain replaces the error text of crypto/x509, which repeats names of the certificate.
 func verifyChain(leaf *x509.Certificate, o x509.VerifyOptions) error {
 	if _, err := leaf.Verify(o); err != nil {
 		return broken("the certificate does not lead to a known authority, is not valid now, or not for this use")
@@ -169,7 +175,7 @@ func verifyChain(leaf *x509.Certificate, o x509.VerifyOptions) error {
 	return nil
 }
 
-// registeredFor is RFC 8705 §2.2: the certificate itself is registered, and need not lead anywhere.
+// registeredFor is RFC 8705 §2.2: the certificate itself is registered, and needs no chain.
 func (t *Trust) registeredFor(c *client) func(context.Context, []*x509.Certificate) error {
 	return func(ctx context.Context, chain []*x509.Certificate) error {
 		held, err := c.tls.certificates.holding(ctx)
@@ -191,7 +197,7 @@ func isInForce(c *x509.Certificate, now time.Time) bool {
 	return !now.Before(c.NotBefore) && !now.After(c.NotAfter)
 }
 
-// signs wants a key that is strong enough and that the certificate lets sign handshakes.
+// signs requires a strong key, and a certificate that permits signatures of handshakes.
 func signs(c *x509.Certificate) error {
 	if c.KeyUsage != 0 && c.KeyUsage&x509.KeyUsageDigitalSignature == 0 {
 		return broken("the certificate's key is not for signatures")
@@ -214,7 +220,7 @@ func isStrong(key crypto.PublicKey) bool {
 	return false
 }
 
-// pool is never nil: to Go, no pool at all means everybody that the machine trusts.
+// pool never returns nil: a nil pool makes crypto/x509 trust every authority of the machine.
 func pool(certificates []*x509.Certificate) *x509.CertPool {
 	p := x509.NewCertPool()
 	for _, c := range certificates {

@@ -28,7 +28,8 @@ import (
 	"deputy.example/deputy/server/internal/token/certtest"
 )
 
-// certWorld is a tenant whose clients have certificates, of every kind, and which knows a trust domain.
+// certWorld is a tenant whose clients have certificates of every kind, with a configured trust
+// domain.
 type certWorld struct {
 	*world
 	ca         *certtest.CA // the tenant's own
@@ -51,7 +52,7 @@ func newCertWorld(t testing.TB, change ...func(*TrustConfig)) *certWorld {
 	}
 	w.registered = w.file(t, "own.pem", certtest.PEM(w.own.Leaf))
 	base := func(c *TrustConfig) {
-		c.Now = nil // the machine's, which the test's certificates are made by
+		c.Now = nil // the machine's clock, as for the test's certificates
 		c.ClientCAFile = w.file(t, "ca.pem", certtest.PEM(w.ca.Certificate))
 		for id, settings := range map[delegation.Principal]ClientTLS{
 			"agent:dn":    {SubjectDN: `CN=ci\, builds,OU=Agents,O=Acme`},
@@ -100,7 +101,7 @@ func jwkOf(t testing.TB, public crypto.PublicKey, add object) object {
 	return members.with(add)
 }
 
-// x5cSet is a JWK Set of the certificates' keys, with the certificates.
+// x5cSet returns a JWK Set of the certificates' keys, with the certificates.
 func x5cSet(t testing.TB, certificates ...tls.Certificate) []byte {
 	t.Helper()
 	set := []object{}
@@ -124,7 +125,7 @@ func bundleOf(t testing.TB, authorities []*certtest.CA, jwtKeys ...testKey) []by
 	return []byte(toJSON(t, object{"keys": entries, "spiffe_sequence": 1}))
 }
 
-// names is a list of names as extension, each with its tag.
+// names returns a list of names as an extension, each with its tag.
 func names(t testing.TB, tagged ...asn1.RawValue) certtest.Change {
 	t.Helper()
 	var body []byte
@@ -206,8 +207,8 @@ func all(offs ...off) off {
 	}
 }
 
-// RFC 8705 §2.1, §2.1.2 and §2.2, and X509-SVID, clause by clause. Where a protection holds a case off,
-// the case succeeds without it.
+// RFC 8705 §2.1, §2.1.2 and §2.2, and X509-SVID, clause by clause. If a protection refuses a case,
+// the case succeeds without that protection.
 func TestCertificate(t *testing.T) {
 	w := newCertWorld(t)
 	now := time.Now()
@@ -230,9 +231,9 @@ func TestCertificate(t *testing.T) {
 		clause, name string
 		certificate  tls.Certificate
 		clientID     string
-		who          delegation.Principal // "": nobody
+		who          delegation.Principal // "": no principal
 		method       string
-		held         off // the protection that keeps the case away; without it, it is somebody
+		held         off // the protection that refuses the case; without it, it names a principal
 	}{
 		// §2.1.2: each kind of name.
 		{clause: "§2.1.2", name: "subject DN", certificate: w.ca.Issue(t, certtest.Subject(ciName)), who: "agent:dn", method: MethodTLSClientAuth},
@@ -245,7 +246,7 @@ func TestCertificate(t *testing.T) {
 		{clause: "§2.1", name: "client_id fits", certificate: w.ca.Issue(t, dns), clientID: "agent:dns", who: "agent:dns", method: MethodTLSClientAuth},
 		{clause: "§2.1", name: "an intermediate authority", certificate: inner.Issue(t, dns), who: "agent:dns", method: MethodTLSClientAuth},
 
-		// §2.1.2: what is like a name and is not it.
+		// §2.1.2: names that resemble the registered one.
 		{clause: "§2.1.2", name: "common name in place of a DNS name", certificate: w.ca.Issue(t, certtest.Subject(pkix.Name{CommonName: "client.example"}))},
 		{clause: "§2.1.2", name: "DNS name in place of a common name", certificate: w.ca.Issue(t, certtest.DNS(`CN=ci\, builds,OU=Agents,O=Acme`))},
 		{clause: "§2.1.2", name: "wildcard", certificate: w.ca.Issue(t, certtest.DNS("*.example"))},
@@ -365,7 +366,7 @@ func TestCertificate(t *testing.T) {
 	}
 }
 
-// without is the leaf alone.
+// without returns the leaf alone.
 func without(c tls.Certificate) tls.Certificate { c.Certificate = c.Certificate[:1]; return c }
 
 func padding(n int) certtest.Change {
@@ -406,11 +407,12 @@ func TestRegisteredCertificateExpires(t *testing.T) {
 	}
 }
 
-// A certificate that was removed is refused by a minute later, also where nothing but requests loads it.
+// A removed certificate is refused within a minute, also where only requests load the file.
 func TestRemovedCertificateWithoutRun(t *testing.T) {
 	w := newCertWorld(t)
 	w.file(t, "own.pem", certtest.PEM(certtest.SelfSigned(t).Leaf))
-	if _, err := w.Certificate(t.Context(), certtest.Chain(t, w.own), ""); err != nil { // the control
+	// The control.
+	if _, err := w.Certificate(t.Context(), certtest.Chain(t, w.own), ""); err != nil {
 		t.Fatal(err)
 	}
 	w.clock.advance(time.Minute)
@@ -419,13 +421,14 @@ func TestRemovedCertificateWithoutRun(t *testing.T) {
 	wantCause(t, err, "not registered any more")
 }
 
-// What was removed is refused within a minute, and what was added counts by then; in files of every
-// kind, while Run keeps them fresh.
+// In files of every kind, while Run keeps them fresh, a removed certificate is refused within a
+// minute, and an added one is accepted by then.
 func TestCertificatesRotate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newCertWorld(t)
 		w.clock.live = true
-		// The bubble's time is not the machine's: what is verified here is who is trusted, not when.
+		// The time of the bubble is not that of the machine: this test verifies who is trusted, not
+		// when.
 		at := time.Now()
 		w.now = func() time.Time { return at }
 		nextCA, nextProd := certtest.NewCA(t, "next"), certtest.NewCA(t, "next")
@@ -466,7 +469,7 @@ func TestCertificatesRotate(t *testing.T) {
 		time.Sleep(time.Minute)
 		expect("a minute after its removal", false, true)
 
-		// Half a file is none: what was there stays. An empty one is meant.
+		// A truncated file is ignored: the loaded certificates stay. An empty file is intended.
 		for _, half := range [][]byte{certtest.PEM(w.ca.Certificate)[:300], []byte(`{"keys":[`), []byte(string(certtest.PEM(w.ca.Certificate)[:300]) + "\n" + string(certtest.PEM(w.ca.Certificate)))} {
 			for _, name := range []string{"ca.pem", "own.pem", "prod.json", "partner.pem"} {
 				w.file(t, name, half)
@@ -485,7 +488,7 @@ func TestCertificatesRotate(t *testing.T) {
 	})
 }
 
-// A file that stays away is believed as long as an issuer's keys are, and then not.
+// A missing file's certificates are used as long as an issuer's keys, and then no longer.
 func TestAuthoritiesThatCannotBeRead(t *testing.T) {
 	w := newCertWorld(t)
 	chain := certtest.Chain(t, w.ca.Issue(t, certtest.DNS("client.example"), certtest.Valid(time.Now().Add(-time.Hour), time.Now().AddDate(0, 0, 1))))
@@ -494,7 +497,8 @@ func TestAuthoritiesThatCannotBeRead(t *testing.T) {
 		t.Fatal(err)
 	}
 	source := w.authorities
-	source.load = w.domains[spiffeid.RequireTrustDomainFromString("prod.example")].bundle.load // JSON, which is no PEM
+	// JSON, which is not PEM.
+	source.load = w.domains[spiffeid.RequireTrustDomainFromString("prod.example")].bundle.load
 	w.clock.advance(source.timing.keep - time.Second)
 	if _, err := w.Certificate(t.Context(), chain, ""); err != nil {
 		t.Errorf("the last good ones do not serve: %v", err)
@@ -685,8 +689,8 @@ func TestJWTSVID(t *testing.T) {
 	}
 }
 
-// Which trust domains are believed here is told to nobody but who has an SVID of one: a forged one breaks the
-// same rule in a domain that is known and in one that is not, and costs as much.
+// Only a presenter with an SVID of a trust domain learns that the domain is configured: a forged
+// one breaks the same rule in a configured domain and in any other, and costs as much.
 func TestForgedSVIDsTellNoTrustDomain(t *testing.T) {
 	prod := newTestKey(t, "ES256", "p1")
 	w := newCertWorld(t, func(c *TrustConfig) {
@@ -715,8 +719,8 @@ func TestForgedSVIDsTellNoTrustDomain(t *testing.T) {
 	}
 }
 
-// A registered certificate is what its client's tokens can be bound to; one that counts by its name is
-// not known before it is shown.
+// A registered certificate can bind its client's tokens. A certificate that counts by its name is
+// unknown before it is presented.
 func TestRegisteredCertificates(t *testing.T) {
 	w := newCertWorld(t)
 	own, named := CertificateThumbprint(w.own.Leaf), CertificateThumbprint(w.ca.Issue(t, certtest.DNS("client.example")).Leaf)
@@ -745,7 +749,7 @@ func TestRegisteredCertificates(t *testing.T) {
 	}
 }
 
-// Two names are never one string.
+// Two different names never have one string.
 func TestDistinguishedNames(t *testing.T) {
 	type relative = pkix.RelativeDistinguishedNameSET
 	cn, o, email := asn1.ObjectIdentifier{2, 5, 4, 3}, asn1.ObjectIdentifier{2, 5, 4, 10}, asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 1}

@@ -11,9 +11,9 @@ import (
 	"unicode/utf8"
 )
 
-// A certificate's names as rules compare them: what kind, a colon, and the name exactly as it stands
-// in the certificate. Comparison is of bytes. There are no wildcards, no case folding, and a common
-// name is nothing but a part of the subject's distinguished name.
+// Prefixes of a certificate's names as rules compare them: the kind, a colon, and the name exactly
+// as the certificate holds it. Comparison is by bytes, without wildcards or case folding. A common
+// name is only a part of the subject's distinguished name.
 const (
 	nameDN    = "dn:"
 	nameDNS   = "dns:"
@@ -24,14 +24,14 @@ const (
 
 var oidSubjectAltName = asn1.ObjectIdentifier{2, 5, 29, 17}
 
-// namesOf reads the names from the certificate's own bytes, because what crypto/x509 made of them may
-// be the same for two that differ.
+// namesOf reads the names from the certificate's own bytes, because crypto/x509 may give the same
+// result for two different names.
 func namesOf(c *x509.Certificate) ([]string, error) {
 	var names []string
 	if dn, comparable := distinguishedName(c.RawSubject); comparable {
 		names = append(names, nameDN+dn)
 	}
-	for _, extension := range c.Extensions { // of which crypto/x509 takes no kind twice
+	for _, extension := range c.Extensions { // crypto/x509 refuses a repeated extension
 		if !extension.Id.Equal(oidSubjectAltName) {
 			continue
 		}
@@ -45,8 +45,7 @@ func namesOf(c *x509.Certificate) ([]string, error) {
 	return slices.Compact(names), nil
 }
 
-// alternativeNames reads GeneralNames (RFC 5280 §4.2.1.6), as far as they are of a kind that can be
-// registered.
+// alternativeNames reads GeneralNames (RFC 5280 §4.2.1.6) of the kinds that can be registered.
 func alternativeNames(der []byte) ([]string, error) {
 	malformed := broken("the certificate's list of names is malformed")
 	var list asn1.RawValue
@@ -78,23 +77,23 @@ func alternativeNames(der []byte) ([]string, error) {
 	return names, nil
 }
 
-// A relative distinguished name, before anything of it is interpreted. asn1 knows a SET by the name of
-// its type.
+// relativeNameSET is a relative distinguished name, before it is interpreted. Package asn1
+// identifies a SET by the name of its type.
 type relativeNameSET []struct {
 	Type  asn1.ObjectIdentifier
 	Value asn1.RawValue
 }
 
-// attributeNames are those of RFC 4514 §3, all of them.
+// attributeNames are all names of RFC 4514 §3.
 var attributeNames = map[string]string{
 	"2.5.4.3": "CN", "2.5.4.7": "L", "2.5.4.8": "ST", "2.5.4.10": "O", "2.5.4.11": "OU", "2.5.4.6": "C", "2.5.4.9": "STREET",
 	"0.9.2342.19200300.100.1.25": "DC", "0.9.2342.19200300.100.1.1": "UID",
 }
 
-// distinguishedName is the string form of RFC 4514 §2: the last part first, "," between parts, "+"
-// within one, the names of attributeNames, and for every other attribute its number and its value in
-// hexadecimal DER. One string is one name: a name that holds a value of another kind than text, or
-// control characters, is not comparable, and neither is an empty one.
+// distinguishedName returns the string form of RFC 4514 §2: the last part first, "," between parts,
+// "+" within one, the names of attributeNames, and for every other attribute its number and its
+// value in hexadecimal DER. One string is one name. A name that holds a value of another kind than
+// text, or control characters, is not comparable, and neither is an empty one.
 func distinguishedName(der []byte) (string, bool) {
 	var sequence []relativeNameSET
 	if rest, err := asn1.Unmarshal(der, &sequence); err != nil || len(rest) > 0 || len(sequence) == 0 {

@@ -9,24 +9,25 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// Condition is what one claim of a token must say before the token names anybody. A claim that is
-// missing, or anything but a string, says nothing and meets no condition.
+// Condition is a rule for one claim, which a token must meet before it names a principal. A claim
+// that is missing or not a string meets no condition.
 type Condition struct {
-	// Claim, by name or JSON pointer as in Mapping. Required.
+	// Claim is a name or a JSON pointer, as in Mapping. Required.
 	Claim string `yaml:"claim"`
 	// Values that the claim may have, byte for byte. Values or prefixes are required.
 	Values []string `yaml:"values"`
-	// Prefixes that the claim may begin with, byte for byte. Danger: write each up to where a name ends.
-	// acme/ means the repositories of acme; acme also means those of acme-evil.
+	// Prefixes that the claim may begin with, byte for byte. Danger: end each prefix at the end of
+	// a name. acme/ means the repositories of acme; acme also means those of acme-evil.
 	Prefixes []string `yaml:"prefixes"`
 }
 
-// claimPath leads to a claim: names of members, from the outermost inwards. It is never empty, and two
-// paths to one claim are equal.
+// claimPath leads to a claim: names of members, from the outermost inwards. It is never empty, and
+// two paths to one claim are equal.
 type claimPath []string
 
-// parseClaimPath reads the name of a claim at the top, or a JSON pointer (RFC 6901) to one further
-// inside. It goes through objects only. A name that begins with a slash is written as a pointer: /~1name.
+// parseClaimPath reads the name of a top-level claim, or a JSON pointer (RFC 6901) to a nested one,
+// which goes through objects only. A name that begins with a slash is written as a pointer:
+// /~1name.
 func parseClaimPath(text string) (claimPath, error) {
 	rest, isPointer := strings.CutPrefix(text, "/")
 	path := claimPath{text}
@@ -38,7 +39,8 @@ func parseClaimPath(text string) (claimPath, error) {
 			if strings.Contains(unescapes.Replace(name), "~") {
 				return nil, errors.New("is not a JSON pointer: behind ~ stands 0 or 1 (RFC 6901)")
 			}
-			name = strings.ReplaceAll(strings.ReplaceAll(name, "~1", "/"), "~0", "~") // in this order: section 4
+			// In this order: RFC 6901 section 4.
+			name = strings.ReplaceAll(strings.ReplaceAll(name, "~1", "/"), "~0", "~")
 			path[n] = name
 		}
 		if name == "" {
@@ -48,10 +50,10 @@ func parseClaimPath(text string) (claimPath, error) {
 	return path, nil
 }
 
-// unescapes takes away what is written rightly.
+// unescapes removes the valid escape sequences.
 var unescapes = strings.NewReplacer("~0", "", "~1", "")
 
-// String is the path in the only way in which it can be written as a JSON pointer.
+// String returns the path as a JSON pointer, in its only spelling.
 func (path claimPath) String() string {
 	var b strings.Builder
 	for _, name := range path {
@@ -61,13 +63,13 @@ func (path claimPath) String() string {
 	return b.String()
 }
 
-// condition is a Condition that was checked.
+// condition is a checked Condition.
 type condition struct {
 	path             claimPath
 	values, prefixes []string
 }
 
-// conditions checks what a mapping asks of a token.
+// conditions checks the conditions of a mapping.
 func (m Mapping) conditions(path string) ([]condition, error) {
 	var all []condition
 	for n, c := range m.When {
@@ -101,8 +103,8 @@ func (c condition) allows(value string) bool {
 		slices.ContainsFunc(c.prefixes, func(prefix string) bool { return strings.HasPrefix(value, prefix) })
 }
 
-// names says whether a token of the issuer could name the principal: as far as that shows in the
-// principal itself, every condition is met.
+// names reports whether a token of the issuer could name the principal: every condition is met, as
+// far as the principal itself shows it.
 func (i *issuer) names(p delegation.Principal) bool {
 	id, found := strings.CutPrefix(delegation.DecodeID(p.ID()), i.Principal.Prefix)
 	if !found || id == "" || p.Type() != i.Principal.Type {

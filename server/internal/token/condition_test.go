@@ -10,7 +10,7 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// conditioned makes both issuers of the world believed only for what meets the conditions.
+// conditioned returns a world in which both issuers have the conditions.
 func conditioned(t *testing.T, when ...Condition) *world {
 	t.Helper()
 	return newWorld(t, func(c *TrustConfig) {
@@ -30,7 +30,7 @@ func TestConditionsOnEveryWayIn(t *testing.T) {
 	namespace := func(value any) object { return claim(object{"kubernetes.io": object{"namespace": value}}) }
 	rows := map[string]struct {
 		claims object
-		broken string // the claim at fault; "" where nothing is
+		broken string // the claim at fault; "" where there is no fault
 	}{
 		"met":                      {met, ""},
 		"met by the other value":   {namespace("tools"), ""},
@@ -44,7 +44,8 @@ func TestConditionsOnEveryWayIn(t *testing.T) {
 		"namespace with a newline": {namespace("agents\n"), "/kubernetes.io/namespace"},
 		"namespace with less":      {namespace("agent"), "/kubernetes.io/namespace"},
 		"empty namespace":          {namespace(""), "/kubernetes.io/namespace"},
-		"namespace by look":        {namespace("аgents"), "/kubernetes.io/namespace"}, // a Cyrillic а
+		// A Cyrillic а.
+		"namespace by look":        {namespace("аgents"), "/kubernetes.io/namespace"},
 		"namespace in a list":      {namespace([]string{"agents"}), "/kubernetes.io/namespace"},
 		"namespace null":           {namespace(explicitNull{}), "/kubernetes.io/namespace"},
 		"namespace a number":       {namespace(1), "/kubernetes.io/namespace"},
@@ -91,7 +92,7 @@ func TestConditionsOnEveryWayIn(t *testing.T) {
 					t.Errorf("%s repeats the claim: %v", way, err)
 				}
 			}
-			// The control: nothing else stops these tokens.
+			// The control: no other check refuses these tokens.
 			w.meets = func(condition, presented) bool { return true }
 			for way, enter := range ways {
 				if who, err := enter(); err != nil || who == "" {
@@ -102,7 +103,8 @@ func TestConditionsOnEveryWayIn(t *testing.T) {
 	}
 }
 
-// waysIn present one set of extra claims in every way in which a trusted issuer's token can name somebody.
+// waysIn present one set of extra claims in every way in which a trusted issuer's token can name a
+// principal.
 func (w *world) waysIn(t *testing.T, extra object) map[string]func() (delegation.Principal, error) {
 	t.Helper()
 	svid := w.workloadClaims().with(extra)
@@ -142,7 +144,7 @@ func (w *world) waysIn(t *testing.T, extra object) map[string]func() (delegation
 	}
 }
 
-// A token that breaks a condition tells its bearer no more than one of a stranger does.
+// A token that breaks a condition gets the same answer as one that an unknown signer made.
 func TestBrokenConditionsLookLikeAnyFailure(t *testing.T) {
 	w := conditioned(t, Condition{Claim: "ref", Values: []string{"refs/heads/main"}})
 	_, broke := w.Bearer(t.Context(), w.spire.sign(t, "JWT", w.workloadClaims().with(object{"ref": "refs/heads/dev"})))
@@ -220,7 +222,8 @@ func TestConditionRules(t *testing.T) {
 	}
 }
 
-// Conditions decide which of an issuer's principals are believed, never whose principals they are.
+// Conditions decide which of an issuer's principals are accepted, and do not separate the
+// principals of two issuers.
 func TestConditionsKeepNoIssuersApart(t *testing.T) {
 	config := newWorld(t).config
 	config.TrustedIssuers = slices.Clone(config.TrustedIssuers)
@@ -236,7 +239,8 @@ func TestConditionsKeepNoIssuersApart(t *testing.T) {
 		t.Errorf("shared by both: %v", err)
 	}
 
-	// sub and /sub are one claim, so imported actors may be the issuer's own subjects by either name.
+	// sub and /sub are one claim, so imported actors may be the issuer's own subjects by either
+	// name.
 	config = newWorld(t).config
 	config.TrustedIssuers = slices.Clone(config.TrustedIssuers)
 	config.TrustedIssuers[0].Principal.Claim, config.TrustedIssuers[0].ImportAct = "/sub", &Mapping{Type: "user"}
@@ -249,7 +253,7 @@ func TestConditionsKeepNoIssuersApart(t *testing.T) {
 	}
 }
 
-// What a session stands on ends with the condition that its person no longer meets.
+// A session ends when its person no longer meets a condition on the identity.
 func TestNamesKeepsConditionsOnTheIdentity(t *testing.T) {
 	w := conditioned(t, Condition{Claim: "/sub", Values: []string{"alice"}, Prefixes: []string{"team/"}}, Condition{Claim: "ref", Values: []string{"x"}})
 	for p, want := range map[delegation.Principal]bool{
@@ -264,7 +268,7 @@ func TestNamesKeepsConditionsOnTheIdentity(t *testing.T) {
 	}
 }
 
-// FuzzConditions compares pointers and conditions with encoding/json walking the same claims.
+// FuzzConditions compares pointers and conditions with a walk of the same claims by encoding/json.
 func FuzzConditions(f *testing.F) {
 	f.Add([]byte(`{"kubernetes.io":{"namespace":"agents"}}`), "/kubernetes.io/namespace", "agents", "")
 	f.Add([]byte(`{"a/b":{"~c":"x"},"ref":["x"]}`), "/a~1b/~0c", "", "x")

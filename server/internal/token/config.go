@@ -19,56 +19,60 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// TrustConfig is what one tenant accepts. The yaml names are those that errors speak of.
+// TrustConfig is what one tenant accepts. Errors use the yaml names.
 type TrustConfig struct {
-	// Issuer is the tenant's own issuer address, without a trailing slash. Credentials addressed to it
-	// authenticate a caller; those addressed to delegation.ActorAudience of it only name an actor.
+	// Issuer is the tenant's own issuer address, without a trailing slash. A credential with this
+	// audience authenticates a caller. A credential with the audience delegation.ActorAudience of
+	// it only names an actor.
 	Issuer string
 	// Keys sign the tenant's tokens and verify them.
 	Keys *Keyset
-	// TrustedIssuers whose tokens start a chain, or name an actor.
+	// TrustedIssuers are the issuers whose tokens begin a chain or name an actor.
 	TrustedIssuers []TrustedIssuer
 	// Clients that authenticate with a key or a certificate of their own.
 	Clients []Client
-	// ClientCAFile is a PEM bundle of the authorities whose certificates count where a client is known by
-	// a name (Client.TLS). Read again every 45 s; what was removed is refused within 60 s. None but these
-	// count, not even those that the machine trusts.
+	// ClientCAFile is a PEM bundle of the authorities whose certificates count where a client is
+	// identified by a name (Client.TLS). It is read again every 45 s, and a removed authority is
+	// refused within 60 s. Only these count, not the authorities that the machine trusts.
 	ClientCAFile string
 	// TrustDomains whose workloads authenticate and name actors by SPIFFE.
 	TrustDomains []TrustDomain
-	// Skew is how far in the future nbf and iat may lie; default 5 s, at most 60 s. exp has none.
+	// Skew is how far in the future nbf and iat may be; default 5 s, at most 60 s. exp has no skew.
 	Skew time.Duration
 	// AllowInsecureLoopback permits http:// addresses on this machine, for development.
 	AllowInsecureLoopback bool
 
-	// Transport for keys that are fetched; nil: direct, or through the environment's proxy. Danger: what is
-	// given answers for where it connects to and whose certificates it believes: private_address and
-	// ca_file of a source do not reach it. It is for tests.
+	// Transport fetches keys; nil: direct, or through the environment's proxy. Danger: a given
+	// Transport is responsible for the addresses that it connects to and the certificates that it
+	// trusts: private_address and ca_file of a source have no effect on it. It is for tests.
 	Transport http.RoundTripper
-	Memory    *Memory          // of authentic tokens, which tenants may share; nil: one of its own with DefaultMemory
-	Now       func() time.Time // nil: time.Now
-	Logger    *slog.Logger     // nil: no log
+	// Memory of authentic tokens, which tenants may share; nil: its own, with DefaultMemory.
+	Memory *Memory
+	Now    func() time.Time // nil: time.Now
+	Logger *slog.Logger     // nil: no log
 }
 
-// TrustedIssuer says which tokens of one issuer are believed, and how far.
+// TrustedIssuer configures which tokens of one issuer are accepted, and what they may do.
 type TrustedIssuer struct {
 	// Issuer is compared with iss byte by byte. Required.
 	Issuer string `yaml:"issuer"`
-	// Keys is where the issuer's keys come from. Required.
+	// Keys is the source of the issuer's keys. Required.
 	Keys KeySource `yaml:"keys"`
-	// Algorithms that its keys may have: ES256, ES384, ES512, EdDSA, RS256, RS384, RS512, PS256, PS384,
-	// PS512. Required. A published key that names no algorithm is used only if exactly one of these fits it.
+	// Algorithms that its keys may have: ES256, ES384, ES512, EdDSA, RS256, RS384, RS512, PS256,
+	// PS384, PS512. Required. A published key that names no algorithm is used only if exactly one
+	// of these fits it.
 	Algorithms []string `yaml:"algorithms"`
-	// Principal makes principals of its tokens. Required.
+	// Principal maps its tokens to principals. Required.
 	Principal Mapping `yaml:"principal"`
-	// SharedPrincipals accepts that another issuer or client, which must say so too, is able to yield
-	// the same principals. Danger: either can then speak for the other's.
+	// SharedPrincipals permits that another issuer or client, which must set it too, can yield the
+	// same principals. Danger: either can then act as the principals of the other.
 	SharedPrincipals bool `yaml:"shared_principals"`
-	// Audiences that make a token of this issuer acceptable as a subject token: its aud must hold one of
-	// them. Required, except that an issuer of workloads may have none: then none of its tokens is a subject.
+	// Audiences make a token of this issuer acceptable as a subject token: its aud must hold one of
+	// them. Required, except for an issuer of workloads: without audiences none of its tokens is a
+	// subject token.
 	Audiences []string `yaml:"audiences"`
-	// UntypedAccessTokens also takes access tokens whose typ is JWT or absent. Danger: where the issuer
-	// gives its ID tokens an acceptable audience, they pass for access tokens.
+	// UntypedAccessTokens also accepts access tokens whose typ is JWT or absent. Danger: if the
+	// issuer's ID tokens have an acceptable audience, they are accepted as access tokens.
 	UntypedAccessTokens bool `yaml:"untyped_access_tokens"`
 	// IDTokens accepts ID tokens as subject tokens.
 	IDTokens bool `yaml:"id_tokens"`
@@ -76,34 +80,35 @@ type TrustedIssuer struct {
 	MaxLifetime time.Duration `yaml:"max_lifetime"`
 	// Skew of this issuer's clock, at most 60 s; 0 means the tenant's.
 	Skew time.Duration `yaml:"skew"`
-	// RootGrants is the ceiling of what a root token of this issuer may hand on; default nothing.
+	// RootGrants is the ceiling of what a root token of this issuer may hand down; default nothing.
 	RootGrants RootGrants `yaml:"root_grants"`
-	// ImportAct accepts root tokens that carry act already, and names their actors: each act.sub becomes
-	// a principal of this type and prefix. Absent: such tokens are refused.
+	// ImportAct accepts root tokens that already carry act, and names their actors: each act.sub
+	// becomes a principal of this type and prefix. Absent: such tokens are refused.
 	ImportAct *Mapping `yaml:"import_act"`
-	// Workloads accepts its tokens as actor_token: addressed to the tenant's issuer they authenticate
-	// their principal, addressed to the actor audience they name it.
+	// Workloads accepts its tokens as actor_token. With the tenant's issuer as audience they
+	// authenticate their principal, with the actor audience they name it.
 	Workloads bool `yaml:"workloads"`
 }
 
-// KeySource is where keys come from: exactly one of its first four fields is set.
+// KeySource is the source of keys: exactly one of its first four fields is set.
 type KeySource struct {
 	File      string `yaml:"file"`      // a JWK Set in a file, read again every 45 s
 	JWKS      string `yaml:"jwks"`      // a JWK Set in the configuration itself
 	JWKSURL   string `yaml:"jwks_url"`  // a JWK Set to fetch; trusted issuers only
 	Discovery bool   `yaml:"discovery"` // through the issuer's metadata; trusted issuers only
-	// CAFile holds certificates in PEM, for what is fetched here: they and no others vouch for it. Read
-	// once, at the start. Default: those of the system.
+	// CAFile holds certificates in PEM for the fetched documents: only the servers that they
+	// certify are trusted. It is read once, at the start. Default: the certificates of the system.
 	CAFile string `yaml:"ca_file"`
-	// PrivateAddress lets what is fetched here come from addresses of private networks and of this machine.
-	// Default false: they are refused when they are connected to, whatever name led there. Danger: whoever
-	// decides where the issuer's names or its jwks_uri lead can then make Deputy ask services inside for
-	// their keys. Link-local addresses, where clouds hand out credentials, stay refused.
+	// PrivateAddress permits fetches from addresses of private networks and of this machine.
+	// Default false: such an address is refused at the connection, whatever name led to it. Danger:
+	// with it, an attacker who controls the issuer's names or its jwks_uri can make Deputy request
+	// keys from internal services. Link-local addresses, where clouds serve credentials, stay
+	// refused.
 	PrivateAddress bool `yaml:"private_address"`
 }
 
-// Client authenticates with assertions it signs itself (RFC 7523), whose iss and sub are its ID, or
-// with a certificate (RFC 8705). It has keys, tls or both.
+// Client authenticates with assertions that it signs itself (RFC 7523), whose iss and sub are its
+// ID, or with a certificate (RFC 8705). It has keys, tls or both.
 type Client struct {
 	ID               delegation.Principal `yaml:"id"`
 	Keys             KeySource            `yaml:"keys"` // file or jwks
@@ -112,8 +117,8 @@ type Client struct {
 	SharedPrincipals bool                 `yaml:"shared_principals"`
 }
 
-// RootGrants is the ceiling of a root token: what its claims say, and a fixed list in addition.
-// Absent claims give nothing; malformed ones refuse the token.
+// RootGrants is the ceiling of a root token: the values of its claims, and a fixed list in
+// addition. Absent claims add nothing. A malformed claim refuses the token.
 type RootGrants struct {
 	ScopesClaim    string   `yaml:"scopes_claim"` // a string of scope tokens or a list of them
 	Scopes         []string `yaml:"scopes"`
@@ -123,7 +128,7 @@ type RootGrants struct {
 	Details        string   `yaml:"details"`       // such an array, as JSON text
 }
 
-// DefaultSkew is TrustConfig.Skew where nothing is configured.
+// DefaultSkew is the default of TrustConfig.Skew.
 const DefaultSkew = 5 * time.Second
 
 const (
@@ -131,7 +136,7 @@ const (
 	defaultMaxLifetime = time.Hour
 )
 
-// fault is an error of the configuration at the given field.
+// fault returns an error about the given field of the configuration.
 func fault(path, format string, args ...any) error {
 	return delegation.Refuse(delegation.ParameterInvalid, path, format, args...)
 }
@@ -148,7 +153,8 @@ func (b *builder) tenant() error {
 	}
 	switch {
 	case strings.HasSuffix(b.Issuer, "/"), strings.HasSuffix(b.Issuer, delegation.ActorAudience("")):
-		// Otherwise what names an actor for one tenant could authenticate a caller to another.
+		// Otherwise a token that names an actor for one tenant could authenticate a caller to
+		// another.
 		return fault("issuer", "must end neither in / nor in %s", delegation.ActorAudience(""))
 	case b.Keys == nil:
 		return fault("signing_keys", "missing")
@@ -232,7 +238,7 @@ func (b *builder) audiences(path string, c TrustedIssuer) error {
 			return fault(path, "must not hold an empty audience")
 		}
 		if c.Workloads && (audience == b.Issuer || audience == delegation.ActorAudience(b.Issuer)) {
-			// Otherwise an agent that was handed a subject token could authenticate as the subject.
+			// Otherwise an agent that received a subject token could authenticate as the subject.
 			return fault(path, "must not hold the tenant's own audiences where workloads is set")
 		}
 	}
@@ -258,7 +264,7 @@ func (b *builder) client(path string, c Client) (*client, error) {
 	return made, err
 }
 
-// source checks everything that can be checked without the network: a start never waits for an issuer.
+// source checks everything that needs no network: a start never waits for an issuer.
 func (b *builder) source(path, name string, from KeySource, algorithmNames []string) (*source, error) {
 	var algorithms []jwa.SignatureAlgorithm
 	if len(algorithmNames) == 0 {
@@ -309,7 +315,7 @@ func (k KeySource) check(path string) error {
 	return nil
 }
 
-// fetch makes a source load its keys from where its issuer serves them.
+// fetch makes a source load its keys from its issuer.
 func (b *builder) fetch(s *source, path string, from KeySource) error {
 	var roots *x509.CertPool
 	if from.CAFile != "" {
@@ -333,7 +339,8 @@ func (b *builder) fetch(s *source, path string, from KeySource) error {
 	return nil
 }
 
-// loadNow fills a source from this machine and insists on a usable key, as no later load could.
+// loadNow fills a source from this machine. It requires at least one usable key and no unusable
+// one, which a later load cannot require.
 func (s *source) loadNow(path string, load func(context.Context) ([]byte, error)) error {
 	began := s.now()
 	data, err := load(context.Background())

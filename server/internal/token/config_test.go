@@ -198,7 +198,7 @@ func TestConfigurationRules(t *testing.T) {
 }
 
 // The rule is complete: configurations that pass it never make one principal of two identities. The
-// control is the rule switched off, under which the same search finds such a pair.
+// control is the rule switched off: then the same search finds such a pair.
 func TestPassingConfigurationsKeepPrincipalsApart(t *testing.T) {
 	type source struct {
 		mapping Mapping
@@ -287,7 +287,8 @@ func TestKeysFromFile(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	// A key taken out of the file is refused within a minute, even if nothing runs in the background.
+	// A key that is removed from the file is refused within a minute, even if nothing runs in the
+	// background.
 	next := newTestKey(t, "ES256", "agent-2")
 	write(jwks(t, next))
 	w.clock.advance(time.Minute)

@@ -1,23 +1,26 @@
-// Package token decides whether a token is what it says it is, and signs Deputy's own.
+// Package token decides whether a token is authentic, and signs Deputy's own tokens.
 //
-// It owns signatures and keys: the tenant's signing keys (Keyset), where the keys of trusted issuers
-// and registered clients come from and how long they are believed (source, fetcher), and the rules
-// that turn a presented token into something the exchange may reason about (Trust): a derived token
-// of ours, a root token with the ceiling that its issuer's configuration grants, an actor, or an
-// authenticated caller. Everything it hands out was verified; everything else is an error.
+// It owns signatures and keys: the tenant's signing keys (Keyset), the sources of the keys of
+// trusted issuers and registered clients and how long these keys are used (source, fetcher), and
+// the rules that turn a presented token into a verified value for the exchange (Trust): a derived
+// token of the tenant, a root token with the ceiling that its issuer's configuration grants, an
+// actor, or an authenticated caller. Everything that it returns was verified. Everything else is an
+// error.
 //
-// It must not know of requests, OpenFGA, ledger entries or revocations. What a token allows to be
-// handed on, whether it was revoked or spent, and whether the holder of a bound token proved its key
-// are questions for the exchange.
+// It must not depend on requests, OpenFGA, ledger entries or revocations. The exchange decides what
+// a token may hand down, whether it was revoked or spent, and whether the holder of a bound token
+// proved its key.
 //
-// One order holds for every token: the strict gate (delegation.Parse), then the claim iss picks the
-// keys from static configuration by exact match (or, of a JWT-SVID, the trust domain of sub), then the key is found by kid, then its one
-// algorithm checks the signature over exactly the bytes that the gate read, and only then is a claim
-// believed. github.com/lestrrat-go/jwx does the arithmetic and reads JWKs; its own parsers of tokens
-// see nothing, and no part of it shows in this package's API.
+// One order holds for every token. The strict gate (delegation.Parse) comes first. Then the claim
+// iss selects the keys from static configuration by exact match (or, for a JWT-SVID, the trust
+// domain of sub). Then the kid selects the key, and its one algorithm checks the signature over
+// exactly the bytes that the gate read. Only then is a claim used as true.
+// github.com/lestrrat-go/jwx verifies the signatures and reads JWKs. Its own parsers of tokens are
+// not used, and no part of it is in this package's API.
 //
 // Certificates (RFC 8705) and X.509-SVIDs come from handshakes that have proven possession of their
-// keys. They are looked up by their names first, and then verified against the tenant's own files alone.
+// keys. They are looked up by their names first, and then verified against the tenant's own files
+// alone.
 //
 // No error text and no log line of this package holds any part of a presented token.
 package token

@@ -16,18 +16,18 @@ import (
 	"github.com/go-json-experiment/json"
 )
 
-// maxDocumentBytes bounds what is read of any document: file or response.
+// maxDocumentBytes bounds every document that is read: file or response.
 const maxDocumentBytes = 1 << 20
 
-// fetcher gets small JSON documents from addresses that the configuration names, or that a trusted
-// issuer's own metadata names. It follows no redirect: an address that moves is configured anew.
+// fetcher fetches small JSON documents from addresses in the configuration or in a trusted issuer's
+// own metadata. It follows no redirect: an operator configures the new address instead.
 type fetcher struct {
 	client *http.Client
 	reach  reach
 }
 
-// newFetcher uses transport, or one of its own that connects to what the source may be at and believes
-// the certificates of roots; nil means those of the system.
+// newFetcher uses transport, or a transport of its own that connects only within the reach and
+// trusts the certificates of roots; nil means those of the system.
 func newFetcher(transport http.RoundTripper, reach reach, roots *x509.CertPool) *fetcher {
 	if transport == nil {
 		direct, proxied := newTransport(roots), newTransport(roots)
@@ -44,7 +44,7 @@ func newFetcher(transport http.RoundTripper, reach reach, roots *x509.CertPool) 
 	}
 }
 
-// newTransport keeps no connection open between two loads, and unpacks nothing.
+// newTransport keeps no connection open between two loads, and decompresses nothing.
 func newTransport(roots *x509.CertPool) *http.Transport {
 	return &http.Transport{
 		TLSClientConfig:        &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12},
@@ -112,7 +112,7 @@ func isJSON(contentType string) bool {
 	return err == nil && (media == "application/json" || strings.HasPrefix(media, "application/") && strings.HasSuffix(media, "+json"))
 }
 
-// checkAddress is checkAddress under the rule of the reach.
+// checkAddress is the function checkAddress with the rule of the reach.
 func (r reach) checkAddress(address string) error {
 	if err := checkAddress(address, r.loopback); err != nil {
 		return err
@@ -124,7 +124,7 @@ func (r reach) checkAddress(address string) error {
 	return r.permitsHost(u.Hostname())
 }
 
-// checkAddress wants https. Plain http is for a loopback address, and only where it is allowed.
+// checkAddress requires https. Plain http is for a loopback address, and only where it is allowed.
 func checkAddress(address string, insecureLoopback bool) error {
 	u, err := url.Parse(address)
 	switch {
@@ -150,8 +150,8 @@ func isLoopback(host string) bool {
 	return ip != nil && ip.IsLoopback()
 }
 
-// discover finds and gets an issuer's keys: OpenID Connect Discovery 1.0 §4, or RFC 8414 §3 where the
-// issuer does not serve the former.
+// discover finds and fetches an issuer's keys: OpenID Connect Discovery 1.0 §4, or RFC 8414 §3
+// where the issuer does not serve the former.
 func (f *fetcher) discover(ctx context.Context, issuer string) ([]byte, error) {
 	openid, oauth, err := metadataAddresses(issuer)
 	if err != nil {

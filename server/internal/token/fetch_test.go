@@ -55,7 +55,7 @@ const (
 	oauthPath  = "/.well-known/oauth-authorization-server/realms/acme"
 )
 
-// Every row is one deviation from an issuer that works, over real HTTP with the package's own
+// Every row is one deviation from a working issuer, over real HTTP with the package's own
 // transport.
 func TestFetchingKeys(t *testing.T) {
 	key := newTestKey(t, "ES256", "k")
@@ -158,8 +158,8 @@ func TestFetchingKeys(t *testing.T) {
 	}
 }
 
-// An issuer that accepts and then says nothing, or says it byte by byte, delays nobody beyond two
-// seconds. This one test needs the real clock: a stuck socket is not a timer.
+// An issuer that accepts a connection and then sends nothing, or sends byte by byte, delays no
+// request beyond two seconds. This one test needs the real clock: a stuck socket is not a timer.
 func TestStuckIssuerIsGivenUp(t *testing.T) {
 	release := make(chan struct{})
 	h := newHTTPIssuer(t, map[string]http.HandlerFunc{"/jwks": func(w http.ResponseWriter, r *http.Request) {
@@ -183,7 +183,7 @@ func TestStuckIssuerIsGivenUp(t *testing.T) {
 	}
 }
 
-// The control of the loopback rule: what is refused above is an address that would have answered.
+// The control of the loopback rule: the address that is refused above would have answered.
 func TestPlainHTTPNeedsPermission(t *testing.T) {
 	h := newHTTPIssuer(t, map[string]http.HandlerFunc{"/jwks": serve("application/json", `{"keys":[]}`)})
 	for allowed, words := range map[bool]string{true: "", false: "allow_insecure_loopback"} {

@@ -8,8 +8,8 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// FuzzPresented presents arbitrary text at every door: nothing panics, everything that is refused is
-// refused by a registered reason, and nothing is accepted that the tenant's issuers did not sign.
+// FuzzPresented presents arbitrary text at every entry point: nothing panics, every refusal has a
+// registered reason, and no token is accepted that the tenant's issuers did not sign.
 func FuzzPresented(f *testing.F) {
 	w := newWorld(f)
 	signed := []string{
@@ -32,8 +32,8 @@ func FuzzPresented(f *testing.F) {
 	})
 }
 
-// FuzzClaims presents arbitrary claims that are signed rightly. What comes out must keep the rules
-// that the exchange builds on.
+// FuzzClaims presents arbitrary claims with a valid signature. The results must keep the rules that
+// the exchange depends on.
 func FuzzClaims(f *testing.F) {
 	w := newWorld(f, idpChange(func(c *TrustedIssuer) {
 		c.RootGrants = RootGrants{ScopesClaim: "scope", AudiencesClaim: "aud", DetailsClaim: "authorization_details"}

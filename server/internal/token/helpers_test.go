@@ -34,10 +34,10 @@ const (
 	tenantIssuer = "https://deputy.example/t/acme"
 	idpIssuer    = "https://idp.example"
 	spireIssuer  = "https://spire.example"
-	api          = "https://api.example" // the audience that the identity provider's tokens have
+	api          = "https://api.example" // the audience of the identity provider's tokens
 )
 
-// clock is a clock that only the test moves, or, live, the one of a synctest bubble.
+// clock is a clock that only the test moves, or, if live, the clock of a synctest bubble.
 type clock struct {
 	mu   sync.Mutex
 	at   time.Time
@@ -55,7 +55,7 @@ func (c *clock) now() time.Time {
 
 func (c *clock) advance(d time.Duration) { c.mu.Lock(); defer c.mu.Unlock(); c.at = c.at.Add(d) }
 
-// testKey signs with the standard library alone, so that no test asks jwx to agree with itself.
+// testKey signs with the standard library alone, so that no test compares jwx with itself.
 type testKey struct {
 	alg     string
 	kid     string
@@ -82,7 +82,7 @@ func newTestKey(tb testing.TB, alg, kid string) testKey {
 	return testKey{alg: alg, kid: kid, private: private}
 }
 
-// jwk is the key as a JWK Set entry, with some members replaced; nil removes one.
+// jwk returns the key as a JWK Set entry, with some members replaced; nil removes one.
 func (k testKey) jwk(tb testing.TB, change map[string]any) map[string]any {
 	tb.Helper()
 	key, err := jwk.FromRaw(k.private.Public())
@@ -191,7 +191,7 @@ func hs256(secret []byte, unsigned string) string {
 	return unsigned + "." + segment(mac.Sum(nil))
 }
 
-// logBuffer holds what was logged.
+// logBuffer holds the logged text.
 type logBuffer struct {
 	mu   sync.Mutex
 	text bytes.Buffer
@@ -311,14 +311,14 @@ func (w *world) own(tb testing.TB, change func(*delegation.Claims)) string {
 	return token
 }
 
-// ownKey is the tenant's signing key in the hands of the test.
+// ownKey is the tenant's signing key as a testKey.
 func (w *world) ownKey() testKey {
 	return testKey{alg: w.keys.fixed.active.algorithm.String(), kid: w.keys.fixed.active.id, private: w.keys.fixed.active.private}
 }
 
 func (w *world) seconds(offset time.Duration) int64 { return w.clock.now().Add(offset).Unix() }
 
-// rootClaims are those of an access token that the identity provider issues.
+// rootClaims are the claims of an access token of the identity provider.
 func (w *world) rootClaims() object {
 	return object{
 		"iss": idpIssuer, "sub": "alice", "aud": api, "jti": "root-1", "scope": "calendar.read mail.send",
@@ -326,12 +326,12 @@ func (w *world) rootClaims() object {
 	}
 }
 
-// workloadClaims are those of a JWT-SVID that authenticates.
+// workloadClaims are the claims of a JWT-SVID that authenticates.
 func (w *world) workloadClaims() object {
 	return object{"iss": spireIssuer, "sub": "spiffe://acme/researcher", "aud": []string{tenantIssuer}, "exp": w.seconds(5 * time.Minute)}
 }
 
-// assertionClaims are those of a client assertion.
+// assertionClaims are the claims of a client assertion.
 func (w *world) assertionClaims() object {
 	return object{
 		"iss": "agent:planner", "sub": "agent:planner", "aud": tenantIssuer, "jti": "assertion-1",
@@ -344,7 +344,7 @@ func (w *world) root(ctx context.Context, token string) (*Root, error) {
 	return s.Root, err
 }
 
-// reasonOf is the reason of a refusal, "" for none, and fails for an error that is no refusal.
+// reasonOf returns the reason of a refusal, or "" without an error, and fails for any other error.
 func reasonOf(tb testing.TB, err error) delegation.Reason {
 	tb.Helper()
 	if err == nil {
@@ -369,7 +369,7 @@ func wantReason(tb testing.TB, err error, want delegation.Reason, words string) 
 	}
 }
 
-// wantCause wants words in what the wire does not see.
+// wantCause requires words in the cause, which the wire does not carry.
 func wantCause(tb testing.TB, err error, words string) {
 	tb.Helper()
 	if cause := errors.Unwrap(err); cause == nil || !strings.Contains(cause.Error(), words) {

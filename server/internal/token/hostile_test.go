@@ -19,8 +19,8 @@ import (
 	"deputy.example/deputy/server/internal/token/tokentest"
 )
 
-// hostile is an issuer at the other end of a pipe: the package's own HTTP transport talks to it, and time
-// is that of a synctest bubble. answer writes whatever it likes behind each request.
+// hostile is an issuer at the other end of a pipe: the package's own HTTP transport connects to it,
+// and the time is that of a synctest bubble. answer may write anything after each request.
 func hostile(t *testing.T, answer func(io.Writer) error) *world {
 	t.Helper()
 	transport := newTransport(nil)
@@ -29,7 +29,7 @@ func hostile(t *testing.T, answer func(io.Writer) error) *world {
 		go func() {
 			defer there.Close()
 			if _, err := http.ReadRequest(bufio.NewReader(there)); err == nil {
-				_ = answer(there) // it ends when nobody reads any more
+				_ = answer(there) // it ends when the reader is gone
 			}
 		}()
 		return here, nil
@@ -44,7 +44,7 @@ func hostile(t *testing.T, answer func(io.Writer) error) *world {
 
 const okHead = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 
-// drip says it byte by byte, in the time of the test's bubble.
+// drip writes the text byte by byte, in the time of the test's bubble.
 func drip(w io.Writer, text string, every time.Duration) error {
 	for n := range len(text) {
 		time.Sleep(every)
@@ -55,7 +55,7 @@ func drip(w io.Writer, text string, every time.Duration) error {
 	return nil
 }
 
-// endless says it until nobody listens.
+// endless repeats the text until the reader is gone.
 func endless(w io.Writer, text string) error {
 	for {
 		if _, err := io.WriteString(w, text); err != nil {
@@ -64,7 +64,7 @@ func endless(w io.Writer, text string) error {
 	}
 }
 
-// Whatever an issuer answers costs two seconds and about a megabyte at most, and nobody is let in for it.
+// Whatever an issuer answers costs two seconds and about a megabyte at most, and admits no token.
 func TestHostileIssuers(t *testing.T) {
 	var zeros bytes.Buffer
 	packer := gzip.NewWriter(&zeros)
@@ -164,7 +164,7 @@ func TestHostileIssuers(t *testing.T) {
 				var set string
 				w := hostile(t, func(there io.Writer) error { return row.answer(there, set) })
 				set = jwks(t, w.idp)
-				defer time.Sleep(time.Hour) // until the other end has noticed
+				defer time.Sleep(time.Hour) // until the other end has detected it
 				began := time.Now()
 				err := w.rootBy(t, w.idp)
 				if took := time.Since(began); took != row.takes {
@@ -192,7 +192,7 @@ func TestHostileIssuers(t *testing.T) {
 	})
 }
 
-// neverEnding reads as one byte for ever.
+// neverEnding reads as one byte without end.
 type neverEnding byte
 
 func (b neverEnding) Read(p []byte) (int, error) {
@@ -219,7 +219,7 @@ func TestRedirectsLeadNowhere(t *testing.T) {
 			if _, err := f.get(t.Context(), server.URL+"/jwks"); err == nil || !strings.Contains(err.Error(), fmt.Sprint(status)) || asked.Load() != 0 {
 				t.Errorf("%s by %d: %v, and the target was asked %d times", name, status, err, asked.Load())
 			}
-			f.client.CheckRedirect = nil // the control: there is something to be had there
+			f.client.CheckRedirect = nil // the control: the redirect leads to a document
 			if _, err := f.get(t.Context(), server.URL+"/jwks"); err != nil || asked.Swap(0) != 1 {
 				t.Errorf("%s by %d: the redirect leads nowhere: %v", name, status, err)
 			}
@@ -253,7 +253,7 @@ func TestFetchedKeysOfOneIDStayApart(t *testing.T) {
 	}
 }
 
-// What stands beside a good key in a set that was fetched: the good one counts, the others do not.
+// Other keys in a fetched set do not affect a valid key: the valid one counts, the others do not.
 func TestFetchedSets(t *testing.T) {
 	good, other := newTestKey(t, "ES256", "idp-1"), newTestKey(t, "ES256", "k")
 	rs := newTestKey(t, "RS256", "k")
@@ -266,7 +266,7 @@ func TestFetchedSets(t *testing.T) {
 	}
 	for name, row := range map[string]struct {
 		beside []any
-		good   bool // whether the good key counts
+		good   bool // whether the valid key counts
 		other  bool
 	}{
 		"another key":                       {[]any{other.jwk(t, nil)}, true, true},

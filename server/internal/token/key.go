@@ -21,7 +21,7 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// RSA moduli outside these bounds are too weak, or cost too much to verify with.
+// RSA moduli below these bounds are too weak. Moduli above cost too much to verify with.
 const (
 	minRSABits = 2048
 	maxRSABits = 8192
@@ -36,8 +36,8 @@ type publicKey struct {
 	verifier   jws.Verifier
 }
 
-// newPublicKey is the only way to a publicKey: material fits the algorithm and is strong enough.
-// An empty id means the thumbprint.
+// newPublicKey is the only constructor of publicKey: it ensures that the material fits the
+// algorithm and is strong enough. An empty id means the thumbprint.
 func newPublicKey(id string, algorithm jwa.SignatureAlgorithm, material crypto.PublicKey) (*publicKey, error) {
 	if err := checkMaterial(algorithm, material); err != nil {
 		return nil, err
@@ -56,7 +56,7 @@ func newPublicKey(id string, algorithm jwa.SignatureAlgorithm, material crypto.P
 	return &publicKey{id: id, thumbprint: thumbprint, algorithm: algorithm, material: material, verifier: verifier}, nil
 }
 
-// verify checks the signature over the very bytes that the gate read.
+// verify checks the signature over exactly the bytes that the gate read.
 func (k *publicKey) verify(u *delegation.Unverified) error {
 	if u.Header.Algorithm != k.algorithm.String() {
 		return broken("its algorithm is not the one of its key")
@@ -79,7 +79,7 @@ func verifierOf(algorithm jwa.SignatureAlgorithm) (jws.Verifier, error) {
 	return jws.NewVerifier(algorithm)
 }
 
-// pssVerifier insists on a salt as long as the hash, as RFC 7518 §3.5 does; jwx takes any length.
+// pssVerifier requires a salt as long as the hash, as RFC 7518 §3.5 does; jwx accepts any length.
 type pssVerifier struct{ hash crypto.Hash }
 
 func (v pssVerifier) Verify(signingInput, signature []byte, key any) error {
@@ -104,8 +104,8 @@ func thumbprintOf(material crypto.PublicKey) (string, error) {
 	return base64.RawURLEncoding.EncodeToString(sum), nil
 }
 
-// knownAlgorithms are the asymmetric algorithms of RFC 7518 and RFC 8037 and nothing else, so that
-// neither "none" nor a shared secret can ever be configured.
+// knownAlgorithms are only the asymmetric algorithms of RFC 7518 and RFC 8037, so that neither
+// "none" nor a shared secret can ever be configured.
 func knownAlgorithms() []jwa.SignatureAlgorithm {
 	return []jwa.SignatureAlgorithm{
 		jwa.ES256, jwa.ES384, jwa.ES512, jwa.EdDSA,
@@ -163,14 +163,14 @@ func curveOf(algorithm jwa.SignatureAlgorithm) elliptic.Curve {
 	return nil
 }
 
-// keyring is one issuer's or client's keys as they were at one moment. The nil keyring is empty.
+// keyring holds the keys of one issuer or client at one moment. The nil keyring is empty.
 type keyring struct {
 	byID         map[string]*publicKey
-	certificates map[string]*x509.Certificate // by thumbprint: authorities, or what is registered
+	certificates map[string]*x509.Certificate // by thumbprint: authorities or registered ones
 }
 
-// find returns the key that a token names, or nil. A token may leave its kid out only where there is
-// nothing to choose from: keys are never tried one after the other.
+// find returns the key that a token names, or nil. A token may omit its kid only where there is
+// exactly one key: keys are never tried one after the other.
 func (r *keyring) find(kid string) *publicKey {
 	if r == nil {
 		return nil
@@ -183,15 +183,15 @@ func (r *keyring) find(kid string) *publicKey {
 	return r.byID[kid]
 }
 
-// errOtherPurpose is about a key that is in order and no concern of ours.
+// errOtherPurpose is about a valid key that is not for signatures.
 var errOtherPurpose = errors.New("is not for signatures")
 
-// maxKeys bounds one JWK Set: each key costs work before anybody has asked for it.
+// maxKeys bounds one JWK Set: each key costs work before any token names it.
 const maxKeys = 100
 
-// parseJWKS reads a JWK Set (RFC 7517 §5) of at most maxKeys. Keys for other purposes are passed over; keys that should
-// verify signatures and must not do so here are left out and the reasons returned. A kid that two
-// keys share names neither.
+// parseJWKS reads a JWK Set (RFC 7517 §5) of at most maxKeys. Keys for other purposes are ignored.
+// Keys for signatures that must not verify here are left out, and the reasons are returned. A kid
+// that two keys share names neither.
 func parseJWKS(data []byte, algorithms []jwa.SignatureAlgorithm) (*keyring, []string, error) {
 	var set struct {
 		Keys []jsontext.Value `json:"keys"`
@@ -226,7 +226,7 @@ func parseJWKS(data []byte, algorithms []jwa.SignatureAlgorithm) (*keyring, []st
 	return ring, ignored, nil
 }
 
-// jwkMembers is what decides whether a JWK may verify signatures.
+// jwkMembers are the members that decide whether a JWK may verify signatures.
 type jwkMembers struct {
 	Use    string         `json:"use"`
 	KeyOps []string       `json:"key_ops"`
@@ -251,8 +251,8 @@ func (m *jwkMembers) holdsSecret() bool {
 	return false
 }
 
-// parseJWK reads one public key and fixes its algorithm: the one it names, which must be among the
-// configured ones, or else the only configured one that fits its kind.
+// parseJWK reads one public key and fixes its algorithm: the one that it names, which must be among
+// the configured ones, or else the only configured one that fits its kind.
 func parseJWK(raw []byte, algorithms []jwa.SignatureAlgorithm) (*publicKey, error) {
 	var m jwkMembers
 	if err := json.Unmarshal(raw, &m); err != nil {

@@ -5,7 +5,8 @@ import (
 	"testing"
 )
 
-// TestKeySetsAreReadInOneWay: a set in which any member occurs twice is refused whole, wherever that is.
+// TestKeySetsAreReadInOneWay: a set in which a member occurs twice at any place is refused as a
+// whole.
 func TestKeySetsAreReadInOneWay(t *testing.T) {
 	good := jwks(t, newTestKey(t, "ES256", "one"))
 	list := strings.TrimSuffix(strings.TrimPrefix(good, `{"keys":`), "}")

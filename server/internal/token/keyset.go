@@ -31,32 +31,33 @@ import (
 type KeyFile struct {
 	// Path of the private key: PKCS#8 in PEM, or one private JWK.
 	Path string `yaml:"path"`
-	// Algorithm of the key, always given: ES256, EdDSA or RS256.
+	// Algorithm of the key, always required: ES256, EdDSA or RS256.
 	Algorithm string `yaml:"algorithm"`
 }
 
 // KeysetConfig names a tenant's signing keys.
 type KeysetConfig struct {
-	// Keys, the first of which signs. The others are published and still verify: to rotate, put the
-	// new key last, wait until verifiers have fetched it, put it first, and drop the old one when its
-	// last token has expired.
+	// Keys of the tenant. The first one signs. The others are published and still verify. To
+	// rotate, put the new key last, wait until verifiers have fetched it, put it first, and drop
+	// the old one when its last token has expired.
 	Keys []KeyFile
-	// Create makes the first key's file, readable by its owner only, if it does not exist. It is for
-	// development: a key that appears by itself on each of two machines signs what the other refuses.
+	// Create makes the first key's file, readable by its owner only, if it does not exist. It is
+	// for development: two machines that each create a key refuse each other's tokens.
 	Create bool
 }
 
-// Keyset signs a tenant's tokens and publishes the keys that verify them: those of files, which never
-// change, or managed ones, which the clock and other instances change. It is safe for concurrent use.
+// Keyset signs a tenant's tokens and publishes the keys that verify them: keys of files, which
+// never change, or managed keys, which the clock and other instances change. It is safe for
+// concurrent use.
 type Keyset struct {
-	fixed  *keys                       // of files; nil: managed
-	series *vault.Series[*signingKey]  // nil: files
-	latest atomic.Pointer[managedKeys] // what was made of the series last
+	fixed  *keys                       // keys of files; nil: managed keys
+	series *vault.Series[*signingKey]  // nil: keys of files
+	latest atomic.Pointer[managedKeys] // the keys of the newest set of the series
 }
 
-// keys are a tenant's as they are at one time.
+// keys are a tenant's keys at one time.
 type keys struct {
-	active *signingKey // nil: none signs
+	active *signingKey // nil: no key signs
 	public *keyring
 	jwks   []byte
 }
@@ -65,12 +66,12 @@ type signingKey struct {
 	*publicKey
 	private crypto.Signer
 	signer  jws.Signer
-	// The encoded JOSE headers with the dot behind them: of every token, and of every status list.
+	// The encoded JOSE headers with the following dot: of every token, and of every status list.
 	header, listHeader string
-	frame              int // length of a token beside its encoded claims
+	frame              int // length of a token without its encoded claims
 }
 
-// OpenKeyset reads and tries every key. Errors name the field, such as signing_keys[0].algorithm.
+// OpenKeyset reads and tests every key. Errors name the field, such as signing_keys[0].algorithm.
 func OpenKeyset(config KeysetConfig) (*Keyset, error) {
 	if len(config.Keys) == 0 {
 		return nil, fault("signing_keys", "name at least one signing key")
@@ -110,7 +111,7 @@ func OpenKeyset(config KeysetConfig) (*Keyset, error) {
 	return &Keyset{fixed: k}, err
 }
 
-// current are the keys of this moment.
+// current returns the keys of this moment.
 func (k *Keyset) current() (*keys, error) {
 	switch {
 	case k.fixed != nil:
@@ -121,7 +122,7 @@ func (k *Keyset) current() (*keys, error) {
 	return nil, errors.New("the keyset has no keys")
 }
 
-// signer is the key that signs now.
+// signer returns the key that signs now.
 func (k *Keyset) signer() (*signingKey, error) {
 	current, err := k.current()
 	if err != nil {
@@ -145,7 +146,7 @@ func (k *Keyset) find(kid string) (*publicKey, error) {
 	return nil, errUnknownKey
 }
 
-// SizeOf is how long a token with so many bytes of claims becomes.
+// SizeOf returns the length of a token with so many bytes of claims.
 func (k *Keyset) SizeOf(claims int) (int, error) {
 	active, err := k.signer()
 	if err != nil {
@@ -154,9 +155,9 @@ func (k *Keyset) SizeOf(claims int) (int, error) {
 	return active.frame + base64.RawURLEncoding.EncodedLen(claims), nil
 }
 
-// Sign makes a token of the claims, which must be one JSON object: header exactly alg, kid and typ,
-// signed by the active key. It refuses to make a token that no verifier would read because it is
-// longer than delegation.MaxTokenBytes.
+// Sign makes a token of the claims, which must be one JSON object. The header holds exactly alg,
+// kid and typ, and the active key signs. A token longer than delegation.MaxTokenBytes is an error,
+// because no verifier would read it.
 func (k *Keyset) Sign(claims []byte) (string, error) {
 	active, err := k.signer()
 	if err != nil {
@@ -165,8 +166,8 @@ func (k *Keyset) Sign(claims []byte) (string, error) {
 	return active.sign(claims)
 }
 
-// SignStatusList makes a signed status list of the claims, which must be one JSON object. Its typ keeps it
-// from being taken for a token, here and by every verifier that reads typ (RFC 8725 §3.11).
+// SignStatusList makes a signed status list of the claims, which must be one JSON object. Its typ
+// prevents its use as a token, here and at every verifier that reads typ (RFC 8725 §3.11).
 func (k *Keyset) SignStatusList(claims []byte) (string, error) {
 	active, err := k.signer()
 	if err != nil {
@@ -175,8 +176,8 @@ func (k *Keyset) SignStatusList(claims []byte) (string, error) {
 	return active.signAs(active.listHeader, claims)
 }
 
-// JWKS is the published JWK Set (RFC 7517 §5), public keys only. Callers must not change it. It is nil
-// while managed keys cannot be believed.
+// JWKS returns the published JWK Set (RFC 7517 §5), public keys only. Callers must not change it.
+// It is nil while the managed keys may not be used.
 func (k *Keyset) JWKS() []byte {
 	current, err := k.current()
 	if err != nil {
@@ -222,7 +223,8 @@ func newSigningKey(algorithm jwa.SignatureAlgorithm, private crypto.Signer) (*si
 		header: header(delegation.HeaderTypeAccessToken), listHeader: header(delegation.HeaderTypeStatusList),
 	}
 
-	// A JWK can hold a private part that does not belong to its public part: find out now.
+	// A JWK can hold a private part that does not belong to its public part. The probe detects
+	// that.
 	probe, err := key.sign([]byte(`{}`))
 	if err != nil {
 		return nil, err
@@ -251,7 +253,7 @@ func (s *signingKey) publicJWK() (jwk.Key, error) {
 	return key, nil
 }
 
-// openKey reads a private key. Its errors never hold what the file holds.
+// openKey reads a private key. Its errors never hold content of the file.
 func openKey(path string, algorithm jwa.SignatureAlgorithm) (*signingKey, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
@@ -307,8 +309,8 @@ func usable(raw any) (crypto.Signer, error) {
 }
 
 // createKey writes a new key unless the file exists. The name appears only when the content is
-// durable, and never replaces a key that another process put there meanwhile: a crash or a race
-// leaves one whole key.
+// durable, and never replaces a key that another process wrote meanwhile: a crash or a race leaves
+// one complete key.
 func createKey(path string, algorithm jwa.SignatureAlgorithm) error {
 	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
 		return err

@@ -38,11 +38,11 @@ func TestMintedTokensVerify(t *testing.T) {
 			if header != want {
 				t.Errorf("header is %s", header)
 			}
-			// The payload is what was given, byte for byte: the ledger holds its digest.
+			// The payload is the given claims, byte for byte: the ledger holds their digest.
 			if canonical, err := w.ownClaim.MarshalJSON(); err != nil || !bytes.Equal(u.Payload, canonical) {
 				t.Errorf("payload %s, want %s (%v)", u.Payload, canonical, err)
 			}
-			// And who fetches the published set can verify it.
+			// A verifier that fetches the published set can verify the token.
 			config := w.config
 			config.Issuer, config.Keys = "https://other.example", newKeyset(t, "ES256")
 			config.TrustedIssuers = []TrustedIssuer{{
@@ -243,7 +243,7 @@ func TestTokenThatNobodyWouldReadIsNotMinted(t *testing.T) {
 	if token, err := keys.Sign([]byte(`{"x":"` + strings.Repeat("x", delegation.MaxTokenBytes) + `"}`)); err == nil {
 		t.Errorf("a token of %d bytes is minted", len(token))
 	}
-	// The longest that is minted is read.
+	// The longest token that Sign makes is accepted.
 	for n := 5000; ; n++ {
 		token, err := keys.Sign([]byte(`{"x":"` + strings.Repeat("x", n) + `"}`))
 		if err != nil {

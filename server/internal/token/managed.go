@@ -18,8 +18,8 @@ type managedKeys struct {
 	of *vault.Set[*signingKey]
 }
 
-// NewManagedKeyset makes a keyset of managed keys. It has some, and signs, once a vault has opened the
-// series. now may be nil: time.Now.
+// NewManagedKeyset makes a keyset of managed keys. It has keys, and signs, once a vault has opened
+// the series. A nil now means time.Now.
 func NewManagedKeyset(plan vault.Plan, now func() time.Time) (*Keyset, vault.Member) {
 	series := vault.NewSeries(plan, vault.Maker[*signingKey]{Make: makeSealable, Open: openSealable}, now)
 	return &Keyset{series: series}, series
@@ -49,7 +49,7 @@ func openSealable(der []byte, algorithm string) (*signingKey, string, error) {
 	return key, key.id, nil
 }
 
-// managed makes keys of the series again only when the series has others.
+// managed builds the keys only when the series has another set.
 func (k *Keyset) managed() (*keys, error) {
 	set, err := k.series.Now()
 	if err != nil {

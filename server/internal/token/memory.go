@@ -6,29 +6,29 @@ import (
 	"sync/atomic"
 )
 
-// Memory remembers tokens that were found authentic, so that one which comes again and again (a
-// workload's, an actor's, a parent that fans out) is read and its signature checked once. What it
-// remembers cannot change: the exact bytes, what they say, and the key that verified them. Everything
-// that can is asked anew each time: whether that key still is its issuer's, the time, audiences,
-// conditions, and what was revoked. So a token that expires or whose key is removed dies here too.
+// Memory remembers authentic tokens, so that a repeated token (a workload's, an actor's, a parent
+// with many children) is read and its signature verified once. The remembered parts cannot change:
+// the exact bytes, the claims, and the key that verified them. Everything that can change is
+// checked each time: whether the key is still the issuer's, the time, audiences, conditions and
+// revocations. So a token that expires or whose key is removed is refused here too.
 //
 // It is safe for concurrent use and may serve several tenants.
 type Memory struct {
-	most int // bytes of tokens in one generation
+	most int // maximum bytes of tokens in one generation
 
 	mu         sync.Mutex // guards what follows
 	young, old map[string]*remembered
 	size       int // bytes of the tokens in young
 }
 
-// remembered is a presented token that has been authentic at least once.
+// remembered is a presented token that was authentic at least once.
 type remembered struct {
 	presented
-	by atomic.Pointer[publicKey] // that verified it last
+	by atomic.Pointer[publicKey] // the key that verified it last
 }
 
-// DefaultMemory is how many bytes of tokens are remembered at most; what is known of them takes several
-// times that.
+// DefaultMemory is the maximum number of remembered token bytes. The parsed tokens take several
+// times as much.
 const DefaultMemory = 8 << 20
 
 // NewMemory remembers up to so many bytes of tokens; 0: none.
@@ -36,7 +36,7 @@ func NewMemory(bytes int) *Memory {
 	return &Memory{most: bytes / 2, young: make(map[string]*remembered)}
 }
 
-// recall returns what is known of a token with exactly these bytes, or nil.
+// recall returns the remembered token with exactly these bytes, or nil.
 func (m *Memory) recall(raw string) *remembered {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -50,8 +50,8 @@ func (m *Memory) recall(raw string) *remembered {
 	return r
 }
 
-// keep remembers a token that the key verified. The token gets memory of its own: what it came in may be
-// many times as large.
+// keep remembers a token that the key verified. It copies the token, because the received string
+// may be part of a much larger one.
 func (m *Memory) keep(p presented, by *publicKey) {
 	if len(p.raw) > m.most {
 		return
@@ -68,7 +68,7 @@ func (m *Memory) keep(p presented, by *publicKey) {
 	m.put(p.raw, r)
 }
 
-// put needs m.mu. What was not asked for while a whole generation of others came is forgotten.
+// put needs m.mu. It forgets tokens that were not recalled while a whole generation of others came.
 func (m *Memory) put(raw string, r *remembered) {
 	if m.young[raw] == nil {
 		m.size += len(raw)

@@ -19,7 +19,7 @@ func (w *world) counted() *atomic.Int64 {
 	return &n
 }
 
-// ways are all in which a token that may come again comes in.
+// ways are all entry points of a token that may come more than once.
 func (w *world) ways(t *testing.T) map[string]func() error {
 	t.Helper()
 	root, own := w.idp.sign(t, "at+jwt", w.rootClaims()), w.own(t, nil)
@@ -51,7 +51,7 @@ func TestSignaturesAreCheckedOnce(t *testing.T) {
 			}
 		}
 	}
-	// Five tokens; two of them come in two ways.
+	// Five tokens; two of them have two entry points.
 	if n := checked.Load(); n != 5 {
 		t.Errorf("%d signatures were checked of 5 tokens", n)
 	}
@@ -66,7 +66,7 @@ func TestSignaturesAreCheckedOnce(t *testing.T) {
 	}
 }
 
-// Whatever can change is asked anew of a token that is remembered.
+// Everything that can change is checked again for a remembered token.
 func TestRememberedTokensDie(t *testing.T) {
 	t.Run("when they expire", func(t *testing.T) {
 		w := newWorld(t)
@@ -115,8 +115,8 @@ func TestRememberedTokensDie(t *testing.T) {
 	})
 }
 
-// A token is remembered by all of its bytes: another signature over the same claims does not pass for
-// it. The control puts it where what was signed alone would have found it.
+// A token is remembered by all of its bytes: another signature over the same claims does not match
+// it. The control stores it where the signing input alone would find it.
 func TestMemoryGoesByAllBytes(t *testing.T) {
 	w := newWorld(t)
 	genuine := w.idp.sign(t, "at+jwt", w.rootClaims())

@@ -7,27 +7,29 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// Mapping makes principals of an issuer's tokens: Type, a colon, and the percent-encoding of Prefix
-// followed by the claim's value. It is injective, so two identifiers of one issuer are two principals.
+// Mapping maps an issuer's tokens to principals: Type, a colon, and the percent-encoding of Prefix
+// followed by the claim's value. It is injective, so two identifiers of one issuer are two
+// principals.
 type Mapping struct {
 	// Type of every principal of this issuer, such as user, agent or service. Required.
 	Type string `yaml:"type"`
-	// Claim that identifies the principal; default sub. A name is that of a claim at the top; what begins
-	// with a slash is a JSON pointer (RFC 6901) through objects, such as /kubernetes.io/serviceaccount/uid.
-	// Anything but sub must be an identifier that the issuer never gives to somebody else: an e-mail
-	// address often is not.
+	// Claim that identifies the principal; default sub. A name is that of a top-level claim. A text
+	// that begins with a slash is a JSON pointer (RFC 6901) through objects, such as
+	// /kubernetes.io/serviceaccount/uid. A claim other than sub must be an identifier that the
+	// issuer never reassigns: an e-mail address often is not.
 	Claim string `yaml:"claim"`
-	// Prefix keeps the identifiers of several issuers of one type apart.
+	// Prefix separates the identifiers of several issuers of one type.
 	Prefix string `yaml:"prefix"`
-	// When are conditions that a token must meet before it names anybody, all of them; default none. Danger:
-	// without any, whoever the issuer gives a token of the right audience is a principal. Of an issuer
-	// that serves strangers too, such as that of GitHub Actions, those are all its users.
+	// When lists conditions, all of which a token must meet before it names a principal; default
+	// none. Danger: without conditions, every user with a token of the right audience is a
+	// principal. For an issuer that serves the public, such as that of GitHub Actions, that means
+	// all its users.
 	When []Condition `yaml:"when"`
 }
 
 const subjectClaim = "sub"
 
-// identity is the way to the claim that identifies the principal.
+// identity returns the path to the claim that identifies the principal.
 func (m Mapping) identity() (claimPath, error) {
 	if m.Claim == "" {
 		return claimPath{subjectClaim}, nil
@@ -46,8 +48,8 @@ func (m Mapping) principal(id string) (delegation.Principal, error) {
 	return p, nil
 }
 
-// named is whom a token of the issuer names. No other way leads from such a token to a principal,
-// whatever it was presented as, and every condition of the mapping stands on it.
+// named returns the principal that a token of the issuer names. It is the only way from such a
+// token to a principal, in every parameter, and it checks every condition of the mapping.
 func (t *Trust) named(i *issuer, p presented) (delegation.Principal, error) {
 	for _, c := range i.conditions {
 		if !t.meets(c, p) {
@@ -64,18 +66,20 @@ func (t *Trust) named(i *issuer, p presented) (delegation.Principal, error) {
 // realm is the set of principals that one source of credentials can yield: the one named by start,
 // or all that begin with it.
 type realm struct {
-	path   string // of the configuration field
-	origin string // two realms of one origin name the same somebody by the same principal
+	path   string // the path of the configuration field
+	origin string // two realms of one origin give one principal to one identity
 	start  string
 	open   bool
 	shared bool // the configuration accepts that another source yields the same principals
 }
 
-// checkDisjoint is invariant I7: two sources can never yield one principal, unless both say so. The
-// encoding of identifiers is a prefix code, so comparing encoded prefixes compares raw ones.
+// checkDisjoint is invariant I7: two sources can never yield one principal, unless both permit it.
+// The encoding of identifiers is a prefix code, so a comparison of encoded prefixes compares raw
+// ones.
 //
-// Which claim identifies changes where an issuer's identifiers stand, not what is made of them. Conditions
-// keep no two issuers apart: each writes into its claims what it likes, so they make no realm smaller.
+// The identifying claim is only where an issuer's identifiers come from, and does not change the
+// principals made of them. Conditions do not separate two issuers: each chooses the content of its
+// claims, so conditions make no realm smaller.
 func checkDisjoint(realms []realm) error {
 	for i, a := range realms {
 		for _, b := range realms[:i] {
@@ -94,7 +98,7 @@ func (a realm) covers(b realm) bool {
 }
 
 func (m Mapping) realm(path, issuer string, shared bool) (realm, error) {
-	// A principal with an identifier of one character shows whether the type is a type and the prefix fits.
+	// A principal with an identifier of one character shows whether type and prefix are valid.
 	if _, err := delegation.NewPrincipal(m.Type, m.Prefix+"x"); err != nil {
 		return realm{}, fault(path, "type or prefix: %v", err)
 	}
@@ -103,7 +107,8 @@ func (m Mapping) realm(path, issuer string, shared bool) (realm, error) {
 		return realm{}, fault(path+".claim", "%v", err)
 	}
 	return realm{
-		path: path, origin: fmt.Sprintf("%q of issuer %q", identity, issuer), // sub and /sub are one claim
+		// sub and /sub are one claim.
+		path: path, origin: fmt.Sprintf("%q of issuer %q", identity, issuer),
 		start: m.Type + ":" + delegation.EncodeID(m.Prefix), open: true, shared: shared,
 	}, nil
 }

@@ -8,9 +8,9 @@ import (
 	"syscall"
 )
 
-// reach says at which addresses a source of keys may be. Names are nothing to go by: whoever owns one
-// decides where it leads, and decides anew at each look-up. So the rule is asked about the address that
-// is being connected to, when it is.
+// reach is the set of addresses at which a source of keys may be. The rule does not use names: the
+// owner of a name can change its address before each look-up. So the rule is applied to the address
+// of each connection, when it is made.
 type reach struct {
 	private  bool // private_address
 	loopback bool // allow_insecure_loopback
@@ -33,8 +33,8 @@ func (r reach) permits(address netip.Addr) error {
 	return errPrivateAddress
 }
 
-// translated is the address that a packet ends up at, where another stands within it (RFC 4291 section
-// 2.5.5.2, RFC 6052 section 2.1).
+// translated returns the address that receives the packets, where an address embeds another one
+// (RFC 4291 section 2.5.5.2, RFC 6052 section 2.1).
 func translated(a netip.Addr) netip.Addr {
 	a = a.WithZone("").Unmap()
 	if nat64.Contains(a) {
@@ -46,11 +46,11 @@ func translated(a netip.Addr) netip.Addr {
 
 var (
 	nat64           = netip.MustParsePrefix("64:ff9b::/96")
-	publicIPv6      = netip.MustParsePrefix("2000::/3") // all that is assigned to the public so far
+	publicIPv6      = netip.MustParsePrefix("2000::/3") // all public IPv6 assignments so far
 	privateNetworks = prefixes("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7")
 
-	// neverReached are the other special-purpose addresses of RFC 6890 and its registries, and where clouds
-	// hand out credentials: link-local addresses, and these few beside them.
+	// neverReached are the other special-purpose addresses of RFC 6890 and its registries, and the
+	// addresses where clouds serve credentials: link-local ones, and these few others.
 	neverReached = prefixes(
 		"0.0.0.0/8", "169.254.0.0/16", "192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "198.18.0.0/15", "198.51.100.0/24",
 		"203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4",
@@ -71,7 +71,7 @@ func lies(address netip.Addr, within []netip.Prefix) bool {
 	return slices.ContainsFunc(within, func(p netip.Prefix) bool { return p.Contains(address) })
 }
 
-// control is a net.Dialer's.
+// control is the Control function of a net.Dialer.
 func (r reach) control(_, address string, _ syscall.RawConn) error {
 	at, err := netip.ParseAddrPort(address)
 	if err != nil {
@@ -80,8 +80,8 @@ func (r reach) control(_, address string, _ syscall.RawConn) error {
 	return r.permits(at.Addr())
 }
 
-// permitsHost asks about a host that is written as an address, before anything is sent. Of a name nothing
-// is known yet.
+// permitsHost checks a host that is written as an address, before anything is sent. The address of
+// a name is not known yet.
 func (r reach) permitsHost(host string) error {
 	address, err := netip.ParseAddr(host)
 	if err != nil {
@@ -90,10 +90,11 @@ func (r reach) permitsHost(host string) error {
 	return r.permits(address)
 }
 
-// routes leads to a source directly, or through the proxy that is there for it.
+// routes sends a request directly, or through the proxy that is configured for it.
 type routes struct {
-	direct  *http.Transport // connects under the rule of a reach
-	proxied *http.Transport // connects to the proxy, which looks names up and has to keep the rule itself
+	direct *http.Transport // connects under the rule of a reach
+	// proxied connects to the proxy, which resolves names and must enforce the rule itself.
+	proxied *http.Transport
 }
 
 func (r routes) RoundTrip(request *http.Request) (*http.Response, error) {

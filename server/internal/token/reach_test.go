@@ -82,8 +82,8 @@ func (k *knocked) Accept() (net.Conn, error) {
 	return conn, err
 }
 
-// A name may lead anywhere, so the rule is asked when the connection is made, with the transport that
-// the server uses. The control is the same address where the source says that it is meant.
+// A name may resolve to any address, so the rule is checked when the connection is made, with the
+// transport of the server. The control is the same address where the source permits it.
 func TestConnectionsToPrivateAddresses(t *testing.T) {
 	key := newTestKey(t, "ES256", "k")
 	authority := tokentest.NewAuthority(t)
@@ -118,7 +118,7 @@ func TestConnectionsToPrivateAddresses(t *testing.T) {
 		}
 	}
 
-	// Without its CA the server is a stranger, whatever its address is.
+	// Without its CA the server is not trusted, whatever its address is.
 	w := newWorld(t, func(c *TrustConfig) {
 		c.TrustedIssuers[0].Keys = KeySource{JWKSURL: server.URL + "/jwks", PrivateAddress: true}
 	})
@@ -134,7 +134,8 @@ func TestConnectionsToPrivateAddresses(t *testing.T) {
 	wantCause(t, err, "certificate")
 }
 
-// A proxy usually stands inside. It is reached where it is; what is asked of it by address is judged before.
+// A proxy is usually inside the network. It is reached at any address. An address in a request to
+// it is checked before.
 func TestProxyIsReachedWhereItIs(t *testing.T) {
 	authority := tokentest.NewAuthority(t)
 	server := authority.Server(t, serve("application/json", `{"keys":[]}`))
@@ -146,7 +147,8 @@ func TestProxyIsReachedWhereItIs(t *testing.T) {
 			w.WriteHeader(http.StatusBadGateway)
 			return
 		}
-		// The answer goes out only when the connection is ours: the server would read a byte of what follows it.
+		// The answer is sent only after the connection is taken over: the server would read a byte
+		// of what follows.
 		here, read, err := w.(http.Hijacker).Hijack()
 		if err != nil {
 			return
@@ -179,7 +181,7 @@ func TestProxyIsReachedWhereItIs(t *testing.T) {
 	}
 }
 
-// What an issuer's metadata names is held to the same rule as what the configuration names.
+// The addresses in an issuer's metadata are checked by the same rule as those in the configuration.
 func TestMetadataLeadsToNoPrivateAddress(t *testing.T) {
 	key := newTestKey(t, "ES256", "k")
 	authority := tokentest.NewAuthority(t)
@@ -212,7 +214,7 @@ func TestMetadataLeadsToNoPrivateAddress(t *testing.T) {
 	} {
 		jwksURI.Store(&address)
 		f := newFetcher(nil, reach{loopback: true}, roots(t, authority.File))
-		// Plain http to this machine is what loopback permits, so that row has a rule of its own.
+		// Loopback permits plain http to this machine, so that row has a rule of its own.
 		if address == "http://127.0.0.1/jwks" {
 			f.reach.loopback = false
 			f.reach.private = true

@@ -8,28 +8,28 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// MethodSignIn is how a person is proven that signed in with an ID token.
+// MethodSignIn is the method by which a person is proven who signed in with an ID token.
 const MethodSignIn = "sign_in"
 
-// maxSignInAge is how long ago an ID token may have been issued: it comes straight from the issuer, in
-// answer to a sign-in that has just begun.
+// maxSignInAge is the maximum age of an ID token: it comes directly from the issuer, in answer to a
+// sign-in that has just begun.
 const maxSignInAge = 5 * time.Minute
 
-// idTokenSlot is where an ID token comes from that signs somebody in.
+// idTokenSlot is the slot of an ID token that signs a person in.
 const idTokenSlot slot = "id_token"
 
-// SignIn says which ID token signs a person in.
+// SignIn describes the ID token that signs a person in.
 type SignIn struct {
 	IDToken  string
-	Issuer   string // the one that was asked: no other issuer's token is an answer
-	ClientID string // as the issuer knows the one who asked: the token's audience
+	Issuer   string // the issuer of the request: a token of any other issuer is refused
+	ClientID string // the requester's client_id at the issuer: the token's audience
 	Nonce    string // of the request that the token answers; never ""
 }
 
-// SignIn verifies the ID token that a trusted issuer answered a sign-in with (OpenID Connect Core 1.0
-// section 3.1.3.7) and returns whom it names by that issuer's mapping. Whether the issuer's ID tokens
-// may start a chain is another matter. Errors are SubjectTokenInvalid with the broken rule,
-// ProofRequired, or DependencyDown where the issuer's keys cannot be had.
+// SignIn verifies the ID token with which a trusted issuer answered a sign-in (OpenID Connect Core
+// 1.0 section 3.1.3.7). It returns the principal that the token names by the issuer's mapping. It
+// does not check whether the issuer's ID tokens may begin a chain. Errors are SubjectTokenInvalid
+// with the broken rule, ProofRequired, or DependencyDown where the issuer's keys are not available.
 func (t *Trust) SignIn(ctx context.Context, s SignIn) (delegation.Principal, error) {
 	p, err := t.read(s.IDToken)
 	if err != nil {
@@ -80,13 +80,13 @@ func (t *Trust) signIn(ctx context.Context, p presented, s SignIn) (delegation.P
 	return t.named(i, p)
 }
 
-// Names says whether a token of the issuer could name the principal, by the mapping of now.
+// Names reports whether a token of the issuer could name the principal, by the present mapping.
 func (t *Trust) Names(issuer string, p delegation.Principal) bool {
 	i, trusted := t.issuers[issuer]
 	return trusted && i.names(p)
 }
 
-// MayBegin says whether some issuer's token could begin a chain on behalf of the principal.
+// MayBegin reports whether a token of some issuer could begin a chain on behalf of the principal.
 func (t *Trust) MayBegin(p delegation.Principal) bool {
 	for _, i := range t.issuers {
 		if len(i.Audiences) > 0 && i.names(p) {

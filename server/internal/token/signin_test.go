@@ -16,7 +16,7 @@ func (w *world) signInClaims() object {
 	}
 }
 
-// One ID token signs somebody in; with any rule broken it signs in nobody.
+// One ID token signs a person in. With any rule broken it signs in no person.
 func TestSignIn(t *testing.T) {
 	w := newWorld(t)
 	asked := SignIn{Issuer: idpIssuer, ClientID: consoleClient, Nonce: "n-1"}
@@ -71,7 +71,7 @@ func TestSignIn(t *testing.T) {
 	}
 }
 
-// Whom an issuer can name follows from its mapping, and from nothing that somebody says.
+// The principals that an issuer can name follow from its mapping, and from nothing in a token.
 func TestNames(t *testing.T) {
 	w := newWorld(t, idpChange(func(c *TrustedIssuer) { c.Principal.Prefix = "corp/" }))
 	for who, want := range map[delegation.Principal]bool{

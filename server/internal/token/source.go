@@ -14,12 +14,14 @@ import (
 
 // timing bounds how old keys may be and how often they are loaded.
 type timing struct {
-	refresh  time.Duration // Run loads again after this
-	retry    time.Duration // Run tries again after a failure
-	fresh    time.Duration // older keys are loaded again before one is used: a removed key dies within this
-	onDemand time.Duration // requests start no more than one load in this time
-	keep     time.Duration // how long the last good keys serve while loading fails
-	timeout  time.Duration // of one load, all its requests together
+	refresh time.Duration // interval at which Run loads
+	retry   time.Duration // interval at which Run loads after a failure
+	// fresh: older keys are loaded again before one is used, so a removed key is refused within
+	// this time.
+	fresh    time.Duration
+	onDemand time.Duration // requests start at most one load in this time
+	keep     time.Duration // how long the last valid keys are used while loads fail
+	timeout  time.Duration // for one load, all its requests together
 }
 
 var defaultTiming = timing{
@@ -31,8 +33,9 @@ var defaultTiming = timing{
 	timeout:  2 * time.Second,
 }
 
-// source keeps the keys of one issuer or one client, or the certificates of one authority or client.
-// Sources share nothing, so the same kid under two issuers means two keys. The nil source has nothing.
+// source keeps the keys of one issuer or one client, or the certificates of one authority or
+// client. Sources share nothing, so the same kid under two issuers means two keys. The nil source
+// has no keys.
 type source struct {
 	name   string                                // for the log: the configured issuer or client
 	load   func(context.Context) ([]byte, error) // nil: the keys never change
@@ -44,12 +47,12 @@ type source struct {
 	current atomic.Pointer[snapshot] // nil until the first successful load
 
 	mu     sync.Mutex // guards what follows; never held while loading
-	flight *flight    // the load under way, or nil
+	flight *flight    // the running load, or nil
 	asked  time.Time  // when a request last started a load
 	failed error      // why the newest finished load failed, or nil
 }
 
-// snapshot is what one load gave.
+// snapshot is the result of one load.
 type snapshot struct {
 	*keyring
 	at time.Time // when the load began: the issuer may have removed a key right after
@@ -63,9 +66,9 @@ type flight struct {
 
 var errUnknownKey = broken("its key is not one of its issuer's")
 
-// key returns the key that a token of this source names. It loads keys again when those in hand are
-// not fresh or do not hold the key, at most once per timing.onDemand however many tokens ask, and
-// never waits longer than timing.timeout.
+// key returns the key that a token of this source names. It loads keys again if the loaded ones are
+// not fresh or do not include the key, at most once per timing.onDemand for any number of tokens,
+// and never waits longer than timing.timeout.
 func (s *source) key(ctx context.Context, kid string) (*publicKey, error) {
 	if s == nil {
 		return nil, errUnknownKey
@@ -88,13 +91,13 @@ func (s *source) key(ctx context.Context, kid string) (*publicKey, error) {
 		return nil, unavailableKeys(err)
 	case key != nil:
 		return key, nil
-	case err != nil: // a new key and a wrong one cannot be told apart now
+	case err != nil: // a new key and a wrong one cannot be distinguished now
 		return nil, unavailableKeys(err)
 	}
 	return nil, errUnknownKey
 }
 
-// believable says whether keys may be used while loading fails.
+// believable reports whether the keys may be used while loads fail.
 func (s *source) believable(held *snapshot) bool {
 	return held != nil && (s.load == nil || s.now().Sub(held.at) < s.timing.keep)
 }
@@ -113,8 +116,8 @@ func unavailableKeys(cause error) error {
 	return delegation.Unavailable("the source of the token issuer's keys", cause)
 }
 
-// reloadFor gives a request newer keys if it may have them. Who holds a usable key of a source that
-// is failing does not wait: the last good keys serve until they are too old.
+// reloadFor gets newer keys for a request if a load is permitted. A request with a usable key of a
+// failing source does not wait: the last valid keys are used until they are too old.
 func (s *source) reloadFor(ctx context.Context, now time.Time, holdsKey bool) error {
 	s.mu.Lock()
 	failed := s.failed
@@ -130,7 +133,8 @@ func (s *source) reloadFor(ctx context.Context, now time.Time, holdsKey bool) er
 	return s.await(ctx, f)
 }
 
-// takeOff starts a load. It belongs to no caller, so none can cancel it for the others. s.mu is held.
+// takeOff starts a load. It belongs to no caller, so no caller can cancel it for the others. s.mu
+// is held.
 func (s *source) takeOff() {
 	f := &flight{done: make(chan struct{})}
 	s.flight = f
@@ -154,8 +158,8 @@ func (s *source) await(ctx context.Context, f *flight) error {
 	}
 }
 
-// read loads and parses. What an issuer serves must never bring the process down, so a panic of the
-// parser is a failed load.
+// read loads and parses. A served document must never end the process, so a panic of the parser is
+// a failed load.
 func (s *source) read(ctx context.Context) (ring *keyring, err error) {
 	defer func() {
 		if r := recover(); r != nil {
@@ -170,7 +174,8 @@ func (s *source) read(ctx context.Context) (ring *keyring, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if len(ring.byID)+len(ring.certificates) == 0 { // the issuer may mean it: believe it at once
+	// The issuer may intend an empty set, so it takes effect at once.
+	if len(ring.byID)+len(ring.certificates) == 0 {
 		s.logger.Warn("issuer publishes no usable key", "source", s.name, "ignored", ignored)
 	}
 	return ring, nil
@@ -217,7 +222,7 @@ func (s *source) run(ctx context.Context) {
 	}
 }
 
-// registered says whether a key with this thumbprint is in hand and may still be used.
+// registered reports whether a key with this thumbprint is loaded and may still be used.
 func (s *source) registered(thumbprint string) bool {
 	if s == nil {
 		return false
@@ -234,7 +239,8 @@ func (s *source) registered(thumbprint string) bool {
 	return false
 }
 
-// shares says whether two sources hold one key between them. It is for keys that are registered here.
+// shares reports whether two sources hold the same key. It is for keys that are registered in the
+// configuration.
 func (s *source) shares(other *source) bool {
 	if s == nil {
 		return false

@@ -17,7 +17,7 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// fakeIssuer is the network: it serves one document, slowly or not at all as the test wishes.
+// fakeIssuer is the network: it serves one document, slowly or not at all, as the test sets.
 type fakeIssuer struct {
 	mu      sync.Mutex
 	body    string
@@ -54,7 +54,8 @@ func (f *fakeIssuer) RoundTrip(r *http.Request) (*http.Response, error) {
 	}, nil
 }
 
-// fetching makes a world, inside a synctest bubble, whose identity provider serves its keys through f.
+// fetching makes a world, inside a synctest bubble, whose identity provider serves its keys through
+// f.
 func fetching(t *testing.T, f *fakeIssuer) *world {
 	t.Helper()
 	w := newWorld(t, func(c *TrustConfig) {
@@ -104,10 +105,12 @@ func TestManyUnknownKeysCostOneFetch(t *testing.T) {
 			t.Errorf("10,000 unknown kids cost %d fetches, %d refused", f.count(), refused.Load())
 		}
 		synctest.Wait()
-		if after := runtime.NumGoroutine(); after > before+10 { // the runtime has some that come and go
+		// The number of goroutines of the runtime varies by a few.
+		if after := runtime.NumGoroutine(); after > before+10 {
 			t.Errorf("10,000 unknown kids leave %d goroutines behind", after-before)
 		}
-		if held := len(w.idpSource().current.Load().byID); held != 1 { // all that a source keeps between two tokens
+		// This is all that a source keeps between two tokens.
+		if held := len(w.idpSource().current.Load().byID); held != 1 {
 			t.Errorf("10,000 unknown kids leave %d keys in hand", held)
 		}
 		time.Sleep(28 * time.Second)
@@ -184,7 +187,7 @@ func TestRemovedKeyIsRefusedWithinAMinute(t *testing.T) {
 				time.Sleep(time.Minute)
 				wantReason(t, w.rootBy(t, w.idp), delegation.SubjectTokenInvalid, "its key is not one of its issuer's")
 
-				// An empty set is what the issuer says, too.
+				// An empty set is an answer of the issuer too.
 				f.set(func(f *fakeIssuer) { f.body = `{"keys":[]}` })
 				time.Sleep(time.Minute)
 				wantReason(t, w.rootBy(t, w.idp), delegation.SubjectTokenInvalid, "its key is not one of its issuer's")
@@ -239,7 +242,7 @@ func TestLastGoodKeysServeForAnHour(t *testing.T) {
 				if waited := time.Since(asked); waited > 2*time.Second {
 					t.Errorf("the refusal takes %v", waited)
 				}
-				// An unknown key may be a new one: that is no verdict on the token either.
+				// An unknown key may be a new one, so the token gets no verdict either.
 				wantReason(t, w.rootBy(t, newTestKey(t, "ES256", "idp-2")), delegation.DependencyDown, "")
 
 				f.set(func(f *fakeIssuer) { f.err, f.delay = nil, 0 })
@@ -272,7 +275,7 @@ func TestIssuerThatIsDownAtStart(t *testing.T) {
 		if err := w.rootBy(t, w.spire); reasonOf(t, err) != delegation.DependencyDown {
 			t.Errorf("%v", err)
 		}
-		// Whoever needs no fetched key is served.
+		// A caller that needs no fetched key is served.
 		if _, err := w.Caller(t.Context(), w.agent.sign(t, "JWT", w.assertionClaims())); err != nil {
 			t.Error(err)
 		}
@@ -324,7 +327,7 @@ func TestOneKeyIDOfTwoIssuersMeansTwoKeys(t *testing.T) {
 	wantReason(t, err, delegation.SubjectTokenInvalid, "its signature does not verify")
 }
 
-// What an issuer serves must not bring the process down, whatever it is.
+// A served document must not end the process, whatever it holds.
 func TestReadingKeysSurvivesAPanic(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := fetching(t, &fakeIssuer{})

@@ -22,28 +22,32 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// MethodJWTSVID is how a workload is proven by a token of its trust domain (SPIFFE JWT-SVID).
+// MethodJWTSVID is the method by which a token of its trust domain proves a workload (SPIFFE
+// JWT-SVID).
 const MethodJWTSVID = "jwt_svid"
 
-// TrustDomain says whose SPIFFE identities are believed: X.509-SVIDs as client certificates, JWT-SVIDs
-// as credentials of callers (aud the tenant's issuer) and as actor tokens (aud the actor audience).
-// Several trust domains are federated by listing each with its own bundle.
+// TrustDomain configures a trust domain whose SPIFFE identities are accepted: X.509-SVIDs as client
+// certificates, JWT-SVIDs as credentials of callers (aud is the tenant's issuer) and as actor
+// tokens (aud is the actor audience). To federate several trust domains, list each with its own
+// bundle.
 type TrustDomain struct {
-	// Name of the trust domain, such as prod.acme.example. Required. A trust domain belongs to one tenant.
+	// Name of the trust domain, such as prod.acme.example. Required. A trust domain belongs to one
+	// tenant.
 	Name string `yaml:"trust_domain"`
-	// BundleFile holds the trust domain's authorities: a SPIFFE bundle (JSON), or X.509 authorities alone
-	// as PEM. Read again every 45 s; what was removed is refused within 60 s. Required.
+	// BundleFile holds the trust domain's authorities: a SPIFFE bundle (JSON), or X.509 authorities
+	// alone as PEM. It is read again every 45 s, and a removed authority is refused within 60 s.
+	// Required.
 	BundleFile string `yaml:"bundle_file"`
-	// Principal makes principals of SPIFFE IDs: Type, a colon, and the percent-encoding of Prefix followed
-	// by the path without its first slash. spiffe://prod.acme.example/agents/planner becomes
-	// agent:agents/planner. Claim cannot be chosen, and there are no conditions. Required.
+	// Principal maps SPIFFE IDs to principals: Type, a colon, and the percent-encoding of Prefix
+	// followed by the path without its first slash. spiffe://prod.acme.example/agents/planner
+	// becomes agent:agents/planner. Claim cannot be chosen, and there are no conditions. Required.
 	Principal Mapping `yaml:"principal"`
-	// SharedPrincipals accepts that another source, which must say so too, is able to yield the same
-	// principals. Danger: either can then speak for the other's.
+	// SharedPrincipals permits that another source, which must set it too, can yield the same
+	// principals. Danger: either can then act as the principals of the other.
 	SharedPrincipals bool `yaml:"shared_principals"`
 }
 
-// domain is a TrustDomain that was checked.
+// domain is a checked TrustDomain.
 type domain struct {
 	name    spiffeid.TrustDomain
 	mapping Mapping
@@ -75,14 +79,14 @@ func (b *builder) domain(path string, c TrustDomain) (*domain, error) {
 	return d, d.bundle.loadNow(path+".bundle_file", d.bundle.load)
 }
 
-// parseBundle reads a SPIFFE bundle or a PEM bundle of X.509 authorities. What is meant for other
-// purposes is passed over.
+// parseBundle reads a SPIFFE bundle or a PEM bundle of X.509 authorities. Keys for other purposes
+// are ignored.
 func (d *domain) parseBundle(data []byte) (*keyring, []string, error) {
 	if !bytes.HasPrefix(bytes.TrimSpace(data), []byte("{")) {
 		return parseAuthorities(data)
 	}
 	bundle, err := spiffebundle.Parse(d.name, data)
-	if err != nil || !jsontext.Value(data).IsValid() { // which finds what stands twice
+	if err != nil || !jsontext.Value(data).IsValid() { // IsValid detects duplicate members
 		return nil, nil, errors.New("is not a SPIFFE bundle")
 	}
 	var ignored []string
@@ -107,8 +111,8 @@ func (d *domain) parseBundle(data []byte) (*keyring, []string, error) {
 	return ring, ignored, nil
 }
 
-// svidKey fixes the one algorithm of a JWT authority, as a bundle need not name any: that of its curve,
-// and RS256 for RSA.
+// svidKey fixes the one algorithm of a JWT authority, as a bundle need not name any: the algorithm
+// of its curve, and RS256 for RSA.
 func svidKey(id string, material crypto.PublicKey) (*publicKey, error) {
 	algorithm := jwa.NoSignature
 	switch material := material.(type) {
@@ -127,8 +131,8 @@ func svidKey(id string, material crypto.PublicKey) (*publicKey, error) {
 	return newPublicKey(id, algorithm, material)
 }
 
-// principal makes the principal of a SPIFFE ID. A trust domain's own ID, which has no path, is no
-// workload's.
+// principal makes the principal of a SPIFFE ID. The ID of the trust domain itself has no path and
+// names no workload.
 func (d *domain) principal(id spiffeid.ID) (delegation.Principal, error) {
 	path, isWorkload := strings.CutPrefix(id.Path(), "/")
 	if !isWorkload {
@@ -137,8 +141,8 @@ func (d *domain) principal(id spiffeid.ID) (delegation.Principal, error) {
 	return d.mapping.principal(path)
 }
 
-// domainOf finds the trust domain of a certificate that has exactly one URI name and whose name is a
-// SPIFFE ID (X509-SVID §2).
+// domainOf finds the trust domain of a certificate with exactly one URI name, which is a SPIFFE ID
+// (X509-SVID §2).
 func (t *Trust) domainOf(names []string) (*domain, spiffeid.ID, bool) {
 	uris := slices.DeleteFunc(slices.Clone(names), func(n string) bool { return !strings.HasPrefix(n, nameURI) })
 	if len(uris) != 1 {
@@ -157,7 +161,7 @@ func (t *Trust) domainOfID(text string) (*domain, spiffeid.ID, bool) {
 }
 
 // svidOf is SPIFFE X509-SVID §5: go-spiffe verifies path and form, against this trust domain's
-// authorities alone and at our time.
+// authorities alone and at the time of the tenant's clock.
 func (t *Trust) svidOf(d *domain, claimed spiffeid.ID) func(context.Context, []*x509.Certificate) error {
 	return func(ctx context.Context, chain []*x509.Certificate) error {
 		held, err := d.bundle.holding(ctx)
@@ -175,12 +179,13 @@ func (t *Trust) svidOf(d *domain, claimed spiffeid.ID) func(context.Context, []*
 	}
 }
 
-// svidLeaf is what go-spiffe does not ask of an X.509-SVID.
+// svidLeaf checks the rules for an X.509-SVID that go-spiffe does not check.
 func svidLeaf(c *x509.Certificate) error {
 	switch {
 	case c.KeyUsage&x509.KeyUsageDigitalSignature == 0: // §4.3
 		return broken("the SVID's key is not for signatures")
-	case len(c.ExtKeyUsage)+len(c.UnknownExtKeyUsage) > 0 && !slices.Contains(c.ExtKeyUsage, x509.ExtKeyUsageClientAuth): // §4.4
+	// §4.4
+	case len(c.ExtKeyUsage)+len(c.UnknownExtKeyUsage) > 0 && !slices.Contains(c.ExtKeyUsage, x509.ExtKeyUsageClientAuth):
 		return broken("the SVID is not for client authentication")
 	}
 	return signs(c)
@@ -191,8 +196,8 @@ func verifySVID(chain []*x509.Certificate, bundle x509bundle.Source, o ...x509sv
 	return id, err
 }
 
-// svid takes a JWT-SVID as it takes any workload's token. Its issuer is nobody that is configured: the
-// trust domain of its sub says with whose keys it is verified, and never with others.
+// svid verifies a JWT-SVID as any workload's token. It needs no configured issuer: the trust domain
+// of its sub selects the keys that verify it, and no other keys do.
 func (t *Trust) svid(ctx context.Context, d *domain, p presented, tokenType string) (Actor, error) {
 	if _, err := t.namedBy(ctx, d.bundle, p); err != nil {
 		return Actor{}, err
@@ -216,7 +221,8 @@ func (t *Trust) svid(ctx context.Context, d *domain, p presented, tokenType stri
 	return a, err
 }
 
-// svidDomain finds the trust domain of a token that no configured issuer or client issued, by its sub.
+// svidDomain finds the trust domain, by the sub, of a token that no configured issuer or client
+// issued.
 func (t *Trust) svidDomain(p presented) (*domain, bool) {
 	if t.issuers[p.claims.Issuer] != nil || t.clients[p.claims.Issuer] != nil || p.claims.Issuer == t.issuer {
 		return nil, false
@@ -225,9 +231,9 @@ func (t *Trust) svidDomain(p presented) (*domain, bool) {
 	return d, known
 }
 
-// mayLackIssuer says whether the token's sub is a SPIFFE ID, in whichever trust domain: how a token is read
-// tells nobody which are believed here, and is the same for all tenants that share a Memory. All other rules go
-// by iss, and no rule is about the empty one.
+// mayLackIssuer reports whether the token's sub is a SPIFFE ID of any trust domain. So the form of
+// a token reveals nothing about the configured trust domains, and is the same for all tenants that
+// share a Memory. All other rules use iss, and no rule matches an empty iss.
 func mayLackIssuer(u *delegation.Unverified) bool {
 	sub, err := u.StringClaim("sub")
 	if err != nil {

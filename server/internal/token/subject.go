@@ -16,13 +16,15 @@ import (
 
 // Subject is a verified subject token: exactly one of its fields is set.
 type Subject struct {
-	// Derived are the claims of a token that this tenant signed. A Confirmation in them is not proven.
+	// Derived are the claims of a token that this tenant signed. A Confirmation in them is not
+	// proven.
 	Derived *delegation.Claims
 	// Root is a token of a trusted issuer.
 	Root *Root
 }
 
-// Confirmation is what the token is bound to, or nil. It is not proven: whoever takes the token sees to that.
+// Confirmation is what the token is bound to, or nil. It is not proven: the caller of Subject must
+// check the proof.
 func (s Subject) Confirmation() *delegation.Confirmation {
 	if s.Derived != nil {
 		return s.Derived.Confirmation
@@ -33,27 +35,30 @@ func (s Subject) Confirmation() *delegation.Confirmation {
 	return nil
 }
 
-// Root is a verified token of a trusted issuer, and the ceiling of what may be derived from it.
+// Root is a verified token of a trusted issuer, with the ceiling of what may be derived from it.
 type Root struct {
-	Issuer    string
-	ID        string // jti, or ""
-	Digest    string // the token's identity in delegation.root; never depends on its signature's bytes
+	Issuer string
+	ID     string // jti, or ""
+	// Digest is the token's identity in delegation.root. It never depends on the signature's bytes.
+	Digest    string
 	Principal delegation.Principal
 	IssuedAt  time.Time
-	// CutAt is IssuedAt as a cut-off compares it, which grants the tenant's skew: earlier by what its issuer's is longer.
+	// CutAt is IssuedAt for the comparison with a cut-off, which adds the tenant's skew: it is
+	// earlier by the amount by which the issuer's skew is longer.
 	CutAt     time.Time
 	ExpiresAt time.Time
 	Scopes    delegation.Scopes
 	Audiences []string
 	Details   []delegation.Detail
-	MayAct    *delegation.Principal // who may become the actor, or nil: it did not say
+	MayAct    *delegation.Principal // who may become the actor; nil: the token has no may_act
 	// Confirmation is what the token is bound to, or nil.
 	Confirmation *delegation.Confirmation
-	Actors       delegation.Chain // of an imported act, oldest first; nil unless the issuer is configured to import
+	// Actors of an imported act, oldest first; nil unless the issuer has import_act.
+	Actors delegation.Chain
 }
 
 // Subject verifies a subject token that was presented with the given token type URN. Errors are
-// SubjectTokenInvalid with the broken rule, or TokenTypeUnsupported, ForeignActorChain, RootTooLong or
+// SubjectTokenInvalid with the broken rule, TokenTypeUnsupported, ForeignActorChain, RootTooLong or
 // DependencyDown.
 func (t *Trust) Subject(ctx context.Context, raw, tokenType string) (Subject, error) {
 	if err := checkTokenType(subjectSlot, tokenType); err != nil {
@@ -135,8 +140,8 @@ func (i *issuer) shortLived(r delegation.Registered) error {
 	return nil
 }
 
-// digestOf identifies a root token. With a jti it is RootDigest. Without one it covers what was
-// signed, never the signature: of one signing input there are many valid signatures.
+// digestOf identifies a root token. With a jti it is RootDigest. Without one it covers the signing
+// input, never the signature: one signing input has many valid signatures.
 func digestOf(p presented) string {
 	if p.claims.ID != "" {
 		return RootDigest(p.claims.Issuer, p.claims.ID)
@@ -153,8 +158,8 @@ func RootDigest(issuer, jti string) string {
 	return base64.RawURLEncoding.EncodeToString(sum[:])
 }
 
-// mayAct reads a root's may_act (RFC 8693 §4.4), which must name an actor in this tenant's own terms:
-// sub is a canonical principal, and iss, if there, this tenant.
+// mayAct reads a root token's may_act (RFC 8693 §4.4), which must name an actor in this tenant's
+// own form: sub is a canonical principal, and iss, if present, is this tenant.
 func (t *Trust) mayAct(p presented) (*delegation.Principal, error) {
 	raw, present := p.Claim("may_act")
 	if !present {
@@ -177,8 +182,8 @@ func (t *Trust) mayAct(p presented) (*delegation.Principal, error) {
 	return &sub, nil
 }
 
-// actors imports a foreign act, or refuses it. Each act object holds sub, perhaps the iss of the
-// token itself, and perhaps the act before it.
+// actors imports a foreign act, or refuses it. Each act object holds sub, optionally the iss of the
+// token itself, and optionally the act before it.
 func (i *issuer) actors(p presented) (delegation.Chain, error) {
 	raw, present := p.Claim("act")
 	if !present {
@@ -232,7 +237,7 @@ func (i *issuer) compileGrants(path string) error {
 	return nil
 }
 
-// grant fills in the ceiling: what the configured claims say, and the fixed part.
+// grant sets the ceiling: the values of the configured claims, and the fixed part.
 func (i *issuer) grant(root *Root, p presented) error {
 	g := i.RootGrants
 	scopes := slices.Clone(i.scopes)
@@ -268,7 +273,8 @@ func (i *issuer) grant(root *Root, p presented) error {
 	return nil
 }
 
-// granted is the claim of that name, unless no name is configured: a member may well be called "".
+// granted returns the claim of that name, unless no name is configured: a member may have the name
+// "".
 func granted(p presented, name string) ([]byte, bool) {
 	if name == "" {
 		return nil, false
@@ -276,7 +282,8 @@ func granted(p presented, name string) ([]byte, bool) {
 	return p.Claim(name)
 }
 
-// scopesClaim reads RFC 8693 §4.2's string, or the list of strings that many issuers write instead.
+// scopesClaim reads the string of RFC 8693 §4.2, or the list of strings that many issuers write
+// instead.
 func scopesClaim(p presented, name string) (delegation.Scopes, error) {
 	if text, err := p.StringClaim(name); err == nil {
 		return delegation.ParseScopes(text)

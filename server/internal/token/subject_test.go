@@ -59,7 +59,7 @@ func TestDerivedTokenGivesItsClaims(t *testing.T) {
 	}
 }
 
-// Each row differs from an accepted token in one thing, so nothing else can be why it is refused.
+// Each row differs from an accepted token in one thing, so only that can be why it is refused.
 func TestSubjectTokenRules(t *testing.T) {
 	second := time.Second
 	rows := []struct {
@@ -182,12 +182,12 @@ func TestSubjectTokenRules(t *testing.T) {
 	}
 }
 
-// explicitNull is a member that is there and null; a plain nil removes the member.
+// explicitNull is a member that is present and null; a plain nil removes the member.
 type explicitNull struct{}
 
 func (explicitNull) MarshalJSON() ([]byte, error) { return []byte("null"), nil }
 
-// orDefault reads a table's field: "" stands for the usual value and "-" for none.
+// orDefault reads a table's field: "" means the usual value and "-" means none.
 func orDefault(given, usual string) string {
 	switch given {
 	case "":
@@ -355,7 +355,7 @@ func TestRootIdentity(t *testing.T) {
 		}
 		return root.Digest
 	}
-	// ECDSA signs anew each time, so equal digests show that the signature does not count.
+	// ECDSA signs differently each time, so equal digests show that the signature does not count.
 	if first, second := digest(w.rootClaims()), digest(w.rootClaims()); first != second {
 		t.Error("one jti has two identities")
 	}

@@ -23,9 +23,9 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// Trust is what one tenant accepts: its own tokens, its trusted issuers' and its clients'. It is safe
-// for concurrent use. Every method refuses what it cannot verify; nothing it returns beside an error
-// means anything.
+// Trust is what one tenant accepts: its own tokens and those of its trusted issuers and its
+// clients. It is safe for concurrent use. Every method refuses what it cannot verify. A result that
+// is returned with an error has no meaning.
 type Trust struct {
 	issuer  string
 	keys    *Keyset
@@ -34,13 +34,13 @@ type Trust struct {
 	types   []string // of principals, sorted
 	skew    time.Duration
 	now     func() time.Time
-	decoys  map[string]*publicKey // by algorithm: what a caller without a key is verified with
+	decoys  map[string]*publicKey // by algorithm: verify the assertion of a caller without a key
 	memory  *Memory
 
 	authorities *source // of clients' certificates; nil: none
 	domains     map[spiffeid.TrustDomain]*domain
 
-	// The protections that tests switch off to show that each of them bears weight.
+	// The protections that tests switch off to show that each of them is effective.
 	parse    func(string) (*delegation.Unverified, error)
 	verify   func(*publicKey, *delegation.Unverified) error
 	typFits  func(rule typRule, typ string) bool
@@ -54,13 +54,13 @@ type Trust struct {
 	verifySVID           func([]*x509.Certificate, x509bundle.Source, ...x509svid.VerifyOption) (spiffeid.ID, error)
 }
 
-// issuer is a TrustedIssuer whose configuration was checked.
+// issuer is a checked TrustedIssuer.
 type issuer struct {
 	TrustedIssuer
 	keys       *source
 	skew       time.Duration
 	identity   claimPath           // to the claim that names the principal
-	conditions []condition         // all must hold before it names anybody
+	conditions []condition         // all must hold before a token names a principal
 	scopes     delegation.Scopes   // fixed part of the ceiling
 	details    []delegation.Detail // fixed part of the ceiling
 }
@@ -71,8 +71,8 @@ type client struct {
 	tls       *clientTLS // nil: none
 }
 
-// NewTrust checks the whole configuration and reads what is on this machine; it fetches nothing. Its
-// errors are *delegation.Error with the field at fault, such as trusted_issuers[1].principal.
+// NewTrust checks the whole configuration and reads the files on this machine. It fetches nothing.
+// Its errors are *delegation.Error with the faulty field, such as trusted_issuers[1].principal.
 func NewTrust(config TrustConfig) (*Trust, error) {
 	b := &builder{TrustConfig: config}
 	if b.Skew == 0 {
@@ -155,8 +155,8 @@ func NewTrust(config TrustConfig) (*Trust, error) {
 	return t, err
 }
 
-// Run keeps the keys of all sources fresh until ctx ends, and then returns nil. Without it tokens are
-// verified all the same, but requests wait for the keys.
+// Run keeps the keys of all sources fresh until ctx ends, and then returns nil. Without it tokens
+// are verified too, but requests wait for the keys.
 func (t *Trust) Run(ctx context.Context) error {
 	var running sync.WaitGroup
 	for _, s := range t.sources() {
@@ -183,14 +183,14 @@ func (t *Trust) sources() []*source {
 	return slices.DeleteFunc(append(all, t.authorities), func(s *source) bool { return s == nil })
 }
 
-// Registered says whether the configuration registers a key or a certificate with this thumbprint (RFC
-// 7638, or x5t#S256 of RFC 8705) for the principal.
+// Registered reports whether the configuration registers a key or a certificate with this
+// thumbprint (RFC 7638, or x5t#S256 of RFC 8705) for the principal.
 func (t *Trust) Registered(p delegation.Principal, thumbprint string) bool {
 	return t.Binding(p, thumbprint) != delegation.Confirmation{}
 }
 
-// Binding is what a token for the principal is bound to that names this registered thumbprint: the zero
-// Confirmation where the thumbprint is not registered for it.
+// Binding returns the binding of a token for the principal that names this registered thumbprint:
+// the zero Confirmation where the thumbprint is not registered for it.
 func (t *Trust) Binding(p delegation.Principal, thumbprint string) delegation.Confirmation {
 	c, known := t.clients[string(p)]
 	switch {
@@ -203,11 +203,11 @@ func (t *Trust) Binding(p delegation.Principal, thumbprint string) delegation.Co
 	return delegation.Confirmation{}
 }
 
-// Skew is how far the tenant lets other clocks be off.
+// Skew is the clock error that the tenant permits.
 func (t *Trust) Skew() time.Duration { return t.skew }
 
-// newDecoys makes a key that nobody holds for each algorithm. The RSA modulus is no product of two
-// primes, which costs a verifier the same.
+// newDecoys makes a key without a holder for each algorithm. The RSA modulus is not a product of
+// two primes, which costs a verifier the same.
 func newDecoys() (map[string]*publicKey, error) {
 	ed, _, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
@@ -238,5 +238,5 @@ func newDecoys() (map[string]*publicKey, error) {
 	return decoys, nil
 }
 
-// PrincipalTypes are the types of all principals that a credential can yield here, sorted.
+// PrincipalTypes returns the types of all principals that a credential can yield here, sorted.
 func (t *Trust) PrincipalTypes() []string { return t.types }

@@ -9,13 +9,14 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// broken is a rule that a token breaks, in words that may be sent to whoever presented it: they hold
-// no part of the token.
+// broken is a rule that a token breaks. Its text may be sent to the presenter: it holds no part of
+// the token.
 type broken string
 
 func (b broken) Error() string { return string(b) }
 
-// slot is the parameter that a token was presented in. It decides how a refusal is named.
+// slot is the parameter in which a token was presented. It determines reason and field of a
+// refusal.
 type slot string
 
 const (
@@ -24,7 +25,7 @@ const (
 	anySlot     slot = "token"
 )
 
-// refuse names the broken rule. An error that has its reason already keeps it.
+// refuse names the broken rule. An error that already has its reason keeps it.
 func (s slot) refuse(err error) error {
 	if typed, ok := errors.AsType[*delegation.Error](err); ok {
 		return typed
@@ -39,12 +40,12 @@ func (s slot) refuse(err error) error {
 	return delegation.Refuse(reason, string(s), "the token is refused").WithCause(err)
 }
 
-// presented is a token whose form is right. Nothing in it is believed yet.
+// presented is a token of valid form. Nothing in it is verified yet.
 type presented struct {
 	*delegation.Unverified
-	raw    string // all of it
+	raw    string // the whole token
 	claims delegation.Registered
-	memory *remembered // of these very bytes, or nil
+	memory *remembered // of exactly these bytes, or nil
 }
 
 func (t *Trust) read(raw string) (presented, error) {
@@ -66,8 +67,8 @@ func (t *Trust) read(raw string) (presented, error) {
 	return presented{Unverified: u, raw: raw, claims: claims}, nil
 }
 
-// Audiences are whom a token says that it is for. Nobody has verified it: use them to choose by whose rules
-// that shall be done, never to decide anything.
+// Audiences returns the audiences in a token. They are not verified: use them to choose the rules
+// that verify the token, never to decide anything.
 func (t *Trust) Audiences(raw string) ([]string, error) {
 	if known := t.memory.recall(raw); known != nil {
 		return known.StringsClaim("aud")
@@ -88,7 +89,7 @@ func (t *Trust) signedBy(ctx context.Context, keys *source, p presented) (*publi
 	return key, t.authentic(key, p)
 }
 
-// authentic checks the signature, unless this very key has found it right before. It is for tokens that
+// authentic checks the signature, unless the same key has verified it before. It is for tokens that
 // come more than once: a client's assertion never does.
 func (t *Trust) authentic(key *publicKey, p presented) error {
 	if p.memory != nil && p.memory.by.Load() == key {
@@ -105,7 +106,8 @@ func (t *Trust) authentic(key *publicKey, p presented) error {
 	return nil
 }
 
-// timely is RFC 7519 §4.1.4 to 4.1.6: exp without leeway, nbf and iat with the skew of their issuer.
+// timely is RFC 7519 §4.1.4 to 4.1.6: exp without leeway, nbf and iat with the skew of their
+// issuer.
 func (t *Trust) timely(r delegation.Registered, skew time.Duration) error {
 	now := t.now()
 	latest := now.Add(skew).Unix()
@@ -122,26 +124,27 @@ func (t *Trust) timely(r delegation.Registered, skew time.Duration) error {
 	return nil
 }
 
-// isIntended says whether one of the audiences is acceptable. No audience never is.
+// isIntended reports whether one of the audiences is acceptable. A token without audiences never
+// is.
 func isIntended(audiences, acceptable []string) bool {
 	return slices.ContainsFunc(audiences, func(a string) bool { return slices.Contains(acceptable, a) })
 }
 
-// typRule is a set of acceptable "typ" header values, lower-cased; "" is the absent one.
+// typRule is a set of acceptable "typ" header values in lower case; "" is the absent one.
 type typRule []string
 
 func (rule typRule) fits(typ string) bool { return slices.Contains(rule, typ) }
 
-// Header types beside at+jwt.
+// Header types other than at+jwt.
 const (
 	typAbsent     = ""
 	typJWT        = "jwt"
-	typJOSE       = "jose"                      // SPIFFE JWT-SVIDs may say so
+	typJOSE       = "jose"                      // permitted in SPIFFE JWT-SVIDs
 	typClientAuth = "client-authentication+jwt" // RFC 7523bis
 )
 
-// typesFor says which typ an issuer's token may have in a slot of the given token type, so that a
-// token made for one purpose never serves another (RFC 8725 §3.11).
+// typesFor returns the typ values that an issuer's token may have with the given token type, so
+// that a token for one purpose is never accepted for another (RFC 8725 §3.11).
 func (i *issuer) typesFor(tokenType string) typRule {
 	access := typRule{delegation.HeaderTypeAccessToken}
 	if i.UntypedAccessTokens {
@@ -162,7 +165,7 @@ func (i *issuer) typesFor(tokenType string) typRule {
 	return nil
 }
 
-// checkTokenType refuses the token types that no rule here is about.
+// checkTokenType refuses the token types without a rule.
 func checkTokenType(s slot, tokenType string) error {
 	switch tokenType {
 	case delegation.TokenTypeAccessToken, delegation.TokenTypeIDToken, delegation.TokenTypeJWT:
@@ -172,9 +175,9 @@ func checkTokenType(s slot, tokenType string) error {
 		"want %s, %s or %s", delegation.TokenTypeAccessToken, delegation.TokenTypeIDToken, delegation.TokenTypeJWT)
 }
 
-// Own verifies one of the tenant's own tokens, for introspection: signature, time and that its claims
-// agree with themselves. Whether it was revoked, whether it is meant for whoever holds it and whether
-// a bound one was proven (Claims.Confirmation) is not asked here.
+// Own verifies one of the tenant's own tokens, for introspection: signature, time and consistent
+// claims. It does not check whether the token was revoked, is meant for its holder, or is bound to
+// a key that was proven (Claims.Confirmation).
 func (t *Trust) Own(raw string) (delegation.Claims, error) {
 	p, err := t.read(raw)
 	if err != nil {
@@ -187,8 +190,8 @@ func (t *Trust) Own(raw string) (delegation.Claims, error) {
 	return claims, nil
 }
 
-// Issued verifies that a token is one of the tenant's own, whether or not it is in force: for its
-// revocation, which must not fail because the clock was faster.
+// Issued verifies that a token is one of the tenant's own, whether or not it is in force. It is for
+// its revocation, which must not fail because the token expired first.
 func (t *Trust) Issued(raw string) (delegation.Claims, error) {
 	p, err := t.read(raw)
 	if err != nil {
@@ -224,7 +227,7 @@ func (t *Trust) signedByUs(p presented) (delegation.Claims, error) {
 		return delegation.Claims{}, err
 	}
 	claims, err := p.Claims()
-	if err != nil { // signed by us and yet not ours: the cause would repeat claims
+	if err != nil { // signed by this tenant and yet invalid: the cause would repeat claims
 		return delegation.Claims{}, broken("its claims are not those of a derived token")
 	}
 	return claims, nil

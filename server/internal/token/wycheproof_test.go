@@ -32,7 +32,8 @@ type wycheproofGroup struct {
 	}
 }
 
-// key is what an issuer would publish: the public key, or the shared one where that is all there is.
+// key returns what an issuer would publish: the public key, or the shared one where there is no
+// other.
 func (g wycheproofGroup) key() json.RawMessage {
 	if g.Public != nil {
 		return g.Public
@@ -53,9 +54,9 @@ func wycheproof(t *testing.T) []wycheproofGroup {
 	return file.TestGroups
 }
 
-// verifyVector asks the gate about header and signature, the key ring about the key, and the key
-// about the signature over the vector's own signing input. Only the payload goes unread: that of a
-// vector is no JSON, and would be refused for that alone.
+// verifyVector checks header and signature by the gate, the key by the keyring, and the signature
+// over the vector's own signing input by the key. It does not read the payload: that of a vector is
+// not JSON, and would be refused for that alone.
 func verifyVector(ring *keyring, token string) error {
 	parts := strings.Split(token, ".")
 	if len(parts) != 3 {
@@ -116,13 +117,13 @@ func TestWycheproofInvalidVectorsAreRefused(t *testing.T) {
 	if whole != 355 || core != 355 {
 		t.Errorf("refused %d and %d of 355 invalid vectors", whole, core)
 	}
-	// The control: keys and signatures do accept what is valid.
+	// The control: keys and signatures do accept the valid vectors.
 	if valid != 32 {
 		t.Errorf("accepted %d of the valid vectors, want 32", valid)
 	}
 }
 
-// wantExplained says why a vector that RFC 7515 calls valid is refused here.
+// wantExplained checks why a vector is refused here that RFC 7515 calls valid.
 func wantExplained(t *testing.T, group wycheproofGroup, id int, token string) {
 	t.Helper()
 	var key struct{ Kty, Alg string }
@@ -134,15 +135,16 @@ func wantExplained(t *testing.T, group wycheproofGroup, id int, token string) {
 	case key.Alg == "ES521": // the vector's key names an algorithm that does not exist
 	default:
 		header, err := delegation.Parse(strings.SplitN(token, ".", 2)[0] + ".e30.AAAA")
-		if err == nil && header.Header.Algorithm != key.Alg { // the key is for another algorithm than the token: RFC 7517 §4.4
+		// The key is for another algorithm than the token: RFC 7517 §4.4.
+		if err == nil && header.Header.Algorithm != key.Alg {
 			return
 		}
 		t.Errorf("%s %d is valid and refused, and nothing explains it", group.Comment, id)
 	}
 }
 
-// The vectors whose fault is in the header, re-shaped as tokens: their header over good claims, with
-// a signature that the right key made. Only the header can be why they are refused.
+// The vectors whose fault is in the header, re-shaped as tokens: their header over valid claims,
+// with a signature of the right key. Only the header can be why they are refused.
 func TestWycheproofHeadersOverGoodClaimsAreRefused(t *testing.T) {
 	refused, groups := 0, 0
 	for _, group := range wycheproof(t) {
@@ -196,7 +198,7 @@ func TestWycheproofHeadersOverGoodClaimsAreRefused(t *testing.T) {
 	}
 }
 
-// signerOf is the private key of a group that has valid vectors and a key that we would use.
+// signerOf returns the private key of a group that has valid vectors and a supported key.
 func signerOf(group wycheproofGroup) (crypto.Signer, jwa.SignatureAlgorithm, bool) {
 	if group.Public == nil {
 		return nil, "", false
