@@ -26,7 +26,7 @@ var modules = []string{".", "server/embedded"}
 var (
 	ground   = []string{"client/delegation", "gen", "fga-models"}
 	proofs   = []string{"client/audit", "client/dpop"}
-	cellar   = []string{"server/internal/vault", "server/internal/gather", "server/internal/peers", "server/internal/clock"}
+	cellar   = []string{"server/internal/vault", "server/internal/gather", "server/internal/peers", "server/internal/clock", "server/internal/panics"}
 	engines  = []string{"server/internal/token", "server/internal/policy", "server/internal/guard", "server/internal/ledger"}
 	exchange = []string{"server/internal/exchange"}
 	fronts   = []string{"server/internal/rpc", "server/internal/httpapi", "server/internal/console"}
@@ -313,4 +313,35 @@ func run(t *testing.T, dir, name string, args ...string) []byte {
 		t.Fatalf("%s in %s: %v\n%s", strings.Join(cmd.Args, " "), dir, err, &stderr)
 	}
 	return out
+}
+
+// TestPanicsKeepTheirValues: what a panic holds may repeat a credential, so every recovery passes its
+// value to panics, or drops it.
+func TestPanicsKeepTheirValues(t *testing.T) {
+	recovered := regexp.MustCompile(`(?s)(\w+) := recover\(\); \w+ != nil \{(.*?)\n\t+\}`)
+	found := 0
+	for _, file := range strings.Split(strings.Trim(string(run(t, ".", "git", "ls-files", "-z")), "\x00"), "\x00") {
+		if !strings.HasSuffix(file, ".go") || strings.HasSuffix(file, "_test.go") || strings.HasPrefix(file, "tools/") {
+			continue
+		}
+		source, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		handled := 0
+		for _, m := range recovered.FindAllSubmatch(source, -1) {
+			uses := regexp.MustCompile(`\b`+string(m[1])+`\b`).FindAll(m[2], -1)
+			if passed := regexp.MustCompile(`panics\.(Of|Caught)\([^\n]*\b`+string(m[1])+`\b`).FindAll(m[2], -1); len(uses) == 1 && len(passed) == 1 {
+				handled++
+			}
+		}
+		handled += bytes.Count(source, []byte("_ = recover()"))
+		if n := bytes.Count(source, []byte("recover()")); n != handled {
+			t.Errorf("%s: %d of %d recoveries pass the value of the panic to panics", file, handled, n)
+		}
+		found += handled
+	}
+	if found < 8 {
+		t.Errorf("%d recoveries were found: the test looks at the wrong files", found)
+	}
 }

@@ -12,6 +12,7 @@ import (
 	"deputy.example/deputy/server/internal/exchange"
 	"deputy.example/deputy/server/internal/guard"
 	"deputy.example/deputy/server/internal/ledger"
+	"deputy.example/deputy/server/internal/panics"
 )
 
 const (
@@ -190,7 +191,7 @@ func (p *probe) pass(ctx context.Context) error {
 func (p *probe) try(ctx context.Context) (err error) {
 	defer func() {
 		if r := recover(); r != nil {
-			err = fmt.Errorf("the check panicked: %v", r)
+			err = fmt.Errorf("the check: %w", panics.Of(r))
 		}
 	}()
 	return p.check(ctx)

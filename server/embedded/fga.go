@@ -24,6 +24,7 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"deputy.example/deputy/server/embedded/internal/tuples"
+	"deputy.example/deputy/server/internal/panics"
 	"deputy.example/deputy/server/internal/policy"
 )
 
@@ -92,7 +93,7 @@ func (f *FGA) RoundTrip(r *http.Request) (_ *http.Response, err error) {
 	defer r.Body.Close()
 	defer func() {
 		if p := recover(); p != nil {
-			err = fmt.Errorf("embedded OpenFGA: panic: %v", p)
+			err = fmt.Errorf("embedded OpenFGA: %w", panics.Of(p))
 		}
 	}()
 	if err := r.Context().Err(); err != nil {

@@ -133,16 +133,16 @@ var engineMutants = []mutant{
 		pkg: "server/internal/exchange", test: "TestFirstMisplacedTokenIsNamed",
 	},
 	{
-		name: "exchange-panic-without-stack", file: "server/internal/exchange/walk.go",
+		name: "panic-without-stack", file: "server/internal/panics/panics.go",
 		old: "string(debug.Stack()))",
 		new: "string(debug.Stack()[:0]))",
 		pkg: "server/internal/exchange", test: "TestPanicIsLoggedWithoutItsValue",
 	},
 	{
-		name: "exchange-panic-with-its-value", file: "server/internal/exchange/walk.go",
-		old: "fmt.Sprintf(\"%T\", caught)",
-		new: "fmt.Sprintf(\"%T %v\", caught, caught)",
-		pkg: "server/internal/exchange", test: "TestPanicIsLoggedWithoutItsValue",
+		name: "panic-with-its-value", file: "server/internal/panics/panics.go",
+		old: "fmt.Sprintf(\"%T\", value)",
+		new: "fmt.Sprintf(\"%T %v\", value, value)",
+		pkg: "server/internal/panics", test: "TestCaughtHoldsNoValue",
 	},
 	{
 		name: "exchange-lineage-is-kept-from-the-ledger", file: "server/internal/exchange/record.go",

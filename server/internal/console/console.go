@@ -13,7 +13,6 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
-	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
@@ -25,6 +24,7 @@ import (
 
 	"deputy.example/deputy/client/delegation"
 	"deputy.example/deputy/server/internal/exchange"
+	"deputy.example/deputy/server/internal/panics"
 	"deputy.example/deputy/server/internal/peers"
 )
 
@@ -223,8 +223,7 @@ func notThere(*call) error { return errNotThere }
 func (h *console) dispatch(to *route, c *call) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			// The panic's value may repeat what was being read: only the stack is logged.
-			h.Logger.ErrorContext(c.r.Context(), "panic", "route", to.path, "stack", string(debug.Stack()))
+			_ = panics.Caught(c.r.Context(), h.Logger, p, "route", to.path)
 			err = delegation.Refuse(delegation.Internal, "", "internal error")
 		}
 	}()

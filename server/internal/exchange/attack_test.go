@@ -427,7 +427,7 @@ func TestPanicIsLoggedWithoutItsValue(t *testing.T) {
 		t.Fatalf("%+v, %v", grant, err)
 	}
 	log := w.Log.String()
-	for _, part := range []string{"panic in an exchange", "step=mint", "type=string", "TestPanicIsLoggedWithoutItsValue"} {
+	for _, part := range []string{"msg=panic", "step=mint", "type=string", "TestPanicIsLoggedWithoutItsValue"} {
 		if !strings.Contains(log, part) {
 			t.Errorf("the log lacks %q:\n%s", part, log)
 		}

@@ -2,9 +2,7 @@ package exchange
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
-	"runtime/debug"
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
@@ -12,6 +10,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"deputy.example/deputy/client/delegation"
+	"deputy.example/deputy/server/internal/panics"
 	"deputy.example/deputy/server/internal/policy"
 	"deputy.example/deputy/server/internal/token"
 )
@@ -91,9 +90,7 @@ func (w *walk) step(ctx context.Context, name string, do func(context.Context) e
 	defer func() {
 		if caught := recover(); caught != nil {
 			err = delegation.Refuse(delegation.Internal, "", "internal error: nothing was issued")
-			// The panic's value may repeat a credential. Its type and the stack hold no text of the
-			// request.
-			w.config.Logger.ErrorContext(ctx, "panic in an exchange", "step", name, "type", fmt.Sprintf("%T", caught), "stack", string(debug.Stack()))
+			_ = panics.Caught(ctx, w.config.Logger, caught, "step", name)
 			w.failAll(err)
 		}
 		if err != nil {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
-	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
@@ -17,6 +16,7 @@ import (
 
 	"deputy.example/deputy/client/delegation"
 	"deputy.example/deputy/server/internal/exchange"
+	"deputy.example/deputy/server/internal/panics"
 	"deputy.example/deputy/server/internal/peers"
 )
 
@@ -74,9 +74,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (h *handler) dispatch(ep *endpoint, w http.ResponseWriter, r *http.Request) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			// The panic's value may repeat what was being read, so only the stack is logged: it
-			// holds no text of the request.
-			h.logger.ErrorContext(r.Context(), "panic", "route", ep.route, "stack", string(debug.Stack()))
+			_ = panics.Caught(r.Context(), h.logger, p, "route", ep.route)
 			err = delegation.Refuse(delegation.Internal, "", "internal error")
 		}
 	}()

@@ -4,13 +4,13 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
 	"sync"
 	"time"
 
+	"deputy.example/deputy/server/internal/panics"
 	"deputy.example/deputy/server/internal/peers"
 )
 
@@ -95,7 +95,7 @@ func (s *secured) shake(conn net.Conn) {
 	taken := false
 	defer func() {
 		if p := recover(); p != nil { // as net/http does for its connections
-			s.logger.Error("tls handshake panicked", slog.String("panic", fmt.Sprint(p)))
+			_ = panics.Caught(s.closing, s.logger, p, "in", "tls handshake")
 		}
 		if !taken {
 			_ = conn.Close()

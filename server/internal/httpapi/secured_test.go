@@ -146,7 +146,7 @@ func TestSecuredListener(t *testing.T) {
 		panics = true
 		shake()
 		synctest.Wait()
-		if !strings.Contains(log.String(), "level=ERROR") || !strings.Contains(log.String(), "handshake panicked") {
+		if !strings.Contains(log.String(), "level=ERROR") || !strings.Contains(log.String(), "msg=panic") {
 			t.Errorf("a panic: %s", log)
 		}
 		panics = false

@@ -13,6 +13,7 @@ import (
 
 	"deputy.example/deputy/client/audit"
 	"deputy.example/deputy/client/delegation"
+	"deputy.example/deputy/server/internal/panics"
 )
 
 // batch is one transaction in preparation. Its steps are those of docs/ledger.md:
@@ -559,7 +560,7 @@ func (b *batch) void(seq uint64) {
 func makeClaims(d *Draft, seq uint64) (claims []byte, err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			err = fmt.Errorf("panic: %v", p)
+			err = panics.Of(p)
 		}
 	}()
 	claims, err = d.Claims(seq)

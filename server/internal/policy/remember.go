@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"deputy.example/deputy/server/internal/gather"
+	"deputy.example/deputy/server/internal/panics"
 )
 
 // Defaults and limits of Cache.
@@ -406,7 +407,7 @@ func (c *Checker) read(model *influences) (err error) {
 	defer func() {
 		if p := recover(); p != nil { // no caller above recovers, and the state may be inconsistent
 			m.giveUp()
-			err = fmt.Errorf("policy: panic: %v", p)
+			err = fmt.Errorf("policy: %w", panics.Of(p))
 		}
 	}()
 	sent := time.Now()

@@ -38,7 +38,7 @@ type ledgerFeed struct {
 	skip     uint64 // the log leaves this number out, against its word
 }
 
-const panics = math.MaxUint64 // left out: the log itself
+const crashes = math.MaxUint64 // left out: the log itself
 
 func newLedgerFeed() *ledgerFeed {
 	return &ledgerFeed{changed: make(chan struct{}), seen: make(map[string]uint64), until: time.Now().Add(time.Hour)}
@@ -86,7 +86,7 @@ func (f *ledgerFeed) Events(after uint64) ([]delegation.Revocation, bool, <-chan
 	if after < f.forgotten || after > uint64(len(f.log)) {
 		return nil, false, f.changed
 	}
-	if f.skip == panics && len(f.log) > 0 {
+	if f.skip == crashes && len(f.log) > 0 {
 		panic("secret")
 	}
 	events := slices.Clone(f.log[after:])

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"runtime/debug"
 	"strings"
 	"time"
 
@@ -20,6 +19,7 @@ import (
 
 	"deputy.example/deputy/client/delegation"
 	"deputy.example/deputy/server/internal/exchange"
+	"deputy.example/deputy/server/internal/panics"
 	"deputy.example/deputy/server/internal/peers"
 )
 
@@ -137,9 +137,7 @@ func (traceContext) Keys() []string { return propagation.TraceContext{}.Fields()
 func (i interceptor) guard(ctx context.Context, method string, call func() error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			// The panic's value may repeat what was being read, so only the stack is logged: it
-			// holds no text of the request.
-			i.logger.ErrorContext(ctx, "panic", "method", method, "stack", string(debug.Stack()))
+			_ = panics.Caught(ctx, i.logger, p, "method", method)
 			err = delegation.Refuse(delegation.Internal, "", "internal error")
 		}
 	}()

@@ -324,7 +324,7 @@ func TestStreamsAreLogged(t *testing.T) {
 	v.hello("v1", 0)
 	v.hears("snapshot 0 up to 0")
 	f.mu.Lock()
-	f.skip = panics
+	f.skip = crashes
 	f.mu.Unlock()
 	f.revoke(1)
 	v.hears("end: internal")

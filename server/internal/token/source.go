@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"deputy.example/deputy/client/delegation"
+	"deputy.example/deputy/server/internal/panics"
 )
 
 // timing bounds how old keys may be and how often they are loaded.
@@ -163,7 +164,7 @@ func (s *source) await(ctx context.Context, f *flight) error {
 func (s *source) read(ctx context.Context) (ring *keyring, err error) {
 	defer func() {
 		if r := recover(); r != nil {
-			ring, err = nil, fmt.Errorf("reading the keys panicked: %v", r)
+			ring, err = nil, fmt.Errorf("read the keys: %w", panics.Caught(ctx, s.logger, r, "in", "token"))
 		}
 	}()
 	data, err := s.load(ctx)
