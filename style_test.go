@@ -36,7 +36,7 @@ var (
 		"server/internal/ledger", "server/internal/ledger/ledgertest", "server/internal/guard", "server/internal/exchange",
 		"server/internal/exchange/exchangetest", "server/internal/clock", "server/internal/token",
 		"server", "server/internal/rpc", "server/internal/httpapi", "server/internal/httpapi/conformance",
-		"server/internal/console",
+		"server/internal/console", "server/embedded/e2e",
 	})
 )
 
