@@ -35,6 +35,8 @@ var (
 		"server/internal/token/certtest", "server/internal/token/tokentest", "server/internal/vault", "tools/mutants",
 		"server/internal/ledger", "server/internal/ledger/ledgertest", "server/internal/guard", "server/internal/exchange",
 		"server/internal/exchange/exchangetest", "server/internal/clock", "server/internal/token",
+		"server", "server/internal/rpc", "server/internal/httpapi", "server/internal/httpapi/conformance",
+		"server/internal/console", "server/embedded/e2e",
 	})
 )
 

@@ -30,14 +30,15 @@ import (
 	"deputy.example/deputy/server/internal/policy"
 )
 
-// BenchmarkExchange is what deputyd itself spends on an exchange: a whole server as configured by default,
-// reached by gRPC from another process, with a real Redis and SQLite, and an OpenFGA that answers at once. Each
-// exchange hands on a parent of depth 3 that nobody has seen yet, with three scopes at two audiences, for 64
-// callers at once who show workload JWTs. All that can be made before the clock runs is made before.
+// BenchmarkExchange measures what deputyd itself spends on one exchange. The server is whole, with
+// the default configuration, and is reached by gRPC from another process. Redis and SQLite are
+// real, and an OpenFGA stub answers at once. Each exchange hands down a new parent of depth 3, with
+// three scopes at two audiences. 64 concurrent callers authenticate with workload JWTs. All inputs
+// that can be made in advance are made before the clock runs.
 //
-// Time is of no use on a busy machine. CPU-µs/op is what the operating system says of this process, which is the
-// server and nothing else; floors/op is the same in units of one ES256 verification and one signature, measured
-// beside it. Allocations are exact.
+// Elapsed time is of no use on a busy machine. CPU-µs/op is the CPU time that the operating system
+// counts for this process, which is the server and nothing else. floors/op is the same time in
+// units of one ES256 verification and one signature, measured beside it. Allocations are exact.
 func BenchmarkExchange(b *testing.B) {
 	s := newSite(b)
 	workloads := exchangetest.NewSigner(b, "https://workloads.example")
@@ -114,7 +115,7 @@ func BenchmarkExchange(b *testing.B) {
 		}
 	}
 	run := startBenchCallers(b, load)
-	load = benchLoad{} // or the garbage collector would have less to do than a server's
+	load = benchLoad{} // without this, the garbage collector would have less to do than in a server
 	run(0, warmUp)
 	runtime.GC()
 
@@ -134,7 +135,7 @@ var (
 	benchAudiences = []string{"https://calendar.example", "https://mail.example"}
 )
 
-// benchCPU is what this process has spent so far, user and system.
+// benchCPU returns the user and system CPU time that this process has spent so far.
 func benchCPU(b *testing.B) time.Duration {
 	var r syscall.Rusage
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &r); err != nil {
@@ -143,7 +144,7 @@ func benchCPU(b *testing.B) time.Duration {
 	return time.Duration(r.Utime.Nano() + r.Stime.Nano())
 }
 
-// benchSignatures is what one ES256 verification and one signature cost.
+// benchSignatures returns the cost of one ES256 verification and one signature.
 func benchSignatures(b *testing.B) time.Duration {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -161,14 +162,14 @@ func benchSignatures(b *testing.B) time.Duration {
 	return (benchCPU(b) - before) / times
 }
 
-// benchLoad is what the callers are told, on standard input, before the lines that say from which request to
-// which they are to go.
+// benchLoad is the input of the callers on standard input. After it, each line names the first and
+// the last request to send.
 type benchLoad struct {
 	Address, Bearer string
 	Requests        [][]byte
 }
 
-// benchCallersVariable makes the test binary be the callers, in place of the tests.
+// benchCallersVariable makes the test binary run the callers in place of the tests.
 const benchCallersVariable = "DEPUTY_BENCH_CALLERS"
 
 // startBenchCallers starts this binary again, as 64 callers on four connections.
@@ -211,7 +212,7 @@ func startBenchCallers(b *testing.B, load benchLoad) (run func(from, to int)) {
 	}
 }
 
-// benchCallers is that other process.
+// benchCallers runs the callers, in the other process.
 func benchCallers(in io.Reader, out io.Writer) error {
 	const callers, connections = 64, 4
 	lines := bufio.NewReader(in)

@@ -15,7 +15,8 @@ import (
 	"deputy.example/deputy/server/internal/policy/policytest"
 )
 
-// withConsole adds a console, whose OpenID provider is the issuer of people, and an issuer of workloads.
+// withConsole adds a console, whose OpenID provider is the issuer of people, and an issuer of
+// workloads.
 func (s *site) withConsole(secrets canaries) *provider {
 	s.workloads = exchangetest.NewSigner(s.t, "https://workloads.example")
 	s.write("workloads.jwks.json", []byte(s.workloads.JWKS()))
@@ -43,8 +44,8 @@ func (s *site) workload(t *testing.T) string {
 	})
 }
 
-// provider signs alice in, and remembers what passed through its hands. What it says of a code that it
-// does not know repeats all that it was sent.
+// provider signs alice in and records each secret that passes through it. Its answer to an unknown
+// code repeats everything that it received.
 type provider struct {
 	*site
 	mu      sync.Mutex
@@ -89,7 +90,7 @@ func (p *provider) RoundTrip(r *http.Request) (*http.Response, error) {
 	return policytest.Response(http.StatusNotFound, `{}`), nil
 }
 
-// visitor is a browser without manners: it sends what it is told, and follows nothing.
+// visitor is a minimal browser: it sends exactly the given request and follows no redirect.
 type visitor struct {
 	t      *testing.T
 	i      *instance
@@ -129,7 +130,8 @@ func (v *visitor) send(method, path string, form url.Values, headers ...string) 
 	return response, string(body)
 }
 
-// signIn goes to the provider and comes back with the code, and returns the answer to that.
+// signIn signs in at the provider, returns to the console with the code, and returns the console's
+// answer.
 func (v *visitor) signIn(p *provider, secrets canaries, which, code string) (*http.Response, string) {
 	v.t.Helper()
 	began, body := v.send(http.MethodPost, "/console/sign-in", url.Values{"next": {"/console"}})
@@ -151,7 +153,8 @@ func valueOf(cookie string) string {
 	return value
 }
 
-// browse signs in to the console, looks at every page, and then sends it credentials that it refuses.
+// browse signs in to the console, opens every page, and then sends credentials that the console
+// refuses.
 func (s *site) browse(t *testing.T, i *instance, p *provider, grant *deputyv1.ExchangeResponse, all traces, secrets canaries) {
 	t.Helper()
 	v := &visitor{t: t, i: i}
@@ -190,7 +193,7 @@ func (s *site) browse(t *testing.T, i *instance, p *provider, grant *deputyv1.Ex
 	}
 
 	session, token := v.cookie, grant.GetAccessToken()
-	// This page shows again what was typed into it, and nothing else may.
+	// Only this page may repeat what was typed into it.
 	if response, _ := v.send(http.MethodGet, "/console?scope="+token, nil); response.StatusCode != http.StatusOK {
 		t.Error(response.Status)
 	}

@@ -19,8 +19,8 @@ import (
 	"deputy.example/deputy/server/internal/vault"
 )
 
-// presentProofs shows what proves keys, and what is bound to one, at both doors: accepted, used twice, and in
-// every wrong manner. It returns what was said in refusals.
+// presentProofs presents proofs of possession and tokens bound to a key at both endpoints:
+// accepted, used twice, and wrong in every way. It returns the texts of the refusals.
 func (s *site) presentProofs(t *testing.T, i *instance, secrets canaries) (said string) {
 	t.Helper()
 	holder, other := exchangetest.NewProver(t), exchangetest.NewProver(t)

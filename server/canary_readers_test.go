@@ -21,8 +21,8 @@ import (
 	deputyv1 "deputy.example/deputy/gen/deputy/v1"
 )
 
-// ask puts every question of the audit service, as somebody who may read everything, and then questions
-// with credentials in them.
+// ask calls every method of the audit service as an auditor who may read everything, and then with
+// credentials in the fields of requests.
 func (s *site) ask(t *testing.T, i *instance, grant *deputyv1.ExchangeResponse, all traces, secrets canaries) {
 	t.Helper()
 	audits := deputyv1.NewAuditServiceClient(i.conn)
@@ -120,7 +120,7 @@ func (s *site) ask(t *testing.T, i *instance, grant *deputyv1.ExchangeResponse, 
 	all.leave("refusals of questions", refused, "NotFound")
 }
 
-// askByCommandLine takes what a SIEM and a spreadsheet take.
+// askByCommandLine runs the exports of the command line that a SIEM and a spreadsheet read.
 func (s *site) askByCommandLine(t *testing.T, i *instance, grant *deputyv1.ExchangeResponse, all traces) {
 	t.Helper()
 	program := filepath.Join(t.TempDir(), "deputy")
@@ -144,7 +144,7 @@ func (s *site) askByCommandLine(t *testing.T, i *instance, grant *deputyv1.Excha
 	}
 }
 
-// rows are all rows of all tables, each of which must have some.
+// rows returns all rows of all tables. Each table must have at least one.
 func rows(t *testing.T, dsn string) string {
 	t.Helper()
 	all := rowsOf(t, dsn)
@@ -156,7 +156,7 @@ func rows(t *testing.T, dsn string) string {
 	return all
 }
 
-// rowsOf are all rows of all tables, as SQL shows them.
+// rowsOf returns all rows of all tables, as SQL shows them.
 func rowsOf(t *testing.T, dsn string) string {
 	t.Helper()
 	driver, tables := "pgx", `SELECT table_name FROM information_schema.tables WHERE table_schema = current_schema()`

@@ -30,8 +30,8 @@ import (
 	"deputy.example/deputy/server/internal/testservers"
 )
 
-// canaries are secrets by where they were presented. What identifies a token are its payload and its
-// signature; all headers are alike.
+// canaries are secrets by the place where they were presented. A token is identified by its payload
+// and its signature, because all headers are alike.
 type canaries map[string]string
 
 func (c canaries) token(where, token string) string {
@@ -54,11 +54,12 @@ func (c canaries) foundIn(text string) []string {
 	return found
 }
 
-// disguises are the forms in which a text of more texts holds a secret: as it is, in an address, on a
-// page, in hexadecimal, and in base64 behind any number of other bytes.
+// disguises returns the forms in which a text can hold a secret: as it is, in an address, on a
+// page, in hexadecimal, and in base64 after any number of other bytes.
 func disguises(secret string) []string {
 	forms := []string{secret, url.QueryEscape(secret), strings.ReplaceAll(html.EscapeString(secret), "+", "&#43;"), hex.EncodeToString([]byte(secret))}
-	for before, own := range []int{0, 2, 3} { // characters that other bytes have a part in
+	// own counts the characters that encode other bytes too.
+	for before, own := range []int{0, 2, 3} {
 		for _, encoding := range []*base64.Encoding{base64.RawStdEncoding, base64.RawURLEncoding} {
 			form := encoding.EncodeToString([]byte(strings.Repeat("x", before) + secret))[own:]
 			if (before+len(secret))%3 != 0 {
@@ -87,11 +88,12 @@ func TestCanariesAreFoundInDisguise(t *testing.T) {
 	}
 }
 
-// planted looks like a secret and is none: the name of a scope, which goes where a leak would go.
+// planted looks like a secret and is none. It is the name of a scope, which goes where a leak would
+// go.
 const planted = "canary.planted-2b71"
 
-// traces are what a server left behind, by place, and what each place holds for certain: where nothing
-// else is said, what was planted. So it is known that each was really looked through, and that a leak
+// traces are what a server left behind, by place (left), and a text that each place must hold
+// (marks). The default mark is planted. A mark proves that the place was searched and that a leak
 // would have been found there.
 type traces struct{ left, marks map[string]string }
 
@@ -110,8 +112,8 @@ func (l traces) check(t *testing.T, secrets canaries) {
 }
 
 // TestCredentialsStayInside runs a server with a canary in every place where a credential can be,
-// through every door, accepted and refused, and then looks through all that it left behind and all that
-// it tells those who may read everything.
+// at every endpoint, accepted and refused. Then it searches everything that the server left behind
+// and everything that it returns to callers who may read all entries.
 func TestCredentialsStayInside(t *testing.T) {
 	for _, database := range []string{"SQLite", "PostgreSQL"} {
 		t.Run(database, func(t *testing.T) { credentialsStayInside(t, database == "PostgreSQL") })
@@ -170,7 +172,7 @@ func credentialsStayInside(t *testing.T, onPostgres bool) {
 		return strings.Contains(gathered(t, registry), "deputy_checkpoint_entries")
 	}, func() string { return fmt.Sprintf("no checkpoint\n%s", s.log) })
 	s.ask(t, i, grant, all, secrets)
-	if !onPostgres { // the command line makes the same of both
+	if !onPostgres { // the command line produces the same with both databases
 		s.askByCommandLine(t, i, grant, all)
 	}
 	all.leave("checkpoint", s.read(t, "checkpoint")+s.read(t, "checkpoint.history"), "deputy.example\n")
@@ -191,7 +193,7 @@ func credentialsStayInside(t *testing.T, onPostgres bool) {
 	if !onPostgres {
 		all.leave("ledger's files", s.ledgerFiles(t), planted)
 	}
-	// What the ledger and those who read it repeat of a scope, these would not: it is leaked to them.
+	// The ledger and its readers repeat a scope, these places do not: the test leaks it to them.
 	slog.New(slog.NewJSONHandler(s.log, nil)).Info("planted", "scope", planted)
 	_, span := tracer.Tracer("planted").Start(t.Context(), planted)
 	span.End()
@@ -225,7 +227,7 @@ func (s *site) read(t *testing.T, name string) string {
 	return string(content)
 }
 
-// plant has a token issued whose scope is what was planted, with a key that names the request.
+// plant has a token issued whose scope is planted, with an idempotency key that names the request.
 func (s *site) plant(t *testing.T, i *instance, secrets canaries) *deputyv1.ExchangeResponse {
 	t.Helper()
 	r := s.request(t)
@@ -247,10 +249,10 @@ func (s *site) plant(t *testing.T, i *instance, secrets canaries) *deputyv1.Exch
 	return grant
 }
 
-// refusal is all that a caller is told.
+// refusal returns everything that a refused caller receives.
 func refusal(err error) string { return fmt.Sprintf("%+v\n%+v\n", err, status.Convert(err).Proto()) }
 
-// presentByGRPC returns what was said in refusals.
+// presentByGRPC returns the texts of the refusals.
 func (s *site) presentByGRPC(t *testing.T, i *instance, secrets canaries) (said string) {
 	t.Helper()
 	service := deputyv1.NewTokenExchangeServiceClient(i.conn)
@@ -267,7 +269,7 @@ func (s *site) presentByGRPC(t *testing.T, i *instance, secrets canaries) (said 
 		t.Error("an assertion was accepted twice")
 	}
 
-	// Refusals, some with a token in a field that is for something else.
+	// Refusals, some with a token in a field of another meaning.
 	actor := secrets.token("actor", s.root(t))
 	refused := []func(*deputyv1.ExchangeRequest){
 		func(*deputyv1.ExchangeRequest) {},
@@ -293,7 +295,7 @@ func (s *site) presentByGRPC(t *testing.T, i *instance, secrets canaries) (said 
 		t.Error("a bearer of nothing was accepted")
 	}
 
-	// A proof of possession that is none, a cookie that is for others, and a workload's token.
+	// An invalid proof of possession, a cookie of other endpoints, and a workload's token.
 	proof := secrets.token("proof", s.planner.Sign(t, "dpop+jwt", map[string]any{"jti": s.id(), "htm": "POST", "htu": issuer, "iat": time.Now().Unix()}))
 	_, err = service.Exchange(metadata.AppendToOutgoingContext(t.Context(), "dpop", proof, "cookie", "session="+secrets["garbage"]), s.request(t))
 	said += refusal(err)
@@ -324,7 +326,7 @@ func (s *site) presentByGRPC(t *testing.T, i *instance, secrets canaries) (said 
 	return said + refusal(err)
 }
 
-// presentByHTTP returns what was said in refusals.
+// presentByHTTP returns the texts of the refusals.
 func (s *site) presentByHTTP(t *testing.T, i *instance, secrets canaries) (said string) {
 	t.Helper()
 	form := func(set ...string) url.Values {
@@ -360,7 +362,7 @@ func (s *site) presentByHTTP(t *testing.T, i *instance, secrets canaries) (said 
 		{"", "", form("client_secret", secrets["password"])},
 		{"", "", form("password", secrets["password"])},
 		{"", "", form("subject_token_type", granted.AccessToken)},
-		// Credentials in fields that are recorded and repeated otherwise.
+		// Credentials in fields that are otherwise recorded and repeated.
 		{"", "", form("scope", granted.AccessToken)},
 		{"", "", form("scope", "calendar.read "+granted.AccessToken)},
 		{"", "", form("audience", granted.AccessToken)},
@@ -404,8 +406,8 @@ func (s *site) post(t *testing.T, i *instance, query string, form url.Values, au
 	return response.StatusCode, body.String()
 }
 
-// ledgerFiles are the bytes of the database and of what lies beside it: nothing that SQL does not show
-// is missed.
+// ledgerFiles returns the bytes of the database file and of the files beside it, so that data that
+// SQL does not show is searched too.
 func (s *site) ledgerFiles(t *testing.T) string {
 	t.Helper()
 	files, err := filepath.Glob(filepath.Join(s.dir, "ledger.db*"))
@@ -436,7 +438,7 @@ func gathered(t *testing.T, registry *prometheus.Registry) string {
 	return all.String()
 }
 
-// documented compares the metrics that there are with those that docs/tuning.md explains.
+// documented compares the registered metrics with those that docs/tuning.md explains.
 func documented(t *testing.T, registry *prometheus.Registry) {
 	t.Helper()
 	manual, err := os.ReadFile("../docs/tuning.md")

@@ -20,8 +20,8 @@ import (
 	"deputy.example/deputy/server/internal/token"
 )
 
-// check finds what is wrong with the configuration by itself, all of it. Fields that were left out
-// get their defaults here, in this one place.
+// check returns every mistake that the configuration shows by itself. It also sets the defaults of
+// absent fields. No other place sets a default.
 func (c *Config) check() problems {
 	var p problems
 	c.Listen.check(&p)
@@ -99,7 +99,7 @@ func (l *Listener) check(p *problems, path string) {
 	}
 }
 
-// parsePrefix reads an address, or a network that is written without bits of a host.
+// parsePrefix parses an address, or a network whose host bits are zero.
 func parsePrefix(text string) (netip.Prefix, error) {
 	if address, err := netip.ParseAddr(text); err == nil && address.Zone() == "" {
 		return netip.PrefixFrom(address.Unmap(), address.Unmap().BitLen()), nil
@@ -159,7 +159,7 @@ func holdsPassword(u *url.URL) bool { _, has := u.User.Password(); return has }
 
 func (t *Telemetry) check(p *problems) {
 	if t.OTLPEndpoint != "" {
-		// The exporter speaks gRPC, so that a path has no meaning.
+		// The exporter uses gRPC, so a path has no meaning.
 		if u, err := url.Parse(t.OTLPEndpoint); err != nil || u.Host == "" || u.User != nil || u.Scheme != "http" && u.Scheme != "https" ||
 			strings.TrimPrefix(u.Path, "/") != "" || strings.ContainsAny(t.OTLPEndpoint, "?#") {
 			p.add("telemetry.otlp_endpoint", "must be https://host:port, or http://host:port for a collector without TLS; remove path, query and fragment")
@@ -280,7 +280,8 @@ func checkTrustedIssuer(p *problems, path string, i token.TrustedIssuer) {
 	if len(i.Audiences) == 0 && !i.Workloads {
 		p.add(path+".audiences", "is missing: list the aud values that make a token of this issuer acceptable as a subject token, or set workloads if it only names actors")
 	}
-	// Zero is not said and takes the default; a root token that lives for days outlives every cut-off.
+	// Zero means absent and takes the default. A root token that lives for days outlives every
+	// cut-off.
 	if i.MaxLifetime < 0 || i.MaxLifetime > maxRootLifetime {
 		p.add(path+".max_lifetime", "must be between 1s and %s", short(maxRootLifetime))
 	}
@@ -344,7 +345,7 @@ func (l *Limits) check(p *problems, path string) {
 	}
 }
 
-// checkCertificates finds certificates that nobody could ever show.
+// checkCertificates reports certificates that no client can present.
 func (c *Config) checkCertificates(p *problems) {
 	if c.Listen.GRPC.TLS.requests() || c.Listen.HTTP.TLS.requests() {
 		return
@@ -358,7 +359,7 @@ func (c *Config) checkCertificates(p *problems) {
 	}
 }
 
-// checkApart finds what two tenants must not have in common.
+// checkApart reports what two tenants must not have in common.
 func (c *Config) checkApart(p *problems) {
 	for i, t := range c.Tenants {
 		for j, other := range c.Tenants[:i] {
@@ -393,15 +394,16 @@ func (c *Config) checkApart(p *problems) {
 	}
 }
 
-// below says whether the tenant's address lies where another's console is.
+// below reports whether the tenant's address is at or below the address of another tenant's
+// console.
 func (t *Tenant) below(other Tenant) bool {
 	place := pathOf(other.Issuer) + console.Path
 	return other.Console != nil && (pathOf(t.Issuer) == place || strings.HasPrefix(pathOf(t.Issuer), place+"/"))
 }
 
-// checkTrustApart is I7 between tenants: an issuer or a trust domain belongs to one tenant. Principals are the tenant's,
-// so two tenants may both have a user:alice; but not where one OpenFGA store answers for both, since
-// there they would be one.
+// checkTrustApart holds invariant I7 between tenants: an issuer or a trust domain belongs to one
+// tenant. Principals belong to a tenant, so two tenants may both have a user:alice. They may not
+// where one OpenFGA store answers for both, because the two would be one principal there.
 func checkTrustApart(p *problems, i int, t Tenant, j int, other Tenant) {
 	for k, a := range t.TrustedIssuers {
 		if n := slices.IndexFunc(other.TrustedIssuers, func(b token.TrustedIssuer) bool { return a.Issuer != "" && a.Issuer == b.Issuer }); n >= 0 {
@@ -427,7 +429,8 @@ func checkTrustApart(p *problems, i int, t Tenant, j int, other Tenant) {
 	}
 }
 
-// realm is the set of principals that a credential can name: one, or all that begin with start.
+// realm is the set of principals that a credential can name: one principal, or all that begin with
+// start.
 type realm struct {
 	path   string
 	start  string
@@ -479,14 +482,15 @@ func oneOf(p *problems, path string, value *string, byDefault string, others ...
 	}
 }
 
-// between fills in a default for zero, which nobody can mean, and bounds everything else.
+// between sets the default where the value is zero, which is never a meaningful value. It reports
+// each other value outside the bounds.
 func between[T int | time.Duration](p *problems, path string, value *T, byDefault, least, most T) {
 	if *value == 0 {
 		*value = byDefault
 	}
 	if *value < least || *value > most {
 		p.add(path, "must be between %s and %s", short(least), short(most))
-		*value = byDefault // what is checked against it shall not look wrong for this alone
+		*value = byDefault // a check that uses the value later must not report this mistake again
 	}
 }
 

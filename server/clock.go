@@ -11,7 +11,7 @@ import (
 	"deputy.example/deputy/server/internal/token"
 )
 
-// check runs after the tenants', so that their skews are known.
+// check runs after the checks of the tenants, so that their skews are known.
 func (c *Clock) check(p *problems, tenants []Tenant) {
 	skew := token.DefaultSkew
 	for i, t := range tenants {
@@ -25,16 +25,16 @@ func (c *Clock) check(p *problems, tenants []Tenant) {
 	between(p, "clock.bound", &c.Bound, min(clock.DefaultBound, skew), min(100*time.Millisecond, skew), max(c.Bound, skew))
 }
 
-// open makes the clock that all parts go by, and that goes by the injected ones.
+// open makes the clock that all parts use. It reads the injected clocks of Options.
 func (c *Clock) open(o Options) *clock.Clock {
 	config := clock.Config{Now: o.Now, Elapsed: o.Elapsed, Remote: o.Remote, Bound: c.Bound, Logger: o.Logger}
-	if o.Registry != nil { // a command has none
+	if o.Registry != nil { // a command has no registry
 		config.Registerer = o.Registry
 	}
 	return clock.New(config)
 }
 
-// clocks are those of other machines.
+// clocks returns the clocks of other machines.
 func clocks(l *ledger.Ledger, g *guard.Guard, r Redis) (list []clock.Source) {
 	if source, own := l.Clock(); own {
 		list = append(list, source)
@@ -45,7 +45,7 @@ func clocks(l *ledger.Ledger, g *guard.Guard, r Redis) (list []clock.Source) {
 	return list
 }
 
-// skews are the tenants', by which cut-offs of root tokens go.
+// skews returns the skew of each tenant, which cut-offs of root tokens take into account.
 func skews(tenants []exchange.Tenant) map[string]time.Duration {
 	all := make(map[string]time.Duration, len(tenants))
 	for _, t := range tenants {

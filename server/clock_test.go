@@ -10,7 +10,7 @@ import (
 	"deputy.example/deputy/server/internal/testservers"
 )
 
-// TestASteppedClockIsNoticed moves the wall clock of one of two instances, and nothing else.
+// TestASteppedClockIsNoticed moves only the wall clock of one of two instances.
 func TestASteppedClockIsNoticed(t *testing.T) {
 	for name, dsn := range map[string]func() string{
 		"sqlite": func() string { return "sqlite://DIR/ledger.db" }, "postgres": func() string { return testservers.Postgres(t) },

@@ -26,7 +26,7 @@ import (
 
 var update = flag.Bool("update", false, "rewrite the golden files")
 
-// scene is a folder with every file that a configuration can name. Configurations name it DIR.
+// scene is a directory with every file that a configuration can name. Configurations name it DIR.
 type scene struct {
 	t   testing.TB
 	dir string
@@ -103,7 +103,7 @@ func (s scene) load(text string) (Config, error) {
 	return Load(filepath.Join(s.dir, "deputy.yaml"))
 }
 
-// jwks is a JWK Set with one public key.
+// jwks returns a JWK Set with one public key.
 func jwks(t testing.TB, public any, id string) []byte {
 	t.Helper()
 	b64 := base64.RawURLEncoding.EncodeToString
@@ -129,7 +129,7 @@ func jwks(t testing.TB, public any, id string) []byte {
 	return set
 }
 
-// good is a small configuration that loads. Each test spoils it in its own way.
+// good is a small configuration that loads. Each test changes a part of it.
 const good = `database:
   dsn: sqlite://DIR/ledger.db
 redis:
@@ -157,7 +157,7 @@ tenants:
       model: 01BX5ZZKBKACTAV9WEVGEMMVRZ
 `
 
-// second is another tenant, to be put behind good.
+// second is another tenant, to append to good.
 const second = `  - name: umbrella
     issuer: https://deputy.example/t/umbrella
     signing_keys:
@@ -175,11 +175,11 @@ const second = `  - name: umbrella
       model: 01BX5ZZKBKACTAV9WEVGEMMVRZ
 `
 
-// mistakes stands in a golden file between what is wrong and what is said about it.
+// mistakes separates, in a golden file, the changes from the expected messages.
 const mistakes = "\n-- mistakes --\n"
 
-// TestMistakesAreRefusedWithTheLineToMend goes through testdata/config/*.txt. Each file says how to
-// spoil the good configuration and which messages must come, all at once.
+// TestMistakesAreRefusedWithTheLineToMend runs testdata/config/*.txt. Each file holds the changes
+// to the good configuration and the messages that they must cause, all at once.
 func TestMistakesAreRefusedWithTheLineToMend(t *testing.T) {
 	files, err := filepath.Glob("testdata/config/*.txt")
 	if err != nil || len(files) < 20 {
@@ -216,8 +216,9 @@ func TestMistakesAreRefusedWithTheLineToMend(t *testing.T) {
 	}
 }
 
-// apply spoils the good configuration by hunks of whole lines, "- old" and "+ new", with empty lines
-// between them. "second" as the first line puts the second tenant behind it; "=" replaces all of it.
+// apply changes the good configuration by hunks of whole lines, "- old" and "+ new", with empty
+// lines between the hunks. The first line "second" appends the second tenant; "=" replaces the
+// whole text.
 func apply(t *testing.T, spoil string) string {
 	t.Helper()
 	if text, whole := strings.CutPrefix(spoil, "=\n"); whole {
@@ -241,7 +242,7 @@ func apply(t *testing.T, spoil string) string {
 				t.Fatalf("neither old nor new: %q", line)
 			}
 		}
-		// The last one: what stands in both tenants is spoilt in the second.
+		// The last occurrence: text that both tenants hold is changed in the second.
 		at := strings.LastIndex("\n"+text, "\n"+from)
 		if at < 0 {
 			t.Fatalf("there is no %q to spoil", from)
@@ -251,7 +252,7 @@ func apply(t *testing.T, spoil string) string {
 	return text
 }
 
-// The control: what the mistakes are made in has none itself.
+// TestGoodConfigurationsLoad is the control: the unchanged configuration has no mistake.
 func TestGoodConfigurationsLoad(t *testing.T) {
 	for name, text := range map[string]string{"one tenant": good, "two tenants": good + second} {
 		if _, err := newScene(t).load(text); err != nil {
@@ -287,7 +288,7 @@ func TestDefaults(t *testing.T) {
 	}
 }
 
-// A Config made in Go is checked alike, without lines.
+// TestValidateNamesPaths: a Config made in Go is checked by the same rules, without lines.
 func TestValidateNamesPaths(t *testing.T) {
 	c := Config{Tenants: []Tenant{{Name: "acme"}}}
 	err := c.Validate()
@@ -304,7 +305,8 @@ func TestValidateNamesPaths(t *testing.T) {
 	}
 }
 
-// What instances share is in Redis or in this process. A file cannot choose the latter.
+// TestRedisInProcessHasNoAddress: the state that instances share is in Redis or in this process. A
+// file cannot choose the latter.
 func TestRedisInProcessHasNoAddress(t *testing.T) {
 	mistakes := func(r Redis) string {
 		c := Config{Redis: r}
@@ -396,7 +398,7 @@ func TestAuditSettings(t *testing.T) {
 	}
 }
 
-// What is commented out in the example must be right too.
+// TestOptionalPartsOfTheExampleLoad: the parts of the example that are commented out are valid too.
 func TestOptionalPartsOfTheExampleLoad(t *testing.T) {
 	example, err := os.ReadFile("../deputy.example.yaml")
 	if err != nil {

@@ -9,21 +9,23 @@ import (
 	"deputy.example/deputy/server/internal/peers"
 )
 
-// maxConnections bounds the connections of one listener. Each costs some 100 KB before anybody has been
-// authenticated; clients of gRPC share one, and verifiers have one each.
+// maxConnections bounds the connections of one listener. Each connection costs about 100 KB before
+// its peer is authenticated. Clients of gRPC share one connection. Each verifier has one of its
+// own.
 const maxConnections = 4096
 
-// crowd is a listener that takes only so many connections at once, and no more than half of them from
-// one address, so that no single client keeps all others out. What is beyond is closed at once, and not
-// left to wait: its client goes elsewhere.
+// crowd is a listener that bounds the number of its connections. One address has at most half of
+// them, so that no single client excludes all others. A connection beyond the bound is closed at
+// once, so that its client tries another instance.
 //
-// Behind a proxy all clients have one address. They share one half, and the proxy has bounds of its own.
+// The clients of a proxy have one address. They share one half, and the proxy has bounds of its
+// own.
 type crowd struct {
 	net.Listener
 	most    int
 	refused prometheus.Counter
 
-	mu   sync.Mutex // guards what follows
+	mu   sync.Mutex // guards the fields below
 	here int
 	from map[string]int // by address
 }
@@ -32,7 +34,7 @@ func newCrowd(l net.Listener, most int, refused prometheus.Counter) *crowd {
 	return &crowd{Listener: l, most: most, refused: refused, from: make(map[string]int)}
 }
 
-// Accept waits for the next connection that there is room for.
+// Accept waits for the next connection within the bounds.
 func (c *crowd) Accept() (net.Conn, error) {
 	for {
 		conn, err := c.Listener.Accept()
@@ -68,7 +70,7 @@ func (c *crowd) leave(address string) {
 	}
 }
 
-// guest is a connection that gives its place back when it closes.
+// guest is a connection that frees its place when it closes.
 type guest struct {
 	net.Conn
 	leave func()

@@ -10,7 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// door is a listener whose connections come from where the test says.
+// A listener whose connections have the addresses that the test sets.
 type door struct {
 	arrive chan net.Conn
 	closed chan struct{}
@@ -35,8 +35,8 @@ type arrival struct {
 
 func (a arrival) RemoteAddr() net.Addr { return a.from }
 
-// TestCrowd: one address takes half of the places and no more, others find room in the rest, and what is
-// beyond is closed at once. Whoever leaves makes room.
+// TestCrowd: one address has at most half of the places, other addresses have the rest, and a
+// connection beyond the bound is closed at once. A connection that closes frees its place.
 func TestCrowd(t *testing.T) {
 	refused := prometheus.NewCounter(prometheus.CounterOpts{Name: "refused"})
 	d := &door{arrive: make(chan net.Conn), closed: make(chan struct{})}
@@ -53,7 +53,7 @@ func TestCrowd(t *testing.T) {
 			taken <- conn
 		}
 	}()
-	come := func(address string) net.Conn { // nil where it was turned away
+	come := func(address string) net.Conn { // nil where the connection was refused
 		t.Helper()
 		here, there := net.Pipe()
 		t.Cleanup(func() { _ = here.Close() })
@@ -80,7 +80,7 @@ func TestCrowd(t *testing.T) {
 	if err := first.Close(); err != nil {
 		t.Fatal(err)
 	}
-	_ = first.Close() // twice is once
+	_ = first.Close() // a second Close frees no second place
 	if come("192.0.2.7:1") == nil || come("192.0.2.8:1") != nil {
 		t.Error("who left made room for one")
 	}

@@ -16,11 +16,11 @@ import (
 	"deputy.example/deputy/server/internal/token/certtest"
 )
 
-// notConfiguration marks a YAML block of a page that is something else, on its fence.
+// notConfiguration marks, on its fence, a YAML block of a page that is no configuration.
 const notConfiguration = "yaml tuples"
 
-// TestDocumentedConfigurationLoads: every YAML block of the README and of docs loads. A block is a whole file, which
-// has tenants; or sections of a tenant; or a list of trusted issuers.
+// TestDocumentedConfigurationLoads: every YAML block of the README and of docs loads. A block is a
+// whole file, which has tenants; or sections of a tenant; or a list of trusted issuers.
 func TestDocumentedConfigurationLoads(t *testing.T) {
 	pages, err := filepath.Glob("../docs/*.md")
 	if err != nil || len(pages) < 10 {
@@ -51,7 +51,8 @@ func TestDocumentedConfigurationLoads(t *testing.T) {
 	}
 }
 
-// yamlBlocks are the blocks of a page that are configuration, without the indent of their fence, by line.
+// yamlBlocks returns the blocks of a page that are configuration, without the indent of their
+// fence, by line.
 func yamlBlocks(page string) map[int]string {
 	blocks := map[int]string{}
 	begin, indent, inside, kept := 0, "", false, false
@@ -86,7 +87,7 @@ func sections(text string) map[string]string {
 	return found
 }
 
-// complete puts a block into the good configuration, in place of what that has under the same names.
+// complete puts a block into the good configuration, in place of the sections of the same names.
 func complete(t *testing.T, block string) string {
 	t.Helper()
 	given := sections(block)
@@ -112,7 +113,7 @@ func indented(text string) string {
 
 var namedFile = regexp.MustCompile(`/(?:etc|var)/[A-Za-z0-9_./-]+`)
 
-// withFiles makes the files that a configuration names, by what they are called.
+// withFiles makes the files that a configuration names. The name of a file determines its content.
 func (s scene) withFiles(text string) string {
 	s.t.Helper()
 	for _, path := range namedFile.FindAllString(text, -1) {

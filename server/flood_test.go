@@ -20,7 +20,8 @@ import (
 	"deputy.example/deputy/server/internal/testservers"
 )
 
-// maxFloodGrowth bounds what a flood makes this process hold. The flooding client is a part of it.
+// maxFloodGrowth bounds the growth of this process's memory during a flood. The flooding client is
+// a part of the process.
 const maxFloodGrowth = 64 << 20
 
 // flooder is a client that discards what it receives.
@@ -44,7 +45,7 @@ func flood(t *testing.T, conn net.Conn) *flooder {
 	return f
 }
 
-// greet is false where the server has closed the connection.
+// greet returns false where the server has closed the connection.
 func (f *flooder) greet() bool {
 	_, err := f.conn.Write([]byte(http2.ClientPreface))
 	return err == nil && f.WriteSettings() == nil
@@ -54,7 +55,8 @@ func (f *flooder) greet() bool {
 func (f *flooder) begin(n int, ended bool, headers ...string) bool {
 	f.block.Reset()
 	for pair := range slices.Chunk(headers, 2) {
-		_ = f.coder.WriteField(hpack.HeaderField{Name: pair[0], Value: pair[1]}) // a buffer takes everything
+		// A write to a buffer does not fail.
+		_ = f.coder.WriteField(hpack.HeaderField{Name: pair[0], Value: pair[1]})
 	}
 	return f.WriteHeaders(http2.HeadersFrameParam{StreamID: uint32(2*n + 1), BlockFragment: f.block.Bytes(), EndHeaders: true, EndStream: ended}) == nil
 }
@@ -72,7 +74,7 @@ func dialTCP(t *testing.T, address string) net.Conn {
 	return conn
 }
 
-// floods leave open what they could open.
+// floods open as much as they can and leave it open.
 var floods = map[string]func(t *testing.T, i *instance){
 	"health watches": func(t *testing.T, i *instance) {
 		for range 40 {

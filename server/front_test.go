@@ -17,7 +17,7 @@ import (
 	"deputy.example/deputy/server/internal/testservers"
 )
 
-// secured starts an instance with TLS 1.2 and later at all three listeners.
+// secured starts an instance whose three listeners accept TLS 1.2 and later.
 func (s *site) secured(t *testing.T) (*instance, *tls.Config) {
 	t.Helper()
 	certificate := s.writeCertificate("tls.crt", "tls.key")
@@ -125,7 +125,7 @@ func TestHTTP2OfTheRealListeners(t *testing.T) {
 	}
 }
 
-// Over plaintext there is no HTTP/2 on the HTTP listener, and no HSTS.
+// TestPlaintextOfTheRealListener: over plaintext the HTTP listener has no HTTP/2 and sends no HSTS.
 func TestPlaintextOfTheRealListener(t *testing.T) {
 	srv := newSite(t).startUnready(t)
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
@@ -150,8 +150,8 @@ func TestPlaintextOfTheRealListener(t *testing.T) {
 	}
 }
 
-// TestUnreadableRequests: a request that net/http cannot read reaches no handler, and its connection
-// is closed. The answer is JSON with no-store, with and without TLS.
+// TestUnreadableRequests: a request that net/http cannot read reaches no handler, and its
+// connection is closed. The answer is JSON with no-store, with and without TLS.
 func TestUnreadableRequests(t *testing.T) {
 	plain := newSite(t).startUnready(t)
 	secured, client := newSite(t).secured(t)
@@ -201,7 +201,7 @@ func TestUnreadableRequests(t *testing.T) {
 	if answer := said(t, conn, "GET /oauth2/jwks HTTP/1.1\r\nHost: d\r\n\r\n"); !strings.HasPrefix(answer, "HTTP/1.1 400 ") || !strings.Contains(answer, "\r\nCache-Control: no-store\r\n") {
 		t.Errorf("plaintext to a listener with TLS: %s", answer)
 	}
-	for name, request := range map[string]string{ // which a handler sees
+	for name, request := range map[string]string{ // readable requests, which a handler receives
 		"OPTIONS *":    "OPTIONS * HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n",
 		"a bad chunk":  "POST /oauth2/token HTTP/1.1\r\nHost: d\r\nContent-Type: application/x-www-form-urlencoded\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
 		"no such path": "GET /nothing HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n",
@@ -228,10 +228,11 @@ func said(t *testing.T, conn net.Conn, request string) string {
 	return string(answer)
 }
 
-// Answers of the server before any handler have HSTS too, over TLS.
+// TestRefusalsOfTheFrontHaveHSTS: over TLS, answers of the server before any handler have HSTS too.
 func TestRefusalsOfTheFrontHaveHSTS(t *testing.T) {
 	i := newSite(t).start(t)
-	r := httptest.NewRequest(http.MethodGet, "https://d/oauth2/jwks", nil) // without a connection: it gets no place
+	// The request has no connection, so it gets no place.
+	r := httptest.NewRequest(http.MethodGet, "https://d/oauth2/jwks", nil)
 	w := httptest.NewRecorder()
 	i.http.Handler.ServeHTTP(w, r)
 	if w.Code != http.StatusTooManyRequests || w.Header().Get("Strict-Transport-Security") == "" || w.Header().Get("X-Content-Type-Options") != "nosniff" {

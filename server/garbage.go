@@ -5,13 +5,13 @@ import (
 	"runtime/debug"
 )
 
-// garbagePercent is how much garbage there may be before it is collected, in percent of what is in use. An
-// exchange leaves some 80 KB behind and keeps next to nothing, so what is in use stays small and a collection
-// costs as much as it would with more to collect.
+// garbagePercent is the garbage collection target, in percent of the memory in use. An exchange
+// leaves about 80 KB of garbage and keeps almost nothing. The memory in use stays small, and a
+// collection costs the same with more garbage to collect.
 const garbagePercent = 400
 
-// collectLess is for a process that serves, unless whoever started it says by GOGC what it wants. GOMEMLIMIT
-// bounds memory with either.
+// collectLess sets the target for a process that serves, unless GOGC is set in its environment.
+// GOMEMLIMIT bounds memory with either value.
 func collectLess() {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(garbagePercent)

@@ -9,7 +9,7 @@ func TestGarbageIsTheOperatorsToDecide(t *testing.T) {
 	before := debug.SetGCPercent(100)
 	defer debug.SetGCPercent(before)
 	for said, want := range map[string]int{"": garbagePercent, "50": 50, "off": 50} {
-		debug.SetGCPercent(50) // what the runtime made of it
+		debug.SetGCPercent(50) // as if the runtime had read GOGC
 		t.Setenv("GOGC", said)
 		collectLess()
 		if got := debug.SetGCPercent(100); got != want {

@@ -13,26 +13,26 @@ import (
 	"deputy.example/deputy/server/internal/vault"
 )
 
-// KeyEncryption names what seals the private keys that stand in the database.
+// KeyEncryption names the key that seals the private keys in the database.
 type KeyEncryption struct {
-	// KeyFile holds key-encryption keys, one on each line: the first seals, all open. "deputyd keys create
-	// --kek" makes one. Default none: then no key can be managed. Danger: with it and the database anyone
-	// can sign as any tenant, and without it the managed keys are lost. Keep it, and keep it apart from the
-	// database's backups.
+	// KeyFile holds key-encryption keys, one on each line: the first seals, all open. "deputyd keys
+	// create --kek" makes one. Default none: then no key can be managed. Danger: with the file and
+	// the database anyone can sign as any tenant, and without the file the managed keys are lost.
+	// Keep a copy of it, and keep it apart from the database's backups.
 	KeyFile string `yaml:"key_file"`
 }
 
-// ManagedKeys are signing keys that Deputy makes, keeps in the database and replaces by itself, the same on
-// all instances.
+// ManagedKeys are signing keys that Deputy makes, keeps in the database and replaces by itself. All
+// instances have the same keys.
 type ManagedKeys struct {
 	// Algorithm of the next key: ES256, EdDSA or RS256. Default ES256.
 	Algorithm string `yaml:"algorithm"`
-	// RotateEvery is how long a key signs. Default 2160h, which is 90 days; at least twice publish_ahead and a
-	// twenty-fourth of limits.max_lifetime, at most 87600h.
+	// RotateEvery is how long a key signs. Default 2160h, which is 90 days; at least twice
+	// publish_ahead and a twenty-fourth of limits.max_lifetime, at most 87600h.
 	RotateEvery time.Duration `yaml:"rotate_every"`
-	// PublishAhead is how long a key is published before it signs. Default 1h, the longest time for which the
-	// SDK keeps keys; 2m to 168h. Danger: a verifier that keeps keys for longer refuses the first tokens of
-	// a new key.
+	// PublishAhead is how long a key is published before it signs. Default 1h, which is the longest
+	// time for which the SDK keeps keys. 2m to 168h. Danger: a verifier that keeps keys for longer
+	// refuses the first tokens of a new key.
 	PublishAhead time.Duration `yaml:"publish_ahead"`
 }
 
@@ -42,7 +42,7 @@ func (m *ManagedKeys) check(p *problems, path string, l Limits) {
 	between(p, path+".rotate_every", &m.RotateEvery, max(2160*time.Hour, 2*m.PublishAhead), max(2*m.PublishAhead, l.MaxLifetime/24), 87600*time.Hour)
 }
 
-// checkSigning wants exactly one kind of signing keys.
+// checkSigning requires exactly one kind of signing keys.
 func (t *Tenant) checkSigning(p *problems, path string) {
 	switch {
 	case t.ManagedKeys == nil && len(t.SigningKeys) == 0:
@@ -52,7 +52,7 @@ func (t *Tenant) checkSigning(p *problems, path string) {
 	}
 }
 
-// checkSealed wants a key-encryption key for what is managed.
+// checkSealed requires a key-encryption key where keys are managed.
 func (c *Config) checkSealed(p *problems) {
 	for i, t := range c.Tenants {
 		path := tenantPath(i)
@@ -78,7 +78,7 @@ func (k *KeyEncryption) open(p *problems) vault.KMS {
 	return kms
 }
 
-// signs says whether anything signs checkpoints.
+// signs reports whether the tenant has any key for checkpoints.
 func (a *Audit) signs() bool { return a.CheckpointKey != "" || a.ManagedCheckpointKey }
 
 // openManaged makes a keyset that has its keys once the vault is open.
@@ -91,7 +91,8 @@ func (t *Tenant) openManaged(parts *opened, o Options) *token.Keyset {
 	return keys
 }
 
-// beginKeys opens the managed keys, of which there may be none, and makes the first of each kind.
+// beginKeys opens the managed keys, of which there may be none, and makes the first key of each
+// kind.
 func (s *Server) beginKeys(ctx context.Context, parts opened, o Options) (err error) {
 	s.vault, err = vault.Open(ctx, vault.Config{
 		Store: s.ledger, KMS: parts.kms, Now: o.Now, Settled: s.clock.Steady, Logger: o.Logger, Registerer: o.Registry,
@@ -105,7 +106,7 @@ func (s *Server) beginKeys(ctx context.Context, parts opened, o Options) (err er
 	return nil
 }
 
-// Key is a managed key as it stands now.
+// Key is a managed key in its current state.
 type Key struct {
 	Tenant    string     `json:"tenant"`
 	Use       string     `json:"use"` // tokens or checkpoints
@@ -115,11 +116,11 @@ type Key struct {
 	Since     time.Time  `json:"since"`
 	Until     *time.Time `json:"until,omitempty"`
 	SealedBy  string     `json:"sealed_by,omitempty"`
-	// Verifier is what auditors verify checkpoints with.
+	// Verifier is the verifier key with which auditors check checkpoints.
 	Verifier string `json:"verifier_key,omitempty"`
 }
 
-// Keys lists the managed keys of a tenant, or of all if it is empty.
+// Keys lists the managed keys of a tenant, or of all tenants if tenant is empty.
 func Keys(ctx context.Context, c Config, tenant string) (list []Key, err error) {
 	err = c.withKeys(ctx, tenant, func(k keyring) error {
 		states, err := k.States(ctx)
@@ -133,8 +134,8 @@ func Keys(ctx context.Context, c Config, tenant string) (list []Key, err error) 
 	return list, err
 }
 
-// RotateKey makes the next key of a tenant for tokens or, as said, for checkpoints. It signs after
-// publish_ahead, or immediately, which is within seconds.
+// RotateKey makes the next key of a tenant, for checkpoints if checkpoints is set and otherwise for
+// tokens. The key signs after publish_ahead. If immediately is set, it signs within seconds.
 func RotateKey(ctx context.Context, c Config, tenant string, checkpoints, immediately bool) (made Key, err error) {
 	use := vault.Tokens
 	if checkpoints {
@@ -148,7 +149,7 @@ func RotateKey(ctx context.Context, c Config, tenant string, checkpoints, immedi
 	return made, err
 }
 
-// RetireKey ends a key at once and for good.
+// RetireKey ends a key at once and permanently.
 func RetireKey(ctx context.Context, c Config, tenant, id string) (retired Key, err error) {
 	err = c.withKeys(ctx, tenant, func(k keyring) error {
 		if err := k.spare(ctx, tenant, id); err != nil {
@@ -161,18 +162,18 @@ func RetireKey(ctx context.Context, c Config, tenant, id string) (retired Key, e
 	return retired, err
 }
 
-// CreateKEK makes a key-encryption key in a new file with mode 0600, and returns its id. It never replaces a
-// file.
+// CreateKEK makes a key-encryption key in a new file with mode 0600, and returns its id. It never
+// replaces a file.
 func CreateKEK(path string) (keyID string, err error) { return vault.CreateKEK(path) }
 
-// keyring is the managed keys of a configuration that does not serve.
+// keyring holds the managed keys of a configuration for a command that does not serve.
 type keyring struct {
 	*vault.Vault
 	tenants []exchange.Tenant
 	ledger  *ledger.Ledger
 }
 
-// spare refuses to retire a key that alone has signed the newest checkpoint.
+// spare refuses to retire the key that alone has signed the newest checkpoint.
 func (k keyring) spare(ctx context.Context, tenant, id string) error {
 	n := slices.IndexFunc(k.tenants, func(t exchange.Tenant) bool { return t.Name == tenant })
 	if n < 0 || k.tenants[n].Checkpoints == nil || k.tenants[n].Checkpoints.VerifierKeys()[id] == "" {
@@ -197,7 +198,7 @@ func (k keyring) key(s vault.State) Key {
 		key.Until = new(s.Until.UTC().Truncate(time.Second))
 	}
 	if s.Phase == vault.Retired {
-		key.SealedBy = "" // nothing is sealed any more
+		key.SealedBy = "" // a retired key is not sealed any more
 	}
 	for _, t := range k.tenants {
 		if t.Name == s.Tenant && s.Use == vault.Checkpoints {
@@ -207,7 +208,7 @@ func (k keyring) key(s vault.State) Key {
 	return key
 }
 
-// withKeys opens the managed keys that the configuration names, without starting anything.
+// withKeys opens the managed keys that the configuration names, and starts nothing else.
 func (c *Config) withKeys(ctx context.Context, tenant string, f func(keyring) error) (err error) {
 	if tenant != "" && !slices.ContainsFunc(c.Tenants, func(t Tenant) bool { return t.Name == tenant }) {
 		return fmt.Errorf("the configuration has no tenant %q", tenant)

@@ -20,7 +20,8 @@ import (
 	"deputy.example/deputy/server/internal/rpc"
 )
 
-// fronts makes the doors to the engine, for programs and for people, and the one for operators.
+// fronts makes the gRPC server, the HTTP server with the consoles, and the HTTP server of
+// operators.
 func (s *Server) fronts(config Config, parts opened, engine *exchange.Engine, o Options) error {
 	door := rpc.Config{Engine: rpc.For(engine), Authority: s.isAuthority, Proxies: prefixes(config.Listen.GRPC.Proxies), Logger: o.Logger, TracerProvider: o.TracerProvider, Now: o.Now}
 	if parts.grpc != nil {
@@ -50,12 +51,13 @@ func (s *Server) fronts(config Config, parts opened, engine *exchange.Engine, o 
 		return err
 	}
 	s.http = httpapi.NewServer(front, prefixes(config.Listen.HTTP.Proxies), o.Logger)
-	s.http.Handler = httpapi.StrictTransport(s.http.Handler) // also for what the server itself answers
+	// The wrapper also covers answers of the server itself.
+	s.http.Handler = httpapi.StrictTransport(s.http.Handler)
 	s.ops = httpapi.NewServer(httpapi.Ops(s.readiness.checks(), o.Registry), nil, o.Logger)
 	return nil
 }
 
-// prefixes reads addresses and networks, which were checked.
+// prefixes parses addresses and networks that were checked before.
 func prefixes(list []string) (all []netip.Prefix) {
 	for _, text := range list {
 		if p, err := parsePrefix(text); err == nil {
@@ -65,7 +67,7 @@ func prefixes(list []string) (all []netip.Prefix) {
 	return all
 }
 
-// withConsoles puts the tenants' consoles beside the OAuth endpoints.
+// withConsoles adds the tenants' consoles to the OAuth endpoints.
 func withConsoles(oauth http.Handler, c console.Config) (http.Handler, error) {
 	if len(c.Tenants) == 0 {
 		return oauth, nil
@@ -84,7 +86,7 @@ func withConsoles(oauth http.Handler, c console.Config) (http.Handler, error) {
 	}), nil
 }
 
-// isAuthority says whether a name is one by which the gRPC listener is reached.
+// isAuthority reports whether a name is one by which clients reach the gRPC listener.
 func (s *Server) isAuthority(name string) bool {
 	same := func(own string) bool {
 		return strings.EqualFold(strings.TrimSuffix(own, ":443"), strings.TrimSuffix(name, ":443"))
@@ -99,7 +101,8 @@ func (s *Server) isAuthority(name string) bool {
 	return slices.ContainsFunc([]string{host, "localhost"}, func(host string) bool { return same(net.JoinHostPort(host, port)) })
 }
 
-// bind listens on what Options do not bring. From here on clients can connect; they wait until Run.
+// bind listens on the addresses for which Options bring no listener. From here on clients can
+// connect. They wait until Run.
 func (s *Server) bind(ctx context.Context, parts opened, o Options) error {
 	refused := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "deputy_connections_refused_total",
@@ -115,7 +118,8 @@ func (s *Server) bind(ctx context.Context, parts opened, o Options) error {
 		address string
 		speaks  func(net.Listener) net.Listener
 	}{
-		{"grpc", &s.listeners.grpc, o.GRPC, s.listen.GRPC.Address, func(l net.Listener) net.Listener { return l }}, // grpc-go adds TLS
+		// The gRPC listener is not wrapped, because grpc-go adds TLS.
+		{"grpc", &s.listeners.grpc, o.GRPC, s.listen.GRPC.Address, func(l net.Listener) net.Listener { return l }},
 		{"http", &s.listeners.http, o.HTTP, s.listen.HTTP.Address, overHTTP(parts.http, true, o.Logger)},
 		{"ops", &s.listeners.ops, o.Ops, s.listen.Ops.Address, overHTTP(parts.ops, false, o.Logger)},
 	} {
@@ -133,8 +137,9 @@ func (s *Server) bind(ctx context.Context, parts opened, o Options) error {
 	return nil
 }
 
-// overHTTP returns how an HTTP listener accepts connections: HTTP/2 and HTTP/1.1 over TLS, or only
-// HTTP/1.1 over plaintext. With strict, answers over TLS that no handler gives have HSTS.
+// overHTTP returns a function that makes an HTTP listener from a TCP listener: HTTP/2 and HTTP/1.1
+// over TLS, or only HTTP/1.1 over plaintext. With strict, answers over TLS that no handler gives
+// have HSTS.
 func overHTTP(config *tls.Config, strict bool, logger *slog.Logger) func(net.Listener) net.Listener {
 	if config == nil {
 		return httpapi.Plaintext
@@ -143,11 +148,11 @@ func overHTTP(config *tls.Config, strict bool, logger *slog.Logger) func(net.Lis
 	return func(l net.Listener) net.Listener { return httpapi.Secured(l, config, strict, logger) }
 }
 
-// GRPCAddr is where the gRPC API is reached, with the port that was taken.
+// GRPCAddr returns the address of the gRPC API, with the port that was bound.
 func (s *Server) GRPCAddr() string { return s.listeners.grpc.Addr().String() }
 
-// HTTPAddr is where the OAuth endpoints are reached.
+// HTTPAddr returns the address of the OAuth endpoints.
 func (s *Server) HTTPAddr() string { return s.listeners.http.Addr().String() }
 
-// OpsAddr is where health, readiness and metrics are reached.
+// OpsAddr returns the address of health, readiness and metrics.
 func (s *Server) OpsAddr() string { return s.listeners.ops.Addr().String() }

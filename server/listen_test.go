@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// listening is a listener at an address that nobody connects to.
+// listening is a listener at an address to which no client connects.
 type listening struct {
 	net.Listener
 	at string
@@ -18,8 +18,8 @@ type address string
 func (address) Network() string  { return "tcp" }
 func (a address) String() string { return string(a) }
 
-// Proofs are for a name of the server's own: one that differs in more than case and the port of https, or that
-// nobody gave it, is another's.
+// TestAuthorities: a proof is for a name of the server's own. A name that differs in more than case
+// and the port of https, or that is not configured, belongs to another server.
 func TestAuthorities(t *testing.T) {
 	for _, c := range []struct {
 		at   string
@@ -37,7 +37,8 @@ func TestAuthorities(t *testing.T) {
 		{"10.0.0.1:9090", []string{"deputy.example"}, "tool.example", false},
 		{"10.0.0.1:9090", []string{"deputy.example"}, "deputy.example@tool.example", false},
 		{"10.0.0.1:9090", []string{"deputy.example"}, "", false},
-		{"127.0.0.1:9090", []string{"deputy.example"}, "127.0.0.1:9090", false}, // names that are given are all
+		// Configured names are the only names.
+		{"127.0.0.1:9090", []string{"deputy.example"}, "127.0.0.1:9090", false},
 
 		{"127.0.0.1:9090", nil, "127.0.0.1:9090", true},
 		{"127.0.0.1:9090", nil, "localhost:9090", true},

@@ -25,20 +25,20 @@ import (
 	"deputy.example/deputy/server/internal/vault"
 )
 
-// opened is what a configuration names on this machine, read and tried. Nothing in it runs yet, and
-// nothing has been connected.
+// opened holds what a configuration names on this machine, read and checked. Nothing in it runs
+// yet, and nothing is connected.
 type opened struct {
 	database, redis string // addresses with their passwords: never in a log or an error
 	grpc, http, ops *tls.Config
 	tenants         []exchange.Tenant
 	kms             vault.KMS      // nil: no key is managed
-	managed         []vault.Member // have their keys once a vault has opened them
+	managed         []vault.Member // get their keys once a vault has opened them
 	memory          *token.Memory  // of all tenants
 	consoles        []console.Tenant
 }
 
-// open reads every file that the configuration names and makes all parts that need no connection. It
-// goes on after a mistake, to find the others; its result is of use only if there was none.
+// open reads every file that the configuration names and makes all parts that need no connection.
+// It continues after a mistake, to find the others. Its result is valid only if there was none.
 func (c *Config) open(o Options) (opened, problems) {
 	var p problems
 	parts := opened{
@@ -59,8 +59,8 @@ func (c *Config) open(o Options) (opened, problems) {
 	return parts, p
 }
 
-// open chooses where what instances share is held, at the address that has its password, and returns
-// what must be closed. It connects to nothing yet.
+// open chooses where the state that instances share is kept, and returns what must be closed. The
+// address includes the password. It does not connect yet.
 func (r *Redis) open(address string, c guard.Config) (*guard.Guard, io.Closer, error) {
 	if r.InProcess {
 		c.Memory = guard.NewMemory()
@@ -80,7 +80,7 @@ func withPassword(p *problems, path, address, file string) string {
 	}
 	u, err := url.Parse(address)
 	if err != nil {
-		return "" // found wrong already
+		return "" // a check reported it before
 	}
 	password, err := secret(file)
 	if err != nil {
@@ -116,7 +116,7 @@ func (t *Tenant) open(p *problems, parts *opened, path string, o Options) exchan
 	return tenant
 }
 
-// openKeys tries each key by itself first, as an error names only the first that is wrong.
+// openKeys first tries each key by itself, because an error names only the first wrong key.
 func (t *Tenant) openKeys(p *problems, parts *opened, path string, o Options) *token.Keyset {
 	if t.ManagedKeys != nil {
 		return t.openManaged(parts, o)
@@ -127,14 +127,14 @@ func (t *Tenant) openKeys(p *problems, parts *opened, path string, o Options) *t
 		p.fault(path, i, err)
 	}
 	if len(*p) > before || len(t.SigningKeys) == 0 {
-		return &token.Keyset{} // stands in while the trust is tried; never used
+		return &token.Keyset{} // a placeholder while the trust is tried; never used
 	}
 	keys, err := token.OpenKeyset(token.KeysetConfig{Keys: t.SigningKeys})
 	p.fault(path, 0, err)
 	return keys
 }
 
-// openCheckpoints reads the key, and sees whether the checkpoints' place is there.
+// openCheckpoints reads the key, and checks that the directory of the checkpoint file exists.
 func (t *Tenant) openCheckpoints(p *problems, parts *opened, path string, o Options) *exchange.Checkpointer {
 	if !t.Audit.signs() {
 		return nil
@@ -159,7 +159,7 @@ func (t *Tenant) openCheckpoints(p *problems, parts *opened, path string, o Opti
 	return c
 }
 
-// checkpointKey reads the key of the file, if there is one.
+// checkpointKey reads the key of the file, if one is configured.
 func (t *Tenant) checkpointKey(o Options) (string, error) {
 	if t.Audit.CheckpointKey == "" {
 		return "", nil
@@ -172,7 +172,8 @@ func (t *Tenant) checkpointKey(o Options) (string, error) {
 	return secret(t.Audit.CheckpointKey)
 }
 
-// openTrust tries each issuer, client and trust domain by itself, for the same reason, and then all together.
+// openTrust first tries each issuer, client and trust domain by itself, for the same reason, and
+// then all together.
 func (t *Tenant) openTrust(p *problems, parts *opened, path string, keys *token.Keyset, o Options) *token.Trust {
 	config := token.TrustConfig{
 		Issuer: t.Issuer, Keys: keys, Skew: t.Skew, AllowInsecureLoopback: t.AllowInsecureLoopback,
@@ -181,7 +182,8 @@ func (t *Tenant) openTrust(p *problems, parts *opened, path string, keys *token.
 	before := len(*p)
 	if _, err := token.NewTrust(config); err != nil {
 		p.fault(path, 0, err)
-		config.Issuer, config.Skew = "https://unusable.invalid", 0 // the others are tried all the same
+		// The other fields are tried all the same.
+		config.Issuer, config.Skew = "https://unusable.invalid", 0
 	}
 	for i, issuer := range t.TrustedIssuers {
 		alone := config
@@ -210,8 +212,8 @@ func (t *Tenant) openTrust(p *problems, parts *opened, path string, keys *token.
 	return trust
 }
 
-// fault takes over an error of package token, which names the field at fault below the tenant. The
-// element was tried alone, as number 0, and is number i.
+// fault adds an error of package token, which names the wrong field below the tenant. The element
+// was tried alone, as number 0. In the configuration it is number i.
 func (p *problems) fault(path string, i int, err error) {
 	if err == nil {
 		return
@@ -236,7 +238,8 @@ func (f *Policy) open(p *problems, path, tenant string, principals []string, o O
 	}
 	checker, err := policy.New(config)
 	for _, mistake := range parts(err) {
-		// What is wrong with the mapping begins with its path; the rest has been found before.
+		// A mistake in the mapping begins with its path. The checks before have reported all
+		// others.
 		text, aboutMapping := strings.CutPrefix(mistake.Error(), "mapping ")
 		at, message, _ := strings.Cut(text, ": ")
 		switch {
@@ -251,7 +254,7 @@ func (f *Policy) open(p *problems, path, tenant string, principals []string, o O
 	return checker
 }
 
-// parts takes apart what errors.Join put together, at any depth.
+// parts splits an error of errors.Join into its errors, at any depth.
 func parts(err error) []error {
 	if joined, ok := err.(interface{ Unwrap() []error }); ok {
 		var all []error
@@ -283,8 +286,8 @@ func (c *Console) open(p *problems, path string, t Tenant) console.Tenant {
 	return opened
 }
 
-// front is what the HTTP front tells the world about the tenant. certificates says whether clients can
-// show any there.
+// front returns what the HTTP front publishes about the tenant. certificates reports whether
+// clients can present certificates there.
 func (t *Tenant) front(keys *token.Keyset, certificates bool) httpapi.Tenant {
 	var algorithms, methods []string
 	for _, c := range t.Clients {
@@ -293,7 +296,8 @@ func (t *Tenant) front(keys *token.Keyset, certificates bool) httpapi.Tenant {
 			methods = append(methods, c.TLS.Method())
 		}
 	}
-	if len(t.SPIFFE) > 0 && certificates { // an SVID is issued by an authority like any other
+	// An SVID is authenticated as a certificate of an authority.
+	if len(t.SPIFFE) > 0 && certificates {
 		methods = append(methods, token.MethodTLSClientAuth)
 	}
 	slices.Sort(algorithms)

@@ -12,7 +12,7 @@ import (
 	"deputy.example/deputy/server/internal/token"
 )
 
-// Migrate prepares the database, or brings it up to date.
+// Migrate prepares the database, or migrates it to the current schema.
 func Migrate(ctx context.Context, d Database) error {
 	var p problems
 	d.check(&p)
@@ -23,8 +23,8 @@ func Migrate(ctx context.Context, d Database) error {
 	return ledger.Migrate(ctx, address)
 }
 
-// CreateCheckpointKey makes the key that signs the heads of an issuer's log, in a new file with mode 0600, and
-// returns the verifier key for auditors. It never replaces a file.
+// CreateCheckpointKey makes the key that signs the heads of an issuer's log, in a new file with
+// mode 0600, and returns the verifier key for auditors. It never replaces a file.
 func CreateCheckpointKey(path, issuer string) (verifierKey string, err error) {
 	return exchange.CreateCheckpointKey(path, issuer)
 }
@@ -37,7 +37,7 @@ func CreateKey(path, algorithm string) error {
 		}
 		return fmt.Errorf("%s: %w", path, err)
 	}
-	// Should the file appear between the two, it is kept too: only the message would be missing.
+	// If the file appears between the two calls, it is kept too. Only the message is missing then.
 	_, err := token.OpenKeyset(token.KeysetConfig{Keys: []token.KeyFile{{Path: path, Algorithm: algorithm}}, Create: true})
 	return err
 }

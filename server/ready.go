@@ -16,16 +16,17 @@ import (
 )
 
 const (
-	// probeTimeout bounds one look at one dependency.
+	// probeTimeout bounds one check of one dependency.
 	probeTimeout = time.Second
-	// probeAge is how old an answer may be. However often readiness is asked for, a dependency is
-	// not asked more often.
+	// probeAge is the greatest age of an answer. A dependency is not asked more often, at any rate
+	// of readiness requests.
 	probeAge = time.Second
-	// probesPerSecond is how many of the tenants' policies, and how many of their keys, are asked for in a
-	// second where there are more: a good answer then counts for longer, so that all have their turn. A bad
-	// one never counts for longer than probeAge.
+	// probesPerSecond is how many of the tenants' policies, and how many of their keys, are checked
+	// in one second where there are more. A good answer then counts for longer, so that each has
+	// its turn. A bad answer never counts for longer than probeAge.
 	probesPerSecond = 8
-	// probesAtOnce bounds how many are under way. Who has to wait for longer than probeTimeout is as good as missing.
+	// probesAtOnce bounds how many checks run at once. A check that waits for longer than
+	// probeTimeout fails.
 	probesAtOnce = 32
 )
 
@@ -33,9 +34,9 @@ var errCrowded = errors.New("so many others did not answer that it could not be 
 
 var errDraining = errors.New("draining")
 
-// readiness knows what this instance needs before it can grant anything. Whether the keys of trusted
-// issuers can be fetched is not part of it: what an issuer serves must not take Deputy away from all
-// the others, and exchanges of derived tokens need none of it.
+// readiness checks what this instance needs before it can grant anything. Whether the keys of
+// trusted issuers can be fetched is not part of it. A failing issuer must not make Deputy
+// unavailable to the others, and exchanges of derived tokens need no issuer.
 type readiness struct {
 	probes   map[string]*probe
 	draining atomic.Bool
@@ -56,7 +57,8 @@ func newReadiness(l *ledger.Ledger, g *guard.Guard, e *exchange.Engine) *readine
 	for _, t := range e.Tenants() {
 		r.probes["policy of "+t.Name] = &probe{age: age, gate: gate, check: t.Policy.Ready}
 		r.probes["keys of "+t.Name] = &probe{age: age, gate: gate, check: func(context.Context) error {
-			_, err := t.Keys.Sign([]byte("{}")) // thrown away; holds no claim that a verifier would accept
+			// The signature is discarded. It covers no claim that a verifier would accept.
+			_, err := t.Keys.Sign([]byte("{}"))
 			return err
 		}}
 		r.probes["revocations of "+t.Name] = &probe{memory: true, check: func(ctx context.Context) error { return e.Ready(ctx, t.Name) }}
@@ -65,12 +67,12 @@ func newReadiness(l *ledger.Ledger, g *guard.Guard, e *exchange.Engine) *readine
 	return r
 }
 
-// ageAmong is for how long a good answer counts if so many tenants share probesPerSecond.
+// ageAmong returns how long a good answer counts if so many tenants share probesPerSecond.
 func ageAmong(tenants int) time.Duration {
 	return max(probeAge, time.Duration(tenants)*time.Second/probesPerSecond)
 }
 
-// checks are the names and questions that /readyz shows.
+// checks returns the checks that /readyz shows, by name.
 func (r *readiness) checks() map[string]func(context.Context) error {
 	checks := map[string]func(context.Context) error{
 		"serving": func(context.Context) error {
@@ -86,7 +88,7 @@ func (r *readiness) checks() map[string]func(context.Context) error {
 	return checks
 }
 
-// ready asks everything at once that has to be asked again.
+// ready runs all checks whose answers are out of date, at once.
 func (r *readiness) ready(ctx context.Context) bool {
 	var asking sync.WaitGroup
 	var missing atomic.Bool
@@ -105,8 +107,8 @@ func (r *readiness) ready(ctx context.Context) bool {
 	return !missing.Load() && !r.draining.Load()
 }
 
-// watch tells set how things stand until ctx ends, and then that this instance is not ready. No call
-// to set comes after the last one, so nothing can revive a draining instance.
+// watch passes the current readiness to set until ctx ends, and then false. No call to set follows
+// the last one, so no call can make a draining instance ready again.
 func (r *readiness) watch(ctx context.Context, set func(bool)) {
 	tick := time.NewTicker(probeAge)
 	defer tick.Stop()
@@ -121,15 +123,15 @@ func (r *readiness) watch(ctx context.Context, set func(bool)) {
 	set(false)
 }
 
-// probe is one question with its last answer.
+// probe is one check with its last answer.
 type probe struct {
 	check  func(context.Context) error
-	memory bool          // the check answers at once: nothing is kept
-	age    time.Duration // for how long a good answer counts; 0: probeAge
-	gate   chan struct{} // shared by probes that may be many; nil: goes at once
+	memory bool          // the check answers from memory: no answer is kept
+	age    time.Duration // how long a good answer counts; 0: probeAge
+	gate   chan struct{} // shared by probes that may be many; nil: no limit
 
-	mu    sync.Mutex // held while asking, so that whoever comes meanwhile shares the answer
-	until time.Time  // when to ask again
+	mu    sync.Mutex // held during a check, so that concurrent callers share the answer
+	until time.Time  // when the answer is out of date
 	last  error
 }
 
@@ -140,7 +142,7 @@ func (p *probe) ask(ctx context.Context) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if !time.Now().Before(p.until) {
-		// The answer is for everybody: whoever asked first may go away.
+		// The answer is for all callers: the first caller may cancel.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), probeTimeout)
 		defer cancel()
 		before := p.last
@@ -150,8 +152,9 @@ func (p *probe) ask(ctx context.Context) error {
 	return p.last
 }
 
-// counts is for how long the last answer does. Many probes that became good together, at the start or after an
-// outage, part company: in each second some are asked, and will notice the next outage.
+// counts returns how long the last answer counts. Many probes may become good together, at the
+// start or after an outage. Their times are then spread, so that some run in each second and detect
+// the next outage.
 func (p *probe) counts(anew bool) time.Duration {
 	switch {
 	case p.last != nil || p.age <= probeAge:
@@ -162,7 +165,7 @@ func (p *probe) counts(anew bool) time.Duration {
 	return p.age - rand.N(p.age/4)
 }
 
-// known is the answer where nobody has to be asked for it.
+// known returns the answer if no dependency has to be asked for it.
 func (p *probe) known(ctx context.Context) (answer error, known bool) {
 	if p.memory {
 		return p.try(ctx), true
@@ -174,7 +177,7 @@ func (p *probe) known(ctx context.Context) (answer error, known bool) {
 	return p.last, time.Now().Before(p.until)
 }
 
-// pass asks when it is its turn.
+// pass runs the check when the gate permits.
 func (p *probe) pass(ctx context.Context) error {
 	if p.gate == nil {
 		return p.try(ctx)

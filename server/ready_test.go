@@ -49,7 +49,8 @@ func TestReadinessTakesASecondWhenEverythingHangs(t *testing.T) {
 	})
 }
 
-// TestManyProbesShareTheirSeconds counts what a thousand tenants ask of one OpenFGA, which then goes away.
+// TestManyProbesShareTheirSeconds counts the requests of a thousand tenants to one OpenFGA, which
+// then stops answering.
 func TestManyProbesShareTheirSeconds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const tenants = 1000

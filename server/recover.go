@@ -14,30 +14,30 @@ import (
 	"deputy.example/deputy/server/internal/vault"
 )
 
-// Decision is what an operator decides about a ledger that may have lost entries (docs/incidents.md).
+// Decision is an operator's decision about a ledger that may have lost entries (docs/incidents.md).
 type Decision struct {
-	RotateKeys bool   // replace all managed signing keys: every token that is out is refused
+	RotateKeys bool   // replace all managed signing keys: every issued token is refused
 	CutOff     bool   // refuse what the ledger no longer has, and record lost revocations again
-	Intact     bool   // nothing was lost; refused where anything says otherwise
+	Intact     bool   // nothing was lost; refused where any evidence shows a loss
 	Reason     string // for auditors
 }
 
-// Losses is what is known of what a ledger lost.
+// Losses is what is known of the losses of a ledger.
 type Losses struct {
-	Doubt  string // why instances refuse; "": they do not
-	Redis  error  // why Redis could not be asked; nil: it was
+	Doubt  string // why instances refuse; "": they do not refuse
+	Redis  error  // why Redis could not be read; nil: it was read
 	Number uint64 // of the incarnation that is recovered, and
 	Next   uint64 // of the one that begins; 0: nothing was done
 	Loss   []Loss
 }
 
-// Loss is what is known of one tenant.
+// Loss is what is known of the losses of one tenant.
 type Loss struct {
 	ledger.Remains
 	Managed bool // its signing keys are managed
 
 	Witness guard.Witness // the newest entry that Redis remembers
-	Forked  bool          // which is another one than the ledger has
+	Forked  bool          // Witness is not the ledger's entry of that number
 	Lists   bool          // Redis holds the revocations of this very ledger
 	Lost    []delegation.Revocation
 	Signed  uint64    // entries that the checkpoint file covers
@@ -45,16 +45,17 @@ type Loss struct {
 	Ahead   []guard.Receipt
 }
 
-// gone says whether something was certainly lost.
+// gone reports whether something was certainly lost.
 func (l Loss) gone() bool {
 	return l.Forked || l.Witness.Seq > l.Seq || len(l.Lost) > 0 || l.Signed > l.Seq || len(l.Ahead) > 0
 }
 
-// All says that cutting off cannot be limited to what was lost: which revocations are missing is not known.
+// All reports that a cut-off cannot be limited to what was lost, because the missing revocations
+// are not known.
 func (l Loss) All() bool { return !l.Lists || l.Forked }
 
-// Recover says what a ledger lost and, with a decision, begins its next incarnation. Instances go on with it by
-// themselves. All databases but this one must be fenced before.
+// Recover reports what a ledger lost and, with a decision, begins its next incarnation. Instances
+// then continue with it by themselves. All databases but this one must be fenced before.
 func Recover(ctx context.Context, c Config, d *Decision) (found Losses, err error) {
 	parts, p := c.open(Options{})
 	for _, t := range parts.tenants {
@@ -112,7 +113,7 @@ type recovery struct {
 	guard  *guard.Guard
 }
 
-// examine asks the ledger, Redis, the checkpoint files and what verifiers said.
+// examine reads the ledger, Redis, the checkpoint files and the receipts of verifiers.
 func (r recovery) examine(ctx context.Context) (found Losses, err error) {
 	remains, doubt, err := r.ledger.Remains(ctx, r.names()...)
 	if err != nil {
@@ -141,7 +142,7 @@ func (r recovery) examine(ctx context.Context) (found Losses, err error) {
 	return found, nil
 }
 
-// names are those of the configured tenants.
+// names returns the names of the configured tenants.
 func (r recovery) names() []string {
 	names := make([]string, len(r.Tenants))
 	for i := range r.Tenants {
@@ -178,7 +179,7 @@ func (r recovery) askRedis(ctx context.Context, incarnation ledger.Incarnation, 
 	return nil
 }
 
-// cause is what the wire would not be told, and an operator is.
+// cause returns the cause of an error, which an operator may see and a caller may not.
 func cause(err error) error {
 	if inner := errors.Unwrap(err); inner != nil {
 		return inner
@@ -212,7 +213,7 @@ func (r recovery) decide(ctx context.Context, found Losses, d Decision) (Losses,
 	return found, nil
 }
 
-// rotate gives each tenant with managed keys another one, and ends all others.
+// rotate makes a new signing key for each tenant with managed keys, and retires all others.
 func (r recovery) rotate(ctx context.Context) error {
 	if !slices.ContainsFunc(r.Tenants, func(t Tenant) bool { return t.ManagedKeys != nil }) {
 		return nil
@@ -244,7 +245,7 @@ func (r recovery) rotate(ctx context.Context) error {
 	return nil
 }
 
-// retire waits until the next key signs, which takes some seconds.
+// retire waits until the next key signs, which takes some seconds, and then retires the key.
 func retire(ctx context.Context, v *vault.Vault, key vault.State) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
@@ -261,7 +262,7 @@ func retire(ctx context.Context, v *vault.Vault, key vault.State) error {
 	}
 }
 
-// String is what an operator reads.
+// String returns the report for an operator.
 func (l Loss) String() string {
 	var b strings.Builder
 	say := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }

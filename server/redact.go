@@ -12,27 +12,27 @@ import (
 
 const redacted = "[redacted]"
 
-// secretKeys in the name of an attribute take its value out of the log, whatever it looks like.
+// secretKeys in the name of an attribute remove its value from the log, whatever the value is.
 var secretKeys = []string{"token", "assertion", "authorization", "secret", "password", "credential", "private_key", "cookie", "dsn"}
 
-// harmlessKeys are names that would be taken for one of those.
+// harmlessKeys are names that match one of those and hold no secret.
 var harmlessKeys = map[string]bool{"token_type": true, "issued_token_type": true, "subject_token_type": true, "actor_token_type": true}
 
-// secretText is what a credential looks like. Nearly all that is logged holds none, so looking for what every
-// one of its form must hold saves most searches.
+// secretText is one form of a credential. Almost no logged text holds one. A cheap test for what
+// each text of the form must hold avoids most searches.
 type secretText struct {
-	mayBeIn func(text string) bool // false: the form is not in it
+	mayBeIn func(text string) bool // false: the text cannot hold the form
 	form    *regexp.Regexp
 }
 
-// secretTexts are what credentials look like, wherever they stand.
+// secretTexts are the forms of credentials anywhere in a text.
 var secretTexts = []secretText{
-	// A JWS: JSON objects begin with {" or { and white space. Two parts are enough to impersonate
-	// where a verifier takes alg none, and a cut-off text must not pass.
+	// A JWS: JSON objects begin with {" or with { and white space. Two parts are enough to
+	// impersonate where a verifier accepts alg none, and a clipped JWS must not pass.
 	{func(text string) bool {
 		return strings.Contains(text, ".") && (strings.Contains(text, "ey") || strings.Contains(text, "ew"))
 	}, regexp.MustCompile(`\be[yw][A-Za-z0-9_-]{8,}={0,2}\.[A-Za-z0-9_-]{8,}={0,2}(?:\.[A-Za-z0-9_=-]*)*`)},
-	// Anything else in three long parts, such as a JWS in a broken encoding.
+	// Any other text in three long parts, such as a JWS in a broken encoding.
 	{func(text string) bool {
 		return len(text) >= 3*20+2 && strings.Count(text, ".") >= 2
 	}, regexp.MustCompile(`[A-Za-z0-9_+/=-]{20,}\.[A-Za-z0-9_+/=-]{20,}\.[A-Za-z0-9_+/=-]{20,}`)},
@@ -46,8 +46,8 @@ var secretTexts = []secretText{
 	}, regexp.MustCompile(`(?s)-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)`)},
 }
 
-// aSchemeEnds says whether white space stands behind the last letters of Bearer, DPoP or Basic. No letter but
-// these, in either case, is taken for one of them where case does not matter.
+// aSchemeEnds reports whether white space follows the last letters of Bearer, DPoP or Basic.
+// Case-insensitive comparison matches no letter but these, in either case.
 func aSchemeEnds(text string) bool {
 	for i := 2; i < len(text); i++ {
 		if unicode.IsSpace(rune(text[i])) {
@@ -72,8 +72,8 @@ func redact(text string) string {
 	return text
 }
 
-// redactor is a slog handler that lets no credential through. It is the last line of defence: no
-// package logs one, and this one sees to it should one begin to.
+// redactor is a slog handler that removes every credential. It is the last line of defense: no
+// package logs a credential, and the redactor protects against a future mistake.
 type redactor struct{ slog.Handler }
 
 func (h redactor) Handle(ctx context.Context, r slog.Record) error {
@@ -107,7 +107,7 @@ func redactAttr(a slog.Attr) slog.Attr {
 	case slog.KindString:
 		return slog.String(a.Key, redactNamed(a.Key, value.String()))
 	case slog.KindAny:
-		// Handlers print such values in ways of their own; text is the one that can be looked through.
+		// Handlers print such values in their own ways. The redactor can search only text.
 		return slog.String(a.Key, redactNamed(a.Key, textOfAny(value.Any())))
 	}
 	return a // numbers, times and booleans

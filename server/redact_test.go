@@ -42,7 +42,8 @@ func leaky(logger *slog.Logger) {
 	logger.WithGroup("g").With("note", canaryJWS).Info("x", "db_password", canaryOpaque)
 	logger.Info("x", "client_secret", stringer(canaryOpaque))
 	logger.Info("x", "pem", "-----BEGIN PRIVATE KEY-----\n"+canaryOpaque)
-	logger.Info("x", "cut", canaryJWS[:strings.LastIndexByte(canaryJWS, '.')]) // alg none, or clipped
+	// Such a JWS has alg none or is clipped.
+	logger.Info("x", "cut", canaryJWS[:strings.LastIndexByte(canaryJWS, '.')])
 }
 
 func TestNoCredentialPassesTheLogger(t *testing.T) {
@@ -57,7 +58,8 @@ func TestNoCredentialPassesTheLogger(t *testing.T) {
 	}
 }
 
-// The control: without the redactor every one of these lines holds a credential.
+// TestWithoutRedactorCredentialsPass is the control: without the redactor every one of these lines
+// holds a credential.
 func TestWithoutRedactorCredentialsPass(t *testing.T) {
 	var out bytes.Buffer
 	leaky(slog.New(slog.NewTextHandler(&out, nil)))
@@ -84,7 +86,8 @@ func TestOrdinaryTextPasses(t *testing.T) {
 	}
 }
 
-// What a look at a text spares it must never be spared: with and without it, the same is left of any text.
+// TestALookSparesNoCredential: the cheap test changes no result. With and without it, the redactor
+// leaves the same of any text.
 func TestALookSparesNoCredential(t *testing.T) {
 	found := 0
 	for _, a := range crumbs {
@@ -115,14 +118,14 @@ func FuzzALookSparesNoCredential(f *testing.F) {
 	})
 }
 
-// crumbs are what credentials and their surroundings are made of.
+// crumbs are the parts of credentials and of the text around them.
 var crumbs = []string{
 	"eyJhbGciOiJFUzI1NiJ9", "ewogImFsZyI", ".", "=", "aaaaaaaaaaaaaaaaaaaa.", "ZZZZZZZZZZZZZZZZZZZ", "é",
 	"bearer", "BeaRER", "DPoP", "dpop", "basic", "BASIC", "ba\u017fic", "BAS\u0130C", "bas\u0131c", " ", "\t", "\r\n", "\f", "\v", "\u00a0", "abcd",
 	"://", "user:", "x@", "-----BEGIN ", "-----BEGIN", "PRIVATE KEY-----", "\xff",
 }
 
-// searched is what is left of a text in which every form is searched for.
+// searched returns what is left of a text after a search for every form.
 func searched(text string) string {
 	if len(text) < 8 {
 		return text

@@ -10,19 +10,21 @@ import (
 	"deputy.example/deputy/server/internal/ledger"
 )
 
-// Retention says for how long the tenant's entries are kept (docs/retention.md). Default for ever.
+// Retention is how long the tenant's entries are kept (docs/retention.md). Default forever.
 type Retention struct {
-	// Personal is after which time entries lose the fields that name or describe somebody. Their
-	// digests stay, and every proof with them. Default for ever, at least 24h. Danger: what was erased
-	// is gone for auditors too.
+	// Personal is the age at which entries lose the fields that name or describe a person. The
+	// digests of the fields stay, and every proof with them. Default forever, at least 24h. Danger:
+	// an erased field is lost for auditors too.
 	Personal time.Duration `yaml:"personal"`
-	// Entries is after which time whole entries are dropped. Their leaf hashes stay, so that all that
-	// was signed can still be proven. Default for ever, at least 24h and not shorter than personal.
-	// Danger: export and keep what you will be asked about before it goes.
+	// Entries is the age at which whole entries are dropped. Their leaf hashes stay, so that
+	// everything that was signed can still be proven. Default forever, at least 24h and not shorter
+	// than personal. Danger: export the entries that you must be able to show later before they are
+	// dropped.
 	Entries time.Duration `yaml:"entries"`
 }
 
-// A day is the longest life of a token: nothing that is alive is ever old enough to be forgotten.
+// leastRetention is the longest life of a token, so nothing that is alive is old enough to be
+// forgotten.
 const leastRetention, mostRetention = 24 * time.Hour, 100 * 365 * 24 * time.Hour
 
 func (r *Retention) check(p *problems, path string) {
@@ -39,7 +41,7 @@ func (r *Retention) check(p *problems, path string) {
 	}
 }
 
-// retention is what each tenant's configuration says, as the ledger takes it.
+// retention returns each tenant's retention in the form that the ledger takes.
 func (c *Config) retention() map[string]ledger.Retention {
 	keep := make(map[string]ledger.Retention)
 	for _, t := range c.Tenants {
@@ -48,8 +50,8 @@ func (c *Config) retention() map[string]ledger.Retention {
 	return keep
 }
 
-// Erase makes a tenant's ledger forget a principal. It may run while instances serve, and again after it
-// was ended. The progress is told how many entries were looked at.
+// Erase makes a tenant's ledger forget a principal. It may run while instances serve, and again
+// after an interruption. progress receives how many entries were examined.
 func Erase(ctx context.Context, c Config, tenant, principal string, dryRun bool, progress func(done, of uint64)) (_ ledger.Erased, err error) {
 	if !slices.ContainsFunc(c.Tenants, func(t Tenant) bool { return t.Name == tenant }) {
 		return ledger.Erased{}, fmt.Errorf("the configuration has no tenant %q", tenant)

@@ -14,7 +14,7 @@ import (
 	"deputy.example/deputy/server/internal/guard"
 )
 
-// watch connects a verifier and takes its snapshot.
+// watch connects a verifier and receives its snapshot.
 func (i *instance) watch(t *testing.T) deputyv1.RevocationService_WatchRevocationsClient {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
@@ -39,8 +39,9 @@ func (i *instance) revoke(ctx context.Context, t *testing.T, token string) (*dep
 	return deputyv1.NewRevocationServiceClient(i.conn).Revoke(ctx, &deputyv1.RevokeRequest{Token: token, Client: client})
 }
 
-// What one instance revokes, the verifiers of the other one hear, well within the second that they
-// are promised; and a drain ends their streams at once, however patient it is.
+// TestRevocationReachesVerifiersOfAnotherInstance: the verifiers of one instance receive what
+// another instance revokes, well within the guaranteed second. A drain ends their streams at once,
+// for any drain_timeout.
 func TestRevocationReachesVerifiersOfAnotherInstance(t *testing.T) {
 	s := newSite(t)
 	one, other := s.start(t), s.start(t)
@@ -79,8 +80,8 @@ func TestRevocationReachesVerifiersOfAnotherInstance(t *testing.T) {
 	one.stop(t)
 }
 
-// Lists that know more than the ledger are nobody's to believe or to replace: the instance waits for
-// an operator. When the lists are gone, it makes them anew.
+// TestRedisAheadOfTheLedger: an instance neither trusts nor replaces lists in Redis that hold more
+// than the ledger. It waits for an operator. When the lists are gone, it makes them again.
 func TestRedisAheadOfTheLedger(t *testing.T) {
 	s := newSite(t)
 	redis, err := guard.Dial(s.redis.URL())
@@ -101,7 +102,7 @@ func TestRedisAheadOfTheLedger(t *testing.T) {
 	i.stop(t)
 }
 
-// Another type in the place of the lists is replaced by them.
+// TestListsAreMended: a value of another type in the place of the lists is replaced by them.
 func TestListsAreMended(t *testing.T) {
 	s := newSite(t)
 	i := s.start(t)

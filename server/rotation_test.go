@@ -21,7 +21,7 @@ import (
 	"deputy.example/deputy/server/internal/vault"
 )
 
-// manage gives the site managed keys in place of the file's.
+// manage gives the site managed keys in place of those of a file.
 func (s *site) manage(t *testing.T, section string) {
 	t.Helper()
 	if _, err := CreateKEK(filepath.Join(s.dir, "kek")); err != nil {
@@ -33,8 +33,8 @@ func (s *site) manage(t *testing.T, section string) {
 	).Replace(s.text)
 }
 
-// fast is a clock that runs, by so much, faster than the real one once it is told to hurry: until then, so
-// that nothing is late that takes long to start, it runs like it.
+// fast returns a clock that runs at real speed until hurry is called, so that a slow start misses
+// no deadline. After that it runs times as fast.
 func fast(times time.Duration) (now func() time.Time, hurry func()) {
 	var since atomic.Pointer[time.Time]
 	now = func() time.Time {
@@ -47,14 +47,14 @@ func fast(times time.Duration) (now func() time.Time, hurry func()) {
 	return now, func() { since.Store(new(time.Now())) }
 }
 
-// hurry has all clocks of the site's instances show that time.
+// hurry makes all clocks of the site's instances show that time.
 func (s *site) hurry(now func() time.Time) {
 	began := now()
 	s.options.Now, s.options.Elapsed = now, func() time.Duration { return now().Sub(began) }
 	s.options.Remote = func(string, time.Time) time.Time { return now() }
 }
 
-// people of a site whose time is not the real one.
+// hurried is a site with a clock that is not the real one.
 type hurried struct {
 	*site
 	now func() time.Time
@@ -88,7 +88,7 @@ func (s hurried) introspect(t *testing.T, at *instance, token string) (bool, err
 	return said.GetActive(), err
 }
 
-// verifier is a resource server with the SDK, which fetches the keys of one instance.
+// verifier returns a resource server with the SDK, which fetches the keys of one instance.
 func (s hurried) verifier(t *testing.T, of *instance) *client.Verifier {
 	t.Helper()
 	v, err := client.NewVerifier(client.VerifierConfig{
@@ -122,7 +122,7 @@ func expiry(token string) time.Time {
 	return time.Unix(r.ExpiresAt, 0)
 }
 
-// published are the kids that an instance publishes.
+// published returns the kids that an instance publishes.
 func (i *instance) published(t *testing.T) (kids []string) {
 	t.Helper()
 	_, text := get(t, "http://"+i.HTTPAddr()+"/oauth2/jwks")
@@ -136,7 +136,7 @@ func (i *instance) published(t *testing.T) (kids []string) {
 	return kids
 }
 
-// load is what workers did, until they are told to stop.
+// load counts the results of the workers, which run until they are stopped.
 type load struct {
 	hurried
 	fleet     []*instance
@@ -156,7 +156,7 @@ func (l *load) reject(how, kid string, err error) {
 }
 
 func (l *load) work(ctx context.Context, t *testing.T, n int) {
-	var out []string // tokens that are out, the oldest first
+	var out []string // issued tokens that have not expired, the oldest first
 	for turn := n; ctx.Err() == nil; turn++ {
 		here, there := l.fleet[turn%2], l.fleet[(turn+1)%2]
 		token, err := l.exchange(t, here, "")
@@ -175,7 +175,8 @@ func (l *load) work(ctx context.Context, t *testing.T, n int) {
 		for len(out) > 0 && expiry(out[0]).Sub(l.now()) < 5*time.Second {
 			out = out[1:]
 		}
-		for _, token := range append([]string{token}, out[:min(1, len(out))]...) { // the youngest and the oldest
+		// The newest token and the oldest are verified.
+		for _, token := range append([]string{token}, out[:min(1, len(out))]...) {
 			began := l.now()
 			if child, err := l.exchange(t, there, token); err != nil {
 				l.judge("exchange of a derived token", token, began, err)
@@ -197,7 +198,7 @@ func (l *load) work(ctx context.Context, t *testing.T, n int) {
 	}
 }
 
-// judge counts a verdict on a token, unless the token ended meanwhile.
+// judge counts a verdict on a token, unless the token expired meanwhile.
 func (l *load) judge(how, token string, began time.Time, err error) {
 	switch {
 	case err == nil:
@@ -207,9 +208,10 @@ func (l *load) judge(how, token string, began time.Time, err error) {
 	}
 }
 
-// TestRotationUnderLoad runs two instances on one PostgreSQL through several rotations, which they make by
-// themselves on a clock that runs thirty times as fast, while tokens are exchanged at one, derived and
-// introspected at the other, and verified by the SDK with the keys of both. None may be rejected.
+// TestRotationUnderLoad runs two instances on one PostgreSQL through several rotations. The
+// instances rotate by themselves on a clock that runs thirty times as fast. Meanwhile tokens are
+// exchanged at one instance, derived and introspected at the other, and verified by the SDK with
+// the keys of both. None may be rejected.
 func TestRotationUnderLoad(t *testing.T) {
 	const times = 30
 	s := newSite(t)
@@ -240,7 +242,8 @@ func TestRotationUnderLoad(t *testing.T) {
 	defer stop()
 	rotations := testservers.Campaign(12, 3)
 	deadline := time.Now().Add(time.Duration(rotations+2) * 4 * time.Minute / times)
-	enough := deadline.Add(5 * time.Minute) // on a busy machine the exchanges take more time than the rotations
+	// On a busy machine the exchanges take more time than the rotations.
+	enough := deadline.Add(5 * time.Minute)
 	seen := 0
 	for seen <= rotations || l.exchanges.Load() < 100 {
 		if now := time.Now(); seen <= rotations && now.After(deadline) || now.After(enough) {
@@ -270,7 +273,8 @@ func TestRotationUnderLoad(t *testing.T) {
 		t.Errorf("%d keys were made for %d rotations, %v", len(keys), rotations, err)
 	}
 
-	// The control: a key that signs before it was published for long enough is not known everywhere.
+	// The control: a key that signs before it was published for long enough is not known to every
+	// verifier.
 	for range 20 {
 		if l.rejected.Load() > rejected {
 			break
@@ -288,7 +292,7 @@ func TestRotationUnderLoad(t *testing.T) {
 	l.mu.Unlock()
 }
 
-// TestRetiredKeyIsRefusedEverywhere is the drill after a theft.
+// TestRetiredKeyIsRefusedEverywhere is the drill for a stolen key.
 func TestRetiredKeyIsRefusedEverywhere(t *testing.T) {
 	const times = 10
 	s := newSite(t)
@@ -327,7 +331,7 @@ func TestRetiredKeyIsRefusedEverywhere(t *testing.T) {
 		}
 	}
 	poll(t, func() bool { _, err = v.Verify(t.Context(), token); return err != nil }, func() string { return "the SDK accepts it" })
-	// A second of the instances' reading is ten here.
+	// One second of real time is ten seconds on the clock of the instances.
 	if took := people.now().Sub(retired); took > time.Minute+(times-1)*2*time.Second {
 		t.Errorf("refused by the SDK after %v", took)
 	}
@@ -340,7 +344,7 @@ func TestRetiredKeyIsRefusedEverywhere(t *testing.T) {
 	}
 }
 
-// TestManagedKeysAreSealedAtRest looks for private keys in all that the databases hold.
+// TestManagedKeysAreSealedAtRest searches for private keys in everything that the databases hold.
 func TestManagedKeysAreSealedAtRest(t *testing.T) {
 	for _, database := range []string{"SQLite", "PostgreSQL"} {
 		t.Run(database, func(t *testing.T) {
@@ -372,7 +376,8 @@ func TestManagedKeysAreSealedAtRest(t *testing.T) {
 			secrets := canaries{"key-encryption key": strings.TrimSpace(strings.TrimPrefix(s.read(t, "kek"), "deputy-kek:"))}
 			for n, plain := range spy.seen {
 				secrets[fmt.Sprintf("private key %d", n)] = plain
-				secrets[fmt.Sprintf("seed of key %d", n)] = plain[len(plain)-32:] // PKCS#8 of Ed25519 and notes both end with it
+				// PKCS#8 of Ed25519 and notes both end with the seed.
+				secrets[fmt.Sprintf("seed of key %d", n)] = plain[len(plain)-32:]
 			}
 			if len(spy.seen) != 2 {
 				t.Fatalf("%d keys were opened, want one that signs tokens and one that signs checkpoints", len(spy.seen))
@@ -384,7 +389,8 @@ func TestManagedKeysAreSealedAtRest(t *testing.T) {
 			if found := secrets.foundIn(stored); len(found) > 0 || strings.Contains(stored, "PRIVATE") {
 				t.Errorf("the database holds %v", found)
 			}
-			for n, sealed := range spy.sealed { // the controls: what was looked through, and how
+			// The controls: the database holds each sealed key, and the search finds its secret.
+			for n, sealed := range spy.sealed {
 				if !strings.Contains(stored, sealed) || len(secrets.foundIn(stored+spy.seen[n])) == 0 {
 					t.Error("the sealed key was not looked through")
 				}
@@ -393,7 +399,7 @@ func TestManagedKeysAreSealedAtRest(t *testing.T) {
 	}
 }
 
-// opener keeps what was opened.
+// opener records what was opened.
 type opener struct {
 	vault.KMS
 	seen, sealed []string
@@ -405,7 +411,7 @@ func (o *opener) Open(ctx context.Context, id string, sealed, bound []byte) ([]b
 	return plain, err
 }
 
-// TestStartNeedsTheKeyEncryptionKey starts with every wrong one there is.
+// TestStartNeedsTheKeyEncryptionKey starts with every kind of wrong key.
 func TestStartNeedsTheKeyEncryptionKey(t *testing.T) {
 	s := newSite(t)
 	s.manage(t, "{}")

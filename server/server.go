@@ -25,28 +25,30 @@ import (
 	"deputy.example/deputy/server/internal/vault"
 )
 
-// Options put parts in place of those that New would make. The zero value is production.
+// Options replace parts that New would make. The zero value is for production.
 type Options struct {
 	PolicyTransport http.RoundTripper // reaches OpenFGA; nil: the network
 	KeyTransport    http.RoundTripper // reaches the keys of trusted issuers; nil: the network
-	// CreateKeys makes each tenant's first signing key if its file does not exist. For development:
-	// two instances would each make their own.
+	// CreateKeys makes each tenant's first signing key if its file does not exist. It is for
+	// development: each of two instances would make its own key.
 	CreateKeys bool
-	// GRPC, HTTP and Ops are listeners in place of the configured addresses. New takes them over.
+	// GRPC, HTTP and Ops are listeners in place of the configured addresses. New takes ownership of
+	// them.
 	GRPC, HTTP, Ops net.Listener
 
 	Logger         *slog.Logger         // nil: as configured, to standard error
-	Registry       *prometheus.Registry // nil: a new one with what Go and the process tell
-	TracerProvider trace.TracerProvider // nil: as configured. It stays the caller's to shut down.
-	// Now is the wall clock. It is compared with Elapsed, which grows with real time and is never stepped, and with the
-	// clocks of PostgreSQL and Redis, whose answers Remote may change. A test that moves Now moves the others too, or finds
-	// that the instance refuses. nil: time.Now, the time since the machine was started, and the answers as they are.
+	Registry       *prometheus.Registry // nil: a new one with the metrics of Go and of the process
+	TracerProvider trace.TracerProvider // nil: as configured. The caller shuts it down.
+	// Now is the wall clock. It is compared with Elapsed, which grows with real time and is never
+	// stepped, and with the clocks of PostgreSQL and Redis, whose answers Remote may change. A test
+	// that moves Now moves the others too, or the instance refuses. nil: time.Now, the time since
+	// the machine was started, and the answers as they are.
 	Now     func() time.Time
 	Elapsed func() time.Duration
 	Remote  func(source string, answer time.Time) time.Time
 }
 
-// Server is one instance of Deputy: opened by New, it accepts connections, and serves once it Runs.
+// Server is one instance of Deputy. New opens it and accepts connections. Run serves.
 type Server struct {
 	listen    Listen
 	logger    *slog.Logger
@@ -63,8 +65,8 @@ type Server struct {
 	opened    []io.Closer // in order
 }
 
-// New checks the configuration, opens the ledger, which must be migrated, and listens. OpenFGA, Redis
-// and trusted issuers need not be there yet: readiness tells.
+// New checks the configuration, opens the ledger, which must be migrated, and listens. OpenFGA,
+// Redis and trusted issuers need not be reachable yet: readiness reports them.
 func New(ctx context.Context, config Config, o Options) (_ *Server, err error) {
 	s := &Server{}
 	defer func() {
@@ -82,7 +84,7 @@ func New(ctx context.Context, config Config, o Options) (_ *Server, err error) {
 		return nil, err
 	}
 	times := config.Clock.open(o)
-	o.Now = times.Now // whatever else goes by the time
+	o.Now = times.Now // all parts below use this clock
 	parts, unopened := config.open(o)
 	if err := config.locate(nil, unopened).err(); err != nil {
 		return nil, fmt.Errorf("configuration:\n%w", err)
@@ -123,14 +125,14 @@ func New(ctx context.Context, config Config, o Options) (_ *Server, err error) {
 	return s, s.bind(ctx, parts, o)
 }
 
-// Run serves until ctx ends or a component fails, drains, and closes everything, the ledger last. The
-// error names the component. A Server runs once.
+// Run serves until ctx ends or a component fails, drains, and closes everything, the ledger last.
+// The error names the component. A Server runs once.
 func (s *Server) Run(ctx context.Context) error {
 	collectLess()
 	group, ctx := errgroup.WithContext(ctx)
 	run := func(name string, component func() error) {
 		group.Go(func() error {
-			if err := component(); ctx.Err() == nil { // none may end before it is told to
+			if err := component(); ctx.Err() == nil { // no component may end before ctx
 				return fmt.Errorf("%s: %w", name, cmp.Or(err, errEnded))
 			}
 			return nil
@@ -143,7 +145,7 @@ func (s *Server) Run(ctx context.Context) error {
 		run("keys of tenant "+t.Name, func() error {
 			err := t.Trust.Run(ctx)
 			if err == nil {
-				<-ctx.Done() // it has nothing to do where no key can change
+				<-ctx.Done() // without a vault no key can change
 			}
 			return err
 		})
@@ -174,8 +176,8 @@ func names(tenants []exchange.Tenant) (list []string) {
 	return list
 }
 
-// drain lets load balancers know, then takes nothing new and waits for what runs; readiness can be
-// asked for until the end.
+// drain reports to load balancers that the instance is not ready, then accepts nothing new and
+// waits for what runs. Readiness is served until the end.
 func (s *Server) drain() {
 	s.logger.Info("draining", "notice", s.listen.DrainNotice, "timeout", s.listen.DrainTimeout)
 	time.Sleep(s.listen.DrainNotice)
@@ -188,14 +190,14 @@ func (s *Server) drain() {
 	shutdown(ctx, s.ops)
 }
 
-// shutdown waits for the requests that run, and cuts them off when ctx ends.
+// shutdown waits for running requests, and cuts them off when ctx ends.
 func shutdown(ctx context.Context, h *http.Server) {
 	if h.Shutdown(ctx) != nil {
-		_ = h.Close() // its connections are lost anyway
+		_ = h.Close() // its connections are lost in any case
 	}
 }
 
-// owns takes over what Close shall close.
+// owns registers what Close must close.
 func (s *Server) owns(c io.Closer) {
 	if c != nil {
 		s.opened = append(s.opened, c)
@@ -206,7 +208,8 @@ type closer func() error
 
 func (c closer) Close() error { return c() }
 
-// Close releases what New opened, the newest first. It is for a Server that never Runs; Run does it.
+// Close releases what New opened, the newest first. It is for a Server that never runs. Run calls
+// it.
 func (s *Server) Close() error {
 	var errs []error
 	for _, c := range slices.Backward(s.opened) {

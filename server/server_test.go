@@ -37,7 +37,8 @@ import (
 	"deputy.example/deputy/server/internal/testservers"
 )
 
-// site is a deployment: its files, its people, its dependencies. Servers on it come and go.
+// site is a deployment: its files, its people and its dependencies. A site can start several
+// servers.
 type site struct {
 	scene
 	redis     *testservers.RedisServer
@@ -77,7 +78,8 @@ func newSite(t testing.TB) *site {
 	s.write("people.jwks.json", []byte(s.people.JWKS()))
 	s.write("client.jwks.json", []byte(s.planner.JWKS()))
 	s.text = strings.NewReplacer(
-		"redis://127.0.0.1:6379", s.redis.URL()+"\n  timeout: 1s", // the longest: the machine of a test can be busy
+		// The timeout is the longest permitted one, because the machine of a test can be busy.
+		"redis://127.0.0.1:6379", s.redis.URL()+"\n  timeout: 1s",
 		"keys: {discovery: true}", "keys: {file: DIR/people.jwks.json}",
 		"    policy:\n", "    limits: {allow_bearer: true}\n    policy:\n      timeout: 1500ms\n",
 		"principal: {type: user}", "principal: {type: user}\n        root_grants: {scopes_claim: scope, audiences: [https://calendar.example]}",
@@ -95,7 +97,7 @@ type instance struct {
 	conn   *grpc.ClientConn
 }
 
-// start migrates, loads, opens and runs, and waits until the instance says that it is ready.
+// start migrates, loads, opens and runs, and waits until the instance reports that it is ready.
 func (s *site) start(t testing.TB) *instance {
 	t.Helper()
 	i := s.startUnready(t)
@@ -140,7 +142,7 @@ func (i *instance) stop(t *testing.T) {
 	i.done = nil
 }
 
-// get has connections of its own, so that none outlives the test.
+// get uses connections of its own, so that none outlives the test.
 func get(t testing.TB, url string) (int, string) {
 	t.Helper()
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 10 * time.Second}
@@ -156,7 +158,8 @@ func get(t testing.TB, url string) (int, string) {
 	return response.StatusCode, string(body)
 }
 
-// await polls both doors until they say that exactly these dependencies are missing.
+// await polls the gRPC health service and /readyz until they report exactly these dependencies as
+// missing.
 func (i *instance) await(t testing.TB, missing []string) {
 	t.Helper()
 	var said string
@@ -226,8 +229,8 @@ func (i *instance) exchange(ctx context.Context, t *testing.T) (*deputyv1.Exchan
 	return deputyv1.NewTokenExchangeServiceClient(i.conn).Exchange(ctx, i.site.request(t))
 }
 
-// TestEmergencyRespondersOfTheFile: who is in emergency_responders suspends an agent while OpenFGA does not answer. The
-// control is the same configuration without the field.
+// TestEmergencyRespondersOfTheFile: a principal in emergency_responders suspends an agent while
+// OpenFGA does not answer. The control is the same configuration without the field.
 func TestEmergencyRespondersOfTheFile(t *testing.T) {
 	for _, named := range []bool{true, false} {
 		s := newSite(t)
@@ -318,8 +321,8 @@ func TestReadinessNamesWhatIsMissing(t *testing.T) {
 	i.stop(t)
 }
 
-// What runs when the signal comes ends well, what comes after the notice is refused, and nothing that
-// was granted is missing in the ledger.
+// TestDrainUnderLoad: a request that runs at the signal completes, a request after the notice is
+// refused, and the ledger holds every grant.
 func TestDrainUnderLoad(t *testing.T) {
 	s := newSite(t)
 	s.text = strings.Replace(s.text, "listen:\n", "listen:\n  drain_notice: 500ms\n", 1)
@@ -368,7 +371,7 @@ func TestDrainUnderLoad(t *testing.T) {
 	again.stop(t)
 }
 
-// A request that never ends is cut off, and Run returns.
+// TestDrainIsBounded: a request that never ends is cut off, and Run returns.
 func TestDrainIsBounded(t *testing.T) {
 	s := newSite(t)
 	s.text = strings.Replace(s.text, "listen:\n", "listen:\n  drain_timeout: 50ms\n", 1)

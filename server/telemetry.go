@@ -16,7 +16,7 @@ import (
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 )
 
-// NewLogger makes the log of the configuration, with credentials taken out of it.
+// NewLogger makes the logger of the configuration, which removes credentials from what it logs.
 func NewLogger(t Telemetry, to io.Writer) *slog.Logger {
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(t.LogLevel)); err != nil {
@@ -30,7 +30,7 @@ func NewLogger(t Telemetry, to io.Writer) *slog.Logger {
 	return slog.New(redactor{handler})
 }
 
-// observe fills in what Options leave to the configuration.
+// observe sets the parts of Options that the configuration determines.
 func (s *Server) observe(ctx context.Context, t Telemetry, o *Options) error {
 	if o.Logger == nil {
 		o.Logger = NewLogger(t, os.Stderr)
@@ -64,7 +64,7 @@ func (s *Server) observe(ctx context.Context, t Telemetry, o *Options) error {
 	return nil
 }
 
-// newRegistry collects what the Go runtime and the operating system know of this process.
+// newRegistry collects the metrics of the Go runtime and of this process.
 func newRegistry() *prometheus.Registry {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(
@@ -75,10 +75,10 @@ func newRegistry() *prometheus.Registry {
 	return registry
 }
 
-// newTracerProvider sends traces to the collector, which need not be there yet.
+// newTracerProvider sends traces to the collector, which need not be reachable yet.
 func newTracerProvider(ctx context.Context, t Telemetry, logger *slog.Logger) (*sdktrace.TracerProvider, error) {
-	// Without retries and with a short timeout an export ends before Shutdown gives up on it, so that
-	// a collector that is not there holds nothing up and leaves nothing running.
+	// Without retries and with a short timeout an export ends before Shutdown gives up on it. An
+	// absent collector then delays nothing and leaves nothing running.
 	exporter, err := otlptracegrpc.New(ctx, otlptracegrpc.WithEndpointURL(t.OTLPEndpoint),
 		otlptracegrpc.WithTimeout(2*time.Second),
 		otlptracegrpc.WithRetry(otlptracegrpc.RetryConfig{Enabled: false}))
@@ -87,14 +87,15 @@ func newTracerProvider(ctx context.Context, t Telemetry, logger *slog.Logger) (*
 	}
 	return sdktrace.NewTracerProvider(
 		sdktrace.WithBatcher(&patientExporter{SpanExporter: exporter, logger: logger}),
-		// A caller's sampling flag must not decide what Deputy shows of itself; collectors thin out.
+		// A caller's sampling flag must not decide what Deputy records of itself. Collectors
+		// sample.
 		sdktrace.WithSampler(sdktrace.AlwaysSample()),
 		sdktrace.WithResource(resource.NewSchemaless(attribute.String("service.name", "deputy"))),
 	), nil
 }
 
-// patientExporter says once a minute at most, in Deputy's log, that the collector takes no traces.
-// Spans that it does not take are lost; requests never wait for it. Its calls come one at a time.
+// patientExporter logs at most once a minute that the collector takes no traces. Spans that the
+// collector does not take are lost. Requests never wait for it. Its calls come one at a time.
 type patientExporter struct {
 	sdktrace.SpanExporter
 	logger *slog.Logger

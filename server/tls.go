@@ -13,17 +13,18 @@ import (
 	"time"
 )
 
-// TLS names a certificate and says what is asked of clients. The certificate is read again when one of
-// its files has changed, at most every ten seconds, so that a renewal needs no restart.
+// TLS names a certificate and configures client certificates. Handshakes read the files again, at
+// most every ten seconds, and use a changed certificate, so that a renewal needs no restart.
 type TLS struct {
 	CertFile string `yaml:"cert_file"` // PEM, with intermediates. Required.
 	KeyFile  string `yaml:"key_file"`  // PEM. Required. Danger: readable by Deputy alone.
-	// MinVersion is 1.3 or 1.2. Default 1.3. Danger: 1.2 sends client certificates in plaintext, so who
-	// calls can be read on the way, and its handshakes are weaker.
+	// MinVersion is 1.3 or 1.2. Default 1.3. Danger: 1.2 sends client certificates in plaintext, so
+	// that the network path reveals the callers, and its handshakes are weaker.
 	MinVersion string `yaml:"min_version"`
-	// ClientCertificates is request or ignore. Default request: a client may show a certificate, which
-	// authenticates it or binds its tokens where a tenant says so (RFC 8705), and need not. Ignore it
-	// where browsers come in that would ask people for one. Not for listen.ops, which authenticates nobody.
+	// ClientCertificates is request or ignore. Default request: a client may present a certificate,
+	// which authenticates it or binds its tokens where a tenant is configured so (RFC 8705), and
+	// need not. Use ignore where browsers would ask people for a certificate. Not for listen.ops,
+	// which authenticates no caller.
 	ClientCertificates string `yaml:"client_certificates"`
 }
 
@@ -38,14 +39,15 @@ func (t *TLS) check(p *problems, path string, authenticates bool) {
 	}
 }
 
-// requests says whether clients can show a certificate here.
+// requests reports whether clients can present a certificate here.
 func (t *TLS) requests() bool { return t != nil && t.ClientCertificates == "request" }
 
-// open reads the certificate. Nothing is verified of a client's but that it has the key: whom it
-// authenticates, if anybody, is for each tenant to say.
+// open reads the certificate. The handshake verifies only that a client has the key of its
+// certificate. Each tenant decides which principal the certificate authenticates, if any.
 //
-// No session is resumed. A resumed one would prove possession of a key from memory, for days, and show
-// the certificate of then: a client that renewed its own would be refused for the old one.
+// No session is resumed. A resumed session would prove possession of a key from memory, for days,
+// and present the certificate of its first handshake. A client that renewed its certificate would
+// be refused for the old one.
 func (t *TLS) open(p *problems, path string, o Options) *tls.Config {
 	if t == nil {
 		return nil
@@ -75,20 +77,21 @@ func (t *TLS) open(p *problems, path string, o Options) *tls.Config {
 }
 
 // authenticatedSuites are the suites of TLS 1.2 with forward secrecy and authenticated encryption
-// (RFC 9325 section 4.2). HTTP/2 forbids the others (RFC 9113 section 9.2.2). TLS 1.3 has only such.
+// (RFC 9325 section 4.2). HTTP/2 forbids the others (RFC 9113 section 9.2.2). TLS 1.3 has only such
+// suites.
 var authenticatedSuites = []uint16{
 	tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
 	tls.TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384, tls.TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
 	tls.TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256, tls.TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
 }
 
-// renewable is a certificate whose files somebody replaces now and then.
+// renewable is a certificate whose files may be replaced while the server runs.
 type renewable struct {
 	certFile, keyFile string
 	now               func() time.Time
 	logger            *slog.Logger
 
-	mu      sync.Mutex // also while reading: whoever comes meanwhile waits for two small files
+	mu      sync.Mutex // held while reading too: concurrent handshakes wait for two small files
 	current *tls.Certificate
 	content [sha256.Size]byte // of the files that current was made of
 	looked  time.Time         // when the files were last read
@@ -98,8 +101,8 @@ type renewable struct {
 // lookEvery bounds how often handshakes read the files.
 const lookEvery = 10 * time.Second
 
-// certificate is tls.Config.GetCertificate. While the files cannot be used together, because they are
-// gone, broken or half-way through being replaced, the certificate before serves on.
+// certificate is tls.Config.GetCertificate. The previous certificate continues to serve while the
+// files cannot be used together, because they are missing, broken or half replaced.
 func (r *renewable) certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -117,8 +120,8 @@ func (r *renewable) certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) 
 	return r.current, nil
 }
 
-// read takes the files' certificate where they differ from those before. Nothing is kept of files that
-// do not fit each other.
+// read takes the files' certificate where they differ from those before. Files that do not match
+// each other change nothing.
 func (r *renewable) read() error {
 	cert, err := readPEM(r.certFile)
 	if err != nil {

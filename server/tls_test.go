@@ -28,11 +28,11 @@ import (
 	"deputy.example/deputy/server/internal/token/certtest"
 )
 
-// A handshake is what both sides know after one.
+// handshake holds what both sides know after a handshake.
 type handshake struct{ client, server tls.ConnectionState }
 
-// shake connects to a server with the configuration, and lets the client read until it has the tickets
-// that there may be.
+// shake connects to a server with the configuration, and lets the client read until it has the
+// tickets that there may be.
 func shake(t testing.TB, server, client *tls.Config) (handshake, error) {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -125,7 +125,8 @@ func TestCertificateIsRenewed(t *testing.T) {
 	f.at.Add(1)
 	serves("after it is looked again", second)
 
-	certtest.WritePair(t, f.CertFile+".third", f.KeyFile, third) // the key is there, the certificate is not yet
+	// The key is there, the certificate is not yet.
+	certtest.WritePair(t, f.CertFile+".third", f.KeyFile, third)
 	for what, change := range map[string]func() error{
 		"half-written": func() error { return nil },
 		"gone":         func() error { return os.Remove(f.CertFile) },
@@ -152,7 +153,8 @@ func TestCertificateIsRenewed(t *testing.T) {
 	}
 }
 
-// Handshakes go on while a renewal replaces one file after the other.
+// TestCertificateIsRenewedUnderLoad: handshakes succeed while a renewal replaces one file after the
+// other.
 func TestCertificateIsRenewedUnderLoad(t *testing.T) {
 	ca := certtest.NewCA(t, "servers")
 	f := newTLSFiles(t, localhost(t, ca))
@@ -167,7 +169,7 @@ func TestCertificateIsRenewedUnderLoad(t *testing.T) {
 					return
 				default:
 				}
-				f.at.Add(int64(lookEvery)) // every handshake looks
+				f.at.Add(int64(lookEvery)) // every handshake reads the files
 				if _, err := shake(t, config, trusting(ca)); err != nil {
 					t.Error(err)
 					return
@@ -223,8 +225,8 @@ func TestTLSVersionsAndClientCertificates(t *testing.T) {
 	}
 }
 
-// A client that renewed its certificate shows the new one on its next connection, whatever it remembers
-// of the old one.
+// TestNoSessionIsResumed: a client that renewed its certificate presents the new one on its next
+// connection, whatever state it keeps of the old one.
 func TestNoSessionIsResumed(t *testing.T) {
 	ca := certtest.NewCA(t, "servers")
 	for _, newest := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
@@ -254,7 +256,8 @@ func TestNoSessionIsResumed(t *testing.T) {
 	}
 }
 
-// A whole server: a client that is known by its certificate, and a workload by its SVID, on both doors.
+// TestMutualTLS runs a whole server with a client that its certificate authenticates, and a
+// workload with its SVID, at both endpoints.
 func TestMutualTLS(t *testing.T) {
 	s := newSite(t)
 	ca, prod := certtest.NewCA(t, "clients"), certtest.NewCA(t, "prod")
@@ -326,7 +329,8 @@ func TestMutualTLS(t *testing.T) {
 	}
 }
 
-// What is too long to be a chain never reaches the application.
+// TestEndlessChainsEndTheHandshake: a certificate chain that is too long never reaches the
+// application.
 func TestEndlessChainsEndTheHandshake(t *testing.T) {
 	ca := certtest.NewCA(t, "servers")
 	config := newTLSFiles(t, localhost(t, ca)).open(t)

@@ -9,16 +9,16 @@ import (
 	"go.opentelemetry.io/otel/trace/embedded"
 )
 
-// traceIDs is the tracer provider where nobody collects traces. A request gets the trace id of its caller
-// or a new one, for the log and the ledger, and nothing is measured.
+// traceIDs is the tracer provider for a configuration without a collector. A request gets the trace
+// id of its caller or a new one, for the log and the ledger, and nothing is measured.
 type traceIDs struct{ embedded.TracerProvider }
 
-// Tracer is the same for everybody.
+// Tracer returns the same tracer for every name.
 func (traceIDs) Tracer(string, ...trace.TracerOption) trace.Tracer { return idTracer{} }
 
 type idTracer struct{ embedded.Tracer }
 
-// Start gives a request its ids. What is done within the request needs none of its own.
+// Start gives a request its ids. A span within the request needs no ids of its own.
 func (idTracer) Start(ctx context.Context, _ string, _ ...trace.SpanStartOption) (context.Context, trace.Span) {
 	within := trace.SpanContextFromContext(ctx)
 	if within.IsValid() && !within.IsRemote() {

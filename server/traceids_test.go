@@ -7,7 +7,8 @@ import (
 	"go.opentelemetry.io/otel/trace"
 )
 
-// A request continues its caller's trace or begins one of its own, and all that is done within it is of that trace.
+// TestTraceIDs: a request continues its caller's trace or begins its own, and everything that is
+// done within it belongs to that trace.
 func TestTraceIDs(t *testing.T) {
 	tracer := traceIDs{}.Tracer("")
 	const theirs = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"

@@ -13,13 +13,14 @@ import (
 	"github.com/goccy/go-yaml/parser"
 )
 
-// document is a configuration file while it is read: where each path stands, and what is wrong so
-// far. The YAML library reads the text; which keys there are and what they may hold is decided here,
-// because the library stops at the first mistake, reads 010 as a number and null as nothing.
+// document is a configuration file that is being read: the line of each path, and the mistakes so
+// far. The YAML library parses the text. This package decides which keys there are and what they
+// may hold, because the library stops at the first mistake, reads 010 as a number and null as
+// nothing.
 type document struct {
 	lines      map[string]int // path of a key or an element → its line
 	problems   problems
-	unreadable bool // it is no YAML document: what it lacks says nothing
+	unreadable bool // not a YAML document: a missing key is then no mistake of its own
 }
 
 // decode reads text into the struct that config points to, and reports every mistake it meets.
@@ -33,7 +34,7 @@ func (d *document) decode(text []byte, config any) {
 		if at := located.GetToken(); at != nil && at.Position != nil {
 			line = at.Position.Line
 		}
-		// The library's longer form quotes the lines around, which may hold what nobody should see.
+		// The library's longer form quotes the lines around, which may hold secrets.
 		d.problems = append(d.problems, problem{line: line, message: "is not YAML: " + located.GetMessage()})
 	case err != nil:
 		d.problems = append(d.problems, problem{message: "is not YAML"})
@@ -82,7 +83,8 @@ func (d *document) value(path string, node ast.Node, into reflect.Value) {
 	}
 }
 
-// section reads the keys of a struct: those that its fields name in yaml tags, and no others.
+// section reads the keys of a struct. Only the keys that its fields name in yaml tags are
+// permitted.
 func (d *document) section(path string, node ast.Node, into reflect.Value) {
 	entries, ok := d.entries(path, node)
 	if !ok {
@@ -134,7 +136,8 @@ func (d *document) list(path string, node ast.Node, into reflect.Value) {
 	}
 }
 
-// firstOf is where a reader sees an element begin: the token of a mapping is its first colon.
+// firstOf returns the node at which an element begins for a reader: the token of a mapping is its
+// first colon.
 func firstOf(node ast.Node) ast.Node {
 	switch n := node.(type) {
 	case *ast.MappingNode:
@@ -237,7 +240,8 @@ func join(path, key string) string {
 	return path + "." + key
 }
 
-// line is where a path stands, or what it would stand in: a missing key has the line of its section.
+// line returns the line of a path, or of what would hold it: a missing key has the line of its
+// section.
 func (d *document) line(path string) int {
 	for path != "" {
 		if line, there := d.lines[path]; there {
@@ -248,14 +252,14 @@ func (d *document) line(path string) int {
 	return 0
 }
 
-// problem is one mistake: where, what, and what to write instead.
+// problem is one mistake: where it is, what it is, and what to write instead.
 type problem struct {
 	path    string
 	line    int // 0: not known
 	message string
 }
 
-// problems is every mistake of a configuration, as an error.
+// problems holds every mistake of a configuration, as an error.
 type problems []problem
 
 func (p *problems) add(path, format string, args ...any) {
@@ -279,7 +283,7 @@ func (p problems) Error() string {
 	return strings.Join(lines, "\n")
 }
 
-// err is p as an error, nil if there are none.
+// err returns p as an error, nil if there are none.
 func (p problems) err() error {
 	if len(p) == 0 {
 		return nil

@@ -17,8 +17,9 @@ import (
 	"deputy.example/deputy/server/internal/policy"
 )
 
-// TestAuditByCommandLine is an auditor's day: who did what, what an agent can do now, and whether the log
-// is what was recorded, from the server and from an export without it.
+// TestAuditByCommandLine runs the commands of an auditor: which principal did what, what an agent
+// can do now, and whether the log is unchanged, from the server and from an export without the
+// server.
 func TestAuditByCommandLine(t *testing.T) {
 	dir := t.TempDir()
 	in := func(name string) string { return filepath.Join(dir, name) }
@@ -47,7 +48,7 @@ func TestAuditByCommandLine(t *testing.T) {
 	}
 	auditor.signs(in("early"), in("acme.vkey"), 3)
 
-	// What the agent can do, before and after.
+	// The agent's reach, before and after the revocation.
 	var reach struct {
 		LiveTokens int   `json:"live_tokens"`
 		Tokens     []any `json:"tokens"`
@@ -66,7 +67,7 @@ func TestAuditByCommandLine(t *testing.T) {
 		t.Errorf("after the revocation: %+v", reach)
 	}
 
-	// Who did what.
+	// The chain, and the refusals.
 	var tree struct {
 		Grant struct {
 			State    client.GrantState `json:"state"`
@@ -90,7 +91,7 @@ func TestAuditByCommandLine(t *testing.T) {
 		}
 	}
 
-	// From the server, and from an export that is all there is.
+	// From the server, and from an export alone.
 	export, stderr, code := auditor.run("", "log", "export")
 	if code != 0 {
 		t.Fatalf("log export: exit code %d\n%s", code, stderr)
@@ -142,7 +143,7 @@ func TestAuditByCommandLine(t *testing.T) {
 	}
 }
 
-// standalone verifies a proof with the page of code that shares nothing with Deputy.
+// standalone verifies a proof with docs/proof/verify.go, which shares no code with Deputy.
 func standalone(t *testing.T, key, proof string) (out string, code int) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), "go", "run", filepath.Join("docs", "proof", "verify.go"), key)
@@ -155,7 +156,7 @@ func standalone(t *testing.T, key, proof string) (out string, code int) {
 	return string(content), cmd.ProcessState.ExitCode()
 }
 
-// signs fetches checkpoints until one covers so many entries, and keeps it.
+// signs fetches checkpoints until one covers at least so many entries, and keeps it in the file.
 func (c *commandLine) signs(file, key string, entries int) {
 	c.t.Helper()
 	eventually(c.t, readyWithin, func() error {
@@ -168,7 +169,7 @@ func (c *commandLine) signs(file, key string, entries int) {
 	})
 }
 
-// firstWith is the number of the first entry of an export that holds a text.
+// firstWith returns the number of the first entry of an export that holds a text.
 func firstWith(t *testing.T, log, text string) uint64 {
 	t.Helper()
 	f, err := os.Open(log)

@@ -22,8 +22,8 @@ var authority struct {
 	key         *ecdsa.PrivateKey
 }
 
-// newAuthority makes the authority and lets this process, and programs it starts, take it for the
-// system's. It returns the folder to remove in the end.
+// newAuthority makes the authority, and makes this process and the programs that it starts use it
+// in place of the system's authorities. It returns the directory to remove at the end.
 func newAuthority() (dir string, err error) {
 	if dir, err = os.MkdirTemp("", "deputy-e2e-ca-"); err != nil {
 		return "", err

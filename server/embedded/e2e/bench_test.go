@@ -13,10 +13,12 @@ import (
 	"deputy.example/deputy/server/internal/testservers"
 )
 
-// BenchmarkExchange is one whole exchange over gRPC against Redis, PostgreSQL and OpenFGA in processes of
-// their own on this machine. Client and Deputy share this process: allocations are those of both.
+// BenchmarkExchange measures one whole exchange over gRPC. Redis, PostgreSQL and OpenFGA run in
+// processes of their own on this machine. Client and Deputy share this process, so allocations are
+// those of both.
 //
-//	go test -run '^$' -bench Exchange -benchmem -cpuprofile cpu.prof . && go tool pprof -top cpu.prof
+//	go test -run '^$' -bench Exchange -benchmem -cpuprofile cpu.prof . &&
+//		go tool pprof -top cpu.prof
 func BenchmarkExchange(b *testing.B) {
 	d := deploy(b, spawnOpenFGA(b, plan{
 		redis: testservers.Redis(b), database: testservers.Postgres(b), tenant: "limits: {caller_rate: 100000}\n",
@@ -48,7 +50,7 @@ func BenchmarkExchange(b *testing.B) {
 	})
 }
 
-// BenchmarkVerify is what the tool does with the result, offline.
+// BenchmarkVerify measures the offline verification of the result by a tool.
 func BenchmarkVerify(b *testing.B) {
 	d := deploy(b, plan{})
 	i := d.start()
@@ -62,7 +64,7 @@ func BenchmarkVerify(b *testing.B) {
 	}
 }
 
-// BenchmarkNarrow is an exchange of a derived token by its own actor.
+// BenchmarkNarrow measures an exchange of a derived token by its own actor.
 func BenchmarkNarrow(b *testing.B) {
 	d := deploy(b, plan{tenant: "limits: {caller_rate: 100000}\n"})
 	c := d.as(d.start(), planner)
@@ -75,10 +77,11 @@ func BenchmarkNarrow(b *testing.B) {
 	}
 }
 
-// spawnOpenFGA puts OpenFGA into a process of its own.
+// spawnOpenFGA starts OpenFGA in a process of its own.
 func spawnOpenFGA(t testing.TB, p plan) plan {
 	t.Helper()
-	// The ids follow from names and content, so those of a server in this process are the child's too.
+	// The ids follow from names and content, so the child process has the same ids as a server in
+	// this process.
 	fga, err := embedded.NewFGA(t.Context())
 	check(t, err)
 	p.store, p.model = prepareStore(t, fga)

@@ -24,7 +24,8 @@ func chromium(t *testing.T) context.Context {
 	t.Helper()
 	options := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.DisableGPU, chromedp.Flag("lang", "en-US"))
 	if os.Geteuid() == 0 {
-		options = append(options, chromedp.NoSandbox) // which root cannot have, and these pages are our own
+		// Chromium has no sandbox as root, and these pages are the project's own.
+		options = append(options, chromedp.NoSandbox)
 	}
 	allocator, stop := chromedp.NewExecAllocator(context.Background(), options...)
 	ctx, end := chromedp.NewContext(allocator)
@@ -39,15 +40,15 @@ func chromium(t *testing.T) context.Context {
 	return ctx
 }
 
-// visitor is somebody at a browser of their own, with all that it noticed.
+// visitor is a person with a browser profile of their own, and the events that the test recorded.
 type visitor struct {
 	t    *testing.T
 	ctx  context.Context
 	home string // address of the console
 
 	mu      sync.Mutex
-	dialogs []string // that scripts opened
-	asked   []string // addresses that were requested
+	dialogs []string // opened by scripts
+	asked   []string // addresses of requests
 }
 
 func (c *consoleWorld) visitor(t *testing.T) *visitor {
@@ -81,7 +82,7 @@ func (v *visitor) size(width, height int64) {
 	v.do(chromedp.EmulateViewport(width, height))
 }
 
-// theme prefers light or dark.
+// theme sets the preferred color scheme, light or dark.
 func (v *visitor) theme(name string) {
 	v.t.Helper()
 	_, err := chromedp.Call(v.ctx, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{
@@ -103,7 +104,7 @@ func (v *visitor) do(steps ...chromedp.Action[chromedp.Void]) {
 	}
 }
 
-// open goes to a page of the console and returns its status.
+// open opens a page of the console and returns its status.
 func (v *visitor) open(path string) int64 {
 	v.t.Helper()
 	ctx, cancel := v.within()
@@ -119,7 +120,7 @@ func (v *visitor) open(path string) int64 {
 	return answer.Status
 }
 
-// press clicks on something that leads to another page, and returns that page's status.
+// press clicks on an element that leads to another page, and returns that page's status.
 func (v *visitor) press(css string) int64 {
 	v.t.Helper()
 	ctx, cancel := v.within()
@@ -149,13 +150,13 @@ func (v *visitor) where() string {
 	return at
 }
 
-// text is what can be read on the page.
+// text returns the visible text of the page.
 func (v *visitor) text() string {
 	v.t.Helper()
 	return evaluate[string](v, "document.body.innerText")
 }
 
-// shows wants all texts on the page.
+// shows requires all texts on the page.
 func (v *visitor) shows(texts ...string) {
 	v.t.Helper()
 	body := v.text()
@@ -177,7 +178,7 @@ func evaluate[T any](v *visitor, script string) T {
 	return value
 }
 
-// cookies are what the browser holds for the console, by name.
+// cookies returns the browser's cookies for the console, by name.
 func (v *visitor) cookies() map[string]*network.Cookie {
 	v.t.Helper()
 	found, err := chromedp.Call(v.ctx, network.GetCookies, network.GetCookiesParams{URLs: []string{v.home}})
@@ -197,7 +198,7 @@ func (v *visitor) setCookie(name, value string) {
 	check(v.t, err)
 }
 
-// signIn goes through the development issuer's page.
+// signIn signs in on the development issuer's page.
 func (v *visitor) signIn(who string) {
 	v.t.Helper()
 	v.open("")
@@ -207,7 +208,7 @@ func (v *visitor) signIn(who string) {
 	v.shows("Sign out", "user:"+who)
 }
 
-// noticed says what scripts did that nobody meant to run, and who else was asked for something.
+// noticed returns the dialogs that scripts opened, and the requests to other hosts.
 func (v *visitor) noticed() (found []string) {
 	v.mu.Lock()
 	defer v.mu.Unlock()

@@ -7,8 +7,8 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// TestWithdrawnConsentCutsTheChain is I11: a relationship that was deleted before a request counts in it,
-// and an edge counts for everything below it.
+// TestWithdrawnConsentCutsTheChain is invariant I11: a relationship that was deleted before a
+// request counts in that request, and an edge counts for everything below it.
 func TestWithdrawnConsentCutsTheChain(t *testing.T) {
 	d := deploy(t, plan{})
 	i := d.start()
@@ -25,7 +25,7 @@ func TestWithdrawnConsentCutsTheChain(t *testing.T) {
 
 	for _, withdrawn := range []struct{ from, to delegation.Principal }{{alice, planner}, {planner, researcher}} {
 		tuple := edge(withdrawn.from, withdrawn.to)
-		for range 20 { // a cache would have to be lucky every time
+		for range 20 { // a cache would have to be right every time
 			check(t, d.relations.fga.DeleteTuples(t.Context(), d.relations.store, tuple))
 			if err := narrow(); delegation.AsError(err).Reason != delegation.EdgeNotPermitted {
 				t.Fatalf("without %s: %v", tuple, err)
@@ -36,8 +36,8 @@ func TestWithdrawnConsentCutsTheChain(t *testing.T) {
 	}
 }
 
-// TestNobodyGetsMoreThanTheParentHolds asks for more in every way that the planner and OpenFGA guard
-// against, over the wire.
+// TestNobodyGetsMoreThanTheParentHolds requests more than the parent holds, over the wire, in every
+// way that the planner and OpenFGA must refuse.
 func TestNobodyGetsMoreThanTheParentHolds(t *testing.T) {
 	d := deploy(t, plan{})
 	i := d.start()

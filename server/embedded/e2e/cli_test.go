@@ -13,7 +13,7 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// commandLine is the built CLI, called as one client of an instance.
+// commandLine is the built CLI, which calls one instance as one client.
 type commandLine struct {
 	t       *testing.T
 	program string
@@ -25,8 +25,8 @@ func (d *deployment) commandLine(t *testing.T, i *instance, who delegation.Princ
 	return &commandLine{t: t, program: built(t, rootModule, "./client/cmd/deputy"), env: d.environment(i, who)}
 }
 
-// built is a program of one of the modules, with the race detector where the tests have it: then most of it is
-// in the build cache already. It is built once.
+// built builds a program of one of the modules, once. It uses the race detector where the tests do,
+// because most of the program is then in the build cache already.
 func built(t *testing.T, module, name string) (program string) {
 	t.Helper()
 	program = filepath.Join(filepath.Dir(authority.file), filepath.Base(name))
@@ -45,7 +45,7 @@ func built(t *testing.T, module, name string) (program string) {
 	return program
 }
 
-// The modules, from here.
+// Directories of the modules, relative to this package.
 const (
 	rootModule     = "../../.."
 	embeddedModule = ".."
@@ -72,7 +72,7 @@ func (c *commandLine) run(stdin string, args ...string) (stdout, stderr string, 
 	return out.String(), errs.String(), cmd.ProcessState.ExitCode()
 }
 
-// json runs with --json, wants the exit code, and reads the answer.
+// json runs with --json, requires the exit code, and decodes the answer.
 func (c *commandLine) json(into any, wantCode int, stdin string, args ...string) {
 	c.t.Helper()
 	stdout, stderr, code := c.run(stdin, append(args, "--json")...)

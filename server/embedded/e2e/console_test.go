@@ -38,7 +38,7 @@ func newConsoleWorld(t *testing.T) *consoleWorld {
 	return c
 }
 
-// consoleIn serves what is in a directory.
+// consoleIn serves the contents of a directory.
 func consoleIn(t *testing.T, dir string) (*consoleWorld, *embedded.Embedded) {
 	t.Helper()
 	config := embedded.Config{Dir: dir, GRPC: freeAddress(t), HTTP: freeAddress(t), Ops: freeAddress(t), Dev: freeAddress(t)}
@@ -54,7 +54,7 @@ func consoleIn(t *testing.T, dir string) (*consoleWorld, *embedded.Embedded) {
 	return &consoleWorld{Config: config, issuer: e.Issuer(), address: e.ConsoleAddress(), browser: chromium(t)}, e
 }
 
-// as calls as one of the demo's agents.
+// as returns a client that calls as one of the demo's agents.
 func (c *consoleWorld) as(t *testing.T, who delegation.Principal) *client.Client {
 	t.Helper()
 	key, err := client.LoadKey(filepath.Join(c.Dir, "clients", who.Type()+"-"+who.ID()+".pem"))
@@ -67,7 +67,7 @@ func (c *consoleWorld) as(t *testing.T, who delegation.Principal) *client.Client
 	return connected
 }
 
-// token asks the development issuer as any program on this machine may.
+// token requests a token of the development issuer, which any program on this machine may do.
 func (c *consoleWorld) token(t *testing.T, from string, form url.Values) client.Secret {
 	t.Helper()
 	answer, err := http.PostForm("http://"+c.Dev+"/"+from+"/token", form)
@@ -78,7 +78,7 @@ func (c *consoleWorld) token(t *testing.T, from string, form url.Values) client.
 	return client.NewSecret(strings.TrimSpace(string(token)))
 }
 
-// exchange lets the planner step in for alice.
+// exchange makes the planner step in for alice.
 func (c *consoleWorld) exchange(t *testing.T, scope, audience string) (*client.Token, error) {
 	t.Helper()
 	root := c.token(t, "people", url.Values{"user": {alice.ID()}})
@@ -87,7 +87,7 @@ func (c *consoleWorld) exchange(t *testing.T, scope, audience string) (*client.T
 	})
 }
 
-// TestConsole shares one embedded Deputy and one Chromium: both take seconds to start.
+// TestConsole shares one embedded Deputy and one Chromium, because each takes seconds to start.
 func TestConsole(t *testing.T) {
 	c := newConsoleWorld(t)
 	for _, story := range []struct {
@@ -121,7 +121,7 @@ func signInStory(t *testing.T, c *consoleWorld) {
 	}
 }
 
-// fixationStory: somebody plants a session id before the victim signs in.
+// fixationStory: an attacker plants a session id before the victim signs in.
 func fixationStory(t *testing.T, c *consoleWorld) {
 	attacker := c.visitor(t)
 	attacker.signIn("audrey")
@@ -167,7 +167,7 @@ func searchStory(t *testing.T, c *consoleWorld) {
 	v.shows("Entry ", "Leaf hash")
 }
 
-// subjectStory: alice sees what was delegated on her behalf, and nothing else.
+// subjectStory: alice sees only what was delegated on her behalf.
 func subjectStory(t *testing.T, c *consoleWorld) {
 	v := c.visitor(t)
 	v.signIn("alice")
@@ -201,7 +201,7 @@ func liveStory(t *testing.T, c *consoleWorld) {
 	v.shows("paused", "Go on")
 }
 
-// elsewhere serves a page of somebody else's.
+// elsewhere serves a page of another site.
 func elsewhere(t *testing.T, host, body string) string {
 	t.Helper()
 	site := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -214,7 +214,7 @@ func elsewhere(t *testing.T, host, body string) string {
 	return "http://" + net.JoinHostPort(host, port) + "/"
 }
 
-// frameStory: another site shows the console in a frame, to have its buttons pressed.
+// frameStory: another site shows the console in a frame, to make a person press its buttons.
 func frameStory(t *testing.T, c *consoleWorld) {
 	v := c.visitor(t)
 	v.signIn("rita")
@@ -239,8 +239,8 @@ func frameStory(t *testing.T, c *consoleWorld) {
 	}
 }
 
-// forgeryStory: another site's page sends the console's forms. From another port of this host the browser
-// sends the session along, from localhost it does not.
+// forgeryStory: a page of another site sends the console's forms. From another port of this host
+// the browser sends the session too. From localhost it does not.
 func forgeryStory(t *testing.T, c *consoleWorld) {
 	v := c.visitor(t)
 	v.signIn("rita")
@@ -260,7 +260,7 @@ func forgeryStory(t *testing.T, c *consoleWorld) {
 	v.shows("user:rita", "Contain…") // neither signed out nor suspended
 }
 
-// keyboardStory contains and resumes nothing: it goes as far as the reason, with keys only.
+// keyboardStory contains and resumes nothing. It goes as far as the reason, with the keyboard only.
 func keyboardStory(t *testing.T, c *consoleWorld) {
 	v := c.visitor(t)
 	v.signIn("rita")
@@ -304,7 +304,7 @@ var consolePages = []string{
 	"/nothing", "/suspensions", "/revoke", "/take-back?kind=tenant",
 }
 
-// leaf is the jti of the researcher's token.
+// leaf returns the jti of the researcher's token.
 func (c *consoleWorld) leaf(t *testing.T) string {
 	t.Helper()
 	entry, err := c.as(t, planner).Entry(t.Context(), 2)
@@ -352,7 +352,7 @@ func noScriptStory(t *testing.T, c *consoleWorld) {
 	v.shows("Signed out")
 }
 
-// hostile is what an agent, or whoever talks to one, might have said.
+// hostile is text that an agent, or a person who controls one, may send.
 var hostile = []string{
 	`<script>alert(1)</script>`, `"><img src=x onerror=alert(1)>`, `javascript:alert(1)`, `</textarea></title></style><svg/onload=alert(1)>`,
 	`<iframe srcdoc="<script>parent.alert(1)</script>">`, `<base href="http://localhost:1/">`, `<meta http-equiv="refresh" content="0;url=http://localhost:1/">`, "a\u202etxt.exe",
@@ -383,7 +383,7 @@ func hostileStory(t *testing.T, c *consoleWorld) {
 	for entry := last; entry > last-3*len(hostile); entry-- {
 		paths = append(paths, fmt.Sprintf("/entry?entry=%d", entry))
 	}
-	for _, evil := range hostile[:2] { // the handler's own tests send all of them to all pages
+	for _, evil := range hostile[:2] { // the tests of package console send all texts to all pages
 		quoted := url.QueryEscape(evil)
 		paths = append(paths, "/?scope="+quoted, "/?audience="+quoted, "/agent?agent="+quoted, "/chain?jti="+quoted, "/take-back?kind=token&id="+quoted, "/sign-in?next="+quoted, "/"+quoted)
 	}
@@ -400,7 +400,7 @@ func hostileStory(t *testing.T, c *consoleWorld) {
 	if found := v.noticed(); len(found) > 0 {
 		t.Error(strings.Join(found, "\n"))
 	}
-	// The control: the same text where nobody has made it inert.
+	// The control: the same text on a page that does not escape it.
 	v.open(elsewhere(t, "127.0.0.1", hostile[1]+`<img src="http://localhost:1/">`))
 	eventually(t, browserPatience, func() error {
 		if len(v.noticed()) < 2 {
@@ -423,7 +423,7 @@ func containStory(t *testing.T, c *consoleWorld) {
 	v.shows("revocation", "suspends agent:researcher", reason, "user:rita", "Who knows of it")
 	v.open("/agent?agent=agent%3Aresearcher")
 	v.shows("suspended", "It can do nothing until it is resumed", "No live token")
-	// The planner cannot hand on to it any more.
+	// The planner cannot hand down to it any more.
 	naming := c.token(t, "workloads", url.Values{"agent": {researcher.ID()}, "audience": {"actor"}})
 	own, err := c.exchange(t, "calendar.read", calendarAudience)
 	check(t, err)
@@ -443,7 +443,7 @@ func containStory(t *testing.T, c *consoleWorld) {
 	v.shows("Contain…")
 }
 
-// receiptsStory: the page of a revocation that is open is updated when one more verifier has applied it.
+// receiptsStory: an open page of a revocation is updated when one more verifier has applied it.
 func receiptsStory(t *testing.T, c *consoleWorld) {
 	granted, err := c.exchange(t, "mail.read", mailAudience)
 	check(t, err)

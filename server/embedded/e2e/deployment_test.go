@@ -28,7 +28,8 @@ import (
 	"deputy.example/deputy/server/internal/testservers"
 )
 
-// deployment is what instances of Deputy share: configuration, database, Redis, OpenFGA, identities.
+// deployment is what instances of Deputy share: configuration, database, Redis, OpenFGA,
+// identities.
 type deployment struct {
 	t          testing.TB
 	plan       plan
@@ -39,14 +40,15 @@ type deployment struct {
 	database   string
 	redis      string
 	keys       map[delegation.Principal]*embedded.KeyFile
-	http       net.Listener // where the issuer is an address: of the one instance
+	http       net.Listener // of the one instance, where the issuer is an address
 
-	program           string                          // the deputyd that processes run; "": this test's own
+	program           string                          // of processes; "": the test binary itself
 	certFile, keyFile string                          // of the listeners with TLS
 	certificates      map[delegation.Principal]string // files with clients' own certificates
 }
 
-// plan is what a test wants of its deployment. The zero value has an own Redis and an SQLite database.
+// plan describes the deployment of a test. The zero value has a Redis of its own and an SQLite
+// database.
 type plan struct {
 	database string // DSN; "": SQLite
 	redis    string // host:port; "": a server of the test's own
@@ -62,7 +64,9 @@ type plan struct {
 	tenant    string // more lines of the tenant's section, as YAML without indentation
 	issuers   string // more trusted issuers, likewise
 	people    string // one more line about the issuer of people
-	prompt    bool   // dependencies have their default timeouts: the test is about how soon an answer comes
+	// prompt keeps the default timeouts of dependencies, for tests that measure how soon an answer
+	// comes.
+	prompt bool
 }
 
 func deploy(t testing.TB, p plan) *deployment {
@@ -132,7 +136,7 @@ func (d *deployment) jwksPath(who delegation.Principal) string {
 	return filepath.Join(d.dir, who.ID()+".jwks.json")
 }
 
-// configuration writes the file that an operator would write, with the given addresses.
+// configuration writes a configuration file like an operator's, with the given addresses.
 func (d *deployment) configuration(grpc, http, ops string) (file string) {
 	d.t.Helper()
 	var b bytes.Buffer
@@ -146,7 +150,8 @@ func (d *deployment) configuration(grpc, http, ops string) (file string) {
 			fmt.Fprintf(&b, "    tls: {cert_file: %q, key_file: %q}\n", d.certFile, d.keyFile)
 		}
 	}
-	// The longest that a configuration may hold: the machine of a test can be busy.
+	// The longest timeouts that a configuration may hold, because the machine of a test can be
+	// busy.
 	ofRedis, ofPolicy := ", timeout: 1s", ", timeout: 1500ms"
 	if d.plan.prompt {
 		ofRedis, ofPolicy = "", ""
@@ -193,7 +198,7 @@ func (d *deployment) configuration(grpc, http, ops string) (file string) {
 	return file
 }
 
-// ownKey is a key file of the deployment, made when it is first asked for.
+// ownKey returns a key file of the deployment, which create makes at the first call.
 func (d *deployment) ownKey(name string, create func(file string) error) (file string) {
 	d.t.Helper()
 	file = filepath.Join(d.dir, name)
@@ -225,7 +230,7 @@ func indented(by, text string) string {
 // instance is one running Deputy.
 type instance struct {
 	grpc, http, ops string // host:port
-	stop            func() // in order; repeating it does nothing
+	stop            func() // in order; a second call does nothing
 }
 
 // start runs an instance in this process.
@@ -257,7 +262,7 @@ func (d *deployment) start() *instance {
 type process struct {
 	instance
 	t       testing.TB
-	program string // "": this test's own binary
+	program string // "": the test binary itself
 	file    string
 	cmd     *exec.Cmd
 	stderr  bytes.Buffer
@@ -297,9 +302,9 @@ func (p *process) end(signal syscall.Signal) {
 	p.cmd = nil
 }
 
-// freeAddress is a loopback address that nobody listens on. Its port lies below those that the kernel
-// gives to outgoing connections, or a client that connects while the server is down could get it, or even
-// be connected to itself.
+// freeAddress returns a loopback address without a listener. Its port is below those that the
+// kernel gives to outgoing connections. Otherwise a client that connects while the server is down
+// could get the port, or even connect to itself.
 func freeAddress(t testing.TB) string {
 	t.Helper()
 	for range 100 {
@@ -329,7 +334,7 @@ func (i *instance) awaitReady(t testing.TB) time.Duration {
 	return time.Since(began)
 }
 
-// ask gets an address over a connection that is not kept.
+// ask gets an address over a connection of its own.
 func (i *instance) ask(address string) (code int, body string, err error) {
 	request, err := http.NewRequest(http.MethodGet, address, nil)
 	if err != nil {
@@ -361,7 +366,7 @@ func eventually(t testing.TB, within time.Duration, condition func() error) {
 	}
 }
 
-// as is an SDK client of the instance that calls as one of the clients and never repeats a call.
+// as returns an SDK client of the instance that calls as one of the clients and never retries.
 func (d *deployment) as(i *instance, who delegation.Principal) *client.Client {
 	d.t.Helper()
 	key, err := client.LoadKey(d.keyPath(who))
@@ -371,7 +376,7 @@ func (d *deployment) as(i *instance, who delegation.Principal) *client.Client {
 	return d.with(i, credential)
 }
 
-// with is an SDK client with any credential.
+// with returns an SDK client with any credential.
 func (d *deployment) with(i *instance, credential client.Credential) *client.Client {
 	d.t.Helper()
 	c, err := client.New(client.Config{Address: i.grpc, Transport: client.PlaintextLoopback, Credential: credential, Attempts: 1})
@@ -380,7 +385,7 @@ func (d *deployment) with(i *instance, credential client.Credential) *client.Cli
 	return c
 }
 
-// root is a fresh access token of alice's.
+// root returns a new access token of alice's.
 func (d *deployment) root() client.Secret {
 	d.t.Helper()
 	token, err := d.identities.AccessToken(alice.ID())
@@ -388,7 +393,7 @@ func (d *deployment) root() client.Secret {
 	return client.NewSecret(token)
 }
 
-// naming is a credential by which a parent names an agent.
+// naming returns a token with which a parent names an agent.
 func (d *deployment) naming(who delegation.Principal) client.Secret {
 	d.t.Helper()
 	token, err := d.identities.WorkloadToken(who.ID(), true)
@@ -396,7 +401,8 @@ func (d *deployment) naming(who delegation.Principal) client.Secret {
 	return client.NewSecret(token)
 }
 
-// stepIn is what most tests begin with: the planner acts for alice at the calendar.
+// stepIn returns the request with which most tests begin: the planner acts for alice at the
+// calendar.
 func stepIn(root client.Secret) client.ExchangeRequest {
 	return client.ExchangeRequest{
 		SubjectToken: root,
@@ -404,14 +410,14 @@ func stepIn(root client.Secret) client.ExchangeRequest {
 	}
 }
 
-// handDown hands the parent's calendar.read to another.
+// handDown returns the request that hands the parent's calendar.read down to another agent.
 func handDown(parent, name client.Secret) client.ExchangeRequest {
 	request := stepIn(parent)
 	request.Child.ActorToken = name
 	return request
 }
 
-// jwks are the keys that the instance publishes.
+// jwks returns the keys that the instance publishes.
 func (d *deployment) jwks(i *instance) []byte {
 	d.t.Helper()
 	scheme := map[bool]string{false: "http://", true: "https://"}[d.plan.tls]
@@ -422,7 +428,7 @@ func (d *deployment) jwks(i *instance) []byte {
 	return []byte(jwks)
 }
 
-// verifier is the calendar server's.
+// verifier returns the verifier of the calendar server.
 func (d *deployment) verifier(i *instance) *client.Verifier {
 	d.t.Helper()
 	v, err := client.NewVerifier(client.VerifierConfig{Issuer: d.issuer, Audience: calendarAudience, JWKS: d.jwks(i), IgnoreRevocations: true})

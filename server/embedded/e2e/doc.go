@@ -1,6 +1,6 @@
-// Package e2e holds the end-to-end tests: whole instances of Deputy against real OpenFGA, Redis and
-// PostgreSQL servers, with clients that nobody here wrote, under load, outages and kill -9.
+// Package e2e holds the end-to-end tests: whole instances of Deputy with real OpenFGA, Redis and
+// PostgreSQL servers and with clients of other projects, under load, outages and kill -9.
 //
-// It knows Deputy from outside: configuration files, the two doors, the SDK, the command line. Only where
-// a test must know what the ledger holds does it open the ledger.
+// The tests use Deputy from outside: configuration files, the gRPC and HTTP endpoints, the SDK, the
+// command line. A test opens the ledger only where it must read its entries.
 package e2e

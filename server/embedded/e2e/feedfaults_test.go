@@ -18,33 +18,35 @@ import (
 )
 
 const (
-	connectedBound = time.Second      // from the acknowledgement to the refusal, at a verifier that is connected
-	cutOffBound    = 10 * time.Second // and at one that is not
+	// connectedBound is the time from the acknowledgement to the refusal, at a connected verifier.
+	connectedBound = time.Second
+	cutOffBound    = 10 * time.Second // the same time at one that is cut off
 	faultLasts     = cutOffBound + 2*time.Second
 	healedWithin   = 10 * time.Second
 )
 
-// feedFault is something that goes wrong between a verifier and the ledger.
+// feedFault is a fault between a verifier and the ledger.
 type feedFault struct {
 	at    string            // the address that the verifier follows
 	as    client.Credential // nil: the planner's
 	begin func(jti string)
-	also  func(*deployment) // when the revocation of jti is acknowledged; may be nil
+	also  func(*deployment) // called when the revocation of jti is acknowledged; may be nil
 	end   func()
 
 	bound  time.Duration // within which the revoked token is refused
 	serves bool          // the verifier stays healthy
-	stale  time.Duration // and yet what it knows is never younger
-	hidden bool          // nobody could tell: the token is accepted, and stays so
+	stale  time.Duration // the verifier's state is never fresher than this
+	hidden bool          // no verifier can detect it: the token stays accepted
 	why    delegation.Reason
 }
 
-// TestFeedFaults revokes a token while something stands between a verifier and the ledger: verifiers of the
-// SDK as they are, instances in processes of their own, real time. The token is refused in time, the
-// verifier says that it does not know, and all is well again by itself.
+// TestFeedFaults revokes a token during a fault between a verifier and the ledger. The verifiers
+// have the SDK's defaults, the instances are processes of their own, and time is real. The token is
+// refused in time, the verifier reports that it is not healthy, and it recovers by itself.
 //
-// The control beside each verifier that gets cut off is one whose clock stands still, so that nothing it
-// knows is ever stale, and beside the others one that follows nothing: they accept until the fault ends.
+// Each verifier that is cut off has a control whose clock does not advance, so that its state is
+// never stale. Each other verifier has a control that follows no revocations. The controls accept
+// the token until the fault ends.
 func TestFeedFaults(t *testing.T) {
 	d := deploy(t, plan{redis: testservers.Redis(t), database: testservers.Postgres(t), tenant: "limits: {caller_rate: 100000}\n"})
 	database, err := url.Parse(d.database)
@@ -95,8 +97,9 @@ func TestFeedFaults(t *testing.T) {
 		"reordered": meddled(overtaken, feedFault{bound: connectedBound, serves: true, also: func(d *deployment) {
 			d.revoke(one, d.grant(one))
 		}}),
-		"lost":            meddled(lost, feedFault{bound: cutOffBound, serves: true}),
-		"lost and denied": meddled(denied, feedFault{serves: true, hidden: true}), // what "lost" would be without numbers
+		"lost": meddled(lost, feedFault{bound: cutOffBound, serves: true}),
+		// This fault is what "lost" would be without numbers.
+		"lost and denied": meddled(denied, feedFault{serves: true, hidden: true}),
 		"credential expired": {
 			at: comeback.address, as: expiring,
 			begin: func(string) { late.Store(true); comeback.is(cut); comeback.is(fair) }, end: func() { late.Store(false) },
@@ -107,7 +110,7 @@ func TestFeedFaults(t *testing.T) {
 			bound: cutOffBound,
 		},
 	} {
-		// They wait for most of their time: all at once, whatever -parallel says.
+		// The tests wait for most of their time, so all run at once, whatever -parallel is.
 		together.Go(func() {
 			t.Run(name, func(t *testing.T) {
 				own := *d
@@ -118,7 +121,7 @@ func TestFeedFaults(t *testing.T) {
 	}
 }
 
-// endure lets one fault happen to one verifier.
+// endure runs one fault against one verifier.
 func (d *deployment) endure(one *process, f feedFault) {
 	t := d.t
 	token, alive := d.grant(one), d.grant(one)
@@ -148,7 +151,8 @@ func (d *deployment) endure(one *process, f feedFault) {
 		}
 		if s := v.Status(); s.Healthy {
 			healthy = at
-			if at > faultLasts/2 { // before, it may know what it knew when all was well
+			// Before that, its state may still be that from before the fault.
+			if at > faultLasts/2 {
 				youngest = min(youngest, s.Staleness)
 			}
 		} else if s.Err == nil {
@@ -198,7 +202,7 @@ func (d *deployment) endure(one *process, f feedFault) {
 	t.Logf("all is well %v after the fault has ended", time.Since(healed).Round(time.Millisecond))
 }
 
-// follower is a verifier that follows as the fault says. It is as patient as verifiers are by default.
+// follower returns a verifier that follows as the fault requires, with the default patience.
 func (d *deployment) follower(one *process, f feedFault, now func() time.Time) *client.Verifier {
 	d.t.Helper()
 	credential := f.as
@@ -217,7 +221,7 @@ func (d *deployment) follower(one *process, f feedFault, now func() time.Time) *
 	return v
 }
 
-// assertion is the planner's credential, by whatever clock.
+// assertion returns the planner's credential, with the given clock.
 func (d *deployment) assertion(now func() time.Time) client.Credential {
 	d.t.Helper()
 	key, err := client.LoadKey(d.keyPath(planner))
@@ -227,7 +231,7 @@ func (d *deployment) assertion(now func() time.Time) client.Credential {
 	return credential
 }
 
-// grant is a token of the planner's.
+// grant returns a new token of the planner's.
 func (d *deployment) grant(one *process) *client.Token {
 	d.t.Helper()
 	token, err := d.as(&one.instance, planner).Exchange(d.t.Context(), stepIn(d.root()))
@@ -235,7 +239,7 @@ func (d *deployment) grant(one *process) *client.Token {
 	return token
 }
 
-// revoke returns when the revocation is acknowledged.
+// revoke revokes the token, and returns when the revocation is acknowledged.
 func (d *deployment) revoke(one *process, token *client.Token) {
 	d.t.Helper()
 	_, err := d.as(&one.instance, planner).Revoke(d.t.Context(), client.RevokeRequest{Target: client.RevokeToken(token.AccessToken), Reason: "test"})
@@ -246,7 +250,7 @@ func thrice(string) func(*watched) []*watched {
 	return func(m *watched) []*watched { return []*watched{m, m, m} }
 }
 
-// overtaken lets the next event overtake the one about the token.
+// overtaken makes the next event overtake the event about the token.
 func overtaken(jti string) func(*watched) []*watched {
 	var held *watched
 	return func(m *watched) []*watched {
@@ -264,7 +268,7 @@ func overtaken(jti string) func(*watched) []*watched {
 	}
 }
 
-// lost loses the event about the token once. An echo tells that it is missing, or the next event does.
+// lost drops the event about the token once. An echo or the next event shows that it is missing.
 func lost(jti string) func(*watched) []*watched {
 	gone := false
 	return func(m *watched) []*watched {
@@ -276,7 +280,7 @@ func lost(jti string) func(*watched) []*watched {
 	}
 }
 
-// denied changes everything as if the token had never been revoked.
+// denied changes every message as if the token had never been revoked.
 func denied(jti string) func(*watched) []*watched {
 	about := func(r *deputyv1.Revocation) bool { return r.GetTarget().GetId() == jti }
 	var seq, before uint64

@@ -27,8 +27,8 @@ import (
 	"deputy.example/deputy/server/internal/token/certtest"
 )
 
-// fleet is two deputyd processes, built as they are shipped, on one PostgreSQL and one Redis. They have managed
-// keys and TLS, and issue no bearer tokens.
+// fleet is two deputyd processes, built as they are shipped, on one PostgreSQL and one Redis. They
+// have managed keys and TLS, and issue no bearer tokens.
 type fleet struct {
 	*deployment
 	t         *testing.T
@@ -44,7 +44,8 @@ func newFleet(t *testing.T) *fleet {
 	memory := testservers.Redis(t)
 	f.redis = redis.NewClient(&redis.Options{Addr: memory})
 	t.Cleanup(func() { _ = f.redis.Close() })
-	// One caller makes all the load of the rotation; on a quiet machine that is more than the default rate.
+	// One caller makes all the load of the rotation. On a quiet machine that is more than the
+	// default rate.
 	f.deployment = deploy(t, plan{redis: memory, database: f.dsn, grpcTLS: true, managed: true, bound: true, tenant: "limits: {caller_rate: 100000}\n"})
 	f.program = built(t, rootModule, "./server/cmd/deputyd")
 	f.certificates[planner] = f.path("planner.crt")
@@ -65,7 +66,7 @@ func (f *fleet) ready() {
 	}
 }
 
-// commands is the command line as the planner calls it, over TLS.
+// commands returns the command line that calls as the planner, over TLS.
 func (f *fleet) commands(program string, with ...string) *commandLine {
 	here, there := f.instances[0], f.instances[1]
 	return &commandLine{t: f.t, program: program, env: append(os.Environ(), append([]string{
@@ -73,12 +74,12 @@ func (f *fleet) commands(program string, with ...string) *commandLine {
 	}, with...)...)}
 }
 
-// byKey is what authenticates the planner by its registered key.
+// byKey returns the arguments that authenticate the planner by its registered key.
 func (f *fleet) byKey() []string {
 	return []string{"DEPUTY_CLIENT_ID=" + string(planner), "DEPUTY_CLIENT_KEY=" + f.keyPath(planner)}
 }
 
-// holder is the planner's SDK, with its key or without.
+// holder returns the planner's SDK client, with its key or without.
 func (f *fleet) holder(i *instance, proving bool) *client.Client {
 	f.t.Helper()
 	key, err := client.LoadKey(f.keyPath(planner))
@@ -96,7 +97,7 @@ func (f *fleet) holder(i *instance, proving bool) *client.Client {
 	return c
 }
 
-// TestFleet holds two real processes to what they promise about bound tokens and keys.
+// TestFleet checks on two real processes the guarantees about bound tokens and keys.
 func TestFleet(t *testing.T) {
 	f := newFleet(t)
 	deputy := built(t, rootModule, "./client/cmd/deputy")
@@ -105,7 +106,7 @@ func TestFleet(t *testing.T) {
 	t.Run("rotation", func(t *testing.T) { f.rotation(t) })
 }
 
-// commandLines has the planner's command line prove its key and its certificate.
+// commandLines makes the planner's command line prove possession of its key and its certificate.
 func (f *fleet) commandLines(t *testing.T, deputy string) {
 	key, err := client.LoadKey(f.keyPath(planner))
 	check(t, err)
@@ -153,7 +154,7 @@ func (f *fleet) commandLines(t *testing.T, deputy string) {
 	}
 }
 
-// replay uses one proof of "deputy proof" again and again, over HTTP with no library at all.
+// replay uses one proof of "deputy proof" several times, over HTTP without any library.
 func (f *fleet) replay(t *testing.T, deputy string) {
 	printed, stderr, code := f.commands(deputy).run("", "proof", "--dpop-key", f.keyPath(planner), "--method", "POST", "--url", f.issuer+"/oauth2/token")
 	if code != 0 {
@@ -236,8 +237,9 @@ func (f *fleet) replay(t *testing.T, deputy string) {
 	}
 }
 
-// rotation rotates keys and renews the certificate of both listeners, by what an operator has: deputyd and the
-// files. Meanwhile bound tokens are exchanged, handed on and introspected, and none is refused.
+// rotation rotates keys and renews the certificate of both listeners with an operator's means:
+// deputyd and the files. Meanwhile bound tokens are exchanged, handed down and introspected, and
+// none is refused.
 func (f *fleet) rotation(t *testing.T) {
 	l := &fleetLoad{root: f.root, why: make(map[string]int)}
 	for _, p := range f.instances {
@@ -290,11 +292,11 @@ func (f *fleet) rotation(t *testing.T) {
 	if _, err := thief.Exchange(t.Context(), stepIn(kept)); err == nil || delegation.AsError(err).Reason != delegation.ProofRequired {
 		t.Errorf("a token of the key before, not proven: %v", err)
 	}
-	// The control: what a retired key has signed is refused, and the load says so.
+	// The control: a token that a retired key signed is refused, and the load detects it.
 	f.keys(t, "retire", "--", first[0].ID)
 	for n, c := range l.clients {
 		eventually(t, changesIn, func() error {
-			// Until the instance has heard of it, the token passes.
+			// Until the instance has applied the change, the token is accepted.
 			if _, err := c.Exchange(t.Context(), stepIn(kept)); err == nil || delegation.AsError(err).Reason != delegation.SubjectTokenInvalid {
 				return fmt.Errorf("instance %d says of a token of the retired key: %v", n, err)
 			}
@@ -312,7 +314,7 @@ func (f *fleet) rotation(t *testing.T) {
 	}
 }
 
-// serial is the number of the certificate that a new connection gets to see.
+// serial returns the serial number of the certificate that a new connection receives.
 func (f *fleet) serial(t *testing.T, address string) string {
 	t.Helper()
 	conn, err := tls.Dial("tcp", address, nil)
@@ -326,7 +328,7 @@ type managedKey struct {
 	State string
 }
 
-// keys runs one of deputyd's commands about keys, and returns what it says about them.
+// keys runs one of deputyd's commands about keys, and returns the keys that it prints.
 func (f *fleet) keys(t *testing.T, command string, args ...string) (said []managedKey) {
 	t.Helper()
 	c := &commandLine{t: t, program: f.program, env: os.Environ()}
@@ -342,11 +344,11 @@ func (f *fleet) keys(t *testing.T, command string, args ...string) (said []manag
 	return said
 }
 
-// fleetLoad is what workers do until they are told to stop, and what came of it.
+// fleetLoad is the work of the workers until they are stopped, and its results.
 type fleetLoad struct {
 	clients  []*client.Client // of each instance
 	root     func() client.Secret
-	calls    atomic.Int64 // that were answered as they should be
+	calls    atomic.Int64 // calls with the expected answer
 	rejected atomic.Int64
 
 	mu      sync.Mutex
@@ -355,7 +357,8 @@ type fleetLoad struct {
 	tokens  []client.Secret // one for each of them
 }
 
-// work steps in at one instance, and exchanges and introspects at the other: the newest token, and the first.
+// work steps in at one instance. It exchanges and introspects at the other: the newest token, and
+// the first.
 func (l *fleetLoad) work(ctx context.Context, turn int) {
 	for ; ctx.Err() == nil; turn++ {
 		here, there := l.clients[turn%2], l.clients[(turn+1)%2]
@@ -398,7 +401,7 @@ func (l *fleetLoad) sort(token client.Secret) client.Secret {
 	return l.tokens[0]
 }
 
-// seen is who has signed so far, and a token of the first.
+// seen returns the kids that have signed so far, and a token of the first.
 func (l *fleetLoad) seen() (signers []string, first client.Secret) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -420,5 +423,5 @@ func (l *fleetLoad) goesOn(t *testing.T, calls int64) {
 	})
 }
 
-// changesIn bounds the wait for what takes ten seconds at most on a machine that is not busy.
+// changesIn bounds the wait for changes that take ten seconds at most on a quiet machine.
 const changesIn = 40 * time.Second

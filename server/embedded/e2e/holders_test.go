@@ -31,8 +31,9 @@ import (
 	"deputy.example/deputy/server/internal/token/certtest"
 )
 
-// TestForeignHoldersOfKeys lets libraries from npm make the proofs of RFC 9449: oauth4webapi over HTTP, dpop
-// and grpc-js over gRPC. Deputy and a tool accept what they make, and nothing in the hands of others.
+// TestForeignHoldersOfKeys makes libraries from npm create the proofs of RFC 9449: oauth4webapi
+// over HTTP, dpop and grpc-js over gRPC. Deputy and a tool accept the proofs of the holder, and
+// refuse the tokens in the hands of others.
 func TestForeignHoldersOfKeys(t *testing.T) {
 	for name, nonces := range map[string]bool{"without nonces": false, "with nonces": true} {
 		t.Run(name, func(t *testing.T) {
@@ -64,7 +65,8 @@ func (d *deployment) keysOverHTTP(t *testing.T, i *instance, job map[string]any,
 		}
 	}
 	runNode(t, "dpop-oauth4webapi.mjs", job, &result)
-	// A young tool asks each holder for a nonce once, also where it wants none.
+	// A tool that has just started requires a nonce of each holder once, also where it requires
+	// none later.
 	if nonces && result.Nonces < 8 || len(result.Results) != 2 {
 		t.Errorf("%d nonces in %d runs", result.Nonces, len(result.Results))
 	}
@@ -130,8 +132,8 @@ func (d *deployment) keysOverGRPC(t *testing.T, i *instance, job map[string]any,
 	}
 }
 
-// TestForeignHoldersOfCertificates lets openid-client and grpc-js authenticate by certificates (RFC 8705), which
-// nobody issued or which are SPIFFE's, and use what is bound to them.
+// TestForeignHoldersOfCertificates makes openid-client and grpc-js authenticate by certificates
+// (RFC 8705), self-signed ones or those of SPIFFE, and use the tokens that are bound to them.
 func TestForeignHoldersOfCertificates(t *testing.T) {
 	prod := certtest.NewCA(t, "prod")
 	certificates := map[string]tls.Certificate{"registered": certtest.SelfSigned(t), "SVID": prod.SVID(t, "spiffe://prod.example/planner")}
@@ -209,7 +211,8 @@ func TestForeignHoldersOfCertificates(t *testing.T) {
 	})
 }
 
-// bindings wants tokens bound to what is given, and the child to the researcher's registered key.
+// bindings requires tokens with the given bindings, and a child that is bound to the researcher's
+// registered key.
 func (d *deployment) bindings(t *testing.T, i *instance, name string, job map[string]any, want map[string]delegation.Confirmation, child string) {
 	t.Helper()
 	want[child] = delegation.Confirmation{JKT: job["researcher"].(map[string]string)["thumbprint"]}
@@ -220,7 +223,7 @@ func (d *deployment) bindings(t *testing.T, i *instance, name string, job map[st
 	}
 }
 
-// claims of a token with a good signature, whoever holds it.
+// claims returns the claims of a token with a good signature, without a proof of possession.
 func (d *deployment) claims(t *testing.T, i *instance, token string) delegation.Claims {
 	t.Helper()
 	inspection, err := d.verifier(i).Inspect(t.Context(), token)
@@ -228,7 +231,8 @@ func (d *deployment) claims(t *testing.T, i *instance, token string) delegation.
 	return inspection.Claims
 }
 
-// boundTools are two servers that the SDK guards, one for HTTP and one for gRPC, as https:// and host:port.
+// boundTools starts two servers that the SDK guards, one for HTTP and one for gRPC, and returns
+// their addresses as https:// and host:port.
 func (d *deployment) boundTools(t *testing.T, i *instance, nonces bool) (overHTTP, overGRPC string) {
 	t.Helper()
 	certificate, err := tls.LoadX509KeyPair(d.certFile, d.keyFile)
@@ -270,7 +274,7 @@ func (d *deployment) boundTools(t *testing.T, i *instance, nonces bool) (overHTT
 	return overHTTP, overGRPC
 }
 
-// holdersJob is what all scripts about bound tokens are told.
+// holdersJob returns the input of all scripts about bound tokens.
 func (d *deployment) holdersJob(t *testing.T) map[string]any {
 	t.Helper()
 	roots, err := os.ReadFile(authority.file)
@@ -290,7 +294,7 @@ func (d *deployment) holdersJob(t *testing.T) map[string]any {
 	return job
 }
 
-// admitLike gives the second all that the first has in OpenFGA.
+// admitLike gives the second principal everything that the first has in OpenFGA.
 func (d *deployment) admitLike(t *testing.T, first, second delegation.Principal) {
 	t.Helper()
 	var tuples []policy.Relation
@@ -306,7 +310,7 @@ func (d *deployment) admitLike(t *testing.T, first, second delegation.Principal)
 	check(t, d.relations.fga.WriteTuples(t.Context(), d.relations.store, tuples...))
 }
 
-// keyPair is a certificate with its key, as Node.js reads them.
+// keyPair returns a certificate with its key, as Node.js reads them.
 func keyPair(t *testing.T, c tls.Certificate) map[string]string {
 	t.Helper()
 	dir := t.TempDir()
@@ -318,7 +322,7 @@ func keyPair(t *testing.T, c tls.Certificate) map[string]string {
 	return map[string]string{"cert": string(cert), "key": string(key)}
 }
 
-// called is what came of a call by grpc-js.
+// called is the result of a call by grpc-js.
 type called struct {
 	Answer struct {
 		AccessToken string `json:"access_token"`
@@ -330,7 +334,7 @@ type called struct {
 	Details string // google.rpc.Status in base64
 }
 
-// UnmarshalJSON reads an answer that is a message, or bytes in hexadecimal.
+// UnmarshalJSON decodes an answer that is a message, or bytes in hexadecimal.
 func (c *called) UnmarshalJSON(text []byte) error {
 	type fields called
 	var raw struct {
@@ -347,7 +351,7 @@ func (c *called) UnmarshalJSON(text []byte) error {
 	return nil
 }
 
-// outcomes says for each call "accepted", or for what reason it was refused.
+// outcomes returns for each call "accepted", or the reason of its refusal.
 func outcomes(t *testing.T, calls map[string]called) map[string]string {
 	t.Helper()
 	said := make(map[string]string)
@@ -360,7 +364,7 @@ func outcomes(t *testing.T, calls map[string]called) map[string]string {
 	return said
 }
 
-// reason that Deputy gives in the details, and a tool in its message.
+// reason returns the reason of a refusal: Deputy sends it in the details, a tool in its message.
 func (c called) reason(t *testing.T) string {
 	t.Helper()
 	if c.Details == "" {
@@ -374,7 +378,7 @@ func (c called) reason(t *testing.T) string {
 	return string(delegation.FromStatus(status.ErrorProto(s)).Reason)
 }
 
-// certificateThumbprint is the x5t#S256 of RFC 8705 §3.1.
+// certificateThumbprint returns the x5t#S256 of RFC 8705 §3.1.
 func certificateThumbprint(c tls.Certificate) string {
 	sum := sha256.Sum256(c.Certificate[0])
 	return base64.RawURLEncoding.EncodeToString(sum[:])

@@ -21,10 +21,11 @@ import (
 	"deputy.example/deputy/server/internal/token"
 )
 
-// TestKilledUnderLoad kills deputyd with SIGKILL at random instants while many callers exchange, on each
-// database. Whatever the instant: each grant that was acknowledged is in the ledger with exactly the
-// claims that were signed, nothing verifies that is not, numbers have no gaps, a request that was
-// interrupted and is repeated yields one grant and not two, and Deputy is back in seconds.
+// TestKilledUnderLoad kills deputyd with SIGKILL at random instants while many callers exchange, on
+// each database. At any instant these hold: each acknowledged grant is in the ledger with exactly
+// the claims that were signed, no token verifies that is not in the ledger, and numbers have no
+// gaps. An interrupted request that is repeated yields one grant and not two, and Deputy serves
+// again within seconds.
 func TestKilledUnderLoad(t *testing.T) {
 	for name, database := range map[string]func(testing.TB) string{
 		"SQLite":     func(testing.TB) string { return "" },
@@ -56,7 +57,7 @@ func TestKilledUnderLoad(t *testing.T) {
 	}
 }
 
-// campaign is what was asked and answered over all rounds.
+// campaign holds the requests and the answers of all rounds.
 type campaign struct {
 	*deployment
 	t           testing.TB
@@ -69,8 +70,8 @@ type campaign struct {
 
 const callersAtOnce = 8
 
-// round lets all callers exchange until the process is killed, and looks into the ledger while nobody
-// else does.
+// round runs all callers until the process is killed, and then reads the ledger while no process
+// uses it.
 func (c *campaign) round(p *process) {
 	c.t.Helper()
 	before := len(c.granted)
@@ -98,14 +99,15 @@ func (c *campaign) round(p *process) {
 		})
 	}
 	<-first
-	<-time.After(time.Duration(c.random.Int64N(int64(400 * time.Millisecond)))) // the random instant
+	// This is the random instant.
+	<-time.After(time.Duration(c.random.Int64N(int64(400 * time.Millisecond))))
 	p.end(syscall.SIGKILL)
 	cancel()
 	work.Wait()
 	c.audit(c.granted[before:])
 }
 
-// note keeps what became of a request. An interrupted one may or may not have been granted.
+// note records the result of a request. An interrupted request may or may not have been granted.
 func (c *campaign) note(request client.ExchangeRequest, answer *client.Token, err error) {
 	switch {
 	case err == nil:
@@ -117,7 +119,7 @@ func (c *campaign) note(request client.ExchangeRequest, answer *client.Token, er
 	}
 }
 
-// repeatInterrupted sends again, byte for byte, what had no answer.
+// repeatInterrupted sends each request without an answer again, byte for byte.
 func (c *campaign) repeatInterrupted(i *instance) {
 	c.t.Helper()
 	caller := c.as(i, planner)
@@ -133,7 +135,7 @@ func (c *campaign) repeatInterrupted(i *instance) {
 	c.pending = nil
 }
 
-// audit goes over the whole ledger and holds tokens against it.
+// audit checks the whole ledger and compares tokens with it.
 func (c *campaign) audit(tokens []string) {
 	c.t.Helper()
 	check(c.t, withLedger(c.deployment, func(l *ledger.Ledger) error {
@@ -145,7 +147,8 @@ func (c *campaign) audit(tokens []string) {
 	}))
 }
 
-// accountedFor says whether a token that verifies is in the ledger, with exactly its claims.
+// accountedFor returns an error unless a token verifies and is in the ledger with exactly its
+// claims.
 func accountedFor(l *ledger.Ledger, v *client.Verifier, raw string) error {
 	ctx := context.Background()
 	verified, err := v.Verify(ctx, raw)
@@ -163,14 +166,15 @@ func accountedFor(l *ledger.Ledger, v *client.Verifier, raw string) error {
 		return fmt.Errorf("token %s: %w", claims.ID, err)
 	case e.Kind != ledger.KindGrant || e.Seq != claims.Delegation.Hops[len(claims.Delegation.Hops)-1].Seq:
 		return fmt.Errorf("token %s: entry %d is a %s", claims.ID, e.Seq, e.Kind)
-	case string(e.Claims) != string(unverified.Payload): // and Check has held these against their digest
+	// Check has compared the entry's claims with their digest.
+	case string(e.Claims) != string(unverified.Payload):
 		return fmt.Errorf("token %s: entry %d holds other claims", claims.ID, e.Seq)
 	}
 	return nil
 }
 
-// onePerRoot: each request of a campaign has a root token of its own, so two grants of one root are two
-// grants for one request.
+// onePerRoot checks that no root token has two grants. Each request of a campaign has a root token
+// of its own, so two grants of one root are two grants for one request.
 func onePerRoot(l *ledger.Ledger) error {
 	grants := make(map[string]uint64)
 	for after := uint64(0); ; {
@@ -191,7 +195,8 @@ func onePerRoot(l *ledger.Ledger) error {
 	}
 }
 
-// TestAuditNotices is the control of the campaign: tokens that only the signing key vouches for.
+// TestAuditNotices is the control of the campaign: the audit must notice tokens with a good
+// signature whose entry is absent or differs, and two grants of one root.
 func TestAuditNotices(t *testing.T) {
 	d := deploy(t, plan{})
 	i := d.start()

@@ -16,7 +16,7 @@ import (
 	deputyv1 "deputy.example/deputy/gen/deputy/v1"
 )
 
-// link is a TCP proxy in front of one server, on a network that a test makes as bad as it likes.
+// link is a TCP proxy in front of one server, which simulates faults of a network.
 type link struct {
 	address string // host:port, for clients
 	server  string
@@ -27,19 +27,19 @@ type link struct {
 	pairs map[*pair]bool
 }
 
-// weather is what a link does to what is sent over it. The zero value is fair.
+// weather is the fault that a link simulates. The zero value is no fault.
 type weather struct {
-	refuse  bool          // connections are closed, those to come too
-	swallow bool          // what is sent gets lost, and so does all that follows on its connection
-	hold    bool          // what is sent stays here until the weather changes
-	delay   time.Duration // what the server sends arrives so much later
-	trickle time.Duration // a byte of the server's takes so long
+	refuse  bool          // connections are closed, and so are new ones
+	swallow bool          // data is lost, and so is all later data on its connection
+	hold    bool          // data waits until the weather changes
+	delay   time.Duration // data of the server arrives so much later
+	trickle time.Duration // each byte of the server takes so long
 }
 
-// pair is one connection and its continuation.
+// pair is a client's connection and the link's connection to the server.
 type pair struct {
 	client, server net.Conn
-	lost           bool // under link.mu
+	lost           bool // guarded by link.mu
 }
 
 func (p *pair) close() { _, _ = p.client.Close(), p.server.Close() }
@@ -104,7 +104,7 @@ func (l *link) is(w weather) {
 	}
 }
 
-// over is the weather on one connection, and whether what is sent on it is lost.
+// over returns the weather on one connection, and whether data on it is lost.
 func (l *link) over(p *pair) (w weather, lost bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -112,8 +112,8 @@ func (l *link) over(p *pair) (w weather, lost bool) {
 	return l.now, p.lost
 }
 
-// carry brings what one end sends to the other. It always reads on, so that the sender sees nothing of
-// the weather.
+// carry forwards data from one end to the other. It never stops reading, so that the sender does
+// not notice the weather.
 func (l *link) carry(p *pair, from, to net.Conn) {
 	type parcel struct {
 		data []byte
@@ -150,7 +150,7 @@ func (l *link) carry(p *pair, from, to net.Conn) {
 				<-time.After(wait)
 			}
 			if _, err := to.Write(parcel.data[:n]); err != nil {
-				parcel.data = nil // the reader ends by the closed connection
+				parcel.data = nil // the closed connection ends the reader
 				p.close()
 				continue
 			}
@@ -159,7 +159,7 @@ func (l *link) carry(p *pair, from, to net.Conn) {
 	}
 }
 
-// meddler is a gRPC server between a verifier and Deputy, which changes what Deputy sends.
+// meddler is a gRPC server between a verifier and Deputy, which changes Deputy's messages.
 type meddler struct {
 	deputyv1.UnimplementedRevocationServiceServer
 	address string
@@ -190,7 +190,7 @@ func newMeddler(t testing.TB, i *instance) *meddler {
 	return m
 }
 
-// meddles changes every message from now on; nil changes none.
+// meddles changes every message from now on. nil changes none.
 func (m *meddler) meddles(edit func(*watched) []*watched) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -206,7 +206,7 @@ func (m *meddler) edited(message *watched) []*watched {
 	return m.edit(message)
 }
 
-// WatchRevocations passes the verifier's credential on.
+// WatchRevocations forwards the verifier's credential.
 func (m *meddler) WatchRevocations(verifier grpc.BidiStreamingServer[deputyv1.WatchRevocationsRequest, watched]) error {
 	in, _ := metadata.FromIncomingContext(verifier.Context())
 	ctx := metadata.NewOutgoingContext(verifier.Context(), metadata.MD{"authorization": in.Get("authorization")})

@@ -13,8 +13,8 @@ import (
 	"time"
 )
 
-// TestLoadtestSmoke has loadtest measure every scenario, with so few requests that the figures mean nothing.
-// What it measures runs in processes of their own.
+// TestLoadtestSmoke makes loadtest measure every scenario, with so few requests that the figures
+// have no meaning. The measured programs run in processes of their own.
 func TestLoadtestSmoke(t *testing.T) {
 	dir, loadtest := t.TempDir(), built(t, rootModule, "./loadtest")
 	for _, program := range []string{built(t, rootModule, "./server/cmd/deputyd"), built(t, embeddedModule, "./cmd/deputy-target")} {
@@ -70,8 +70,8 @@ func TestLoadtestSmoke(t *testing.T) {
 			t.Errorf("%d exchanges of revoked tokens were granted, %d times a verifier did not hear of a revocation", s.Accepted, s.Unheard)
 		}
 	}
-	// Bounds count unless they are switched off. Whether a goal is missed depends on the machine, so the
-	// exit status is compared with the figures of the report.
+	// Bounds count unless they are switched off. The machine determines whether a goal is missed,
+	// so the exit status is compared with the figures of the report.
 	said, err := run("run", "--setups", "embedded", "--scenarios", "batch", "--name", "bounded")
 	text, readErr := os.ReadFile(filepath.Join(dir, "bounded.json"))
 	check(t, readErr)
@@ -101,7 +101,7 @@ func TestLoadtestSmoke(t *testing.T) {
 	}
 }
 
-// raced says whether this test binary was built with the race detector.
+// raced reports whether this test binary was built with the race detector.
 func raced() bool {
 	info, read := debug.ReadBuildInfo()
 	return read && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"})

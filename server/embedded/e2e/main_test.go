@@ -14,8 +14,8 @@ import (
 	"deputy.example/deputy/server/internal/testservers"
 )
 
-// The test binary is also the deputyd and the OpenFGA that a test runs as processes of their own: one of
-// these variables tells a child what to be, so that nothing else needs to be built.
+// The test binary is also the deputyd and the OpenFGA that a test runs as processes of their own.
+// One of these variables selects the program of a child, so that nothing else needs to be built.
 const (
 	beDeputyd = "DEPUTY_E2E_DEPUTYD" // the configuration file
 	beOpenFGA = "DEPUTY_E2E_OPENFGA" // the address to listen on
@@ -30,8 +30,8 @@ func TestMain(m *testing.M) {
 	case os.Getenv(beOpenFGA) != "":
 		exit(openFGA(ctx, os.Getenv(beOpenFGA)))
 	}
-	// What this process takes for the system's roots is read once: it must be there before the first
-	// TLS connection of a client that cannot be told otherwise.
+	// This process reads the system's authorities once. The authority must exist before the first
+	// TLS connection of a client without a setting for it.
 	roots, err := newAuthority()
 	if err != nil {
 		exit(err)
@@ -51,7 +51,7 @@ func exit(err error) {
 	os.Exit(0)
 }
 
-// deputyd is what the binary's serve command does.
+// deputyd does what the binary's serve command does.
 func deputyd(ctx context.Context, file string) error {
 	config, err := server.Load(file)
 	if err != nil {

@@ -18,11 +18,12 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// leastNode is what the libraries in node/package.json need.
+// leastNode is the Node.js version that the libraries in node/package.json need.
 const leastNode = 20
 
-// nodeModules makes sure that the packages are installed, and returns the Node.js to run them with:
-// the one among them where there is one for this machine, because distributions carry older ones.
+// nodeModules installs the packages where they are absent, and returns the Node.js to run them
+// with. It prefers the Node.js among the packages, if there is one for this machine, because
+// distributions carry older versions.
 func nodeModules(t *testing.T) (node string) {
 	t.Helper()
 	// npm writes this file last.
@@ -51,8 +52,8 @@ func nodeModules(t *testing.T) (node string) {
 	return node
 }
 
-// TestOAuthLibrariesExchange lets two OAuth client libraries from npm discover Deputy, exchange a token
-// and introspect the result, authenticated by private_key_jwt, over TLS.
+// TestOAuthLibrariesExchange makes two OAuth client libraries from npm discover Deputy, exchange a
+// token and introspect the result, authenticated by private_key_jwt, over TLS.
 func TestOAuthLibrariesExchange(t *testing.T) {
 	d := deploy(t, plan{reachable: true, tls: true})
 	i := d.start()
@@ -101,8 +102,8 @@ func TestOAuthLibrariesExchange(t *testing.T) {
 	}
 }
 
-// TestStatusListIsRead has a resource server that knows nothing but OAuth read tokens' statuses: jose for
-// the signatures, zlib of Node.js for the list.
+// TestStatusListIsRead makes a resource server that supports only OAuth read the statuses of
+// tokens: jose for the signatures, zlib of Node.js for the list.
 func TestStatusListIsRead(t *testing.T) {
 	d := deploy(t, plan{reachable: true})
 	i := d.start()
@@ -140,7 +141,7 @@ func TestStatusListIsRead(t *testing.T) {
 	})
 }
 
-// job is what both scripts do: the planner steps in for alice.
+// job returns the input of both scripts: the planner steps in for alice.
 func (d *deployment) job(t *testing.T) map[string]any {
 	t.Helper()
 	key, err := os.ReadFile(d.keyPath(planner))
@@ -173,7 +174,7 @@ func runNode(t *testing.T, script string, input, result any) {
 	}
 }
 
-// provider is a running npm oidc-provider with what it issued to alice.
+// provider is a running npm oidc-provider and the tokens that it issued to alice.
 type provider struct {
 	Issuer      string `json:"issuer"`
 	IDToken     string `json:"idToken"`
@@ -207,8 +208,8 @@ func startProvider(t *testing.T, resource string) provider {
 	return p
 }
 
-// TestOpenIDProviderStartsChains accepts what a real OpenID provider issued in a whole authorization code
-// flow: its access token and its ID token, with keys found by discovery.
+// TestOpenIDProviderStartsChains accepts the tokens that a real OpenID provider issued in a whole
+// authorization code flow: its access token and its ID token, with keys found by discovery.
 func TestOpenIDProviderStartsChains(t *testing.T) {
 	const resource = "https://deputy.example/subject-tokens"
 	p := startProvider(t, resource)
@@ -227,7 +228,7 @@ func TestOpenIDProviderStartsChains(t *testing.T) {
 	}{
 		"access token": {everything, p.AccessToken, delegation.TokenTypeAccessToken, ""},
 		"ID token":     {everything, p.IDToken, delegation.TokenTypeIDToken, ""},
-		// The controls: the same tokens, and less trust.
+		// The controls: the same tokens, with less trust.
 		"ID token where none are accepted": {strings.Replace(everything, "id_tokens: true", "id_tokens: false", 1), p.IDToken, delegation.TokenTypeIDToken, delegation.SubjectTokenInvalid},
 		"ID token as an access token":      {everything, p.IDToken, delegation.TokenTypeAccessToken, delegation.SubjectTokenInvalid},
 		"access token for others":          {strings.Replace(everything, resource, "https://other.example", 1), p.AccessToken, delegation.TokenTypeAccessToken, delegation.SubjectTokenInvalid},

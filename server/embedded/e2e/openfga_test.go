@@ -21,7 +21,7 @@ type relationships struct {
 	url          string
 	store, model string
 	answer       atomic.Pointer[http.HandlerFunc] // nil: OpenFGA's own
-	release      chan struct{}                    // closed when the test ends: hanging requests end
+	release      chan struct{}                    // closed at the end, so that hanging requests end
 }
 
 func newRelationships(t testing.TB) *relationships {
@@ -66,7 +66,7 @@ func (r *relationships) serve(w http.ResponseWriter, request *http.Request) {
 	r.fga.ServeHTTP(w, request)
 }
 
-// fail makes every request be answered like this until heal.
+// fail makes every request get this answer until heal.
 func (r *relationships) fail(answer http.HandlerFunc) { r.answer.Store(&answer) }
 
 func (r *relationships) heal() { r.answer.Store(nil) }
@@ -74,7 +74,8 @@ func (r *relationships) heal() { r.answer.Store(nil) }
 // blackHole never answers.
 func (r *relationships) blackHole(http.ResponseWriter, *http.Request) { <-r.release }
 
-// openFGA is the child process that the benchmarks ask, so that its work is not counted as Deputy's.
+// openFGA is the child process that the benchmarks call, so that its work does not count as
+// Deputy's.
 func openFGA(ctx context.Context, address string) error {
 	fga, err := embedded.NewFGA(ctx)
 	if err != nil {
@@ -99,7 +100,8 @@ func openFGA(ctx context.Context, address string) error {
 	return nil
 }
 
-// The world of these tests: what alice lets the planner do, the planner the researcher, and so on.
+// The world of these tests: what alice permits the planner, what the planner permits the
+// researcher, and so on.
 const (
 	alice      = delegation.Principal("user:alice")
 	planner    = delegation.Principal("agent:planner")

@@ -26,11 +26,12 @@ type outage struct {
 	end   func()
 }
 
-// refusalWithin is the promise: a typed answer in this time, whatever hangs.
+// refusalWithin is the guarantee: a typed answer in this time, whichever dependency hangs.
 const refusalWithin = 2 * time.Second
 
-// TestOutages lets each dependency fail in each way while Deputy serves. While it lasts there is a typed
-// answer in time and no token; after it exchanges succeed again without anybody's help.
+// TestOutages makes each dependency fail in each way while Deputy serves. During the outage the
+// answer is typed, comes in time and holds no token. After it exchanges succeed again without an
+// operator.
 func TestOutages(t *testing.T) {
 	redis, postgres := testservers.NewRedis(t), testservers.NewPostgres(t)
 	d := deploy(t, plan{redis: redis.Addr, database: postgres.DSN, prompt: true})
@@ -64,7 +65,9 @@ func TestOutages(t *testing.T) {
 	} {
 		t.Run(o.name, func(t *testing.T) {
 			o.begin()
-			for n := range 3 { // the first may find connections that are still good, the next must make new ones
+			// The first request may find connections that are still good. The next must open new
+			// ones.
+			for n := range 3 {
 				began := time.Now()
 				granted, err := asPlanner.Exchange(t.Context(), stepIn(d.root()))
 				took := time.Since(began)
@@ -76,7 +79,7 @@ func TestOutages(t *testing.T) {
 				}
 			}
 			d.refusedOverHTTP(t, i)
-			eventually(t, 5*time.Second, func() error { // an answer is kept for a second
+			eventually(t, 5*time.Second, func() error { // readiness keeps an answer for a second
 				ready, body, err := i.ask("http://" + i.ops + "/readyz")
 				if err == nil && ready != http.StatusServiceUnavailable {
 					err = fmt.Errorf("readiness says %d %s", ready, body)
@@ -98,8 +101,8 @@ func TestOutages(t *testing.T) {
 	checkLedger(t, d)
 }
 
-// TestWhatOpenFGAAnswersDecides is the control of the outages above: what they put in OpenFGA's place
-// reaches the decision, so that a yes from there would have been a token.
+// TestWhatOpenFGAAnswersDecides is the control of the outages above. The answers that they return
+// in OpenFGA's place reach the decision, so a permission from there would yield a token.
 func TestWhatOpenFGAAnswersDecides(t *testing.T) {
 	d := deploy(t, plan{prompt: true})
 	asPlanner := d.as(d.start(), planner)
@@ -128,7 +131,7 @@ func TestWhatOpenFGAAnswersDecides(t *testing.T) {
 	}
 }
 
-// refusedOverHTTP is the same question at the other door.
+// refusedOverHTTP makes the same request over HTTP.
 func (d *deployment) refusedOverHTTP(t *testing.T, i *instance) {
 	t.Helper()
 	workload, err := d.identities.WorkloadToken(planner.ID(), false)
@@ -155,7 +158,7 @@ func (d *deployment) refusedOverHTTP(t *testing.T, i *instance) {
 	}
 }
 
-// checkLedger goes over all that was recorded, with a ledger of its own.
+// checkLedger checks everything that was recorded, with a ledger of its own.
 func checkLedger(t testing.TB, d *deployment) {
 	t.Helper()
 	check(t, withLedger(d, func(l *ledger.Ledger) error { return ledgertest.Check(context.Background(), l, "acme") }))
@@ -169,9 +172,10 @@ func withLedger(d *deployment, f func(*ledger.Ledger) error) error {
 	return errors.Join(f(l), l.Close())
 }
 
-// TestSlowIssuerIsUnavailable: keys that cannot be fetched are an outage too, of root tokens only.
+// TestSlowIssuerIsUnavailable: keys that cannot be fetched are an outage too, but only for root
+// tokens.
 func TestSlowIssuerIsUnavailable(t *testing.T) {
-	hanging := newRelationships(t) // any server that does not answer will do
+	hanging := newRelationships(t) // any server that does not answer
 	hanging.fail(hanging.blackHole)
 	d := deploy(t, plan{prompt: true, issuers: fmt.Sprintf(`- issuer: %q
   keys: {jwks_url: %q}
@@ -180,7 +184,7 @@ func TestSlowIssuerIsUnavailable(t *testing.T) {
   audiences: ["https://deputy.example"]
 `, "https://slow.example", hanging.url+"/jwks")})
 	i := d.start()
-	key := d.keys[planner] // any key: nobody gets as far as to check the signature
+	key := d.keys[planner] // any key: the signature is never checked
 	now := time.Now().Unix()
 	token, err := key.Sign("at+jwt", map[string]any{"iss": "https://slow.example", "sub": "bob", "aud": d.issuer, "iat": now, "exp": now + 60, "jti": "1"})
 	check(t, err)

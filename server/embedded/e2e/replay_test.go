@@ -16,8 +16,8 @@ import (
 	"deputy.example/deputy/server/internal/testservers"
 )
 
-// TestReplayIsRefusedEverywhere uses one assertion twice: at the other instance, after both were
-// restarted, and after Redis has lost its memory of it.
+// TestReplayIsRefusedEverywhere uses one assertion twice: at the other instance, after a restart of
+// both, and after Redis has lost its record of it.
 func TestReplayIsRefusedEverywhere(t *testing.T) {
 	addr, dsn := testservers.Redis(t), testservers.Postgres(t)
 	d := deploy(t, plan{redis: addr, database: dsn})
@@ -65,7 +65,8 @@ func TestReplayIsRefusedEverywhere(t *testing.T) {
 	}
 }
 
-// TestTwoInstancesKeepOneSequence lets two instances on one PostgreSQL and one Redis grant at once.
+// TestTwoInstancesKeepOneSequence makes two instances on one PostgreSQL and one Redis grant
+// concurrently.
 func TestTwoInstancesKeepOneSequence(t *testing.T) {
 	d := deploy(t, plan{redis: testservers.Redis(t), database: testservers.Postgres(t)})
 	const callers, each = 8, 10
@@ -105,7 +106,7 @@ func TestTwoInstancesKeepOneSequence(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		// Each answer has an entry, and each entry an answer, but for the calls without one.
+		// Each answer has an entry, and each entry an answer, except for calls without an answer.
 		if len(numbers) != 2*callers*each || size > uint64(len(numbers)+unanswered) {
 			t.Errorf("%d entries, %d of them named by answers, %d calls without an answer", size, len(numbers), unanswered)
 		}

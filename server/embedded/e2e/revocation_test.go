@@ -15,11 +15,11 @@ import (
 
 const (
 	staleAfter  = 3 * time.Second  // the verifiers' own bound here
-	revokedIn   = 10 * time.Second // the promise for whoever is cut off, and the only time asserted
+	revokedIn   = 10 * time.Second // the guarantee at a cut-off verifier; only this is asserted
 	howManyHear = 50
 )
 
-// following makes verifiers that follow revocations, by turns at each of the instances.
+// following returns verifiers that follow revocations, alternately at the instances.
 func (d *deployment) following(n int, instances ...*instance) []*client.Verifier {
 	d.t.Helper()
 	var clients []*client.Client
@@ -44,7 +44,7 @@ func (d *deployment) following(n int, instances ...*instance) []*client.Verifier
 	return all
 }
 
-// access is what a verifier's refusal says to the client.
+// access returns the code of a verifier's refusal.
 func access(err error) client.AccessCode {
 	var refusal *client.AccessError
 	if !errors.As(err, &refusal) {
@@ -53,8 +53,8 @@ func access(err error) client.AccessCode {
 	return refusal.Code
 }
 
-// TestRevocationReachesVerifiers measures how long after its acknowledgement a revocation is known to
-// fifty verifiers at two instances, and then cuts the instances off from their ledger.
+// TestRevocationReachesVerifiers measures how long after its acknowledgement fifty verifiers at two
+// instances have applied a revocation. Then it cuts the instances off from their ledger.
 func TestRevocationReachesVerifiers(t *testing.T) {
 	redis, postgres := testservers.NewRedis(t), testservers.NewPostgres(t)
 	d := deploy(t, plan{redis: redis.Addr, database: postgres.DSN, prompt: true})
@@ -96,7 +96,7 @@ func TestRevocationReachesVerifiers(t *testing.T) {
 			})
 		}
 		hearing.Wait()
-		// The control: who follows nothing accepts it still.
+		// The control: a verifier that follows no revocations still accepts the token.
 		_, err = d.verifier(one).Verify(t.Context(), token.AccessToken.Reveal())
 		check(t, err)
 	}

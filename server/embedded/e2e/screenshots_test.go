@@ -22,7 +22,7 @@ import (
 
 var update = flag.Bool("update", false, "take the screenshots in docs/screenshots anew")
 
-// screenshots are the pages that docs/screenshots shows, as the demo leaves them.
+// screenshots are the pages in docs/screenshots, in the state after the demo.
 var screenshots = []struct {
 	name, path string
 	width      int64
@@ -38,9 +38,9 @@ var screenshots = []struct {
 	{"phone", "/agent?agent=agent%3Aresearcher", 390, "light"},
 }
 
-// TestScreenshotsAreCurrent compares what the pages of the demo are made of with what they were made of
-// when the pictures were taken: elements, classes and words that do not change, and everything that styles
-// them. A picture itself would differ from machine to machine.
+// TestScreenshotsAreCurrent compares the demo's pages with those at the time of the pictures:
+// elements, classes and words that do not change, and all styles. A picture itself would differ
+// from machine to machine.
 func TestScreenshotsAreCurrent(t *testing.T) {
 	c := newConsoleWorld(t)
 	v := c.visitor(t)
@@ -97,7 +97,7 @@ func TestScreenshotsAreCurrent(t *testing.T) {
 	}
 }
 
-// digest is over the page's structure and its styles, fetched with the visitor's session.
+// digest covers the page's structure and its styles, fetched with the visitor's session.
 func (c *consoleWorld) digest(t *testing.T, v *visitor, path string) string {
 	t.Helper()
 	root, err := html.Parse(strings.NewReader(fetch(t, v, c.address+path)))
@@ -117,7 +117,7 @@ func (c *consoleWorld) digest(t *testing.T, v *visitor, path string) string {
 				}
 			}
 		case html.TextNode:
-			// Words of ours begin and end with letters only: no number, name, time or id does.
+			// The console's own words hold only letters. Numbers, names, times and ids hold others.
 			for word := range strings.FieldsSeq(n.Data) {
 				if !strings.ContainsFunc(word, func(r rune) bool { return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') }) {
 					fmt.Fprintf(sum, " %s", word)

@@ -19,9 +19,9 @@ import (
 	"deputy.example/deputy/server/internal/ledger"
 )
 
-// TestSTSCredentialStepsIn lets grpc-go's own STS credential get its tokens from Deputy, over TLS: an
-// agent steps in with its workload token and calls a tool that the SDK guards. The credential sends JSON,
-// asks for no lifetime and caches nothing that lives for less than five minutes.
+// TestSTSCredentialStepsIn makes grpc-go's own STS credential get its tokens from Deputy, over TLS.
+// An agent steps in with its workload token and calls a tool that the SDK guards. The credential
+// sends JSON, requests no lifetime, and caches no token that lives for less than five minutes.
 func TestSTSCredentialStepsIn(t *testing.T) {
 	d := deploy(t, plan{reachable: true, tls: true, tenant: "accept_json_sts: true\nlimits: {default_lifetime: 10m}\n"})
 	i := d.start()
@@ -46,8 +46,8 @@ func TestSTSCredentialStepsIn(t *testing.T) {
 	}))
 }
 
-// TestSTSCredentialNeedsTheTenantsLeave is the control: the same without accept_json_sts, and with a
-// lifetime that the credential does not cache.
+// TestSTSCredentialNeedsTheTenantsLeave is the control: the same without accept_json_sts, and with
+// a lifetime that the credential does not cache.
 func TestSTSCredentialNeedsTheTenantsLeave(t *testing.T) {
 	d := deploy(t, plan{reachable: true, tls: true})
 	i := d.start()
@@ -101,7 +101,8 @@ func (d *deployment) tool(t *testing.T, i *instance, scope string) (address stri
 	return listener.Addr().String()
 }
 
-// dialSTS connects to the tool with an STS credential: a root token and a workload token in files.
+// dialSTS connects to the tool with an STS credential, which reads a root token and a workload
+// token from files.
 func (d *deployment) dialSTS(t *testing.T, i *instance, tool, scope string) *grpc.ClientConn {
 	t.Helper()
 	dir := t.TempDir()

@@ -17,8 +17,8 @@ import (
 	"deputy.example/deputy/server/internal/ledger/ledgertest"
 )
 
-// longWords are a ledger's longest: names of service accounts, people with mail addresses, scopes that are
-// addresses, a reason without a space.
+// longWords are the longest words of a ledger: names of service accounts, people with mail
+// addresses, scopes that are addresses, a reason without a space.
 const (
 	longSubject  = delegation.Principal("user:maximiliane.von-und-zu-hohenlohe-waldenburg@department-of-procurement.example")
 	longScope    = "https://calendar.googleapis.example/auth/calendar.events.owned.readonly"
@@ -29,8 +29,8 @@ func longAgent(i int) delegation.Principal {
 	return delegation.Principal(fmt.Sprintf("agent:k8s/system%%3Aserviceaccount%%3Adepartment-of-procurement%%3Aorchestrating-planner-%d", i))
 }
 
-// filled is a directory with the ledger of some months, and on top of it a chain of eight with the longest
-// words. It returns the jti at the chain's end.
+// filled returns a directory with the ledger of some months, and in it a chain of eight with the
+// longest words. It also returns the jti at the chain's end.
 func filled(t *testing.T) (dir, leaf string) {
 	t.Helper()
 	dir = t.TempDir()
@@ -67,7 +67,7 @@ func filled(t *testing.T) (dir, leaf string) {
 	return dir, leaf
 }
 
-// TestNoPageIsWiderThanItsScreen looks at a ledger as months of service leave it, on screens of every size.
+// TestNoPageIsWiderThanItsScreen shows a ledger after months of service on screens of every size.
 func TestNoPageIsWiderThanItsScreen(t *testing.T) {
 	dir, leaf := filled(t)
 	c, _ := consoleIn(t, dir)
@@ -98,10 +98,10 @@ func TestNoPageIsWiderThanItsScreen(t *testing.T) {
 	}
 }
 
-// widest names the element that reaches furthest to the right.
+// widest returns the element that reaches furthest to the right.
 const widest = `[...document.querySelectorAll("main *")].filter(e => !e.closest("svg, pre")).map(e => [e.getBoundingClientRect().right, e.tagName + "." + e.className + " " + e.textContent.trim().slice(0, 60)]).sort((a, b) => b[0] - a[0])[0].join(" ")`
 
-// unusable names what a person who cannot see the page, or has no mouse, cannot use.
+// unusable returns the elements that a person who cannot see the page, or has no mouse, cannot use.
 const unusable = `(() => {
 	const faults = [], all = (css) => [...document.querySelectorAll(css)];
 	for (const e of all("input:not([type=hidden]), select, textarea")) if (!e.labels || e.labels.length !== 1 || !e.labels[0].textContent.trim()) faults.push("no label: " + e.outerHTML.slice(0, 80));

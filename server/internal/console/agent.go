@@ -14,29 +14,29 @@ import (
 const (
 	// reachDepth is how many edges of consent the agent's page follows upwards.
 	reachDepth = 3
-	// mostListed is how many agents each list of the agents' page has.
+	// mostListed is the number of agents in each list of the agents' page.
 	mostListed = 50
 )
 
-// agentPage is what an agent can do now.
+// agentPage shows what an agent can do now.
 type agentPage struct {
 	Agent          delegation.Principal
-	Raw            string // its name as tokens have it, where it reads otherwise
+	Raw            string // the name in tokens, where the page shows it otherwise
 	Reach          *exchange.Reach
-	Never          bool // it is in no entry, and relationships give it nothing
-	MayContain     bool // it, or resume it
+	Never          bool // no entry names it, and relationships give it nothing
+	MayContain     bool // contain it or, if it is suspended, resume it
 	Live, Subjects int
 }
 
 // agentsPage is the list of agents.
 type agentsPage struct {
-	Agent     delegation.Principal // always empty: the page shares the form with an agent's
-	Listed    bool                 // the person may see who is there
+	Agent     delegation.Principal // always empty: the page shares the form with agentPage
+	Listed    bool                 // the person may read the lists
 	Window    ledger.Window
 	Recent    []ledger.Activity
 	Refused   []ledger.Activity
 	Suspended []exchange.Suspension
-	More      bool // suspended ones than are listed
+	More      bool // more agents are suspended than listed
 	Before    uint64
 	MayResume bool
 }
@@ -75,8 +75,8 @@ func subjectsOf(tokens []exchange.Recorded) int {
 	return len(subjects)
 }
 
-// agents lists the agents of the newest entries. A person who may not read everything gets the form alone, and
-// the engine is not called.
+// agents lists the agents of the newest entries. A person who may not read everything gets only the
+// form, and the engine is not called.
 func (h *console) agents(c *call) error {
 	p := agentsPage{Listed: c.role.Audits, MayResume: c.role.Responds}
 	if !p.Listed {
@@ -97,14 +97,14 @@ func (h *console) agents(c *call) error {
 	return c.show(http.StatusOK, "agents", page{Title: "Agents", Body: p})
 }
 
-// mostRefused are the agents that were refused at all, the most often refused first.
+// mostRefused returns the agents with refusals, the most refusals first.
 func mostRefused(all []ledger.Activity) []ledger.Activity {
 	list := slices.DeleteFunc(slices.Clone(all), func(a ledger.Activity) bool { return a.Refused == 0 })
 	slices.SortStableFunc(list, func(a, b ledger.Activity) int { return cmp.Compare(b.Refused, a.Refused) })
 	return list[:min(len(list), mostListed)]
 }
 
-// suspensionsPage is who is suspended now.
+// suspensionsPage lists the suspended agents.
 type suspensionsPage struct {
 	Suspended []exchange.Suspension
 	MayResume bool

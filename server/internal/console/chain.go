@@ -11,7 +11,7 @@ import (
 // descendantsPage is how many derived grants a chain's page shows at a time.
 const descendantsPage = 200
 
-// chainPage is one token's chain, and what was derived from the token.
+// chainPage shows the chain of one token, and what was derived from the token.
 type chainPage struct {
 	Subject delegation.Principal
 	Leaf    exchange.Recorded
@@ -21,10 +21,10 @@ type chainPage struct {
 	After   uint64
 	More    string
 
-	MayToken, MayChain bool // be taken back by the person
+	MayToken, MayChain bool // the person may revoke the token, the chain
 }
 
-// hop is a grant of the chain, with what the one before it held and it does not.
+// hop is a grant of the chain. Dropped is what the grant before it held and this one does not.
 type hop struct {
 	exchange.Recorded
 	Number  int

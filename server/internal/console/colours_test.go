@@ -10,7 +10,7 @@ import (
 
 var colour = regexp.MustCompile(`--([a-z-]+): #([0-9a-f]{6});`)
 
-// themes reads the colours of the style sheet: light first, then dark, which replaces them.
+// themes reads the colors of the style sheet: light first, then dark, which replaces them.
 func themes(t *testing.T) map[string]map[string]string {
 	t.Helper()
 	sheet, err := files.ReadFile("assets/console.css")
@@ -35,7 +35,7 @@ func themes(t *testing.T) map[string]map[string]string {
 	return all
 }
 
-// luminance and contrast are those of WCAG 2.1.
+// luminance and contrast are defined by WCAG 2.1.
 func luminance(hex string) float64 {
 	channel := func(i int) float64 {
 		n, _ := strconv.ParseUint(hex[i:i+2], 16, 8)
@@ -53,7 +53,8 @@ func contrast(a, b string) float64 {
 	return (max(x, y) + 0.05) / (min(x, y) + 0.05)
 }
 
-// TestEverythingCanBeRead wants 4.5 to 1 of every text on every ground that it stands on, in both themes.
+// TestEverythingCanBeRead requires a contrast of 4.5 to 1 for every text on every background that
+// it has, in both themes.
 func TestEverythingCanBeRead(t *testing.T) {
 	pairs := [][2]string{
 		{"on-accent", "accent"}, {"on-danger", "danger"}, {"live", "live-wash"}, {"expired", "expired-wash"}, {"revoked", "revoked-wash"}, {"voided", "voided-wash"},

@@ -1,9 +1,10 @@
-// Package console is the front for people: auditors and responders look at what the ledger recorded,
-// see what an agent can do now, and contain it. It is HTML made on the server; scripts add comfort only.
+// Package console is the front for people. Auditors and responders read what the ledger recorded,
+// see what an agent can do now, and contain it. The server makes the HTML. Scripts add comfort
+// only.
 //
-// It owns pages, browser sessions, the sign-in with OpenID Connect and what a browser must be told to
-// keep others out. It decides nothing about who may see or do what: each page asks the engine as the
-// person who is signed in, and shows what comes back.
+// The package owns the pages, browser sessions, the sign-in with OpenID Connect and the headers
+// that protect a session in a browser. It does not decide who may see or do what. Each page calls
+// the engine as the person who is signed in, and shows the answer.
 package console
 
 import (
@@ -28,24 +29,25 @@ import (
 	"deputy.example/deputy/server/internal/peers"
 )
 
-// Path is where a tenant's console is, below its issuer's path.
+// Path is the path of a tenant's console, below its issuer's path.
 const Path = "/console"
 
 // Tenant is one tenant's console.
 type Tenant struct {
 	Name string
-	// Issuer is the tenant's address; the console's is below it.
+	// Issuer is the tenant's address. The console's address is below it.
 	Issuer string
-	// Provider is the issuer of the OpenID provider that signs people in: one of the tenant's trusted
-	// issuers.
+	// Provider is the issuer of the OpenID provider that signs people in: one of the tenant's
+	// trusted issuers.
 	Provider string
-	// ClientID is what the provider calls the console.
+	// ClientID is the console's client id at the provider.
 	ClientID string
 	// ClientSecret authenticates the console to the provider; "" where PKCE alone does.
 	ClientSecret string
-	// Scopes are asked of the provider beside openid, where a principal comes from a claim that they give.
+	// Scopes are requested from the provider besides openid, where a principal comes from a claim
+	// that they give.
 	Scopes []string
-	// Idle is how long a session lives without a request, Life how long at most.
+	// Idle is how long an unused session lives. Life is how long any session lives.
 	Idle, Life time.Duration
 	// InsecureLoopback permits http:// for a provider on this machine.
 	InsecureLoopback bool
@@ -65,7 +67,7 @@ type Config struct {
 	Now            func() time.Time     // nil: time.Now
 }
 
-// console is all tenants' consoles.
+// console serves the consoles of all tenants.
 type console struct {
 	Config
 	routes  map[string]*route // by exact escaped path; never changed after New
@@ -80,11 +82,11 @@ type route struct {
 	get      func(*call) error
 	post     func(*call) error
 	public   bool // needs no session
-	fragment bool // a script fetches it and puts it into a page
+	fragment bool // a script fetches it and inserts it into a page
 }
 
-// New returns the handler for all consoles. It fetches nothing: a provider that is away keeps people
-// from signing in, and nothing else from starting.
+// New returns the handler for all consoles. It fetches nothing. While a provider is unavailable
+// people cannot sign in, and nothing else fails.
 func New(c Config) (http.Handler, error) {
 	if c.Engine == nil || c.Sessions == nil {
 		return nil, errors.New("console: an engine and a store of sessions are required")
@@ -115,8 +117,8 @@ func New(c Config) (http.Handler, error) {
 	return h, nil
 }
 
-// Serves says whether a path belongs to a console of one of the tenants, so that whoever mounts the
-// handler needs to know no more.
+// Serves returns a function that reports whether a path belongs to a console of one of the tenants,
+// so that a caller that mounts the handler needs no other knowledge of paths.
 func Serves(tenants []Tenant) func(*http.Request) bool {
 	var bases []string
 	for _, t := range tenants {
@@ -138,7 +140,8 @@ func consolePath(issuer string) string {
 	return strings.TrimSuffix(u.EscapedPath(), "/") + Path
 }
 
-// add registers a tenant's addresses, byte for byte: there is no pattern and no cleaning.
+// add registers a tenant's addresses, which match byte for byte: there is no pattern and no
+// cleaning.
 func (h *console) add(s *site) {
 	for path, r := range map[string]route{
 		"":                  {get: h.search},
@@ -166,7 +169,7 @@ func (h *console) add(s *site) {
 	}
 }
 
-// call is one request on its way.
+// call is one request.
 type call struct {
 	*site
 	w      *answer
@@ -176,7 +179,7 @@ type call struct {
 	secret string               // the session's id, "" on public pages
 	role   exchange.Role
 
-	fragment bool // the answer goes into a page that is there
+	fragment bool // the answer is inserted into an existing page
 }
 
 // ServeHTTP answers one request.
@@ -200,7 +203,7 @@ func (h *console) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.record(ctx, span, c, found.path, err, h.Now().Sub(began))
 }
 
-// siteOf finds the console that an unknown address lies under, for the looks of its answer.
+// siteOf returns the console that an unknown address is below, for the appearance of its answer.
 func (h *console) siteOf(r *http.Request) *site {
 	var best *site
 	for _, known := range h.routes {
@@ -208,7 +211,7 @@ func (h *console) siteOf(r *http.Request) *site {
 			best = known.site
 		}
 	}
-	if best == nil { // mounted where no console is
+	if best == nil { // the address is below no console
 		for _, known := range h.routes {
 			return known.site
 		}
@@ -218,8 +221,8 @@ func (h *console) siteOf(r *http.Request) *site {
 
 func notThere(*call) error { return errNotThere }
 
-// dispatch lets a request through its gates, in order: method, where it comes from, who sends it, and
-// whether this browser's own page made it.
+// dispatch checks a request in order: its method, its origin, its session, and whether a page of
+// this session made its form.
 func (h *console) dispatch(to *route, c *call) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -267,14 +270,15 @@ func (r *route) allowed() string {
 	return "GET, HEAD, POST"
 }
 
-// inquiry begins a question of the person who is signed in.
+// inquiry returns the start of a question by the person who is signed in.
 func (c *call) inquiry() exchange.Inquiry {
 	return exchange.Inquiry{
 		Tenant: c.Name, Credentials: exchange.Credentials{Person: c.person}, Peer: c.r.RemoteAddr,
 	}
 }
 
-// record writes the access log and closes the span. Neither sees query, headers or body.
+// record writes the access log and closes the span. Neither holds the query, the headers or the
+// body.
 func (h *console) record(ctx context.Context, span trace.Span, c *call, path string, err error, took time.Duration) {
 	method := c.r.Method
 	if !slices.Contains([]string{http.MethodGet, http.MethodHead, http.MethodPost}, method) {
@@ -308,7 +312,7 @@ func (h *console) record(ctx context.Context, span trace.Span, c *call, path str
 	h.Logger.LogAttrs(ctx, level, "console request", attrs...)
 }
 
-// answer remembers the status of a response.
+// answer records the status of a response.
 type answer struct {
 	http.ResponseWriter
 	status int

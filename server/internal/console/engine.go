@@ -8,8 +8,9 @@ import (
 	"deputy.example/deputy/server/internal/ledger"
 )
 
-// Engine is what the console needs of exchange.Engine. Every method but SignIn and Restore answers as
-// the person in the inquiry may hear it. It is an interface so that tests can script the answers.
+// Engine is what the console needs of exchange.Engine. Every method but SignIn and Restore answers
+// only what the person in the inquiry may read. It is an interface so that tests can script the
+// answers.
 type Engine interface {
 	SignIn(context.Context, exchange.SignInCall) (exchange.Session, error)
 	Restore(ctx context.Context, tenant string, s exchange.Session) (exchange.Person, error)
@@ -30,15 +31,16 @@ type Engine interface {
 	Receipts(ctx context.Context, q exchange.Inquiry, entry uint64) (exchange.Receipts, error)
 }
 
-// Tail is what exchange.Tail does: Next returns the entries after a number, and waits for some if
-// there are none yet, but not for long. Close gives back the place of the instance that it holds.
+// Tail is the interface of exchange.Tail. Next returns the entries after a number. If there are
+// none yet it waits for some, but not for long. Close frees the instance's place that the tail
+// holds.
 type Tail interface {
 	Close()
 	Next(ctx context.Context, after uint64) ([]exchange.Recorded, error)
 }
 
-// Sessions is what the console needs of ledger.Ledger. Keys are digests: the database never learns what
-// a browser holds.
+// Sessions is what the console needs of ledger.Ledger. Keys are digests: the database never holds
+// the secret of a browser.
 type Sessions interface {
 	StartSession(ctx context.Context, tenant string, key [32]byte, s ledger.Session) error
 	Session(ctx context.Context, tenant string, key [32]byte) (ledger.Session, error)

@@ -11,14 +11,14 @@ import (
 	"deputy.example/deputy/server/internal/ledger"
 )
 
-// entryPage is all that one entry recorded.
+// entryPage shows everything that one entry recorded.
 type entryPage struct {
 	Entry    exchange.Recorded
 	Facts    []fact
 	Receipts *receipts // of a revocation, where the person may see them
 }
 
-// fact is one field of an entry, shown in the way that fits it.
+// fact is one field of an entry, in the form that fits it.
 type fact struct {
 	Name   string
 	Text   string
@@ -130,7 +130,8 @@ func (c *call) facts(r exchange.Recorded) []fact {
 	return there
 }
 
-// detailName is what the words of an entry are: the reason that a person gave, or what Deputy adds to its own.
+// detailName returns the label of an entry's detail: the reason that a person gave, or a text of
+// Deputy.
 func detailName(r exchange.Recorded) string {
 	if r.Revocation != nil {
 		return "Why"
@@ -138,7 +139,7 @@ func detailName(r exchange.Recorded) string {
 	return "Detail"
 }
 
-// found leads to the entries that have a value.
+// found returns the link to the entries that have a value.
 func (c *call) found(filter, value string) string {
 	if value == "" {
 		return ""

@@ -11,7 +11,7 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// What the console itself refuses.
+// Refusals of the console itself.
 var (
 	errSignedOut   = delegation.Refuse(delegation.ClientUnauthenticated, "", "nobody is signed in")
 	errForeignForm = delegation.Refuse(delegation.AccessDenied, "csrf", "the form does not come from a page of this session")
@@ -20,7 +20,7 @@ var (
 	errNotThere    = delegation.Refuse(delegation.NotFound, "", "there is nothing at this address")
 )
 
-// problem is a page that says what went wrong and what to do.
+// problem is a page that explains what failed and what to do.
 type problem struct {
 	Heading, Text, Remedy, Trace string
 	Link                         *link
@@ -28,8 +28,8 @@ type problem struct {
 
 type link struct{ Href, Text string }
 
-// fail answers with what an error means to a person. Somebody who is not signed in is asked to, and
-// comes back to the page afterwards.
+// fail shows what an error means to a person. Without a session it redirects to the sign-in, which
+// returns to the page afterwards.
 func (h *console) fail(c *call, err error) {
 	if errors.Is(err, errSignedOut) && c.r.Method != http.MethodPost && !c.fragment {
 		c.redirect("sign-in", "next", c.r.URL.RequestURI())
@@ -59,15 +59,15 @@ func (h *console) fail(c *call, err error) {
 	}
 }
 
-// recognize authenticates a request that was refused before that, so that its page has the navigation too. It
-// changes nothing else of the answer.
+// recognize authenticates a request that was refused before authentication, so that its page has
+// the navigation too. It changes nothing else of the answer.
 func (h *console) recognize(c *call, err error) {
 	if c.who == "" && !c.fragment && !errors.Is(err, errSignedOut) {
 		_ = h.authenticate(c) // an error leaves the page without navigation
 	}
 }
 
-// describe puts a reason into words for people. The description names field and rule, and repeats no
+// describe explains a reason to people. The description names field and rule, and repeats no
 // credential. After a POST only the description tells whether anything was done.
 func describe(refusal *delegation.Error, method string) problem {
 	switch refusal.Reason {

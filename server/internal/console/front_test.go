@@ -37,7 +37,8 @@ func TestBrowsersThatHangUp(t *testing.T) {
 	}
 }
 
-// A flood of unauthenticated requests leaves 20 lines a second in the log.
+// TestUnauthenticatedCallsInTheLog: a flood of unauthenticated requests leaves 20 lines a second in
+// the log.
 func TestUnauthenticatedCallsInTheLog(t *testing.T) {
 	s := newStage(t)
 	for range 100 {

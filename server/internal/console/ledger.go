@@ -11,7 +11,7 @@ import (
 	"deputy.example/deputy/server/internal/ledger"
 )
 
-// ledgerPage is how the log stands that proves that nothing was altered.
+// ledgerPage shows the state of the log that proves that no entry was altered.
 type ledgerPage struct {
 	Checkpoint       *exchange.Checkpoint
 	Root             string

@@ -12,14 +12,14 @@ import (
 )
 
 const (
-	// livePause is how often the live page reloads itself without script.
+	// livePause is the interval in seconds at which the live page reloads itself without script.
 	livePause = 5
-	// tailPatience bounds how long a script waits for the next entry: it must end before the server gives
-	// up on the whole request.
+	// tailPatience bounds how long a script waits for the next entry. It must end before the server
+	// ends the whole request.
 	tailPatience = 9 * time.Second
 )
 
-// livePage shows what is being recorded.
+// livePage shows entries as they are recorded.
 type livePage struct {
 	Rows []exchange.Recorded // newest first
 	Last uint64
@@ -37,8 +37,8 @@ func (h *console) live(c *call) error {
 	return c.show(http.StatusOK, "live", page{Title: "Live", Refresh: livePause, Body: p})
 }
 
-// liveEntries answers a script with the rows of what was recorded since, as soon as there is something
-// or when it has waited long enough.
+// liveEntries answers a script with the rows that were recorded since, as soon as there are any or
+// after tailPatience.
 func (h *console) liveEntries(c *call) error {
 	after, err := readNumber("after", c.r.URL.Query().Get("after"))
 	if err != nil {

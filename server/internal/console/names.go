@@ -8,7 +8,7 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// nameOf is a principal as a person reads it.
+// nameOf returns a principal in readable form.
 func nameOf(p delegation.Principal) string {
 	if id := p.ID(); id != "" {
 		return p.Type() + ":" + readable(id)
@@ -16,8 +16,8 @@ func nameOf(p delegation.Principal) string {
 	return string(p)
 }
 
-// readable decodes the id of a principal for display. A character that is invisible, reverses the direction of
-// writing or is a percent sign stays encoded, so that two ids never read the same.
+// readable decodes the id of a principal for display. A character that is invisible, reverses the
+// direction of writing or is a percent sign stays encoded, so that two ids never look the same.
 func readable(id string) string {
 	var b strings.Builder
 	var before rune
@@ -33,8 +33,8 @@ func readable(id string) string {
 	return b.String()
 }
 
-// decodedRune returns the first character of an encoded id and the number of bytes that it takes there: 3 for each
-// encoded byte.
+// decodedRune returns the first character of an encoded id and the number of bytes that it takes
+// there: 3 for each encoded byte.
 func decodedRune(id string) (r rune, size int) {
 	encoded := id[:min(len(id), 3*utf8.UTFMax)]
 	text := ""
@@ -53,25 +53,25 @@ func decodedRune(id string) (r rune, size int) {
 	return r, 3 * size
 }
 
-// shows reports whether a character of an id is visible and looks like no other. A space is visible between two
-// characters that are no spaces.
+// shows reports whether a character of an id is visible and looks like no other. A space is visible
+// between two characters that are no spaces.
 func shows(r, before rune, rest string) bool {
 	switch {
 	case r == utf8.RuneError, r == '%', unicode.In(r, unicode.Other_Default_Ignorable_Code_Point, unicode.Variation_Selector), r == blankBraille:
 		return false
 	case r == ' ':
 		return before != 0 && before != ' ' && rest != "" && !strings.HasPrefix(rest, "%20")
-	case unicode.IsMark(r): // belongs to a letter
+	case unicode.IsMark(r): // a mark belongs to a letter
 		return unicode.IsLetter(before)
 	}
 	return unicode.In(r, unicode.L, unicode.N, unicode.P, unicode.S)
 }
 
-// blankBraille is a symbol that leaves no mark.
+// blankBraille is a symbol without visible dots.
 const blankBraille = '\u2800'
 
-// readPrincipal reads a name as a token has it, or as a page shows it. The error is ParameterInvalid and names the
-// field.
+// readPrincipal reads a name as a token has it, or as a page shows it. The error is
+// ParameterInvalid and names the field.
 func readPrincipal(field, value string) (delegation.Principal, error) {
 	p, err := delegation.ParsePrincipal(value)
 	if err == nil {

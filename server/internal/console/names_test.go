@@ -11,7 +11,7 @@ func TestNamesAreReadable(t *testing.T) {
 	for raw, want := range map[string]string{
 		"alice": "alice", "system:serviceaccount:agents:summarizer": "system:serviceaccount:agents:summarizer", "Ana María": "Ana María", "日本": "日本", "שלום": "שלום",
 		"auth0|5f7c8ec7c33c6c004bbafe82": "auth0|5f7c8ec7c33c6c004bbafe82", "हिन्दी": "हिन्दी", "e\u0301": "e\u0301",
-		// What cannot be seen for what it is stays encoded.
+		// A character that is not visible as itself stays encoded.
 		"a\u202etxt.exe": "a%E2%80%AEtxt.exe", "a\u2066b": "a%E2%81%A6b", "a\x00b": "a%00b", "a\x1b[31mb": "a%1B[31mb", "a\u00adb": "a%C2%ADb", "a\u200bb": "a%E2%80%8Bb",
 		"a\u3164b": "a%E3%85%A4b", "a\u2800b": "a%E2%A0%80b", "a\ufe0fb": "a%EF%B8%8Fb", "a\u00a0b": "a%C2%A0b", "a\ufffdb": "a%EF%BF%BDb", "\xff\xfe": "%FF%FE", "a\xc3": "a%C3",
 		"%41": "%2541", "100%": "100%25", " a": "%20a", "a ": "a%20", "a  b": "a%20%20b", "a b": "a b", "\u0301a": "%CC%81a", "a\nb": "a%0Ab", "\U000e0041": "%F3%A0%81%81",
@@ -35,7 +35,7 @@ func TestNamesAreReadable(t *testing.T) {
 	}
 }
 
-// FuzzNames: no two names read the same, and nothing hides in one.
+// FuzzNames: no two names look the same, and no name holds an invisible character.
 func FuzzNames(f *testing.F) {
 	f.Add("a", "a\u202eb")
 	f.Add("a b", "a%20b")

@@ -14,7 +14,8 @@ import (
 	"deputy.example/deputy/server/internal/ledger"
 )
 
-// TestContainIsOfferedToWhoMay: no page offers what the engine would refuse, and a form that is sent without the right is refused.
+// TestContainIsOfferedToWhoMay: no page offers what the engine would refuse, and a form that is
+// sent without the right is refused.
 func TestContainIsOfferedToWhoMay(t *testing.T) {
 	s := newStage(t)
 	s.sample(t)
@@ -53,7 +54,8 @@ func TestContainIsOfferedToWhoMay(t *testing.T) {
 	}
 }
 
-// TestRevokeEveryKind goes from the form through the preview to the engine, for each kind of target.
+// TestRevokeEveryKind goes from the form through the preview to the engine, for each kind of
+// target.
 func TestRevokeEveryKind(t *testing.T) {
 	s := newStage(t)
 	s.sample(t)
@@ -117,7 +119,8 @@ func TestUncountedIsRevokedAllTheSame(t *testing.T) {
 	}
 }
 
-// TestARevocationSaysWhoAndWhy in the list of entries, not on its own page alone.
+// TestARevocationSaysWhoAndWhy: the list of entries has the caller and the reason too, not only the
+// entry's own page.
 func TestARevocationSaysWhoAndWhy(t *testing.T) {
 	s := newStage(t)
 	s.sample(t)
@@ -134,7 +137,8 @@ func TestARevocationSaysWhoAndWhy(t *testing.T) {
 	}
 }
 
-// TestAnAgentThatNeverWas: its page differs from that of an agent that holds nothing.
+// TestAnAgentThatNeverWas: the page of an unknown agent differs from that of an agent that holds
+// nothing.
 func TestAnAgentThatNeverWas(t *testing.T) {
 	s := newStage(t)
 	s.sample(t)
@@ -159,7 +163,8 @@ func TestAnAgentThatNeverWas(t *testing.T) {
 	}
 }
 
-// TestProblemsKeepTheNavigation, also those that are found before the request is authenticated.
+// TestProblemsKeepTheNavigation: the pages of problems have the navigation, also if the request was
+// refused before its authentication.
 func TestProblemsKeepTheNavigation(t *testing.T) {
 	s := newStage(t)
 	s.sample(t)
@@ -193,7 +198,8 @@ func TestProblemsKeepTheNavigation(t *testing.T) {
 	}
 }
 
-// TestReceiptsAreRefreshed by a script, and without one by reloading for some minutes.
+// TestReceiptsAreRefreshed: a script refreshes the receipts. Without a script the page reloads for
+// some minutes.
 func TestReceiptsAreRefreshed(t *testing.T) {
 	s := newStage(t)
 	s.sample(t)
@@ -241,7 +247,7 @@ func TestReceiptsAreRefreshed(t *testing.T) {
 	}
 }
 
-// TestAgentsListIsForAuditors: others get the form alone.
+// TestAgentsListIsForAuditors: other people get only the form.
 func TestAgentsListIsForAuditors(t *testing.T) {
 	s := newStage(t)
 	s.sample(t)
@@ -263,8 +269,8 @@ func TestMostRefused(t *testing.T) {
 	}
 }
 
-// TestPagesWithoutADependency: what a page adds to what it shows keeps it from nothing, and no page claims that a
-// revocation was not made.
+// TestPagesWithoutADependency: a page is shown without the additional data that a failed dependency
+// would give, and no page claims that a revocation was not made.
 func TestPagesWithoutADependency(t *testing.T) {
 	s := newStage(t)
 	s.sample(t)

@@ -19,7 +19,7 @@ import (
 	"deputy.example/deputy/server/internal/ledger"
 )
 
-// pages are all pages that somebody who is signed in can open.
+// pages are all pages that a person who is signed in can open.
 var pages = []string{
 	"/console", "/console/", "/console?subject=user%3Aalice&kind=grant", "/console/entry?entry=58", "/console/entry?entry=42", "/console/chain?jti=x",
 	"/console/agent", "/console/agent?agent=agent%3Aresearcher", "/console/take-back?kind=suspend&id=agent%3Aresearcher",
@@ -65,7 +65,7 @@ func TestPages(t *testing.T) {
 	}
 }
 
-// TestEveryAnswerIsShutIn asks for the headers of every address, with and without a session.
+// TestEveryAnswerIsShutIn checks the headers of every address, with and without a session.
 func TestEveryAnswerIsShutIn(t *testing.T) {
 	shut := func(t *testing.T) (open []string) {
 		s := newStage(t)
@@ -112,7 +112,7 @@ func TestEveryAnswerIsShutIn(t *testing.T) {
 	}
 }
 
-// TestFormsOfOthersDoNothing is CSRF: what another site, another session or nobody's page made.
+// TestFormsOfOthersDoNothing is CSRF: forms of another site, of another session, or of no page.
 func TestFormsOfOthersDoNothing(t *testing.T) {
 	attack := func(t *testing.T, forge func(s *stage, r *http.Request, form url.Values)) bool {
 		s := newStage(t)
@@ -293,15 +293,15 @@ func TestProblemsSayWhatToDo(t *testing.T) {
 	}
 }
 
-// corpus is what an agent, or whoever talks to one, might have said.
+// corpus is hostile text that an agent, or a person who controls one, may send.
 var corpus = []string{
 	`<script>alert(1)</script>`, `"><img src=x onerror=alert(1)>`, `'onmouseover='alert(1)`, `javascript:alert(1)`, `</textarea><script>alert(1)</script>`,
 	`</title><svg onload=alert(1)>`, `{{.CSRF}}`, `<base href=//evil.example>`, `<meta http-equiv=refresh content="0;url=//evil.example">`,
 	"a\u202etxt.exe", "\u2066hidden\u2069", "null\x00byte", "\x1b[31mred", `=HYPERLINK("http://evil.example")`, "<!--", "]]>", "data:text/html,<script>alert(1)</script>",
 }
 
-// TestWhatAgentsSayIsInert puts the corpus wherever text of others can stand, and reads the pages as a
-// browser does.
+// TestWhatAgentsSayIsInert places the corpus wherever a page shows text of others, and parses the
+// pages as a browser does.
 func TestWhatAgentsSayIsInert(t *testing.T) {
 	s := newStage(t)
 	for _, evil := range corpus {
@@ -340,8 +340,8 @@ func TestWhatAgentsSayIsInert(t *testing.T) {
 	}
 }
 
-// faults are what a page must not hold: scripts and styles that it brings along, handlers, and addresses
-// that lead elsewhere.
+// faults returns what a page must not hold: inline scripts and styles, event handlers, and
+// addresses of other sites.
 func faults(page, site string) (found []string) {
 	root, err := html.Parse(strings.NewReader(page))
 	if err != nil {
@@ -421,7 +421,8 @@ func TestCSVIsInertInSpreadsheets(t *testing.T) {
 	}
 }
 
-// TestFirstMistakeOfASearchIsNamed: two fields are no principals, and every answer names the first.
+// TestFirstMistakeOfASearchIsNamed: two fields hold no principals, and every answer names the
+// first.
 func TestFirstMistakeOfASearchIsNamed(t *testing.T) {
 	for range 20 {
 		_, err := readQuery(url.Values{"caller": {"x"}, "actor": {"x"}})

@@ -10,9 +10,10 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// picture is a chain as lines and boxes: who hands to whom from left to right, and below the arrows one
-// line for each scope and audience, which ends where it was not handed on. Boxes are as high as what
-// they hold, so that narrowing is seen before anything is read.
+// picture is a chain as lines and boxes. From left to right it shows which principal hands
+// authority to which. Below the arrows it has one line for each scope and audience, which ends
+// where it was not handed down. Boxes are as high as what they hold, so that narrowing is visible
+// before anything is read.
 type picture struct {
 	Width, Height int
 	Title         string
@@ -42,7 +43,7 @@ type lane struct {
 	EndX, EndY   int
 }
 
-// The measures of a picture, in CSS pixels.
+// Measures of a picture, in CSS pixels.
 const (
 	nodeWidth  = 164
 	gapWidth   = 168
@@ -53,7 +54,7 @@ const (
 	stubWidth  = 104
 )
 
-// authority is a scope or an audience on its way down the chain.
+// authority is a scope or an audience that the chain hands down.
 type authority struct {
 	name     string
 	audience bool
@@ -62,7 +63,7 @@ type authority struct {
 
 func (c *call) draw(hops []hop) picture {
 	lanes := authorities(hops)
-	height := func(hop int) int { // of a box that holds what the hop does
+	height := func(hop int) int { // the height of a box with what the hop holds
 		held := 0
 		for row, a := range lanes {
 			if a.last >= hop {
@@ -93,7 +94,8 @@ func (c *call) draw(hops []hop) picture {
 	return p
 }
 
-// authorities are all that the first grant gave, audiences first, what lasts longest at the top of each.
+// authorities returns everything that the first grant gave, audiences first, and within each kind
+// what lasts longest first.
 func authorities(hops []hop) []authority {
 	last := map[authority]int{}
 	for i, h := range hops {
@@ -142,7 +144,7 @@ func (c *call) edge(h hop, from, to int) edge {
 	}
 }
 
-// lanesOf draws one authority as far as it came, and where it ended.
+// lanesOf draws one authority up to its last hop, and its end.
 func lanesOf(a authority, y int, hops []hop, column func(int) int) []lane {
 	class := ""
 	if a.audience {
@@ -170,7 +172,7 @@ func lanesOf(a authority, y int, hops []hop, column func(int) int) []lane {
 	return list
 }
 
-// shorten keeps beginning and end, which tell names apart; the whole stands in the title.
+// shorten keeps beginning and end, which distinguish names. The title has the whole name.
 func shorten(s string, most int) string {
 	runes := []rune(s)
 	if len(runes) <= most {
@@ -180,7 +182,7 @@ func shorten(s string, most int) string {
 	return string(runes[:head]) + "…" + string(runes[len(runes)-(most-1-head):])
 }
 
-// pictureTitle says the same in words, for those who cannot see it.
+// pictureTitle describes the picture in words, for people who cannot see it.
 func pictureTitle(hops []hop) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s hands authority down: ", nameOf(hops[0].Subject))

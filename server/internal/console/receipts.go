@@ -9,10 +9,12 @@ import (
 )
 
 const (
-	// receiptsFresh is how long after a revocation its page reloads without script, unless every verifier has applied it.
+	// receiptsFresh is how long after a revocation its page reloads without script, unless every
+	// verifier has applied it.
 	receiptsFresh = 5 * time.Minute
-	// silence is how long a verifier sends no mark before it counts as cut off. A connected verifier sends one each
-	// second, and a verifier that is cut off refuses everything after ten seconds.
+	// silence is how long a verifier sends no mark before it counts as cut off. A connected
+	// verifier sends one each second, and a verifier that is cut off refuses everything after ten
+	// seconds.
 	silence = 15 * time.Second
 )
 
@@ -40,8 +42,9 @@ type receipt struct {
 	SeenAt   time.Time
 }
 
-// receipts reads who has applied a revocation; nil if the person may not. A temporary error is no error here: the
-// revocation is in force, and its page must not fail because Redis does not answer.
+// receipts returns the verifiers and what each has applied; nil if the person may not read it. A
+// temporary error is not returned: the revocation is in force, and its page must not fail because
+// Redis does not answer.
 func (h *console) receipts(c *call, entry uint64) (*receipts, error) {
 	list, err := h.Engine.Receipts(c.r.Context(), c.inquiry(), entry)
 	if refusal, typed := errors.AsType[*delegation.Error](err); typed && refusal.Reason == delegation.NotFound {
@@ -66,7 +69,8 @@ func (h *console) receipts(c *call, entry uint64) (*receipts, error) {
 	return found, nil
 }
 
-// refresh is how often an entry's page reloads without script, in seconds; 0: never.
+// refresh returns the interval in seconds at which an entry's page reloads without script; 0:
+// never.
 func (h *console) refresh(r *receipts, e exchange.Recorded) int {
 	if r == nil || r.All() && r.Connected() > 0 || h.Now().Sub(e.Time) > receiptsFresh {
 		return 0
@@ -74,7 +78,7 @@ func (h *console) refresh(r *receipts, e exchange.Recorded) int {
 	return livePause
 }
 
-// receiptsPart is the receipts alone, for a script.
+// receiptsPart answers a script with only the receipts.
 func (h *console) receiptsPart(c *call) error {
 	entry, err := readNumber("entry", c.r.URL.Query().Get("entry"))
 	if err != nil {

@@ -11,10 +11,11 @@ import (
 	"deputy.example/deputy/server/internal/policy"
 )
 
-// longName is what a Kubernetes service account is called.
+// longName is a name like those of Kubernetes service accounts.
 const longName = delegation.Principal("agent:k8s/system%3Aserviceaccount%3Aagents%3Asummarizer")
 
-// sample fills the stage with a small story: a chain of three that narrows, a refusal, a revocation.
+// sample fills the stage with a short example: a chain of three that narrows, a refusal, a
+// revocation.
 func (s *stage) sample(t testing.TB) {
 	at := s.clock.Add(-10 * time.Minute)
 	grant := func(seq uint64, parent string, actors delegation.Chain, state exchange.State, audience []string, scope ...string) exchange.Recorded {

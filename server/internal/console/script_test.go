@@ -34,7 +34,7 @@ const (
 	alice = delegation.Principal("user:alice")
 )
 
-// script is an engine that answers what it was told and remembers what it was asked.
+// script is an engine that returns scripted answers and records its calls.
 type script struct {
 	clock    func() time.Time
 	mu       sync.Mutex
@@ -51,7 +51,7 @@ type script struct {
 	descendants []exchange.Descendant
 	reach       exchange.Reach
 	tail        []exchange.Recorded
-	full        error        // in place of a tail
+	full        error        // returned in place of a tail
 	closed      atomic.Int32 // tails
 	checkpoint  exchange.Checkpoint
 	receipts    []guard.Receipt
@@ -214,13 +214,13 @@ func (s *shelf) EndSession(_ context.Context, _ string, key [32]byte) error {
 	return nil
 }
 
-// idp is an OpenID provider that signs in whoever comes, and insists on PKCE.
+// idp is an OpenID provider that signs in every visitor, and requires PKCE.
 type idp struct {
 	*httptest.Server
 	mu         sync.Mutex
 	challenges map[string]url.Values // by code
 	asked      []url.Values          // by the token endpoint
-	basic      []string              // user and password that came with it
+	basic      []string              // user and password of the same requests
 	methods    []string
 	down       bool
 	fragment   string // of the authorization endpoint
@@ -277,10 +277,10 @@ func challengeOf(verifier string) string {
 	return oauth2.S256ChallengeFromVerifier(verifier)
 }
 
-// canary stands in for an ID token, and must turn up nowhere.
+// canary replaces an ID token, and must not occur in any output.
 const canary = "canary-of-an-id-token"
 
-// diary is a log that may be read while the site writes.
+// diary is a log that a test can read while the site writes.
 type diary struct {
 	mu   sync.Mutex
 	text bytes.Buffer
@@ -298,7 +298,7 @@ func (d *diary) String() string {
 	return d.text.String()
 }
 
-// stage is a console with everything around it, and a browser.
+// stage is a console with all its dependencies, and a browser.
 type stage struct {
 	t       *testing.T
 	engine  *script
@@ -350,7 +350,7 @@ func newBrowser(t *testing.T) *http.Client {
 	return &http.Client{Jar: jar, Transport: transport}
 }
 
-// reply is an answer that was read to its end.
+// reply is an answer whose body was read to its end.
 type reply struct {
 	*http.Response
 	body string
@@ -389,7 +389,7 @@ func (s *stage) post(path string, form url.Values) reply {
 	return s.do(s.request(http.MethodPost, path, form))
 }
 
-// signIn goes through the provider and lands on a page.
+// signIn signs in at the provider and returns the first page after it.
 func (s *stage) signIn(next string) reply {
 	s.t.Helper()
 	landed := s.post("/console/sign-in", url.Values{"next": {next}})
@@ -401,7 +401,7 @@ func (s *stage) signIn(next string) reply {
 
 var tokenField = regexp.MustCompile(`name="csrf" value="([^"]+)"`)
 
-// csrf is the token in the forms of a page.
+// csrf returns the token in the forms of a page.
 func (s *stage) csrf(page string) string {
 	s.t.Helper()
 	found := tokenField.FindStringSubmatch(page)
@@ -411,7 +411,7 @@ func (s *stage) csrf(page string) string {
 	return found[1]
 }
 
-// cookies are what the browser holds for the console.
+// cookies returns the browser's cookies for the console.
 func (s *stage) cookies() map[string]string {
 	at, err := url.Parse(s.site.URL)
 	if err != nil {

@@ -18,13 +18,14 @@ import (
 	"deputy.example/deputy/server/internal/ledger"
 )
 
-// pageSize is how many entries one page shows, unless it is asked for another number up to maxPage.
+// pageSize is how many entries one page shows by default. A request may set another number up to
+// maxPage.
 const (
 	pageSize = 50
 	maxPage  = 500
 )
 
-// searchPage is the list of entries with its filters.
+// searchPage shows the list of entries with its filters.
 type searchPage struct {
 	Open               bool
 	Active             []string
@@ -35,15 +36,16 @@ type searchPage struct {
 	Offer              *offer
 }
 
-// offer is a revocation of what all entries of a search have in common, to a person who may.
+// offer is the link to a revocation of what all entries of a search have in common, for a person
+// who may make it.
 type offer struct{ Href, Text string }
 
 type field struct {
 	Name, Label, Value, Type, Example string
-	Options                           []string // a list to choose from; the empty one is any
+	Options                           []string // a list to choose from; the empty option is any
 }
 
-// fields are the filters in the order of the form.
+// fields returns the filters in the order of the form.
 func fields(query url.Values) []field {
 	list := []field{
 		{Name: "subject", Label: "Subject", Example: "user:alice"},
@@ -69,8 +71,8 @@ func fields(query url.Values) []field {
 	return list
 }
 
-// readQuery reads the filters strictly: one that cannot be understood is refused, never left out, or
-// the answer would be to another question.
+// readQuery reads the filters strictly. An invalid filter is refused. To ignore it would answer
+// another question.
 func readQuery(query url.Values) (ledger.Query, error) {
 	value := func(name string) string { return strings.TrimSpace(query.Get(name)) }
 	q := ledger.Query{
@@ -78,7 +80,7 @@ func readQuery(query url.Values) (ledger.Query, error) {
 		Reason: delegation.Reason(value("reason")), TraceID: value("trace"), Limit: pageSize,
 		ID: value("jti"), Txn: value("txn"), Key: value("key"), Peer: value("peer"),
 	}
-	for _, f := range []struct { // in the order of the form: of several mistakes the first is named
+	for _, f := range []struct { // in the order of the form: the first of several mistakes is named
 		name string
 		into *delegation.Principal
 	}{{"subject", &q.Subject}, {"actor", &q.Actor}, {"caller", &q.Caller}} {
@@ -119,7 +121,7 @@ func readQuery(query url.Values) (ledger.Query, error) {
 	return q, nil
 }
 
-// readTime takes what a browser's field for a time sends, with or without seconds.
+// readTime parses the value of a browser's field for a time, with or without seconds.
 func readTime(name, value string) (time.Time, error) {
 	if value == "" {
 		return time.Time{}, nil
@@ -132,7 +134,7 @@ func readTime(name, value string) (time.Time, error) {
 	return time.Time{}, delegation.Refuse(delegation.ParameterInvalid, name, "write a time in UTC, such as 2026-11-23T14:00")
 }
 
-// readNumber reads the number of an entry; none is 0.
+// readNumber parses the number of an entry; an absent number is 0.
 func readNumber(name, value string) (uint64, error) {
 	if value == "" {
 		return 0, nil
@@ -144,8 +146,8 @@ func readNumber(name, value string) (uint64, error) {
 	return n, nil
 }
 
-// find reads the filters and asks. Somebody who may not read everything, and asks for nothing in
-// particular, asks for what was delegated on their own behalf.
+// find reads the filters and searches. A person who may not read everything, and sets neither
+// subject nor actor, gets what was delegated on their own behalf.
 func (h *console) find(c *call) (rows []exchange.Recorded, before uint64, query url.Values, notice string, err error) {
 	query = c.r.URL.Query()
 	q, err := readQuery(query)
@@ -187,7 +189,8 @@ func (h *console) search(c *call) error {
 	return c.show(http.StatusOK, "search", page{Title: "Entries", Body: p})
 }
 
-// offer is the revocation of the one subject, key, chain or token that the search is for, if the person may make it.
+// offer returns the revocation of the one subject, key, chain or token that the search is for, if
+// the person may make it.
 func (h *console) offer(c *call, query url.Values) *offer {
 	for _, o := range []struct {
 		filter string
@@ -226,7 +229,7 @@ func (h *console) searchCSV(c *call) error {
 	}
 	var b bytes.Buffer
 	w := csv.NewWriter(&b)
-	_ = w.Write(csvColumns) // writes to memory: Flush's error would be all there is
+	_ = w.Write(csvColumns) // writes to memory, and Flush reports any error
 	for _, r := range rows {
 		target := ""
 		if r.Revocation != nil {
@@ -262,8 +265,8 @@ func stamp(t time.Time) string {
 	return t.UTC().Format(time.RFC3339Nano)
 }
 
-// harmless keeps a spreadsheet from taking a cell for a formula, whatever comes before its first sign
-// that a spreadsheet passes over.
+// harmless keeps a spreadsheet from reading a cell as a formula. It looks past all leading
+// characters that a spreadsheet ignores.
 func harmless(cell string) string {
 	first, _ := utf8.DecodeRuneInString(strings.TrimLeft(cell, " \t\r\n\v\f\u00a0\u3000\ufeff\"'"))
 	if strings.ContainsRune("=+-@|%＝＋－＠", first) || strings.ContainsAny(cell[:min(len(cell), 1)], "\t\r\n") {

@@ -14,29 +14,31 @@ import (
 	"deputy.example/deputy/server/internal/ledger"
 )
 
-// maxForm is far more than any form of the console holds.
+// maxForm is far larger than any form of the console.
 const maxForm = 16 << 10
 
-// newSecret makes 256 bits that nobody can guess.
+// newSecret returns 256 random bits, which no attacker can guess.
 func newSecret() string {
 	var secret [32]byte
 	_, _ = rand.Read(secret[:]) // it never fails: crypto/rand ends the process first
 	return base64.RawURLEncoding.EncodeToString(secret[:])
 }
 
-// derive makes another secret of one, which tells nothing about it or about its siblings.
+// derive derives another secret from one. It reveals nothing about the first secret or about other
+// derived ones.
 func derive(secret, purpose string) string {
 	mac := hmac.New(sha256.New, []byte(secret))
 	mac.Write([]byte(purpose))
 	return base64.RawURLEncoding.EncodeToString(mac.Sum(nil))
 }
 
-// key is how the database knows a session.
+// key returns the key of a session in the database.
 func key(secret string) [32]byte { return sha256.Sum256([]byte("console session\x00" + secret)) }
 
-// cookie makes one of this tenant's cookies. The __Host- prefix makes browsers refuse one that another
-// host or a plaintext connection set; on loopback, where there is no TLS, it cannot be had. All tenants
-// of a host get each other's cookies, so each has names of its own.
+// cookie returns one of this tenant's cookies. The __Host- prefix makes browsers refuse a cookie
+// that another host or a plaintext connection set. On loopback, where there is no TLS, the prefix
+// is not possible. All tenants of a host receive each other's cookies, so each tenant has names of
+// its own.
 func (s *site) cookie(name, value string, life time.Duration) *http.Cookie {
 	return &http.Cookie{
 		Name: s.cookieName(name), Value: value, Path: "/", MaxAge: int(life / time.Second),
@@ -52,8 +54,8 @@ func (s *site) cookieName(name string) string {
 	return name
 }
 
-// held is the value of one of this tenant's cookies. One that comes twice is none: a second one of the
-// same name can only have been planted.
+// held returns the value of one of this tenant's cookies. A cookie that comes twice counts as
+// absent, because an attacker must have planted the second one.
 func (s *site) held(r *http.Request, name string) string {
 	found := r.CookiesNamed(s.cookieName(name))
 	if len(found) != 1 {
@@ -62,7 +64,7 @@ func (s *site) held(r *http.Request, name string) string {
 	return found[0].Value
 }
 
-// drop makes the browser forget a cookie.
+// drop deletes a cookie in the browser.
 func (s *site) drop(w http.ResponseWriter, name string) {
 	gone := s.cookie(name, "", 0)
 	gone.MaxAge = -1
@@ -74,7 +76,7 @@ const (
 	signInCookie  = "sign-in"
 )
 
-// authenticate finds out who sends the request, or says that it must sign in.
+// authenticate determines the person who sends the request, or returns errSignedOut.
 func (h *console) authenticate(c *call) error {
 	secret := c.held(c.r, sessionCookie)
 	if secret == "" {
@@ -88,7 +90,7 @@ func (h *console) authenticate(c *call) error {
 	} else if err != nil {
 		return err
 	}
-	c.who, c.secret = session.Principal, secret // an error page that follows has the navigation
+	c.who, c.secret = session.Principal, secret // the page of a later error has the navigation
 	person, err := h.Engine.Restore(ctx, c.Name, exchange.Session{
 		Principal: session.Principal, Issuer: session.Issuer, SignedIn: session.SignedIn,
 	})
@@ -103,8 +105,8 @@ func (h *console) authenticate(c *call) error {
 	return nil
 }
 
-// ended forgets a session whose person is not believed any more: suspended, cut off, or of an issuer
-// that is not trusted now. Everything else is no reason to sign in again.
+// ended deletes a session whose person is not accepted any more: suspended, cut off, or of an
+// issuer that is not trusted now. Any other error is no reason to sign in again.
 func (h *console) ended(c *call, secret string, err error) error {
 	if delegation.AsError(err).Reason != delegation.ClientUnauthenticated {
 		return err
@@ -117,7 +119,8 @@ func (h *console) ended(c *call, secret string, err error) error {
 	return errSignedOut
 }
 
-// token is what a form must send back. It follows from the session, so that no other session's fits.
+// token returns the token that a form must send back. It is derived from the session, so the token
+// of another session does not match.
 func (c *call) token() string {
 	if c.secret == "" {
 		return ""
@@ -137,8 +140,9 @@ func (c *call) checkToken() error {
 // crossOrigin is the library's check of Sec-Fetch-Site and Origin.
 var crossOrigin = http.NewCrossOriginProtection()
 
-// sameOrigin refuses what another site made the browser send. The library lets pass what carries
-// neither header, because it may not be a browser's: nothing but browsers uses the console.
+// sameOrigin refuses requests that another site made the browser send. The library permits a
+// request with neither header, because it may come from another program than a browser. The console
+// is for browsers only, so it refuses such a request.
 func sameOrigin(r *http.Request) error {
 	if r.Header.Get("Sec-Fetch-Site") == "" && r.Header.Get("Origin") == "" || crossOrigin.Check(r) != nil {
 		return errForeignForm
@@ -146,13 +150,14 @@ func sameOrigin(r *http.Request) error {
 	return nil
 }
 
-// signOut ends the session here. The provider's own goes on: that is its business.
+// signOut ends the session here. The provider's own session continues.
 func (h *console) signOut(c *call) error {
 	if err := h.Sessions.EndSession(c.r.Context(), c.Name, key(c.secret)); err != nil {
 		return err
 	}
 	c.drop(c.w, sessionCookie)
-	c.w.Header().Set("Clear-Site-Data", `"cache"`) // also the pages that the browser keeps to go back to
+	// The header also clears the pages that the browser keeps for its Back button.
+	c.w.Header().Set("Clear-Site-Data", `"cache"`)
 	c.redirect("sign-in", "signed-out", "1")
 	return nil
 }

@@ -25,25 +25,26 @@ import (
 )
 
 const (
-	// signInLife is how long somebody may take at the provider.
+	// signInLife is how long a person may take at the provider.
 	signInLife = 10 * time.Minute
-	// discoveryAge is how long a provider's own description is believed, and discoveryPause how long
-	// after a failure it is not asked again.
+	// discoveryAge is how long a provider's own description is valid. discoveryPause is how long
+	// after a failure the provider is not asked again.
 	discoveryAge   = time.Hour
 	discoveryPause = 2 * time.Second
-	// providerPatience bounds one answer of a provider; maxProviderBytes its size.
+	// providerPatience bounds the time of one answer of a provider, maxProviderBytes its size.
 	providerPatience = 4 * time.Second
 	maxProviderBytes = 256 << 10
 )
 
-// provider is the OpenID provider of a tenant, as it describes itself (OpenID Connect Discovery 1.0).
+// provider is the OpenID provider of a tenant, by its own description (OpenID Connect Discovery
+// 1.0).
 type provider struct {
 	tenant   Tenant
-	redirect string // where it sends people back to
+	redirect string // where it sends browsers back to
 	client   *http.Client
 	now      func() time.Time
 
-	mu     sync.Mutex // held while asking, so that whoever comes meanwhile shares the answer
+	mu     sync.Mutex // held during a request, so that concurrent callers share the answer
 	found  *oauth2.Config
 	asked  time.Time
 	failed error
@@ -61,7 +62,7 @@ func newProvider(t Tenant, redirect string, transport http.RoundTripper, now fun
 	}}
 }
 
-// bounded cuts off answers that no honest provider gives.
+// bounded cuts off answers that are longer than maxProviderBytes.
 type bounded struct{ http.RoundTripper }
 
 func (b bounded) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -75,7 +76,7 @@ func (b bounded) RoundTrip(r *http.Request) (*http.Response, error) {
 	return response, err
 }
 
-// config is how to ask the provider, by its own description.
+// config returns how to call the provider, by its own description.
 func (p *provider) config(ctx context.Context) (*oauth2.Config, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -117,7 +118,8 @@ func (p *provider) discover(ctx context.Context) (*oauth2.Config, error) {
 	if len(more.PKCE) > 0 && !slices.Contains(more.PKCE, "S256") {
 		return nil, errors.New("the provider does not know PKCE with S256")
 	}
-	// Found out by trying, a wrong way would spend the code. Left out, it is Basic (Discovery section 3).
+	// A wrong method would spend the code, so methods are not tried. An absent list means Basic
+	// (Discovery section 3).
 	endpoint.AuthStyle = oauth2.AuthStyleInHeader
 	if p.tenant.ClientSecret == "" || len(more.Methods) > 0 && !slices.Contains(more.Methods, "client_secret_basic") {
 		endpoint.AuthStyle = oauth2.AuthStyleInParams
@@ -128,7 +130,7 @@ func (p *provider) discover(ctx context.Context) (*oauth2.Config, error) {
 	}, nil
 }
 
-// trustworthy wants https, or a plain address of this machine where the tenant permits it.
+// trustworthy requires https, or a plain address of this machine where the tenant permits it.
 func (p *provider) trustworthy(address string) error {
 	u, err := url.Parse(address)
 	switch {
@@ -145,7 +147,7 @@ func isLoopback(host string) bool {
 	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
-// signInPage is what somebody sees who is not signed in.
+// signInPage is the page for a person who is not signed in.
 type signInPage struct {
 	Heading, Text, Problem string
 	Provider, Next         string
@@ -163,7 +165,8 @@ func (h *console) askSignIn(c *call) error {
 	return h.showSignIn(c, http.StatusOK, p)
 }
 
-// showSignIn also lets the browser follow the form to the provider: form-action counts redirects too.
+// showSignIn permits the browser to follow the form to the provider, because form-action covers
+// redirects too.
 func (h *console) showSignIn(c *call, status int, p signInPage) error {
 	to, err := c.provider.config(c.r.Context())
 	if err != nil {
@@ -175,8 +178,9 @@ func (h *console) showSignIn(c *call, status int, p signInPage) error {
 	return c.show(status, "signin", page{Title: p.Heading, Narrow: true, Body: p})
 }
 
-// beginSignIn sends the browser to the provider. State, nonce and PKCE's verifier all follow from one
-// secret that only this browser holds, so nothing is kept here until the provider has answered.
+// beginSignIn sends the browser to the provider. State, nonce and PKCE's verifier are all derived
+// from one secret that only this browser holds, so the server keeps nothing until the provider has
+// answered.
 func (h *console) beginSignIn(c *call) error {
 	to, err := c.provider.config(c.r.Context())
 	if err != nil {
@@ -190,8 +194,8 @@ func (h *console) beginSignIn(c *call) error {
 	return nil
 }
 
-// finishSignIn takes the provider's answer and begins a session with a new id: one that somebody planted
-// in the browser before is worth nothing afterwards.
+// finishSignIn takes the provider's answer and begins a session with a new id. A session id that an
+// attacker planted in the browser before has no value afterwards.
 func (h *console) finishSignIn(c *call) error {
 	query := c.r.URL.Query()
 	secret, to, _ := strings.Cut(c.held(c.r, signInCookie), ".")
@@ -219,7 +223,7 @@ func (h *console) finishSignIn(c *call) error {
 	return nil
 }
 
-// answer trades the code for an ID token, which the engine verifies.
+// answer exchanges the code for an ID token, which the engine verifies.
 func (h *console) answer(c *call, code, secret string) (exchange.Session, error) {
 	to, err := c.provider.config(c.r.Context())
 	if err != nil {
@@ -228,8 +232,8 @@ func (h *console) answer(c *call, code, secret string) (exchange.Session, error)
 	ctx := oidc.ClientContext(c.r.Context(), c.provider.client)
 	token, err := to.Exchange(ctx, code, oauth2.VerifierOption(derive(secret, "verifier")))
 	if refused := new(oauth2.RetrieveError); errors.As(err, &refused) {
-		// Its text repeats what the provider answered, which may repeat what it was sent: only a
-		// registered error may go on.
+		// The error's text repeats the provider's answer, which may repeat the request. Only a
+		// registered error code is kept.
 		return exchange.Session{}, errOtherSignIn.WithCause(fmt.Errorf("the provider refused the code: %s", registered(refused.ErrorCode)))
 	} else if err != nil {
 		return exchange.Session{}, delegation.Unavailable("OpenID provider", errors.New("it did not answer the code with a token"))
@@ -244,7 +248,8 @@ func (h *console) answer(c *call, code, secret string) (exchange.Session, error)
 	return session, err
 }
 
-// registered is an error that a token endpoint may answer with (RFC 6749 section 5.2).
+// registered returns an error code of token endpoints (RFC 6749 section 5.2) unchanged, and a fixed
+// text for any other.
 func registered(code string) string {
 	switch code {
 	case "invalid_request", "invalid_client", "invalid_grant", "unauthorized_client", "unsupported_grant_type", "invalid_scope":
@@ -253,7 +258,7 @@ func registered(code string) string {
 	return "an error that is not registered"
 }
 
-// begin starts a session, in place of the one that the browser may hold.
+// begin starts a session, in place of one that the browser may have.
 func (h *console) begin(c *call, p exchange.Session) error {
 	secret := newSecret()
 	if old := c.held(c.r, sessionCookie); old != "" {
@@ -272,13 +277,13 @@ func (h *console) begin(c *call, p exchange.Session) error {
 	return nil
 }
 
-// onward is where to go after signing in: a page of this console, or its first one.
+// onward returns the address after the sign-in: a page of this console, or its first page.
 func (s *site) onward(to string) string {
 	u, err := url.Parse(to)
 	if err != nil || u.Scheme != "" || u.Host != "" || u.Opaque != "" || strings.ContainsRune(to, '\\') {
 		return s.base
 	}
-	// Browsers resolve dots, encoded ones too.
+	// Browsers resolve dots, also encoded dots.
 	if u.Path != path.Clean(u.Path) || u.Path != s.base && !strings.HasPrefix(u.Path, s.base+"/") || strings.HasPrefix(u.Path, s.base+"/sign-") {
 		return s.base
 	}

@@ -28,7 +28,7 @@ func TestSignInLeadsToThePageThatWasWanted(t *testing.T) {
 	if held := s.cookies(); len(held) != 1 || len(held["deputy-demo-session"]) != 43 {
 		t.Errorf("the browser holds %v", held)
 	}
-	s.site.Close() // whatever is logged has been logged
+	s.site.Close() // all lines of the log are written
 	if strings.Contains(s.log.String(), canary) || strings.Contains(s.log.String(), s.cookies()["deputy-demo-session"]) {
 		t.Errorf("a secret is in the log:\n%s", s.log)
 	}
@@ -53,8 +53,8 @@ func TestCookiesAreKeptFromScriptsAndOtherSites(t *testing.T) {
 	}
 }
 
-// TestAPlantedSessionIsWorthNothing is session fixation: the attacker knows an id and gets the victim to
-// sign in with it.
+// TestAPlantedSessionIsWorthNothing is session fixation: the attacker knows an id and makes the
+// victim sign in with it.
 func TestAPlantedSessionIsWorthNothing(t *testing.T) {
 	s := newStage(t)
 	planted := newSecret()
@@ -91,11 +91,11 @@ func TestSigningInAgainEndsTheSessionBefore(t *testing.T) {
 	}
 }
 
-// TestAnAnswerToAnotherSignInIsRefused is what keeps an attacker from signing a victim in as somebody
-// else, or from using a code that leaked.
+// TestAnAnswerToAnotherSignInIsRefused: an attacker can neither sign a victim in as another person,
+// nor use a code that leaked.
 func TestAnAnswerToAnotherSignInIsRefused(t *testing.T) {
 	s := newStage(t)
-	// The attacker goes as far as the provider's answer, and hands the address on.
+	// The attacker does not follow the provider's answer, and sends its address to the victim.
 	attacker := newBrowser(t)
 	attacker.CheckRedirect = func(r *http.Request, _ []*http.Request) error {
 		if strings.HasSuffix(r.URL.Path, "/callback") {
@@ -188,7 +188,7 @@ func TestWhatTheProviderSaysIsNotBelievedBlindly(t *testing.T) {
 		}
 		s.idp.down = false
 		s.clock = s.clock.Add(discoveryPause)
-		s.signIn("") // found again
+		s.signIn("") // discovered again
 	})
 	t.Run("endpoint with a fragment", func(t *testing.T) {
 		s := newStage(t)
@@ -236,7 +236,7 @@ func TestTheConsoleProvesItselfAsTheProviderWants(t *testing.T) {
 	}
 }
 
-// FuzzOnward looks for an address that leads out of the console after signing in.
+// FuzzOnward searches for an address that leads out of the console after the sign-in.
 func FuzzOnward(f *testing.F) {
 	for _, seed := range []string{
 		"", "/console", "/console/chain?jti=x", "https://evil.example/", "//evil.example", "/\\evil.example", "/console/../oauth2/token",

@@ -38,7 +38,8 @@ type site struct {
 	pages    map[string]*template.Template
 }
 
-// asset is a file that is the same for everybody. Its name holds its digest, so that it may be kept.
+// asset is a file that is the same for every browser. Its name holds its digest, so that browsers
+// may keep it.
 type asset struct {
 	path, mediaType string
 	content         []byte
@@ -85,7 +86,7 @@ func (a asset) serve(c *call) error {
 	header.Set("Content-Type", a.mediaType)
 	header.Set("Cache-Control", "public, max-age=31536000, immutable")
 	header.Set("Content-Length", strconv.Itoa(len(a.content)))
-	_, _ = c.w.Write(a.content) // the browser is gone: nothing is left to say
+	_, _ = c.w.Write(a.content) // on an error the browser has left
 	return nil
 }
 
@@ -107,8 +108,8 @@ func (s *site) openPages() error {
 	return nil
 }
 
-// link is the address of a page with its parameters, given in turn by name and value. Empty ones are
-// left out.
+// link returns the address of a page with its parameters, given in turn by name and value. It
+// leaves out empty ones.
 func (s *site) link(page string, parameters ...any) string {
 	query := url.Values{}
 	for pair := range slices.Chunk(parameters, 2) {
@@ -151,8 +152,8 @@ func (s *site) functions() template.FuncMap {
 	}
 }
 
-// whoLink leads to what one wants to know of a principal: what an agent can do, what a person is the
-// subject of.
+// whoLink returns the link to what matters about a principal: for an agent what it can do, for a
+// person the entries with that subject.
 func (s *site) whoLink(p delegation.Principal) string {
 	if p.Type() == "agent" {
 		return s.link("agent", "agent", p)
@@ -163,7 +164,7 @@ func (s *site) whoLink(p delegation.Principal) string {
 	return s.link("", "caller", p)
 }
 
-// state is how something stands, for the eye.
+// state is the visible state of an entry.
 type state struct{ Class, Word, Sign string }
 
 func stateOf(r exchange.Recorded) state {
@@ -189,7 +190,7 @@ func actorsOf(r exchange.Recorded) delegation.Chain {
 	return r.Actors
 }
 
-// aimsOf is what an entry is about: the audiences of a grant, the target of a revocation.
+// aimsOf returns what an entry is about: the audiences of a grant, the target of a revocation.
 func aimsOf(r exchange.Recorded) (list []aim) {
 	switch {
 	case r.Revocation != nil:
@@ -203,8 +204,8 @@ func aimsOf(r exchange.Recorded) (list []aim) {
 	return list
 }
 
-// whyOf is what is said of an entry that has no scopes to show: the reason of a revocation, or why the ledger
-// refused.
+// whyOf returns the explanation of an entry that has no scopes to show: the reason of a revocation,
+// or why the ledger refused.
 func whyOf(r exchange.Recorded) string {
 	if len(r.Scopes) > 0 || r.Revocation == nil && r.Outcome != ledger.Refused {
 		return ""
@@ -214,7 +215,7 @@ func whyOf(r exchange.Recorded) string {
 
 func hasChain(r exchange.Recorded) bool { return r.Kind == ledger.KindGrant && r.ID != "" }
 
-// expiryTime leaves the date out where it is that of the entry.
+// expiryTime leaves out the date where it is that of the entry.
 func expiryTime(e *ledger.Entry) string {
 	at, recorded := e.Expiry.UTC(), e.Time.UTC()
 	if at.YearDay() == recorded.YearDay() && at.Year() == recorded.Year() {
@@ -223,7 +224,7 @@ func expiryTime(e *ledger.Entry) string {
 	return at.Format(time.DateTime)
 }
 
-// twig indents what is depth below.
+// twig returns the indentation of a depth.
 func twig(depth int) string {
 	return strings.Repeat("   ", max(depth-1, 0)) + "└─ "
 }
@@ -245,8 +246,8 @@ type navigation struct {
 	Current    bool
 }
 
-// show answers with a page. It is made whole before anything is sent, so that a fault cannot leave
-// half of one.
+// show answers with a page. It makes the whole page before it sends anything, so that a fault
+// cannot leave half of one.
 func (c *call) show(status int, name string, p page) error {
 	p.Tenant, p.CSRF = c.Name, c.token()
 	if c.who != "" {
@@ -260,7 +261,7 @@ func (c *call) show(status int, name string, p page) error {
 	return nil
 }
 
-// showPart answers with a piece of a page, for a script to put into one.
+// showPart answers with a part of a page, which a script inserts into one.
 func (c *call) showPart(name, part string, body any) error {
 	var b bytes.Buffer
 	if err := c.pages[name].ExecuteTemplate(&b, part, body); err != nil {
@@ -274,7 +275,7 @@ func (c *call) send(status int, mediaType string, body []byte) {
 	c.w.Header().Set("Content-Type", mediaType)
 	c.w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 	c.w.WriteHeader(status)
-	_, _ = c.w.Write(body) // the browser is gone: the access log has the status
+	_, _ = c.w.Write(body) // on an error the browser has left: the access log has the status
 }
 
 func (c *call) redirect(page string, parameters ...any) {
@@ -311,8 +312,8 @@ func roleText(r exchange.Role) string {
 	return ""
 }
 
-// visible replaces what a text could hide behind or turn the line around with: control characters, and
-// the invisible ones that Unicode formats with. No template holds any, so all that are there came from
+// visible replaces characters that can hide text or reverse its direction: control characters, and
+// the invisible format characters of Unicode. No template holds any, so all of them come from
 // outside.
 func visible(page []byte) []byte {
 	hidden := func(r rune) bool {
@@ -332,8 +333,9 @@ func visible(page []byte) []byte {
 	return b.Bytes()
 }
 
-// setHeaders tells the browser what no page of the console ever needs, so that nothing that slips in
-// can do it: no foreign script or style, none inline, no frame, no referrer, no copy on disk.
+// setHeaders forbids the browser everything that no page of the console needs, so that injected
+// content cannot use it: no foreign script or style, no inline script or style, no frame, no
+// referrer, no copy on disk.
 func (c *call) setHeaders() {
 	c.setPolicy("")
 	header := c.w.Header()
@@ -346,8 +348,8 @@ func (c *call) setHeaders() {
 	header.Set("Cache-Control", "no-store")
 }
 
-// setPolicy sets the Content-Security-Policy. provider is the origin that a form may lead to besides
-// the console, or "".
+// setPolicy sets the Content-Security-Policy. provider is the origin to which forms may lead
+// besides the console, or "".
 func (c *call) setPolicy(provider string) {
 	forms := "'self'"
 	if provider != "" {

@@ -11,14 +11,14 @@ import (
 	"deputy.example/deputy/server/internal/ledger"
 )
 
-// takeBackPage asks for the last word before something is revoked.
+// takeBackPage asks for confirmation before something is revoked.
 type takeBackPage struct {
 	Heading, Effect, Button, Problem string
 	Target                           delegation.Target
-	Raw                              string // the name as tokens have it, where it reads otherwise
+	Raw                              string // the name in tokens, where the page shows it otherwise
 	Reason, Back                     string
-	Repeat                           string // what must be typed once more; "": nothing
-	Mild                             bool   // gives back rather than takes away
+	Repeat                           string // text that the person must type to confirm; "": none
+	Mild                             bool   // the act restores authority
 	Counted                          bool
 	Tokens, Chains, Shown            int
 	Grants                           []*ledger.Entry
@@ -27,11 +27,12 @@ type takeBackPage struct {
 const (
 	// mostDoomed is how many of the grants are listed.
 	mostDoomed = 50
-	// countPatience is how long the page waits for their number. A revocation must not depend on it.
+	// countPatience is how long the page waits for the number of grants. A revocation must not
+	// depend on it.
 	countPatience = 4 * time.Second
 )
 
-// readTarget reads what is aimed at; the engine decides whether this person may.
+// readTarget reads the target of a revocation. The engine decides whether this person may make it.
 func readTarget(value func(string) string) (delegation.Target, error) {
 	t := delegation.Target{
 		Kind: delegation.TargetKind(value("kind")), ID: strings.TrimSpace(value("id")), Subject: delegation.Principal(strings.TrimSpace(value("subject"))),
@@ -91,8 +92,8 @@ func (h *console) askConfirmation(c *call, status int, target delegation.Target,
 	return c.show(status, "takeback", page{Title: p.Heading, Body: p})
 }
 
-// preview is the engine's dry run. If there is no time to count, a person who may revoke gets the form without the
-// count.
+// preview is the engine's dry run. If there is no time to count, a person who may revoke gets the
+// form without the count.
 func (h *console) preview(c *call, target delegation.Target) (exchange.Revoked, error) {
 	ctx, cancel := context.WithTimeout(c.r.Context(), countPatience)
 	defer cancel()
@@ -107,8 +108,8 @@ func (h *console) preview(c *call, target delegation.Target) (exchange.Revoked, 
 	return doomed, err
 }
 
-// may reports which of the targets the person may revoke, so that a page offers no other. Engine.Revoke decides. What
-// cannot be found out now is not offered, and keeps no page from being shown.
+// may reports which of the targets the person may revoke, so that a page offers no other.
+// Engine.Revoke decides. After an error nothing is offered, and the page is shown all the same.
 func (h *console) may(c *call, targets ...delegation.Target) []bool {
 	may, err := h.Engine.MayRevoke(c.r.Context(), c.inquiry(), targets...)
 	if err != nil {
@@ -117,7 +118,7 @@ func (h *console) may(c *call, targets ...delegation.Target) []bool {
 	return may
 }
 
-// backFrom is where Cancel leads.
+// backFrom returns the address of Cancel.
 func (c *call) backFrom(t delegation.Target) string {
 	switch t.Kind {
 	case delegation.BanToken:
@@ -134,7 +135,7 @@ func (c *call) backFrom(t delegation.Target) string {
 	return c.link("revoke")
 }
 
-// takeBack revokes, and leads to the entry that says so.
+// takeBack revokes, and redirects to the entry of the revocation.
 func (h *console) takeBack(c *call) error {
 	reason := strings.TrimSpace(c.r.PostFormValue("reason"))
 	target, err := readTarget(c.r.PostFormValue)
@@ -167,10 +168,11 @@ type revokePage struct{ Kinds []revokable }
 type revokable struct {
 	Kind                                 delegation.TargetKind
 	Heading, Text, Label, Example, Value string
-	For                                  bool // its form has a subject too
+	For                                  bool // the form has a subject too
 }
 
-// revokables are the targets that are not reached from a page of their own, the narrowest first.
+// revokables are the targets without a page of their own that leads to the revocation, the
+// narrowest first.
 var revokables = []revokable{
 	{Kind: delegation.CutSubject, Heading: "A subject", Label: "Subject", Example: "user:alice",
 		Text: "Everything that was granted on behalf of one person until now. What the person grants later is not affected."},
@@ -194,7 +196,7 @@ func (h *console) revoke(c *call) error {
 
 const forever = " are refused everywhere from now on. This cannot be undone."
 
-// words are what a revocation means, for the person who is about to make it.
+// words returns what a revocation means, for the person who is about to make it.
 func words(t delegation.Target) (heading, effect, button string, mild bool) {
 	name := t.ID
 	if named(t.Kind) {
@@ -223,18 +225,18 @@ func words(t delegation.Target) (heading, effect, button string, mild bool) {
 	return "Contain " + name, "Every token in whose chain it is an actor is refused everywhere from now on, and it gets no new one until it is resumed. To resume it restores none of them.", "Contain it", false
 }
 
-// targetText names what a revocation is aimed at, as tokens have it.
+// targetText returns the target of a revocation in one line, with names as in tokens.
 func targetText(t delegation.Target) string { return aimAt(t).Text(string(t.ID), string(t.Subject)) }
 
 // aim is what an entry is about.
 type aim struct {
 	Verb string
-	Who  delegation.Principal // what it is aimed at, where that is a principal
-	ID   string               // or where it is none
+	Who  delegation.Principal // the target, if it is a principal
+	ID   string               // the target otherwise
 	For  delegation.Principal
 }
 
-// Text is the aim in one line, with its names as they are to be written.
+// Text returns the aim in one line, with the given names.
 func (a aim) Text(name, subject string) string {
 	text := strings.TrimSpace(a.Verb + " " + name)
 	if a.For != "" {
@@ -243,7 +245,7 @@ func (a aim) Text(name, subject string) string {
 	return text
 }
 
-// Readable is the aim in one line, for people.
+// Readable returns the aim in one line, with readable names.
 func (a aim) Readable() string {
 	if a.Who != "" {
 		return a.Text(nameOf(a.Who), nameOf(a.For))

@@ -20,8 +20,8 @@ import (
 	"deputy.example/deputy/server/internal/testservers"
 )
 
-// scene is a server on a real listener with TLS, which offers both versions of HTTP, and somebody honest on a
-// connection of its own.
+// scene is a server on a real listener with TLS, which offers both versions of HTTP, with an honest
+// client on a connection of its own.
 type scene struct {
 	t       *testing.T
 	server  *http.Server
@@ -77,7 +77,8 @@ func newScene(t *testing.T, change func(*http.Server)) *scene {
 		s.honest.CloseIdleConnections()
 		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 		defer cancel()
-		if err := s.server.Shutdown(ctx); err != nil { // which waits: whoever was cut off has gone by now
+		// Shutdown waits. By now every client that was cut off has left.
+		if err := s.server.Shutdown(ctx); err != nil {
 			t.Error(err)
 		}
 		if err := <-served; !errors.Is(err, http.ErrServerClosed) {
@@ -109,7 +110,7 @@ func (s *scene) isServed(when string) {
 	}
 }
 
-// connect speaks one version.
+// connect opens a connection with one version of HTTP.
 func (s *scene) connect(protocol string) net.Conn {
 	s.t.Helper()
 	config := s.client.Clone()
@@ -137,7 +138,7 @@ func (s *scene) cutOff(f *testservers.Frames, why string) {
 
 func ordinary(*http.Server) {}
 
-// hurried shortens every deadline that there is; one that there is not stays away.
+// hurried shortens every deadline that is set. A deadline that is not set stays unset.
 func hurried(s *http.Server) {
 	const soon = time.Second
 	s.ReadHeaderTimeout, s.ReadTimeout, s.IdleTimeout = min(soon, s.ReadHeaderTimeout), min(soon, s.ReadTimeout), min(soon, s.IdleTimeout)
@@ -149,8 +150,8 @@ func request(f *testservers.Frames, more ...string) []byte {
 	return f.Block(append([]string{":method", "POST", ":scheme", "https", ":path", "/oauth2/introspect", ":authority", "deputy.example", "content-type", mediaForm}, more...)...)
 }
 
-// Requests that are reset right away (CVE-2023-44487): never more of them run than one connection may
-// have, and whoever goes on is sent away.
+// TestRapidReset: of requests that are reset at once (CVE-2023-44487), no more run than one
+// connection may have. A connection that continues is closed.
 func TestRapidReset(t *testing.T) {
 	s := newScene(t, ordinary)
 	f := s.abuse()
@@ -172,12 +173,12 @@ func TestRapidReset(t *testing.T) {
 		t.Errorf("it went away with %v", f.GoAway())
 	}
 	s.isServed("meanwhile")
-	if most := s.most.Load(); most > maxStreams+1 { // and the honest one
+	if most := s.most.Load(); most > maxStreams+1 { // the other one is the honest client's
 		t.Errorf("%d requests ran at once", most)
 	}
 }
 
-// A header that goes on and on (CVE-2024-27316).
+// TestContinuationFlood: a header without an end (CVE-2024-27316) ends the connection.
 func TestContinuationFlood(t *testing.T) {
 	s := newScene(t, ordinary)
 	f := s.abuse()
@@ -194,13 +195,14 @@ func TestContinuationFlood(t *testing.T) {
 	s.isServed("after")
 }
 
-// More requests than a connection may have at once are refused; they reach nobody.
+// TestTooManyStreams: more requests than a connection may have at once are refused and reach no
+// handler.
 func TestTooManyStreams(t *testing.T) {
 	s := newScene(t, ordinary)
 	f := s.abuse()
 	for i := range uint32(maxStreams + 10) {
 		if f.WriteHeaders(http2.HeadersFrameParam{StreamID: 2*i + 1, BlockFragment: request(f), EndHeaders: true}) != nil {
-			break // it may have ended the connection
+			break // the server may have ended the connection
 		}
 	}
 	if !f.Until(func(came map[http2.FrameType]int, resets map[uint32]http2.ErrCode, _ map[uint32]bool) bool {
@@ -211,8 +213,8 @@ func TestTooManyStreams(t *testing.T) {
 	s.isServed("after")
 }
 
-// Settings and pings are no use of a connection, and those whose answers nobody reads are not read
-// without end.
+// TestControlFrameFlood: settings and pings do not count as use of a connection. If the client
+// reads no answers, the server stops reading.
 func TestControlFrameFlood(t *testing.T) {
 	for name, write := range map[string]func(f *testservers.Frames) error{
 		"settings": func(f *testservers.Frames) error { return f.WriteSettings() },
@@ -237,8 +239,9 @@ func TestControlFrameFlood(t *testing.T) {
 	}
 }
 
-// TestSlowClients: whoever does not end what it has begun is cut off, in both versions, and so is who
-// begins nothing. The same client of a server with ordinary patience, which waited no less, is not.
+// TestSlowClients: a client that does not end what it has begun is cut off, in both versions, and
+// so is a client that begins nothing. The control is the same client of a server with ordinary
+// deadlines, which is not cut off in the same time.
 func TestSlowClients(t *testing.T) {
 	for name, begin := range map[string]string{
 		"nothing":       "",
@@ -277,9 +280,9 @@ func TestSlowClients(t *testing.T) {
 			t.Parallel()
 			s := newScene(t, hurried)
 			f := s.abuse()
-			_ = begin(f) // a machine that is slow is cut off before
+			_ = begin(f) // a slow machine may be cut off before
 			s.isServed("meanwhile")
-			// A request that is over, or the whole connection.
+			// Either the request ends, or the whole connection does.
 			if !f.Until(func(came map[http2.FrameType]int, resets map[uint32]http2.ErrCode, ended map[uint32]bool) bool {
 				_, reset := resets[1]
 				return reset || ended[1] || came[http2.FrameGoAway] > 0
@@ -290,7 +293,7 @@ func TestSlowClients(t *testing.T) {
 	}
 }
 
-// ended reads what comes, and says whether the connection ended in time.
+// ended reads until the connection ends. The error is nil if it ended in time.
 func ended(conn net.Conn, within time.Duration) error {
 	if err := conn.SetReadDeadline(time.Now().Add(within)); err != nil {
 		return err
@@ -332,7 +335,7 @@ func TestLongHeaders(t *testing.T) {
 	s.isServed("after")
 }
 
-// Every phase and every size has its bound.
+// TestServerIsBounded: every phase and every size has its bound.
 func TestServerIsBounded(t *testing.T) {
 	s := NewServer(http.NotFoundHandler(), nil, nil)
 	if s.ReadHeaderTimeout <= 0 || s.ReadTimeout <= 0 || s.WriteTimeout <= 0 || s.IdleTimeout <= 0 || s.MaxHeaderBytes <= 0 {

@@ -55,8 +55,8 @@ func TestInquiryParametersAreDocumented(t *testing.T) {
 	}
 }
 
-// registeredReasons reads the reasons from the source that registers them, so that a new one cannot
-// stay out of the documentation.
+// registeredReasons reads the reasons from the source that registers them, so that a new reason
+// cannot be absent from the documentation.
 func registeredReasons(t *testing.T) []delegation.Reason {
 	t.Helper()
 	file, err := parser.ParseFile(token.NewFileSet(), "../../../client/delegation/reasons.go", nil, 0)

@@ -12,8 +12,9 @@ import (
 	"deputy.example/deputy/server/internal/exchange"
 )
 
-// endpointRules say what every endpoint must have: the methods that it answers, and the gates before it.
-// An endpoint that is added without a line here fails the test, and so does a line without an endpoint.
+// endpointRules are what every endpoint must have: the methods that it answers, and the gates
+// before it. An endpoint that is added without a line here fails the test, and so does a line
+// without an endpoint.
 var endpointRules = map[string]struct{ methods, gates string }{
 	pathToken:                            {"POST", "query authorization proof"},
 	pathIntrospect:                       {"POST", "query proof"},
@@ -61,8 +62,9 @@ func TestEveryEndpointHasARule(t *testing.T) {
 	}
 }
 
-// TestEveryParameterHasABound: one byte too many is refused by name before the engine is asked, and a
-// value that is as long as it may be goes on. A parameter that is added without a bound fails here.
+// TestEveryParameterHasABound: a value one byte longer than its bound is refused by name before the
+// engine is called. A value of exactly the bound passes. A parameter that is added without a bound
+// fails here.
 func TestEveryParameterHasABound(t *testing.T) {
 	for path, known := range map[string]map[string]arity{
 		pathToken: tokenParameters, pathIntrospect: introspectParameters, pathRevoke: revokeParameters,
@@ -82,7 +84,7 @@ func TestEveryParameterHasABound(t *testing.T) {
 				form.Set("token", "x")
 				length := most + 1
 				if !beyond {
-					length = min(most, maxBodyBytes-2000) // what a body has room for
+					length = min(most, maxBodyBytes-2000) // the room in a body
 				}
 				form.Set(name, strings.Repeat("1", length))
 				w, got := answerTo(t, newHandler(t, Config{Engine: engine}), post(path, form))
@@ -100,7 +102,7 @@ func description(answer map[string]any) string {
 	return text
 }
 
-// Without the bound the long value gets through: it is the bound that keeps it out.
+// TestParametersWithoutABound is the control: without the bound the long value passes.
 func TestParametersWithoutABound(t *testing.T) {
 	form := exchangeForm()
 	form.Set("client_id", strings.Repeat("a", exchange.Bound("client_id")+1))

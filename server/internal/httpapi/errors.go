@@ -20,7 +20,7 @@ type errorBody struct {
 	Metadata    map[string]string `json:"metadata,omitempty"`
 }
 
-// writeError is the HTTP form of a delegation.Error. The cause stays here.
+// writeError writes the HTTP form of a delegation.Error. It does not send the cause.
 func writeError(w http.ResponseWriter, r *http.Request, ep *endpoint, err error) {
 	refusal := delegation.AsError(err)
 	wire := refusal.Reason.Wire()
@@ -36,7 +36,7 @@ func writeError(w http.ResponseWriter, r *http.Request, ep *endpoint, err error)
 		header.Set("DPoP-Nonce", nonce) // RFC 9449 §8
 	}
 	if refusal.RetryAfter > 0 {
-		// Rounded up: a client that comes back on the second must not come too early.
+		// Rounded up, so that a client that waits the whole seconds does not retry too early.
 		seconds := (refusal.RetryAfter + time.Second - 1) / time.Second
 		header.Set("Retry-After", strconv.FormatInt(int64(seconds), 10))
 	}
@@ -46,8 +46,8 @@ func writeError(w http.ResponseWriter, r *http.Request, ep *endpoint, err error)
 	})
 }
 
-// challenge names the scheme that the client tried, as RFC 6749 §5.2 demands, or Bearer: a client
-// assertion is one by RFC 7521, though it travels in the form.
+// challenge returns the scheme that the client tried, as RFC 6749 §5.2 requires, or Bearer. A
+// client assertion counts as Bearer by RFC 7521, although it is in the form.
 func challenge(r *http.Request, issuer string) string {
 	scheme := "Bearer"
 	tried, _, _ := strings.Cut(r.Header.Get("Authorization"), " ")
@@ -59,12 +59,12 @@ func challenge(r *http.Request, issuer string) string {
 	return fmt.Sprintf("%s realm=%q", scheme, issuer)
 }
 
-// writeJSON sends a body that no cache keeps. RFC 6749 §5.1 asks for Pragma too.
+// writeJSON sends a body that no cache keeps. RFC 6749 §5.1 requires Pragma too.
 func writeJSON(w http.ResponseWriter, status int, body any) {
 	encoded, err := json.Marshal(body)
 	if err != nil {
-		// Nothing that is sent from here holds a value that JSON cannot express; a broken one must
-		// not go out as success.
+		// No body holds a value that JSON cannot express. A broken body must not be sent as
+		// success.
 		status, encoded = http.StatusInternalServerError, []byte(`{"error":"server_error","error_description":"internal error","reason":"internal"}`)
 	}
 	header := w.Header()
@@ -73,5 +73,5 @@ func writeJSON(w http.ResponseWriter, status int, body any) {
 	header.Set("Pragma", "no-cache")
 	header.Set("Content-Length", strconv.Itoa(len(encoded)))
 	w.WriteHeader(status)
-	_, _ = w.Write(encoded) // the client is gone: the access log has the status
+	_, _ = w.Write(encoded) // on an error the client has left: the access log has the status
 }

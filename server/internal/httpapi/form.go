@@ -14,21 +14,23 @@ import (
 	"deputy.example/deputy/server/internal/exchange"
 )
 
-// arity says what a parameter's name is worth. Names that have none are not known and are ignored
+// arity is how often a parameter may be sent. Names without an arity are unknown and are ignored
 // (RFC 6749 §3.2).
 type arity int
 
 const (
-	single      arity = iota + 1 // at most once (RFC 6749 §3.2)
-	repeatable                   // any number (RFC 8693 §2.1: audience, resource)
-	unsupported                  // known, with a meaning that is not honoured here: refused, never ignored
+	single     arity = iota + 1 // at most once (RFC 6749 §3.2)
+	repeatable                  // any number (RFC 8693 §2.1: audience, resource)
+	// unsupported is for known parameters whose meaning Deputy does not implement: they are
+	// refused, never ignored.
+	unsupported
 )
 
 // parameters holds the known parameters that came with a value. A value is never "": a parameter
 // without a value counts as omitted (RFC 6749 §3.2).
 type parameters map[string][]string
 
-// text is a single-valued parameter, or "".
+// text returns a single-valued parameter, or "".
 func (p parameters) text(name string) string {
 	if values := p[name]; len(values) > 0 {
 		return values[0]
@@ -36,7 +38,7 @@ func (p parameters) text(name string) string {
 	return ""
 }
 
-// optional is a single-valued parameter, or nil.
+// optional returns a single-valued parameter, or nil.
 func (p parameters) optional(name string) *string {
 	if values := p[name]; len(values) > 0 {
 		return &values[0]
@@ -44,8 +46,8 @@ func (p parameters) optional(name string) *string {
 	return nil
 }
 
-// add takes one pair. The first value of a name decides nothing that a second one could change:
-// a repeated single-valued parameter is refused even where one of the values is empty.
+// add adds one pair. A second value must not change what the first one means. A repeated
+// single-valued parameter is refused even where one of the values is empty.
 func (p parameters) add(known map[string]arity, seen map[string]bool, name, value string) error {
 	kind := known[name]
 	switch {
@@ -61,7 +63,7 @@ func (p parameters) add(known map[string]arity, seen map[string]bool, name, valu
 	return nil
 }
 
-// refuseUnsupported names the first parameter, in the order of the alphabet, that is not honoured.
+// refuseUnsupported refuses the first unsupported parameter, in alphabetical order.
 func (p parameters) refuseUnsupported(known map[string]arity) error {
 	first := ""
 	for name := range p {
@@ -75,8 +77,8 @@ func (p parameters) refuseUnsupported(known map[string]arity) error {
 	return delegation.Refuse(delegation.ParameterUnsupported, first, "it is not supported here and must not be sent")
 }
 
-// fit refuses the first parameter, in the order of the alphabet, with a value that is longer than its
-// bound. Those that are not honoured are refused whatever they hold.
+// fit refuses the first parameter, in alphabetical order, with a value that is longer than its
+// bound. It leaves out unsupported parameters, which are refused for any value.
 func (p parameters) fit(known map[string]arity) error {
 	for _, name := range slices.Sorted(maps.Keys(p)) {
 		for _, value := range p[name] {
@@ -91,11 +93,11 @@ func (p parameters) fit(known map[string]arity) error {
 	return nil
 }
 
-// parseForm reads an application/x-www-form-urlencoded body. There is one reading of every body that
-// it accepts: '&' alone separates, '%' is always followed by two hexadecimal digits, the decoded
-// text is UTF-8. Bytes that an encoder never leaves as they are (controls, space, ';', anything
-// beyond ASCII) are refused because parsers elsewhere disagree about them. No more than
-// maxParameters names, known or not.
+// parseForm parses an application/x-www-form-urlencoded body. Every accepted body has exactly one
+// meaning: '&' alone separates, two hexadecimal digits always follow '%', and the decoded text is
+// UTF-8. Bytes that an encoder always encodes (controls, space, ';', anything beyond ASCII) are
+// refused, because other parsers disagree about them. A body has at most maxParameters names, known
+// or unknown.
 func parseForm(body string, known map[string]arity) (parameters, error) {
 	for i := range len(body) {
 		if c := body[i]; c <= ' ' || c > '~' || c == ';' {
@@ -125,7 +127,7 @@ func parseForm(body string, known map[string]arity) (parameters, error) {
 	return p, nil
 }
 
-// fieldName repeats a name from the wire only where it is one of ours.
+// fieldName repeats a name from the request only if it is a known parameter.
 func fieldName(name string, known map[string]arity) string {
 	if known[name] == 0 {
 		return ""
@@ -133,7 +135,7 @@ func fieldName(name string, known map[string]arity) string {
 	return name
 }
 
-// decodeForm undoes percent-encoding and '+' for space.
+// decodeForm decodes percent-encoding and '+' for space.
 func decodeForm(s string) (string, bool) {
 	if !strings.ContainsAny(s, "%+") {
 		return s, true
@@ -178,7 +180,7 @@ const (
 	mediaJSON = "application/json"
 )
 
-// requestMediaType reads Content-Type: exactly one, with no parameter but a charset of UTF-8.
+// requestMediaType reads Content-Type: exactly one, with no parameter except a charset of UTF-8.
 func requestMediaType(r *http.Request) (string, error) {
 	unreadable := delegation.Refuse(delegation.MediaTypeUnsupported, "Content-Type", "send %s, in UTF-8 and without a content encoding", mediaForm)
 	values := r.Header.Values("Content-Type")
@@ -201,7 +203,7 @@ func requestMediaType(r *http.Request) (string, error) {
 	return media, nil
 }
 
-// readBody reads at most maxBodyBytes, and not even those where the client says that more will come.
+// readBody reads at most maxBodyBytes. If Content-Length is larger, it reads nothing.
 func readBody(w http.ResponseWriter, r *http.Request) (string, error) {
 	tooLarge := delegation.Refuse(delegation.RequestTooLarge, "", "the body is longer than %d bytes", maxBodyBytes)
 	if r.ContentLength > maxBodyBytes {

@@ -17,9 +17,10 @@ import (
 
 type reader func(string, map[string]arity) (parameters, error)
 
-// oneReading is the property of both parsers: what they accept, another parser reads the same way,
-// holds no single-valued parameter twice and no empty value, and survives being written again. read
-// is the other parser: all values of each name, in order.
+// oneReading checks a property of both parsers. Another parser reads an accepted body in the same
+// way. The result holds no single-valued parameter twice and no empty value, and is the same after
+// encoding and parsing again. read is the other parser and returns all values of each name, in
+// order.
 func oneReading(body string, parse reader, read func(string) (url.Values, error)) error {
 	p, err := parse(body, tokenParameters)
 	if err != nil {
@@ -64,7 +65,7 @@ func FuzzForm(f *testing.F) {
 			t.Errorf("%q: %v", body, err)
 		}
 		if p, err := parseForm(body, tokenParameters); err == nil {
-			_, _ = newCall(p) // whatever it says, it must not panic
+			_, _ = newCall(p) // it must not panic, whatever it returns
 		}
 	})
 }
@@ -83,7 +84,7 @@ func FuzzSTS(f *testing.F) {
 	})
 }
 
-// readJSON reads a flat object with the standard library's decoder, keeping duplicates.
+// readJSON reads a flat object with the standard library's decoder, and keeps duplicates.
 func readJSON(body string) (url.Values, error) {
 	dec := json.NewDecoder(strings.NewReader(body))
 	if open, err := dec.Token(); err != nil || open != json.Delim('{') {
@@ -114,10 +115,11 @@ func readJSON(body string) (url.Values, error) {
 	return values, nil
 }
 
-// Negative control: the property finds parsers that are as lenient as is common.
+// TestOneReadingFindsLenientParsers is the negative control: the property detects parsers with
+// common leniencies.
 func TestOneReadingFindsLenientParsers(t *testing.T) {
 	firstWins := func(body string, known map[string]arity) (parameters, error) {
-		values, _ := url.ParseQuery(body) // keeps what it could read before an error
+		values, _ := url.ParseQuery(body) // keeps what it read before an error
 		p := make(parameters)
 		for name, list := range values {
 			if known[name] == single && list[0] != "" {
@@ -149,8 +151,8 @@ func TestOneReadingFindsLenientParsers(t *testing.T) {
 	}
 }
 
-// Every parameter of a form and every member of a JSON body is in the documentation, and nothing
-// else is.
+// TestParametersAreDocumented: the documentation holds exactly the parameters of a form and the
+// members of a JSON body.
 func TestParametersAreDocumented(t *testing.T) {
 	rows := documentedParameters(t, "## Token endpoint")
 	for _, name := range slices.Sorted(maps.Keys(tokenParameters)) {
@@ -164,7 +166,7 @@ func TestParametersAreDocumented(t *testing.T) {
 	}
 }
 
-// The bound on parameters counts names that are not known too.
+// TestFormBounds: the bound on parameters counts unknown names too.
 func TestFormBounds(t *testing.T) {
 	if _, err := parseForm(strings.Repeat("x=y&", maxParameters), tokenParameters); err != nil {
 		t.Errorf("%d parameters: %v", maxParameters, err)

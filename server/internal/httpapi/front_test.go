@@ -34,8 +34,8 @@ func (l *syncLog) Write(p []byte) (int, error) {
 }
 func (l *syncLog) String() string { l.mu.Lock(); defer l.mu.Unlock(); return l.text.String() }
 
-// TestRequestsMakeRoom: a request beyond the bound of its address takes the place of the oldest, which
-// is ended. A request whose caller is authenticated goes on.
+// TestRequestsMakeRoom: a request beyond the bound of its address takes the place of the oldest,
+// which is ended. A request whose caller is authenticated is not ended.
 func TestRequestsMakeRoom(t *testing.T) {
 	begun := make(chan struct{}, 4)
 	f := newFront(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -69,7 +69,7 @@ func TestRequestsMakeRoom(t *testing.T) {
 	<-begun
 	two := begin("/")
 	<-begun
-	begin("/") // takes the place of the one before
+	begin("/") // takes the place of the request before
 	if err := ended(two, 20*time.Second); err != nil {
 		t.Fatalf("the oldest request is still there: %v", err)
 	}
@@ -82,7 +82,7 @@ func TestRequestsMakeRoom(t *testing.T) {
 	}
 }
 
-// A request on a connection without a state is refused.
+// TestRequestsWithoutAPlace: a request on a connection without a state is refused.
 func TestRequestsWithoutAPlace(t *testing.T) {
 	f := newFront(http.NotFoundHandler(), nil, slog.New(slog.DiscardHandler))
 	w := httptest.NewRecorder()
@@ -92,7 +92,8 @@ func TestRequestsWithoutAPlace(t *testing.T) {
 	}
 }
 
-// Requests whose handlers return at once after a reset never pile up, so net/http itself goes on.
+// TestRapidResetOfQuickRequests: requests whose handlers return at once after a reset never
+// accumulate, so net/http itself keeps the connection open. The front closes it.
 func TestRapidResetOfQuickRequests(t *testing.T) {
 	s := newScene(t, func(server *http.Server) {
 		front := server.Handler.(*front)
@@ -106,7 +107,7 @@ func TestRapidResetOfQuickRequests(t *testing.T) {
 	})
 	f := s.abuse()
 	next := uint32(1)
-	for batch := 1; batch <= 400; batch++ { // fewer at once than net/http itself minds
+	for batch := 1; batch <= 400; batch++ { // fewer at once than the bound of net/http itself
 		for range 50 {
 			block := f.Block(":method", "GET", ":scheme", "https", ":path", "/reset", ":authority", "d")
 			_ = f.WriteHeaders(http2.HeadersFrameParam{StreamID: next, BlockFragment: block, EndHeaders: true, EndStream: true})
@@ -124,7 +125,8 @@ func TestRapidResetOfQuickRequests(t *testing.T) {
 	s.isServed("after")
 }
 
-// What an authenticated caller cancels does not count against its connection. The control does.
+// TestAuthenticatedCancellations: requests that an authenticated caller cancels do not count
+// against its connection. In the control they do.
 func TestAuthenticatedCancellations(t *testing.T) {
 	for _, known := range []bool{true, false} {
 		conn := &closing{}
@@ -145,8 +147,9 @@ func TestAuthenticatedCancellations(t *testing.T) {
 	}
 }
 
-// A client of a proxy that abandons its requests is refused. The connection of the proxy stays open, and
-// its other clients are served. The control is a connection that no proxy made.
+// TestClientsOfAProxyThatAbandon: a client of a proxy that abandons its requests is refused. The
+// connection of the proxy stays open, and its other clients are served. The control is a connection
+// of no proxy.
 func TestClientsOfAProxyThatAbandon(t *testing.T) {
 	for _, proxied := range []bool{true, false} {
 		conn := &closing{}
@@ -215,8 +218,8 @@ func TestClientsThatHangUp(t *testing.T) {
 	}
 }
 
-// A flood of unauthenticated requests leaves 20 lines a second in the log, and the number of the
-// others. Lines of net/http are sampled too, except panics.
+// TestUnauthenticatedCallsInTheLog: a flood of unauthenticated requests leaves 20 lines a second in
+// the log, and the number of the others. Lines of net/http are sampled too, except panics.
 func TestUnauthenticatedCallsInTheLog(t *testing.T) {
 	log, at := new(syncLog), time.Unix(1000, 0)
 	h := newHandler(t, Config{Engine: granting(t), Logger: slog.New(slog.NewTextHandler(log, nil)), Now: func() time.Time { return at }})
@@ -242,7 +245,7 @@ func TestUnauthenticatedCallsInTheLog(t *testing.T) {
 	}
 }
 
-// HSTS is sent over TLS only (RFC 6797 section 7.2).
+// TestStrictTransport: HSTS is sent over TLS only (RFC 6797 section 7.2).
 func TestStrictTransport(t *testing.T) {
 	h := StrictTransport(http.NotFoundHandler())
 	for _, secured := range []bool{true, false} {

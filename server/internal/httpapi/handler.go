@@ -20,8 +20,8 @@ import (
 	"deputy.example/deputy/server/internal/peers"
 )
 
-// handler routes, and does for every request what no endpoint may forget: trace, deadline, panic,
-// error, log.
+// handler routes requests, and does for each what no endpoint may omit: the trace, the deadline,
+// panics, errors and the log.
 type handler struct {
 	endpoints map[string]*endpoint // by exact escaped path, see find; never changed after New
 	timeout   time.Duration
@@ -40,8 +40,8 @@ type endpoint struct {
 	serve   func(http.ResponseWriter, *http.Request) error
 }
 
-// gate is one thing that HTTP alone decides. Gates have names so that tests can take one out and see
-// what it had kept away.
+// gate is one check that is specific to HTTP. Gates have names so that tests can remove one and see
+// what it refused.
 type gate struct {
 	name  string
 	check func(*http.Request) error
@@ -70,7 +70,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.record(ctx, span, r, ep, out.status, err, h.now().Sub(began))
 }
 
-// dispatch runs the gates and the endpoint. A panic becomes an internal error that says nothing.
+// dispatch runs the gates and the endpoint. A panic becomes an internal error without details.
 func (h *handler) dispatch(ep *endpoint, w http.ResponseWriter, r *http.Request) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -93,7 +93,8 @@ func notThere(http.ResponseWriter, *http.Request) error {
 	return delegation.Refuse(delegation.NotFound, "", "there is nothing at this address")
 }
 
-// record writes the access log and closes the span. Neither sees query, headers or body.
+// record writes the access log and closes the span. Neither holds the query, the headers or the
+// body.
 func (h *handler) record(ctx context.Context, span trace.Span, r *http.Request, ep *endpoint, status int, err error, took time.Duration) {
 	method := knownMethod(r.Method)
 	span.SetAttributes(
@@ -126,7 +127,8 @@ func (h *handler) record(ctx context.Context, span trace.Span, r *http.Request, 
 	h.logger.LogAttrs(ctx, level, "http request", attrs...)
 }
 
-// knownMethod keeps what a stranger can write into logs and traces to a closed set.
+// knownMethod limits the methods in logs and traces to a closed set, because an unauthenticated
+// peer can send any text.
 func knownMethod(m string) string {
 	switch m {
 	case http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete, http.MethodOptions:
@@ -135,7 +137,7 @@ func knownMethod(m string) string {
 	return "other"
 }
 
-// answer remembers what became of a response.
+// answer records the status of a response, and whether any of it was written.
 type answer struct {
 	http.ResponseWriter
 	status int

@@ -54,7 +54,7 @@ func answerTo(t *testing.T, h http.Handler, r *http.Request) (*httptest.Response
 	return w, body
 }
 
-// RFC 8693 §2.2.1, RFC 9396 §7: the whole answer, member by member.
+// TestTokenResponse checks the whole answer, member by member (RFC 8693 §2.2.1, RFC 9396 §7).
 func TestTokenResponse(t *testing.T) {
 	h := newHandler(t, Config{Engine: granting(t)})
 	w, got := answerTo(t, h, post("/t/acme/oauth2/token", exchangeForm()))
@@ -110,7 +110,8 @@ func TestTokenResponseVariants(t *testing.T) {
 	})
 }
 
-// An engine that breaks its word gives an internal error, never a success without a token.
+// TestBrokenOutcomes: an engine that breaks its contract causes an internal error, never a success
+// without a token.
 func TestBrokenOutcomes(t *testing.T) {
 	for name, outcomes := range map[string][]exchange.Outcome{
 		"none":            nil,
@@ -134,7 +135,8 @@ func TestBrokenOutcomes(t *testing.T) {
 	}
 }
 
-// Every reason leaves with the status, the error and the headers that its registration says.
+// TestEveryReasonOnTheWire: every reason is sent with the status, the error and the headers of its
+// registration.
 func TestEveryReasonOnTheWire(t *testing.T) {
 	for _, reason := range registeredReasons(t) {
 		refusal := delegation.Refuse(reason, "scope", "why").WithMetadata("object", "scope:a").WithCause(errors.New("cause-secret"))
@@ -193,7 +195,8 @@ func TestNewRefusesTenantsThatCannotBeToldApart(t *testing.T) {
 	}
 }
 
-// RFC 8414 §2, §3: the address, the issuer exactly, and nothing that is not there.
+// TestMetadata checks the address, the exact issuer, and that nothing absent is offered (RFC 8414
+// §2, §3).
 func TestMetadata(t *testing.T) {
 	h := newHandler(t, Config{Engine: granting(t)})
 	w, got := answerTo(t, h, httptest.NewRequest(http.MethodGet, "/.well-known/oauth-authorization-server/t/acme", nil))
@@ -225,7 +228,8 @@ func TestMetadata(t *testing.T) {
 	}
 }
 
-// A trailing slash is part of the issuer's name and not of its addresses (RFC 8414 §3.1).
+// TestIssuerWithTrailingSlash: a trailing slash is part of the issuer's name and not of its
+// addresses (RFC 8414 §3.1).
 func TestIssuerWithTrailingSlash(t *testing.T) {
 	h := newHandler(t, Config{Engine: granting(t), Tenants: []Tenant{{Name: "a", Issuer: "https://a.example/x/", JWKS: func() []byte { return nil }}}})
 	_, got := answerTo(t, h, httptest.NewRequest(http.MethodGet, "/.well-known/oauth-authorization-server/x", nil))
@@ -234,7 +238,8 @@ func TestIssuerWithTrailingSlash(t *testing.T) {
 	}
 }
 
-// Without registered clients nobody can send an assertion, so none is offered.
+// TestMetadataWithoutClients: without registered clients no assertion is possible, so none is
+// offered.
 func TestMetadataWithoutClients(t *testing.T) {
 	h := newHandler(t, Config{Engine: granting(t), Tenants: []Tenant{{Name: "a", Issuer: rootIssuer, JWKS: func() []byte { return nil }}}})
 	_, got := answerTo(t, h, httptest.NewRequest(http.MethodGet, "/.well-known/oauth-authorization-server", nil))
@@ -245,8 +250,8 @@ func TestMetadataWithoutClients(t *testing.T) {
 	}
 }
 
-// Certificates are offered where some client has one, and binding to them where one can be shown (RFC
-// 8705 §2.1.1, §2.2.1 and §3.3).
+// TestMetadataOfCertificates: certificates are offered where some client has one, and binding to
+// them where clients can present one (RFC 8705 §2.1.1, §2.2.1 and §3.3).
 func TestMetadataOfCertificates(t *testing.T) {
 	for name, c := range map[string]struct {
 		tenant        Tenant
@@ -287,7 +292,8 @@ func TestJWKS(t *testing.T) {
 	}
 }
 
-// A panic below is an internal error that says nothing, and the log has no text of the request.
+// TestPanic: a panic in an endpoint is an internal error without details, and the log has no text
+// of the request.
 func TestPanic(t *testing.T) {
 	var log bytes.Buffer
 	engine := &script{exchange: func(_ context.Context, c exchange.Call) ([]exchange.Outcome, error) { panic(c.SubjectToken) }}
@@ -301,7 +307,7 @@ func TestPanic(t *testing.T) {
 	}
 }
 
-// The engine sees the handler's deadline.
+// TestTimeout: the engine receives the handler's deadline.
 func TestTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		engine := &script{exchange: func(ctx context.Context, _ exchange.Call) ([]exchange.Outcome, error) {
@@ -317,7 +323,8 @@ func TestTimeout(t *testing.T) {
 	})
 }
 
-// The caller's trace goes on, and neither log nor span holds anything of the request but its route.
+// TestTraceAndLog: the caller's trace is continued. Of the request, the log and the span hold only
+// its route.
 func TestTraceAndLog(t *testing.T) {
 	var log bytes.Buffer
 	spans := tracetest.NewSpanRecorder()
@@ -441,7 +448,8 @@ func TestOps(t *testing.T) {
 			code, body := get(t, map[string]func(context.Context) error{
 				"ledger": ok,
 				"redis":  func(context.Context) error { return errors.New("dial redis-secret") },
-				"openfga": func(ctx context.Context) error { // answers only when nobody listens any more
+				// This check answers only after the deadline, when no code waits for it.
+				"openfga": func(ctx context.Context) error {
 					<-ctx.Done()
 					<-late
 					return nil
@@ -453,7 +461,7 @@ func TestOps(t *testing.T) {
 				t.Error(code, body, time.Since(began))
 			}
 			close(late)
-			synctest.Wait() // the late one ends too
+			synctest.Wait() // the late check ends too
 		})
 	})
 	t.Run("liveness does not ask anyone", func(t *testing.T) {
@@ -473,7 +481,8 @@ func TestOps(t *testing.T) {
 	})
 }
 
-// The bounds hold on a real connection too, and the connection of a refused giant is given up.
+// TestServerRefusesGiantBody: the bounds hold on a real connection too. The server closes the
+// connection of a refused giant body.
 func TestServerRefusesGiantBody(t *testing.T) {
 	server := httptest.NewUnstartedServer(nil)
 	server.Config = NewServer(newHandler(t, Config{Engine: granting(t)}), nil, slog.New(slog.DiscardHandler))
@@ -482,7 +491,7 @@ func TestServerRefusesGiantBody(t *testing.T) {
 	body := io.LimitReader(endless{}, 8<<20)
 	response, err := server.Client().Post(server.URL+"/oauth2/token", mediaForm, body)
 	if err != nil {
-		return // the server hung up while the giant was still being sent: as good an answer
+		return // the server closed the connection during the upload, which is a valid answer too
 	}
 	defer response.Body.Close()
 	if response.StatusCode != http.StatusBadRequest {

@@ -1,11 +1,11 @@
 // Package httpapi is the HTTP front: OAuth 2.0 Token Exchange (RFC 8693), introspection (RFC 7662),
-// revocation (RFC 7009), status lists, server metadata (RFC 8414) and keys, for every tenant under its issuer's
-// path; and, on a handler of its own, health, readiness and metrics.
+// revocation (RFC 7009), status lists, server metadata (RFC 8414) and keys, for every tenant below
+// its issuer's path. A handler of its own serves health, readiness and metrics.
 //
-// It owns what HTTP alone decides: methods, media types, the strict reading of forms, status codes
-// and headers. It turns a form into an [exchange.Call] and an outcome into JSON. It must not know how
-// a caller is authenticated, what a token allows or where anything is kept, and it must not decide
-// what the gRPC front would have to decide again.
+// The package owns what is specific to HTTP: methods, media types, the strict reading of forms,
+// status codes and headers. It turns a form into an [exchange.Call] and an outcome into JSON. It
+// must not know how a caller is authenticated, what a token permits or where anything is stored. It
+// must not decide what the gRPC front would have to decide again.
 package httpapi
 
 import (
@@ -26,7 +26,7 @@ import (
 	"deputy.example/deputy/server/internal/peers"
 )
 
-// Engine is what this front needs of exchange.Engine. It is an interface so that the door-specific
+// Engine is what this front needs of exchange.Engine. It is an interface so that the tests of HTTP
 // and the conformance tests can script the outcomes.
 type Engine interface {
 	Exchange(context.Context, exchange.Call) ([]exchange.Outcome, error)
@@ -35,7 +35,7 @@ type Engine interface {
 	StatusList(ctx context.Context, tenant string, number uint64) (exchange.StatusList, error)
 }
 
-// Tenant is what this front tells the world about one tenant.
+// Tenant is what this front publishes about one tenant.
 type Tenant struct {
 	Name string
 	// Issuer is an absolute http or https URL without query and fragment. Its path is where the
@@ -46,15 +46,15 @@ type Tenant struct {
 	JWKS func() []byte
 	// AssertionAlgorithms are the JWS algorithms of client assertions that the tenant accepts.
 	AssertionAlgorithms []string
-	// CertificateMethods are the ways in which a client certificate authenticates (RFC 8705 §2), in the
-	// words of token_endpoint_auth_methods_supported.
+	// CertificateMethods are the ways in which a client certificate authenticates (RFC 8705 §2), as
+	// values of token_endpoint_auth_methods_supported.
 	CertificateMethods []string
-	// CertificateBound says that tokens can be bound to client certificates here (RFC 8705 §3.3).
+	// CertificateBound is true where tokens can be bound to client certificates (RFC 8705 §3.3).
 	CertificateBound bool
-	// DetailTypes are the types of authorization_details that the tenant knows (RFC 9396 §10).
+	// DetailTypes are the types of authorization_details that the tenant supports (RFC 9396 §10).
 	DetailTypes []string
-	// AcceptJSONSTS lets the token endpoint take a flat JSON object of RFC 8693's parameters, as
-	// grpc-go's STS credential sends it.
+	// AcceptJSONSTS makes the token endpoint accept a flat JSON object of RFC 8693's parameters,
+	// which grpc-go's STS credential sends.
 	AcceptJSONSTS bool
 }
 
@@ -69,16 +69,16 @@ type Config struct {
 	Now            func() time.Time     // nil: time.Now
 }
 
-// The bounds of a request. A token is at most 8 KiB, so the body has room for a subject, an actor
-// and an assertion, and for generous details.
+// Bounds of a request. A token is at most 8 KiB, so the body has room for a subject token, an actor
+// token and an assertion, and for long details.
 const (
 	maxBodyBytes   = 64 << 10
 	maxParameters  = 128
 	maxHeaderBytes = 16 << 10
-	maxStreams     = 100 // requests at once on one HTTP/2 connection
+	maxStreams     = 100 // concurrent requests on one HTTP/2 connection
 )
 
-// New returns the handler for all tenants. It refuses tenants whose addresses cannot be told apart.
+// New returns the handler for all tenants. It refuses tenants whose addresses are not distinct.
 func New(c Config) (http.Handler, error) {
 	if c.Engine == nil {
 		return nil, errors.New("httpapi: an engine is required")
@@ -112,8 +112,8 @@ func New(c Config) (http.Handler, error) {
 	return h, nil
 }
 
-// NewServer returns a server for the handler whose every phase has a deadline and every size a
-// bound. Proxies are addresses of proxies that append their clients to X-Forwarded-For. It serves
+// NewServer returns a server for the handler. Every phase has a deadline and every size a bound.
+// proxies are addresses of proxies that append their clients to X-Forwarded-For. The server serves
 // nothing before its Serve is called.
 func NewServer(h http.Handler, proxies []netip.Prefix, logger *slog.Logger) *http.Server {
 	if logger == nil {
@@ -125,7 +125,7 @@ func NewServer(h http.Handler, proxies []netip.Prefix, logger *slog.Logger) *htt
 		ConnContext: connect,
 		ErrorLog:    f.errorLog(),
 
-		DisableGeneralOptionsHandler: true, // OPTIONS * is as unknown as any other address
+		DisableGeneralOptionsHandler: true, // OPTIONS * is an unknown address like any other
 
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
@@ -145,12 +145,12 @@ func NewServer(h http.Handler, proxies []netip.Prefix, logger *slog.Logger) *htt
 		},
 	}
 	s.Protocols.SetHTTP1(true)
-	s.Protocols.SetHTTP2(true) // and never without TLS
+	s.Protocols.SetHTTP2(true) // never without TLS
 	return s
 }
 
 // addTenant registers the tenant's endpoints by their exact paths. There is no pattern matching, no
-// cleaning and no redirect: a path either is an endpoint, byte for byte, or it is not there.
+// cleaning and no redirect. A path matches an endpoint byte for byte, or not at all.
 func (h *handler) addTenant(e Engine, t Tenant) error {
 	base, err := basePath(t.Issuer)
 	if err != nil {
@@ -182,7 +182,7 @@ func (h *handler) addTenant(e Engine, t Tenant) error {
 	return nil
 }
 
-// basePath is the issuer's path without its terminating slash (RFC 8414 §3.1).
+// basePath returns the issuer's path without its trailing slash (RFC 8414 §3.1).
 func basePath(issuer string) (string, error) {
 	u, err := url.Parse(issuer)
 	switch {

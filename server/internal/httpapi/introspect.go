@@ -11,7 +11,7 @@ import (
 
 const pathIntrospect = "/oauth2/introspect"
 
-// introspectParameters is every parameter that the introspection endpoint knows (RFC 7662 §2.1).
+// introspectParameters holds every parameter of the introspection endpoint (RFC 7662 §2.1).
 // token_type_hint may be ignored, and is: Deputy issues one type of token.
 var introspectParameters = map[string]arity{
 	"token":                 single,
@@ -49,8 +49,9 @@ func introspectEndpoint(e Engine, t *Tenant) *endpoint {
 	}
 }
 
-// readInquiry reads the form of a question about a token, and who asks: by an assertion in the form or
-// by a credential in the Authorization header, perhaps with a proof of its key.
+// readInquiry reads the form of a question about a token, and the caller's credentials. The caller
+// authenticates by an assertion in the form or by a credential in the Authorization header, which
+// may come with a proof of its key.
 func readInquiry(w http.ResponseWriter, r *http.Request, t *Tenant, path string, known map[string]arity) (exchange.Credentials, parameters, error) {
 	scheme, credential, err := authorization(r)
 	if err != nil {
@@ -76,14 +77,15 @@ func readInquiry(w http.ResponseWriter, r *http.Request, t *Tenant, path string,
 	return who, p, nil
 }
 
-// The schemes of the Authorization header (RFC 6750 §2.1, RFC 9449 §7.1). Their case does not matter
+// Schemes of the Authorization header (RFC 6750 §2.1, RFC 9449 §7.1). They are case-insensitive
 // (RFC 9110 §11.1).
 const (
 	schemeBearer = "Bearer"
 	schemeDPoP   = "DPoP"
 )
 
-// authorization returns scheme and credential of the one Authorization header, or nothing if there is none.
+// authorization returns scheme and credential of the one Authorization header, or nothing if there
+// is none.
 func authorization(r *http.Request) (scheme, credential string, err error) {
 	values := r.Header.Values("Authorization")
 	if len(values) == 0 {
@@ -97,8 +99,9 @@ func authorization(r *http.Request) (scheme, credential string, err error) {
 	return scheme, credential, nil
 }
 
-// introspectionResponse is RFC 7662 §2.2: the claims as they stand in the token, act nested, and
-// active beside them. A token that is not active gets one member and no explanation.
+// introspectionResponse is the answer of RFC 7662 §2.2: the claims as the token holds them, act
+// nested, and active beside them. For a token that is not active the answer has one member and no
+// explanation.
 func introspectionResponse(found exchange.Introspection) (any, error) {
 	if found.Claims == nil {
 		return map[string]bool{"active": false}, nil

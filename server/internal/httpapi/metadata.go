@@ -17,11 +17,11 @@ const (
 	pathMetadata = "/.well-known/oauth-authorization-server"
 )
 
-// publicCaching is how long anyone may keep keys and metadata. A removed key must be refused within
-// a minute, so whoever reads through a cache has time left to read.
+// publicCaching is how long any cache may keep keys and metadata. A removed key must be refused
+// within a minute, so a client behind a cache needs time to read again.
 const publicCaching = "public, max-age=30"
 
-// metadata is the document of RFC 8414 §2. What is not there is not offered.
+// metadata is the document of RFC 8414 §2. An absent member is not offered.
 type metadata struct {
 	Issuer        string `json:"issuer"`
 	TokenEndpoint string `json:"token_endpoint"`
@@ -30,12 +30,12 @@ type metadata struct {
 	Revocation    string `json:"revocation_endpoint"`
 
 	GrantTypes []string `json:"grant_types_supported"`
-	// ResponseTypes is REQUIRED by §2 while §3.2 asks to leave empty lists out. There is no
-	// authorization endpoint, and clients look for the member.
+	// ResponseTypes is REQUIRED by §2, while §3.2 requires empty lists to be absent. There is no
+	// authorization endpoint, and clients read the member.
 	ResponseTypes []string `json:"response_types_supported"`
 	DetailTypes   []string `json:"authorization_details_types_supported,omitempty"`
 
-	// ProofAlgorithms are those of DPoP proofs (RFC 9449 §5.1).
+	// ProofAlgorithms are the algorithms of DPoP proofs (RFC 9449 §5.1).
 	ProofAlgorithms []string `json:"dpop_signing_alg_values_supported"`
 
 	TokenAuth            []string `json:"token_endpoint_auth_methods_supported"`
@@ -45,14 +45,16 @@ type metadata struct {
 	RevokeAuth           []string `json:"revocation_endpoint_auth_methods_supported"`
 	RevokeAlgorithms     []string `json:"revocation_endpoint_auth_signing_alg_values_supported,omitempty"`
 
-	CertificateBound bool `json:"tls_client_certificate_bound_access_tokens,omitempty"` // RFC 8705 §3.3
+	// CertificateBound reports that tokens can be bound to client certificates (RFC 8705 §3.3).
+	CertificateBound bool `json:"tls_client_certificate_bound_access_tokens,omitempty"`
 }
 
-// metadataDocument is made once: nothing in it changes while the server runs.
+// metadataDocument is made once, because nothing in it changes while the server runs.
 func metadataDocument(t *Tenant) ([]byte, error) {
 	base := strings.TrimSuffix(t.Issuer, "/")
-	// Where no client has a key or a certificate, an actor token or a workload JWT is the only way to authenticate.
-	// The method must be named even so: left out, it would mean client_secret_basic (§2).
+	// Where no client has a key or a certificate, an actor token or a workload JWT is the only way
+	// to authenticate. The method must be named in this case too: absent, it would mean
+	// client_secret_basic (§2).
 	methods := slices.Clone(t.CertificateMethods)
 	if len(t.AssertionAlgorithms) > 0 {
 		methods = append([]string{"private_key_jwt"}, methods...)
@@ -89,7 +91,7 @@ func jwksEndpoint(t *Tenant) *endpoint {
 	return publicEndpoint("application/jwk-set+json", t.JWKS)
 }
 
-// publicEndpoint serves a document that anyone may read, by GET or HEAD, whatever the query says.
+// publicEndpoint serves a public document by GET or HEAD. It ignores the query.
 func publicEndpoint(mediaType string, document func() []byte) *endpoint {
 	return &endpoint{
 		methods: []string{http.MethodGet, http.MethodHead},
@@ -102,7 +104,7 @@ func publicEndpoint(mediaType string, document func() []byte) *endpoint {
 			header.Set("Content-Type", mediaType)
 			header.Set("Cache-Control", publicCaching)
 			header.Set("Content-Length", strconv.Itoa(len(body)))
-			_, _ = w.Write(body) // the client is gone: nothing is left to say
+			_, _ = w.Write(body) // on an error the client has left
 			return nil
 		},
 	}

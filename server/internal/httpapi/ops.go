@@ -10,14 +10,16 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// readyDeadline bounds one answer of /readyz, however many dependencies hang.
+// readyDeadline bounds one answer of /readyz, for any number of hanging dependencies.
 const readyDeadline = 2 * time.Second
 
 // Ops returns the handler for operators: /healthz (this process answers), /readyz (its dependencies
-// do) and /metrics. Give it a listener of its own in production: it authenticates nobody.
+// answer) and /metrics. It authenticates no caller, so it needs a listener of its own in
+// production.
 //
-// checks are keyed by the name that /readyz shows for a dependency that is missing; the names are all
-// it shows. A check must return when its context ends; one that does not, or panics, counts as missing.
+// The keys of checks are the names that /readyz shows for missing dependencies. It shows nothing
+// else of them. A check must return when its context ends. A check that does not, or panics, counts
+// as missing.
 func Ops(checks map[string]func(context.Context) error, gatherer prometheus.Gatherer) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
@@ -39,18 +41,20 @@ type readiness struct {
 	Missing []string `json:"missing,omitempty"`
 }
 
-// missing asks all checks at once and names, sorted, those that did not say yes in time.
+// missing runs all checks at once and returns, sorted, the names of those that did not succeed in
+// time.
 func missing(ctx context.Context, checks map[string]func(context.Context) error) []string {
 	ctx, cancel := context.WithTimeout(ctx, readyDeadline)
 	defer cancel()
 	absent := make(map[string]bool, len(checks))
-	answers := make(chan string, len(checks)) // buffered: a check that comes late must not leak its goroutine
+	// The buffer lets the goroutine of a late check end.
+	answers := make(chan string, len(checks))
 	for name, check := range checks {
 		absent[name] = true
 		go func() {
 			ready := ""
 			defer func() {
-				_ = recover() // a check that panics has not said yes
+				_ = recover() // a check that panics has not succeeded
 				answers <- ready
 			}()
 			if check(ctx) == nil {

@@ -10,7 +10,7 @@ import (
 
 const pathRevoke = "/oauth2/revoke"
 
-// revokeParameters is every parameter that the revocation endpoint knows (RFC 7009 §2.1).
+// revokeParameters holds every parameter of the revocation endpoint (RFC 7009 §2.1).
 // token_type_hint may be ignored, and is: Deputy issues one type of token.
 var revokeParameters = map[string]arity{
 	"token":                 single,
@@ -24,9 +24,9 @@ var revokeParameters = map[string]arity{
 	"password":      unsupported,
 }
 
-// revokeEndpoint bans a derived token, and with it all that was made from it. 200 says that the token
-// is of no use to anybody who was not to have it: it is revoked, durably, or it was nothing that this
-// caller could have revoked (RFC 7009 §2.2). Every other kind of failure says so.
+// revokeEndpoint bans a derived token, and with it every token that was derived from it. 200 means
+// that the token is durably revoked, or that it was no token that this caller could have revoked
+// (RFC 7009 §2.2). Every other failure is an error.
 func revokeEndpoint(e Engine, t *Tenant) *endpoint {
 	return &endpoint{
 		methods: []string{http.MethodPost},

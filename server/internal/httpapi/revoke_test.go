@@ -13,8 +13,8 @@ import (
 	"deputy.example/deputy/server/internal/exchange"
 )
 
-// RFC 7009 §2.2: 200 without a body where the token is revoked, and where there was nothing that the
-// caller could have revoked.
+// TestRevocationAnswers: the answer is 200 without a body where the token is revoked, and where
+// there was nothing that the caller could have revoked (RFC 7009 §2.2).
 func TestRevocationAnswers(t *testing.T) {
 	form := url.Values{"token": {"presented-token"}, "token_type_hint": {"refresh_token"}}
 	slow := delegation.Unavailable("ledger", errors.New("cause-secret"))
@@ -54,7 +54,7 @@ func TestRevocationAnswers(t *testing.T) {
 	}
 }
 
-// What HTTP refuses by itself never reaches the engine.
+// TestRevocationRefuses: a request that HTTP refuses by itself never reaches the engine.
 func TestRevocationRefuses(t *testing.T) {
 	form := url.Values{"token": {"t"}}
 	for _, c := range []struct {

@@ -15,7 +15,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// script is an engine that remembers what it was asked and answers what it was told.
+// script is an engine that records its calls and returns scripted answers.
 type script struct {
 	calls      []exchange.Call
 	inquiries  []exchange.Inquiry
@@ -47,7 +47,7 @@ func (s *script) StatusList(_ context.Context, tenant string, number uint64) (ex
 	return s.list()
 }
 
-// The secrets of a request: none of them may turn up in a log, a span or an error.
+// signedToken is a secret of a request. It must not occur in a log, a span or an error.
 const signedToken = "eyJhbGciOiJub25lIn0.e30.c2VjcmV0"
 
 func sampleClaims(t testing.TB) delegation.Claims {
@@ -73,7 +73,7 @@ func sampleClaims(t testing.TB) delegation.Claims {
 	}
 }
 
-// granting is an engine that grants whatever it is asked.
+// granting returns an engine that grants every request.
 func granting(t testing.TB) *script {
 	claims := sampleClaims(t)
 	return &script{

@@ -14,15 +14,15 @@ import (
 	"deputy.example/deputy/server/internal/peers"
 )
 
-// handshakeTimeout is how long a handshake may last. It is the time that a plaintext connection has
-// for its headers.
+// handshakeTimeout bounds a handshake. A plaintext connection has the same time for its headers.
 const handshakeTimeout = 5 * time.Second
 
-// Secured wraps a listener whose clients use TLS. Its connections have made their handshakes. One
-// that negotiated HTTP/2 is a *[tls.Conn], because net/http requires that type. Another one answers
-// unreadable requests as a plaintext connection does, with HSTS where strict is set.
+// Secured wraps a listener whose clients use TLS. Accept returns connections after their
+// handshakes. A connection that negotiated HTTP/2 is a *[tls.Conn], because net/http requires that
+// type. Any other connection answers unreadable requests as a plaintext connection does, with HSTS
+// where strict is set.
 //
-// Handshakes run beside each other, so that a slow one delays no other connection. Each counts as a
+// Handshakes run concurrently, so that a slow one delays no other connection. Each counts as a
 // connection of the listener below, which bounds their number.
 func Secured(l net.Listener, config *tls.Config, strict bool, logger *slog.Logger) net.Listener {
 	closing, closed := context.WithCancel(context.Background())
@@ -50,7 +50,7 @@ type accepted struct {
 	err  error
 }
 
-// Accept waits for the next connection whose handshake is over.
+// Accept waits for the next connection with a completed handshake.
 func (s *secured) Accept() (net.Conn, error) {
 	s.begin.Do(func() { go s.accept() })
 	select {
@@ -61,14 +61,14 @@ func (s *secured) Accept() (net.Conn, error) {
 	}
 }
 
-// Close ends the listener and the handshakes that run.
+// Close ends the listener and the running handshakes.
 func (s *secured) Close() error {
 	s.closed()
 	return s.Listener.Close()
 }
 
-// accept begins the handshakes. It waits until an error is taken, so that it repeats none faster
-// than the caller of Accept.
+// accept begins the handshakes. After an error it waits until Accept has returned the error, so
+// that it does not retry faster than the caller of Accept.
 func (s *secured) accept() {
 	for s.closing.Err() == nil {
 		conn, err := s.Listener.Accept()
@@ -80,7 +80,7 @@ func (s *secured) accept() {
 	}
 }
 
-// hand gives a connection or an error to Accept. It returns false if the listener closes first.
+// hand passes a connection or an error to Accept. It returns false if the listener closes first.
 func (s *secured) hand(a accepted) bool {
 	select {
 	case s.accepted <- a:
@@ -90,7 +90,7 @@ func (s *secured) hand(a accepted) bool {
 	}
 }
 
-// shake makes one handshake. The connection is closed unless Accept returns it.
+// shake runs one handshake. The connection is closed unless Accept returns it.
 func (s *secured) shake(conn net.Conn) {
 	taken := false
 	defer func() {
@@ -126,7 +126,8 @@ func (s *secured) answerPlaintext(conn net.Conn, err error) {
 	}
 	switch string(record.RecordHeader[:]) {
 	case "GET /", "HEAD ", "POST ", "PUT /", "OPTIO":
-		_ = conn.SetWriteDeadline(time.Now().Add(handshakeTimeout)) // fails only if the connection is closed
+		// The call fails only if the connection is closed.
+		_ = conn.SetWriteDeadline(time.Now().Add(handshakeTimeout))
 		_, _ = conn.Write(unreadableAnswer(http.StatusBadRequest, false))
 	}
 }

@@ -16,7 +16,7 @@ import (
 	"deputy.example/deputy/server/internal/token/certtest"
 )
 
-// pipes is a listener whose connections a test makes. A nil connection is a failure that passes.
+// pipes is a listener whose connections a test makes. A nil connection is a temporary failure.
 type pipes struct {
 	come   chan net.Conn
 	closed chan struct{}
@@ -49,7 +49,7 @@ func (p *pipes) connect(t *testing.T) net.Conn {
 	return here
 }
 
-// Handshakes that do not go on delay no other connection, and end after five seconds.
+// TestSlowHandshakes: handshakes that stop delay no other connection, and end after five seconds.
 func TestSlowHandshakes(t *testing.T) {
 	certificate := certtest.SelfSigned(t, certtest.DNS("localhost"))
 	synctest.Test(t, func(t *testing.T) {
@@ -67,7 +67,8 @@ func TestSlowHandshakes(t *testing.T) {
 		silent, slow := below.connect(t), below.connect(t)
 		trickled := make(chan error, 1)
 		go func() {
-			for _, b := range []byte("\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03") { // of a ClientHello
+			// The bytes begin a ClientHello.
+			for _, b := range []byte("\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03") {
 				if _, err := slow.Write([]byte{b}); err != nil {
 					trickled <- err
 					return
@@ -108,8 +109,8 @@ func TestSlowHandshakes(t *testing.T) {
 	})
 }
 
-// A connection whose handshake is over when the listener closes is closed. Errors of the listener
-// below reach Accept, and Accept goes on after them.
+// TestSecuredListener: a connection with a completed handshake is closed when the listener closes.
+// Errors of the listener below reach Accept, and Accept continues after them.
 func TestSecuredListener(t *testing.T) {
 	certificate := certtest.SelfSigned(t, certtest.DNS("localhost"))
 	synctest.Test(t, func(t *testing.T) {
@@ -166,7 +167,7 @@ func TestSecuredListener(t *testing.T) {
 	})
 }
 
-// A failed handshake is a line of the log, at most twenty a second.
+// TestFailedHandshakesAreSampled: a failed handshake is a line of the log, at most twenty a second.
 func TestFailedHandshakesAreSampled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log := new(syncLog)

@@ -12,8 +12,8 @@ import (
 
 const mediaTypeStatusList = "application/statuslist+jwt"
 
-// statusListEndpoint serves the tenant's Token Status Lists to anyone (draft-ietf-oauth-status-list §8).
-// They say of tokens by their number alone which are revoked.
+// statusListEndpoint serves the tenant's Token Status Lists to any client
+// (draft-ietf-oauth-status-list §8). The lists show, by number alone, which tokens are revoked.
 func statusListEndpoint(e Engine, t *Tenant) *endpoint {
 	return &endpoint{
 		methods: []string{http.MethodGet, http.MethodHead},
@@ -22,7 +22,8 @@ func statusListEndpoint(e Engine, t *Tenant) *endpoint {
 			if err != nil {
 				return err
 			}
-			if r.URL.Query().Has("time") { // §8.4: an answer would be taken for that of another time
+			// §8.4: the answer would be taken for that of another time.
+			if r.URL.Query().Has("time") {
 				return delegation.Refuse(delegation.ParameterUnsupported, "time", "there is only the present list")
 			}
 			list, err := e.StatusList(r.Context(), t.Name, number)
@@ -33,14 +34,14 @@ func statusListEndpoint(e Engine, t *Tenant) *endpoint {
 			header.Set("Content-Type", mediaTypeStatusList)
 			header.Set("Cache-Control", "public, max-age="+strconv.FormatInt(int64(list.MaxAge/time.Second), 10))
 			header.Set("Content-Length", strconv.Itoa(len(list.Token)))
-			_, _ = w.Write([]byte(list.Token)) // the client is gone: nothing is left to say
+			_, _ = w.Write([]byte(list.Token)) // on an error the client has left
 			return nil
 		},
 	}
 }
 
-// listNumber reads the last part of the path. A list has one address: a number in another spelling is
-// none.
+// listNumber parses the last part of the path. A list has one address, so a number in another
+// spelling is refused.
 func listNumber(path string) (uint64, error) {
 	digits := path[strings.LastIndexByte(path, '/')+1:]
 	number, err := strconv.ParseUint(digits, 10, 46) // times 2¹⁷ it is still a number of the ledger
@@ -50,7 +51,7 @@ func listNumber(path string) (uint64, error) {
 	return number, nil
 }
 
-// find returns the endpoint at a path. The number of a status list is the one part of a path that
+// find returns the endpoint of a path. The number of a status list is the only part of a path that
 // varies.
 func (h *handler) find(path string) (*endpoint, bool) {
 	if ep, found := h.endpoints[path]; found {
@@ -63,6 +64,6 @@ func (h *handler) find(path string) (*endpoint, bool) {
 	return nil, false
 }
 
-// anyNumber stands for the number in the table of endpoints. No request can name it: an escaped path
-// holds no braces.
+// anyNumber replaces the number in the table of endpoints. No request can contain it, because an
+// escaped path holds no braces.
 const anyNumber = "{number}"

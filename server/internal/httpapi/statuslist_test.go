@@ -30,7 +30,8 @@ func TestStatusList(t *testing.T) {
 	}
 }
 
-// What is no list's address gets the answer of every address where there is nothing, and no work is done.
+// TestStatusListRefuses: an address of no list gets the answer of every unknown address, and no
+// work is done.
 func TestStatusListRefuses(t *testing.T) {
 	nothing, _ := answerTo(t, newHandler(t, Config{Engine: granting(t)}), httptest.NewRequest(http.MethodGet, "/nothing", nil))
 	for _, path := range []string{

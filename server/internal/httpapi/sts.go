@@ -10,10 +10,10 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// parseSTS reads the JSON body that grpc-go's STS credential sends in place of a form: one flat
-// object whose members are parameters of RFC 8693 §2.1, each a string and each at most once. Members
-// go through the same set as the parameters of a form. Other members are refused: in JSON that
-// nobody specified, ignoring what is not known has no standard to lean on.
+// parseSTS parses the JSON body that grpc-go's STS credential sends in place of a form: one flat
+// object whose members are parameters of RFC 8693 §2.1, each a string and each at most once. The
+// rules for the parameters of a form hold for the members too. Other members are refused: no
+// standard specifies this JSON, so no standard permits to ignore an unknown member.
 func parseSTS(body string, known map[string]arity) (parameters, error) {
 	malformed := delegation.Refuse(delegation.ParameterInvalid, "", "the body is not one flat JSON object whose members are strings, each named once")
 	dec := jsontext.NewDecoder(strings.NewReader(body))

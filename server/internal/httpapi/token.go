@@ -12,8 +12,8 @@ import (
 
 const pathToken = "/oauth2/token"
 
-// tokenParameters is every parameter that the token endpoint knows. docs/http-api.md has the same
-// table for people.
+// tokenParameters holds every parameter of the token endpoint. docs/http-api.md has the same table
+// for readers.
 var tokenParameters = map[string]arity{
 	// RFC 8693 §2.1.
 	"grant_type":           single,
@@ -56,14 +56,15 @@ var tokenParameters = map[string]arity{
 	"claims":        unsupported,
 	"dpop_jkt":      unsupported,
 	"req_cnf":       unsupported,
-	// What other token exchange services give a meaning that narrows or redirects the token.
+	// Parameters to which other token exchange services give a meaning that narrows or redirects
+	// the token.
 	"options":           unsupported,
 	"requested_subject": unsupported,
 	"requested_issuer":  unsupported,
 	"subject_issuer":    unsupported,
 }
 
-// stsMembers are the members that a JSON body may have: RFC 8693's parameters and nothing else.
+// stsMembers are the members that a JSON body may have: only RFC 8693's parameters.
 var stsMembers = map[string]bool{
 	"grant_type": true, "resource": true, "audience": true, "scope": true, "requested_token_type": true,
 	"subject_token": true, "subject_token_type": true, "actor_token": true, "actor_token_type": true,
@@ -102,7 +103,7 @@ func tokenEndpoint(e Engine, t *Tenant) *endpoint {
 	}
 }
 
-// refuseQuery keeps credentials out of addresses, and with them out of proxies' logs.
+// refuseQuery keeps credentials out of addresses, and so out of the logs of proxies.
 func refuseQuery(r *http.Request) error {
 	if r.URL.RawQuery == "" && !r.URL.ForceQuery {
 		return nil
@@ -110,7 +111,7 @@ func refuseQuery(r *http.Request) error {
 	return delegation.Refuse(delegation.ParameterInvalid, "", "this endpoint takes no query: send every parameter in the body")
 }
 
-// refuseAuthorization refuses every scheme: a client authenticates in the form, by private_key_jwt,
+// refuseAuthorization refuses every scheme. A client authenticates in the form, by private_key_jwt,
 // and two ways at once are forbidden (RFC 6749 §2.3).
 func refuseAuthorization(r *http.Request) error {
 	if _, tried := r.Header["Authorization"]; !tried {
@@ -127,8 +128,8 @@ func refuseSecondProof(r *http.Request) error {
 	return delegation.Refuse(delegation.ParameterRepeated, "DPoP", "it must not be sent more than once (RFC 9449 section 4.3)")
 }
 
-// hold adds what shows that the caller holds a key: the DPoP proof of the request, which must have been
-// made for the endpoint's public address, and what it presented in the handshake.
+// hold adds what proves possession of a key: the DPoP proof of the request, which must be made for
+// the endpoint's public address, and the certificates of the handshake.
 func hold(c *exchange.Credentials, r *http.Request, t *Tenant, path string) {
 	if r.TLS != nil {
 		c.Certificates = r.TLS.PeerCertificates
@@ -138,7 +139,7 @@ func hold(c *exchange.Credentials, r *http.Request, t *Tenant, path string) {
 	}
 }
 
-// readParameters reads the body in one of the forms that the endpoint takes.
+// readParameters reads the body in one of the forms that the endpoint accepts.
 func readParameters(w http.ResponseWriter, r *http.Request, known map[string]arity, acceptJSON bool) (parameters, error) {
 	media, err := requestMediaType(r)
 	if err != nil {
@@ -162,8 +163,8 @@ func readParameters(w http.ResponseWriter, r *http.Request, known map[string]ari
 	return p, p.fit(known)
 }
 
-// newCall turns the parameters into a call. What it checks is the form of a parameter; whether what
-// is asked for may be had is the engine's to say.
+// newCall turns the parameters into a call. It checks only the form of each parameter. The engine
+// decides whether the request is granted.
 func newCall(p parameters) (exchange.Call, error) {
 	switch grant := p.text("grant_type"); grant {
 	case delegation.GrantTypeTokenExchange:
@@ -221,10 +222,10 @@ func credentials(p parameters) exchange.Credentials {
 	}
 }
 
-// maxNumber bounds numbers in a form: nine digits fit everywhere.
+// maxNumber bounds numbers in a form. Nine digits fit every integer type.
 const maxNumber = 999_999_999
 
-// number reads decimal digits: no sign, no space, no leading zero, no exponent.
+// number parses decimal digits: no sign, no space, no leading zero, no exponent.
 func (p parameters) number(name string) (*uint32, error) {
 	text := p.text(name)
 	if text == "" {
@@ -247,10 +248,11 @@ func (p parameters) seconds(name string) (*time.Duration, error) {
 	return &lifetime, nil
 }
 
-// tokenResponse is RFC 8693 §2.2.1, authorization_details of RFC 9396 §7 and three members of
-// Deputy's. scope is always there: an absent one would mean "as requested".
+// tokenResponse is the answer of RFC 8693 §2.2.1, with authorization_details of RFC 9396 §7 and
+// three members of Deputy's. scope is always present: an absent scope would mean "as requested".
 type tokenResponse struct {
-	AccessToken     string              `json:"access_token,omitempty"` // left out only with validate_only
+	// AccessToken is absent only with validate_only.
+	AccessToken     string              `json:"access_token,omitempty"`
 	IssuedTokenType string              `json:"issued_token_type"`
 	TokenType       string              `json:"token_type"`
 	ExpiresIn       int64               `json:"expires_in"`
@@ -263,7 +265,8 @@ type tokenResponse struct {
 }
 
 // newTokenResponse takes the one outcome of the call. Anything but one grant with a token (or, if
-// only validated, without one) is a defect below and leaves as an internal error, never as success.
+// only validated, without one) is a defect of the engine. It is sent as an internal error, never as
+// success.
 func newTokenResponse(call exchange.Call, outcomes []exchange.Outcome) (tokenResponse, error) {
 	broken := delegation.Refuse(delegation.Internal, "", "internal error: nothing was issued")
 	if len(outcomes) != 1 {
@@ -286,14 +289,15 @@ func newTokenResponse(call exchange.Call, outcomes []exchange.Outcome) (tokenRes
 		Entry:           grant.Entry,
 		ValidateOnly:    call.ValidateOnly,
 	}
-	if !call.ValidateOnly { // a check has made no grant that could be looked up
+	if !call.ValidateOnly { // a validation records no grant that could be looked up
 		response.ID, response.Txn = grant.Claims.ID, grant.Claims.Txn
 	}
 	return response, nil
 }
 
-// tokenType says how to present the token: one that is bound to a key needs a proof (RFC 9449 §5), one that
-// is bound to a certificate is a Bearer token on a connection with it (RFC 8705 §3).
+// tokenType returns the scheme with which to present the token. A token that is bound to a key
+// needs a proof (RFC 9449 §5). A token that is bound to a certificate is a Bearer token on a
+// connection with that certificate (RFC 8705 §3).
 func tokenType(c delegation.Claims) string {
 	if c.Confirmation != nil && c.Confirmation.JKT != "" {
 		return "DPoP"

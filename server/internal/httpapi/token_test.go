@@ -21,7 +21,7 @@ import (
 	"deputy.example/deputy/server/internal/exchange"
 )
 
-// doorCase is one case of testdata/token.yaml, which says what the fields mean.
+// doorCase is one case of testdata/token.yaml, which explains the fields.
 type doorCase struct {
 	Name, Clause, Method, Query, Form, Gate string
 	Body                                    *string
@@ -80,7 +80,7 @@ func (c doorCase) request() *http.Request {
 	}
 	var reader io.Reader = strings.NewReader(body)
 	if c.Chunked {
-		reader = io.MultiReader(reader) // a type whose length nobody can tell
+		reader = io.MultiReader(reader) // a type whose length the client cannot find out
 	}
 	method := c.Method
 	if method == "" {
@@ -91,7 +91,8 @@ func (c doorCase) request() *http.Request {
 	for name, value := range c.Headers {
 		r.Header.Del(name)
 		if value != nil {
-			for line := range strings.SplitSeq(*value, "\n") { // of a header that comes more than once
+			// A line is one occurrence of a repeated header.
+			for line := range strings.SplitSeq(*value, "\n") {
 				r.Header.Add(name, line)
 			}
 		}
@@ -183,7 +184,8 @@ func TestTokenEndpoint(t *testing.T) {
 	}
 }
 
-// Negative control: with its gate taken out a case must fail, and every gate has such a case.
+// TestEveryGateKeepsSomethingOut is the negative control: without its gate a case must fail, and
+// every gate has such a case.
 func TestEveryGateKeepsSomethingOut(t *testing.T) {
 	guarded := make(map[string]int)
 	for _, c := range doorCases(t) {
@@ -212,7 +214,8 @@ func TestEveryGateKeepsSomethingOut(t *testing.T) {
 	}
 }
 
-// Every parameter that is known but not honoured is refused, and would not be if it were not known.
+// TestUnsupportedParameters: every known parameter without support is refused. As an unknown
+// parameter it would not be refused.
 func TestUnsupportedParameters(t *testing.T) {
 	count := 0
 	for name, kind := range tokenParameters {

@@ -10,8 +10,8 @@ import (
 	"strconv"
 )
 
-// Plaintext wraps a listener without TLS, so that requests which net/http cannot read are answered
-// like all others ([readable]).
+// Plaintext wraps a listener without TLS, so that a request that net/http cannot read gets an
+// answer in the usual form ([readable]).
 func Plaintext(l net.Listener) net.Listener { return plaintext{l} }
 
 type plaintext struct{ net.Listener }
@@ -25,15 +25,15 @@ func (l plaintext) Accept() (net.Conn, error) {
 	return readable{Conn: conn}, nil
 }
 
-// readable is a connection of HTTP/1.1. net/http itself answers a request that it cannot read, or
-// whose expectation it does not know, as text or without a body, and does not forbid caches to keep
-// the answer. On these connections the answer is JSON with no-store.
+// readable is a connection of HTTP/1.1. If net/http cannot read a request, or does not know its
+// expectation, it answers as text or without a body, and does not forbid caches to keep the answer.
+// On these connections the answer is JSON with no-store.
 type readable struct {
 	net.Conn
 	strict bool // the answer has HSTS
 }
 
-// securedReadable is the same over TLS. net/http takes Request.TLS from its ConnectionState.
+// securedReadable is readable over TLS. net/http takes Request.TLS from its ConnectionState.
 type securedReadable struct {
 	readable
 	secured *tls.Conn
@@ -42,14 +42,14 @@ type securedReadable struct {
 // ConnectionState returns what the handshake negotiated, and the certificates of the client.
 func (c securedReadable) ConnectionState() tls.ConnectionState { return c.secured.ConnectionState() }
 
-// CloseWrite tells the client that no more answers follow.
+// CloseWrite signals to the client that no more answers follow.
 func (c securedReadable) CloseWrite() error { return c.secured.CloseWrite() }
 
 // NetConn returns the connection below TLS.
 func (c securedReadable) NetConn() net.Conn { return c.secured.NetConn() }
 
-// unreadable follows the first line of an answer to a request that could not be read. An answer of
-// a handler has more headers.
+// unreadable follows the status line of an answer to a request that net/http could not read. An
+// answer of a handler has more headers.
 var unreadable = []byte("\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n")
 
 // Write replaces such an answer, which net/http writes in one call.
@@ -82,7 +82,7 @@ func unanswered(p []byte) (code int, is bool) {
 // unreadableAnswer has no reason, because no reason has these codes. It repeats nothing of the
 // request.
 func unreadableAnswer(code int, strict bool) []byte {
-	body, _ := json.Marshal(map[string]string{ // a map of texts always encodes
+	body, _ := json.Marshal(map[string]string{ // a map of strings always encodes
 		"error":             "invalid_request",
 		"error_description": "the request could not be read: " + http.StatusText(code),
 	})

@@ -22,7 +22,7 @@ import (
 	"deputy.example/deputy/server/internal/testservers"
 )
 
-// scene is a server on a real listener, with somebody honest on a connection of its own.
+// scene is a server on a real listener, with an honest client on a connection of its own.
 type scene struct {
 	t       *testing.T
 	address string
@@ -30,7 +30,8 @@ type scene struct {
 	running atomic.Int64 // calls that are in the engine
 	most    atomic.Int64
 	arrived chan struct{} // a call of hog
-	hold    chan struct{} // while it is open, calls of hog stay in the engine whatever their context says
+	// While hold is open, calls of hog stay in the engine, whatever their context returns.
+	hold chan struct{}
 }
 
 const hog = "hog"
@@ -90,7 +91,7 @@ func release(hold chan struct{}) {
 	}
 }
 
-// isServed is the honest call.
+// isServed makes the honest client's call, which must succeed.
 func (s *scene) isServed(when string) {
 	s.t.Helper()
 	ctx, cancel := context.WithTimeout(s.t.Context(), 10*time.Second)
@@ -114,7 +115,7 @@ func (s *scene) abuse(read bool) *testservers.Frames {
 	return testservers.OpenFrames(s.t, s.connect(), read)
 }
 
-// cutOff waits for the end of a connection.
+// cutOff waits until the server closes the connection.
 func (s *scene) cutOff(f *testservers.Frames, why string) {
 	s.t.Helper()
 	select {
@@ -124,7 +125,7 @@ func (s *scene) cutOff(f *testservers.Frames, why string) {
 	}
 }
 
-// call is the header block of a call.
+// call returns the header block of a call.
 func call(f *testservers.Frames, method string, more ...string) []byte {
 	return f.Block(append([]string{
 		":method", "POST", ":scheme", "http", ":path", method, ":authority", "deputy.example", "content-type", "application/grpc", "te", "trailers",
@@ -154,8 +155,8 @@ func TestPingFlood(t *testing.T) {
 	s.isServed("after")
 }
 
-// Whoever sends settings and reads no answer is not read any more once some answers wait: nothing
-// grows but what the two kernels hold.
+// TestSettingsFlood: the server stops reading from a client that sends settings and reads no
+// answers, once some answers wait. Only the buffers of the two kernels fill.
 func TestSettingsFlood(t *testing.T) {
 	s := newScene(t, patience)
 	f := s.abuse(false)
@@ -185,12 +186,13 @@ func TestSettingsFlood(t *testing.T) {
 	}
 }
 
-// Calls that are reset at once (CVE-2023-44487) still run: at most as many as one connection may have.
-// A connection that goes on is closed.
+// TestRapidReset: calls that are reset at once (CVE-2023-44487) still run, but no more of them than
+// one connection may have. A connection that continues is closed.
 func TestRapidReset(t *testing.T) {
 	s := newScene(t, patience)
 	f := s.abuse(true)
-	if err := f.Conn.SetWriteDeadline(time.Now().Add(30 * time.Second)); err != nil { // a server may stop reading
+	// A server may stop reading.
+	if err := f.Conn.SetWriteDeadline(time.Now().Add(30 * time.Second)); err != nil {
 		t.Fatal(err)
 	}
 	reset := func(id uint32, data []byte) bool {
@@ -204,13 +206,13 @@ func TestRapidReset(t *testing.T) {
 		s.isServed("meanwhile")
 	}
 	release(s.hold)
-	if most := s.most.Load(); most > maxStreams+1 { // and the honest one
+	if most := s.most.Load(); most > maxStreams+1 { // the other one is the honest client's
 		t.Errorf("%d calls ran at once", most)
 	}
 	s.isServed("after")
 }
 
-// A connection on which a client cancels 500 calls at once stays open.
+// TestOrdinaryCancellations: a connection on which a client cancels 500 calls at once stays open.
 func TestOrdinaryCancellations(t *testing.T) {
 	s := newScene(t, patience)
 	f := s.abuse(true)
@@ -232,7 +234,8 @@ func TestOrdinaryCancellations(t *testing.T) {
 	}
 }
 
-// A header that goes on and on (CVE-2024-27316) ends the connection when it is longer than any may be.
+// TestContinuationFlood: a header without an end (CVE-2024-27316) ends the connection when it is
+// longer than the bound.
 func TestContinuationFlood(t *testing.T) {
 	s := newScene(t, patience)
 	f := s.abuse(true)
@@ -269,7 +272,8 @@ func TestLongHeaders(t *testing.T) {
 	s.isServed("after")
 }
 
-// More calls than a connection may have at once are refused one by one; the connection goes on.
+// TestTooManyStreams: more calls than a connection may have at once are refused one by one. The
+// connection stays open.
 func TestTooManyStreams(t *testing.T) {
 	s := newScene(t, patience)
 	f := s.abuse(true)
@@ -293,8 +297,8 @@ func TestTooManyStreams(t *testing.T) {
 	s.isServed("meanwhile")
 }
 
-// TestSlowClients: whoever says nothing, or never ends what it has begun, is cut off. With ordinary
-// patience the same client is still there, which is what the control shows.
+// TestSlowClients: a client that sends nothing, or never ends what it has begun, is cut off. The
+// control is the same client of a server with ordinary deadlines, which is still connected.
 func TestSlowClients(t *testing.T) {
 	half := func(f *testservers.Frames) error {
 		return f.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: call(f, "/x"), EndHeaders: false})
@@ -306,14 +310,14 @@ func TestSlowClients(t *testing.T) {
 			err := half(f)
 			go func() {
 				for f.WriteContinuation(1, false, nil) == nil {
-					time.Sleep(20 * time.Millisecond) // as slow as such clients are
+					time.Sleep(20 * time.Millisecond) // the pace of a slow client
 				}
 			}()
 			return err
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel() // who is told to go has some seconds for it
+			t.Parallel() // a client that receives GOAWAY has some seconds to leave
 			s, patient := newScene(t, short), newScene(t, patience)
 			f, control := s.abuse(true), patient.abuse(true)
 			for _, f := range []*testservers.Frames{control, f} {
@@ -344,8 +348,8 @@ func TestSlowClients(t *testing.T) {
 	})
 }
 
-// TestSilentCall: a call whose message does not come, or never ends, is over, on every method, and leaves
-// the connection alone. With ordinary patience it is not over.
+// TestSilentCall: a call whose message does not come, or never ends, is ended, on every method, and
+// its connection stays open. With ordinary deadlines the call is not ended.
 func TestSilentCall(t *testing.T) {
 	w := patience
 	w.message = time.Second
@@ -354,7 +358,7 @@ func TestSilentCall(t *testing.T) {
 	calls := make(map[uint32]string)
 	for method, rule := range methods {
 		if strings.HasPrefix(method, "/grpc.reflection.") {
-			continue // not on here, and streams like the others
+			continue // not registered here, and a stream like the others
 		}
 		more := []string{}
 		if rule != forAnyone {
@@ -395,7 +399,7 @@ func isOver(_ map[http2.FrameType]int, resets map[uint32]http2.ErrCode, ended ma
 	return reset || ended[1]
 }
 
-// A small message that unpacks to a large one is cut where it is larger than any may be.
+// TestDecompressionBomb: the server stops decompressing a small message when it exceeds the bound.
 func TestDecompressionBomb(t *testing.T) {
 	s := newScene(t, patience)
 	_, err := s.honest.Introspect(t.Context(), &deputyv1.IntrospectRequest{Token: strings.Repeat("a", 8<<20)}, grpc.UseCompressor(gzip.Name), grpc.MaxCallSendMsgSize(16<<20))
@@ -408,18 +412,18 @@ func TestDecompressionBomb(t *testing.T) {
 	}
 }
 
-// TestSilentCallsMakeRoom: calls without a message beyond the bound of their address take the places
-// of the oldest, which are reset. An honest client at the same address is served meanwhile.
+// TestSilentCallsMakeRoom: calls without a message beyond the bound of their address take the
+// places of the oldest, which are reset. An honest client at the same address is served meanwhile.
 func TestSilentCallsMakeRoom(t *testing.T) {
 	w := patience
-	w.message = time.Hour // none ends by itself
+	w.message = time.Hour // no call ends by itself
 	s := newScene(t, w)
 	var oldest *testservers.Frames
 	for range 3 {
 		f := s.abuse(true)
-		for n := range uint32(1000) { // of 2048 that one address may have
+		for n := range uint32(1000) { // of the 2048 that one address may have
 			if err := f.WriteHeaders(http2.HeadersFrameParam{StreamID: 2*n + 1, BlockFragment: call(f, deputyv1.TokenExchangeService_Introspect_FullMethodName, "authorization", "Bearer x"), EndHeaders: true}); err != nil {
-				break // it had to make room too often
+				break // too many of its calls were reset
 			}
 		}
 		if oldest == nil {
@@ -431,7 +435,7 @@ func TestSilentCallsMakeRoom(t *testing.T) {
 		return len(resets)+len(ended) > 0
 	}
 	if !oldest.Until(reset) {
-		s.cutOff(oldest, "calls that had to make room too often") // or all of them are there
+		s.cutOff(oldest, "calls that had to make room too often") // or all of its calls are there
 	}
 	s.isServed("after")
 }

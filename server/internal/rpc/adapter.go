@@ -6,7 +6,7 @@ import (
 	"deputy.example/deputy/server/internal/exchange"
 )
 
-// For makes the real engine an Engine.
+// For returns the real engine as an Engine.
 func For(e *exchange.Engine) Engine { return engine{e} }
 
 type engine struct{ *exchange.Engine }

@@ -22,22 +22,22 @@ type auditService struct {
 
 // streams are the entry streams of this instance.
 type streams struct {
-	draining <-chan struct{} // closed when every stream shall end
+	draining <-chan struct{} // closed when every stream must end
 }
 
-// Sizes of pages.
+// Default and greatest sizes of pages.
 const (
 	defaultFound, mostFound             = 50, 500
 	defaultDescendants, mostDescendants = 100, 1000
 )
 
-// audited is what every request of this service has.
+// audited is implemented by every request of this service.
 type audited interface {
 	proto.Message
 	GetClient() *deputyv1.ClientAuthentication
 }
 
-// inquiry is strict about the request and takes the caller's credentials from it.
+// inquiry refuses unknown fields and takes the caller's credentials from the request.
 func (d door) inquiry(ctx context.Context, r audited) (exchange.Inquiry, error) {
 	if err := refuseUnknown(r, r.GetClient()); err != nil {
 		return exchange.Inquiry{}, err
@@ -86,7 +86,7 @@ func (s *auditService) GetChain(ctx context.Context, r *deputyv1.GetChainRequest
 	return response, nil
 }
 
-// ListDescendants returns a page of what was derived from a grant.
+// ListDescendants returns a page of the grants that were derived from a grant.
 func (s *auditService) ListDescendants(ctx context.Context, r *deputyv1.ListDescendantsRequest) (*deputyv1.ListDescendantsResponse, error) {
 	q, err := s.inquiry(ctx, r)
 	if err != nil {
@@ -152,7 +152,8 @@ func (s *auditService) SearchEntries(ctx context.Context, r *deputyv1.SearchEntr
 	return response, nil
 }
 
-// searchQuery reads the filters. A value that no entry can have is a mistake and no empty answer.
+// searchQuery reads the filters. A value that no entry can have is refused. It does not give an
+// empty answer.
 func searchQuery(r *deputyv1.SearchEntriesRequest) (q ledger.Query, err error) {
 	if q.Limit, err = pageSize(r.GetPageSize(), defaultFound, mostFound); err != nil {
 		return q, err
@@ -193,7 +194,7 @@ func searchQuery(r *deputyv1.SearchEntriesRequest) (q ledger.Query, err error) {
 	return q, nil
 }
 
-// Reach says what an agent can do now.
+// Reach returns what an agent can do now.
 func (s *auditService) Reach(ctx context.Context, r *deputyv1.ReachRequest) (*deputyv1.ReachResponse, error) {
 	q, err := s.inquiry(ctx, r)
 	if err != nil {
@@ -211,7 +212,7 @@ func (s *auditService) Reach(ctx context.Context, r *deputyv1.ReachRequest) (*de
 	for _, recorded := range reach.Tokens {
 		entry := newEntry(recorded)
 		if !room.takes(entry) {
-			break // live_tokens says that there are more
+			break // live_tokens shows that there are more
 		}
 		response.Tokens = append(response.Tokens, entry)
 	}
@@ -244,7 +245,7 @@ func (s *auditService) GetCheckpoint(ctx context.Context, r *deputyv1.GetCheckpo
 	}, nil
 }
 
-// GetProofs proves that an entry is in the log, and that the log has only grown.
+// GetProofs returns proofs that an entry is in the log, and that the log has only grown.
 func (s *auditService) GetProofs(ctx context.Context, r *deputyv1.GetProofsRequest) (*deputyv1.GetProofsResponse, error) {
 	q, err := s.inquiry(ctx, r)
 	if err != nil {

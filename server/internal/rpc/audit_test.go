@@ -29,7 +29,7 @@ func audits(t *testing.T, c Config) deputyv1.AuditServiceClient {
 	return deputyv1.NewAuditServiceClient(conn)
 }
 
-// streamed reads a stream to its end; the end itself is no error.
+// streamed reads a stream to its end. The end itself is no error.
 func streamed(stream grpc.ServerStreamingClient[deputyv1.StreamEntriesResponse], err error) error {
 	for err == nil {
 		_, err = stream.Recv()
@@ -40,14 +40,14 @@ func streamed(stream grpc.ServerStreamingClient[deputyv1.StreamEntriesResponse],
 	return err
 }
 
-// tailing follows a script: the entries 1 to head, and then, for those who follow, what comes out of more.
+// tailing follows a script: the entries 1 to head and then, with follow, the entries from more.
 type tailing struct {
 	head uint64
 	size int // bytes of detail of each entry
 	more chan uint64
 
 	closed        atomic.Int32
-	dropped, lost uint64 // what was dropped before, and what is not there any more while it is read
+	dropped, lost uint64 // dropped before, and missing while it is read
 	retained      bool   // what was lost was dropped for its age
 	asked         int
 }
@@ -64,7 +64,7 @@ func (s *script) tails(_ context.Context, q exchange.Inquiry) (Tail, error) {
 	return &tailing{}, nil
 }
 
-// streaming is an engine whose streams of entries follow a script.
+// streaming returns an engine whose streams of entries follow a script.
 func streaming(t Tail, refusal *error) *script {
 	engine := granting()
 	engine.tail = func(context.Context, exchange.Inquiry) (Tail, error) { return t, *refusal }
@@ -76,7 +76,8 @@ func (t *tailing) Head() uint64 { return t.head }
 
 func (t *tailing) Next(ctx context.Context, after uint64) ([]exchange.Recorded, error) {
 	var page []exchange.Recorded
-	for seq := max(after, t.dropped, t.lost) + 1; seq <= t.head+1 && len(page) < 10; seq++ { // one more than at the beginning
+	// One entry more than at the beginning.
+	for seq := max(after, t.dropped, t.lost) + 1; seq <= t.head+1 && len(page) < 10; seq++ {
 		page = append(page, t.entry(seq))
 	}
 	if len(page) > 0 {
@@ -104,7 +105,7 @@ func numbers(entries []*deputyv1.Entry) (list []uint64) {
 	return list
 }
 
-// A page token goes with the question that it was given for, and with no other.
+// TestPageTokens: a page token is valid only for the request that it was issued for.
 func TestPageTokens(t *testing.T) {
 	engine := granting()
 	engine.next = 42
@@ -167,7 +168,7 @@ func TestPageTokens(t *testing.T) {
 	}
 }
 
-// A filter that no entry could match is a mistake, not an empty answer.
+// TestSearchFilters: a filter that no entry can match is refused. It does not give an empty answer.
 func TestSearchFilters(t *testing.T) {
 	engine := granting()
 	a := audits(t, Config{Engine: engine})
@@ -212,7 +213,8 @@ func TestSearchFilters(t *testing.T) {
 	}
 }
 
-// A page that would be too large for a client is cut, and the next one begins where it was cut.
+// TestPagesAreCut: a page that would be too large for a client is cut. The next page begins at the
+// cut.
 func TestPagesAreCut(t *testing.T) {
 	engine := granting()
 	engine.found, engine.next = nil, 3
@@ -272,8 +274,9 @@ func TestReachProofsAndCheckpoint(t *testing.T) {
 	}
 }
 
-// Without follow a stream ends with the entry that was the newest when it began; with it, it goes on, also
-// over pages that say nothing but that it lives, and ends with the instance.
+// TestStreamEntries: without follow a stream ends with the entry that was the newest when it began.
+// With follow it continues, also over empty pages that only show that the stream lives, and ends
+// with the instance.
 func TestStreamEntries(t *testing.T) {
 	script := &tailing{head: 25, size: 600 << 10, more: make(chan uint64)}
 	server, conn := dial(t, Config{Engine: streaming(script, new(error))})
@@ -328,7 +331,8 @@ func TestStreamEntries(t *testing.T) {
 	<-drained
 }
 
-// A stream gives its place back when it ends, and one that gets none is told when to come back.
+// TestStreamsGiveTheirPlacesBack: a stream frees its place when it ends. A stream that gets no
+// place is refused with a time for the next try.
 func TestStreamsGiveTheirPlacesBack(t *testing.T) {
 	script, full := &tailing{head: 3, more: make(chan uint64)}, error(nil)
 	a := audits(t, Config{Engine: streaming(script, &full)})
@@ -350,7 +354,8 @@ func TestStreamsGiveTheirPlacesBack(t *testing.T) {
 	}
 }
 
-// An export of a log whose beginning was dropped says so first, and none has a hole.
+// TestStreamOfWhatIsLeft: an export of a log whose beginning was dropped reports the drop first,
+// and no export has a gap.
 func TestStreamOfWhatIsLeft(t *testing.T) {
 	script := &tailing{head: 10, dropped: 8}
 	a := audits(t, Config{Engine: streaming(script, new(error))})
@@ -377,7 +382,7 @@ func TestStreamOfWhatIsLeft(t *testing.T) {
 			t.Errorf("%v: %v %v", r, first, err)
 		}
 	}
-	script.lost = 9 // now entry 9 is gone too, after it was said that 8 are
+	script.lost = 9 // now entry 9 is missing too, after the stream reported that 8 are dropped
 	for retained, reason := range map[bool]delegation.Reason{true: delegation.DependencyDown, false: delegation.LedgerDamaged} {
 		script.retained, script.asked = retained, 0
 		err = streamed(a.StreamEntries(t.Context(), &deputyv1.StreamEntriesRequest{Records: true}))
@@ -387,14 +392,15 @@ func TestStreamOfWhatIsLeft(t *testing.T) {
 	}
 }
 
-// Where all that was there when a stream began was dropped for its age by now, it ends: an export as broken, others well.
-// Where it was removed otherwise, the stream names what is missing.
+// TestStreamOfWhatIsGone: all entries that were there when a stream began may be dropped for their
+// age by now. An export then ends with an error, and another stream ends normally. Where the
+// entries were removed otherwise, the stream names what is missing.
 func TestStreamOfWhatIsGone(t *testing.T) {
 	for name, script := range map[string]*tailing{
 		"before": {head: 10, dropped: 10}, "meanwhile": {head: 10, lost: 11, retained: true}, "removed": {head: 10, lost: 11},
 	} {
 		script.more = make(chan uint64)
-		close(script.more) // nothing comes
+		close(script.more) // no entry follows
 		a := audits(t, Config{Engine: streaming(script, new(error))})
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		defer cancel()

@@ -15,8 +15,8 @@ const maxElements = 128
 
 const maxStandardName = 256
 
-// fits refuses a message in which a text is longer than the field that it stands in allows, or a list
-// is longer than any may be. A field that has no bound yet takes nothing.
+// fits refuses a message in which a text is longer than the bound of its field, or a list is longer
+// than maxElements. A field without a bound may hold no text.
 func fits(m proto.Message) error { return fitsWithin(m.ProtoReflect(), "") }
 
 func fitsWithin(m protoreflect.Message, path string) (err error) {
@@ -51,10 +51,11 @@ func valueFits(field protoreflect.FieldDescriptor, value protoreflect.Value, pat
 	case protoreflect.BytesKind:
 		return exchange.Fits(path+name, len(value.Bytes()), bound(field))
 	}
-	return nil // numbers, truths and names of an enum have the size of their kind
+	return nil // numbers, booleans and enum values have the size of their kind
 }
 
-// bound is that of deputy.v1's fields by their names. The standard services only look names up.
+// bound returns the bound of a field of deputy.v1 by its name. The fields of the standard services
+// hold names only.
 func bound(field protoreflect.FieldDescriptor) int {
 	if strings.HasPrefix(string(field.FullName()), "grpc.") {
 		return maxStandardName
@@ -62,8 +63,8 @@ func bound(field protoreflect.FieldDescriptor) int {
 	return exchange.Bound(string(field.Name()))
 }
 
-// within is how errors name what is in a field: parameters of RFC 8693 and of client authentication by
-// their own names, wherever they stand, so that both doors name them alike.
+// within returns the prefix by which errors name what is in a field. Parameters of RFC 8693 and of
+// client authentication have their own names in any message, so that gRPC and HTTP name them alike.
 func within(path, name string) string {
 	switch name {
 	case "child", "children", "client":

@@ -11,14 +11,14 @@ import (
 	"deputy.example/deputy/server/internal/exchange"
 )
 
-// place is a field of a request, or of a message within it, that takes a text or a list.
+// place is a field of a request, or of a message within it, that holds a text or a list.
 type place struct {
-	path  string // as errors name it
+	path  string // the name in errors
 	field protoreflect.FieldDescriptor
 	put   func(request protoreflect.Message, text string, elements int)
 }
 
-// placesIn finds them all.
+// placesIn returns all places of a message.
 func placesIn(d protoreflect.MessageDescriptor, path string) (list []place) {
 	for i := range d.Fields().Len() {
 		field := d.Fields().Get(i)
@@ -67,9 +67,9 @@ func valueOf(field protoreflect.FieldDescriptor, text string) protoreflect.Value
 	return field.Default()
 }
 
-// TestEveryFieldHasABound goes over every text and every list of every request that the server takes,
-// wherever it stands: what is longer than its bound is refused by name before the engine is asked, and
-// what is as long as it passes the door. A field that is added without a bound fails here.
+// TestEveryFieldHasABound covers every text and every list of every request that the server
+// accepts. A value longer than its bound is refused by name before the engine is called. A value of
+// exactly the bound passes. A field that is added without a bound fails here.
 func TestEveryFieldHasABound(t *testing.T) {
 	engine := granting()
 	engine.watch, engine.tail = following(newLedgerFeed()), engine.tails
@@ -105,7 +105,7 @@ func TestEveryFieldHasABound(t *testing.T) {
 			}
 			sent := pairs
 			if with, has := beyond.(audited); has && with.GetClient() != nil {
-				sent = nil // it authenticates once
+				sent = nil // the request authenticates once
 			}
 			before := engine.asked()
 			if e := delegation.FromStatus(send(t, conn, method, info, beyond, sent)); e == nil || e.Reason != delegation.ParameterInvalid || e.Field != p.path || !strings.HasPrefix(e.Description, "must have at most ") || engine.asked() != before {
@@ -118,7 +118,7 @@ func TestEveryFieldHasABound(t *testing.T) {
 	}
 }
 
-// A name that nobody gave a bound, and a map, take nothing.
+// TestWithoutABound: a name without a bound accepts no text, and no map is accepted.
 func TestWithoutABound(t *testing.T) {
 	if exchange.Bound("added_later") != 0 {
 		t.Error("a field that is not known has a bound")

@@ -17,16 +17,16 @@ import (
 	"deputy.example/deputy/server/internal/exchange"
 )
 
-// foreignCredentials are metadata that carry credentials or proofs elsewhere. None of them is looked
-// at here, so none of them may look as if it had been accepted.
+// foreignCredentials are metadata that carry credentials or proofs in other systems. This server
+// reads none of them, so none of them may appear to be accepted.
 var foreignCredentials = []string{"cookie", "grpcgateway-authorization", "proxy-authorization", "x-api-key", "x-goog-iam-authorization-token"}
 
-// door knows by which names the server is reached.
+// The type reads credentials and proofs. authority reports whether a name is one of the server's.
 type door struct{ authority func(string) bool }
 
-// credentialsOf takes what the caller presented to authenticate itself, from the one place where it
-// is, the request or the metadata, and what shows that it holds a key: a DPoP proof in the metadata, a
-// certificate in the handshake.
+// credentialsOf returns what the caller authenticates with, from the one place where it is, the
+// request or the metadata. It also returns what proves possession of a key: a DPoP proof in the
+// metadata, a certificate in the handshake.
 func (d door) credentialsOf(ctx context.Context, client *deputyv1.ClientAuthentication) (exchange.Credentials, error) {
 	for _, key := range foreignCredentials {
 		if len(metadata.ValueFromIncomingContext(ctx, key)) > 0 {
@@ -64,12 +64,13 @@ func (d door) credentialsOf(ctx context.Context, client *deputyv1.ClientAuthenti
 	return c, nil
 }
 
-// metadataProof is where a DPoP proof is: docs/dpop.md has the profile of RFC 9449 for gRPC.
+// metadataProof is the metadata key of a DPoP proof. docs/dpop.md has the profile of RFC 9449 for
+// gRPC.
 const metadataProof = "dpop"
 
-// proofOf is the one DPoP proof of the call, made for the address that dpop.CallURI says. A call that came
-// by a name which is not this server's has no address: whoever was sent a proof for another server must
-// not be able to use it here by calling us by that server's name.
+// proofOf returns the one DPoP proof of the call, for the address of dpop.CallURI. A call to a name
+// that is not this server's has no address. Otherwise a peer that received a proof for another
+// server could use it here by calling this server under that server's name.
 func (d door) proofOf(ctx context.Context) (*exchange.Proof, error) {
 	proofs := metadata.ValueFromIncomingContext(ctx, metadataProof)
 	switch len(proofs) {
@@ -87,7 +88,7 @@ func (d door) proofOf(ctx context.Context) (*exchange.Proof, error) {
 	return proof, nil
 }
 
-// certificatesOf is what the caller presented in the handshake, its own certificate first.
+// certificatesOf returns the certificates of the caller's handshake, its own certificate first.
 func certificatesOf(ctx context.Context) []*x509.Certificate {
 	p, known := peer.FromContext(ctx)
 	if !known {
@@ -99,7 +100,7 @@ func certificatesOf(ctx context.Context) []*x509.Certificate {
 	return nil
 }
 
-// peerOf is the network address of the caller, for the record.
+// peerOf returns the network address of the caller, for the record.
 func peerOf(ctx context.Context) string {
 	if p, known := peer.FromContext(ctx); known && p.Addr != nil {
 		return p.Addr.String()

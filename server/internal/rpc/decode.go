@@ -15,8 +15,8 @@ import (
 	"deputy.example/deputy/client/delegation"
 )
 
-// received is a message that is being received. It keeps the error of a message that does not decode:
-// grpc-go would answer INTERNAL for it, a fault of the server.
+// received is a message that is being received. It keeps the error of a message that does not
+// decode. For such a message grpc-go would answer INTERNAL, which is a fault of the server.
 type received struct {
 	into any
 	err  error
@@ -81,14 +81,14 @@ func receiving(handle grpc.MethodHandler) grpc.MethodHandler {
 // so that codec reports it.
 type unpacker struct{ encoding.Compressor }
 
-func init() { // grpc-go permits registration here only
+func init() { // grpc-go permits registration only here
 	encoding.RegisterCompressor(unpacker{encoding.GetCompressor(gzip.Name)})
 }
 
 // undecodable decodes as no message: its field has the number 0.
 var undecodable = []byte{0x07}
 
-// Decompress unpacks the whole message, up to the bound, before any of it is decoded.
+// Decompress decompresses the whole message, up to the bound, before any of it is decoded.
 func (u unpacker) Decompress(packed io.Reader) (io.Reader, error) {
 	rest, err := u.Compressor.Decompress(packed)
 	if err != nil {
@@ -98,7 +98,8 @@ func (u unpacker) Decompress(packed io.Reader) (io.Reader, error) {
 	switch {
 	case err != nil:
 		return bytes.NewReader(undecodable), nil
-	case len(message) > maxMessageBytes: // a server refuses it; a client in this process may accept it
+	// A server refuses it; a client in this process may accept it.
+	case len(message) > maxMessageBytes:
 		return io.MultiReader(bytes.NewReader(message), rest), nil
 	}
 	return bytes.NewReader(message), nil

@@ -23,7 +23,8 @@ import (
 // raw sends bytes as the body of a call, and returns the status and its reason.
 func raw(t *testing.T, client *http.Client, address, method string, header http.Header, body []byte) (code, reason string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second) // a stream that goes on is a fault
+	// A stream that does not end is a fault.
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	request, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+address+method, bytes.NewReader(body))
 	if err != nil {
@@ -50,9 +51,9 @@ func raw(t *testing.T, client *http.Client, address, method string, header http.
 	return code, reason
 }
 
-// TestMalformedCalls: for every method, bytes that are no message of it are refused as the caller's
-// fault, with a reason. Answers of grpc-go itself are pinned. No call reaches the engine, and none is
-// an error in the log.
+// TestMalformedCalls: for every method, bytes that are no message of the method are refused as the
+// caller's fault, with a reason. Answers of grpc-go itself are pinned. No call reaches the engine,
+// and none is an error in the log.
 func TestMalformedCalls(t *testing.T) {
 	const invalid, internal, unimplemented = "3", "13", "12"
 	frame := func(flag byte, message ...byte) []byte {

@@ -21,7 +21,7 @@ type Tail interface {
 	Next(ctx context.Context, after uint64) ([]exchange.Recorded, error)
 }
 
-// StreamEntries sends all entries after a number, and with follow those that will come.
+// StreamEntries sends all entries after a number and, with follow, each new entry.
 func (s *auditService) StreamEntries(r *deputyv1.StreamEntriesRequest, stream grpc.ServerStreamingServer[deputyv1.StreamEntriesResponse]) error {
 	ctx, cancel := context.WithCancel(stream.Context())
 	defer cancel()
@@ -37,7 +37,7 @@ func (s *auditService) StreamEntries(r *deputyv1.StreamEntriesRequest, stream gr
 		return err
 	}
 	defer opened.Close()
-	go func() { // so that a stream that waits for news does not hold up the end
+	go func() { // a stream that waits for news must not delay the end
 		select {
 		case <-s.streams.draining:
 			cancel()
@@ -66,7 +66,7 @@ func (s *streams) send(ctx context.Context, t Tail, r *deputyv1.StreamEntriesReq
 		if err := complete(ctx, t, r, last, page); err != nil {
 			return err
 		}
-		if len(page) == 0 && !r.GetFollow() { // what was there was dropped
+		if len(page) == 0 && !r.GetFollow() { // the entries were dropped
 			return nil
 		}
 		message := &deputyv1.StreamEntriesResponse{Last: last}
@@ -82,7 +82,7 @@ func (s *streams) send(ctx context.Context, t Tail, r *deputyv1.StreamEntriesReq
 				}
 			}
 			if !room.takes(entry) {
-				break // the next page begins with it
+				break // the next page begins with this entry
 			}
 			message.Entries, message.Last = append(message.Entries, entry), recorded.Seq
 		}
@@ -94,9 +94,10 @@ func (s *streams) send(ctx context.Context, t Tail, r *deputyv1.StreamEntriesReq
 	return nil
 }
 
-// complete says why entries are missing between the last one that was sent and the page, or before the head. Those that
-// were dropped for their age meanwhile can be left out, but not of an export, whose reader would take them for a hole. All
-// others were removed, and no other try brings them back.
+// complete returns why entries are missing between the last sent entry and the page, or before the
+// head. Entries that were dropped for their age meanwhile can be left out, but not of an export,
+// whose reader would take them for a gap. All others were removed, and another try does not bring
+// them back.
 func complete(ctx context.Context, t Tail, r *deputyv1.StreamEntriesRequest, last uint64, page []exchange.Recorded) error {
 	next := t.Head() + 1
 	if len(page) > 0 {
@@ -118,8 +119,8 @@ func complete(ctx context.Context, t Tail, r *deputyv1.StreamEntriesRequest, las
 	return nil
 }
 
-// begin returns the number after which the entries begin. In the first message of an export it says what was
-// dropped for its age before that.
+// begin returns the number after which the entries begin. The first message of an export describes
+// the entries before it that were dropped for their age.
 func (s *streams) begin(ctx context.Context, t Tail, r *deputyv1.StreamEntriesRequest, stream grpc.ServerStreamingServer[deputyv1.StreamEntriesResponse]) (uint64, error) {
 	dropped, some, err := t.Dropped(ctx)
 	if err != nil || !some || r.GetAfter() >= dropped.Through {

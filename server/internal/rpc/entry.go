@@ -10,8 +10,8 @@ import (
 	"deputy.example/deputy/server/internal/ledger"
 )
 
-// entryKinds, outcomes and states are the names on this wire. The unspecified ones are no filter, and no
-// grant.
+// entryKinds, outcomes and states are the names in this API. The unspecified names are no filter
+// and mean no grant.
 var (
 	entryKinds = map[deputyv1.EntryKind]ledger.Kind{
 		deputyv1.EntryKind_ENTRY_KIND_UNSPECIFIED: "",
@@ -36,7 +36,7 @@ var (
 	}
 )
 
-// onWire finds the wire's name; the unspecified one where there is none.
+// onWire returns the name in this API, and the unspecified one where there is none.
 func onWire[W, O comparable](names map[W]O, ours O) (name W) {
 	for wire, o := range names {
 		if o == ours {
@@ -68,7 +68,7 @@ func newEntry(e exchange.Recorded) *deputyv1.Entry {
 	return m
 }
 
-// withRecord is the entry with its line of an export.
+// withRecord returns the entry with its line of an export.
 func withRecord(e exchange.Recorded) (*deputyv1.Entry, error) {
 	m := newEntry(e)
 	record := e.Record()
@@ -80,13 +80,14 @@ func withRecord(e exchange.Recorded) (*deputyv1.Entry, error) {
 	return m, nil
 }
 
-// room is what is left of a message. A client takes four megabytes unless it says otherwise, and one entry
-// may have hundreds of kilobytes: a page must not become too large to be read by anybody.
+// room is the free space of a message. A client accepts four megabytes unless it is configured
+// otherwise, and one entry may have hundreds of kilobytes. A page must not become too large for a
+// client.
 type room struct{ used int }
 
 const maxPageBytes = 2 << 20
 
-// takes says whether there is room, which there is for the first one in any case.
+// takes reports whether the message fits, and counts it. The first message always fits.
 func (r *room) takes(m proto.Message) bool {
 	size := proto.Size(m) + 16
 	if r.used > 0 && r.used+size > maxPageBytes {

@@ -24,7 +24,7 @@ type exchangeService struct {
 	engine Engine
 }
 
-// Exchange makes one child.
+// Exchange derives one child.
 func (s *exchangeService) Exchange(ctx context.Context, r *deputyv1.ExchangeRequest) (*deputyv1.ExchangeResponse, error) {
 	call, err := s.newCall(ctx, r, []*deputyv1.Child{r.GetChild()})
 	if err != nil {
@@ -40,7 +40,7 @@ func (s *exchangeService) Exchange(ctx context.Context, r *deputyv1.ExchangeRequ
 	return newResponse(call, outcomes[0].Grant)
 }
 
-// BatchExchange makes up to maxChildren children, each with an outcome of its own.
+// BatchExchange derives up to maxChildren children, each with an outcome of its own.
 func (s *exchangeService) BatchExchange(ctx context.Context, r *deputyv1.BatchExchangeRequest) (*deputyv1.BatchExchangeResponse, error) {
 	if n := len(r.GetChildren()); n < 1 || n > maxChildren {
 		return nil, delegation.Refuse(delegation.ParameterInvalid, "children", "there must be 1 to %d, not %d", maxChildren, n)
@@ -63,7 +63,7 @@ func (s *exchangeService) BatchExchange(ctx context.Context, r *deputyv1.BatchEx
 	return response, nil
 }
 
-// exchange asks the engine, and takes nothing but one outcome for each child.
+// exchange calls the engine, and requires exactly one outcome for each child.
 func (s *exchangeService) exchange(ctx context.Context, call exchange.Call) ([]exchange.Outcome, error) {
 	outcomes, err := s.engine.Exchange(ctx, call)
 	if err != nil {
@@ -75,7 +75,8 @@ func (s *exchangeService) exchange(ctx context.Context, call exchange.Call) ([]e
 	return outcomes, nil
 }
 
-// broken is a defect below this front: it never leaves as success.
+// broken returns the internal error of a defect below this front. A defect never appears as
+// success.
 func broken(format string, args ...any) error {
 	return delegation.Refuse(delegation.Internal, "", "internal error").WithCause(fmt.Errorf(format, args...))
 }
@@ -115,9 +116,9 @@ func (d door) newCall(ctx context.Context, r exchangeRequest, children []*deputy
 	return call, nil
 }
 
-// newChild keeps the difference between absent and zero where the proto does, and takes an empty
-// string for absent, as the HTTP form does. A child whose form is wrong fails the whole call, as it
-// would in a form: an item's own outcome is for what the engine refuses.
+// newChild keeps the difference between absent and zero where the proto does. An empty string means
+// absent, as in the HTTP form. A child whose form is wrong fails the whole call, as it would in a
+// form. The outcome of an item is for what the engine refuses.
 func newChild(c *deputyv1.Child) (exchange.Child, error) {
 	if err := refuseUnknown(c); err != nil {
 		return exchange.Child{}, err
@@ -144,8 +145,8 @@ func newChild(c *deputyv1.Child) (exchange.Child, error) {
 	return child, nil
 }
 
-// refuseUnknown refuses fields that this version has no name for. They may ask for a narrower token,
-// and then leaving them out would widen it; a newer client learns that from the error instead.
+// refuseUnknown refuses fields that this version has no name for. Such a field may request a
+// narrower token. To ignore it would widen the token. The error informs a newer client.
 func refuseUnknown(messages ...proto.Message) error {
 	for _, m := range messages {
 		reflected := m.ProtoReflect()
@@ -177,7 +178,7 @@ func withContent(values []string) []string {
 }
 
 // lifetimeOf refuses a Duration that breaks its own rules, because its value could be read in two
-// ways. Whether the value is whole, positive and small enough is the engine's to say.
+// ways. The engine decides whether the value is whole, positive and small enough.
 func lifetimeOf(d *durationpb.Duration) (*time.Duration, error) {
 	if d == nil {
 		return nil, nil
@@ -206,7 +207,7 @@ func newResponse(call exchange.Call, grant *exchange.Grant) (*deputyv1.ExchangeR
 		AuthorizationDetails: details,
 		Entry:                grant.Entry,
 	}
-	if !call.ValidateOnly { // a check has made no grant that could be looked up
+	if !call.ValidateOnly { // a validation records no grant that could be looked up
 		response.Jti, response.Txn = grant.Claims.ID, grant.Claims.Txn
 	}
 	return response, nil
@@ -230,7 +231,7 @@ func newBatchOutcome(call exchange.Call, outcome exchange.Outcome) (*deputyv1.Ba
 	return &deputyv1.BatchOutcome{Outcome: &deputyv1.BatchOutcome_Refusal{Refusal: refusal}}, nil
 }
 
-// Introspect says whether a token is active now.
+// Introspect reports whether a token is active now.
 func (s *exchangeService) Introspect(ctx context.Context, r *deputyv1.IntrospectRequest) (*deputyv1.IntrospectResponse, error) {
 	if err := refuseUnknown(r, r.GetClient()); err != nil {
 		return nil, err
@@ -293,8 +294,9 @@ func detailsText(details []delegation.Detail) (string, error) {
 	return string(text), err
 }
 
-// tokenType says how to present the token: one that is bound to a key needs a proof (RFC 9449 §5), one that
-// is bound to a certificate is a Bearer token on a connection with it (RFC 8705 §3).
+// tokenType returns the scheme with which to present the token. A token that is bound to a key
+// needs a proof (RFC 9449 §5). A token that is bound to a certificate is a Bearer token on a
+// connection with that certificate (RFC 8705 §3).
 func tokenType(c delegation.Claims) string {
 	if c.Confirmation != nil && c.Confirmation.JKT != "" {
 		return "DPoP"

@@ -29,13 +29,13 @@ type ledgerFeed struct {
 	questions int
 	seen      map[string]uint64
 
-	left     int   // streams that gave their place back
+	left     int   // streams that freed their place
 	standing error // of the verifier from now on
 	until    time.Time
-	last     func(context.Context) error // before Last answers
+	last     func(context.Context) error // called before Last answers
 	horizon  time.Time
 	snapshot error
-	skip     uint64 // the log leaves this number out, against its word
+	skip     uint64 // the log leaves this number out, against its contract
 }
 
 const crashes = math.MaxUint64 // left out: the log itself
@@ -137,7 +137,7 @@ func following(f Feed) func(context.Context, exchange.Inquiry) (Feed, error) {
 	return func(context.Context, exchange.Inquiry) (Feed, error) { return f, nil }
 }
 
-// verifier is the other end of a stream.
+// verifier is the client of a stream.
 type verifier struct {
 	t      *testing.T
 	stream deputyv1.RevocationService_WatchRevocationsClient
@@ -145,7 +145,8 @@ type verifier struct {
 
 func watch(t *testing.T, client deputyv1.RevocationServiceClient, header ...string) *verifier {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // nothing here takes long, unless it hangs
+	// No test takes long unless it hangs.
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	t.Cleanup(cancel)
 	stream, err := client.WatchRevocations(metadata.AppendToOutgoingContext(ctx, header...))
 	if err != nil {
@@ -170,7 +171,8 @@ func (v *verifier) mark(nonce, applied uint64) {
 	}
 }
 
-// heard is what came, in few words: "snapshot 5 up to 5", "event 6 after 5", "echo 1: 6".
+// heard returns what the verifier received, in few words: "snapshot 5 up to 5", "event 6 after 5",
+// "echo 1: 6".
 func (v *verifier) heard() string {
 	v.t.Helper()
 	m, err := v.stream.Recv()
@@ -203,5 +205,5 @@ func (v *verifier) hears(want ...string) {
 	}
 }
 
-// Incarnation is that of a ledger that was never recovered.
+// Incarnation returns the number of a ledger that was never recovered.
 func (*ledgerFeed) Incarnation() uint64 { return 0 }

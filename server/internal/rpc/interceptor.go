@@ -23,7 +23,8 @@ import (
 	"deputy.example/deputy/server/internal/peers"
 )
 
-// interceptor does for every call what no method may forget: trace, deadline, door, panic, error, log.
+// interceptor does for every call what no method may omit: the trace, the deadline, the rule of the
+// method, panics, errors and the log.
 type interceptor struct {
 	door    doorkeeper
 	timeout time.Duration
@@ -63,8 +64,8 @@ func (i interceptor) unary(ctx context.Context, request any, info *grpc.UnarySer
 	return response, nil
 }
 
-// answer is the wire form of an error. The nonce for the next DPoP proof comes as metadata too, as over
-// HTTP it comes as a header (RFC 9449 §8).
+// answer returns the gRPC status of an error. The nonce for the next DPoP proof is sent as metadata
+// too. Over HTTP it is a header (RFC 9449 §8).
 func answer(err error, trailer func(metadata.MD)) error {
 	refusal := delegation.AsError(err)
 	if nonce := refusal.Metadata[delegation.MetadataNonce]; nonce != "" {
@@ -73,8 +74,8 @@ func answer(err error, trailer func(metadata.MD)) error {
 	return refusal.GRPCStatus().Err()
 }
 
-// stream has no deadline: a stream lives as long as its method lets it. The standard services, health
-// watches and reflection where it is on, have errors of their own, so those pass as they are.
+// stream sets no deadline: the method determines how long a stream lives. The standard services,
+// health watches and reflection where it is on, have errors of their own, which pass unchanged.
 func (i interceptor) stream(server any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
 	began := i.now()
 	call := openingOf(stream.Context())
@@ -106,20 +107,20 @@ func (i interceptor) stream(server any, stream grpc.ServerStream, info *grpc.Str
 	return nil
 }
 
-// ownMethods is how the full name of each method of deputy.v1 begins.
+// ownMethods is the beginning of the full name of each method of deputy.v1.
 const ownMethods = "/deputy.v1."
 
-// trace begins the span of a call, in the trace that its caller says it belongs to. Trace context comes in;
-// baggage, which anyone may fill, does not.
+// trace begins the span of a call, in the trace that its caller names. Trace context is accepted.
+// Baggage, which anyone may fill, is not.
 func (i interceptor) trace(ctx context.Context, method string) (context.Context, trace.Span) {
 	ctx = propagation.TraceContext{}.Extract(ctx, traceContext{ctx})
 	return i.tracer.Start(ctx, strings.TrimPrefix(method, "/"), trace.WithSpanKind(trace.SpanKindServer))
 }
 
-// traceContext are the metadata of a call, for those who look for its trace.
+// traceContext reads the trace context from the metadata of a call.
 type traceContext struct{ of context.Context }
 
-// Get is the first value of a key, or "".
+// Get returns the first value of a key, or "".
 func (c traceContext) Get(key string) string {
 	if values := metadata.ValueFromIncomingContext(c.of, key); len(values) > 0 {
 		return values[0]
@@ -127,13 +128,13 @@ func (c traceContext) Get(key string) string {
 	return ""
 }
 
-// Set does nothing: what came in is not changed.
+// Set does nothing: incoming metadata is not changed.
 func (traceContext) Set(string, string) {}
 
-// Keys are those of W3C Trace Context.
+// Keys returns the keys of W3C Trace Context.
 func (traceContext) Keys() []string { return propagation.TraceContext{}.Fields() }
 
-// guard turns a panic into an internal error that says nothing.
+// guard turns a panic into an internal error without details.
 func (i interceptor) guard(ctx context.Context, method string, call func() error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -144,7 +145,7 @@ func (i interceptor) guard(ctx context.Context, method string, call func() error
 	return call()
 }
 
-// log writes one line for a call, and completes its span. It never sees a message.
+// log writes one line for a call, and completes its span. It never receives a message.
 func (i interceptor) log(ctx context.Context, method string, err error, took time.Duration) {
 	level, code := slog.LevelInfo, codes.OK
 	attrs := []slog.Attr{slog.String("method", method), slog.Duration("took", took)}

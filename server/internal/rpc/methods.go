@@ -16,27 +16,27 @@ import (
 	deputyv1 "deputy.example/deputy/gen/deputy/v1"
 )
 
-// rule says who can reach a method, as far as the door sees it. It allows nothing: who may what is the
-// engine's to say, and every handler asks it.
+// rule is what a method requires of a caller before its handler runs. A rule permits nothing: the
+// engine decides what a caller may do, and every handler calls it.
 type rule int
 
 const (
 	// forNobody is the rule of a method that the map does not name.
 	forNobody rule = iota
-	// forAnyone takes no credential. One that comes all the same is refused: nobody would look at it, so
-	// it must not look as if it had been accepted.
+	// forAnyone takes no credential. A credential is refused, because no code would check it and it
+	// must not appear to be accepted.
 	forAnyone
 	// forCaller takes a credential in the request or in the metadata, or the certificate of the
 	// connection.
 	forCaller
-	// forNewActor is forCaller, but that an actor_token may authenticate too.
+	// forNewActor is forCaller, but an actor_token may authenticate too.
 	forNewActor
-	// forVerifier is forCaller, but that no message has room for a credential.
+	// forVerifier is forCaller, but its messages have no field for a credential.
 	forVerifier
 )
 
-// methods names every method that can be reached, and the rule for it. A method that is registered and
-// stands not here answers as one that does not exist.
+// methods names every method that can be reached, and its rule. A registered method that is not
+// listed here answers as one that does not exist.
 var methods = map[string]rule{
 	deputyv1.TokenExchangeService_Exchange_FullMethodName:      forNewActor,
 	deputyv1.TokenExchangeService_BatchExchange_FullMethodName: forNewActor,
@@ -68,10 +68,11 @@ var methods = map[string]rule{
 
 // doorkeeper holds methods to their rules and fields to their bounds, before any handler runs.
 type doorkeeper struct {
-	stranger func(context.Context) error // refuses a caller without anything that could authenticate it
+	// It refuses a caller without anything that could authenticate it.
+	stranger func(context.Context) error
 }
 
-// knock is about what is known before a message has been read.
+// The method checks what is known before a message has been read.
 func (d doorkeeper) knock(ctx context.Context, method string) error {
 	switch methods[method] {
 	case forNobody:
@@ -88,7 +89,7 @@ func (d doorkeeper) knock(ctx context.Context, method string) error {
 	return nil
 }
 
-// enter is about the message too.
+// enter checks the message too.
 func (d doorkeeper) enter(ctx context.Context, method string, message any) error {
 	m, isMessage := message.(proto.Message)
 	if !isMessage {
@@ -109,7 +110,7 @@ func (d doorkeeper) bringsCredential(r rule, m proto.Message) bool {
 	if r != forNewActor {
 		return false
 	}
-	// Of a batch the first child's, as the engine takes it.
+	// The engine uses the first child's actor token of a batch.
 	switch request := m.(type) {
 	case *deputyv1.ExchangeRequest:
 		return request.GetChild().GetActorToken() != ""
@@ -119,8 +120,8 @@ func (d doorkeeper) bringsCredential(r rule, m proto.Message) bool {
 	return false
 }
 
-// credentialIn names the metadata, if there are any, that carry a credential or look like it. What it is
-// worth is for the handler to find out.
+// credentialIn returns the name of the metadata that carry a credential or appear to, or "". The
+// handler checks the credential.
 func credentialIn(ctx context.Context) string {
 	const own = "authorization"
 	if len(metadata.ValueFromIncomingContext(ctx, own)) > 0 {
@@ -134,7 +135,8 @@ func credentialIn(ctx context.Context) string {
 	return ""
 }
 
-// proofIn names the metadata of a DPoP proof, if there is one. A proof by itself is no credential.
+// proofIn returns the name of the metadata of a DPoP proof, or "". A proof by itself is no
+// credential.
 func proofIn(ctx context.Context) string {
 	if len(metadata.ValueFromIncomingContext(ctx, metadataProof)) > 0 {
 		return metadataProof
@@ -142,7 +144,7 @@ func proofIn(ctx context.Context) string {
 	return ""
 }
 
-// certified says whether the connection came with a client's certificate.
+// certified reports whether the connection has a client's certificate.
 func certified(ctx context.Context) bool {
 	p, known := peer.FromContext(ctx)
 	if !known {
@@ -152,7 +154,7 @@ func certified(ctx context.Context) bool {
 	return isTLS && len(info.State.PeerCertificates) > 0
 }
 
-// admitted is a stream whose every message passes the door.
+// admitted is a stream whose every message is checked against the rule and the bounds.
 type admitted struct {
 	grpc.ServerStream
 	ctx    context.Context
@@ -160,12 +162,13 @@ type admitted struct {
 	method string
 }
 
-// Context is the stream's, with its trace.
+// Context returns the stream's context, with its trace.
 func (a admitted) Context() context.Context { return a.ctx }
 
 func (a admitted) RecvMsg(message any) error {
 	refusal, err := receive(a.ServerStream.RecvMsg, message)
-	if status.Code(err) == codes.Internal { // grpc-go has answered so, but the fault is the caller's
+	// grpc-go has answered INTERNAL, but the fault is the caller's.
+	if status.Code(err) == codes.Internal {
 		return delegation.Refuse(delegation.ParameterInvalid, "", "must be whole messages; send each with its length and without unknown flags").WithCause(err)
 	}
 	if err != nil {

@@ -23,7 +23,7 @@ import (
 	deputyv1 "deputy.example/deputy/gen/deputy/v1"
 )
 
-// registered are the full names of all methods of a server, with whether the client streams.
+// registered returns the full names of all methods of a server, and whether the client streams.
 func registered(s *Server) map[string]grpc.MethodInfo {
 	all := make(map[string]grpc.MethodInfo)
 	for service, info := range s.grpc.GetServiceInfo() {
@@ -34,7 +34,7 @@ func registered(s *Server) map[string]grpc.MethodInfo {
 	return all
 }
 
-// unruled are methods without a rule, and rules without a method.
+// unruled returns methods without a rule, and rules without a method.
 func unruled(s *Server) []string {
 	var odd []string
 	there := registered(s)
@@ -51,8 +51,8 @@ func unruled(s *Server) []string {
 	return odd
 }
 
-// TestEveryMethodHasARule: a method that is added without a rule fails here, and so does a rule that is
-// left behind.
+// TestEveryMethodHasARule: a method that is added without a rule fails here, and so does a rule
+// that is left behind.
 func TestEveryMethodHasARule(t *testing.T) {
 	reflecting, err := New(Config{Engine: granting(), Reflection: true})
 	if err != nil {
@@ -77,7 +77,7 @@ func TestEveryMethodHasARule(t *testing.T) {
 	}
 }
 
-// extra is a service that nobody wrote a rule for.
+// extra is a service without a rule.
 var extra = grpc.ServiceDesc{
 	ServiceName: "deputy.v1.Extra",
 	Methods: []grpc.MethodDesc{{MethodName: "Unary", Handler: func(_ any, ctx context.Context, decode func(any) error, intercept grpc.UnaryServerInterceptor) (any, error) {
@@ -94,7 +94,7 @@ var extra = grpc.ServiceDesc{
 	}}},
 }
 
-// TestMethodWithoutARule: it is registered, and no caller reaches it, with any credential.
+// TestMethodWithoutARule: the method is registered, and no caller reaches it, with any credential.
 func TestMethodWithoutARule(t *testing.T) {
 	server, err := New(Config{Engine: granting()})
 	if err != nil {
@@ -113,8 +113,8 @@ func TestMethodWithoutARule(t *testing.T) {
 	}
 }
 
-// TestDoor: what each rule requires of a caller, for every method that has it. A call that is refused does not reach the
-// engine.
+// TestDoor checks what each rule requires of a caller, for every method that has the rule. A call
+// that is refused does not reach the engine.
 func TestDoor(t *testing.T) {
 	engine := granting()
 	engine.watch, engine.tail = following(newLedgerFeed()), engine.tails
@@ -145,7 +145,7 @@ func is(err error, reason delegation.Reason) bool {
 	return e != nil && e.Reason == reason
 }
 
-// ask sends an empty message of the method's own type and returns how the answer begins.
+// ask sends an empty message of the method's own type and returns the beginning of the answer.
 func ask(t *testing.T, conn *grpc.ClientConn, method string, info grpc.MethodInfo, pairs []string) error {
 	t.Helper()
 	request, _ := messagesOf(t, method)
@@ -174,7 +174,8 @@ func send(t *testing.T, conn *grpc.ClientConn, method string, info grpc.MethodIn
 	return stream.RecvMsg(reply)
 }
 
-// TestBatchByItsFirstChild: the engine takes the first child's actor token, and so does the door.
+// TestBatchByItsFirstChild: the engine uses the first child's actor token, and so do the rules of
+// the methods.
 func TestBatchByItsFirstChild(t *testing.T) {
 	tokens, _ := stubs(t, granting())
 	with, without := &deputyv1.Child{ActorToken: "x"}, &deputyv1.Child{}
@@ -189,7 +190,8 @@ func TestBatchByItsFirstChild(t *testing.T) {
 	}
 }
 
-// A certificate is a credential for the methods that take one, and none that a public method minds.
+// TestCertificateAtTheDoor: a certificate is a credential for the methods that take one. A public
+// method accepts a connection with a certificate.
 func TestCertificateAtTheDoor(t *testing.T) {
 	certificate := credentials.TLSInfo{State: tls.ConnectionState{PeerCertificates: []*x509.Certificate{{}}}}
 	door := doorkeeper{stranger: granting().Stranger}
@@ -209,7 +211,7 @@ func TestCertificateAtTheDoor(t *testing.T) {
 	}
 }
 
-// messagesOf makes a method's request and response.
+// messagesOf returns a method's request and response.
 func messagesOf(t *testing.T, method string) (request, reply proto.Message) {
 	t.Helper()
 	found, err := protoregistry.GlobalFiles.FindDescriptorByName(protoreflect.FullName(strings.ReplaceAll(method[1:], "/", ".")))

@@ -28,8 +28,8 @@ type openings struct {
 	unfinished *peers.Unfinished
 }
 
-// maxUnfinishedBytes bounds what all calls hold whose first messages are not whole. In frames of one
-// byte, a byte takes several times as much memory.
+// maxUnfinishedBytes bounds the memory of all calls whose first messages are not whole. In frames
+// of one byte, a byte takes several times as much memory.
 const maxUnfinishedBytes = 8 * maxMessageBytes
 
 func newOpenings(w *waits, proxies []netip.Prefix) *openings {
@@ -47,8 +47,8 @@ type opening struct {
 	refusal    error          // nil: the call is served
 	place      *peers.Place   // nil: the call is refused
 	message    *peers.Message // nil: the call is refused
-	stays      bool           // keeps its place after the first message
-	silence    *time.Timer    // until the first message
+	stays      bool           // the call keeps its place after the first message
+	silence    *time.Timer    // runs until the first message
 	watched    func() bool    // stops the call of ended; false: it has been called
 }
 

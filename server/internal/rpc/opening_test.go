@@ -58,7 +58,7 @@ func TestHealthWatchesAreBounded(t *testing.T) {
 		t.Errorf("a check: %v", err)
 	}
 	leave()
-	for { // the server hears of it soon
+	for { // the server is informed of the end soon
 		if _, err := watch(); err == nil {
 			break
 		} else if t.Context().Err() != nil {
@@ -67,12 +67,12 @@ func TestHealthWatchesAreBounded(t *testing.T) {
 	}
 }
 
-// elsewhere is a connection of another address.
+// elsewhere is a connection from another address.
 type elsewhere struct{ net.Conn }
 
 func (elsewhere) RemoteAddr() net.Addr { return &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1)} }
 
-// A watch whose place is freed for another address ends with a reason.
+// TestHealthWatchesMakeRoom: a watch whose place is freed for another address ends with a reason.
 func TestHealthWatchesMakeRoom(t *testing.T) {
 	server, conn := dial(t, Config{Engine: granting()})
 	server.openings.public = peers.NewLasting(2, 2, 2)
@@ -105,7 +105,8 @@ func TestHealthWatchesMakeRoom(t *testing.T) {
 	}
 }
 
-// A call that did not pass the tap is refused, and so is a call on a connection without a state.
+// TestUnboundedCallsAreRefused: a call that did not pass the tap is refused, and so is a call on a
+// connection without a state.
 func TestUnboundedCallsAreRefused(t *testing.T) {
 	if openingOf(t.Context()).refusal == nil {
 		t.Error("a call that did not pass the tap is served")
@@ -143,8 +144,8 @@ func (l *logged) Write(p []byte) (int, error) {
 
 func (l *logged) String() string { l.mu.Lock(); defer l.mu.Unlock(); return l.text.String() }
 
-// TestClientsThatHangUp: a call whose caller has left is no error in the log, whatever it failed
-// with. The control is the same failure for a caller that waits.
+// TestClientsThatHangUp: a call whose caller has left is no error in the log, for any failure. The
+// control is the same failure for a caller that waits.
 func TestClientsThatHangUp(t *testing.T) {
 	for name, leave := range map[string]func(*testing.T, *grpc.ClientConn) context.Context{
 		"it cancels": func(t *testing.T, _ *grpc.ClientConn) context.Context {
@@ -209,7 +210,8 @@ func TestClientsThatHangUp(t *testing.T) {
 
 type leaveKey struct{}
 
-// A flood of unauthenticated calls leaves 20 lines a second in the log, and the number of the others.
+// TestUnauthenticatedCallsInTheLog: a flood of unauthenticated calls leaves 20 lines a second in
+// the log, and the number of the others.
 func TestUnauthenticatedCallsInTheLog(t *testing.T) {
 	log := &logged{line: make(chan struct{}, 1)}
 	at := time.Unix(1000, 0)
@@ -235,7 +237,8 @@ func TestUnauthenticatedCallsInTheLog(t *testing.T) {
 	}
 }
 
-// What an authenticated caller cancels does not count against its connection. The control does.
+// TestAuthenticatedCancellations: calls that an authenticated caller cancels do not count against
+// its connection. In the control they do.
 func TestAuthenticatedCancellations(t *testing.T) {
 	for _, known := range []bool{true, false} {
 		conn := &closing{}
@@ -263,8 +266,9 @@ func TestAuthenticatedCancellations(t *testing.T) {
 	}
 }
 
-// A client of a proxy that resets its calls is refused. The connection of the proxy stays open, and its
-// other clients are served. The control is a connection that no proxy made.
+// TestClientsOfAProxyThatReset: a client of a proxy that resets its calls is refused. The
+// connection of the proxy stays open, and its other clients are served. The control is a connection
+// of no proxy.
 func TestClientsOfAProxyThatReset(t *testing.T) {
 	for _, proxied := range []bool{true, false} {
 		conn := &closing{}

@@ -15,12 +15,12 @@ import (
 	deputyv1 "deputy.example/deputy/gen/deputy/v1"
 )
 
-// pages are those of one question. A page token holds the position and what the question was: under
-// another question the position would mean something else, and so it is refused. It is no secret and
-// protects nothing: whoever makes one up reads what it may read, from elsewhere on.
+// pages identifies one question. A page token holds the position and this identifier. With another
+// question the position would have another meaning, so it is refused. A page token is no secret and
+// protects nothing: a caller that makes one up reads only what it may read, from another position.
 type pages [16]byte
 
-// pagesOf names a question by its method and all that it asks for.
+// pagesOf identifies a question by its method and all its filters.
 func pagesOf(method string, filters ...string) pages {
 	h := sha256.New()
 	for _, field := range append([]string{method}, filters...) {
@@ -32,7 +32,7 @@ func pagesOf(method string, filters ...string) pages {
 	return pages(h.Sum(nil)[:16])
 }
 
-// pagesOfSearch names a search by its filters. The size of a page is none.
+// pagesOfSearch identifies a search by its filters. The size of a page is no filter.
 func pagesOfSearch(r *deputyv1.SearchEntriesRequest) pages {
 	return pagesOf("SearchEntries", r.GetSubject(), r.GetActor(), r.GetCaller(), r.GetAudience(), r.GetScope(),
 		r.GetKind().String(), r.GetOutcome().String(), r.GetReason(), r.GetTraceId(), moment(r.GetFrom()), moment(r.GetUntil()),
@@ -46,7 +46,7 @@ func moment(t *timestamppb.Timestamp) string {
 	return t.AsTime().Format(time.RFC3339Nano)
 }
 
-// token continues at the position; "" where there is nothing more.
+// token returns the page token of the position; "" at the end.
 func (p pages) token(position uint64) string {
 	if position == 0 {
 		return ""
@@ -54,7 +54,7 @@ func (p pages) token(position uint64) string {
 	return base64.RawURLEncoding.EncodeToString(binary.BigEndian.AppendUint64(p[:], position))
 }
 
-// position is where the token continues; 0 without one.
+// position returns the position of the token; 0 without one.
 func (p pages) position(token string) (uint64, error) {
 	if token == "" {
 		return 0, nil

@@ -14,7 +14,7 @@ import (
 	deputyv1 "deputy.example/deputy/gen/deputy/v1"
 )
 
-// Which metadata may carry a credential, for every method.
+// TestMetadata checks which metadata may carry a credential, for every method.
 func TestMetadata(t *testing.T) {
 	client := &deputyv1.ClientAuthentication{ClientAssertion: "a"}
 	type row struct {
@@ -22,7 +22,7 @@ func TestMetadata(t *testing.T) {
 		pairs  []string
 		client *deputyv1.ClientAuthentication
 		reason delegation.Reason // "": accepted
-		none   bool              // it brings no credential, which an exchange alone may do
+		none   bool              // it has no credential, which only an exchange permits
 	}
 	rows := []row{
 		{name: "nothing", none: true},
@@ -131,8 +131,9 @@ func TestMetadata(t *testing.T) {
 	}
 }
 
-// A field without a name here may ask for a narrower token: it is refused, wherever it stands. The
-// same message without it is accepted, which shows that the refusal is about the field.
+// TestUnknownFields: a field without a name in this version may request a narrower token. It is
+// refused in every message and submessage. The same message without it is accepted, which shows
+// that the refusal is about the field.
 func TestUnknownFields(t *testing.T) {
 	engine := granting()
 	tokens, _ := stubs(t, engine)

@@ -19,7 +19,7 @@ type revocationService struct {
 	watchers *watchers
 }
 
-// Revoke bans or cuts off what the request names. Suspensions have methods of their own.
+// Revoke revokes what the request names, by ban or cut-off. Suspensions have methods of their own.
 func (s *revocationService) Revoke(ctx context.Context, r *deputyv1.RevokeRequest) (*deputyv1.RevokeResponse, error) {
 	if err := refuseUnknown(r, r.GetTarget(), r.GetClient()); err != nil {
 		return nil, err
@@ -40,7 +40,7 @@ func (s *revocationService) Revoke(ctx context.Context, r *deputyv1.RevokeReques
 	}, nil
 }
 
-// Suspend refuses every token in which an agent stands.
+// Suspend refuses every token in which an agent is an actor.
 func (s *revocationService) Suspend(ctx context.Context, r *deputyv1.SuspendRequest) (*deputyv1.SuspendResponse, error) {
 	if err := refuseUnknown(r, r.GetClient()); err != nil {
 		return nil, err
@@ -69,7 +69,7 @@ func (s *revocationService) Resume(ctx context.Context, r *deputyv1.ResumeReques
 	return &deputyv1.ResumeResponse{Revocation: newRevocation(done.Revocation)}, nil
 }
 
-// GetReceipts says how far the verifiers are.
+// GetReceipts returns the receipts of the verifiers.
 func (s *revocationService) GetReceipts(ctx context.Context, r *deputyv1.GetReceiptsRequest) (*deputyv1.GetReceiptsResponse, error) {
 	if err := refuseUnknown(r, r.GetClient()); err != nil {
 		return nil, err
@@ -91,7 +91,7 @@ func (s *revocationService) GetReceipts(ctx context.Context, r *deputyv1.GetRece
 	return response, nil
 }
 
-// revoke asks the engine, and takes no success for one that has not been recorded.
+// revoke calls the engine. A success that has not been recorded is an internal error.
 func (s *revocationService) revoke(ctx context.Context, client *deputyv1.ClientAuthentication, call exchange.RevokeCall) (exchange.Revoked, error) {
 	var err error
 	if call.Credentials, err = s.credentialsOf(ctx, client); err != nil {
@@ -108,7 +108,7 @@ func (s *revocationService) revoke(ctx context.Context, client *deputyv1.ClientA
 	return done, nil
 }
 
-// kinds are the names of the targets on this wire.
+// kinds are the names of the targets in this API.
 var kinds = map[deputyv1.RevocationKind]delegation.TargetKind{
 	deputyv1.RevocationKind_REVOCATION_KIND_TOKEN:         delegation.BanToken,
 	deputyv1.RevocationKind_REVOCATION_KIND_CHAIN:         delegation.BanChain,
@@ -123,7 +123,8 @@ var kinds = map[deputyv1.RevocationKind]delegation.TargetKind{
 	deputyv1.RevocationKind_REVOCATION_KIND_FORK:          delegation.CutFork,
 }
 
-// wireKind is the way back; unspecified, which no reader takes, for a kind that has no name here.
+// wireKind is the inverse of kinds. A kind without a name here is unspecified, which no reader
+// accepts.
 func wireKind(kind delegation.TargetKind) deputyv1.RevocationKind {
 	for wire, ours := range kinds {
 		if ours == kind {
@@ -133,7 +134,7 @@ func wireKind(kind delegation.TargetKind) deputyv1.RevocationKind {
 	return deputyv1.RevocationKind_REVOCATION_KIND_UNSPECIFIED
 }
 
-// revocationTarget is what the request aims at by name; zero where it sends a token in its place.
+// revocationTarget returns the target that the request names; zero where it sends a token instead.
 func revocationTarget(r *deputyv1.RevokeRequest) (delegation.Target, error) {
 	given := 0
 	for _, is := range []bool{r.GetTarget() != nil, r.GetToken() != "", r.GetRootToken() != ""} {

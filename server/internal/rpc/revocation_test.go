@@ -96,7 +96,8 @@ func TestSuspendResumeReceipts(t *testing.T) {
 	}
 }
 
-// Each of these names nothing, two things, or something that this method does not do.
+// TestRevokeRefuses: each request names nothing, two things, or something that this method does not
+// do.
 func TestRevokeRefuses(t *testing.T) {
 	engine := granting()
 	revoking := revocations(t, Config{Engine: engine})
@@ -126,8 +127,8 @@ func TestRevokeRefuses(t *testing.T) {
 	}
 }
 
-// An engine that breaks its word gives an internal error: a success that is not recorded would let
-// somebody believe in it.
+// TestUnrecordedRevocation: an engine that breaks its contract causes an internal error. A caller
+// would rely on a success that is not recorded.
 func TestUnrecordedRevocation(t *testing.T) {
 	engine := granting()
 	recorded := exchange.Revoked{Revocation: &delegation.Revocation{Seq: 1}}
@@ -145,7 +146,7 @@ func TestUnrecordedRevocation(t *testing.T) {
 	}
 }
 
-// Every kind has a name on the wire, and no two share one.
+// TestKindsOnTheWire: every kind has a name in the API, and no two have the same.
 func TestKindsOnTheWire(t *testing.T) {
 	values := deputyv1.RevocationKind(0).Descriptor().Values()
 	seen := make(map[delegation.TargetKind]bool)

@@ -1,9 +1,9 @@
 // Package rpc is the gRPC front: the services of deputy.v1 and the standard health service.
 //
-// It owns what gRPC alone decides: limits of connections and messages, which metadata may carry a
-// credential, status codes. It turns a message into an [exchange.Call] and an outcome into a message.
-// It must not know how a caller is authenticated, what a token allows or where anything is kept, and
-// it must not decide what the HTTP front would have to decide again.
+// The package owns what is specific to gRPC: limits of connections and messages, which metadata may
+// carry a credential, and status codes. It turns a message into an [exchange.Call] and an outcome
+// into a message. It must not know how a caller is authenticated, what a token permits or where
+// anything is stored. It must not decide what the HTTP front would have to decide again.
 package rpc
 
 import (
@@ -30,8 +30,8 @@ import (
 	"deputy.example/deputy/server/internal/peers"
 )
 
-// Engine is what this front needs of exchange.Engine; For returns it. It is an interface so that the
-// tests of this package and the conformance tests can script the outcomes.
+// Engine is what this front needs of exchange.Engine; For returns it. It is an interface so that
+// the tests of this package and the conformance tests can script the outcomes.
 type Engine interface {
 	Exchange(context.Context, exchange.Call) ([]exchange.Outcome, error)
 	Introspect(context.Context, exchange.Inquiry) (exchange.Introspection, error)
@@ -55,44 +55,54 @@ type Config struct {
 	// TLS are the server's transport credentials; nil: none, for a loopback address or behind a
 	// proxy that ends TLS.
 	TLS credentials.TransportCredentials
-	// Timeout bounds one unary call, or the client's deadline does where it is nearer. Default: 10 s.
+	// Timeout bounds one unary call. The client's deadline does so where it is nearer.
+	// Default: 10 s.
 	Timeout time.Duration
-	// MaxConnectionAge makes clients reconnect, so that load spreads to new instances. Default: 30 min.
+	// MaxConnectionAge makes clients reconnect, so that load spreads to new instances.
+	// Default: 30 min.
 	MaxConnectionAge time.Duration
-	// Authority says whether the server is reached by this name, as :authority has it: host or host:port.
-	// DPoP proofs are for a name of the server's. Nil: it has none, and no proof is good.
+	// Authority reports whether the server is reached by this name, as :authority has it: host or
+	// host:port. DPoP proofs are made for a name of the server's. Nil: it has none, and no proof is
+	// valid.
 	Authority func(string) bool
 	// Proxies are addresses of proxies that append their clients to x-forwarded-for. Nil: none.
 	Proxies []netip.Prefix
-	// Reflection tells anyone who connects which services and messages there are.
+	// Reflection shows every peer which services and messages there are.
 	Reflection     bool
 	Logger         *slog.Logger         // nil: discard
 	TracerProvider trace.TracerProvider // nil: no traces
 	Now            func() time.Time     // nil: time.Now
 
-	waits *waits // nil: patience. Tests have less.
+	waits *waits // nil: patience. Tests set shorter times.
 }
 
-// The bounds of what a stranger can make this process hold. A batch of 100 children, each with an
-// actor token of 8 KiB, fits a message; metadata has room for one token.
+// Bounds of what an unauthenticated peer can make this process hold. A batch of 100 children, each
+// with an actor token of 8 KiB, fits a message. Metadata has room for one token.
 const (
 	maxMessageBytes  = 1 << 20
 	maxMetadataBytes = 16 << 10
-	maxStreams       = exchange.MaxWatchers + 500 // of one connection: a proxy may bring all watchers through one
-	readBufferBytes  = 8 << 10                    // each connection holds one while it is open
-	streamWindow     = 64 << 10                   // of a call, beyond the message that is being read: otherwise grpc-go grows it to 16 MiB
-	connectionWindow = 1 << 20                    // what is under way; calls hold what has come
-	workers          = 128                        // goroutines that keep their grown stacks for the next call; further calls get new ones
-	drainGrace       = 20 * time.Second
+	// maxStreams is for one connection, because a proxy may bring all watchers through one.
+	maxStreams      = exchange.MaxWatchers + 500
+	readBufferBytes = 8 << 10 // each connection holds one while it is open
+	// streamWindow is what a call may send beyond the message that is being read. Without it
+	// grpc-go grows the window to 16 MiB.
+	streamWindow     = 64 << 10
+	connectionWindow = 1 << 20 // data in flight; calls hold what has arrived
+	// workers is the number of goroutines that keep their grown stacks for the next call. Further
+	// calls get new goroutines.
+	workers    = 128
+	drainGrace = 20 * time.Second
 )
 
-// waits are how long a connection or a call may do nothing.
+// waits are how long a connection or a call may stay idle.
 type waits struct {
 	connect time.Duration // until the handshakes are over
-	message time.Duration // until the first message of a call is whole: what it holds until then it holds unasked
+	// message is the time until the first message of a call is whole. Until then the call holds
+	// memory of an unauthenticated peer.
+	message time.Duration
 	idle    time.Duration // of a connection without calls
-	ping    time.Duration // until a silent connection is asked for a sign of life
-	pong    time.Duration // until it gave one; a header that is never finished is none
+	ping    time.Duration // until a silent connection is sent a ping
+	pong    time.Duration // until its answer; an unfinished header is no answer
 }
 
 var patience = waits{connect: 10 * time.Second, message: 10 * time.Second, idle: 15 * time.Minute, ping: time.Minute, pong: 20 * time.Second}
@@ -106,7 +116,7 @@ type Server struct {
 }
 
 // New registers all services. The server serves nothing before Serve is called, and its health is
-// "not serving" until SetServing. Stop it, also if it never served.
+// "not serving" until SetServing. The caller must stop it, also if it never served.
 func New(c Config) (*Server, error) {
 	if c.Engine == nil {
 		return nil, errors.New("rpc: an engine is required")
@@ -168,8 +178,8 @@ func New(c Config) (*Server, error) {
 	return s, nil
 }
 
-// register is the one place where a service is registered. A method of it becomes reachable by its rule
-// in methods: the interceptors, through which every call passes, refuse one that has none.
+// register is the one place where a service is registered. A method becomes reachable by its rule
+// in methods. The interceptors, through which every call passes, refuse a method without a rule.
 func (s *Server) register(c Config) {
 	services := registrar{s.grpc}
 	deputyv1.RegisterTokenExchangeServiceServer(services, &exchangeService{door: door{c.Authority}, engine: c.Engine})
@@ -186,7 +196,7 @@ func (s *Server) Serve(l net.Listener) error {
 	return s.grpc.Serve(identified{l, s.openings.unfinished})
 }
 
-// SetServing sets what the health service says of the whole server and of each service.
+// SetServing sets the health of the whole server and of each service.
 func (s *Server) SetServing(serving bool) {
 	state := healthpb.HealthCheckResponse_NOT_SERVING
 	if serving {
@@ -200,8 +210,9 @@ func (s *Server) SetServing(serving bool) {
 	}
 }
 
-// Drain tells health watchers and verifiers, which go elsewhere, takes no new calls, waits for those
-// that run, and cuts off what is left when the context ends. Serve returns nil afterwards.
+// Drain notifies health watchers and verifiers, which reconnect to another instance. It accepts no
+// new calls, waits for those that run, and cuts off the rest when the context ends. Serve returns
+// nil afterwards.
 func (s *Server) Drain(ctx context.Context) {
 	s.health.Shutdown()
 	s.watchers.end()
@@ -210,5 +221,5 @@ func (s *Server) Drain(ctx context.Context) {
 	cut()
 }
 
-// Stop cuts off everything at once.
+// Stop closes all connections at once.
 func (s *Server) Stop() { s.grpc.Stop() }

@@ -54,7 +54,7 @@ func dial(t *testing.T, c Config, options ...grpc.DialOption) (*Server, *grpc.Cl
 	return server, redial(t, server, options...)
 }
 
-// redial is one more connection to a server, through a listener of its own.
+// redial returns one more connection to a server, through a listener of its own.
 func redial(t *testing.T, server *Server, options ...grpc.DialOption) *grpc.ClientConn {
 	t.Helper()
 	listener := bufconn.Listen(1 << 20)
@@ -69,7 +69,8 @@ func redial(t *testing.T, server *Server, options ...grpc.DialOption) *grpc.Clie
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := conn.Close(); err != nil && status.Code(err) != codes.Canceled { // a test may have closed it
+		// A test may have closed it.
+		if err := conn.Close(); err != nil && status.Code(err) != codes.Canceled {
 			t.Error(err)
 		}
 		server.Stop()
@@ -80,8 +81,8 @@ func redial(t *testing.T, server *Server, options ...grpc.DialOption) *grpc.Clie
 	return conn
 }
 
-// bare calls bring no credential but their own. To all others one is added where they have none, because
-// the door turns them away without.
+// bare marks calls that bring no credential but their own. All other calls get one if they have
+// none, because the server refuses them without.
 func bare(ctx context.Context) context.Context { return context.WithValue(ctx, bareKey{}, true) }
 
 type bareKey struct{}
@@ -150,7 +151,7 @@ func TestExchangeResponse(t *testing.T) {
 	}
 }
 
-// The zero of a field that knows absence is not absence, the empty string is.
+// TestPresence: in a field with presence, zero is a value. The empty string means absent.
 func TestPresence(t *testing.T) {
 	engine := granting()
 	tokens, _ := stubs(t, engine)
@@ -217,7 +218,8 @@ func TestBatch(t *testing.T) {
 	}
 }
 
-// An engine that breaks its word gives an internal error, never a success without a token.
+// TestBrokenOutcomes: an engine that breaks its contract causes an internal error, never a success
+// without a token.
 func TestBrokenOutcomes(t *testing.T) {
 	for name, outcomes := range map[string][]exchange.Outcome{
 		"none": nil, "two": {{Err: delegation.Refuse(delegation.Internal, "", "")}, {}}, "neither": {{}}, "unsigned": {{Grant: &exchange.Grant{}}},
@@ -304,7 +306,7 @@ func TestInvalidDuration(t *testing.T) {
 	}
 }
 
-// Every kind of error reaches the client as one, without its cause.
+// TestErrors: every kind of error reaches the client without its cause.
 func TestErrors(t *testing.T) {
 	refusal := delegation.Refuse(delegation.ScopeNotPermitted, "scope", "no").WithMetadata("object", "scope:a")
 	for name, c := range map[string]struct {
@@ -330,7 +332,8 @@ func TestErrors(t *testing.T) {
 	}
 }
 
-// A panic is an internal error that says nothing, and neither log nor spans hold a credential.
+// TestPanicTraceAndLog: a panic is an internal error without details, and neither log nor spans
+// hold a credential.
 func TestPanicTraceAndLog(t *testing.T) {
 	var log bytes.Buffer
 	spans := tracetest.NewSpanRecorder()
@@ -356,7 +359,7 @@ func TestPanicTraceAndLog(t *testing.T) {
 	if status.Code(err) != codes.Internal || strings.Contains(err.Error(), "secret") {
 		t.Error(err)
 	}
-	server.Drain(t.Context()) // what was logged and traced is complete
+	server.Drain(t.Context()) // the log and the traces are complete
 	text := log.String()
 	for _, span := range spans.Ended() {
 		text += fmt.Sprint(span.Name(), span.Attributes(), span.Events())
@@ -405,14 +408,15 @@ func reflects(t *testing.T, conn *grpc.ClientConn) error {
 	if err != nil {
 		return err
 	}
-	if err := stream.Send(&reflectionpb.ServerReflectionRequest{MessageRequest: &reflectionpb.ServerReflectionRequest_ListServices{}}); err != nil && !errors.Is(err, io.EOF) { // EOF: Recv knows why
+	// After io.EOF, Recv returns the cause.
+	if err := stream.Send(&reflectionpb.ServerReflectionRequest{MessageRequest: &reflectionpb.ServerReflectionRequest_ListServices{}}); err != nil && !errors.Is(err, io.EOF) {
 		return err
 	}
 	_, err = stream.Recv()
 	return err
 }
 
-// A call that runs is waited for; one that does not end is cut off when the patience ends.
+// TestDrain: a running call is waited for. A call that does not end is cut off at the deadline.
 func TestDrain(t *testing.T) {
 	started, finish := make(chan struct{}, 1), make(chan struct{})
 	engine := granting()
@@ -465,7 +469,7 @@ func TestBounds(t *testing.T) {
 	}
 }
 
-// The client's deadline and the server's both reach the engine: the nearer one.
+// TestTimeout: of the client's deadline and the server's, the earlier one reaches the engine.
 func TestTimeout(t *testing.T) {
 	left := make(chan time.Duration, 1)
 	engine := granting()

@@ -15,7 +15,7 @@ import (
 	"deputy.example/deputy/server/internal/policy"
 )
 
-// script is an engine that remembers what it was asked and answers what it was told.
+// script is an engine that records its calls and returns scripted answers.
 type script struct {
 	mu         sync.Mutex
 	calls      []exchange.Call
@@ -23,8 +23,8 @@ type script struct {
 	exchange   func(context.Context, exchange.Call) ([]exchange.Outcome, error)
 	introspect func(context.Context, exchange.Inquiry) (exchange.Introspection, error)
 	chain      func(context.Context, exchange.Inquiry) ([]exchange.Recorded, error)
-	found      []exchange.Recorded // what every other question about entries is answered with
-	next       uint64              // and what continues it
+	found      []exchange.Recorded // the answer to every other question about entries
+	next       uint64              // and its continuation
 	queries    []ledger.Query
 	revocation []exchange.RevokeCall
 	revoke     func(context.Context, exchange.RevokeCall) (exchange.Revoked, error)
@@ -136,7 +136,7 @@ func (s *script) Watch(ctx context.Context, q exchange.Inquiry) (Feed, error) {
 	return s.watch(ctx, q)
 }
 
-// Stranger answers as the engine does.
+// The method answers as the engine does.
 func (s *script) Stranger(context.Context) error {
 	return delegation.Refuse(delegation.ClientUnauthenticated, "", "no credential")
 }
@@ -164,7 +164,7 @@ func sampleClaims() delegation.Claims {
 	}
 }
 
-// granting is an engine that grants whatever it is asked.
+// granting returns an engine that grants every request.
 func granting() *script {
 	claims := sampleClaims()
 	return &script{

@@ -17,9 +17,9 @@ import (
 )
 
 const (
-	// snapshotPart is how many revocations travel in one message: some 300 KB if all names are long.
+	// snapshotPart is how many revocations one message holds: about 300 KB if all names are long.
 	snapshotPart = 1000
-	// helloPatience is how long a stream may say nothing at first.
+	// helloPatience is how long a stream may take to send hello.
 	helloPatience = 5 * time.Second
 )
 
@@ -39,9 +39,9 @@ type Feed interface {
 // watchers are the streams of all verifiers of this instance.
 type watchers struct {
 	open     func(context.Context, exchange.Inquiry) (Feed, error)
-	patience time.Duration // for hello
+	patience time.Duration // until hello
 	now      func() time.Time
-	draining chan struct{} // closed when every stream shall end
+	draining chan struct{} // closed when every stream must end
 	drain    sync.Once
 	guard    func(ctx context.Context, method string, call func() error) error // catches panics
 }
@@ -50,20 +50,20 @@ func newWatchers(c Config, i interceptor) *watchers {
 	return &watchers{open: c.Engine.Watch, patience: helloPatience, now: c.Now, draining: make(chan struct{}), guard: i.guard}
 }
 
-// end tells all streams to end, now and from now on.
+// end ends all streams, and each stream that begins later.
 func (w *watchers) end() { w.drain.Do(func() { close(w.draining) }) }
 
-// watcher is one stream. Its goroutine writes; another one reads, and ends with the stream. A third
-// asks the ledger for its newest number while a mark waits for that, so that a ledger that is slow
-// holds up no event. None of them waits for another stream.
+// watcher is one stream. Its goroutine writes. A second goroutine reads, and ends with the stream.
+// A third reads the ledger's newest number while a mark waits for it, so that a slow ledger delays
+// no event. None of them waits for another stream.
 type watcher struct {
 	*watchers
 	feed   Feed
 	stream grpc.BidiStreamingServer[deputyv1.WatchRevocationsRequest, deputyv1.WatchRevocationsResponse]
 	after  uint64 // number up to which everything was sent
 
-	marks  chan *deputyv1.WatchMark // holds one: the newest that has not been looked at
-	echoes chan *deputyv1.WatchEcho // holds one: there is never more than one question under way
+	marks  chan *deputyv1.WatchMark // holds one: the newest that has not been read
+	echoes chan *deputyv1.WatchEcho // holds one: at most one request is in flight
 	broken chan error               // why reading ended
 }
 
@@ -89,17 +89,18 @@ func (s *revocationService) WatchRevocations(stream grpc.BidiStreamingServer[dep
 	return nil
 }
 
-// serve greets, and writes until something ends the stream.
+// serve waits for hello, and writes until the stream ends.
 func (w *watcher) serve() error {
 	life := time.NewTimer(w.feed.Until().Sub(w.now()))
 	defer life.Stop()
 	greeted := make(chan *deputyv1.WatchHello, 1)
-	go w.read(greeted) // ends when this stream has ended, and Recv with it
+	go w.read(greeted) // ends with this stream, because Recv fails then
 	silence := time.NewTimer(w.patience)
 	defer silence.Stop()
 	select {
 	case hello := <-greeted:
-		if hello.GetIncarnation() == w.feed.Incarnation() { // otherwise its numbers are those of a ledger that was given up
+		// Otherwise its numbers are those of an abandoned ledger.
+		if hello.GetIncarnation() == w.feed.Incarnation() {
 			w.after = hello.GetResumeAfter()
 		}
 	case <-silence.C:
@@ -117,7 +118,7 @@ func (w *watcher) serve() error {
 	return w.write(life.C)
 }
 
-// write sends what is new whenever there is something, and echoes.
+// write sends new events whenever there are any, and echoes.
 func (w *watcher) write(over <-chan time.Time) error {
 	marks := w.marks
 	for {
@@ -128,14 +129,15 @@ func (w *watcher) write(over <-chan time.Time) error {
 		select {
 		case <-changed:
 		case mark := <-marks:
-			marks = nil // what comes meanwhile waits, and only the newest of it is answered
+			marks = nil // marks wait meanwhile, and only the newest is answered
 			go w.ask(mark)
 		case echo := <-w.echoes:
 			marks = w.marks
 			if echo == nil {
-				continue // the ledger did not say, so neither does this instance
+				continue // the ledger did not answer, so this instance sends no echo
 			}
-			// The ledger's answer has brought the memory up to date: what it counts is sent first.
+			// The ledger's answer has brought the memory up to date: the events that it counts are
+			// sent first.
 			if _, err := w.catchUp(); err != nil {
 				return err
 			}
@@ -152,11 +154,12 @@ func (w *watcher) write(over <-chan time.Time) error {
 	}
 }
 
-// catchUp sends everything after w.after to a verifier that may have it, and returns the channel that closes when there is more.
+// catchUp sends everything after w.after to a verifier that is still permitted, and returns the
+// channel that closes at the next change.
 func (w *watcher) catchUp() (<-chan struct{}, error) {
 	for {
 		events, complete, changed := w.feed.Events(w.after)
-		if err := w.feed.Standing(); err != nil { // asked after: what comes later wakes us
+		if err := w.feed.Standing(); err != nil { // asked after Events: a later change wakes it
 			return nil, err
 		}
 		if changed == nil {
@@ -174,7 +177,8 @@ func (w *watcher) catchUp() (<-chan struct{}, error) {
 	}
 }
 
-// events sends revocations one by one, each the one after the last; false where one is missing.
+// events sends revocations one by one, in the order of their numbers. It returns false where one is
+// missing.
 func (w *watcher) events(events []delegation.Revocation) (bool, error) {
 	for i := range events {
 		r := &events[i]
@@ -218,8 +222,8 @@ func (w *watcher) snapshot() error {
 	}
 }
 
-// send waits for the peer to read, and for nobody else; a connection that takes nothing any more ends
-// by its keepalive or its age. A long backlog ends early when the instance drains.
+// send waits only for its own peer to read. A connection whose peer does not read any more ends by
+// its keepalive or its age. A long backlog ends early when the instance drains.
 func (w *watcher) send(m *deputyv1.WatchRevocationsResponse) error {
 	select {
 	case <-w.draining:
@@ -232,13 +236,14 @@ func (w *watcher) send(m *deputyv1.WatchRevocationsResponse) error {
 	return nil
 }
 
-// ask reads the ledger's newest number for a mark that has arrived. It sends nil where that fails.
+// ask reads the ledger's newest number for a mark. It sends nil if the read fails.
 func (w *watcher) ask(mark *deputyv1.WatchMark) {
 	ctx := w.stream.Context()
 	err := w.guard(ctx, "asking for a mark", func() error {
 		last, at, err := w.feed.Last(ctx)
 		if err == nil {
-			w.echoes <- &deputyv1.WatchEcho{Nonce: mark.GetNonce(), Last: last, LedgerTime: timestamppb.New(at)} // has room: one question at a time
+			// The channel has room, because at most one request is in flight.
+			w.echoes <- &deputyv1.WatchEcho{Nonce: mark.GetNonce(), Last: last, LedgerTime: timestamppb.New(at)}
 		}
 		return err
 	})
@@ -247,7 +252,8 @@ func (w *watcher) ask(mark *deputyv1.WatchMark) {
 	}
 }
 
-// read takes hello and then marks, until the stream ends or breaks its rules, and says why it ended.
+// read receives hello and then marks, until the stream ends or breaks its rules, and returns why it
+// ended.
 func (w *watcher) read(greeted chan<- *deputyv1.WatchHello) {
 	w.broken <- w.guard(w.stream.Context(), "reading a watcher", func() error {
 		first, err := w.next()
@@ -274,7 +280,7 @@ func (w *watcher) read(greeted chan<- *deputyv1.WatchHello) {
 	})
 }
 
-// replace leaves the newest in a channel that holds one and that nobody else writes to.
+// replace keeps only the newest value in a channel that holds one value and has no other writer.
 func replace[T any](slot chan T, newest T) {
 	select {
 	case <-slot:
@@ -285,7 +291,7 @@ func replace[T any](slot chan T, newest T) {
 
 func (w *watcher) next() (*deputyv1.WatchRevocationsRequest, error) {
 	m, err := w.stream.Recv()
-	refusal, refused := errors.AsType[*delegation.Error](err) // by the door
+	refusal, refused := errors.AsType[*delegation.Error](err) // by the rules of methods
 	switch {
 	case refused:
 		return nil, refusal
@@ -297,10 +303,10 @@ func (w *watcher) next() (*deputyv1.WatchRevocationsRequest, error) {
 	return m, refuseUnknown(m, m.GetHello(), m.GetMark())
 }
 
-// errHungUp is how a stream ends well: the peer is gone.
+// errHungUp is the normal end of a stream: the peer has left.
 var errHungUp = errors.New("the verifier hung up")
 
-// gone is err, unless the peer is not there any more to be told.
+// gone returns err, or a normal end if the peer has left.
 func (w *watcher) gone(err error) error {
 	if w.stream.Context().Err() != nil {
 		return errHungUp
@@ -308,7 +314,7 @@ func (w *watcher) gone(err error) error {
 	return err
 }
 
-// checkHello takes an id that can stand in a log and a receipt as it is.
+// checkHello accepts an id that a log and a receipt can hold unchanged.
 func checkHello(m *deputyv1.WatchRevocationsRequest) error {
 	hello := m.GetHello()
 	if hello == nil {

@@ -52,8 +52,8 @@ func TestSnapshotComesInParts(t *testing.T) {
 	v.hears("part 1000", "part 1000", "snapshot 1 up to 2001")
 }
 
-// A verifier that is taken back hears no more of what is revoked: its stream ends with the revocation that
-// took it back.
+// TestWatchEndsWithItsVerifier: the stream of a verifier that is revoked ends with that revocation.
+// The verifier receives no later event.
 func TestWatchEndsWithItsVerifier(t *testing.T) {
 	f := newLedgerFeed()
 	v := watch(t, revocations(t, serving(f)))
@@ -68,8 +68,8 @@ func TestWatchEndsWithItsVerifier(t *testing.T) {
 	}
 }
 
-// Whoever comes back gets what it missed and nothing else; where that is not in memory any more, or
-// was never known here, it gets a snapshot.
+// TestResume: a verifier that reconnects gets exactly what it missed. Where that is not in memory
+// any more, or was never known here, it gets a snapshot.
 func TestResume(t *testing.T) {
 	f := newLedgerFeed()
 	f.revoke(5)
@@ -96,7 +96,7 @@ func TestResume(t *testing.T) {
 	}
 }
 
-// A log that leaves an event out is found by prev: the verifier gets a snapshot in its place.
+// TestGap: prev detects a log that leaves an event out. The verifier gets a snapshot instead.
 func TestGap(t *testing.T) {
 	f := newLedgerFeed()
 	f.skip = 2
@@ -107,8 +107,9 @@ func TestGap(t *testing.T) {
 	v.hears("event 1 after 0", "snapshot 3 up to 3")
 }
 
-// What a slow reader has not read stays in its own stream. When it reads again and the log does not
-// reach back any more, it gets a snapshot: never an event with a gap.
+// TestSlowReader: events that a slow reader has not read stay in its own stream. When it reads
+// again and the log does not reach back far enough, it gets a snapshot. It never gets an event
+// after a gap.
 func TestSlowReader(t *testing.T) {
 	f := newLedgerFeed()
 	client := revocations(t, serving(f))
@@ -153,7 +154,8 @@ func TestSlowReader(t *testing.T) {
 	}
 }
 
-// A ledger that does not answer is never said to have answered, and holds no event up.
+// TestNoEchoWithoutTheLedger: without an answer of the ledger no echo is sent, and no event is
+// delayed.
 func TestNoEchoWithoutTheLedger(t *testing.T) {
 	f := newLedgerFeed()
 	asked, hang := make(chan struct{}, 10), make(chan struct{})
@@ -172,12 +174,12 @@ func TestNoEchoWithoutTheLedger(t *testing.T) {
 	v.mark(1, 0)
 	<-asked
 	f.revoke(1)
-	v.hears("event 1 after 0") // while the question hangs
+	v.hears("event 1 after 0") // while the read hangs
 	close(hang)                // and fails
 	v.mark(2, 1)
 	<-asked
 	f.revoke(1)
-	v.hears("event 2 after 1") // and not an echo of 1 or 2 before it
+	v.hears("event 2 after 1") // with no echo of 1 or 2 before it
 	f.mu.Lock()
 	f.last = func(context.Context) error { asked <- struct{}{}; panic("secret") }
 	f.mu.Unlock()
@@ -189,23 +191,26 @@ func TestNoEchoWithoutTheLedger(t *testing.T) {
 	f.last = nil
 	f.mu.Unlock()
 	v.mark(4, 3)
-	v.hears("echo 4: 3") // the ledger is back
+	v.hears("echo 4: 3") // the ledger answers again
 }
 
-// The echo's number is read after the mark has come, and the events that it counts come before it.
+// TestEchoComesAfterWhatItCounts: the echo's number is read after the mark has arrived, and the
+// events that it counts come before it.
 func TestEchoComesAfterWhatItCounts(t *testing.T) {
 	f := newLedgerFeed()
 	v := watch(t, revocations(t, serving(f)))
 	v.hello("v1", 0)
 	v.hears("snapshot 0 up to 0")
 	f.mu.Lock()
-	f.last = func(context.Context) error { f.revoke(2); return nil } // the read brings the memory up to date
+	// The read brings the memory up to date.
+	f.last = func(context.Context) error { f.revoke(2); return nil }
 	f.mu.Unlock()
 	v.mark(1, 0)
 	v.hears("event 1 after 0", "event 2 after 1", "echo 1: 2")
 }
 
-// Marks that pile up while the ledger is asked are one question and one echo, of the newest.
+// TestMarkFlood: marks that arrive while the ledger is read cause one read and one echo, of the
+// newest.
 func TestMarkFlood(t *testing.T) {
 	f := newLedgerFeed()
 	asked, answer := make(chan struct{}), make(chan struct{})
@@ -230,7 +235,7 @@ func TestMarkFlood(t *testing.T) {
 	<-asked
 	answer <- struct{}{}
 	if got := v.heard(); got != fmt.Sprintf("echo %d: 0", flood) && got != fmt.Sprintf("echo %d: 0", flood-1) {
-		t.Errorf("heard %q", got) // one less: the last was noted and not in its place yet
+		t.Errorf("heard %q", got) // one less: the last event was counted and not in its place yet
 	}
 	if _, questions := f.asked(); questions > 3 {
 		t.Errorf("%d questions for %d marks", questions, flood)
@@ -272,14 +277,14 @@ func TestHello(t *testing.T) {
 	}
 }
 
-// Who says nothing is not waited for.
+// TestHelloIsMissing: the server does not wait for a silent client.
 func TestHelloIsMissing(t *testing.T) {
 	server, conn := dial(t, serving(newLedgerFeed()))
 	server.watchers.patience = time.Millisecond
 	watch(t, deputyv1.NewRevocationServiceClient(conn)).hears("end: parameter_missing")
 }
 
-// How a stream ends, and that the verifier can tell what to do about it.
+// TestEndings checks how a stream ends, and that the verifier can tell how to react.
 func TestEndings(t *testing.T) {
 	old := newLedgerFeed()
 	old.until = time.Now()
@@ -308,11 +313,12 @@ func TestEndings(t *testing.T) {
 		return nil, delegation.Refuse(delegation.ClientUnauthenticated, "", "who?")
 	}
 	watch(t, revocations(t, Config{Engine: refusing})).hears("end: client_unauthenticated")
-	watch(t, revocations(t, Config{Engine: granting()})).hears("end: internal") // the engine itself, which has no script
+	// The engine here has no script for watches.
+	watch(t, revocations(t, Config{Engine: granting()})).hears("end: internal")
 }
 
-// A stream that panics ends as an internal error that says nothing, and every stream of ours is one
-// line in the log.
+// TestStreamsAreLogged: a stream that panics ends as an internal error without details, and every
+// stream of deputy.v1 is one line in the log.
 func TestStreamsAreLogged(t *testing.T) {
 	var log bytes.Buffer
 	f := newLedgerFeed()
@@ -331,14 +337,15 @@ func TestStreamsAreLogged(t *testing.T) {
 	v = watch(t, client)
 	v.hello("a\nsecret", 0)
 	v.hears("end: parameter_invalid")
-	server.Drain(t.Context()) // what was logged is complete
+	server.Drain(t.Context()) // the log is complete
 	text := log.String()
 	if strings.Count(text, `"grpc call"`) != 2 || !strings.Contains(text, `"reason":"internal"`) || !strings.Contains(text, `"stack"`) || strings.Contains(text, "secret") {
 		t.Error(text)
 	}
 }
 
-// A stream gives its place back once, however it ends; one that gets none is told when to come back.
+// TestWatchersGiveTheirPlacesBack: a stream frees its place once, however it ends. A stream that
+// gets no place is refused with a time for the next try.
 func TestWatchersGiveTheirPlacesBack(t *testing.T) {
 	f := newLedgerFeed()
 	var full error
@@ -370,7 +377,7 @@ func TestWatchersGiveTheirPlacesBack(t *testing.T) {
 	}
 }
 
-// A drain waits for no verifier, wherever its stream is.
+// TestDrainEndsWatchers: a drain waits for no verifier, whatever the state of its stream.
 func TestDrainEndsWatchers(t *testing.T) {
 	f := newLedgerFeed()
 	hang := make(chan struct{})
@@ -397,7 +404,8 @@ func TestDrainEndsWatchers(t *testing.T) {
 	server.Drain(t.Context()) // a second time does nothing
 }
 
-// A thousand verifiers over ten connections hear of a revocation together, and of their marks.
+// TestThousandWatchers: a thousand verifiers over ten connections receive a revocation together,
+// and their echoes.
 func TestThousandWatchers(t *testing.T) {
 	const connections, each = 10, 100
 	f := newLedgerFeed()
@@ -441,7 +449,9 @@ func TestThousandWatchers(t *testing.T) {
 	heard := time.Since(began)
 	echoed.Wait()
 	t.Logf("%d watchers heard of a revocation within %s, and of their marks within %s", connections*each, heard, time.Since(began))
-	if heard > 5*time.Second { // on a busy machine, under the race detector; otherwise a tenth of a second
+	// The bound is for a busy machine under the race detector. The usual time is a tenth of a
+	// second.
+	if heard > 5*time.Second {
 		t.Errorf("it took %s", heard)
 	}
 	f.mu.Lock()
@@ -451,7 +461,7 @@ func TestThousandWatchers(t *testing.T) {
 	}
 }
 
-// TestResumeOfAnotherIncarnation: a number of a ledger that was given up says nothing about this one.
+// TestResumeOfAnotherIncarnation: a number of an abandoned ledger has no meaning in this one.
 func TestResumeOfAnotherIncarnation(t *testing.T) {
 	f := newLedgerFeed()
 	f.revoke(5)

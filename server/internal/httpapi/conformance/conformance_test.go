@@ -1,18 +1,19 @@
-// Package conformance holds the clauses of RFC 8693, 7662, 9068 and 9396 as data and asks them of a
-// real engine (ledger, Redis, signatures) through every door: the HTTP form, gRPC with the assertion
-// in the message, gRPC with the assertion as metadata, and the Go SDK.
+// Package conformance holds the clauses of RFC 8693, 7662, 9068 and 9396 as data. It checks them
+// against a real engine (ledger, Redis, signatures) at every endpoint: the HTTP form, gRPC with the
+// assertion in the message, gRPC with the assertion as metadata, and the Go SDK.
 //
 // A case in testdata/*.yaml is a sequence of steps. A step is an exchange of a root token of
-// user:alice by agent:planner for the scope calendar.read at https://calendar.example; `set` changes
-// parameters (null takes one out), `as` says who asks, `introspect` asks about a token instead, `save`
-// keeps the token for later steps, `relations` takes OpenFGA tuples away for the case. Where a
-// parameter is a token it is written as where it comes from: {root: {claims}, typ}, {saved: name},
-// {tampered: name}, {actor: agent}, {workload: name}, {assertion: agent, keep: name},
-// {thumbprint: agent}; {fresh: name} is a text that no other case uses. `exp_in` in claims counts from
-// now.
+// user:alice by agent:planner for the scope calendar.read at https://calendar.example. These keys
+// change a step: `set` changes parameters (null removes one), `as` names the caller, `introspect`
+// asks about a token instead, `save` keeps the token for later steps, and `relations` removes
+// OpenFGA tuples for the case. A parameter that is a token is written as its origin: {root:
+// {claims}, typ}, {saved: name}, {tampered: name}, {actor: agent}, {workload: name}, {assertion:
+// agent, keep: name}, {thumbprint: agent}. {fresh: name} is a text that no other case uses.
+// `exp_in` in claims counts from now.
 //
-// `want` compares members of the answer and claims of the token by dotted paths; "*" is anything but
-// nothing. Every grant is also held to what RFC 8693 §2.2.1 and RFC 9068 §2 say of any.
+// `want` compares members of the answer and claims of the token by dotted paths. "*" is any value,
+// but not an absent one. Every grant must also meet what RFC 8693 §2.2.1 and RFC 9068 §2 require of
+// all grants.
 package conformance
 
 import (
@@ -94,7 +95,7 @@ func cases(t *testing.T) []testCase {
 	return all
 }
 
-// newWorld is a real engine for the tenant acme that knows one type of details, with its doors.
+// newWorld returns a real engine for the tenant acme with one type of details, and its endpoints.
 func newWorld(t *testing.T) (*exchangetest.World, map[string]door) {
 	t.Helper()
 	w := newEngine(t)
@@ -112,7 +113,7 @@ func newEngine(t *testing.T) *exchangetest.World {
 	t.Helper()
 	w := exchangetest.New(t, exchangetest.Config{
 		Tenants: []string{"acme"},
-		// grpc-go's STS credential keeps no token that has 300 s or less to live.
+		// grpc-go's STS credential keeps no token that expires within 300 s.
 		Limits: exchange.Limits{DefaultLifetime: 10 * time.Minute},
 		Mapping: policy.Mapping{Details: map[string]policy.DetailRule{
 			"document": {Object: "document:{identifier}", Relations: map[string]string{"read": "can_read", "write": "can_write"}},
@@ -143,7 +144,7 @@ func TestConformance(t *testing.T) {
 	}
 }
 
-// The clauses that have a say in an exchange each have a case.
+// TestClausesAreCovered: every clause that applies to an exchange has a case.
 func TestClausesAreCovered(t *testing.T) {
 	covered := make(map[string]bool)
 	for _, c := range cases(t) {
@@ -166,13 +167,13 @@ func (c testCase) through() []string {
 	return c.Doors
 }
 
-// attempt is one run of a case: what its steps left for later ones.
+// attempt is one run of a case, with what its steps left for later steps.
 type attempt struct {
 	t      testing.TB
 	tenant *exchangetest.Tenant
 	door   door
 	id     int64
-	saved  map[string]string // access tokens, and assertions to keep
+	saved  map[string]string // access tokens, and assertions that cases keep
 }
 
 // attempts numbers the runs of this process, so that names can be fresh.
@@ -228,7 +229,7 @@ func (a *attempt) step(ctx context.Context, s step) error {
 	return nil
 }
 
-// repeatsNothing finds a credential or token of the request in what a refusal says.
+// repeatsNothing returns an error if a refusal repeats a credential or token of the request.
 func repeatsNothing(got answer, p params, credential string) error {
 	if got["error"] == nil {
 		return nil
@@ -242,7 +243,7 @@ func repeatsNothing(got answer, p params, credential string) error {
 	return nil
 }
 
-// credential is what the caller authenticates with: agent:planner's assertion unless it is said.
+// credential returns what the caller authenticates with. Default: the assertion of agent:planner.
 func (a *attempt) credential(as any) (string, error) {
 	switch as := as.(type) {
 	case nil:
@@ -282,7 +283,7 @@ func (a *attempt) params(set map[string]any) (params, error) {
 	return p, nil
 }
 
-// text resolves a value of the data: a text as it is, or a description of where it comes from.
+// text resolves a value of the data: a text as it is, or a token by its origin.
 func (a *attempt) text(value any) (string, error) {
 	if text, isText := value.(string); isText {
 		return text, nil
@@ -327,7 +328,7 @@ func (a *attempt) kept(name string) (string, error) {
 	return a.saved[name], nil
 }
 
-// root makes a root token; with a typ, one whose header says so.
+// root makes a root token. typ, if present, is the typ of its header.
 func (a *attempt) root(described, typ any) (string, error) {
 	claims := make(map[string]any)
 	if given, isMap := described.(map[string]any); isMap {
@@ -435,8 +436,8 @@ func compareRefusal(w want, got answer) error {
 	return nil
 }
 
-// everyGrant is what RFC 8693 §2.2.1, RFC 6749 §5.1 and RFC 9068 §2 demand of all of them, and that
-// answer and token say the same.
+// everyGrant checks what RFC 8693 §2.2.1, RFC 6749 §5.1 and RFC 9068 §2 require of all grants, and
+// that answer and token agree.
 func everyGrant(got answer, header, claims map[string]any) error {
 	for _, name := range []string{"issued_token_type", "token_type"} {
 		if text, isText := got[name].(string); !isText || text == "" {
@@ -467,7 +468,7 @@ func everyGrant(got answer, header, claims map[string]any) error {
 	return nil
 }
 
-// members compares what is at dotted paths.
+// members compares the values at dotted paths.
 func (a *attempt) members(what string, got, want map[string]any, absent []string) error {
 	for path, value := range want {
 		found := at(got, path)
@@ -508,8 +509,8 @@ func at(object map[string]any, path string) any {
 	return at(inner, rest)
 }
 
-// decode reads a part of a token, whose signature the engine has just made: an introspection step
-// asks whether it holds.
+// decode reads a part of a token without a check of the signature. The engine has just made it, and
+// an introspection step checks it.
 func decode(token string, part int) (map[string]any, error) {
 	parts := strings.Split(token, ".")
 	if len(parts) != 3 {

@@ -13,7 +13,8 @@ import (
 	"deputy.example/deputy/server/internal/rpc"
 )
 
-// faulty is a door to a server with one of the faults that are common among token exchange services.
+// faulty is an endpoint of a server with one of the faults that are common among token exchange
+// services.
 type faulty struct {
 	door
 	ask    func(params)
@@ -39,12 +40,13 @@ func (f faulty) introspect(ctx context.Context, token, credential string) (answe
 	return got, err
 }
 
-// Negative control: each fault makes cases fail, and makes those fail that are about it.
+// TestFaultsAreNoticed is the negative control: each fault makes cases fail, among them those of
+// its clause.
 func TestFaultsAreNoticed(t *testing.T) {
 	w, open := newWorld(t)
 	for name, f := range map[string]struct {
 		faulty
-		clause string // a case of this clause must notice
+		clause string // a case of this clause must fail
 	}{
 		"invalid_grant for a bad subject token": {faulty{change: func(a answer) {
 			if a["reason"] == "subject_token_invalid" {
@@ -98,9 +100,9 @@ func TestFaultsAreNoticed(t *testing.T) {
 	}
 }
 
-// recorder is an engine that keeps the call and refuses it.
+// recorder is an engine that records the call and refuses it.
 type recorder struct {
-	rpc.Engine // nil: nothing else is asked for here
+	rpc.Engine // nil: no other method is called here
 	call       exchange.Call
 }
 
@@ -113,7 +115,7 @@ func (r *recorder) Exchange(_ context.Context, c exchange.Call) ([]exchange.Outc
 	return nil, nil
 }
 
-// The same request is the same call, whichever door it comes through.
+// TestDoorsMakeTheSameCall: the same request is the same call at every endpoint.
 func TestDoorsMakeTheSameCall(t *testing.T) {
 	full := params{
 		"subject_token": {"subject"}, "subject_token_type": {"urn:a"}, "actor_token": {"actor"}, "actor_token_type": {"urn:b"},

@@ -28,8 +28,8 @@ import (
 	"deputy.example/deputy/server/internal/rpc"
 )
 
-// params are the parameters of one request by their names in RFC 8693 and docs/http-api.md; audience
-// and resource may have several values.
+// params are the parameters of one request by their names in RFC 8693 and docs/http-api.md.
+// audience and resource may have several values.
 type params map[string][]string
 
 func (p params) get(name string) string {
@@ -39,17 +39,19 @@ func (p params) get(name string) string {
 	return p[name][0]
 }
 
-// answer is what a door said, in the form of the HTTP answer: error and reason of a refusal, or the
+// answer is the answer of an endpoint in the form of HTTP: error and reason of a refusal, or the
 // members of a success.
 type answer map[string]any
 
-// door is one way into Deputy. credential is "" for a caller that does not authenticate itself.
+// The interface is one way to call Deputy. credential is "" for a caller that does not
+// authenticate.
 type door interface {
 	exchange(ctx context.Context, p params, credential string) (answer, error)
 	introspect(ctx context.Context, token, credential string) (answer, error)
 }
 
-// doors opens every way to the engine: for programs by gRPC, and by HTTP. The servers end with the test.
+// The function opens every endpoint of the engine: gRPC, HTTP, and the SDK. The servers end with
+// the test.
 func doors(t *testing.T, calls rpc.Engine, forms httpapi.Engine, tenant httpapi.Tenant) map[string]door {
 	t.Helper()
 	handler, err := httpapi.New(httpapi.Config{Engine: forms, Tenants: []httpapi.Tenant{tenant}})
@@ -102,7 +104,7 @@ func (d httpDoor) introspect(ctx context.Context, token, credential string) (ans
 	return d.post(ctx, "/oauth2/introspect", authenticated(url.Values{"token": {token}}, credential))
 }
 
-// authenticated adds the assertion, where the case did not bring its own.
+// authenticated adds the assertion, unless the case brings its own.
 func authenticated(form url.Values, credential string) url.Values {
 	if credential != "" && !form.Has("client_assertion") {
 		form.Set("client_assertion", credential)
@@ -113,7 +115,7 @@ func authenticated(form url.Values, credential string) url.Values {
 	return form
 }
 
-// post also holds every answer to what RFC 6749 §5 and RFC 8693 §2.2 say about any of them.
+// post also checks every answer against what RFC 6749 §5 and RFC 8693 §2.2 require of all answers.
 func (d httpDoor) post(ctx context.Context, path string, form url.Values) (answer, error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodPost, d.base+path, strings.NewReader(form.Encode()))
 	if err != nil {
@@ -242,7 +244,7 @@ func (d grpcDoor) introspect(ctx context.Context, token, credential string) (ans
 	return got, got.addDetails(r.GetAuthorizationDetails())
 }
 
-// sdkDoor asks as a program would that uses the Go client.
+// sdkDoor calls as a program with the Go client does.
 type sdkDoor struct{ address string }
 
 func (d sdkDoor) open(credential string) (*client.Client, error) {
@@ -335,7 +337,7 @@ func refusal(e *delegation.Error) answer {
 	return got
 }
 
-// clean leaves out what is empty, as JSON does over HTTP.
+// clean removes empty members, as JSON does over HTTP.
 func (a answer) clean(names ...string) answer {
 	for _, name := range names {
 		if a[name] == "" {
@@ -364,7 +366,7 @@ func nested(actors delegation.Chain) any {
 
 func texts(values []string) any { return plain(values) }
 
-// plain is the value as encoding/json reads it back.
+// plain returns the value as encoding/json decodes it.
 func plain(value any) any {
 	raw, err := json.Marshal(value)
 	if err != nil {

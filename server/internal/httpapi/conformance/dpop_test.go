@@ -27,14 +27,14 @@ import (
 	"deputy.example/deputy/server/internal/rpc"
 )
 
-// holderDoor is a way into Deputy on which a caller shows what it holds: DPoP proofs, each sent as a
-// header or metadata of its own, and a certificate in the handshake.
+// holderDoor is an endpoint at which a caller proves possession: with DPoP proofs, each sent as a
+// header or metadata of its own, and with a certificate in the handshake.
 type holderDoor struct {
-	address string // that proofs are made for
+	address string // the address in proofs
 	ask     func(ctx context.Context, form url.Values, proofs []string, cert *exchangetest.Certified) (answer, error)
 }
 
-// holderDoors opens the token endpoint, introspection and their gRPC twins over real TLS.
+// holderDoors opens the token endpoint, introspection and their gRPC equivalents over real TLS.
 func holderDoors(t *testing.T, w *exchangetest.World) map[string]holderDoor {
 	t.Helper()
 	n, site := w.Tenant(), exchangetest.NewCertified(t, "deputy")
@@ -149,7 +149,8 @@ func holderDoors(t *testing.T, w *exchangetest.World) map[string]holderDoor {
 	}
 }
 
-// question is what an introspection or an exchange of parent by the planner needs but for what it shows.
+// question returns what the planner needs for an introspection or an exchange of parent, without
+// the proof of possession.
 func question(t *testing.T, n *exchangetest.Tenant, parent string) url.Values {
 	t.Helper()
 	return url.Values{
@@ -159,7 +160,8 @@ func question(t *testing.T, n *exchangetest.Tenant, parent string) url.Values {
 	}
 }
 
-// TestProofClauses holds every door to the checks of RFC 9449 §4.3, the ways to break each one among them.
+// TestProofClauses checks at every endpoint the checks of RFC 9449 §4.3, and the ways to violate
+// each.
 func TestProofClauses(t *testing.T) {
 	w := exchangetest.New(t, exchangetest.Config{})
 	n, key, other := w.Tenant(), exchangetest.NewProver(t), exchangetest.NewProver(t)
@@ -181,7 +183,8 @@ func TestProofClauses(t *testing.T) {
 		jwk[member] = value
 		return m{"jwk": jwk}
 	}
-	made := func(ahead int64) func(string) []string { // when the row is used, which on a busy machine is late
+	// The proof is made when the row is used, which on a busy machine is late.
+	made := func(ahead int64) func(string) []string {
 		return func(htu string) []string {
 			return []string{key.Forge(t, nil, m{"htu": htu, "iat": now() + ahead})}
 		}
@@ -272,7 +275,8 @@ func TestProofClauses(t *testing.T) {
 	}
 }
 
-// A proof that was made for one door or one tenant is of no use at another (check 9).
+// TestProofsAreForOneAddress: a proof for one endpoint or one tenant is refused at another (check
+// 9).
 func TestProofsAreForOneAddress(t *testing.T) {
 	w := exchangetest.New(t, exchangetest.Config{})
 	n, key := w.Tenant(), exchangetest.NewProver(t)
@@ -291,7 +295,8 @@ func TestProofsAreForOneAddress(t *testing.T) {
 	}
 }
 
-// RFC 9449 §8 at every door: the challenge brings the nonce, in the place where clients look for it.
+// TestNonceChallenges: at every endpoint the challenge of RFC 9449 §8 brings the nonce, in the
+// place where clients read it.
 func TestNonceChallenges(t *testing.T) {
 	w := exchangetest.New(t, exchangetest.Config{RequireNonce: true})
 	n, key := w.Tenant(), exchangetest.NewProver(t)
@@ -317,8 +322,9 @@ func TestNonceChallenges(t *testing.T) {
 	}
 }
 
-// The matrix of what a parent is bound to, what its presenter shows and what comes out, at every door
-// that makes or judges tokens: RFC 9449 §5 and §7, RFC 8705 §3. exchange.TestBindingMatrix has the rest.
+// TestBindingMatrixOverTheDoors is the matrix of the parent's binding, the presenter's proof of
+// possession and the result, at every endpoint that issues or checks tokens: RFC 9449 §5 and §7,
+// RFC 8705 §3. exchange.TestBindingMatrix has the rest.
 func TestBindingMatrixOverTheDoors(t *testing.T) {
 	w := exchangetest.New(t, exchangetest.Config{})
 	n := w.Tenant()
@@ -374,8 +380,8 @@ func TestBindingMatrixOverTheDoors(t *testing.T) {
 	}
 }
 
-// Whoever calls us by another server's name is not answered with that server's proofs: the name that a
-// call came by must be ours.
+// TestProofsForTheNameOfAnotherServer: a call to this server under another server's name cannot use
+// that server's proofs. The name of a call must be this server's.
 func TestProofsForTheNameOfAnotherServer(t *testing.T) {
 	w := exchangetest.New(t, exchangetest.Config{})
 	for name, ours := range map[string]bool{"deputy.internal:9090": true, "evil.example:9090": false} {

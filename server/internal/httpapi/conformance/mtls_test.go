@@ -27,8 +27,8 @@ import (
 	"deputy.example/deputy/server/internal/token/certtest"
 )
 
-// tlsWorld is two tenants, acme and other, whose clients have certificates, behind both doors with TLS as a
-// server opens it.
+// tlsWorld is two tenants, acme and other, whose clients have certificates, with HTTP and gRPC
+// endpoints over TLS as a server opens it.
 type tlsWorld struct {
 	*exchangetest.World
 	servers    *certtest.CA
@@ -111,7 +111,8 @@ func (w *tlsWorld) listen(t *testing.T) {
 	w.grpc = serveGRPC(t, server, loopback(t))
 }
 
-// through opens both doors on connections of their own that show the certificate, if there is one.
+// through opens HTTP and gRPC on connections of their own. The connections present the certificate,
+// if there is one.
 func (w *tlsWorld) through(t *testing.T, tenant string, shown *tls.Certificate) map[string]door {
 	t.Helper()
 	roots := x509.NewCertPool()
@@ -137,7 +138,7 @@ func (w *tlsWorld) through(t *testing.T, tenant string, shown *tls.Certificate) 
 	}
 }
 
-// request asks for a token for whoever asks, from a root token for alice.
+// request returns the parameters of a token request for the caller, with a root token for alice.
 func (w *tlsWorld) request(t *testing.T, tenant string, change params) params {
 	t.Helper()
 	p := params{
@@ -148,8 +149,9 @@ func (w *tlsWorld) request(t *testing.T, tenant string, change params) params {
 	return p
 }
 
-// RFC 8705 §2 at both doors, on real connections: who gets in is the current actor of what it gets, which
-// is bound to the certificate; who does not learns nothing.
+// TestCertificatesAtBothDoors checks RFC 8705 §2 at both endpoints, on real connections. An
+// authenticated caller is the current actor of its token, which is bound to the certificate. Any
+// other caller gets no information.
 func TestCertificatesAtBothDoors(t *testing.T) {
 	w := newTLSWorld(t)
 	acme := w.Tenants["acme"]
@@ -178,12 +180,14 @@ func TestCertificatesAtBothDoors(t *testing.T) {
 	for _, c := range []struct {
 		clause, name string
 		shown        tls.Certificate // none: no certificate
-		http         func() params   // what the form says besides
-		grpc         func() params   // what the message says besides; nil: nothing, so that the certificate stands alone
-		who          string          // "": refused
-		reason       string          // over HTTP
-		grpcReason   string          // where it differs
-		stranger     bool            // who gets in, does so by something else than the certificate
+		http         func() params   // what the form holds besides
+		// grpc is what the message holds besides. nil: nothing, so that only the certificate
+		// authenticates.
+		grpc       func() params
+		who        string // "": refused
+		reason     string // over HTTP
+		grpcReason string // where it differs
+		stranger   bool   // the caller is authenticated by something else than the certificate
 	}{
 		{clause: "§2.1.2", name: "subject DN", shown: w.ca.Issue(t, subject("agent")), http: as("agent:dn"), who: "agent:dn"},
 		{clause: "§2.1.2", name: "DNS name", shown: w.ca.Issue(t, dns), http: as("agent:dns"), who: "agent:dns"},
@@ -240,7 +244,7 @@ func TestCertificatesAtBothDoors(t *testing.T) {
 				if err != nil {
 					t.Fatalf("%s: %v", name, err)
 				}
-				if reason == "-" { // it is somebody there, as cases of its own say
+				if reason == "-" { // the caller is authenticated there, as cases of its own check
 					continue
 				}
 				if c.who == "" {
@@ -257,7 +261,8 @@ func TestCertificatesAtBothDoors(t *testing.T) {
 				if string(claims.Act.Current()) != c.who || claims.Confirmation == nil || claims.Confirmation.X5T != token.CertificateThumbprint(c.shown.Leaf) {
 					t.Errorf("%s: %+v", name, claims)
 				}
-				if got["token_type"] != "Bearer" { // RFC 8705 §3: presented so, on such a connection
+				// RFC 8705 §3: a Bearer token on a connection with the certificate.
+				if got["token_type"] != "Bearer" {
 					t.Errorf("%s: %v", name, got["token_type"])
 				}
 			}
@@ -271,8 +276,9 @@ func subject(commonName string) certtest.Change {
 
 func serverOnly(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth} }
 
-// The tenant of a call over gRPC is that of its certificate. One that two tenants would know finds none;
-// over HTTP the address says which is meant, and that tenant's authorities decide.
+// TestCertificatesFindTheirTenant: the tenant of a call over gRPC is the tenant of its certificate.
+// A certificate that two tenants know finds no tenant. Over HTTP the address names the tenant, and
+// its authorities decide.
 func TestCertificatesFindTheirTenant(t *testing.T) {
 	w := newTLSWorld(t)
 	shared := certtest.DNS("shared.example")
@@ -310,8 +316,8 @@ func TestCertificatesFindTheirTenant(t *testing.T) {
 	}
 }
 
-// A certificate authenticates questions too, and is judged anew for each call of a connection: the
-// connection outlives the trust that it began with.
+// TestCertificatesOnOpenConnections: a certificate authenticates introspections too, and is checked
+// for each call of a connection. The connection may outlive the trust that it began with.
 func TestCertificatesOnOpenConnections(t *testing.T) {
 	w := newTLSWorld(t)
 	shown := w.ca.Issue(t, certtest.DNS("agent.example"), certtest.Valid(time.Now().Add(-time.Hour), time.Now().AddDate(0, 0, 1)))
@@ -336,7 +342,7 @@ func TestCertificatesOnOpenConnections(t *testing.T) {
 		}
 	}
 	certtest.Write(t, filepath.Join(w.dir, "ca.pem"), certtest.PEM(w.foe.Certificate))
-	for name, d := range doors { // the control: it was not read yet
+	for name, d := range doors { // the control: the file has not been read yet
 		if got := ask(d, name); got["error"] != nil {
 			t.Errorf("%s: %v", name, got)
 		}
@@ -349,7 +355,8 @@ func TestCertificatesOnOpenConnections(t *testing.T) {
 	}
 }
 
-// A certificate in a header is a claim, not a proof: it is not read, whatever a proxy calls it.
+// TestForwardedCertificatesAuthenticateNobody: a certificate in a header is a claim, not a proof.
+// Deputy does not read it, under any name that proxies use.
 func TestForwardedCertificatesAuthenticateNobody(t *testing.T) {
 	w := newTLSWorld(t)
 	shown := w.ca.Issue(t, certtest.DNS("agent.example"))

@@ -16,8 +16,9 @@ import (
 	"deputy.example/deputy/server/internal/httpapi"
 )
 
-// A client that nobody here wrote: grpc-go's STS credential posts JSON over TLS. An agent steps in
-// with its workload JWT, and the token is kept as long as it is good.
+// TestGRPCSTSCredential uses a client of another project: grpc-go's STS credential posts JSON over
+// TLS. An agent steps in with its workload JWT, and the credential keeps the token while it is
+// valid.
 func TestGRPCSTSCredential(t *testing.T) {
 	w := newEngine(t)
 	tenant := w.Tenant()
@@ -34,7 +35,7 @@ func TestGRPCSTSCredential(t *testing.T) {
 		}
 		return path
 	}
-	// The credential trusts the system's roots and nothing else.
+	// The credential trusts only the system's roots.
 	t.Setenv("SSL_CERT_FILE", file("roots.pem", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}))))
 	options := sts.Options{
 		TokenExchangeServiceURI: server.URL + "/t/acme/oauth2/token",
@@ -63,7 +64,7 @@ func TestGRPCSTSCredential(t *testing.T) {
 		t.Errorf("the token was not kept: %v", err)
 	}
 
-	options.Scope = "" // the credential then asks for a scope of its own making
+	options.Scope = "" // the credential then requests its own default scope
 	greedy, err := sts.NewCredentials(options)
 	if err != nil {
 		t.Fatal(err)

@@ -17,7 +17,7 @@ import (
 	"deputy.example/deputy/server/internal/token/tokentest"
 )
 
-// recipes are the trusted issuers that docs/trust.md has, by the iss there.
+// recipes returns the trusted issuers of docs/trust.md, by their iss.
 func recipes(t *testing.T) map[string]token.TrustedIssuer {
 	t.Helper()
 	page, err := os.ReadFile("../../../../docs/trust.md")
@@ -37,7 +37,8 @@ func recipes(t *testing.T) map[string]token.TrustedIssuer {
 	return found
 }
 
-// fixture is an issuer of the wild on this machine, trusted as the documentation says.
+// fixture is an issuer like those of a platform, on this machine, trusted as the documentation
+// shows.
 type fixture struct {
 	*tokentest.Issuer
 	trusted   token.TrustedIssuer
@@ -74,8 +75,8 @@ func fixtures(t *testing.T) map[string]fixture {
 	return all
 }
 
-// workloadDoors opens the doors of an engine that trusts the fixtures, with or without their conditions. Alice
-// delegates to every ordinary workload.
+// workloadDoors opens the endpoints of an engine that trusts the fixtures, with or without their
+// conditions. Alice delegates to every ordinary workload.
 func workloadDoors(t *testing.T, all map[string]fixture, conditions bool) (*exchangetest.Tenant, map[string]door) {
 	t.Helper()
 	config := exchangetest.Config{Tenants: []string{"acme"}}
@@ -97,8 +98,9 @@ func workloadDoors(t *testing.T, all map[string]fixture, conditions bool) (*exch
 	return tenant, doors(t, rpc.For(w.Engine), w.Engine, front(tenant))
 }
 
-// roles are the ways in which a workload's token comes to a door: as the credential of a caller, or as
-// what names an actor. Each says how a token that is not believed is refused.
+// roles returns the ways in which an endpoint receives a workload's token: as the credential of a
+// caller, or as the token that names an actor. Each role has the reason with which a token is
+// refused.
 func roles(t *testing.T, tenant *exchangetest.Tenant, name string, d door) map[string]role {
 	t.Helper()
 	parent := func() string { return tenant.Root(t, nil) }
@@ -143,7 +145,8 @@ type role struct {
 	present  func(token string) answer
 }
 
-// What platforms issue is accepted through every door in every role, exactly for whom the recipes name.
+// TestWorkloadsOfTheWild: tokens in the form of real platforms are accepted at every endpoint in
+// every role, exactly for the principals of the recipes.
 func TestWorkloadsOfTheWild(t *testing.T) {
 	all := fixtures(t)
 	tenant, open := workloadDoors(t, all, true)
@@ -179,7 +182,8 @@ func TestWorkloadsOfTheWild(t *testing.T) {
 		}
 		for as, r := range roles(t, careless, "bearer", unguarded["bearer"]) {
 			for attack, change := range f.Attacks {
-				// Such a token is believed, and policy alone still stands in the way of some.
+				// Without conditions such a token is accepted. For some, policy alone still refuses
+				// the exchange.
 				if got := r.present(f.Token(t, r.audience, time.Now(), change)); got["reason"] == string(r.refusal) {
 					t.Errorf("control: %s, %s as %s: refused without the conditions too: %v", name, attack, as, got)
 				}
@@ -188,7 +192,7 @@ func TestWorkloadsOfTheWild(t *testing.T) {
 	}
 }
 
-// another is a fixture with keys of its own.
+// another returns a fixture with other keys.
 func another(all map[string]fixture, not fixture) fixture {
 	for _, f := range all {
 		if f.URL != not.URL {
