@@ -21,24 +21,20 @@ var forbidden = regexp.MustCompile(`(?i)\b(whoever|nobody|somebody|anybody|whom|
 // unclean are pages whose language is not clean yet. No page is added.
 var unclean = []string{"docs/style.md"}
 
-// clean are the packages whose comments hold no forbidden word, tests included. The list only grows. In
-// the packages of programs, texts such as --help are checked too.
-var (
-	programs = []string{
-		"client/cmd/deputy", "server/cmd/deputyd", "server/embedded/cmd/deputy-embedded", "server/embedded/cmd/deputy-target", "internal/version",
-	}
-	clean = slices.Concat(programs, []string{
-		".", "client", "client/audit", "client/delegation", "client/dpop", "client/internal/deputytest", "docs/proof", "fga-models", "loadtest",
-		"loadtest/sim", "server/embedded", "server/embedded/internal/fgajson", "server/embedded/internal/tuples",
-		"server/fill", "server/internal/gather", "server/internal/guard/guardtest", "server/internal/peers",
-		"server/internal/policy", "server/internal/policy/policytest", "server/internal/testservers",
-		"server/internal/token/certtest", "server/internal/token/tokentest", "server/internal/vault", "tools/mutants",
-		"server/internal/ledger", "server/internal/ledger/ledgertest", "server/internal/guard", "server/internal/exchange",
-		"server/internal/exchange/exchangetest", "server/internal/clock", "server/internal/token",
-		"server", "server/internal/rpc", "server/internal/httpapi", "server/internal/httpapi/conformance",
-		"server/internal/console", "server/embedded/e2e",
-	})
-)
+// clean are the packages whose comments hold no forbidden word, tests included, nor do the texts of the
+// product in them, such as --help and errors. The list only grows.
+var clean = []string{
+	"client/cmd/deputy", "server/cmd/deputyd", "server/embedded/cmd/deputy-embedded", "server/embedded/cmd/deputy-target", "internal/version",
+	".", "client", "client/audit", "client/delegation", "client/dpop", "client/internal/deputytest", "docs/proof", "fga-models", "loadtest",
+	"loadtest/sim", "server/embedded", "server/embedded/internal/fgajson", "server/embedded/internal/tuples",
+	"server/fill", "server/internal/gather", "server/internal/guard/guardtest", "server/internal/peers",
+	"server/internal/policy", "server/internal/policy/policytest", "server/internal/testservers",
+	"server/internal/token/certtest", "server/internal/token/tokentest", "server/internal/vault", "tools/mutants",
+	"server/internal/ledger", "server/internal/ledger/ledgertest", "server/internal/guard", "server/internal/exchange",
+	"server/internal/exchange/exchangetest", "server/internal/clock", "server/internal/token",
+	"server", "server/internal/rpc", "server/internal/httpapi", "server/internal/httpapi/conformance",
+	"server/internal/console", "server/embedded/e2e", "server/internal/panics",
+}
 
 // TestStyleOfPages: README, docs and the unreleased part of the changelog hold no forbidden word.
 func TestStyleOfPages(t *testing.T) {
@@ -53,6 +49,19 @@ func TestStyleOfPages(t *testing.T) {
 		}
 		checked++
 		for _, word := range forbiddenIn(unreleased(page, string(text))) {
+			t.Errorf("%s, %s: docs/style.md does not permit the word", page, word)
+		}
+	}
+	templates, err := filepath.Glob("server/internal/console/templates/*.html")
+	if err != nil || len(templates) == 0 {
+		t.Errorf("%d templates, %v", len(templates), err)
+	}
+	for _, page := range templates {
+		text, err := os.ReadFile(page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, word := range forbiddenIn(string(text)) {
 			t.Errorf("%s, %s: docs/style.md does not permit the word", page, word)
 		}
 	}
@@ -108,7 +117,7 @@ func TestStyleOfPackages(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			for _, word := range forbiddenInSource(t, path, source, slices.Contains(programs, dir) && !strings.HasSuffix(path, "_test.go")) {
+			for _, word := range forbiddenInSource(t, path, source, dir != "tools/mutants" && !isTestOnly(dir) && !strings.HasSuffix(path, "_test.go")) {
 				t.Errorf("%s: docs/style.md does not permit the word", word)
 			}
 			return nil

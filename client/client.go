@@ -167,7 +167,7 @@ func dialOptions(cfg Config, p *prover) ([]grpc.DialOption, error) {
 		return nil, fmt.Errorf("Transport %d is unknown", cfg.Transport)
 	}
 	if cfg.TLSConfig != nil && cfg.Transport != TLS {
-		return nil, errors.New("TLSConfig is set, and Transport says not to use TLS")
+		return nil, errors.New("TLSConfig: must not be set with a Transport that does not use TLS; remove one of them")
 	}
 	if cfg.Credential != nil || p.key != nil {
 		options = append(options, grpc.WithPerRPCCredentials(perRPC))

@@ -167,7 +167,7 @@ func (r *entryReader) take(message *deputyv1.StreamEntriesResponse) error {
 		}
 	}
 	if message.GetLast() < r.last {
-		return malformed("a stream that has come to %d says %d", r.last, message.GetLast())
+		return malformed("a stream at entry %d names %d as its last", r.last, message.GetLast())
 	}
 	r.last = message.GetLast()
 	return nil

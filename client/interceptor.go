@@ -167,7 +167,7 @@ func (v *Verifier) admitStream(ctx context.Context, method string, methods Metho
 	}
 	required, known := methods.Scopes[method]
 	if !known {
-		return nil, nil, denied(AccessInsufficientScope, "no rule says who may call this method")
+		return nil, nil, denied(AccessInsufficientScope, "no rule permits a caller of this method")
 	}
 	p, err := presentation(metadata.ValueFromIncomingContext(ctx, metadataAuthorization))
 	if err != nil {

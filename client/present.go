@@ -95,7 +95,7 @@ func (p *Presenter) present(ctx context.Context) (scheme, token string, err erro
 		return "", "", fmt.Errorf("the token cannot be presented: %w", err)
 	}
 	if t.TokenType == schemeDPoP && scheme != schemeDPoP {
-		return "", "", errors.New("the token cannot be presented: it is of type DPoP and says of no key that it is bound to it")
+		return "", "", errors.New("the token cannot be presented: it is of type DPoP and bound to no key")
 	}
 	return scheme, token, nil
 }

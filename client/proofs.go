@@ -260,7 +260,7 @@ func (c callCredentials) GetRequestMetadata(ctx context.Context, service ...stri
 func callURI(ctx context.Context, service []string) (string, error) {
 	info, known := credentials.RequestInfoFromContext(ctx)
 	if !known || len(service) != 1 {
-		return "", errors.New("gRPC does not say which call it is for")
+		return "", errors.New("gRPC does not name the call that it is for")
 	}
 	u, err := url.Parse(service[0])
 	if err != nil || u.Host == "" {

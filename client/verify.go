@@ -190,7 +190,7 @@ func (cfg VerifierConfig) check() error {
 	case cfg.IgnoreRevocations:
 		return nil
 	case cfg.Client == nil:
-		return errors.New("Client is missing: without it revoked tokens are accepted until they expire (IgnoreRevocations says that this is meant)")
+		return errors.New("Client is missing: without it revoked tokens are accepted until they expire (set IgnoreRevocations if this is intended)")
 	case cfg.MaxStaleness != 0 && (cfg.MaxStaleness < minMaxStaleness || cfg.MaxStaleness > maxMaxStaleness):
 		return fmt.Errorf("MaxStaleness must be %v to %v", minMaxStaleness, maxMaxStaleness)
 	}
@@ -448,7 +448,7 @@ func (v *Verifier) standing(ctx context.Context, token string, d *verdict) error
 	in, err := v.introspect(ctx, NewSecret(token))
 	switch {
 	case err != nil:
-		return denied(AccessUnavailable, "what was revoked is not known here at the moment, and Deputy does not say").because(err)
+		return denied(AccessUnavailable, "revocation state is stale, and Deputy does not answer an introspection").because(err)
 	case !in.Active || in.JTI != d.claims.ID || in.Issuer != d.claims.Issuer:
 		return denied(AccessInvalidToken, "the token is not active")
 	}

@@ -130,7 +130,7 @@ func (d *Database) check(p *problems) {
 	case u.Scheme == "sqlite" && d.PasswordFile != "":
 		p.add("database.password_file", "has no meaning for sqlite: remove it")
 	case u.Scheme != "sqlite" && !isLoopback(u.Hostname()) && u.Query().Get("sslmode") != "verify-full" && !d.InsecurePlaintext:
-		p.add(path, "must say sslmode=verify-full for a server on another machine; set insecure_plaintext where something else protects the connection")
+		p.add(path, "must have sslmode=verify-full for a server on another machine; set insecure_plaintext where something else protects the connection")
 	}
 }
 
@@ -196,7 +196,7 @@ func (t *Tenant) check(p *problems, path string) {
 		at := fmt.Sprintf("%s.spiffe[%d]", path, i)
 		required(p, at+".trust_domain", domain.Name, "write the name of the trust domain, such as prod.acme.example")
 		required(p, at+".bundle_file", domain.BundleFile, "name the file of its bundle")
-		required(p, at+".principal.type", domain.Principal.Type, "say what its workloads are, such as agent")
+		required(p, at+".principal.type", domain.Principal.Type, "set the type of its workloads, such as agent")
 	}
 	checkPrincipals(p, path+".emergency_responders", t.EmergencyResponders)
 	checkServers(p, path+".resource_servers", t.ResourceServers)
@@ -207,7 +207,7 @@ func (t *Tenant) check(p *problems, path string) {
 	}
 	t.Audit.Retention.check(p, path+".audit.retention")
 	if t.Audit.CheckpointFile != "" && !t.Audit.signs() {
-		p.add(path+".audit.checkpoint_file", "has no meaning without checkpoint_key or managed_checkpoint_key: say what signs")
+		p.add(path+".audit.checkpoint_file", "has no meaning without checkpoint_key or managed_checkpoint_key; set one of them")
 	}
 	if t.Console != nil {
 		t.Console.check(p, path+".console", t.TrustedIssuers)
@@ -243,7 +243,7 @@ func (c *Console) check(p *problems, path string, trusted []token.TrustedIssuer)
 	case n < 0:
 		p.add(path+".issuer", "is not among trusted_issuers: add it there, with the principals that its people become")
 	case slices.Contains(trusted[n].Audiences, c.ClientID):
-		p.add(path+".client_id", "is an audience of %s too, so that whoever signs in could start a chain: register the console as a client of its own", c.Issuer)
+		p.add(path+".client_id", "is an audience of %s too, so that every person who signs in could start a chain: register the console as a client of its own", c.Issuer)
 	}
 	between(p, path+".idle_timeout", &c.IdleTimeout, 30*time.Minute, time.Minute, 8*time.Hour)
 	between(p, path+".max_session", &c.MaxSession, 12*time.Hour, c.IdleTimeout, exchange.MaxSession)
@@ -275,7 +275,7 @@ func (t *Tenant) checkIssuer(p *problems, path string) {
 
 func checkTrustedIssuer(p *problems, path string, i token.TrustedIssuer) {
 	required(p, path+".issuer", i.Issuer, "write the exact iss of its tokens")
-	required(p, path+".principal.type", i.Principal.Type, "say what its subjects are, such as user or agent")
+	required(p, path+".principal.type", i.Principal.Type, "set the type of its subjects, such as user or agent")
 	requiredKeys(p, path, i.Keys, i.Algorithms, "write discovery: true, jwks_url: or file:")
 	if len(i.Audiences) == 0 && !i.Workloads {
 		p.add(path+".audiences", "is missing: list the aud values that make a token of this issuer acceptable as a subject token, or set workloads if it only names actors")
@@ -388,7 +388,7 @@ func (c *Config) checkApart(p *problems) {
 		for k, trusted := range t.TrustedIssuers {
 			if n := slices.IndexFunc(c.Tenants, func(o Tenant) bool { return o.Issuer != "" && o.Issuer == trusted.Issuer }); n >= 0 {
 				p.add(fmt.Sprintf("%s.trusted_issuers[%d].issuer", tenantPath(i), k),
-					"is the address of %s: a tenant trusts its own tokens already, and nobody else's", tenantPath(n))
+					"is the address of %s: a tenant trusts its own tokens already, and no tokens of another tenant", tenantPath(n))
 			}
 		}
 	}

@@ -93,9 +93,9 @@ func (d *Decision) check(c Config) error {
 	case !d.RotateKeys && !d.CutOff && !d.Intact:
 		return errors.New("the decision is missing: choose --rotate-keys, --cut-off or, if nothing was lost, --intact")
 	case d.Intact && (d.RotateKeys || d.CutOff):
-		return errors.New("--intact: must stand alone, because it says that nothing was lost")
+		return errors.New("--intact: must be the only option of its kind, because it states that nothing was lost")
 	case d.Reason == "" || len(d.Reason) > 1000 || delegation.HoldsToken(d.Reason):
-		return errors.New("--reason: must say in 1 to 1,000 bytes, and without a token, what happened: auditors read it")
+		return errors.New("--reason: must have 1 to 1,000 bytes and no token; describe for auditors what happened")
 	}
 	for _, t := range c.Tenants {
 		if d.RotateKeys && !d.CutOff && t.ManagedKeys == nil {

@@ -35,7 +35,7 @@ func (t *TLS) check(p *problems, path string, authenticates bool) {
 	if authenticates {
 		oneOf(p, path+".client_certificates", &t.ClientCertificates, "request", "ignore")
 	} else if t.ClientCertificates != "" {
-		p.add(path+".client_certificates", "has no meaning here, where nobody is authenticated: remove it")
+		p.add(path+".client_certificates", "has no meaning here, where no caller is authenticated: remove it")
 	}
 }
 

@@ -175,7 +175,7 @@ func (d *document) entries(path string, node ast.Node) ([]entry, bool) {
 			continue
 		}
 		if slices.ContainsFunc(entries, func(e entry) bool { return e.key == key.Value }) {
-			d.refuse(join(path, key.Value), key, "stands twice: keep one")
+			d.refuse(join(path, key.Value), key, "is given twice: keep one")
 			continue
 		}
 		d.lines[join(path, key.Value)] = lineOf(key)

@@ -82,7 +82,7 @@ func (s *rules) check(r *Record) error {
 func (s *rules) revoke(r *Record) error {
 	first := s.revocation == 0 && s.dropped > 0 // what came before it may have been dropped
 	if r.Prev != s.revocation && !(first && r.Prev <= s.dropped) {
-		return r.bad("prev", "it says that it follows revocation %d, but %d does", r.Prev, s.revocation)
+		return r.bad("prev", "must follow revocation %[2]d, and names %[1]d", r.Prev, s.revocation)
 	}
 	s.revocation = r.Seq
 	if r.Personal[FieldTarget].Erased() || r.Personal[FieldTargetSubject].Erased() {

@@ -157,7 +157,7 @@ func (v *verification) line(first bool, line []byte) error {
 func (v *verification) entry(r *Record) error {
 	switch {
 	case r.Seq != v.edge.Size+1:
-		return v.bad("order", "entry %d stands in its place", r.Seq)
+		return v.bad("order", "entry %d is in its place", r.Seq)
 	case v.report.Tenant != "" && r.Tenant != v.report.Tenant:
 		return v.bad("tenant", "it is of another tenant")
 	case r.Time.Before(v.last):

@@ -60,7 +60,7 @@ tenants:
 	step("ledger recover CONFIG", 0, "entry 9 was acknowledged", "Redis does not answer", "acme: the ledger has no entry", "repeat       suspensions", "nothing was changed")
 	step("ledger recover CONFIG --yes --reason drill", 1, "the decision is missing")
 	step("ledger recover CONFIG --yes --cut-off", 1, "--reason")
-	step("ledger recover CONFIG --yes --cut-off --intact --reason drill", 1, "must stand alone")
+	step("ledger recover CONFIG --yes --cut-off --intact --reason drill", 1, "must be the only option of its kind")
 	step("ledger recover CONFIG --yes --intact --reason drill", 1, "must have lost nothing")
 	step("ledger recover CONFIG --yes --dry-run --cut-off --reason drill", 0, "nothing was changed")
 	step("ledger recover CONFIG --yes --cut-off --reason drill", 0, "has begun")

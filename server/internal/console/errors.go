@@ -13,10 +13,10 @@ import (
 
 // Refusals of the console itself.
 var (
-	errSignedOut   = delegation.Refuse(delegation.ClientUnauthenticated, "", "nobody is signed in")
+	errSignedOut   = delegation.Refuse(delegation.ClientUnauthenticated, "", "a session is missing: sign in")
 	errForeignForm = delegation.Refuse(delegation.AccessDenied, "csrf", "the form does not come from a page of this session")
 	errOtherSignIn = delegation.Refuse(delegation.AccessDenied, "state", "the provider's answer does not belong to a sign-in of this browser")
-	errNotBelieved = delegation.Refuse(delegation.SubjectTokenInvalid, "id_token", "the provider's token does not sign anybody in here")
+	errNotBelieved = delegation.Refuse(delegation.SubjectTokenInvalid, "id_token", "the provider's token does not permit to sign in here")
 	errNotThere    = delegation.Refuse(delegation.NotFound, "", "there is nothing at this address")
 )
 
@@ -73,7 +73,7 @@ func describe(refusal *delegation.Error, method string) problem {
 	switch refusal.Reason {
 	case delegation.NotFound:
 		return problem{Heading: "Nothing there", Text: "There is no such thing, or none that you may see. Both look the same on purpose.",
-			Remedy: "Check the number or the name. If you should see it, somebody who administers Deputy can make you an auditor."}
+			Remedy: "Check the number or the name. If you need it, ask an administrator of Deputy for the relation auditor."}
 	case delegation.ClientUnauthenticated:
 		return problem{Heading: "Signed out", Text: "Your session has ended, and what you sent was not done.", Remedy: "Sign in and do it again."}
 	case delegation.AccessDenied:
@@ -92,7 +92,7 @@ func describe(refusal *delegation.Error, method string) problem {
 		return problem{Heading: "Internal error", Text: "Deputy failed to do this.", Remedy: "The log has the cause."}
 	case delegation.SubjectTokenInvalid:
 		return problem{Heading: "Not signed in", Text: "The provider knows you, and Deputy did not accept what it said.",
-			Remedy: "The log has the cause: the console's settings may not fit the provider's, or whoever you are was cut off."}
+			Remedy: "The log has the cause: the console's settings may not fit the provider's, or your sign-ins are revoked."}
 	}
 	text := refusal.Description
 	if refusal.Field != "" {

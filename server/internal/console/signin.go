@@ -160,7 +160,7 @@ func (h *console) askSignIn(c *call) error {
 	case query.Has("signed-out"):
 		p.Heading, p.Text = "Signed out", "Your session is gone from Deputy. Your provider may still know you."
 	case p.Next != c.base:
-		p.Text = "What you want to see needs somebody who is signed in."
+		p.Text = "This page is for people who are signed in."
 	}
 	return h.showSignIn(c, http.StatusOK, p)
 }
@@ -208,7 +208,7 @@ func (h *console) finishSignIn(c *call) error {
 	}
 	if code := query.Get("error"); code != "" {
 		return h.showSignIn(c, http.StatusForbidden, signInPage{
-			Heading: "Not signed in", Problem: "The provider says: " + code, Provider: hostOf(c.Provider), Next: c.base,
+			Heading: "Not signed in", Problem: "The provider's error: " + code, Provider: hostOf(c.Provider), Next: c.base,
 		})
 	}
 	person, err := h.answer(c, query.Get("code"), secret)

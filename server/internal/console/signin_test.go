@@ -14,7 +14,7 @@ func TestSignInLeadsToThePageThatWasWanted(t *testing.T) {
 	s := newStage(t)
 	s.sample(t)
 	asked := s.get("/console/chain?jti=01JT")
-	if asked.Request.URL.Path != "/console/sign-in" || !strings.Contains(asked.body, "needs somebody who is signed in") {
+	if asked.Request.URL.Path != "/console/sign-in" || !strings.Contains(asked.body, "is for people who are signed in") {
 		t.Fatalf("a stranger lands at %s", asked.Request.URL)
 	}
 	landed := s.signIn(asked.Request.URL.Query().Get("next"))

@@ -21,7 +21,7 @@ func (e *Engine) identifyCertificate(ctx context.Context, door string, c Credent
 	case err != nil:
 		return arrival{}, false, err
 	case a.tenant == nil && c.ClientID != "":
-		return arrival{}, false, unauthenticated(errors.New("nobody knows the certificate that comes with client_id"))
+		return arrival{}, false, unauthenticated(errors.New("no tenant has a client with the certificate that comes with client_id"))
 	case a.tenant == nil:
 		return arrival{}, false, nil
 	}
@@ -48,7 +48,7 @@ func (e *Engine) knowing(door string, chain []*x509.Certificate) (*Tenant, error
 			continue
 		}
 		if found != nil {
-			return nil, unauthenticated(errors.New("several tenants know the certificate, and nothing says which is meant"))
+			return nil, unauthenticated(errors.New("several tenants have a client with the certificate, and the request names none of them"))
 		}
 		found = t
 	}

@@ -290,7 +290,7 @@ func (n *notary) continues(ctx context.Context, where string, before kept, size 
 		return nil
 	case before.Size > size:
 		return fmt.Errorf("%w: %s has a checkpoint of %d entries, signed at %s, but the ledger has only %d. An old backup was restored, or the tail was deleted: "+
-			"restore the newest database; docs/ledger.md says what to do if there is none", errBroken, where, before.Size, before.Time.Format(time.RFC3339), size)
+			"restore the newest database; docs/ledger.md has the steps if there is none", errBroken, where, before.Size, before.Time.Format(time.RFC3339), size)
 	case before.Size == size && before.Root == root:
 		return nil
 	}

@@ -139,7 +139,7 @@ func New(config Config) (*Engine, error) {
 			return nil, fmt.Errorf("exchange: tenant %q lacks a part", t.Name)
 		}
 		if e.tenants[t.Name] != nil || e.byIssuer[t.Issuer] != nil {
-			return nil, fmt.Errorf("exchange: tenant %q or its issuer stands twice", t.Name)
+			return nil, fmt.Errorf("exchange: tenant %q or its issuer is configured twice", t.Name)
 		}
 		if _, err := t.Keys.Sign([]byte(`{}`)); err != nil {
 			return nil, fmt.Errorf("exchange: tenant %q: %w", t.Name, err)

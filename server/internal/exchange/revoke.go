@@ -161,7 +161,7 @@ func (e *Engine) decideRevocation(ctx context.Context, tenant *Tenant, caller to
 		return delegation.Target{}, delegation.Refuse(delegation.ParameterInvalid, "reason", "at most %d bytes", maxReason)
 	}
 	if delegation.HoldsToken(call.Reason) {
-		return delegation.Target{}, delegation.Refuse(delegation.ParameterInvalid, "reason", "holds a token, which must not be recorded: say why in words")
+		return delegation.Target{}, delegation.Refuse(delegation.ParameterInvalid, "reason", "must not hold a token, because it is recorded; give the reason in words")
 	}
 	target, unreadable := revocationTarget(ctx, tenant, call)
 	if unreadable != nil && unreadable.Reason != delegation.NotFound {

@@ -159,7 +159,7 @@ func (e *Engine) identifyActor(ctx context.Context, door string, t actorToken) (
 		return arrival{}, unauthenticated(err)
 	}
 	if !named.Authenticates {
-		return arrival{}, unauthenticated(errors.New("an actor token of actor audience authenticates nobody"))
+		return arrival{}, unauthenticated(errors.New("an actor token of actor audience authenticates no caller"))
 	}
 	caller := token.Caller{Principal: named.Principal, Method: named.Method, Confirmation: named.Confirmation}
 	return arrival{tenant: tenant, caller: caller, named: &named}, nil
@@ -296,7 +296,7 @@ func parentOf(s token.Subject, l Limits) (parent, error) {
 			issuedAt: r.CutAt, expiresAt: r.ExpiresAt, depthLeft: l.MaxDepth, mayAct: r.MayAct,
 		}, nil
 	}
-	return parent{}, delegation.Refuse(delegation.SubjectTokenInvalid, "subject_token", "it says nothing")
+	return parent{}, delegation.Refuse(delegation.SubjectTokenInvalid, "subject_token", "it must have a claim")
 }
 
 // lineage is what a revocation can name of the parent and of the caller, including the keys that
@@ -537,7 +537,7 @@ func (w *walk) notPermitted(c *child) *delegation.Error {
 	known := who == w.caller.Principal || who == w.parent.subject || w.parent.actors.Contains(who) ||
 		c.named != nil && who == c.named.Principal
 	if !known {
-		return delegation.Refuse(missing.Reason, field, "a relation that this needs is missing; the ledger says which")
+		return delegation.Refuse(missing.Reason, field, "a relation that this needs is missing; the ledger names it")
 	}
 	return delegation.Refuse(missing.Reason, field, "%s has no relation %s to %s", missing.User, missing.Relation.Relation, missing.Object).
 		WithMetadata("user", missing.User).WithMetadata("relation", missing.Relation.Relation).WithMetadata("object", missing.Object)

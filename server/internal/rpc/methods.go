@@ -79,7 +79,7 @@ func (d doorkeeper) knock(ctx context.Context, method string) error {
 		return delegation.Refuse(delegation.MethodNotAllowed, "", "there is no such method")
 	case forAnyone:
 		if key := cmp.Or(credentialIn(ctx), proofIn(ctx)); key != "" {
-			return delegation.Refuse(delegation.ParameterUnsupported, key, "this method authenticates nobody: it must not be sent")
+			return delegation.Refuse(delegation.ParameterUnsupported, key, "must not be sent, because this method authenticates no caller")
 		}
 	case forVerifier:
 		if credentialIn(ctx) == "" && !certified(ctx) {

@@ -70,7 +70,7 @@ func (t *Trust) actor(ctx context.Context, p presented, tokenType string) (Actor
 
 // errNobody is the one answer to an actor token of an unknown signer, whether its issuer, its key
 // or its signature is at fault.
-const errNobody = broken("it names nobody who may act here")
+const errNobody = broken("it names no actor that may act here")
 
 // NamesNobody returns the refusal of an actor token that no known signer has signed.
 func NamesNobody() *delegation.Error { return delegation.AsError(actorSlot.refuse(errNobody)) }

@@ -84,9 +84,9 @@ func (t *Trust) byCertificate(ctx context.Context, chain []*x509.Certificate, cl
 	switch len(claims) {
 	case 1:
 	case 0:
-		return Caller{}, broken("nobody is known by this certificate, or not who client_id names")
+		return Caller{}, broken("no client has this certificate, or client_id names another one")
 	default:
-		return Caller{}, broken("the certificate speaks for several principals, and no client_id says for which")
+		return Caller{}, broken("the certificate is of several principals, and no client_id names one")
 	}
 	if err := claims[0].verify(ctx, chain); err != nil {
 		return Caller{}, err
@@ -162,7 +162,7 @@ func clientLeaf(c *x509.Certificate) error {
 		return broken("the certificate is an authority's")
 	// Absent does not mean "any" here.
 	case !slices.Contains(c.ExtKeyUsage, x509.ExtKeyUsageClientAuth):
-		return broken("the certificate does not say that it is for client authentication")
+		return broken("the certificate is not for client authentication")
 	}
 	return signs(c)
 }

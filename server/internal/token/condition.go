@@ -37,7 +37,7 @@ func parseClaimPath(text string) (claimPath, error) {
 	for n, name := range path {
 		if isPointer {
 			if strings.Contains(unescapes.Replace(name), "~") {
-				return nil, errors.New("is not a JSON pointer: behind ~ stands 0 or 1 (RFC 6901)")
+				return nil, errors.New("is not a JSON pointer: ~ must be followed by 0 or 1 (RFC 6901)")
 			}
 			// In this order: RFC 6901 section 4.
 			name = strings.ReplaceAll(strings.ReplaceAll(name, "~1", "/"), "~0", "~")
@@ -82,7 +82,7 @@ func (m Mapping) conditions(path string) ([]condition, error) {
 		case slices.ContainsFunc(all, func(other condition) bool { return slices.Equal(other.path, claim) }):
 			return nil, fault(at+".claim", "has a condition already: put all that it may be into one")
 		case len(c.Values)+len(c.Prefixes) == 0:
-			return nil, fault(at+".values", "missing: say what the claim may be, or under prefixes how it may begin")
+			return nil, fault(at+".values", "missing: list what the claim may be, or under prefixes how it may begin")
 		case slices.Contains(c.Values, ""):
 			return nil, fault(at+".values", "must not hold an empty value")
 		case slices.Contains(c.Prefixes, ""):

@@ -231,7 +231,7 @@ func (b *builder) issuer(path string, c TrustedIssuer) (*issuer, error) {
 
 func (b *builder) audiences(path string, c TrustedIssuer) error {
 	if len(c.Audiences) == 0 && !c.Workloads {
-		return fault(path, "missing: say which aud makes a token of this issuer acceptable")
+		return fault(path, "missing: list the values of aud that make a token of this issuer acceptable")
 	}
 	for _, audience := range c.Audiences {
 		if audience == "" {

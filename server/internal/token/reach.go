@@ -18,7 +18,7 @@ type reach struct {
 
 var (
 	errPrivateAddress = errors.New("leads to an address of a private network or of this machine: where that is meant, set private_address")
-	errNoAddress      = errors.New("leads to an address that is nobody's on the public network, and never allowed")
+	errNoAddress      = errors.New("leads to an address that is not assigned on the public network, and never allowed")
 )
 
 func (r reach) permits(address netip.Addr) error {

@@ -48,7 +48,7 @@ func (t *Trust) signIn(ctx context.Context, p presented, s SignIn) (delegation.P
 	case !trusted || p.claims.Issuer != s.Issuer:
 		return "", broken("its issuer is not the one that was asked")
 	case s.ClientID == "" || s.Nonce == "":
-		return "", broken("nobody asked for it")
+		return "", broken("no sign-in asked for it")
 	case s.ClientID == t.issuer || s.ClientID == delegation.ActorAudience(t.issuer):
 		return "", broken("what is addressed to the tenant is a credential of workloads")
 	case !t.typFits(typRule{typAbsent, typJWT}, p.Header.Type):
@@ -75,7 +75,7 @@ func (t *Trust) signIn(ctx context.Context, p presented, s SignIn) (delegation.P
 		}
 	}
 	if _, bound := p.Claim("cnf"); bound {
-		return "", delegation.Refuse(delegation.ProofRequired, string(idTokenSlot), "the token is bound to a key, and nobody can prove one by signing in")
+		return "", delegation.Refuse(delegation.ProofRequired, string(idTokenSlot), "the token is bound to a key, which a sign-in cannot prove")
 	}
 	return t.named(i, p)
 }

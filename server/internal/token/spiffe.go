@@ -63,7 +63,7 @@ func (b *builder) domain(path string, c TrustDomain) (*domain, error) {
 		return nil, fault(path+".principal.claim", "cannot be chosen: a workload is named by its SPIFFE ID")
 	}
 	if len(c.Principal.When) > 0 {
-		return nil, fault(path+".principal.when", "has no meaning: a SPIFFE ID is all that an SVID says of its workload")
+		return nil, fault(path+".principal.when", "has no meaning: a SPIFFE ID is the only claim of an SVID about its workload")
 	}
 	own, err := c.Principal.realm(path+".principal", name.IDString(), c.SharedPrincipals)
 	if err != nil {

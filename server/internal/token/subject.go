@@ -132,7 +132,7 @@ func (t *Trust) root(ctx context.Context, p presented, tokenType string) (*Root,
 
 func (i *issuer) shortLived(r delegation.Registered) error {
 	if r.IssuedAt == 0 {
-		return delegation.Refuse(delegation.RootTooLong, string(subjectSlot), "the token does not say when it was issued, so its lifetime is unknown")
+		return delegation.Refuse(delegation.RootTooLong, string(subjectSlot), "the token has no time of issue, so its lifetime is unknown")
 	}
 	if time.Duration(r.ExpiresAt-r.IssuedAt) > i.MaxLifetime/time.Second {
 		return delegation.Refuse(delegation.RootTooLong, string(subjectSlot), "the token lives longer than the %v that its issuer is allowed", i.MaxLifetime)

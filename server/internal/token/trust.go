@@ -120,10 +120,10 @@ func NewTrust(config TrustConfig) (*Trust, error) {
 		}
 		for _, other := range b.Clients[:n] {
 			if cl.keys.shares(t.clients[string(other.ID)].keys) {
-				return nil, fault(path+".keys", "hold a key of client %s: a key says who somebody is, so it belongs to one of them", other.ID)
+				return nil, fault(path+".keys", "hold a key of client %s: a key identifies one client; remove it from the other", other.ID)
 			}
 			if cl.tls.overlaps(t.clients[string(other.ID)].tls) {
-				return nil, fault(path+".tls", "is what client %s is known by: a certificate says who somebody is, so it belongs to one of them", other.ID)
+				return nil, fault(path+".tls", "is what client %s is known by: a certificate identifies one client; change one of them", other.ID)
 			}
 		}
 		t.clients[string(c.ID)] = cl
