@@ -65,7 +65,7 @@ var smallMutants = []mutant{
 		name: "several-audiences-without-scope", file: "server/internal/exchange/plan.go",
 		old: "	if len(w.scopes) == 0 {",
 		new: "	if len(w.scopes) < 0 {",
-		pkg: "server/internal/exchange", test: "TestNarrowingHoldsForAnySequenceOfExchanges",
+		pkg: "server/internal/exchange", test: "TestBoundAncestorKeepsTheChainBound",
 	},
 	{
 		name: "bound-chain-goes-on-unbound", file: "server/internal/exchange/plan.go",
@@ -77,7 +77,7 @@ var smallMutants = []mutant{
 		name: "bound-ancestor-is-forgotten", file: "server/internal/exchange/plan.go",
 		old: "	return p.binding != nil || slices.ContainsFunc(p.hops, func(h delegation.Hop) bool { return h.Key != \"\" })",
 		new: "	return p.binding != nil",
-		pkg: "server/internal/exchange", test: "TestNarrowingHoldsForAnySequenceOfExchanges",
+		pkg: "server/internal/exchange", test: "TestBoundAncestorKeepsTheChainBound",
 	},
 	{
 		name: "ath-without-a-token", file: "client/dpop/verify.go",

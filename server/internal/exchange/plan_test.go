@@ -237,6 +237,21 @@ func TestNarrowingHoldsForAnySequenceOfExchanges(t *testing.T) {
 	}
 }
 
+// TestBoundAncestorKeepsTheChainBound: a token that is not bound itself, because unbinding was allowed
+// when it was issued, has a bound ancestor. A bearer child of it needs what any unbinding needs.
+func TestBoundAncestorKeepsTheChainBound(t *testing.T) {
+	for _, allowed := range []bool{false, true} {
+		s := straight(3)
+		s.limits.AllowUnbinding = allowed
+		s.root.actors = []delegation.Principal{someActors[0]}
+		s.root.hops = []delegation.Hop{{ID: "a", Seq: 1, Key: "thumbprint"}, {ID: "b", Seq: 2}}
+		_, err := parent.claims(s.root, s.steps[1].actor, s.steps[1].wish, s.limits, "https://deputy.example", "c", "txn", epoch)
+		if (err == nil) != allowed {
+			t.Errorf("unbinding allowed %v: %v", allowed, err)
+		}
+	}
+}
+
 // straight is a chain that requests exactly what its parent has, as deep as possible.
 func straight(depth int) scenario {
 	scopes, _ := delegation.NewScopes("a.read")
