@@ -5,7 +5,7 @@ import (
 	"strings"
 )
 
-var tokenMutants = slices.Concat(tokenRuleMutants, certificateMutants)
+var tokenMutants = slices.Concat(tokenRuleMutants, certificateMutants, signingMutants)
 
 // tokenRuleMutants are the rules that each token must meet: form, signature, type, audience and conditions.
 var tokenRuleMutants = slices.Concat(
@@ -193,6 +193,40 @@ var certificateMutants = slices.Concat(
 		},
 	},
 )
+
+// signingMutants are what follows on a signature, a count or a status list that fails.
+var signingMutants = []mutant{
+	{
+		name: "unsigned-grant-stays", file: "server/internal/exchange/steps.go",
+		old: "			w.void(ctx, c, c.outcome.Grant.Entry)\n",
+		new: "",
+		pkg: "server/internal/exchange", test: "TestFailedSignature",
+	},
+	{
+		name: "unsigned-retry-voids-the-grant", file: "server/internal/exchange/steps.go",
+		old: "	if c.retried {\n		return\n	}\n	_, err := w.config.Ledger.Append(",
+		new: "	_, err := w.config.Ledger.Append(",
+		pkg: "server/internal/exchange", test: "TestFailedSignature",
+	},
+	{
+		name: "revocation-waits-for-its-count", file: "server/internal/exchange/revoke.go",
+		old: "time.NewTimer(e.config.CountPatience)",
+		new: "time.NewTimer(time.Hour)",
+		pkg: "server/internal/exchange", test: "TestRevokeWithoutCount",
+	},
+	{
+		name: "failed-count-is-a-count", file: "server/internal/exchange/revoke.go",
+		old: "survey.Count(ctx, 0); err == nil {",
+		new: "survey.Count(ctx, 0); err == nil || true {",
+		pkg: "server/internal/exchange", test: "TestNoErrorAfterTheCommit",
+	},
+	{
+		name: "status-list-of-any-age", file: "server/internal/exchange/statuslist.go",
+		old: "	if left < time.Second {",
+		new: "	if left < time.Second && false {",
+		pkg: "server/internal/exchange", test: "TestStatusListIsRefused",
+	},
+}
 
 // cases returns a row for each test of the protection, so that each shows that no other rule refuses its case.
 func cases(m mutant, tests ...string) []mutant {
