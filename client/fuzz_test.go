@@ -18,7 +18,7 @@ func FuzzVerify(f *testing.F) {
 	now := time.Unix(1_800_000_000, 0)
 	v := &Verifier{
 		issuer: "https://deputy.example", audience: calendar, clock: clockOf(func() time.Time { return now }),
-		envelope: envelopeRules(), admission: admissionRules(), binding: bindingRules(), proven: proofRules(), verifyProof: dpop.Verify,
+		envelope: envelopeRules(), admission: admissionRules(), binding: bindingRules(), proven: proofRules(),
 		verdicts: new(verdicts), ignoreRevocations: true,
 		keys: fixedKeys(map[string]*verificationKey{
 			deputytest.KeyID: {algorithm: algorithmES256, verifies: yes},

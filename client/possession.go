@@ -134,7 +134,7 @@ func (v *Verifier) shown(ctx context.Context, p Presentation, d *verdict) error 
 		return err
 	}
 	var err error
-	s.proof, err = v.verifyProof(p.Proofs[0], dpop.Expectation{
+	s.proof, err = dpop.Verify(p.Proofs[0], dpop.Expectation{
 		Method: p.Method, URI: p.URI, AccessToken: p.Token, Now: v.clock.wall(), Skew: proofSkew,
 	})
 	if err != nil {

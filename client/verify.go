@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"deputy.example/deputy/client/delegation"
-	"deputy.example/deputy/client/dpop"
 )
 
 // VerifierConfig names the issuer and the audience of the tokens that a resource server accepts.
@@ -115,7 +114,6 @@ type Verifier struct {
 	urls         []publicURL
 	binding      []possessionRule
 	proven       []possessionRule
-	verifyProof  func(string, dpop.Expectation) (dpop.Proof, error)
 	requireNonce bool
 	nonces       *nonces
 	seenProof    func(context.Context, string, time.Time) (bool, error) // nil: memory is used
@@ -145,7 +143,7 @@ func newVerifier(cfg VerifierConfig) (*Verifier, error) {
 	v := &Verifier{
 		issuer: cfg.Issuer, audience: cfg.Audience, clock: c, verdicts: new(verdicts), ignoreRevocations: cfg.IgnoreRevocations,
 		envelope: envelopeRules(), admission: admissionRules(),
-		binding: bindingRules(), proven: proofRules(), verifyProof: dpop.Verify, requireNonce: cfg.RequireProofNonce,
+		binding: bindingRules(), proven: proofRules(), requireNonce: cfg.RequireProofNonce,
 		nonces: newNonces(), seenProof: cfg.SeenProof, memory: &proofMemory{most: maxProofs}, began: c.now(),
 	}
 	for _, text := range cfg.URLs {

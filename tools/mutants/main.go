@@ -82,7 +82,7 @@ func main() {
 func all() []mutant {
 	return slices.Concat(
 		coreMutants, timeMutants, forkMutants, containMutants, transportMutants, smallMutants, consoleMutants, sdkMutants, houseMutants, ledgerMutants, exchangeMutants, commandMutants,
-		storeMutants,
+		storeMutants, tokenMutants,
 	)
 }
 

@@ -87,8 +87,8 @@ var smallMutants = []mutant{
 	},
 	{
 		name: "aud-of-an-assertion-in-a-list", file: "server/internal/token/caller.go",
-		old: "	case !t.addressed(p, t.issuer) || !single(p):",
-		new: "	case !t.addressed(p, t.issuer):",
+		old: "	case !addressed(p, t.issuer) || !single(p):",
+		new: "	case !addressed(p, t.issuer):",
 		pkg: "server/internal/token", test: "TestClientAssertionRules",
 	},
 	{

@@ -420,9 +420,8 @@ func TestIdempotencyKeysOfOthers(t *testing.T) {
 
 // TestPanicIsLoggedWithoutItsValue: the value of a panic may repeat what was read.
 func TestPanicIsLoggedWithoutItsValue(t *testing.T) {
-	w := exchangetest.New(t, exchangetest.Config{})
-	n := w.Tenant()
-	w.Engine.SignWith(func(*token.Keyset, []byte) (string, error) { panic("a-credential") })
+	w, n, keys := managed(t)
+	keys.failSigning(false, func() { panic("a-credential") })
 	if grant, err := w.One(t.Context(), n.Call(t, n.Root(t, nil), planner, "")); grant != nil || err == nil || err.Reason != delegation.Internal {
 		t.Fatalf("%+v, %v", grant, err)
 	}
@@ -440,24 +439,22 @@ func TestPanicIsLoggedWithoutItsValue(t *testing.T) {
 // TestFailedSignature: a grant without a signature is voided, also if its caller hung up. A grant
 // whose token may have been delivered is not.
 func TestFailedSignature(t *testing.T) {
-	w := exchangetest.New(t, exchangetest.Config{})
-	n := w.Tenant()
+	w, n, keys := managed(t)
 	root := n.Root(t, nil)
 	ctx, hangUp := context.WithCancel(t.Context())
-	fail := func(*token.Keyset, []byte) (string, error) { hangUp(); return "", errors.New("the key is gone") }
 	call := func(ctx context.Context) (*exchange.Grant, *delegation.Error) {
 		c := n.Call(t, root, planner, "")
 		c.IdempotencyKey = "k"
 		return w.One(ctx, c)
 	}
-	w.Engine.SignWith(fail)
+	keys.failSigning(false, hangUp)
 	if grant, err := call(ctx); grant != nil || err == nil || err.Reason != delegation.Internal {
 		t.Fatalf("unsigned: %+v, %v", grant, err)
 	}
 	if e := newest(t, w); e.Kind != ledger.KindVoid || e.Voids != 1 {
 		t.Errorf("not taken back: %+v", e)
 	}
-	w.Engine.SignWith(nil)
+	keys.mend()
 	if _, err := call(t.Context()); err == nil || err.Reason != delegation.GrantGone {
 		t.Errorf("a retry of what was taken back: %v", err)
 	}
@@ -470,7 +467,7 @@ func TestFailedSignature(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := newest(t, w).Seq
-	w.Engine.SignWith(fail)
+	keys.failSigning(false, hangUp)
 	c.Credentials = n.Credentials(t, planner)
 	if grant, err := w.One(t.Context(), c); grant != nil || err == nil || err.Reason != delegation.Internal {
 		t.Errorf("unsigned retry: %+v, %v", grant, err)
@@ -478,7 +475,7 @@ func TestFailedSignature(t *testing.T) {
 	if e := newest(t, w); e.Seq != before {
 		t.Errorf("a token that is out there was voided: %+v", e)
 	}
-	w.Engine.SignWith(nil)
+	keys.mend()
 	c.Credentials = n.Credentials(t, planner)
 	if again, err := w.One(t.Context(), c); err != nil || again.Claims.ID != first.Claims.ID {
 		t.Errorf("the next retry: %+v, %v", again, err)

@@ -2,8 +2,10 @@ package exchange_test
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"net/http"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -14,6 +16,7 @@ import (
 	"deputy.example/deputy/server/internal/exchange"
 	"deputy.example/deputy/server/internal/exchange/exchangetest"
 	"deputy.example/deputy/server/internal/ledger"
+	"deputy.example/deputy/server/internal/ledger/ledgertest"
 	"deputy.example/deputy/server/internal/testservers"
 )
 
@@ -152,15 +155,25 @@ func TestOneAssertionRevokesOnce(t *testing.T) {
 // TestNoErrorAfterTheCommit: a failure after a revocation is durable does not turn its answer into
 // an error.
 func TestNoErrorAfterTheCommit(t *testing.T) {
-	w, _, chain, server := storm(t, exchangetest.Config{})
+	database := filepath.Join(t.TempDir(), "ledger.db")
+	w, _, _, server := storm(t, exchangetest.Config{DSN: ledgertest.Address(database)})
 	server.Kill() // so that nothing can be announced
-	w.Engine.CountWith(func(*ledger.Survey, context.Context, int) ([]*ledger.Entry, int, int, error) {
-		return nil, 0, 0, errors.New("the database has gone")
-	})
-	target := delegation.Target{Kind: delegation.BanToken, ID: chain[1].Claims.ID}
-	done, refusal := take(w, t, planner, target)
+	db, err := sql.Open("sqlite", database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	// A revocation by agent reads the claims only to count.
+	if _, err := db.Exec("ALTER TABLE claims RENAME TO lost"); err != nil {
+		t.Fatal(err)
+	}
+	target := delegation.Target{Kind: delegation.CutAgent, ID: string(writer)}
+	done, refusal := take(w, t, writer, target)
 	if refusal != nil || done.Counted || done.Revocation == nil {
 		t.Fatalf("%+v, %v", done, refusal)
+	}
+	if _, err := db.Exec("ALTER TABLE lost RENAME TO claims"); err != nil {
+		t.Fatal(err)
 	}
 	recorded, err := w.Ledger.EntryAt(t.Context(), "default", done.Revocation.Seq)
 	if err != nil || *recorded.Revocation != *done.Revocation {

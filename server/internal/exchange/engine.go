@@ -59,6 +59,10 @@ type Config struct {
 	// Deadline bounds the time of one call, so that a dependency that does not respond becomes a
 	// typed error. Default 1.8 seconds.
 	Deadline time.Duration
+	// CountPatience is how long the answer to a revocation waits at most for its count, once the
+	// revocation is in force. A count reads a bounded amount (ledger.SurveyOf), so this time passes
+	// only if the database is slow. Default 200 milliseconds.
+	CountPatience time.Duration
 
 	Logger         *slog.Logger          // default: discard
 	Registerer     prometheus.Registerer // default: none
@@ -88,12 +92,6 @@ type Engine struct {
 	superseded verdicts // an error if Redis has a later incarnation; it counts for all tenants
 	recoveries sync.Map // tenant's name → ledger.Recovered, the newest
 	flights    singleflight.Group
-
-	// Replaceable in tests: a signer that fails, a count or a list that takes long.
-	sign     func(*token.Keyset, []byte) (string, error)
-	hits     func(s *ledger.Survey, ctx context.Context, limit int) ([]*ledger.Entry, int, int, error)
-	patience time.Duration // of counts
-	statuses func(ctx context.Context, tenant string, list uint64, maxAge time.Duration) (*ledger.Statuses, error)
 }
 
 // New returns an engine. It returns an error if a part is missing, if two tenants have the same
@@ -104,6 +102,9 @@ func New(config Config) (*Engine, error) {
 	}
 	if config.Deadline == 0 {
 		config.Deadline = 1800 * time.Millisecond
+	}
+	if config.CountPatience == 0 {
+		config.CountPatience = 200 * time.Millisecond
 	}
 	if config.Logger == nil {
 		config.Logger = slog.New(slog.DiscardHandler)
@@ -124,13 +125,9 @@ func New(config Config) (*Engine, error) {
 		tracer:   config.TracerProvider.Tracer("deputy.example/deputy/server/internal/exchange"),
 		metrics:  newMetrics(config.Registerer),
 		strange:  xrate.Sometimes{First: 20, Interval: time.Second},
-		sign:     (*token.Keyset).Sign,
-		hits:     (*ledger.Survey).Count,
 		watchers: newPlaces("watchers", MaxWatchers, len(config.Tenants), 2, time.Second),
 		tails:    newPlaces("streams of entries", maxTails, len(config.Tenants), 4, 5*time.Second),
 		counting: make(chan struct{}, countsAtOnce),
-		patience: countPatience,
-		statuses: config.Ledger.Statuses,
 	}
 	for i := range config.Tenants {
 		t := &config.Tenants[i]

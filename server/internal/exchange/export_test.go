@@ -7,8 +7,6 @@ import (
 	"time"
 
 	"deputy.example/deputy/server/internal/guard"
-	"deputy.example/deputy/server/internal/ledger"
-	"deputy.example/deputy/server/internal/token"
 )
 
 // AdmitUntil admits an inquiry whose credential is spent before the revocations are read. In
@@ -28,16 +26,6 @@ func (e *Engine) Notary(tenant string) (round func(context.Context) error) {
 	return n.round
 }
 
-// SignWith replaces the signer; nil restores it.
-func (e *Engine) SignWith(sign func(*token.Keyset, []byte) (string, error)) {
-	if e.sign = sign; sign == nil {
-		e.sign = (*token.Keyset).Sign
-	}
-}
-
-// CountPatiently makes revocations wait longer for their counts, on a busy machine.
-func (e *Engine) CountPatiently() { e.patience = time.Second }
-
 // HasRoomFor gives the instance fewer places for streams.
 func (e *Engine) HasRoomFor(watchers, tails int) {
 	tenants := len(e.config.Tenants)
@@ -45,17 +33,8 @@ func (e *Engine) HasRoomFor(watchers, tails int) {
 	e.tails = newPlaces("streams of entries", tails, tenants, 4, 5*time.Second)
 }
 
-// CountWith replaces the count of what a revocation hits.
-func (e *Engine) CountWith(hits func(s *ledger.Survey, ctx context.Context, limit int) ([]*ledger.Entry, int, int, error)) {
-	e.hits = hits
-}
-
-// ListWith replaces the making of status lists; nil restores it.
-func (e *Engine) ListWith(statuses func(ctx context.Context, tenant string, list uint64, maxAge time.Duration) (*ledger.Statuses, error)) {
-	if e.statuses = statuses; statuses == nil {
-		e.statuses = e.config.Ledger.Statuses
-	}
-}
+// StatusMaxAge returns how long a status list of time at may still be kept.
+func StatusMaxAge(at, now time.Time) (time.Duration, error) { return statusMaxAge(at, now) }
 
 // Compare compares a tenant's ledger with Redis, now.
 func (e *Engine) Compare(ctx context.Context, tenant string) error {

@@ -39,11 +39,7 @@ const (
 	maxAffected = 1000
 	maxReason   = 1000
 
-	// countPatience is how long an answer waits at most for its count, once the revocation is in
-	// force. What a count reads is bounded too (ledger.SurveyOf), so only a slow database makes an
-	// answer wait this long.
-	countPatience = 200 * time.Millisecond
-	countsAtOnce  = 2 // so that they leave connections to the database for other work
+	countsAtOnce = 2 // so that they leave connections to the database for other work
 )
 
 // system is the object of Deputy's own access control.
@@ -136,14 +132,14 @@ func (e *Engine) beginCount(ctx context.Context, tenant *Tenant, r delegation.Re
 		case <-enough:
 			return
 		}
-		if _, tokens, chains, err := e.hits(survey, ctx, 0); err == nil {
+		if _, tokens, chains, err := survey.Count(ctx, 0); err == nil {
 			done <- Revoked{Tokens: tokens, Chains: chains, Counted: true}
 		}
 	}()
 	return func() Revoked {
 		defer close(enough)
 		defer survey.Stop()
-		end := time.NewTimer(e.patience)
+		end := time.NewTimer(e.config.CountPatience)
 		defer end.Stop()
 		select {
 		case r := <-done: // zero if the count failed
@@ -329,7 +325,7 @@ func (e *Engine) affected(ctx context.Context, tenant *Tenant, t delegation.Targ
 	if err != nil {
 		return Revoked{}, delegation.AsError(err)
 	}
-	grants, tokens, chains, err := e.hits(survey, ctx, maxAffected)
+	grants, tokens, chains, err := survey.Count(ctx, maxAffected)
 	if err != nil {
 		return Revoked{}, delegation.AsError(err)
 	}

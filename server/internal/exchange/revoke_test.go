@@ -2,6 +2,7 @@ package exchange_test
 
 import (
 	"context"
+	"database/sql"
 	"strings"
 	"testing"
 	"time"
@@ -10,6 +11,7 @@ import (
 	"deputy.example/deputy/server/internal/exchange"
 	"deputy.example/deputy/server/internal/exchange/exchangetest"
 	"deputy.example/deputy/server/internal/ledger"
+	"deputy.example/deputy/server/internal/ledger/ledgertest"
 )
 
 const (
@@ -168,8 +170,7 @@ func TestWhatARevocationKills(t *testing.T) {
 		}, [3]bool{true, true, true}, true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			w, n, chain := hospital(t)
-			w.Engine.CountPatiently()
+			w, n, chain := hospitalOf(t, exchangetest.Config{Patience: time.Second}) // for a busy machine
 			target := c.target(n, chain)
 			dry, err := w.Engine.Revoke(t.Context(), exchange.RevokeCall{Tenant: "default", Credentials: n.Credentials(t, responder), Target: target, DryRun: true})
 			if err != nil {
@@ -380,24 +381,48 @@ func TestWatchOfTheTakenBack(t *testing.T) {
 // TestRevokeWithoutCount: a tenant with more live grants than can be counted in time can still
 // revoke. A dry run, which is only the count, fails.
 func TestRevokeWithoutCount(t *testing.T) {
-	w, _, chain := hospitalOf(t, exchangetest.Config{Prompt: true})
-	w.Engine.CountWith(func(_ *ledger.Survey, ctx context.Context, _ int) ([]*ledger.Entry, int, int, error) {
-		<-ctx.Done()
-		return nil, 5, 5, delegation.Unavailable("ledger", ctx.Err())
-	})
-	got, refusal := take(w, t, planner, delegation.Target{Kind: delegation.BanToken, ID: chain[1].Claims.ID})
+	dsn := ledgertest.Postgres(t)
+	w, _, chain := hospitalOf(t, exchangetest.Config{Deadline: 3 * time.Second, DSN: dsn})
+	db, err := sql.Open("pgx", dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	var hold *sql.Tx
+	// A revocation by agent reads the claims only to count, so only the count waits for the lock.
+	lock := func() {
+		t.Helper()
+		if hold, err = db.Begin(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := hold.Exec("LOCK TABLE claims IN ACCESS EXCLUSIVE MODE"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	lock()
+	got, refusal := take(w, t, operator, delegation.Target{Kind: delegation.CutAgent, ID: string(researcher)})
 	if refusal != nil || got.Revocation == nil || got.Tokens != 0 || got.Chains != 0 || got.Counted {
 		t.Fatalf("%+v %v", got, refusal)
+	}
+	if !strings.Contains(w.Log.String(), "revocation not counted in time") {
+		t.Error("the answer waited for its count until the deadline of the call")
+	}
+	if err := hold.Rollback(); err != nil {
+		t.Fatal(err)
 	}
 	if active(t, w, chain[1]) || active(t, w, chain[2]) || !active(t, w, chain[0]) {
 		t.Error("the revocation does not hold")
 	}
-	_, err := w.Engine.Revoke(t.Context(), exchange.RevokeCall{
-		Tenant: "default", Credentials: w.Tenant().Credentials(t, planner), DryRun: true,
-		Target: delegation.Target{Kind: delegation.BanToken, ID: chain[0].Claims.ID},
+	lock()
+	_, err = w.Engine.Revoke(t.Context(), exchange.RevokeCall{
+		Tenant: "default", Credentials: w.Tenant().Credentials(t, operator), DryRun: true,
+		Target: delegation.Target{Kind: delegation.CutAgent, ID: string(researcher)},
 	})
 	if e := delegation.AsError(err); e == nil || e.Reason != delegation.DependencyDown {
 		t.Errorf("the dry run: %v", err)
+	}
+	if err := hold.Rollback(); err != nil {
+		t.Error(err)
 	}
 }
 

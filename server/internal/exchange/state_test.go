@@ -7,7 +7,6 @@ import (
 	"deputy.example/deputy/client/delegation"
 	"deputy.example/deputy/server/internal/exchange"
 	"deputy.example/deputy/server/internal/exchange/exchangetest"
-	"deputy.example/deputy/server/internal/token"
 )
 
 // states are those of a chain's grants, root to leaf, as an auditor reads them.
@@ -81,14 +80,13 @@ func TestStates(t *testing.T) {
 // TestStateOfAVoidedGrant: a grant whose token was not delivered is voided, before and after its
 // expiry.
 func TestStateOfAVoidedGrant(t *testing.T) {
-	w, n, chain := hospital(t)
-	w.Engine.SignWith(func(*token.Keyset, []byte) (string, error) {
-		return "", delegation.Refuse(delegation.Internal, "", "drill")
-	})
-	if _, refusal := w.One(t.Context(), n.Call(t, chain[0].AccessToken, planner, "")); refusal == nil {
-		t.Fatal("signed")
+	keys := &keyClock{}
+	w, n, chain := hospitalOf(t, exchangetest.Config{KeysNow: keys.now})
+	keys.failSigning(true, func() {})
+	if _, refusal := w.One(t.Context(), n.Call(t, chain[0].AccessToken, planner, "")); refusal == nil || refusal.Reason != delegation.Internal {
+		t.Fatal("signed, or refused before it was recorded:", refusal)
 	}
-	w.Engine.SignWith(nil)
+	keys.mend()
 	for range 2 {
 		got, err := w.Engine.Entry(t.Context(), exchange.Inquiry{Tenant: "default", Credentials: n.Credentials(t, planner), Entry: 4})
 		if err != nil || got.State != exchange.StateVoided {

@@ -62,22 +62,32 @@ func (e *Engine) StatusList(ctx context.Context, tenantName string, number uint6
 	if err := e.serving(ctx, tenant.Name); err != nil {
 		return StatusList{}, err
 	}
-	list, err := e.statuses(ctx, tenant.Name, number, statusFresh)
+	list, err := e.config.Ledger.Statuses(ctx, tenant.Name, number, statusFresh)
 	if errors.Is(err, ledger.ErrNotFound) {
 		return StatusList{}, nothing
 	}
 	if err != nil {
 		return StatusList{}, delegation.AsError(err)
 	}
-	left := list.At.Truncate(time.Second).Add(statusTTL).Sub(e.config.Now()).Truncate(time.Second)
-	if left < time.Second { // it took too long to make: the next one takes less
-		return StatusList{}, delegation.Unavailable("ledger", errors.New("the status list was too old when it was made"))
+	left, err := statusMaxAge(list.At, e.config.Now())
+	if err != nil {
+		return StatusList{}, err
 	}
 	signed, err := e.lists.signed(tenant, number, list)
 	if err != nil {
 		return StatusList{}, delegation.Refuse(delegation.Internal, "", "internal error: there is no status list").WithCause(err)
 	}
 	return StatusList{Token: signed, MaxAge: left}, nil
+}
+
+// statusMaxAge returns how long a status list of time at may still be kept. A list that took too long
+// to make is an error: the next one takes less.
+func statusMaxAge(at, now time.Time) (time.Duration, error) {
+	left := at.Truncate(time.Second).Add(statusTTL).Sub(now).Truncate(time.Second)
+	if left < time.Second {
+		return 0, delegation.Unavailable("ledger", errors.New("the status list was too old when it was made"))
+	}
+	return left, nil
 }
 
 // signedLists are the newest signed lists, so that each list is signed once for any number of

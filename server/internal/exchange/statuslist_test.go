@@ -3,10 +3,8 @@ package exchange_test
 import (
 	"bytes"
 	"compress/zlib"
-	"context"
 	"encoding/base64"
 	"encoding/json"
-	"errors"
 	"io"
 	"strings"
 	"sync"
@@ -17,7 +15,6 @@ import (
 	"deputy.example/deputy/server/internal/exchange"
 	"deputy.example/deputy/server/internal/exchange/exchangetest"
 	"deputy.example/deputy/server/internal/ledger"
-	"deputy.example/deputy/server/internal/token"
 )
 
 // readList is a status list as a reader of the draft sees it.
@@ -69,7 +66,8 @@ func statusList(t *testing.T, w *exchangetest.World) (exchange.StatusList, readL
 
 // TestStatusList follows a chain from its grants to the revocation of its middle.
 func TestStatusList(t *testing.T) {
-	w, n, chain := hospital(t)
+	keys := &keyClock{}
+	w, n, chain := hospitalOf(t, exchangetest.Config{KeysNow: keys.now})
 	list, read := statusList(t, w)
 	if read.Sub != n.Issuer+"/oauth2/statuslist/0" || read.Iss != n.Issuer || read.TTL != 5 || read.Exp != read.Iat+60 || read.List.Bits != 1 ||
 		len(read.bits) != ledger.StatusListSize/8 || list.MaxAge < 4*time.Second || list.MaxAge > 5*time.Second {
@@ -104,10 +102,11 @@ func TestStatusList(t *testing.T) {
 	if read.dead(grant.Claims.Status.Index) {
 		t.Error("a list that is older than a token calls it revoked")
 	}
-	w.Engine.SignWith(func(*token.Keyset, []byte) (string, error) { return "", errors.New("no") })
-	if _, refusal := w.One(t.Context(), n.Call(t, chain[0].AccessToken, planner, researcher)); refusal == nil {
-		t.Fatal("signed")
+	keys.failSigning(true, func() {})
+	if _, refusal := w.One(t.Context(), n.Call(t, chain[0].AccessToken, planner, researcher)); refusal == nil || refusal.Reason != delegation.Internal {
+		t.Fatal("signed, or refused before it was recorded:", refusal)
 	}
+	keys.mend()
 	w.Clock().Advance(2 * time.Second)
 	_, read = statusList(t, w)
 	if seq := grant.Claims.Status.Index; read.dead(seq) || !read.dead(seq+1) || read.dead(seq+2) {
@@ -127,16 +126,13 @@ func TestStatusListIsRefused(t *testing.T) {
 		}
 	}
 	for _, age := range []time.Duration{-time.Second, time.Second, 3 * time.Second, 5 * time.Second, time.Minute} {
-		w.Engine.ListWith(func(context.Context, string, uint64, time.Duration) (*ledger.Statuses, error) {
-			return &ledger.Statuses{At: w.Clock().Now().Add(-age), Bits: make([]byte, 1)}, nil
-		})
-		list, err := w.Engine.StatusList(t.Context(), "default", 0)
+		now := w.Clock().Now()
+		left, err := exchange.StatusMaxAge(now.Add(-age), now)
 		old := age >= 5*time.Second
-		if refusal := delegation.AsError(err); old != (refusal != nil) || old && refusal.Reason != delegation.DependencyDown || !old && list.MaxAge > 5*time.Second-age {
-			t.Errorf("a list that is %v old: %v, %v", age, list.MaxAge, err)
+		if refusal := delegation.AsError(err); old != (refusal != nil) || old && refusal.Reason != delegation.DependencyDown || !old && left > 5*time.Second-age {
+			t.Errorf("a list that is %v old: %v, %v", age, left, err)
 		}
 	}
-	w.Engine.ListWith(nil)
 	if err := w.Ledger.Close(); err != nil {
 		t.Fatal(err)
 	}

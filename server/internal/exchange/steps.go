@@ -550,7 +550,7 @@ func (w *walk) mint(ctx context.Context) error {
 		if !c.alive() || c.outcome.Grant == nil || w.call.ValidateOnly {
 			continue
 		}
-		signed, err := w.sign(w.tenant.Keys, c.payload)
+		signed, err := w.tenant.Keys.Sign(c.payload)
 		if err != nil {
 			w.void(ctx, c, c.outcome.Grant.Entry)
 			c.fail(delegation.Refuse(delegation.Internal, "", "the token could not be signed: nothing was issued").WithCause(err))

@@ -36,7 +36,7 @@ type scene struct {
 
 const hog = "hog"
 
-func newScene(t *testing.T, w waits) *scene {
+func newScene(t *testing.T, w Waits) *scene {
 	t.Helper()
 	s := &scene{t: t, hold: make(chan struct{}), arrived: make(chan struct{})}
 	engine := granting()
@@ -53,7 +53,7 @@ func newScene(t *testing.T, w waits) *scene {
 		return exchange.Introspection{}, nil
 	}
 	engine.watch = following(newLedgerFeed())
-	server, err := New(Config{Engine: engine, waits: &w})
+	server, err := New(Config{Engine: engine, Waits: w})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -135,10 +135,10 @@ func call(f *testservers.Frames, method string, more ...string) []byte {
 // hogging is the message of a call that stays in the engine.
 var hogging = append([]byte{0, 0, 0, 0, 2 + byte(len(hog)), 0x0a, byte(len(hog))}, hog...)
 
-var short = waits{connect: time.Second, message: patience.message, idle: time.Second, ping: time.Second, pong: time.Second}
+var short = Waits{Connect: time.Second, Idle: time.Second, Ping: time.Second, Pong: time.Second}
 
 func TestPingFlood(t *testing.T) {
-	s := newScene(t, patience)
+	s := newScene(t, Waits{})
 	f := s.abuse(true)
 	for f.WritePing(false, [8]byte{1}) == nil {
 		select {
@@ -158,7 +158,7 @@ func TestPingFlood(t *testing.T) {
 // TestSettingsFlood: the server stops reading from a client that sends settings and reads no
 // answers, once some answers wait. Only the buffers of the two kernels fill.
 func TestSettingsFlood(t *testing.T) {
-	s := newScene(t, patience)
+	s := newScene(t, Waits{})
 	f := s.abuse(false)
 	if err := f.Conn.(*net.TCPConn).SetReadBuffer(4 << 10); err != nil {
 		t.Fatal(err)
@@ -189,7 +189,7 @@ func TestSettingsFlood(t *testing.T) {
 // TestRapidReset: calls that are reset at once (CVE-2023-44487) still run, but no more of them than
 // one connection may have. A connection that continues is closed.
 func TestRapidReset(t *testing.T) {
-	s := newScene(t, patience)
+	s := newScene(t, Waits{})
 	f := s.abuse(true)
 	// A server may stop reading.
 	if err := f.Conn.SetWriteDeadline(time.Now().Add(30 * time.Second)); err != nil {
@@ -214,7 +214,7 @@ func TestRapidReset(t *testing.T) {
 
 // TestOrdinaryCancellations: a connection on which a client cancels 500 calls at once stays open.
 func TestOrdinaryCancellations(t *testing.T) {
-	s := newScene(t, patience)
+	s := newScene(t, Waits{})
 	f := s.abuse(true)
 	for n := range uint32(500) {
 		if err := f.WriteHeaders(http2.HeadersFrameParam{StreamID: 2*n + 1, BlockFragment: call(f, deputyv1.TokenExchangeService_Introspect_FullMethodName, "authorization", "Bearer x"), EndHeaders: true}); err != nil {
@@ -237,7 +237,7 @@ func TestOrdinaryCancellations(t *testing.T) {
 // TestContinuationFlood: a header without an end (CVE-2024-27316) ends the connection when it is
 // longer than the bound.
 func TestContinuationFlood(t *testing.T) {
-	s := newScene(t, patience)
+	s := newScene(t, Waits{})
 	f := s.abuse(true)
 	if err := f.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: call(f, "/x"), EndHeaders: false}); err != nil {
 		t.Fatal(err)
@@ -254,7 +254,7 @@ func TestContinuationFlood(t *testing.T) {
 }
 
 func TestLongHeaders(t *testing.T) {
-	s := newScene(t, patience)
+	s := newScene(t, Waits{})
 	f := s.abuse(true)
 	block := call(f, deputyv1.TokenExchangeService_Introspect_FullMethodName, "x", strings.Repeat("a", 12<<10), "y", strings.Repeat("a", 12<<10))
 	if err := f.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: block[:8<<10], EndHeaders: false}); err != nil {
@@ -275,7 +275,7 @@ func TestLongHeaders(t *testing.T) {
 // TestTooManyStreams: more calls than a connection may have at once are refused one by one. The
 // connection stays open.
 func TestTooManyStreams(t *testing.T) {
-	s := newScene(t, patience)
+	s := newScene(t, Waits{})
 	f := s.abuse(true)
 	for i := range uint32(maxStreams + 10) {
 		err := f.WriteHeaders(http2.HeadersFrameParam{StreamID: 2*i + 1, BlockFragment: call(f, deputyv1.TokenExchangeService_Introspect_FullMethodName, "authorization", "Bearer x"), EndHeaders: true})
@@ -318,7 +318,7 @@ func TestSlowClients(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel() // a client that receives GOAWAY has some seconds to leave
-			s, patient := newScene(t, short), newScene(t, patience)
+			s, patient := newScene(t, short), newScene(t, Waits{})
 			f, control := s.abuse(true), patient.abuse(true)
 			for _, f := range []*testservers.Frames{control, f} {
 				if err := begin(f); err != nil {
@@ -351,10 +351,8 @@ func TestSlowClients(t *testing.T) {
 // TestSilentCall: a call whose message does not come, or never ends, is ended, on every method, and
 // its connection stays open. With ordinary deadlines the call is not ended.
 func TestSilentCall(t *testing.T) {
-	w := patience
-	w.message = time.Second
-	s := newScene(t, w)
-	f, control := s.abuse(true), newScene(t, patience).abuse(true)
+	s := newScene(t, Waits{Message: time.Second})
+	f, control := s.abuse(true), newScene(t, Waits{}).abuse(true)
 	calls := make(map[uint32]string)
 	for method, rule := range methods {
 		if strings.HasPrefix(method, "/grpc.reflection.") {
@@ -401,7 +399,7 @@ func isOver(_ map[http2.FrameType]int, resets map[uint32]http2.ErrCode, ended ma
 
 // TestDecompressionBomb: the server stops decompressing a small message when it exceeds the bound.
 func TestDecompressionBomb(t *testing.T) {
-	s := newScene(t, patience)
+	s := newScene(t, Waits{})
 	_, err := s.honest.Introspect(t.Context(), &deputyv1.IntrospectRequest{Token: strings.Repeat("a", 8<<20)}, grpc.UseCompressor(gzip.Name), grpc.MaxCallSendMsgSize(16<<20))
 	if status.Code(err) != codes.ResourceExhausted {
 		t.Errorf("8 MiB in a small message: %v", err)
@@ -415,9 +413,7 @@ func TestDecompressionBomb(t *testing.T) {
 // TestSilentCallsMakeRoom: calls without a message beyond the bound of their address take the
 // places of the oldest, which are reset. An honest client at the same address is served meanwhile.
 func TestSilentCallsMakeRoom(t *testing.T) {
-	w := patience
-	w.message = time.Hour // no call ends by itself
-	s := newScene(t, w)
+	s := newScene(t, Waits{Message: time.Hour}) // no call ends by itself
 	var oldest *testservers.Frames
 	for range 3 {
 		f := s.abuse(true)

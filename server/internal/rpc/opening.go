@@ -32,9 +32,9 @@ type openings struct {
 // of one byte, a byte takes several times as much memory.
 const maxUnfinishedBytes = 8 * maxMessageBytes
 
-func newOpenings(w *waits, proxies []netip.Prefix) *openings {
+func newOpenings(w Waits, proxies []netip.Prefix) *openings {
 	return &openings{
-		message: w.message, clients: peers.NewClients(proxies), public: peers.NewLasting(2048, 1024, 100), unread: peers.NewPlaces(4096, 2048, maxStreams),
+		message: w.Message, clients: peers.NewClients(proxies), public: peers.NewLasting(2048, 1024, 100), unread: peers.NewPlaces(4096, 2048, maxStreams),
 		unfinished: peers.NewUnfinished(maxUnfinishedBytes),
 	}
 }

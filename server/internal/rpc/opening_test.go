@@ -116,7 +116,7 @@ func TestUnboundedCallsAreRefused(t *testing.T) {
 		if from != nil {
 			ctx = peer.NewContext(ctx, from)
 		}
-		ctx, err := newOpenings(&patience, nil).tap(ctx, &tap.Info{Header: metadata.Pairs("content-type", "application/grpc")})
+		ctx, err := newOpenings(Waits{}.withDefaults(), nil).tap(ctx, &tap.Info{Header: metadata.Pairs("content-type", "application/grpc")})
 		if err != nil || openingOf(ctx).refusal == nil {
 			t.Errorf("%s: the call is served (%v)", name, err)
 		}
@@ -245,7 +245,7 @@ func TestAuthenticatedCancellations(t *testing.T) {
 		of := peers.NewConnection(conn)
 		for range 2000 {
 			ctx, cancel := context.WithCancel(peer.NewContext(t.Context(), &peer.Peer{Addr: peerAddress{conn.RemoteAddr(), of}}))
-			ctx, err := newOpenings(&patience, nil).tap(ctx, &tap.Info{Header: metadata.Pairs("content-type", "application/grpc")})
+			ctx, err := newOpenings(Waits{}.withDefaults(), nil).tap(ctx, &tap.Info{Header: metadata.Pairs("content-type", "application/grpc")})
 			if err != nil || openingOf(ctx).refusal != nil {
 				cancel()
 				t.Fatal(err, openingOf(ctx).refusal)
@@ -277,7 +277,7 @@ func TestClientsOfAProxyThatReset(t *testing.T) {
 		if proxied {
 			proxies = []netip.Prefix{netip.MustParsePrefix(conn.RemoteAddr().(*net.TCPAddr).IP.String() + "/32")}
 		}
-		o := newOpenings(&patience, proxies)
+		o := newOpenings(Waits{}.withDefaults(), proxies)
 		ask := func(client string) (refused bool) {
 			ctx, cancel := context.WithCancel(peer.NewContext(t.Context(), &peer.Peer{Addr: peerAddress{conn.RemoteAddr(), of}}))
 			ctx, err := o.tap(ctx, &tap.Info{Header: metadata.Pairs("content-type", "application/grpc", "x-forwarded-for", client)})

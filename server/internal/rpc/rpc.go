@@ -7,6 +7,7 @@
 package rpc
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -68,12 +69,12 @@ type Config struct {
 	// Proxies are addresses of proxies that append their clients to x-forwarded-for. Nil: none.
 	Proxies []netip.Prefix
 	// Reflection shows every peer which services and messages there are.
-	Reflection     bool
+	Reflection bool
+	// Waits bound how long a connection or a call may stay idle.
+	Waits          Waits
 	Logger         *slog.Logger         // nil: discard
 	TracerProvider trace.TracerProvider // nil: no traces
 	Now            func() time.Time     // nil: time.Now
-
-	waits *waits // nil: patience. Tests set shorter times.
 }
 
 // Bounds of what an unauthenticated peer can make this process hold. A batch of 100 children, each
@@ -94,18 +95,26 @@ const (
 	drainGrace = 20 * time.Second
 )
 
-// waits are how long a connection or a call may stay idle.
-type waits struct {
-	connect time.Duration // until the handshakes are over
-	// message is the time until the first message of a call is whole. Until then the call holds
-	// memory of an unauthenticated peer.
-	message time.Duration
-	idle    time.Duration // of a connection without calls
-	ping    time.Duration // until a silent connection is sent a ping
-	pong    time.Duration // until its answer; an unfinished header is no answer
+// Waits are how long a connection or a call may stay idle. A field that is zero has its default.
+type Waits struct {
+	Connect time.Duration // until the handshakes are over; default 10 s
+	// Message is the time until the first message of a call is whole. Until then the call holds
+	// memory of an unauthenticated peer. Default 10 s.
+	Message time.Duration
+	Idle    time.Duration // of a connection without calls; default 15 min
+	Ping    time.Duration // until a silent connection is sent a ping; default 1 min
+	Pong    time.Duration // until its answer; an unfinished header is no answer; default 20 s
 }
 
-var patience = waits{connect: 10 * time.Second, message: 10 * time.Second, idle: 15 * time.Minute, ping: time.Minute, pong: 20 * time.Second}
+func (w Waits) withDefaults() Waits {
+	return Waits{
+		Connect: cmp.Or(w.Connect, 10*time.Second),
+		Message: cmp.Or(w.Message, 10*time.Second),
+		Idle:    cmp.Or(w.Idle, 15*time.Minute),
+		Ping:    cmp.Or(w.Ping, time.Minute),
+		Pong:    cmp.Or(w.Pong, 20*time.Second),
+	}
+}
 
 // Server serves deputy.v1. Its methods are safe for concurrent use.
 type Server struct {
@@ -139,28 +148,26 @@ func New(c Config) (*Server, error) {
 	if c.Authority == nil {
 		c.Authority = func(string) bool { return false }
 	}
-	if c.waits == nil {
-		c.waits = &patience
-	}
+	c.Waits = c.Waits.withDefaults()
 	i := interceptor{
 		door: doorkeeper{stranger: c.Engine.Stranger}, timeout: c.Timeout, logger: c.Logger, now: c.Now, sampled: peers.NewSampler(c.Now),
 		tracer: c.TracerProvider.Tracer("deputy.example/deputy/server/internal/rpc"),
 	}
-	bounds := newOpenings(c.waits, c.Proxies)
+	bounds := newOpenings(c.Waits, c.Proxies)
 	options := []grpc.ServerOption{
 		grpc.MaxRecvMsgSize(maxMessageBytes),
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.MaxHeaderListSize(maxMetadataBytes),
-		grpc.ConnectionTimeout(c.waits.connect),
+		grpc.ConnectionTimeout(c.Waits.Connect),
 		grpc.InTapHandle(bounds.tap),
 		grpc.ForceServerCodecV2(newCodec()),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{
-			MaxConnectionIdle:     c.waits.idle,
+			MaxConnectionIdle:     c.Waits.Idle,
 			MaxConnectionAge:      c.MaxConnectionAge,
 			MaxConnectionAgeGrace: drainGrace,
-			Time:                  c.waits.ping,
-			Timeout:               c.waits.pong,
+			Time:                  c.Waits.Ping,
+			Timeout:               c.Waits.Pong,
 		}),
 		grpc.StaticStreamWindowSize(streamWindow),
 		grpc.StaticConnWindowSize(connectionWindow),

@@ -89,7 +89,7 @@ func (t *Trust) namedBy(ctx context.Context, keys *source, p presented) (signer 
 		if key, err = keys.key(ctx, p.Header.KeyID); err == nil {
 			if key.algorithm.String() != p.Header.Algorithm {
 				// A key of another algorithm would refuse without any work.
-				_ = t.verify(with, p.Unverified)
+				_ = with.verify(p.Unverified)
 			}
 			with = key
 		}
@@ -109,7 +109,7 @@ func (t *Trust) workload(ctx context.Context, i *issuer, p presented, tokenType 
 	if _, err := t.namedBy(ctx, i.keys, p); err != nil {
 		return Actor{}, err
 	}
-	if !t.typFits(i.workloadTypesFor(tokenType), p.Header.Type) {
+	if !i.workloadTypesFor(tokenType).fits(p.Header.Type) {
 		return Actor{}, broken("its typ does not fit the token type it was presented with")
 	}
 	if err := t.timely(p.claims, i.skew); err != nil {
@@ -119,7 +119,7 @@ func (t *Trust) workload(ctx context.Context, i *issuer, p presented, tokenType 
 	if err != nil {
 		return Actor{}, err
 	}
-	a.Principal, err = t.named(i, p)
+	a.Principal, err = i.named(p)
 	return a, err
 }
 
@@ -128,9 +128,9 @@ func (t *Trust) workload(ctx context.Context, i *issuer, p presented, tokenType 
 func (t *Trust) workloadOf(p presented) (Actor, error) {
 	a := Actor{Method: MethodWorkloadJWT}
 	switch {
-	case t.addressed(p, t.issuer):
+	case addressed(p, t.issuer):
 		a.Authenticates = true
-	case !t.addressed(p, delegation.ActorAudience(t.issuer)):
+	case !addressed(p, delegation.ActorAudience(t.issuer)):
 		return Actor{}, errActorAudience
 	}
 	var err error
@@ -162,14 +162,14 @@ func (t *Trust) selfNamed(ctx context.Context, c *client, p presented, tokenType
 	if tokenType != delegation.TokenTypeJWT {
 		return Actor{}, broken("what a client signs itself is of token type jwt")
 	}
-	if !t.typFits(typRule{typAbsent, typJWT}, p.Header.Type) {
+	if !(typRule{typAbsent, typJWT}).fits(p.Header.Type) {
 		return Actor{}, broken("its typ is not JWT")
 	}
 	if err := t.timely(p.claims, t.skew); err != nil {
 		return Actor{}, err
 	}
 	switch {
-	case !t.addressed(p, delegation.ActorAudience(t.issuer)):
+	case !addressed(p, delegation.ActorAudience(t.issuer)):
 		return Actor{}, errActorAudience
 	case p.claims.Subject != p.claims.Issuer:
 		return Actor{}, broken("its sub is not the client that signed it")
@@ -183,8 +183,8 @@ func (t *Trust) selfNamed(ctx context.Context, c *client, p presented, tokenType
 const errActorAudience = broken("its aud is not exactly one of those that this tenant gives to actors")
 
 // addressed reports whether the token is meant for this audience and no other.
-func (t *Trust) addressed(p presented, audience string) bool {
-	return len(p.claims.Audience) == 1 && t.intended(p.claims.Audience, []string{audience})
+func addressed(p presented, audience string) bool {
+	return len(p.claims.Audience) == 1 && isIntended(p.claims.Audience, []string{audience})
 }
 
 // confirmation returns the token's cnf, or nil without one. Any confirmation method except the two

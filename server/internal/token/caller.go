@@ -81,7 +81,7 @@ func (t *Trust) Bearer(ctx context.Context, credential string) (Caller, error) {
 
 func (t *Trust) client(ctx context.Context, p presented) (Caller, error) {
 	c, key, err := t.callerKey(ctx, p)
-	if forged := t.verify(key, p.Unverified); err == nil {
+	if forged := key.verify(p.Unverified); err == nil {
 		err = forged
 	}
 	if err == nil {
@@ -132,7 +132,7 @@ func (t *Trust) made(p presented) time.Time {
 }
 
 func (t *Trust) authenticates(p presented) error {
-	if !t.typFits(typRule{typAbsent, typJWT, typClientAuth}, p.Header.Type) {
+	if !(typRule{typAbsent, typJWT, typClientAuth}).fits(p.Header.Type) {
 		return broken("its typ is not that of a client assertion")
 	}
 	if err := t.timely(p.claims, t.skew); err != nil {
@@ -142,7 +142,7 @@ func (t *Trust) authenticates(p presented) error {
 	switch r := p.claims; {
 	case r.Subject != r.Issuer:
 		return broken("its sub is not its iss")
-	case !t.addressed(p, t.issuer) || !single(p):
+	case !addressed(p, t.issuer) || !single(p):
 		return broken("its aud is not exactly this tenant's issuer, as a string")
 	case r.ID == "":
 		return broken("it has no jti")

@@ -96,7 +96,7 @@ func (t *Trust) byCertificate(ctx context.Context, chain []*x509.Certificate, cl
 
 // claims looks the certificate up in all clients and trust domains.
 func (t *Trust) claims(chain []*x509.Certificate) ([]claim, error) {
-	if err := t.checkChain(chain); err != nil {
+	if err := checkChain(chain); err != nil {
 		return nil, err
 	}
 	leaf := chain[0]
@@ -146,10 +146,10 @@ func (t *Trust) issuedByAuthority(ctx context.Context, chain []*x509.Certificate
 	if err != nil {
 		return err
 	}
-	if err := t.clientLeaf(chain[0]); err != nil {
+	if err := clientLeaf(chain[0]); err != nil {
 		return err
 	}
-	return t.verifyChain(chain[0], x509.VerifyOptions{
+	return verifyChain(chain[0], x509.VerifyOptions{
 		Roots: pool(held.all()), Intermediates: pool(chain[1:]),
 		CurrentTime: t.now(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	})
@@ -186,7 +186,7 @@ func (t *Trust) registeredFor(c *client) func(context.Context, []*x509.Certifica
 		switch {
 		case registered == nil || !registered.Equal(chain[0]):
 			return broken("the certificate is not registered any more")
-		case !t.inForce(registered, t.now()):
+		case !isInForce(registered, t.now()):
 			return broken("the certificate is not valid now")
 		}
 		return nil

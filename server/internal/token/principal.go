@@ -50,9 +50,9 @@ func (m Mapping) principal(id string) (delegation.Principal, error) {
 
 // named returns the principal that a token of the issuer names. It is the only way from such a
 // token to a principal, in every parameter, and it checks every condition of the mapping.
-func (t *Trust) named(i *issuer, p presented) (delegation.Principal, error) {
+func (i *issuer) named(p presented) (delegation.Principal, error) {
 	for _, c := range i.conditions {
-		if !t.meets(c, p) {
+		if !c.metBy(p) {
 			return "", broken("its claim " + c.path.String() + " is missing, not a string, or not one that its issuer's mapping allows")
 		}
 	}

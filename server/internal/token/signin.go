@@ -51,7 +51,7 @@ func (t *Trust) signIn(ctx context.Context, p presented, s SignIn) (delegation.P
 		return "", broken("no sign-in asked for it")
 	case s.ClientID == t.issuer || s.ClientID == delegation.ActorAudience(t.issuer):
 		return "", broken("what is addressed to the tenant is a credential of workloads")
-	case !t.typFits(typRule{typAbsent, typJWT}, p.Header.Type):
+	case !(typRule{typAbsent, typJWT}).fits(p.Header.Type):
 		return "", broken("its typ is not that of an ID token")
 	}
 	if _, err := t.signedBy(ctx, i.keys, p); err != nil {
@@ -64,7 +64,7 @@ func (t *Trust) signIn(ctx context.Context, p presented, s SignIn) (delegation.P
 	switch {
 	case err != nil || subtle.ConstantTimeCompare([]byte(nonce), []byte(s.Nonce)) != 1:
 		return "", broken("its nonce is not that of this sign-in")
-	case !t.intended(p.claims.Audience, []string{s.ClientID}):
+	case !isIntended(p.claims.Audience, []string{s.ClientID}):
 		return "", broken("it is meant for another audience")
 	case p.claims.IssuedAt == 0 || time.Unix(p.claims.IssuedAt, 0).Before(t.now().Add(-maxSignInAge-i.skew)):
 		return "", broken("it was not issued just now")
@@ -77,7 +77,7 @@ func (t *Trust) signIn(ctx context.Context, p presented, s SignIn) (delegation.P
 	if _, bound := p.Claim("cnf"); bound {
 		return "", delegation.Refuse(delegation.ProofRequired, string(idTokenSlot), "the token is bound to a key, which a sign-in cannot prove")
 	}
-	return t.named(i, p)
+	return i.named(p)
 }
 
 // Names reports whether a token of the issuer could name the principal, by the present mapping.

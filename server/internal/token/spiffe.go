@@ -168,10 +168,10 @@ func (t *Trust) svidOf(d *domain, claimed spiffeid.ID) func(context.Context, []*
 		if err != nil {
 			return err
 		}
-		if err := t.svidLeaf(chain[0]); err != nil {
+		if err := svidLeaf(chain[0]); err != nil {
 			return err
 		}
-		id, err := t.verifySVID(chain, x509bundle.FromX509Authorities(d.name, held.all()), x509svid.WithTime(t.now()))
+		id, _, err := x509svid.Verify(chain, x509bundle.FromX509Authorities(d.name, held.all()), x509svid.WithTime(t.now()))
 		if err != nil || id != claimed {
 			return broken("the SVID does not lead to its trust domain's authorities, or is not valid now")
 		}
@@ -191,11 +191,6 @@ func svidLeaf(c *x509.Certificate) error {
 	return signs(c)
 }
 
-func verifySVID(chain []*x509.Certificate, bundle x509bundle.Source, o ...x509svid.VerifyOption) (spiffeid.ID, error) {
-	id, _, err := x509svid.Verify(chain, bundle, o...)
-	return id, err
-}
-
 // svid verifies a JWT-SVID as any workload's token. It needs no configured issuer: the trust domain
 // of its sub selects the keys that verify it, and no other keys do.
 func (t *Trust) svid(ctx context.Context, d *domain, p presented, tokenType string) (Actor, error) {
@@ -205,7 +200,7 @@ func (t *Trust) svid(ctx context.Context, d *domain, p presented, tokenType stri
 	if tokenType != delegation.TokenTypeJWT {
 		return Actor{}, broken("a JWT-SVID is of token type jwt")
 	}
-	if !t.typFits(typRule{typAbsent, typJWT, typJOSE}, p.Header.Type) { // JWT-SVID §2.3
+	if !(typRule{typAbsent, typJWT, typJOSE}).fits(p.Header.Type) { // JWT-SVID §2.3
 		return Actor{}, broken("its typ is not that of a JWT-SVID")
 	}
 	if err := t.timely(p.claims, t.skew); err != nil {

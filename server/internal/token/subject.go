@@ -94,7 +94,7 @@ func (t *Trust) root(ctx context.Context, p presented, tokenType string) (*Root,
 	if !trusted {
 		return nil, broken("its issuer is not trusted here")
 	}
-	if !t.typFits(i.typesFor(tokenType), p.Header.Type) {
+	if !i.typesFor(tokenType).fits(p.Header.Type) {
 		return nil, broken("its typ does not fit the token type it was presented with")
 	}
 	if _, err := t.signedBy(ctx, i.keys, p); err != nil {
@@ -103,7 +103,7 @@ func (t *Trust) root(ctx context.Context, p presented, tokenType string) (*Root,
 	if err := t.timely(p.claims, i.skew); err != nil {
 		return nil, err
 	}
-	if !t.intended(p.claims.Audience, i.Audiences) {
+	if !isIntended(p.claims.Audience, i.Audiences) {
 		return nil, broken("it is meant for another audience")
 	}
 	if err := i.shortLived(p.claims); err != nil {
@@ -118,7 +118,7 @@ func (t *Trust) root(ctx context.Context, p presented, tokenType string) (*Root,
 		Issuer:       i.Issuer, ID: p.claims.ID, Digest: digestOf(p),
 		IssuedAt: time.Unix(p.claims.IssuedAt, 0), CutAt: time.Unix(p.claims.IssuedAt, 0).Add(t.skew - i.skew), ExpiresAt: time.Unix(p.claims.ExpiresAt, 0),
 	}
-	if root.Principal, err = t.named(i, p); err != nil {
+	if root.Principal, err = i.named(p); err != nil {
 		return nil, err
 	}
 	if root.Actors, err = i.actors(p); err != nil {

@@ -7,7 +7,6 @@ import (
 	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/rsa"
-	"crypto/x509"
 	"fmt"
 	"log/slog"
 	"math/big"
@@ -16,9 +15,7 @@ import (
 	"time"
 
 	"github.com/lestrrat-go/jwx/v2/jwa"
-	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
-	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 
 	"deputy.example/deputy/client/delegation"
 )
@@ -39,19 +36,6 @@ type Trust struct {
 
 	authorities *source // of clients' certificates; nil: none
 	domains     map[spiffeid.TrustDomain]*domain
-
-	// The protections that tests switch off to show that each of them is effective.
-	parse    func(string) (*delegation.Unverified, error)
-	verify   func(*publicKey, *delegation.Unverified) error
-	typFits  func(rule typRule, typ string) bool
-	intended func(audiences, acceptable []string) bool
-	meets    func(condition, presented) bool
-
-	checkChain           func([]*x509.Certificate) error
-	clientLeaf, svidLeaf func(*x509.Certificate) error
-	inForce              func(*x509.Certificate, time.Time) bool
-	verifyChain          func(*x509.Certificate, x509.VerifyOptions) error
-	verifySVID           func([]*x509.Certificate, x509bundle.Source, ...x509svid.VerifyOption) (spiffeid.ID, error)
 }
 
 // issuer is a checked TrustedIssuer.
@@ -93,9 +77,6 @@ func NewTrust(config TrustConfig) (*Trust, error) {
 	t := &Trust{
 		issuer: b.Issuer, keys: b.Keys, skew: b.Skew, now: b.Now, memory: b.Memory,
 		issuers: make(map[string]*issuer), clients: make(map[string]*client),
-		parse: delegation.Parse, verify: (*publicKey).verify, typFits: typRule.fits, intended: isIntended, meets: condition.metBy,
-		checkChain: checkChain, clientLeaf: clientLeaf, svidLeaf: svidLeaf, inForce: isInForce,
-		verifyChain: verifyChain, verifySVID: verifySVID,
 		domains: make(map[spiffeid.TrustDomain]*domain),
 	}
 	for n, c := range b.TrustedIssuers {

@@ -52,7 +52,7 @@ func (t *Trust) read(raw string) (presented, error) {
 	if known := t.memory.recall(raw); known != nil {
 		return known.presented, nil
 	}
-	u, err := t.parse(raw)
+	u, err := delegation.Parse(raw)
 	if err != nil {
 		return presented{}, broken(err.Error())
 	}
@@ -73,7 +73,7 @@ func (t *Trust) Audiences(raw string) ([]string, error) {
 	if known := t.memory.recall(raw); known != nil {
 		return known.StringsClaim("aud")
 	}
-	u, err := t.parse(raw)
+	u, err := delegation.Parse(raw)
 	if err != nil {
 		return nil, err
 	}
@@ -95,7 +95,7 @@ func (t *Trust) authentic(key *publicKey, p presented) error {
 	if p.memory != nil && p.memory.by.Load() == key {
 		return nil
 	}
-	if err := t.verify(key, p.Unverified); err != nil {
+	if err := key.verify(p.Unverified); err != nil {
 		return err
 	}
 	if p.memory != nil {
@@ -216,7 +216,7 @@ func (t *Trust) signedByUs(p presented) (delegation.Claims, error) {
 	if p.claims.Issuer != t.issuer {
 		return delegation.Claims{}, broken("its issuer is not this one")
 	}
-	if !t.typFits(typRule{delegation.HeaderTypeAccessToken}, p.Header.Type) {
+	if !(typRule{delegation.HeaderTypeAccessToken}).fits(p.Header.Type) {
 		return delegation.Claims{}, broken("its typ is not at+jwt")
 	}
 	key, err := t.keys.find(p.Header.KeyID)

@@ -32,6 +32,7 @@ import (
 	"deputy.example/deputy/server/internal/policy/policytest"
 	"deputy.example/deputy/server/internal/testservers"
 	"deputy.example/deputy/server/internal/token"
+	"deputy.example/deputy/server/internal/vault"
 )
 
 // Names that each tenant of a World knows.
@@ -56,6 +57,8 @@ type Config struct {
 	CallerRate     guard.Limit
 	Emergency      []delegation.Principal            // responders while OpenFGA does not respond
 	Prompt         bool                              // with the deadlines of production, for tests of hangs; default: patience
+	Patience       time.Duration                     // with the count of a revocation; 0: that of production
+	KeysNow        func() time.Time                  // clock of managed signing keys; nil: the keys are of a file
 	Deadline       time.Duration                     // of one call, in place of either
 	Agents         []delegation.Principal            // beyond planner, researcher and writer
 	Elsewhere      []delegation.Principal            // that each tenant but the first knows
@@ -109,6 +112,7 @@ type Tenant struct {
 
 	world    *World
 	accepted token.TrustConfig
+	managed  vault.Member // the managed signing keys; nil: keys of a file
 }
 
 // Clock is a clock that a test moves. It also advances with real time.
@@ -249,6 +253,7 @@ func (w *World) open(t testing.TB) {
 	config := exchange.Config{
 		Ledger: l, Guard: guard.New(guard.Config{Client: redis, Timeout: each, Now: now}), Deadline: deadline,
 		Logger: logger, Registerer: w.config.Registerer, TracerProvider: w.config.TracerProvider, Now: now,
+		CountPatience: w.config.Patience,
 	}
 	w.sources = []clock.Source{{Name: "redis", Ask: config.Guard.Time}}
 	if source, own := l.Clock(); own {
@@ -257,6 +262,7 @@ func (w *World) open(t testing.TB) {
 	var checkers []*policy.Checker
 	for _, name := range w.config.Tenants {
 		tenant := w.Tenants[name]
+		tenant.beginKeys(t, l, w.config.KeysNow)
 		checker, err := policy.New(policy.Config{
 			URL: "http://openfga.invalid", StoreID: policytest.FakeStore, ModelID: policytest.FakeModel,
 			Transport: tenant.FGA, Timeout: each, Mapping: w.config.Mapping, Cache: policy.Cache{Enabled: true},
@@ -310,12 +316,7 @@ func (w *World) newTenant(t testing.TB, name string) *Tenant {
 		tenant.Clients[agent] = signer
 		clients = append(clients, token.Client{ID: agent, Keys: token.KeySource{JWKS: signer.JWKS()}, Algorithms: []string{"ES256"}})
 	}
-	keys, err := token.OpenKeyset(token.KeysetConfig{
-		Keys: []token.KeyFile{{Path: filepath.Join(t.TempDir(), "signing.pem"), Algorithm: "ES256"}}, Create: true,
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	keys := tenant.openKeys(t, w.config.KeysNow)
 	accepted := token.TrustConfig{
 		Issuer: issuer, Keys: keys, Clients: clients, Now: w.clock.Now,
 		TrustedIssuers: append([]token.TrustedIssuer{
@@ -343,6 +344,47 @@ func (w *World) newTenant(t testing.TB, name string) *Tenant {
 	tenant.Checkpoints = newCheckpointer(t, issuer, w.config.CheckpointFile)
 	tenant.populate()
 	return tenant
+}
+
+// openKeys opens the tenant's signing keys: of a file or, where they have a clock, managed ones.
+func (n *Tenant) openKeys(t testing.TB, now func() time.Time) *token.Keyset {
+	t.Helper()
+	if now != nil {
+		keys, managed := token.NewManagedKeyset(vault.Plan{Tenant: n.Name, Use: vault.Tokens, Algorithm: "ES256", Lifetime: time.Hour}, now)
+		n.managed = managed
+		return keys
+	}
+	keys, err := token.OpenKeyset(token.KeysetConfig{
+		Keys: []token.KeyFile{{Path: filepath.Join(t.TempDir(), "signing.pem"), Algorithm: "ES256"}}, Create: true,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return keys
+}
+
+// beginKeys makes and reads managed keys.
+func (n *Tenant) beginKeys(t testing.TB, store vault.Store, now func() time.Time) {
+	t.Helper()
+	if n.managed == nil {
+		return
+	}
+	kek := filepath.Join(t.TempDir(), "kek")
+	_, err := vault.CreateKEK(kek)
+	if err != nil {
+		t.Fatal(err)
+	}
+	kms, err := vault.OpenFileKMS(kek)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, err := vault.Open(t.Context(), vault.Config{Store: store, KMS: kms, Now: now}, n.managed)
+	if err == nil {
+		err = v.Begin(t.Context())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 func newCheckpointer(t testing.TB, issuer, file string) *exchange.Checkpointer {
