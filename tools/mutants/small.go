@@ -65,7 +65,7 @@ var smallMutants = []mutant{
 		name: "several-audiences-without-scope", file: "server/internal/exchange/plan.go",
 		old: "	if len(w.scopes) == 0 {",
 		new: "	if len(w.scopes) < 0 {",
-		pkg: "server/internal/exchange", test: "TestBoundAncestorKeepsTheChainBound",
+		pkg: "server/internal/exchange", test: "TestSeveralAudiencesNeedAScope",
 	},
 	{
 		name: "bound-chain-goes-on-unbound", file: "server/internal/exchange/plan.go",

@@ -252,6 +252,22 @@ func TestBoundAncestorKeepsTheChainBound(t *testing.T) {
 	}
 }
 
+// TestSeveralAudiencesNeedAScope: a token without scope is for one audience, whatever is mapped.
+func TestSeveralAudiencesNeedAScope(t *testing.T) {
+	s := straight(3)
+	s.root.audiences = someAudiences[:2]
+	w := s.steps[0].wish
+	w.audiences, w.scopes, w.details = someAudiences[:2], nil, nil
+	_, err := parent.claims(s.root, s.steps[0].actor, w, s.limits, "https://deputy.example", "c", "txn", epoch)
+	if delegation.AsError(err).Reason != delegation.AudienceNotSingle {
+		t.Errorf("two audiences: %v", err)
+	}
+	w.audiences = someAudiences[:1]
+	if _, err := parent.claims(s.root, s.steps[0].actor, w, s.limits, "https://deputy.example", "c", "txn", epoch); err != nil {
+		t.Errorf("one audience: %v", err)
+	}
+}
+
 // straight is a chain that requests exactly what its parent has, as deep as possible.
 func straight(depth int) scenario {
 	scopes, _ := delegation.NewScopes("a.read")
