@@ -46,11 +46,11 @@ func TestWorkloadTokenRules(t *testing.T) {
 		{name: "typ JWT as ID token, allowed", tokenType: idType, config: func(c *TrustedIssuer) { c.IDTokens = true }, want: Actor{Authenticates: true}},
 		{name: "saml", tokenType: delegation.TokenTypeSAML1, reason: delegation.TokenTypeUnsupported, words: "actor_token_type"},
 
-		{name: "issuer not for workloads", config: func(c *TrustedIssuer) { c.Workloads, c.Audiences = false, []string{api} }, reason: delegation.ActorTokenInvalid, words: "names nobody"},
-		{name: "unknown issuer", claims: func(*world) object { return object{"iss": "https://other.example"} }, reason: delegation.ActorTokenInvalid, words: "names nobody"},
+		{name: "issuer not for workloads", config: func(c *TrustedIssuer) { c.Workloads, c.Audiences = false, []string{api} }, reason: delegation.ActorTokenInvalid, words: "names no actor"},
+		{name: "unknown issuer", claims: func(*world) object { return object{"iss": "https://other.example"} }, reason: delegation.ActorTokenInvalid, words: "names no actor"},
 		{name: "expired", claims: func(w *world) object { return object{"exp": w.seconds(0)} }, reason: delegation.ActorTokenInvalid, words: "it has expired"},
 		{name: "not yet valid", claims: func(w *world) object { return object{"nbf": w.seconds(time.Minute)} }, reason: delegation.ActorTokenInvalid, words: "not valid yet"},
-		{name: "unknown kid", header: object{"kid": "spire-2"}, reason: delegation.ActorTokenInvalid, words: "names nobody"},
+		{name: "unknown kid", header: object{"kid": "spire-2"}, reason: delegation.ActorTokenInvalid, words: "names no actor"},
 		{name: "no sub", claims: func(*world) object { return object{"sub": nil} }, reason: delegation.ActorTokenInvalid, words: "names its principal"},
 		{name: "act", claims: func(*world) object { return object{"act": object{"sub": "x"}} }, reason: delegation.ActorTokenInvalid, words: "about a delegation"},
 

@@ -196,7 +196,7 @@ func TestCertificate(t *testing.T) {
 	const (
 		noAuthority      = "does not lead to a known authority"
 		noBundle         = "does not lead to its trust domain's authorities"
-		notForClients    = "does not say that it is for client authentication"
+		notForClients    = "the certificate is not for client authentication"
 		notForSignatures = "the certificate's key is not for signatures"
 		weakKey          = "too weak"
 	)

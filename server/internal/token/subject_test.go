@@ -130,7 +130,7 @@ func TestSubjectTokenRules(t *testing.T) {
 		{name: "life of the maximum", claims: func(w *world) object { return object{"exp": w.seconds(time.Hour)} }},
 		{name: "life above the maximum", claims: func(w *world) object { return object{"exp": w.seconds(time.Hour + second)} }, reason: delegation.RootTooLong, words: "lives longer"},
 		{name: "life above a configured maximum", config: func(c *TrustedIssuer) { c.MaxLifetime = time.Minute }, reason: delegation.RootTooLong, words: "lives longer"},
-		{name: "no iat", claims: func(w *world) object { return object{"iat": nil} }, reason: delegation.RootTooLong, words: "does not say when it was issued"},
+		{name: "no iat", claims: func(w *world) object { return object{"iat": nil} }, reason: delegation.RootTooLong, words: "has no time of issue"},
 
 		{name: "act", claims: func(w *world) object { return object{"act": object{"sub": "svc"}} }, reason: delegation.ForeignActorChain, words: "not configured to hand in"},
 		{name: "act null", claims: func(w *world) object { return object{"act": explicitNull{}} }, reason: delegation.ForeignActorChain, words: "not configured to hand in"},
