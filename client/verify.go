@@ -176,7 +176,7 @@ func (cfg VerifierConfig) check() error {
 	case cfg.Issuer == "":
 		return errors.New("no Issuer: name the tenant whose tokens are accepted")
 	case strings.ContainsAny(cfg.Issuer, "?#"):
-		return errors.New("Issuer: must have no query and no fragment (RFC 8414 section 2)")
+		return errors.New("the field Issuer must have no query and no fragment (RFC 8414 section 2)")
 	case cfg.Audience == "":
 		return errors.New("no Audience: a token for another service must not open this one")
 	case cfg.JWKS != nil && (cfg.JWKSURL != "" || cfg.MaxKeyAge != 0):

@@ -108,9 +108,9 @@ func (e *Engine) admitted(ctx context.Context, q Inquiry, who authenticator, spe
 	return by, nil
 }
 
-// A request without a credential is refused here, in place of the requested answer. The error is
-// the one answer to each failed authentication.
-func (e *Engine) Stranger(ctx context.Context) error {
+// Unauthenticated refuses a request without a credential, in place of the requested answer. The error
+// is the one answer to each failed authentication.
+func (e *Engine) Unauthenticated(ctx context.Context) error {
 	return e.turnAway(ctx, unauthenticated(errors.New("no credential")))
 }
 

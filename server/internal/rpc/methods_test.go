@@ -194,7 +194,7 @@ func TestBatchByItsFirstChild(t *testing.T) {
 // method accepts a connection with a certificate.
 func TestCertificateAtTheDoor(t *testing.T) {
 	certificate := credentials.TLSInfo{State: tls.ConnectionState{PeerCertificates: []*x509.Certificate{{}}}}
-	door := doorkeeper{stranger: granting().Stranger}
+	door := doorkeeper{stranger: granting().Unauthenticated}
 	for _, info := range []credentials.AuthInfo{nil, credentials.TLSInfo{}, certificate} {
 		ctx := peer.NewContext(metadata.NewIncomingContext(t.Context(), nil), &peer.Peer{AuthInfo: info})
 		for method, rule := range methods {

@@ -47,7 +47,7 @@ type Engine interface {
 	Revoke(context.Context, exchange.RevokeCall) (exchange.Revoked, error)
 	Receipts(ctx context.Context, q exchange.Inquiry, entry uint64) (exchange.Receipts, error)
 	Watch(context.Context, exchange.Inquiry) (Feed, error)
-	Stranger(context.Context) error
+	Unauthenticated(context.Context) error
 }
 
 // Config is what New needs.
@@ -150,7 +150,7 @@ func New(c Config) (*Server, error) {
 	}
 	c.Waits = c.Waits.withDefaults()
 	i := interceptor{
-		door: doorkeeper{stranger: c.Engine.Stranger}, timeout: c.Timeout, logger: c.Logger, now: c.Now, sampled: peers.NewSampler(c.Now),
+		door: doorkeeper{stranger: c.Engine.Unauthenticated}, timeout: c.Timeout, logger: c.Logger, now: c.Now, sampled: peers.NewSampler(c.Now),
 		tracer: c.TracerProvider.Tracer("deputy.example/deputy/server/internal/rpc"),
 	}
 	bounds := newOpenings(c.Waits, c.Proxies)

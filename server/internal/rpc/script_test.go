@@ -137,7 +137,7 @@ func (s *script) Watch(ctx context.Context, q exchange.Inquiry) (Feed, error) {
 }
 
 // The method answers as the engine does.
-func (s *script) Stranger(context.Context) error {
+func (s *script) Unauthenticated(context.Context) error {
 	return delegation.Refuse(delegation.ClientUnauthenticated, "", "no credential")
 }
 
