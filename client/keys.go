@@ -15,7 +15,7 @@ import (
 
 const (
 	keysRefreshAfter = 30 * time.Second // then the set is fetched again; the old set stays in use
-	strangerPause    = 30 * time.Second // shortest time between two fetches for unknown kids
+	unknownPause     = 30 * time.Second // shortest time between two fetches for unknown kids
 	failurePause     = time.Second      // shortest time between a failed fetch and the next
 	fetchTimeout     = 3 * time.Second
 	maxKeySetBytes   = 256 << 10
@@ -49,7 +49,7 @@ type keySource struct {
 
 	mu        sync.Mutex
 	triedAt   instant // when the newest fetch began
-	strangers instant // when an unknown kid last caused a fetch
+	unknownAt instant // when an unknown kid last caused a fetch
 }
 
 func newKeySource(address string, transport http.RoundTripper, maxAge time.Duration, c clock) (*keySource, error) {
@@ -57,7 +57,7 @@ func newKeySource(address string, transport http.RoundTripper, maxAge time.Durat
 		return nil, err
 	}
 	s := &keySource{
-		address: address, maxAge: maxAge, pause: strangerPause, clock: c,
+		address: address, maxAge: maxAge, pause: unknownPause, clock: c,
 		client: &http.Client{
 			Transport: transport,
 			Timeout:   fetchTimeout,
@@ -112,7 +112,7 @@ func (s *keySource) key(ctx context.Context, kid string) (*verificationKey, erro
 	if key, known := keys[kid]; known {
 		return key, nil
 	}
-	if asked := s.askForStranger(ctx); asked != nil {
+	if asked := s.fetchForUnknown(ctx); asked != nil {
 		if keys, err = asked.wait(ctx); err != nil {
 			return nil, err
 		}
@@ -153,19 +153,19 @@ func (s *keySource) current(ctx context.Context) (map[string]*verificationKey, e
 	return s.fetching.do(ctx, s.fetch)
 }
 
-// askForStranger returns the fetch that may bring an unknown kid: a new one, the running one, or
+// fetchForUnknown returns the fetch that may bring an unknown kid: a new one, the running one, or
 // nil. It limits the fetches that unauthenticated callers with invented tokens can cause.
-func (s *keySource) askForStranger(ctx context.Context) *landing[map[string]*verificationKey] {
+func (s *keySource) fetchForUnknown(ctx context.Context) *landing[map[string]*verificationKey] {
 	if s.fixed {
 		return nil
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := s.clock.now()
-	if now.since(s.strangers) < s.pause {
+	if now.since(s.unknownAt) < s.pause {
 		return s.fetching.underWay()
 	}
-	s.strangers = now
+	s.unknownAt = now
 	return s.fetching.start(ctx, s.fetch)
 }
 

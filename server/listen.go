@@ -23,12 +23,12 @@ import (
 // fronts makes the gRPC server, the HTTP server with the consoles, and the HTTP server of
 // operators.
 func (s *Server) fronts(config Config, parts opened, engine *exchange.Engine, o Options) error {
-	door := rpc.Config{Engine: rpc.For(engine), Authority: s.isAuthority, Proxies: prefixes(config.Listen.GRPC.Proxies), Logger: o.Logger, TracerProvider: o.TracerProvider, Now: o.Now}
+	calls := rpc.Config{Engine: rpc.For(engine), Authority: s.isAuthority, Proxies: prefixes(config.Listen.GRPC.Proxies), Logger: o.Logger, TracerProvider: o.TracerProvider, Now: o.Now}
 	if parts.grpc != nil {
-		door.TLS = credentials.NewTLS(parts.grpc)
+		calls.TLS = credentials.NewTLS(parts.grpc)
 	}
 	var err error
-	if s.rpc, err = rpc.New(door); err != nil {
+	if s.rpc, err = rpc.New(calls); err != nil {
 		return err
 	}
 	s.owns(closer(func() error { s.rpc.Stop(); return nil }))
@@ -111,7 +111,7 @@ func (s *Server) bind(ctx context.Context, parts opened, o Options) error {
 	if err := o.Registry.Register(refused); err != nil {
 		return err
 	}
-	for _, door := range []struct {
+	for _, listener := range []struct {
 		name    string
 		at      *net.Listener
 		brought net.Listener
@@ -123,16 +123,16 @@ func (s *Server) bind(ctx context.Context, parts opened, o Options) error {
 		{"http", &s.listeners.http, o.HTTP, s.listen.HTTP.Address, overHTTP(parts.http, true, o.Logger)},
 		{"ops", &s.listeners.ops, o.Ops, s.listen.Ops.Address, overHTTP(parts.ops, false, o.Logger)},
 	} {
-		*door.at = door.brought
-		if door.brought == nil {
-			l, err := new(net.ListenConfig).Listen(ctx, "tcp", door.address)
+		*listener.at = listener.brought
+		if listener.brought == nil {
+			l, err := new(net.ListenConfig).Listen(ctx, "tcp", listener.address)
 			if err != nil {
-				return fmt.Errorf("listen.%s: %w", door.name, err)
+				return fmt.Errorf("listen.%s: %w", listener.name, err)
 			}
 			s.owns(l)
-			*door.at = l
+			*listener.at = l
 		}
-		*door.at = door.speaks(newCrowd(*door.at, maxConnections, refused.WithLabelValues(door.name)))
+		*listener.at = listener.speaks(newCrowd(*listener.at, maxConnections, refused.WithLabelValues(listener.name)))
 	}
 	return nil
 }

@@ -228,8 +228,8 @@ var containMutants = []mutant{
 	{
 		name: "undecided-exchange-spends-nothing",
 		file: "server/internal/exchange/steps.go",
-		old:  "w.asStranger(ctx, w.arrival, w.spendUndecided(ctx, w.arrival, err))",
-		new:  "w.asStranger(ctx, w.arrival, err)",
+		old:  "w.asUnknown(ctx, w.arrival, w.spendUndecided(ctx, w.arrival, err))",
+		new:  "w.asUnknown(ctx, w.arrival, err)",
 		pkg:  "server/internal/exchange", test: "TestUndecidedCallSpendsItsAssertion",
 	},
 	{

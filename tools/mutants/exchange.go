@@ -104,8 +104,8 @@ var engineMutants = []mutant{
 	},
 	{
 		name: "exchange-hung-up-revocation-spends-nothing", file: "server/internal/exchange/steps.go",
-		old: "CallerRate, a.noted()...)\n	return e.asStranger(ctx, a, e.notAdmitted(ctx, a, err))\n}\n\n// notAdmitted",
-		new: "CallerRate, a.noted()...)\n	return e.asStranger(ctx, a, err)\n}\n\n// notAdmitted",
+		old: "CallerRate, a.noted()...)\n	return e.asUnknown(ctx, a, e.notAdmitted(ctx, a, err))\n}\n\n// notAdmitted",
+		new: "CallerRate, a.noted()...)\n	return e.asUnknown(ctx, a, err)\n}\n\n// notAdmitted",
 		pkg: "server/internal/exchange", test: "TestCallOfACallerThatHangsUpSpendsItsAssertion/before_it_is_admitted_to_revoke",
 	},
 	{
@@ -200,8 +200,8 @@ var engineMutants = []mutant{
 	},
 	{
 		name: "exchange-certificate-without-client-id", file: "server/internal/exchange/certificate.go",
-		old: "	if err == nil && door != \"\" && c.ClientID == \"\" {\n",
-		new: "	if err == nil && door == \"-\" && c.ClientID == \"\" {\n",
+		old: "	if err == nil && addressed != \"\" && c.ClientID == \"\" {\n",
+		new: "	if err == nil && addressed == \"-\" && c.ClientID == \"\" {\n",
 		pkg: "server/internal/exchange", test: "TestCertificatesThatAuthenticateNobody/over_HTTP_without_client_id",
 	},
 	{

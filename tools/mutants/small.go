@@ -21,8 +21,8 @@ var smallMutants = []mutant{
 	},
 	{
 		name: "refused-proof-spends-nothing", file: "server/internal/exchange/steps.go",
-		old: "	return a, e.asStranger(ctx, a, cmp.Or(e.spendRefused(ctx, a), err))",
-		new: "	return a, e.asStranger(ctx, a, err)",
+		old: "	return a, e.asUnknown(ctx, a, cmp.Or(e.spendRefused(ctx, a), err))",
+		new: "	return a, e.asUnknown(ctx, a, err)",
 		pkg: "server/internal/exchange", test: "TestRefusedProofSpendsTheAssertion",
 	},
 	{

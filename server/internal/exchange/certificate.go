@@ -15,8 +15,8 @@ import (
 // RFC 8705 §2 requires client_id in every such HTTP request, so that a certificate that a client's
 // machine sends to every server does not authenticate a request by accident. Over gRPC the
 // certificate is sufficient.
-func (e *Engine) identifyCertificate(ctx context.Context, door string, c Credentials) (a arrival, known bool, err error) {
-	a.tenant, err = e.knowing(door, c.Certificates)
+func (e *Engine) identifyCertificate(ctx context.Context, addressed string, c Credentials) (a arrival, known bool, err error) {
+	a.tenant, err = e.knowing(addressed, c.Certificates)
 	switch {
 	case err != nil:
 		return arrival{}, false, err
@@ -26,25 +26,25 @@ func (e *Engine) identifyCertificate(ctx context.Context, door string, c Credent
 		return arrival{}, false, nil
 	}
 	a.caller, err = a.tenant.Trust.Certificate(ctx, c.Certificates, c.ClientID)
-	if err == nil && door != "" && c.ClientID == "" {
+	if err == nil && addressed != "" && c.ClientID == "" {
 		err = delegation.Refuse(delegation.ParameterMissing, "client_id", "is required where a certificate authenticates (RFC 8705 section 2)")
 	}
 	if err != nil {
-		return arrival{}, false, e.asStranger(ctx, a, err)
+		return arrival{}, false, e.asUnknown(ctx, a, err)
 	}
 	return a, true, nil
 }
 
 // knowing returns the tenant that knows a certificate: that of the endpoint, or else the only one.
 // Nothing of the certificate is verified before; that tenant verifies it afterwards.
-func (e *Engine) knowing(door string, chain []*x509.Certificate) (*Tenant, error) {
+func (e *Engine) knowing(addressed string, chain []*x509.Certificate) (*Tenant, error) {
 	if len(chain) == 0 {
 		return nil, nil
 	}
 	var found *Tenant
 	for i := range e.config.Tenants {
 		t := &e.config.Tenants[i]
-		if door != "" && t.Name != door || !t.Trust.Knows(chain) {
+		if addressed != "" && t.Name != addressed || !t.Trust.Knows(chain) {
 			continue
 		}
 		if found != nil {

@@ -149,7 +149,7 @@ func (e *Engine) inquirer(ctx context.Context, q Inquiry, who authenticator, spe
 
 // spend records the caller's single-use credentials in the ledger.
 func (e *Engine) spend(ctx context.Context, a arrival) error {
-	return e.asStranger(ctx, a, e.config.Ledger.Spend(ctx, a.tenant.Name, a.uses()))
+	return e.asUnknown(ctx, a, e.config.Ledger.Spend(ctx, a.tenant.Name, a.uses()))
 }
 
 // unrevoked refuses a caller that is suspended or whose key is banned, and a person whose session
@@ -184,10 +184,10 @@ func (e *Engine) standing(ctx context.Context, by inquirer, peer string, uses ..
 	return unauthenticated(kept)
 }
 
-// asStranger returns the refusal of a caller whose suspension was not checked before. If the caller
+// asUnknown returns the refusal of a caller whose suspension was not checked before. If the caller
 // is suspended or its key is banned, the answer is the one for an unknown caller: the refusal
 // itself would disclose that the credential is valid.
-func (e *Engine) asStranger(ctx context.Context, a arrival, refusal error) error {
+func (e *Engine) asUnknown(ctx context.Context, a arrival, refusal error) error {
 	if refusal == nil {
 		return nil
 	}

@@ -38,8 +38,8 @@ type actorToken struct{ raw, tokenType string }
 // authenticates the caller, and is returned so that it is not verified again. fallback is nil if no
 // actor token is possible. A verified assertion is spent, also if another part of the request is
 // refused.
-func (e *Engine) authenticate(ctx context.Context, door string, c Credentials, fallback *actorToken) (arrival, error) {
-	a, err := e.identify(ctx, door, c, fallback)
+func (e *Engine) authenticate(ctx context.Context, addressed string, c Credentials, fallback *actorToken) (arrival, error) {
+	a, err := e.identify(ctx, addressed, c, fallback)
 	if err != nil {
 		return arrival{}, err
 	}
@@ -53,7 +53,7 @@ func (e *Engine) authenticate(ctx context.Context, door string, c Credentials, f
 		noteAuthenticated(ctx)
 		return a, nil
 	}
-	return a, e.asStranger(ctx, a, cmp.Or(e.spendRefused(ctx, a), err))
+	return a, e.asUnknown(ctx, a, cmp.Or(e.spendRefused(ctx, a), err))
 }
 
 // spendRefused spends what authenticated a call that is refused before its own entry would spend
@@ -90,7 +90,7 @@ func namesCaller(c Credentials, caller token.Caller) error {
 	return nil
 }
 
-func (e *Engine) identify(ctx context.Context, door string, c Credentials, fallback *actorToken) (arrival, error) {
+func (e *Engine) identify(ctx context.Context, addressed string, c Credentials, fallback *actorToken) (arrival, error) {
 	presented := 0
 	for _, credential := range []string{c.Assertion, c.Bearer, c.DPoP} {
 		if credential != "" {
@@ -114,14 +114,14 @@ func (e *Engine) identify(ctx context.Context, door string, c Credentials, fallb
 	}
 	credential := c.Assertion + c.Bearer + c.DPoP // all but one are empty
 	if credential == "" {
-		if a, known, err := e.identifyCertificate(ctx, door, c); known || err != nil {
+		if a, known, err := e.identifyCertificate(ctx, addressed, c); known || err != nil {
 			return a, err
 		}
 		if fallback != nil {
-			return e.identifyActor(ctx, door, *fallback)
+			return e.identifyActor(ctx, addressed, *fallback)
 		}
 	}
-	tenant, err := e.tenantOf(door, credential)
+	tenant, err := e.tenantOf(addressed, credential)
 	if err != nil {
 		return arrival{}, err
 	}
@@ -139,14 +139,14 @@ func (e *Engine) identify(ctx context.Context, door string, c Credentials, fallb
 // identifyActor authenticates the caller by an actor token of caller audience. A token of actor
 // audience only names an actor: a principal that received it from the actor must not become the
 // actor.
-func (e *Engine) identifyActor(ctx context.Context, door string, t actorToken) (arrival, error) {
+func (e *Engine) identifyActor(ctx context.Context, addressed string, t actorToken) (arrival, error) {
 	switch {
 	case t.raw == "":
 		return arrival{}, unauthenticated(errors.New("no credential"))
 	case t.tokenType == "":
 		return arrival{}, errActorTokenType
 	}
-	tenant, err := e.tenantOf(door, t.raw)
+	tenant, err := e.tenantOf(addressed, t.raw)
 	if err != nil {
 		return arrival{}, err
 	}
@@ -178,7 +178,7 @@ func (w *walk) admit(ctx context.Context) error {
 		return err
 	}
 	if err := w.serving(ctx, w.tenant.Name); err != nil {
-		return w.asStranger(ctx, w.arrival, w.spendUndecided(ctx, w.arrival, err))
+		return w.asUnknown(ctx, w.arrival, w.spendUndecided(ctx, w.arrival, err))
 	}
 	revoked, err := w.config.Ledger.Revocations(ctx, w.tenant.Name, w.call.ValidateOnly)
 	if err != nil {
@@ -190,13 +190,13 @@ func (w *walk) admit(ctx context.Context) error {
 // admitCaller admits the calls within the caller's rate.
 func (e *Engine) admitCaller(ctx context.Context, a arrival, calls int) error {
 	err := e.config.Guard.Admit(ctx, a.tenant.Name, a.caller.Principal, calls, a.tenant.CallerRate, a.noted()...)
-	return e.asStranger(ctx, a, e.notAdmitted(ctx, a, err))
+	return e.asUnknown(ctx, a, e.notAdmitted(ctx, a, err))
 }
 
 // limitCaller admits one call, also while Redis does not respond.
 func (e *Engine) limitCaller(ctx context.Context, a arrival) error {
 	err := e.config.Guard.AdmitOrLimit(ctx, a.tenant.Name, a.caller.Principal, a.tenant.CallerRate, a.noted()...)
-	return e.asStranger(ctx, a, e.notAdmitted(ctx, a, err))
+	return e.asUnknown(ctx, a, e.notAdmitted(ctx, a, err))
 }
 
 // notAdmitted spends what authenticated a call that Redis did not decide about, or whose caller

@@ -15,7 +15,7 @@ import (
 
 type auditService struct {
 	deputyv1.UnimplementedAuditServiceServer
-	door
+	credentialReader
 	engine  Engine
 	streams *streams
 }
@@ -38,11 +38,11 @@ type audited interface {
 }
 
 // inquiry refuses unknown fields and takes the caller's credentials from the request.
-func (d door) inquiry(ctx context.Context, r audited) (exchange.Inquiry, error) {
+func (c credentialReader) inquiry(ctx context.Context, r audited) (exchange.Inquiry, error) {
 	if err := refuseUnknown(r, r.GetClient()); err != nil {
 		return exchange.Inquiry{}, err
 	}
-	who, err := d.credentialsOf(ctx, r.GetClient())
+	who, err := c.credentialsOf(ctx, r.GetClient())
 	if err != nil {
 		return exchange.Inquiry{}, err
 	}

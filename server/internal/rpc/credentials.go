@@ -21,13 +21,13 @@ import (
 // reads none of them, so none of them may appear to be accepted.
 var foreignCredentials = []string{"cookie", "grpcgateway-authorization", "proxy-authorization", "x-api-key", "x-goog-iam-authorization-token"}
 
-// The type reads credentials and proofs. authority reports whether a name is one of the server's.
-type door struct{ authority func(string) bool }
+// credentialReader reads credentials and proofs. authority reports whether a name is one of the server's.
+type credentialReader struct{ authority func(string) bool }
 
 // credentialsOf returns what the caller authenticates with, from the one place where it is, the
 // request or the metadata. It also returns what proves possession of a key: a DPoP proof in the
 // metadata, a certificate in the handshake.
-func (d door) credentialsOf(ctx context.Context, client *deputyv1.ClientAuthentication) (exchange.Credentials, error) {
+func (from credentialReader) credentialsOf(ctx context.Context, client *deputyv1.ClientAuthentication) (exchange.Credentials, error) {
 	for _, key := range foreignCredentials {
 		if len(metadata.ValueFromIncomingContext(ctx, key)) > 0 {
 			return exchange.Credentials{}, delegation.Refuse(delegation.ParameterUnsupported, key, "it is not supported here and must not be sent")
@@ -40,7 +40,7 @@ func (d door) credentialsOf(ctx context.Context, client *deputyv1.ClientAuthenti
 		Certificates:  certificatesOf(ctx),
 	}
 	var err error
-	if c.Proof, err = d.proofOf(ctx); err != nil {
+	if c.Proof, err = from.proofOf(ctx); err != nil {
 		return exchange.Credentials{}, err
 	}
 	values := metadata.ValueFromIncomingContext(ctx, "authorization")
@@ -71,7 +71,7 @@ const metadataProof = "dpop"
 // proofOf returns the one DPoP proof of the call, for the address of dpop.CallURI. A call to a name
 // that is not this server's has no address. Otherwise a peer that received a proof for another
 // server could use it here by calling this server under that server's name.
-func (d door) proofOf(ctx context.Context) (*exchange.Proof, error) {
+func (from credentialReader) proofOf(ctx context.Context) (*exchange.Proof, error) {
 	proofs := metadata.ValueFromIncomingContext(ctx, metadataProof)
 	switch len(proofs) {
 	case 0:
@@ -82,7 +82,7 @@ func (d door) proofOf(ctx context.Context) (*exchange.Proof, error) {
 	}
 	proof := &exchange.Proof{JWT: proofs[0], Method: http.MethodPost}
 	method, known := grpc.Method(ctx)
-	if authority := metadata.ValueFromIncomingContext(ctx, ":authority"); known && len(authority) == 1 && d.authority(authority[0]) {
+	if authority := metadata.ValueFromIncomingContext(ctx, ":authority"); known && len(authority) == 1 && from.authority(authority[0]) {
 		proof.URI = dpop.CallURI(authority[0], method)
 	}
 	return proof, nil

@@ -20,7 +20,7 @@ const maxChildren = 100
 
 type exchangeService struct {
 	deputyv1.UnimplementedTokenExchangeServiceServer
-	door
+	credentialReader
 	engine Engine
 }
 
@@ -91,11 +91,11 @@ type exchangeRequest interface {
 	GetValidateOnly() bool
 }
 
-func (d door) newCall(ctx context.Context, r exchangeRequest, children []*deputyv1.Child) (exchange.Call, error) {
+func (c credentialReader) newCall(ctx context.Context, r exchangeRequest, children []*deputyv1.Child) (exchange.Call, error) {
 	if err := refuseUnknown(r, r.GetClient()); err != nil {
 		return exchange.Call{}, err
 	}
-	who, err := d.credentialsOf(ctx, r.GetClient())
+	who, err := c.credentialsOf(ctx, r.GetClient())
 	if err != nil {
 		return exchange.Call{}, err
 	}

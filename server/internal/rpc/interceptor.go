@@ -26,7 +26,7 @@ import (
 // interceptor does for every call what no method may omit: the trace, the deadline, the rule of the
 // method, panics, errors and the log.
 type interceptor struct {
-	door    doorkeeper
+	gate    gate
 	timeout time.Duration
 	logger  *slog.Logger
 	tracer  trace.Tracer
@@ -48,10 +48,10 @@ func (i interceptor) unary(ctx context.Context, request any, info *grpc.UnarySer
 		if call.refusal != nil {
 			return call.refusal
 		}
-		if err = i.door.knock(ctx, info.FullMethod); err != nil {
+		if err = i.gate.admitMethod(ctx, info.FullMethod); err != nil {
 			return err
 		}
-		if err = i.door.enter(ctx, info.FullMethod, request); err != nil {
+		if err = i.gate.admitMessage(ctx, info.FullMethod, request); err != nil {
 			return err
 		}
 		response, err = handle(ctx, request)
@@ -88,10 +88,10 @@ func (i interceptor) stream(server any, stream grpc.ServerStream, info *grpc.Str
 		if call.refusal != nil {
 			return call.refusal
 		}
-		if err := i.door.knock(ctx, info.FullMethod); err != nil {
+		if err := i.gate.admitMethod(ctx, info.FullMethod); err != nil {
 			return err
 		}
-		err := handle(server, admitted{stream, ctx, i.door, info.FullMethod})
+		err := handle(server, admitted{stream, ctx, i.gate, info.FullMethod})
 		if context.Cause(ctx) == errCrowded {
 			return tooMany
 		}

@@ -21,8 +21,8 @@ import (
 type rule int
 
 const (
-	// forNobody is the rule of a method that the map does not name.
-	forNobody rule = iota
+	// unlisted is the rule of a method that the map does not name.
+	unlisted rule = iota
 	// forAnyone takes no credential. A credential is refused, because no code would check it and it
 	// must not appear to be accepted.
 	forAnyone
@@ -66,16 +66,16 @@ var methods = map[string]rule{
 	"/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": forAnyone,
 }
 
-// doorkeeper holds methods to their rules and fields to their bounds, before any handler runs.
-type doorkeeper struct {
-	// It refuses a caller without anything that could authenticate it.
-	stranger func(context.Context) error
+// gate holds methods to their rules and fields to their bounds, before any handler runs.
+type gate struct {
+	// unauthenticated refuses a caller without anything that could authenticate it.
+	unauthenticated func(context.Context) error
 }
 
-// The method checks what is known before a message has been read.
-func (d doorkeeper) knock(ctx context.Context, method string) error {
+// admitMethod checks what is known before a message has been read.
+func (g gate) admitMethod(ctx context.Context, method string) error {
 	switch methods[method] {
-	case forNobody:
+	case unlisted:
 		return delegation.Refuse(delegation.MethodNotAllowed, "", "there is no such method")
 	case forAnyone:
 		if key := cmp.Or(credentialIn(ctx), proofIn(ctx)); key != "" {
@@ -83,25 +83,25 @@ func (d doorkeeper) knock(ctx context.Context, method string) error {
 		}
 	case forVerifier:
 		if credentialIn(ctx) == "" && !certified(ctx) {
-			return d.stranger(ctx)
+			return g.unauthenticated(ctx)
 		}
 	}
 	return nil
 }
 
-// enter checks the message too.
-func (d doorkeeper) enter(ctx context.Context, method string, message any) error {
+// admitMessage checks the message too.
+func (g gate) admitMessage(ctx context.Context, method string, message any) error {
 	m, isMessage := message.(proto.Message)
 	if !isMessage {
 		return broken("a request that is no message")
 	}
-	if r := methods[method]; (r == forCaller || r == forNewActor) && credentialIn(ctx) == "" && !certified(ctx) && !d.bringsCredential(r, m) {
-		return d.stranger(ctx)
+	if r := methods[method]; (r == forCaller || r == forNewActor) && credentialIn(ctx) == "" && !certified(ctx) && !g.bringsCredential(r, m) {
+		return g.unauthenticated(ctx)
 	}
 	return fits(m)
 }
 
-func (d doorkeeper) bringsCredential(r rule, m proto.Message) bool {
+func (g gate) bringsCredential(r rule, m proto.Message) bool {
 	if with, has := m.(interface {
 		GetClient() *deputyv1.ClientAuthentication
 	}); has && with.GetClient() != nil {
@@ -158,7 +158,7 @@ func certified(ctx context.Context) bool {
 type admitted struct {
 	grpc.ServerStream
 	ctx    context.Context
-	door   doorkeeper
+	gate   gate
 	method string
 }
 
@@ -178,5 +178,5 @@ func (a admitted) RecvMsg(message any) error {
 	if refusal != nil {
 		return refusal
 	}
-	return a.door.enter(a.Context(), a.method, message)
+	return a.gate.admitMessage(a.Context(), a.method, message)
 }

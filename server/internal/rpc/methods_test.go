@@ -39,7 +39,7 @@ func unruled(s *Server) []string {
 	var odd []string
 	there := registered(s)
 	for method := range there {
-		if methods[method] == forNobody {
+		if methods[method] == unlisted {
 			odd = append(odd, method+" has no rule")
 		}
 	}
@@ -194,14 +194,14 @@ func TestBatchByItsFirstChild(t *testing.T) {
 // method accepts a connection with a certificate.
 func TestCertificateAtTheDoor(t *testing.T) {
 	certificate := credentials.TLSInfo{State: tls.ConnectionState{PeerCertificates: []*x509.Certificate{{}}}}
-	door := doorkeeper{stranger: granting().Unauthenticated}
+	checks := gate{unauthenticated: granting().Unauthenticated}
 	for _, info := range []credentials.AuthInfo{nil, credentials.TLSInfo{}, certificate} {
 		ctx := peer.NewContext(metadata.NewIncomingContext(t.Context(), nil), &peer.Peer{AuthInfo: info})
 		for method, rule := range methods {
 			request := proto.Message(&deputyv1.GetCheckpointRequest{})
-			err := door.knock(ctx, method)
+			err := checks.admitMethod(ctx, method)
 			if err == nil {
-				err = door.enter(ctx, method, request)
+				err = checks.admitMessage(ctx, method, request)
 			}
 			with := certified(ctx) || rule == forAnyone
 			if e := delegation.AsError(err); (e == nil) != with {

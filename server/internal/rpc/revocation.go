@@ -14,7 +14,7 @@ import (
 
 type revocationService struct {
 	deputyv1.UnimplementedRevocationServiceServer
-	door
+	credentialReader
 	engine   Engine
 	watchers *watchers
 }

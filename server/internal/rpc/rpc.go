@@ -150,7 +150,7 @@ func New(c Config) (*Server, error) {
 	}
 	c.Waits = c.Waits.withDefaults()
 	i := interceptor{
-		door: doorkeeper{stranger: c.Engine.Unauthenticated}, timeout: c.Timeout, logger: c.Logger, now: c.Now, sampled: peers.NewSampler(c.Now),
+		gate: gate{unauthenticated: c.Engine.Unauthenticated}, timeout: c.Timeout, logger: c.Logger, now: c.Now, sampled: peers.NewSampler(c.Now),
 		tracer: c.TracerProvider.Tracer("deputy.example/deputy/server/internal/rpc"),
 	}
 	bounds := newOpenings(c.Waits, c.Proxies)
@@ -189,9 +189,9 @@ func New(c Config) (*Server, error) {
 // in methods. The interceptors, through which every call passes, refuse a method without a rule.
 func (s *Server) register(c Config) {
 	services := registrar{s.grpc}
-	deputyv1.RegisterTokenExchangeServiceServer(services, &exchangeService{door: door{c.Authority}, engine: c.Engine})
-	deputyv1.RegisterAuditServiceServer(services, &auditService{door: door{c.Authority}, engine: c.Engine, streams: &streams{draining: s.watchers.draining}})
-	deputyv1.RegisterRevocationServiceServer(services, &revocationService{door: door{c.Authority}, engine: c.Engine, watchers: s.watchers})
+	deputyv1.RegisterTokenExchangeServiceServer(services, &exchangeService{credentialReader: credentialReader{c.Authority}, engine: c.Engine})
+	deputyv1.RegisterAuditServiceServer(services, &auditService{credentialReader: credentialReader{c.Authority}, engine: c.Engine, streams: &streams{draining: s.watchers.draining}})
+	deputyv1.RegisterRevocationServiceServer(services, &revocationService{credentialReader: credentialReader{c.Authority}, engine: c.Engine, watchers: s.watchers})
 	healthpb.RegisterHealthServer(services, s.health)
 	if c.Reflection {
 		reflection.Register(services)
