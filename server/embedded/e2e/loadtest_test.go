@@ -20,9 +20,9 @@ func TestLoadtestSmoke(t *testing.T) {
 	for _, program := range []string{built(t, rootModule, "./server/cmd/deputyd"), built(t, embeddedModule, "./cmd/deputy-target")} {
 		check(t, os.Symlink(program, filepath.Join(dir, filepath.Base(program))))
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
-	defer cancel()
 	run := func(args ...string) (string, error) {
+		ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute) // in case it hangs
+		defer cancel()
 		cmd := exec.CommandContext(ctx, loadtest, append(args, "--binaries", dir, "--out", dir, "--requests", "60", "--at-once", "2", "--rounds", "1")...)
 		cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 		said, err := cmd.CombinedOutput()
