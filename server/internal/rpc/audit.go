@@ -38,11 +38,11 @@ type audited interface {
 }
 
 // inquiry refuses unknown fields and takes the caller's credentials from the request.
-func (c credentialReader) inquiry(ctx context.Context, r audited) (exchange.Inquiry, error) {
+func (from credentialReader) inquiry(ctx context.Context, r audited) (exchange.Inquiry, error) {
 	if err := refuseUnknown(r, r.GetClient()); err != nil {
 		return exchange.Inquiry{}, err
 	}
-	who, err := c.credentialsOf(ctx, r.GetClient())
+	who, err := from.credentialsOf(ctx, r.GetClient())
 	if err != nil {
 		return exchange.Inquiry{}, err
 	}

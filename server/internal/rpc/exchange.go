@@ -91,11 +91,11 @@ type exchangeRequest interface {
 	GetValidateOnly() bool
 }
 
-func (c credentialReader) newCall(ctx context.Context, r exchangeRequest, children []*deputyv1.Child) (exchange.Call, error) {
+func (from credentialReader) newCall(ctx context.Context, r exchangeRequest, children []*deputyv1.Child) (exchange.Call, error) {
 	if err := refuseUnknown(r, r.GetClient()); err != nil {
 		return exchange.Call{}, err
 	}
-	who, err := c.credentialsOf(ctx, r.GetClient())
+	who, err := from.credentialsOf(ctx, r.GetClient())
 	if err != nil {
 		return exchange.Call{}, err
 	}
